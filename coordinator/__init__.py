@@ -1,0 +1,1 @@
+"""The OpenAI edge, admission, routing and the life of every request. Never imports torch."""

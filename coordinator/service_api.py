@@ -1,0 +1,73 @@
+"""What the HTTP edge needs of the cluster. Owns the seam between text and token ids; no implementation.
+
+The edge turns text into a `Generation` and `StreamEvent`s back into text; the service behind it
+knows workers and token ids only. Tests of the edge use an in-memory service.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from engine.api.errors import BatonError
+    from engine.api.sampling import SampledToken, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One choice to generate: token ids in, sampling resolved (seed set, max_tokens within context)."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    deadline_in_s: float = 600.0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """Some more tokens, in order and exactly once; the last event has `finish_reason` or `error`.
+
+    `finish_reason` is "stop" (with `stop_token_id` when a requested stop token ended it) or
+    "length". `num_cached_tokens` is how much of the prompt came from a prefix cache.
+    """
+
+    tokens: list[SampledToken] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: BatonError | None = None
+    num_cached_tokens: int = 0
+    spans: dict[str, float] = field(default_factory=dict)
+
+
+class TokenStream(Protocol):
+    """The events of one generation. Leaving early must be told with `cancel`."""
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+    def cancel(self, reason: str) -> None:
+        """Abort in every pool and free the blocks; idempotent, harmless after the end."""
+        ...
+
+
+class Service(Protocol):
+    """The cluster as the edge sees it."""
+
+    def submit(self, generation: Generation) -> TokenStream:
+        """Admit a generation, or raise Overloaded (429 + Retry-After) or WorkerLost (503) at once."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether a request sent now could be served."""
+        ...
+
+    def cluster(self) -> dict[str, Any]:
+        """`GET /cluster`: see ARCHITECTURE §8 for the shape."""
+        ...
+
+    async def audit(self) -> dict[str, Any]:
+        """`GET /cluster/audit`: every worker's account and the coordinator's own, with `balanced`."""
+        ...

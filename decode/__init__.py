@@ -1,0 +1,1 @@
+"""Turns KV blocks into tokens: the decode scheduler and the role that serves it."""

@@ -1,0 +1,1 @@
+"""Model, paged KV cache and sampling, shared by both kinds of worker."""

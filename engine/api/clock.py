@@ -1,0 +1,48 @@
+"""Time, injected. Owns the only reading of the machine's clocks; must not know who asks.
+
+Deadlines and leases use a monotonic clock, so a wall-clock jump changes nothing. On the wire only
+durations travel, never instants.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What deciding code may know of time."""
+
+    def now_s(self) -> float:
+        """Monotonic seconds since an arbitrary origin."""
+        ...
+
+
+class SystemClock:
+    """The machine's monotonic clock."""
+
+    def now_s(self) -> float:
+        """Seconds of CLOCK_MONOTONIC: comparable between processes of one host."""
+        return time.monotonic()
+
+
+class ManualClock:
+    """A clock that moves only when told: for unit tests and the simulator."""
+
+    def __init__(self, start_s: float = 0.0) -> None:
+        self._now_s = start_s
+
+    def now_s(self) -> float:
+        """The instant last set."""
+        return self._now_s
+
+    def advance(self, seconds: float) -> None:
+        """Move forward; a negative step is a programming error."""
+        if seconds < 0:
+            raise ValueError("time does not run backwards")
+        self._now_s += seconds
+
+
+def wall_time_s() -> float:
+    """Seconds since the epoch: for `created` fields and logs, never for deadlines."""
+    return time.time()

@@ -1,0 +1,120 @@
+"""Every error Baton raises on purpose. Owns the exception tree; knows nothing of HTTP frameworks.
+
+BatonError
+├── InvalidRequest     400  the client's field is wrong; `param` names it
+├── Overloaded         429  no room now; `retry_after_s` says when to come back
+├── RequestAborted     499  the client went away or an operator cancelled
+├── DeadlineExceeded   504  the request's own deadline passed
+├── TransferError      502  KV blocks could not be moved or proven
+│   ├── LayoutMismatch      the two pools disagree; `field` names where
+│   ├── LeaseExpired        the holder no longer promises the bytes
+│   ├── PeerLost            the other process is gone
+│   └── DigestMismatch      the bytes read are not the bytes promised
+├── WorkerLost         503  every worker that could serve this died
+├── ProtocolError      502  a message that breaks the protocol
+├── ConfigError        2    flags or files that cannot work; exit status, not HTTP
+└── InternalError      500  a bug of ours
+"""
+
+from __future__ import annotations
+
+
+class BatonError(Exception):
+    """Root of the tree. `http_status` and `error_type` are what a client sees."""
+
+    http_status = 500
+    error_type = "InternalServerError"
+
+
+class InvalidRequest(BatonError):
+    """The client's input is wrong; `param` names the field."""
+
+    http_status = 400
+    error_type = "BadRequestError"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ModelNotFound(InvalidRequest):
+    """The request names a model that is not served."""
+
+    http_status = 404
+    error_type = "NotFoundError"
+
+
+class Overloaded(BatonError):
+    """No capacity now; retry after `retry_after_s` seconds."""
+
+    http_status = 429
+    error_type = "RateLimitError"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestAborted(BatonError):
+    """The client went away, or an operator cancelled the request."""
+
+    http_status = 499
+    error_type = "RequestAborted"
+
+
+class DeadlineExceeded(BatonError):
+    """The request's own deadline passed."""
+
+    http_status = 504
+    error_type = "DeadlineExceededError"
+
+
+class TransferError(BatonError):
+    """KV blocks could not be moved or proven; never a reason to serve text."""
+
+    http_status = 502
+    error_type = "TransferError"
+
+
+class LayoutMismatch(TransferError):
+    """Two pools disagree about the meaning of their bytes; `field` names where."""
+
+    def __init__(self, field: str, ours: object, theirs: object) -> None:
+        super().__init__(f"KV layouts differ in {field}: ours {ours!r}, theirs {theirs!r}")
+        self.field = field
+        self.ours = ours
+        self.theirs = theirs
+
+
+class LeaseExpired(TransferError):
+    """The holder of the blocks no longer promises their bytes."""
+
+
+class PeerLost(TransferError):
+    """The process at the other end is gone or does not answer."""
+
+
+class DigestMismatch(TransferError):
+    """The bytes read are not the bytes promised; the read blocks were dropped."""
+
+
+class WorkerLost(BatonError):
+    """Every worker that could have served the request died."""
+
+    http_status = 503
+    error_type = "ServiceUnavailableError"
+
+
+class ProtocolError(BatonError):
+    """A message that breaks the protocol: counted and dropped, never fatal."""
+
+    http_status = 502
+    error_type = "ProtocolError"
+
+
+class ConfigError(BatonError):
+    """A flag, variable or file that cannot work; the message names it and says what to do."""
+
+
+class InternalError(BatonError):
+    """A bug of ours."""

@@ -1,0 +1,383 @@
+"""Control messages, one union a direction. Owns the wire types; sockets and decisions live elsewhere.
+
+    coordinator → worker    CoordinatorMessage   Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain
+    worker → coordinator    WorkerMessage        Hello Heartbeat Output TransferFailed AuditReply Goodbye
+    launcher ↔ coordinator  LauncherMessage / LauncherOrder
+    worker ↔ worker         PeerMessage          PeerHello PeerWelcome PeerRefuse Attach Announce Gone Pulled
+
+Every message names the incarnation it speaks for (or to), and a request message its attempt: what
+is stale is counted and dropped. Prompts are token ids; no text reaches a worker.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.api.fingerprint import Fingerprint
+from engine.api.sampling import SampledToken, SamplingParams
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Root of all messages: tagged with its class name on the wire."""
+
+
+class PeerAddress(Message, frozen=True, kw_only=True):
+    """How another worker reaches this one. `control` is a ZeroMQ endpoint for PeerMessages;
+    `transports` maps a transport's name to the address that its reader connects to."""
+
+    worker_id: str
+    incarnation: str
+    host: str
+    control: str
+    transports: dict[str, str]
+
+
+class BlockCounts(Message, frozen=True, kw_only=True):
+    """Where every block of a pool is: total = free + cached + held."""
+
+    total: int
+    free: int
+    cached: int
+    held: int
+
+
+class WorkerLoad(Message, frozen=True, kw_only=True):
+    """What a worker is doing now; sent with each heartbeat."""
+
+    blocks: BlockCounts
+    waiting: int = 0
+    running: int = 0
+    transferring: int = 0
+    preemptions: int = 0
+    prefix_queries_tokens: int = 0
+    prefix_hits_tokens: int = 0
+    transfer_bytes: int = 0
+    transfer_s: float = 0.0
+    transfers: int = 0
+    transfer_failures: int = 0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+    dropped_messages: int = 0
+
+
+# ---- coordinator → worker
+
+
+class Welcome(Message, frozen=True, kw_only=True):
+    """Registration accepted."""
+
+    incarnation: str
+
+
+class Refuse(Message, frozen=True, kw_only=True):
+    """Registration refused; the worker exits with `reason`."""
+
+    incarnation: str
+    reason: str
+
+
+class Prefill(Message, frozen=True, kw_only=True):
+    """Compute a prompt, choose its first token, and offer the blocks to `decode_worker`.
+
+    `token_ids` is prompt plus tokens already emitted (a replay); the first `num_prompt_tokens` of
+    them are the client's prompt.
+    """
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    deadline_in_s: float
+    cache_salt: str = ""
+    decode_worker: str = ""
+
+
+class Decode(Message, frozen=True, kw_only=True):
+    """Continue a prompt to its end. Without `source` the worker computes the prompt itself."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    deadline_in_s: float
+    cache_salt: str = ""
+    source: PeerAddress | None = None
+
+
+class Abort(Message, frozen=True, kw_only=True):
+    """End a request here, whatever its phase; also ends its lease. Idempotent."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    reason: str = ""
+
+
+class SetRole(Message, frozen=True, kw_only=True):
+    """Play another role from now on; nothing in flight is dropped."""
+
+    incarnation: str
+    role: str
+
+
+class Fence(Message, frozen=True, kw_only=True):
+    """The coordinator gave this incarnation up: drop every sequence, come back as a new one."""
+
+    incarnation: str
+
+
+class Drain(Message, frozen=True, kw_only=True):
+    """Finish what is here, keep leases until they end, then say Goodbye and exit."""
+
+    incarnation: str
+
+
+class Audit(Message, frozen=True, kw_only=True):
+    """Ask for the worker's full account of holds, leases, transfers, descriptors and tasks."""
+
+    incarnation: str
+    audit_id: int
+
+
+# ---- worker → coordinator
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it."""
+
+    worker_id: str
+    incarnation: str
+    role: str
+    pid: int
+    host: str
+    boot_id: str
+    fingerprint: Fingerprint
+    address: PeerAddress
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    backend: str
+    served: list[str] = []
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """Sent by a thread beside the engine loop. `step` must move while `busy`."""
+
+    incarnation: str
+    step: int
+    busy: bool
+    load: WorkerLoad
+
+
+class Output(Message, frozen=True, kw_only=True):
+    """Tokens of one request. `index` counts output tokens from 0 at the client's first token, so a
+    repeated or reordered Output changes nothing. `finish_reason` is None while it goes on."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    index: int
+    tokens: list[SampledToken]
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+    spans: dict[str, float] = {}
+
+
+class Outputs(Message, frozen=True, kw_only=True):
+    """All outputs of one step, in one frame."""
+
+    incarnation: str
+    outputs: list[Output]
+
+
+class TransferFailed(Message, frozen=True, kw_only=True):
+    """The decode side could not get proven KV; it has dropped the attempt and its blocks."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    source: str
+    reason: str
+
+
+class HoldAccount(Message, frozen=True, kw_only=True):
+    """One named hold of a pool."""
+
+    owner: str
+    blocks: int
+
+
+class AuditReply(Message, frozen=True, kw_only=True):
+    """A worker's conservation account; `balanced` when free + cached + held == total."""
+
+    incarnation: str
+    audit_id: int
+    worker_id: str
+    blocks: BlockCounts
+    holds: list[HoldAccount]
+    leases: int
+    transfers: int
+    sequences: int
+    fds: int
+    threads: int
+    shm_bytes: int
+    stale_releases: int
+    balanced: bool
+
+
+class RoleChanged(Message, frozen=True, kw_only=True):
+    """The worker plays `role` now."""
+
+    incarnation: str
+    role: str
+
+
+class Goodbye(Message, frozen=True, kw_only=True):
+    """The worker leaves by itself: drained, or told to stop."""
+
+    incarnation: str
+    reason: str
+
+
+# ---- launcher → coordinator and back
+
+
+class LauncherHello(Message, frozen=True, kw_only=True):
+    """A launcher offers to start and stop workers."""
+
+    launcher: str
+
+
+class WorkerExited(Message, frozen=True, kw_only=True):
+    """A worker process ended; `restart_in_s` is None when it will not be started again."""
+
+    worker_id: str
+    pid: int
+    status: int
+    restart_in_s: float | None
+
+
+class ScaleOrder(Message, frozen=True, kw_only=True):
+    """Ask the launcher to start a worker."""
+
+    worker_id: str
+    role: str
+
+
+class StopOrder(Message, frozen=True, kw_only=True):
+    """Ask the launcher to end a worker that has been drained; it is not restarted."""
+
+    worker_id: str
+
+
+# ---- worker ↔ worker
+
+
+class PeerHello(Message, frozen=True, kw_only=True):
+    """First message on a peer connection: who asks, and what its blocks mean."""
+
+    worker_id: str
+    incarnation: str
+    fingerprint: Fingerprint
+    reply_to: str
+
+
+class PeerWelcome(Message, frozen=True, kw_only=True):
+    """Layouts agree."""
+
+    worker_id: str
+    incarnation: str
+
+
+class PeerRefuse(Message, frozen=True, kw_only=True):
+    """Layouts differ; `field` names where."""
+
+    worker_id: str
+    incarnation: str
+    field: str
+    reason: str
+
+
+class Attach(Message, frozen=True, kw_only=True):
+    """Decode side → prefill side: send me the announcements of this request, from `first_block` on."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    first_block: int
+
+
+class BlockOffer(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """One finished block: where it lies in the source pool, and what its bytes hash to."""
+
+    block_id: int
+    generation: int
+    digest: bytes
+
+
+class Announce(Message, frozen=True, kw_only=True):
+    """Prefill side → decode side: blocks `first_block`… are finished and leased under `lease_id`.
+
+    `last` comes with `first_token`, or with `finish_reason` when the request ended at its first
+    token and nothing need be pulled.
+    """
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    lease_id: str
+    first_block: int
+    offers: list[BlockOffer]
+    num_tokens: int
+    last: bool = False
+    first_token: SampledToken | None = None
+    finish_reason: str | None = None
+
+
+class Gone(Message, frozen=True, kw_only=True):
+    """Prefill side → decode side: no such request here, or no longer."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    reason: str
+
+
+class Renew(Message, frozen=True, kw_only=True):
+    """Decode side → prefill side: still interested; the lease runs anew."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+
+
+class Pulled(Message, frozen=True, kw_only=True):
+    """Decode side → prefill side: everything is read (or no longer wanted); end the lease."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+
+
+CoordinatorMessage = Welcome | Refuse | Prefill | Decode | Abort | SetRole | Fence | Drain | Audit
+WorkerMessage = (
+    Hello
+    | Heartbeat
+    | Outputs
+    | TransferFailed
+    | AuditReply
+    | RoleChanged
+    | Goodbye
+    | LauncherHello
+    | WorkerExited
+)
+LauncherOrder = ScaleOrder | StopOrder
+PeerMessage = PeerHello | PeerWelcome | PeerRefuse | Attach | Announce | Gone | Renew | Pulled

@@ -1,0 +1,97 @@
+"""Which content lies in which block. Owns keys and the order of eviction; never a reference count.
+
+A key chains over everything that gives a block its meaning (fingerprint, adapter or tenant salt,
+parent key, token ids), so equal keys are interchangeable bytes on any worker. BLAKE2b, never
+Python's `hash`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+KEY_BYTES = 16
+
+
+def root_key(fingerprint: bytes, salt: str = "") -> bytes:
+    """Parent of a sequence's first block: what model, and whose cache."""
+    return hashlib.blake2b(fingerprint + salt.encode(), digest_size=KEY_BYTES).digest()
+
+
+def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Key of a full block whose tokens follow the block `parent`."""
+    return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=KEY_BYTES).digest()
+
+
+def block_keys(root: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
+    """Keys of all full blocks of `token_ids`, first to last."""
+    keys, parent = [], root
+    for end in range(block_size, len(token_ids) + 1, block_size):
+        parent = block_key(parent, token_ids[end - block_size : end])
+        keys.append(parent)
+    return keys
+
+
+class PrefixCache:
+    """Key ↔ block, and the idle blocks in least-recently-used order. Idle means: no references."""
+
+    def __init__(self) -> None:
+        self._block_of: dict[bytes, int] = {}
+        self._key_of: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._block_of)
+
+    @property
+    def num_idle(self) -> int:
+        """Blocks that can be evicted."""
+        return len(self._idle)
+
+    def is_idle(self, block_id: int) -> bool:
+        """Whether the block is cached and nobody refers to it."""
+        return block_id in self._idle
+
+    def store(self, block_id: int, key: bytes) -> None:
+        """Note a block's content; the first block to claim a key, and a block's first key, stay."""
+        if key not in self._block_of and block_id not in self._key_of:
+            self._block_of[key] = block_id
+            self._key_of[block_id] = key
+
+    def longest_prefix(self, keys: Sequence[bytes]) -> list[int]:
+        """Blocks of the longest known run of `keys` from the first."""
+        found = []
+        for key in keys:
+            block_id = self._block_of.get(key)
+            if block_id is None:
+                break
+            found.append(block_id)
+        return found
+
+    def mark_busy(self, block_id: int) -> None:
+        """The block has a reference now."""
+        self._idle.pop(block_id, None)
+
+    def mark_idle(self, block_id: int) -> bool:
+        """The last reference went; True when the block stays here, most recently used."""
+        if block_id not in self._key_of:
+            return False
+        self._idle[block_id] = None
+        return True
+
+    def evict(self) -> int:
+        """Forget the least recently used idle block and return it."""
+        block_id, _ = self._idle.popitem(last=False)
+        del self._block_of[self._key_of.pop(block_id)]
+        return block_id
+
+    def forget(self, block_id: int) -> None:
+        """Drop a block's key: its bytes turned out wrong. A held block becomes free at its release."""
+        key = self._key_of.pop(block_id, None)
+        if key is not None:
+            del self._block_of[key]

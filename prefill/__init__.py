@@ -1,0 +1,1 @@
+"""Turns prompts into KV blocks: the prefill scheduler and the role that serves it."""
