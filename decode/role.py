@@ -1,0 +1,391 @@
+"""What a worker does as decode. Owns the fetches: prompts whose KV is on its way; and what a step's tokens mean.
+
+    Decode(source) ─► admitted ─► Attach ─► Announce… ─► pulls ─► all proven ─► running ─► Output…
+    Decode(no source) ─► admitted ─► prompt computed here ─► running ─► Output…
+
+A fetch that fails in any way is given back to the coordinator (TransferFailed), which replays the
+request: there is one recovery path. Destination blocks are freed only when no read writes to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from engine.api.messages import (
+    Announce,
+    Attach,
+    Gone,
+    Output,
+    PeerRefuse,
+    Pulled,
+    Renew,
+    TransferFailed,
+)
+from engine.prefix_cache import root_key
+from engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from decode.scheduler import DecodeScheduler
+    from engine.api.messages import BlockOffer, Decode, PeerAddress, PeerMessage
+    from engine.api.sampling import SampledToken
+    from engine.context import WorkerContext
+    from engine.runner_api import Runner
+    from engine.sequence import Scheduled
+
+Key = tuple[str, int]
+RENEW_EVERY_S = 5.0
+
+
+class DecodeOutbox(Protocol):
+    """Where a role's messages go."""
+
+    def output(self, output: Output) -> None:
+        """To the coordinator, with the step's other outputs."""
+        ...
+
+    def transfer_failed(self, message: TransferFailed) -> None:
+        """To the coordinator, at once."""
+        ...
+
+    def ask(self, source: PeerAddress, message: PeerMessage) -> None:
+        """To a worker that we pull from."""
+        ...
+
+
+class BlockFetcher(Protocol):
+    """Starts reads into blocks of the local pool; results come back through `DecodeRole.pulled`."""
+
+    def fetch(
+        self,
+        source: PeerAddress,
+        lease_id: str,
+        sequence: Sequence,
+        first_block: int,
+        offers: SequenceOf[BlockOffer],
+    ) -> None:
+        """Read the offered blocks into the sequence's blocks `first_block`… and prove them."""
+        ...
+
+
+@dataclass(slots=True)
+class Fetch:
+    """A prompt's KV on its way. `pending` reads still write into the sequence's blocks."""
+
+    sequence: Sequence
+    source: PeerAddress
+    next_block: int = 0
+    pending: int = 0
+    first_token: SampledToken | None = None
+    is_last_announced: bool = False
+    is_over: bool = False
+    attached_s: float = 0.0
+    announced_last_s: float = 0.0
+    renewed_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the coordinator has been told of a running sequence."""
+
+    spans: dict[str, float] = field(default_factory=dict)
+    is_first: bool = True
+
+
+class DecodeRole:
+    """Every fetch's sequence is in the scheduler's `waiting` or `fetching`, or its fetch is over."""
+
+    def __init__(
+        self,
+        scheduler: DecodeScheduler,
+        runner: Runner,
+        fetcher: BlockFetcher,
+        outbox: DecodeOutbox,
+        context: WorkerContext,
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.fetcher = fetcher
+        self.outbox = outbox
+        self.context = context
+        self.fetches: dict[Key, Fetch] = {}
+        self.decoded_tokens = 0
+        self.prefilled_tokens = 0
+        self._sequences: dict[Key, Progress] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step may compute something."""
+        return self.scheduler.has_work
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences here, in any state."""
+        return len(self._sequences)
+
+    def decode(self, message: Decode) -> None:
+        """Take a request; a second message for the same attempt changes nothing."""
+        key = (message.request_id, message.attempt)
+        if key in self._sequences:
+            return
+        now_s = self.context.clock.now_s()
+        sequence = Sequence(
+            request_id=message.request_id,
+            attempt=message.attempt,
+            token_ids=list(message.token_ids),
+            num_prompt_tokens=message.num_prompt_tokens,
+            sampling=message.sampling,
+            root=root_key(self.context.fingerprint_hash, message.cache_salt),
+            hold=self.scheduler.allocator.pool.empty_hold(f"seq:{message.request_id}"),
+            deadline_s=now_s + message.deadline_in_s,
+            arrival_s=now_s,
+        )
+        self._sequences[key] = Progress()
+        if message.source is not None:
+            self.fetches[key] = Fetch(sequence, message.source)
+        self.scheduler.add(sequence, remote=message.source is not None)
+        self.admit()
+
+    def admit(self) -> None:
+        """Reserve blocks for waiting fetches, and ask their sources."""
+        for sequence in self.scheduler.admit_remote():
+            fetch = self.fetches[sequence.key]
+            fetch.next_block = sequence.num_stored_blocks
+            fetch.attached_s = fetch.renewed_s = self.context.clock.now_s()
+            self.outbox.ask(
+                fetch.source,
+                Attach(
+                    incarnation=self.context.incarnation,
+                    request_id=sequence.request_id,
+                    attempt=sequence.attempt,
+                    first_block=fetch.next_block,
+                ),
+            )
+
+    def hear(self, source: tuple[str, str], message: PeerMessage) -> None:
+        """A message of a worker that we pull from; stale incarnations and attempts are dropped."""
+        if isinstance(message, PeerRefuse):
+            self.lose_source(source[0], message.reason)
+            return
+        if not isinstance(message, Announce | Gone):
+            return
+        fetch = self.fetches.get((message.request_id, message.attempt))
+        if (
+            fetch is None
+            or fetch.is_over
+            or (fetch.source.worker_id, fetch.source.incarnation) != source
+        ):
+            return
+        if isinstance(message, Gone):
+            self._fail(fetch, f"prefill worker says: {message.reason}")
+        else:
+            self._announced(fetch, message)
+
+    def _announced(self, fetch: Fetch, message: Announce) -> None:
+        sequence = fetch.sequence
+        if message.finish_reason is not None:
+            self._forget(fetch)  # ended at its first token: the coordinator has it from the source
+            return
+        if message.offers and message.first_block != fetch.next_block:
+            self._fail(fetch, "an announcement was lost")
+            return
+        if fetch.next_block + len(message.offers) > len(sequence.block_table):
+            self._fail(fetch, "more blocks announced than the prompt has")
+            return
+        if message.offers:
+            fetch.pending += 1
+            first_block, fetch.next_block = fetch.next_block, fetch.next_block + len(message.offers)
+            self.fetcher.fetch(
+                fetch.source, message.lease_id, sequence, first_block, message.offers
+            )
+        if message.last:
+            fetch.is_last_announced = True
+            fetch.first_token = message.first_token
+            fetch.announced_last_s = self.context.clock.now_s()
+            self._adopt_if_complete(fetch)
+
+    def pulled(self, key: Key, error: str | None) -> None:
+        """One read of a fetch ended, proven or failed."""
+        fetch = self.fetches.get(key)
+        if fetch is None:
+            return
+        fetch.pending -= 1
+        if fetch.is_over:
+            self._drop_when_quiet(fetch)
+        elif error is not None:
+            self._fail(fetch, error)
+        else:
+            self._adopt_if_complete(fetch)
+
+    def _adopt_if_complete(self, fetch: Fetch) -> None:
+        """All blocks are proven and the first token is known: the sequence runs."""
+        sequence = fetch.sequence
+        if fetch.pending or not fetch.is_last_announced:
+            return
+        expected = self.scheduler.allocator.num_blocks(sequence.num_tokens)
+        if fetch.first_token is None or fetch.next_block != expected:
+            self._fail(fetch, "the last announcement is incomplete")
+            return
+        now_s = self.context.clock.now_s()
+        spans = self._sequences[sequence.key].spans
+        spans["wait_blocks_s"] = fetch.attached_s - sequence.arrival_s
+        spans["exposed_transfer_s"] = now_s - fetch.announced_last_s
+        del self.fetches[sequence.key]
+        self._tell_pulled(fetch)
+        sequence.append(fetch.first_token)
+        self.scheduler.ready(sequence)
+        self._emit(sequence, fetch.first_token)
+
+    def _tell_pulled(self, fetch: Fetch) -> None:
+        sequence = fetch.sequence
+        self.outbox.ask(
+            fetch.source,
+            Pulled(
+                incarnation=self.context.incarnation,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+            ),
+        )
+
+    def _fail(self, fetch: Fetch, reason: str) -> None:
+        """Give the attempt back to the coordinator."""
+        sequence = fetch.sequence
+        self.outbox.transfer_failed(
+            TransferFailed(
+                incarnation=self.context.incarnation,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                source=fetch.source.worker_id,
+                reason=reason,
+            )
+        )
+        self._forget(fetch)
+
+    def _forget(self, fetch: Fetch) -> None:
+        """The fetch is over; its blocks go as soon as no read writes to them."""
+        fetch.is_over = True
+        self._tell_pulled(fetch)
+        self.scheduler.remove(fetch.sequence.key)
+        self._sequences.pop(fetch.sequence.key, None)
+        self._drop_when_quiet(fetch)
+
+    def _drop_when_quiet(self, fetch: Fetch) -> None:
+        if fetch.pending == 0:
+            self.fetches.pop(fetch.sequence.key, None)
+            fetch.sequence.hold.release()
+
+    def lose_source(self, worker_id: str, reason: str) -> None:
+        """A source is gone or refuses us: every fetch from it fails."""
+        for fetch in list(self.fetches.values()):
+            if fetch.source.worker_id == worker_id and not fetch.is_over:
+                self._fail(fetch, reason)
+
+    def step(self) -> bool:
+        """Advance every running sequence by one token (and prompts computed here by a chunk)."""
+        batch = self.scheduler.schedule()
+        if not batch:
+            return False
+        now_s = self.context.clock.now_s()
+        for scheduled in batch:
+            if scheduled.sequence.started_s == 0.0:
+                scheduled.sequence.started_s = now_s
+        tokens = self.runner.execute(batch)
+        self._count(batch)
+        chosen = {s.sequence.key: token for s, token in zip(batch, tokens, strict=True)}
+        for sequence in self.scheduler.update(batch):
+            token = chosen[sequence.key]
+            if token is None:
+                raise AssertionError("a sampled sequence has no token")
+            sequence.append(token)
+            self._emit(sequence, token)
+        self.admit()
+        return True
+
+    def _count(self, batch: SequenceOf[Scheduled]) -> None:
+        for scheduled in batch:
+            num_tokens = scheduled.num_tokens
+            if num_tokens == 1:
+                self.decoded_tokens += 1
+            else:
+                self.prefilled_tokens += num_tokens
+
+    def _emit(self, sequence: Sequence, token: SampledToken) -> None:
+        """Tell the coordinator of a new token, and end the sequence if it is the last."""
+        reason, stop_token_id = sequence.finish_reason()
+        progress = self._sequences[sequence.key]
+        spans = {}
+        if progress.is_first:
+            progress.is_first = False
+            spans = progress.spans
+            spans["queue_s"] = max(sequence.started_s - sequence.arrival_s, 0.0)
+        self.outbox.output(
+            Output(
+                incarnation=self.context.incarnation,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                index=sequence.num_output_tokens - 1,
+                tokens=[token],
+                finish_reason=reason,
+                stop_token_id=stop_token_id,
+                num_cached_tokens=sequence.num_cached_tokens,
+                spans=spans,
+            )
+        )
+        if reason is not None:
+            self.end(sequence.key)
+
+    def end(self, key: Key) -> None:
+        """The sequence is over here, whatever its phase. Idempotent."""
+        fetch = self.fetches.get(key)
+        if fetch is not None:
+            if not fetch.is_over:
+                self._forget(fetch)
+            return
+        if self._sequences.pop(key, None) is None:
+            return
+        sequence = self.scheduler.remove(key)
+        if sequence is not None:
+            sequence.hold.release()
+
+    def expire(self) -> None:
+        """Renew the leases of slow fetches; end what outlived its deadline."""
+        now_s = self.context.clock.now_s()
+        for fetch in self.fetches.values():
+            if not fetch.is_over and fetch.attached_s and now_s - fetch.renewed_s > RENEW_EVERY_S:
+                fetch.renewed_s = now_s
+                self._renew(fetch)
+        for sequence in [s for s in self.scheduler if now_s > s.deadline_s]:
+            self._expire_sequence(sequence)
+
+    def _renew(self, fetch: Fetch) -> None:
+        sequence = fetch.sequence
+        if fetch.is_last_announced:
+            self.outbox.ask(
+                fetch.source,
+                Renew(
+                    incarnation=self.context.incarnation,
+                    request_id=sequence.request_id,
+                    attempt=sequence.attempt,
+                ),
+            )
+
+    def _expire_sequence(self, sequence: Sequence) -> None:
+        self.outbox.output(
+            Output(
+                incarnation=self.context.incarnation,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                index=sequence.num_output_tokens,
+                tokens=[],
+                finish_reason="error",
+                error="the request's deadline passed",
+            )
+        )
+        self.end(sequence.key)
+
+    def drop_all(self) -> None:
+        """Fenced: forget everything; blocks being written go when their reads end."""
+        for key in list(self._sequences):
+            self.end(key)

@@ -1,0 +1,20 @@
+"""What all parts of one worker share. Owns who the worker is and what time it is; decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.api.clock import Clock
+
+
+@dataclass(slots=True)
+class WorkerContext:
+    """One worker's identity; `incarnation` changes when the coordinator fences it."""
+
+    worker_id: str
+    incarnation: str
+    fingerprint_hash: bytes
+    clock: Clock
+    lease_duration_s: float = 30.0

@@ -1,0 +1,291 @@
+"""What a worker does as prefill. Owns the offers: prompts being computed here for a decode worker to pull.
+
+    Prefill ─► scheduler ─► chunk computed ─► Announce to the reader ─► … ─► last: first token
+                                                   ▲ Attach (may come first)          │
+                                    Pulled, Abort or the lease's own end ◄────────────┘
+
+The first token goes to the client from here and to the decode worker with the last announcement.
+Blocks stay leased until the reader says Pulled, the coordinator says Abort, or the lease expires.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from engine.api.ids import new_lease_id
+from engine.api.messages import Announce, Attach, BlockOffer, Gone, Output, Pulled, Renew
+from engine.prefix_cache import root_key
+from engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from engine.api.messages import PeerMessage, Prefill
+    from engine.api.sampling import SampledToken
+    from engine.context import WorkerContext
+    from engine.runner_api import Runner
+    from kvtransfer.lease import LeaseTable
+    from prefill.scheduler import PrefillScheduler
+
+MAX_EARLY_ATTACHES = 4096
+EARLY_ATTACH_S = 30.0
+Key = tuple[str, int]
+
+
+class PrefillOutbox(Protocol):
+    """Where a role's messages go."""
+
+    def output(self, output: Output) -> None:
+        """To the coordinator."""
+        ...
+
+    def reply(self, identity: bytes, message: PeerMessage) -> bool:
+        """To the reader behind `identity`."""
+        ...
+
+
+class BlockProver(Protocol):
+    """Digests of blocks of the local pool."""
+
+    def digest(self, sequence: Sequence, index: int) -> bytes:
+        """Digest of the sequence's block `index` as it lies in the pool now."""
+        ...
+
+
+@dataclass(slots=True)
+class Offer:
+    """One prompt offered to a reader. `announced` counts blocks the reader knows of."""
+
+    sequence: Sequence
+    lease_id: str
+    reader: bytes | None = None
+    announced: int = 0
+    first_token: SampledToken | None = None
+    finish_reason: str | None = None
+    spans: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the first token is chosen."""
+        return self.first_token is not None
+
+
+class PrefillRole:
+    """Every sequence of the scheduler has an offer; an offer without a sequence there is computed."""
+
+    def __init__(
+        self,
+        scheduler: PrefillScheduler,
+        runner: Runner,
+        prover: BlockProver,
+        leases: LeaseTable,
+        outbox: PrefillOutbox,
+        context: WorkerContext,
+    ) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.prover = prover
+        self.leases = leases
+        self.outbox = outbox
+        self.context = context
+        self.offers: dict[Key, Offer] = {}
+        self.computed_tokens = 0
+        self._early: OrderedDict[Key, tuple[bytes, Attach, float]] = OrderedDict()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step may compute something."""
+        return self.scheduler.has_work
+
+    def prefill(self, message: Prefill) -> None:
+        """Take a prompt; a second message for the same attempt changes nothing."""
+        key = (message.request_id, message.attempt)
+        if key in self.offers:
+            return
+        now_s = self.context.clock.now_s()
+        sequence = Sequence(
+            request_id=message.request_id,
+            attempt=message.attempt,
+            token_ids=list(message.token_ids),
+            num_prompt_tokens=message.num_prompt_tokens,
+            sampling=message.sampling,
+            root=root_key(self.context.fingerprint_hash, message.cache_salt),
+            hold=self.scheduler.allocator.pool.empty_hold(f"seq:{message.request_id}"),
+            deadline_s=now_s + message.deadline_in_s,
+            arrival_s=now_s,
+        )
+        self.offers[key] = Offer(sequence, new_lease_id())
+        self.scheduler.add(sequence)
+        if (early := self._early.pop(key, None)) is not None:
+            self._attach(early[0], early[1])
+
+    def hear(self, identity: bytes, message: PeerMessage) -> None:
+        """A reader's message."""
+        if isinstance(message, Attach):
+            self._attach(identity, message)
+        elif isinstance(message, Renew):
+            self._renew(identity, message)
+        elif isinstance(message, Pulled):
+            self.end((message.request_id, message.attempt))
+
+    def _attach(self, identity: bytes, message: Attach) -> None:
+        key = (message.request_id, message.attempt)
+        offer = self.offers.get(key)
+        if offer is None:
+            self._remember_early(key, identity, message)
+            return
+        offer.reader = identity
+        offer.announced = message.first_block
+        self._announce(offer)
+
+    def _remember_early(self, key: Key, identity: bytes, message: Attach) -> None:
+        """The reader's Attach overtook the coordinator's Prefill: keep it for a bounded while."""
+        self._early[key] = (identity, message, self.context.clock.now_s() + EARLY_ATTACH_S)
+        while len(self._early) > MAX_EARLY_ATTACHES:
+            self._gone(*self._early.popitem(last=False)[1][:2], "too many unknown requests")
+
+    def _gone(self, identity: bytes, message: Attach | Renew, reason: str) -> None:
+        self.outbox.reply(
+            identity,
+            Gone(
+                incarnation=self.context.incarnation,
+                request_id=message.request_id,
+                attempt=message.attempt,
+                reason=reason,
+            ),
+        )
+
+    def _renew(self, identity: bytes, message: Renew) -> None:
+        offer = self.offers.get((message.request_id, message.attempt))
+        if offer is None or not self.leases.renew(offer.lease_id, self.context.lease_duration_s):
+            self._gone(identity, message, "the lease is over")
+
+    def step(self) -> bool:
+        """Compute one batch of chunks; False when there was nothing to compute."""
+        batch = self.scheduler.schedule()
+        if not batch:
+            return False
+        now_s = self.context.clock.now_s()
+        for scheduled in batch:
+            self._begin(scheduled.sequence, now_s)
+        tokens = self.runner.execute(batch)
+        self.computed_tokens += sum(scheduled.num_tokens for scheduled in batch)
+        chosen = {s.sequence.key: token for s, token in zip(batch, tokens, strict=True)}
+        for sequence in self.scheduler.update(batch):
+            self._finish(self.offers[sequence.key], chosen[sequence.key])
+        for scheduled in batch:
+            offer = self.offers[scheduled.sequence.key]
+            self.leases.renew(offer.lease_id, self.context.lease_duration_s)
+            self._announce(offer)
+        return True
+
+    def _begin(self, sequence: Sequence, now_s: float) -> None:
+        offer = self.offers[sequence.key]
+        if "queue_s" not in offer.spans:
+            offer.spans["queue_s"] = now_s - sequence.arrival_s
+            sequence.started_s = now_s
+            self.leases.grant(offer.lease_id, sequence.hold, self.context.lease_duration_s)
+
+    def _finish(self, offer: Offer, token: SampledToken | None) -> None:
+        """The prompt is computed: its first token goes to the client at once."""
+        sequence = offer.sequence
+        if token is None:
+            raise AssertionError("a finished prompt has no token")
+        sequence.append(token)
+        offer.first_token = token
+        offer.finish_reason, stop_token_id = sequence.finish_reason()
+        offer.spans["prefill_s"] = self.context.clock.now_s() - sequence.started_s
+        self.outbox.output(
+            Output(
+                incarnation=self.context.incarnation,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                index=sequence.num_output_tokens - 1,
+                tokens=[token],
+                finish_reason=offer.finish_reason,
+                stop_token_id=stop_token_id,
+                num_cached_tokens=sequence.num_cached_tokens,
+                spans=offer.spans,
+            )
+        )
+
+    def _announce(self, offer: Offer) -> None:
+        """Tell the reader of blocks it does not know yet; with the first token when that is chosen."""
+        if offer.reader is None or "queue_s" not in offer.spans:
+            return
+        sequence = offer.sequence
+        block_size = self.scheduler.allocator.block_size
+        done = offer.is_computed
+        num_tokens = sequence.num_computed_tokens
+        num_blocks = -(-num_tokens // block_size) if done else num_tokens // block_size
+        if num_blocks <= offer.announced and not done:
+            return
+        indices = [] if offer.finish_reason else range(offer.announced, num_blocks)
+        message = Announce(
+            incarnation=self.context.incarnation,
+            request_id=sequence.request_id,
+            attempt=sequence.attempt,
+            lease_id=offer.lease_id,
+            first_block=offer.announced,
+            offers=[self._block_offer(sequence, index) for index in indices],
+            num_tokens=num_tokens,
+            last=done,
+            first_token=offer.first_token,
+            finish_reason=offer.finish_reason,
+        )
+        offer.announced = max(offer.announced, num_blocks)
+        self.outbox.reply(offer.reader, message)
+        if offer.finish_reason:
+            self.end(sequence.key)
+
+    def _block_offer(self, sequence: Sequence, index: int) -> BlockOffer:
+        block_id = sequence.block_table[index]
+        return BlockOffer(
+            block_id=block_id,
+            generation=self.scheduler.allocator.pool.generation(block_id),
+            digest=self.prover.digest(sequence, index),
+        )
+
+    def end(self, key: Key) -> None:
+        """The offer is over: read, aborted or finished. Idempotent; the blocks stay in the prefix cache."""
+        self._early.pop(key, None)
+        offer = self.offers.pop(key, None)
+        if offer is None:
+            return
+        self.scheduler.remove(key)
+        self.leases.release(offer.lease_id)
+        offer.sequence.hold.release()
+
+    def expire(self) -> None:
+        """End what outlived its lease, its deadline, or an Attach whose Prefill never came."""
+        expired = set(self.leases.expire())
+        now_s = self.context.clock.now_s()
+        for key, offer in list(self.offers.items()):
+            if offer.lease_id in expired:
+                self.end(key)
+            elif now_s > offer.sequence.deadline_s and not offer.is_computed:
+                self._fail(offer, "the request's deadline passed before its prompt was computed")
+        for key in [k for k, (_, _, until_s) in self._early.items() if now_s > until_s]:
+            identity, message, _ = self._early.pop(key)
+            self._gone(identity, message, "unknown request")
+
+    def _fail(self, offer: Offer, reason: str) -> None:
+        sequence = offer.sequence
+        self.outbox.output(
+            Output(
+                incarnation=self.context.incarnation,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                index=sequence.num_output_tokens,
+                tokens=[],
+                finish_reason="error",
+                error=reason,
+            )
+        )
+        self.end(sequence.key)
+
+    def drop_all(self) -> None:
+        """Fenced: forget everything."""
+        for key in list(self.offers):
+            self.end(key)
+        self._early.clear()
