@@ -1,0 +1,106 @@
+"""What every worker has been promised. Owns reservations of blocks and of prefill work; pure.
+
+A request reserves its prompt plus a headroom of output on its decode worker before anything is
+computed; what it writes beyond the headroom is added as it comes, and a worker that then runs short
+preempts. On its prefill worker it reserves the prompt until the decode side has taken it over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+HEADROOM_TOKENS = 256
+
+
+@dataclass(slots=True)
+class _Account:
+    capacity_blocks: int
+    capacity_sequences: int
+    decode_blocks: dict[str, int] = field(default_factory=dict)
+    prefill_blocks: dict[str, int] = field(default_factory=dict)
+    prefill_tokens: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def used_blocks(self) -> int:
+        return sum(self.decode_blocks.values()) + sum(self.prefill_blocks.values())
+
+
+class Ledger:
+    """One account a worker; a request has at most one reservation of each kind on each."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self._accounts: dict[str, _Account] = {}
+
+    def open(self, worker_id: str, capacity_blocks: int, capacity_sequences: int) -> None:
+        """Start a worker's account, empty."""
+        self._accounts[worker_id] = _Account(capacity_blocks, capacity_sequences)
+
+    def close(self, worker_id: str) -> None:
+        """The worker is gone, and with it everything reserved there."""
+        self._accounts.pop(worker_id, None)
+
+    def num_blocks(self, num_tokens: int) -> int:
+        """Blocks for `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def decode_need(self, num_tokens: int, max_new_tokens: int) -> int:
+        """Blocks that a request reserves on its decode worker."""
+        return self.num_blocks(num_tokens + min(max_new_tokens, HEADROOM_TOKENS))
+
+    def fits_decode(self, worker_id: str, blocks: int) -> bool:
+        """Whether the worker can take one more sequence of that size."""
+        account = self._accounts[worker_id]
+        return (
+            account.used_blocks + blocks <= account.capacity_blocks
+            and len(account.decode_blocks) < account.capacity_sequences
+        )
+
+    def fits_prefill(self, worker_id: str, blocks: int) -> bool:
+        """Whether the worker can hold one more prompt of that size until it is pulled."""
+        account = self._accounts[worker_id]
+        return account.used_blocks + blocks <= account.capacity_blocks
+
+    def reserve_decode(self, worker_id: str, request_id: str, blocks: int) -> None:
+        """Promise blocks on a decode worker; a second call changes the amount."""
+        if (account := self._accounts.get(worker_id)) is not None:
+            account.decode_blocks[request_id] = blocks
+
+    def reserve_prefill(self, worker_id: str, request_id: str, tokens: int) -> None:
+        """Promise a prompt's blocks and computing on a prefill worker."""
+        if (account := self._accounts.get(worker_id)) is not None:
+            account.prefill_blocks[request_id] = self.num_blocks(tokens)
+            account.prefill_tokens[request_id] = tokens
+
+    def prefill_computed(self, worker_id: str, request_id: str) -> None:
+        """The prompt is computed; its blocks stay reserved until they are taken over."""
+        if (account := self._accounts.get(worker_id)) is not None:
+            account.prefill_tokens.pop(request_id, None)
+
+    def release_prefill(self, worker_id: str, request_id: str) -> None:
+        """The prompt's blocks were taken over, or are not wanted."""
+        if (account := self._accounts.get(worker_id)) is not None:
+            account.prefill_tokens.pop(request_id, None)
+            account.prefill_blocks.pop(request_id, None)
+
+    def release_decode(self, worker_id: str, request_id: str) -> None:
+        """The request is over on its decode worker."""
+        if (account := self._accounts.get(worker_id)) is not None:
+            account.decode_blocks.pop(request_id, None)
+
+    def queued_prefill_tokens(self, worker_id: str) -> int:
+        """Prompt tokens sent to the worker and not yet computed."""
+        return sum(self._accounts[worker_id].prefill_tokens.values())
+
+    def decode_share(self, worker_id: str) -> float:
+        """Share of the worker's blocks that is promised, 0 to 1 and beyond."""
+        account = self._accounts[worker_id]
+        return account.used_blocks / max(account.capacity_blocks, 1)
+
+    def capacity_blocks(self) -> int:
+        """Blocks of the largest pool and, with it, of the longest request."""
+        return max((a.capacity_blocks for a in self._accounts.values()), default=0)
+
+    def num_reservations(self) -> int:
+        """Reservations of any kind, everywhere: zero when nothing is live."""
+        return sum(len(a.decode_blocks) + len(a.prefill_blocks) for a in self._accounts.values())

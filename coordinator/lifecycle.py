@@ -1,0 +1,158 @@
+"""The life of one request, whatever happens to its workers. Owns phase, attempt and emitted tokens; pure.
+
+    event                         QUEUED     PREFILL            DECODE             FINISHED
+    dispatch(P, D)                PREFILL    -                  -                  -
+    dispatch(None, D)             DECODE     -                  -                  -
+    output from P                 -          tokens             tokens (repeat)    dropped
+    output from D                 -          DECODE, tokens     tokens             dropped
+    output with finish_reason     -          FINISHED           FINISHED           dropped
+    output with error             -          FINISHED           FINISHED           dropped
+    transfer failed               -          QUEUED (replay)    -                  dropped
+    P lost                        -          QUEUED (replay)    -                  -
+    D lost                        -          QUEUED (replay)    QUEUED (replay)    -
+    cancel, deadline              FINISHED   FINISHED           FINISHED           -
+
+A replay is a new attempt whose prompt is prompt plus emitted tokens; every message of an older
+attempt is dropped. `index` of an output makes tokens exactly-once: what is known is skipped, a gap
+is a lost message and replays.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from coordinator.service_api import Generation
+    from engine.api.messages import Output
+    from engine.api.sampling import SampledToken
+
+MAX_WORKER_DEATHS = 2
+MAX_REPLAYS = 8
+
+
+class Phase(enum.Enum):
+    """Where a request is."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+
+
+class Verdict(enum.Enum):
+    """What an event asks of the coordinator."""
+
+    NOTHING = "nothing"
+    REPLAY = "replay"
+    POISON = "poison"
+
+
+@dataclass(slots=True)
+class Delivery:
+    """New tokens for the client, in order, and whether they are the last."""
+
+    tokens: list[SampledToken] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    has_gap: bool = False
+    adopted: bool = False
+
+
+@dataclass(slots=True)
+class RequestLife:
+    """Invariant: `emitted` is exactly what the client has been given, in order."""
+
+    generation: Generation
+    arrival_s: float
+    deadline_s: float
+    phase: Phase = Phase.QUEUED
+    attempt: int = 0
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    emitted: list[int] = field(default_factory=list)
+    worker_deaths: int = 0
+    replays: int = 0
+    num_cached_tokens: int = 0
+    spans: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def request_id(self) -> str:
+        """The server's id of the request."""
+        return self.generation.request_id
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What a replay computes: the prompt and everything emitted."""
+        return self.generation.prompt_token_ids + self.emitted
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that may still come."""
+        return self.generation.sampling.max_tokens - len(self.emitted)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.phase is Phase.FINISHED
+
+    def dispatch(self, prefill_worker: str | None, decode_worker: str) -> int:
+        """Sent to a pair; returns the attempt's number."""
+        self.attempt += 1
+        self.prefill_worker, self.decode_worker = prefill_worker, decode_worker
+        self.phase = Phase.DECODE if prefill_worker is None else Phase.PREFILL
+        return self.attempt
+
+    def is_current(self, attempt: int) -> bool:
+        """Whether a message of that attempt still means something."""
+        return attempt == self.attempt and self.phase in (Phase.PREFILL, Phase.DECODE)
+
+    def deliver(self, output: Output, worker_id: str) -> Delivery:
+        """Take an output of the current attempt."""
+        delivery = Delivery()
+        if output.error is not None:
+            self.phase = Phase.FINISHED
+            delivery.error = output.error
+            return delivery
+        if output.index > len(self.emitted):
+            delivery.has_gap = True
+            return delivery
+        if worker_id == self.decode_worker and self.phase is Phase.PREFILL:
+            self.phase = Phase.DECODE
+            delivery.adopted = True
+        delivery.tokens = output.tokens[len(self.emitted) - output.index :]
+        self.emitted.extend(token.token_id for token in delivery.tokens)
+        if not self.emitted or output.num_cached_tokens:
+            self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.finish_reason is not None:
+            self.phase = Phase.FINISHED
+            delivery.finish_reason = output.finish_reason
+            delivery.stop_token_id = output.stop_token_id
+        return delivery
+
+    def requeue(self) -> Verdict:
+        """The attempt failed without anybody dying: replay, within reason."""
+        if self.phase in (Phase.QUEUED, Phase.FINISHED):
+            return Verdict.NOTHING
+        self.replays += 1
+        self.phase = Phase.QUEUED
+        self.prefill_worker = self.decode_worker = None
+        return Verdict.POISON if self.replays > MAX_REPLAYS else Verdict.REPLAY
+
+    def lose_worker(self, worker_id: str) -> Verdict:
+        """A worker died: does this request need it?"""
+        needs_prefill = self.phase is Phase.PREFILL and worker_id == self.prefill_worker
+        needs_decode = (
+            self.phase in (Phase.PREFILL, Phase.DECODE) and worker_id == self.decode_worker
+        )
+        if not (needs_prefill or needs_decode):
+            return Verdict.NOTHING
+        self.worker_deaths += 1
+        verdict = self.requeue()
+        return Verdict.POISON if self.worker_deaths > MAX_WORKER_DEATHS else verdict
+
+    def end(self) -> None:
+        """Cancelled, out of time, or refused."""
+        self.phase = Phase.FINISHED

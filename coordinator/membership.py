@@ -1,0 +1,162 @@
+"""How workers join and leave. Owns the meaning of every WorkerMessage and the watch on local processes.
+
+A worker on this host is watched through its pidfd: its death is known in milliseconds. Others are
+known by their heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.api.messages import (
+    AuditReply,
+    Fence,
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LauncherHello,
+    Outputs,
+    Refuse,
+    RoleChanged,
+    TransferFailed,
+    Welcome,
+    WorkerExited,
+)
+
+if TYPE_CHECKING:
+    from coordinator.registry import WorkerRecord
+    from coordinator.service import ClusterService
+    from engine.api.messages import WorkerMessage
+
+log = logging.getLogger(__name__)
+TICK_S = 0.25
+
+
+def host_identity() -> str:
+    """Boot id and pid namespace: equal for two processes exactly when a pid means the same to both."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot_id}/{Path('/proc/self/ns/pid').readlink()}"
+
+
+class Membership:
+    """Turns messages of workers into calls of the service."""
+
+    def __init__(self, service: ClusterService) -> None:
+        self.service = service
+        self.dropped_messages = 0
+        self._host = host_identity()
+        self._pidfds: dict[str, int] = {}
+        self._ticker: asyncio.TimerHandle | None = None
+        self._launcher: bytes | None = None
+
+    def start(self) -> None:
+        """Look after the workers on the running event loop from now on."""
+        self._tick()
+
+    def _tick(self) -> None:
+        self.service.tick()
+        self._close_watches()
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for incarnation in list(self._pidfds):
+            self._unwatch(incarnation)
+
+    def on_message(self, identity: bytes, message: WorkerMessage) -> None:
+        """Any message of any worker or launcher; what speaks for a dead incarnation is fenced."""
+        if isinstance(message, Hello):
+            self._hello(identity, message)
+        elif isinstance(message, LauncherHello):
+            self._launcher = identity
+        elif isinstance(message, WorkerExited):
+            self.service.lose_worker(message.worker_id, f"process exited ({message.status})")
+        else:
+            self._from_worker(identity, message)
+
+    def _from_worker(
+        self,
+        identity: bytes,
+        message: Heartbeat | Outputs | TransferFailed | AuditReply | RoleChanged | Goodbye,
+    ) -> None:
+        record = self.service.registry.by_incarnation(message.incarnation)
+        if record is None:
+            self.dropped_messages += 1
+            if self.service.registry.is_fenced(message.incarnation):
+                self.service.send_to(identity, Fence(incarnation=message.incarnation))
+            return
+        match message:
+            case Heartbeat():
+                self.service.registry.heartbeat(message, self.service.clock.now_s())
+            case Outputs():
+                for output in message.outputs:
+                    self.service.on_output(record, output)
+            case TransferFailed():
+                self.service.on_transfer_failed(record, message)
+            case AuditReply():
+                self.service.audits.on_reply(message)
+            case RoleChanged():
+                record.role = message.role
+            case Goodbye():
+                self.service.lose_worker(record.worker_id, message.reason)
+
+    def _hello(self, identity: bytes, hello: Hello) -> None:
+        registry = self.service.registry
+        known = registry.get(hello.worker_id)
+        if known is not None and known.incarnation == hello.incarnation:
+            known.identity = identity
+            self.service.send_to(identity, Welcome(incarnation=hello.incarnation))
+            return
+        if registry.is_fenced(hello.incarnation):
+            self.service.send_to(identity, Fence(incarnation=hello.incarnation))
+            return
+        refusal = registry.refusal(hello)
+        if refusal is not None:
+            log.error("refused worker: %s", refusal)
+            self.service.send_to(identity, Refuse(incarnation=hello.incarnation, reason=refusal))
+            return
+        if known is not None:
+            self.service.lose_worker(hello.worker_id, "a new start of it said hello")
+        self._register(identity, hello)
+
+    def _register(self, identity: bytes, hello: Hello) -> None:
+        service = self.service
+        record = service.registry.register(hello, identity, service.clock.now_s())
+        service.ledger.open(hello.worker_id, hello.num_blocks, hello.max_num_seqs)
+        service.send_to(identity, Welcome(incarnation=hello.incarnation))
+        log.info("worker %s joined as %s, pid %d", hello.worker_id, hello.role, hello.pid)
+        if hello.boot_id == self._host:
+            self._watch(record)
+        service.probes.tick(service)
+
+    def _watch(self, record: WorkerRecord) -> None:
+        try:
+            pidfd = os.pidfd_open(record.hello.pid)
+        except OSError as error:  # it died between its hello and now
+            self.service.lose_worker(record.worker_id, f"process is gone: {error.strerror}")
+            return
+        self._pidfds[record.incarnation] = pidfd
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, self._exited, record.worker_id, record.incarnation)
+
+    def _exited(self, worker_id: str, incarnation: str) -> None:
+        self._unwatch(incarnation)
+        record = self.service.registry.get(worker_id)
+        if record is not None and record.incarnation == incarnation:
+            self.service.lose_worker(worker_id, "process exited")
+
+    def _unwatch(self, incarnation: str) -> None:
+        pidfd = self._pidfds.pop(incarnation)
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+
+    def _close_watches(self) -> None:
+        for incarnation in list(self._pidfds):
+            if self.service.registry.by_incarnation(incarnation) is None:
+                self._unwatch(incarnation)

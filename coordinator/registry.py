@@ -1,0 +1,148 @@
+"""Who the workers are and how they are. Owns liveness, role and load; pure: told of time, never asks.
+
+    starting ──probe passed──► ready ──drain──► draining ──► dead (forgotten)
+        └───────────────────────┴── exit, silence, no progress ──► dead
+
+A record belongs to one incarnation. What speaks for a dead incarnation is fenced.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.api.errors import LayoutMismatch
+from engine.api.messages import BlockCounts, WorkerLoad
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.api.messages import Heartbeat, Hello
+
+SILENCE_S = 3.0
+"""A worker that sends no heartbeat for this long is lost."""
+STALL_S = 15.0
+"""A busy worker whose step counter does not move for this long is lost."""
+MAX_FENCED = 4096
+
+
+class WorkerState(enum.Enum):
+    """Whether a worker may be given work."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    """One incarnation of one worker."""
+
+    hello: Hello
+    identity: bytes
+    role: str
+    state: WorkerState
+    last_seen_s: float
+    step: int = -1
+    step_moved_s: float = 0.0
+    load: WorkerLoad = field(
+        default_factory=lambda: WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
+    )
+
+    @property
+    def worker_id(self) -> str:
+        """The worker's name, kept over restarts."""
+        return self.hello.worker_id
+
+    @property
+    def incarnation(self) -> str:
+        """This start of the worker."""
+        return self.hello.incarnation
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes new work."""
+        return self.state is WorkerState.READY
+
+
+class Registry:
+    """At most one record a worker id."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, WorkerRecord] = {}
+        self._fenced: OrderedDict[str, None] = OrderedDict()
+
+    def __iter__(self) -> Iterator[WorkerRecord]:
+        return iter(list(self._records.values()))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, worker_id: str) -> WorkerRecord | None:
+        """The live record of a worker."""
+        return self._records.get(worker_id)
+
+    def by_incarnation(self, incarnation: str) -> WorkerRecord | None:
+        """The live record of exactly that start."""
+        return next((r for r in self._records.values() if r.incarnation == incarnation), None)
+
+    def refusal(self, hello: Hello) -> str | None:
+        """Why this worker cannot join, naming the field that differs; None when it can."""
+        for record in self._records.values():
+            if record.worker_id == hello.worker_id:
+                continue
+            try:
+                record.hello.fingerprint.check_same(hello.fingerprint)
+            except LayoutMismatch as error:
+                return f"{hello.worker_id} differs from {record.worker_id}: {error}"
+        return None
+
+    def register(self, hello: Hello, identity: bytes, now_s: float) -> WorkerRecord:
+        """Add a worker that was not refused; an older incarnation must have been removed before."""
+        record = WorkerRecord(
+            hello=hello,
+            identity=identity,
+            role=hello.role,
+            state=WorkerState.STARTING,
+            last_seen_s=now_s,
+            step_moved_s=now_s,
+        )
+        self._records[hello.worker_id] = record
+        return record
+
+    def remove(self, worker_id: str) -> WorkerRecord | None:
+        """Forget a worker; its incarnation is fenced from now on."""
+        record = self._records.pop(worker_id, None)
+        if record is not None:
+            self._fenced[record.incarnation] = None
+            if len(self._fenced) > MAX_FENCED:
+                self._fenced.popitem(last=False)
+        return record
+
+    def is_fenced(self, incarnation: str) -> bool:
+        """Whether that start of a worker was given up."""
+        return incarnation in self._fenced
+
+    def heartbeat(self, message: Heartbeat, now_s: float) -> bool:
+        """Note a sign of life; False when it is for no live record."""
+        record = self.by_incarnation(message.incarnation)
+        if record is None:
+            return False
+        record.last_seen_s = now_s
+        record.load = message.load
+        if message.step != record.step or not message.busy:
+            record.step = message.step
+            record.step_moved_s = now_s
+        return True
+
+    def lost(self, now_s: float) -> list[tuple[WorkerRecord, str]]:
+        """Workers that must be given up now, and why."""
+        found = []
+        for record in self._records.values():
+            if now_s - record.last_seen_s > SILENCE_S:
+                found.append((record, f"no heartbeat for {SILENCE_S:g} s"))
+            elif now_s - record.step_moved_s > STALL_S:
+                found.append((record, f"no progress for {STALL_S:g} s"))
+        return found

@@ -1,0 +1,137 @@
+"""Which pair of workers serves a request. Owns the choice and the memory of prefixes; pure.
+
+Prefill: least queued prompt tokens, counting tokens the worker probably has cached as already done.
+Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
+A pair whose transfer just failed is avoided for a while.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from coordinator.ledger import Ledger
+    from coordinator.registry import WorkerRecord
+
+PREFIX_STRIDE_TOKENS = 64
+MAX_PREFIXES = 65_536
+BAD_PAIR_S = 5.0
+SHARE_SLACK = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`prefill` None: the decode worker computes the prompt itself."""
+
+    prefill: WorkerRecord | None
+    decode: WorkerRecord
+
+
+class PrefixMemory:
+    """Which worker last computed which prompt prefix, in strides of 64 tokens; least recently used first out."""
+
+    def __init__(self) -> None:
+        self._workers: OrderedDict[bytes, set[str]] = OrderedDict()
+
+    @staticmethod
+    def _keys(token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
+        parent = salt.encode()
+        for end in range(PREFIX_STRIDE_TOKENS, len(token_ids) + 1, PREFIX_STRIDE_TOKENS):
+            stride = array("q", token_ids[end - PREFIX_STRIDE_TOKENS : end]).tobytes()
+            parent = hashlib.blake2b(parent + stride, digest_size=16).digest()
+            yield parent
+
+    def remember(self, token_ids: Sequence[int], salt: str, worker_ids: Iterable[str]) -> None:
+        """These workers will hold the prefix."""
+        names = set(worker_ids)
+        for key in self._keys(token_ids, salt):
+            self._workers.setdefault(key, set()).update(names)
+            self._workers.move_to_end(key)
+        while len(self._workers) > MAX_PREFIXES:
+            self._workers.popitem(last=False)
+
+    def hits(self, token_ids: Sequence[int], salt: str) -> dict[str, int]:
+        """Probable cached tokens of this prompt on each worker."""
+        found: dict[str, int] = {}
+        for index, key in enumerate(self._keys(token_ids, salt), start=1):
+            names = self._workers.get(key)
+            if not names:
+                break
+            found.update(dict.fromkeys(names, index * PREFIX_STRIDE_TOKENS))
+        return found
+
+    def forget(self, worker_id: str) -> None:
+        """The worker's cache is gone."""
+        for names in self._workers.values():
+            names.discard(worker_id)
+
+
+class Router:
+    """Chooses routes from what registry and ledger say."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.prefixes = PrefixMemory()
+        self._bad_pairs: dict[tuple[str, str], float] = {}
+
+    def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
+        """A transfer between the two failed."""
+        self._bad_pairs[(prefill_id, decode_id)] = now_s + BAD_PAIR_S
+
+    def choose(
+        self,
+        workers: Iterable[WorkerRecord],
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        salt: str,
+        now_s: float,
+    ) -> Route | None:
+        """The best pair with room for the request, or None when it must wait."""
+        ready = [worker for worker in workers if worker.is_ready]
+        decoders = [w for w in ready if w.role == "decode"] or ready
+        prefillers = [w for w in ready if w.role == "prefill" and w not in decoders]
+        hits = self.prefixes.hits(token_ids, salt)
+        need = self.ledger.decode_need(len(token_ids), max_new_tokens)
+        decode = self._choose_decode(decoders, need, hits)
+        if decode is None:
+            return None
+        if not prefillers:
+            return Route(None, decode)
+        prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
+        return Route(prefill, decode) if prefill is not None else None
+
+    def _choose_decode(
+        self, decoders: list[WorkerRecord], need: int, hits: dict[str, int]
+    ) -> WorkerRecord | None:
+        fitting = [w for w in decoders if self.ledger.fits_decode(w.worker_id, need)]
+        if not fitting:
+            return None
+        shares = {w.worker_id: self.ledger.decode_share(w.worker_id) for w in fitting}
+        limit = min(shares.values()) + SHARE_SLACK
+        near = [w for w in fitting if shares[w.worker_id] <= limit]
+        return max(near, key=lambda w: (hits.get(w.worker_id, 0), -shares[w.worker_id]))
+
+    def _choose_prefill(
+        self,
+        prefillers: list[WorkerRecord],
+        decode: WorkerRecord,
+        token_ids: Sequence[int],
+        hits: dict[str, int],
+        now_s: float,
+    ) -> WorkerRecord | None:
+        need = self.ledger.num_blocks(len(token_ids))
+        fitting = [w for w in prefillers if self.ledger.fits_prefill(w.worker_id, need)]
+        good = [
+            w for w in fitting if self._bad_pairs.get((w.worker_id, decode.worker_id), 0.0) <= now_s
+        ]
+        return min(
+            good or fitting,
+            key=lambda w: self.ledger.queued_prefill_tokens(w.worker_id) - hits.get(w.worker_id, 0),
+            default=None,
+        )
