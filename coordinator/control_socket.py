@@ -39,7 +39,7 @@ class ControlSocket:
         self._socket.setsockopt(zmq.SNDHWM, 100_000)
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
         self._socket.bind(endpoint)
-        self.address: str = self._socket.last_endpoint.decode()
+        self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT)
         self._fd = int(self._socket.FD)
         self._loop: asyncio.AbstractEventLoop | None = None
 

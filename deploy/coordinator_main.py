@@ -1,0 +1,137 @@
+"""The coordinator process: HTTP edge, service and control socket on one event loop.
+
+usage: python -m deploy.coordinator_main SPEC_FILE [--ready-fd N] [--parent PID]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import uvicorn
+import uvloop
+
+from coordinator.app import ServedModel, create_app
+from coordinator.control_socket import ControlSocket
+from coordinator.membership import Membership
+from coordinator.service import ClusterService
+from deploy.child import follow_parent, harden, log_to_stderr
+from deploy.specs import CoordinatorSpec
+from engine.api.clock import SystemClock
+from engine.api.errors import BatonError
+
+if TYPE_CHECKING:
+    from engine.api.messages import CoordinatorMessage, WorkerMessage
+
+log = logging.getLogger(__name__)
+
+
+class CoordinatorProcess:
+    """Wires the parts; everything runs on the event loop that calls `serve`."""
+
+    def __init__(self, spec: CoordinatorSpec, ready_fd: int | None) -> None:
+        self.spec = spec
+        self._ready_fd = ready_fd
+        self.clock = SystemClock()
+        self.control = ControlSocket(spec.control, self._on_message)
+        self.service = ClusterService(
+            model_name=spec.model.served_names[0],
+            block_size=spec.block_size,
+            expected=spec.expected,
+            clock=self.clock,
+            send=self._send,
+            max_queued_requests=spec.max_queued_requests,
+        )
+        self.service.on_ready_change = self._tell_ready
+        self.membership = Membership(self.service)
+
+    def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
+        self.membership.on_message(identity, message)
+
+    def _send(self, identity: bytes, message: CoordinatorMessage) -> bool:
+        return self.control.send(identity, message)
+
+    def _tell_ready(self) -> None:
+        """One line to the launcher, once, when every expected worker has proven itself."""
+        if self._ready_fd is not None and self.service.is_ready():
+            os.write(self._ready_fd, b"ready\n")
+            os.close(self._ready_fd)
+            self._ready_fd = None
+
+    async def serve(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        self.control.start()
+        self.membership.start()
+        server = uvicorn.Server(self._uvicorn_config())
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, server)
+        try:
+            await server._serve()  # noqa: SLF001 - `serve` would take the signal handlers
+        finally:
+            self.membership.close()
+            self.control.close()
+
+    def _stop(self, server: uvicorn.Server) -> None:
+        """Streams in flight end with an error event; then the server closes."""
+        for request_id in list(self.service.lives):
+            self.service.cancel(request_id, "the server is shutting down")
+        server.should_exit = True
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        spec = self.spec
+        model = ServedModel(
+            served_names=spec.model.served_names,
+            directory=Path(spec.model.directory),
+            config=spec.model.config,
+            max_model_len=spec.max_model_len,
+        )
+        app = create_app(
+            service=self.service,
+            model=model,
+            api_keys=spec.api_keys,
+            clock=self.clock,
+            root_path=spec.root_path,
+        )
+        return uvicorn.Config(
+            app,
+            host=spec.host,
+            port=spec.port,
+            loop="uvloop",
+            http="httptools",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=16 << 10,
+        )
+
+
+def main() -> int:
+    """Exit status: 0 after a stop, 2 when the spec cannot work."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--parent", type=int, default=0)
+    arguments = parser.parse_args()
+    follow_parent(arguments.parent)
+    harden()
+    spec = msgspec.json.decode(arguments.spec.read_bytes(), type=CoordinatorSpec)
+    log_to_stderr("coordinator", spec.log_level)
+    try:
+        process = CoordinatorProcess(spec, arguments.ready_fd)
+        uvloop.run(process.serve())
+    except BatonError as error:
+        log.error("%s", error)  # noqa: TRY400 - a message for people, not a traceback
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""A worker's sign of life. Owns a thread with its own socket: it speaks while the engine computes.
+
+It reports the engine loop's step counter, so a coordinator can tell a worker that computes from one
+that hangs.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import zmq
+
+from engine.api import wire
+from engine.api.messages import Heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEARTBEAT_S = 0.5
+
+
+class HeartbeatThread(threading.Thread):
+    """Sends what `read` returns every half second until closed."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        read: Callable[[], Heartbeat],
+    ) -> None:
+        super().__init__(name="baton-heartbeat", daemon=True)
+        self._context = context
+        self._endpoint = endpoint
+        self._read = read
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Thread body."""
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(self._endpoint)
+        while not self._over.wait(HEARTBEAT_S):
+            try:
+                socket.send(wire.encode(self._read()), zmq.NOBLOCK)
+            except zmq.Again:  # the coordinator is away and the queue is full of older signs
+                continue
+        socket.close()
+
+    def close(self) -> None:
+        """Stop, and wait for the socket to be closed."""
+        self._over.set()
+        self.join()
