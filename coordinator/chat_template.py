@@ -50,8 +50,8 @@ def _strftime_now(form: str) -> str:
     return datetime.fromtimestamp(wall_time_s(), tz=UTC).astimezone().strftime(form)
 
 
-def _tojson(  # noqa: PLR0913 - the signature that templates use
-    value: Any,  # noqa: ANN401
+def _tojson(
+    value: Any,
     ensure_ascii: bool = False,  # noqa: FBT001, FBT002
     indent: int | None = None,
     separators: tuple[str, str] | None = None,
@@ -105,9 +105,7 @@ class ChatTemplate:
             raise ConfigError(f"cannot read the chat template {file}: {error}") from error
         return cls(sources, _special_tokens(config))
 
-    def render(
-        self, context: Mapping[str, Any], *, clock: Clock, limits: EdgeLimits
-    ) -> str:
+    def render(self, context: Mapping[str, Any], *, clock: Clock, limits: EdgeLimits) -> str:
         """Prompt text. Raises InvalidRequest when the template refuses, fails or does not end."""
         template = self._choose(tools=context.get("tools"))
         deadline_s = clock.now_s() + limits.template_deadline_s

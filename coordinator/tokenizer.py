@@ -98,9 +98,7 @@ class TextTokenizer:
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The whole text at once; ids without a token are left out."""
-        text: str = self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=skip_special_tokens
-        )
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def token_name(self, token_id: int) -> str:
