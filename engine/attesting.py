@@ -1,0 +1,92 @@
+"""A mock engine that attests its memory. Owns the rule of its KV bytes and tokens; no model, no floating point.
+
+The KV of a token is 16 bytes: a hash of the sequence's root, the KV of the token before it *as read
+back from the pool*, and the token id. The next token is a hash of every KV byte of the sequence, read
+back. So one stale, torn, missing, swapped or foreign byte changes every later token, and equality
+with `attested_tokens`, which never touches a pool, is an exact oracle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Protocol
+
+from engine.api.sampling import SampledToken
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from engine.sequence import Scheduled, Sequence
+
+SLOT_BYTES = 16
+VOCAB_SIZE = 50_000
+
+
+class BlockMemory(Protocol):
+    """Bytes of a pool, by block."""
+
+    def block(self, block_id: int) -> memoryview:
+        """The writable bytes of one block."""
+        ...
+
+
+def _slot(root: bytes, before: bytes, token_id: int) -> bytes:
+    content = root + before + token_id.to_bytes(8, "little")
+    return hashlib.blake2b(content, digest_size=SLOT_BYTES).digest()
+
+
+def _next_token(kv: bytes, seed: int) -> int:
+    digest = hashlib.blake2b(kv + seed.to_bytes(8, "little", signed=True), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % VOCAB_SIZE
+
+
+def attested_tokens(root: bytes, prompt: SequenceOf[int], count: int, seed: int = 0) -> list[int]:
+    """The `count` tokens that a faultless engine emits after `prompt`: the oracle."""
+    kv, before, emitted = bytearray(), b"", []
+    for token_id in prompt:
+        before = _slot(root, before, token_id)
+        kv += before
+    for _ in range(count):
+        emitted.append(_next_token(bytes(kv), seed))
+        before = _slot(root, before, emitted[-1])
+        kv += before
+    return emitted
+
+
+class AttestingRunner:
+    """A Runner over any block memory whose blocks have `block_size` slots."""
+
+    backend = "attesting mock"
+
+    def __init__(self, memory: BlockMemory, block_size: int) -> None:
+        self.memory = memory
+        self.block_size = block_size
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return self.block_size * SLOT_BYTES
+
+    def execute(self, batch: SequenceOf[Scheduled]) -> list[SampledToken | None]:
+        """See engine.runner_api."""
+        return [self._execute_one(scheduled) for scheduled in batch]
+
+    def _execute_one(self, scheduled: Scheduled) -> SampledToken | None:
+        sequence = scheduled.sequence
+        start = sequence.num_computed_tokens
+        for position in range(start, start + scheduled.num_tokens):
+            before = self._read(sequence, position - 1) if position else b""
+            slot = _slot(sequence.root, before, sequence.token_ids[position])
+            self._view(sequence, position)[:] = slot
+        if not scheduled.samples:
+            return None
+        kv = b"".join(self._read(sequence, i) for i in range(sequence.num_tokens))
+        return SampledToken(token_id=_next_token(kv, sequence.sampling.seed))
+
+    def _view(self, sequence: Sequence, position: int) -> memoryview:
+        block = self.memory.block(sequence.block_table[position // self.block_size])
+        offset = position % self.block_size * SLOT_BYTES
+        return block[offset : offset + SLOT_BYTES]
+
+    def _read(self, sequence: Sequence, position: int) -> bytes:
+        return bytes(self._view(sequence, position))
