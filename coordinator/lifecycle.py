@@ -76,6 +76,8 @@ class RequestLife:
     worker_deaths: int = 0
     replays: int = 0
     num_cached_tokens: int = 0
+    order_seqs: dict[str, int] = field(default_factory=dict)
+    strikes: int = 0
     spans: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -103,6 +105,8 @@ class RequestLife:
         self.attempt += 1
         self.prefill_worker, self.decode_worker = prefill_worker, decode_worker
         self.phase = Phase.DECODE if prefill_worker is None else Phase.PREFILL
+        self.order_seqs.clear()
+        self.strikes = 0
         return self.attempt
 
     def is_current(self, attempt: int) -> bool:
@@ -131,6 +135,15 @@ class RequestLife:
             delivery.finish_reason = output.finish_reason
             delivery.stop_token_id = output.stop_token_id
         return delivery
+
+    def is_missed_by(self, worker_id: str, heard: int) -> bool:
+        """Whether a worker that obeyed order `heard`, and does not have this request, should have it."""
+        leg = self.decode_worker
+        if self.phase is Phase.PREFILL and worker_id == self.prefill_worker:
+            leg = worker_id
+        seq = self.order_seqs.get(worker_id)
+        in_flight = self.phase in (Phase.PREFILL, Phase.DECODE)
+        return in_flight and worker_id == leg and seq is not None and seq <= heard
 
     def requeue(self) -> Verdict:
         """The attempt failed without anybody dying: replay, within reason."""

@@ -1,7 +1,8 @@
 """How workers join and leave. Owns the meaning of every WorkerMessage and the watch on local processes.
 
 A worker on this host is watched through its pidfd: its death is known in milliseconds. Others are
-known by their heartbeats.
+known by their heartbeats. A heartbeat of a start that is not registered (given up, or from before
+the coordinator's own restart) is answered with Fence: the worker comes back as a new start.
 """
 
 from __future__ import annotations
@@ -78,22 +79,23 @@ class Membership:
         elif isinstance(message, WorkerExited):
             self.service.lose_worker(message.worker_id, f"process exited ({message.status})")
         else:
-            self._from_worker(identity, message)
+            self._from_worker(message)
 
     def _from_worker(
         self,
-        identity: bytes,
         message: Heartbeat | Outputs | TransferFailed | AuditReply | RoleChanged | Goodbye,
     ) -> None:
         record = self.service.registry.by_incarnation(message.incarnation)
         if record is None:
             self.dropped_messages += 1
-            if self.service.registry.is_fenced(message.incarnation):
-                self.service.send_to(identity, Fence(incarnation=message.incarnation))
+            if isinstance(message, Heartbeat):
+                fence = Fence(incarnation=message.incarnation)
+                self.service.send_to(message.identity, fence)
             return
         match message:
             case Heartbeat():
                 self.service.registry.heartbeat(message, self.service.clock.now_s())
+                self.service.reconcile(record, message)
             case Outputs():
                 for output in message.outputs:
                     self.service.on_output(record, output)

@@ -47,6 +47,7 @@ class WorkerRecord:
     last_seen_s: float
     step: int = -1
     step_moved_s: float = 0.0
+    sent_seq: int = 0
     load: WorkerLoad = field(
         default_factory=lambda: WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
     )

@@ -11,6 +11,8 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from coordinator.audit import AuditBook, cluster_view
 from coordinator.ledger import Ledger
 from coordinator.lifecycle import Phase, RequestLife, Verdict
@@ -28,7 +30,7 @@ from engine.api.errors import (
     RequestAborted,
     WorkerLost,
 )
-from engine.api.messages import Abort, Decode, Prefill
+from engine.api.messages import Abort, Decode, Ping, Prefill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +39,11 @@ if TYPE_CHECKING:
     from coordinator.router import Route
     from coordinator.service_api import Generation
     from engine.api.clock import Clock
-    from engine.api.messages import CoordinatorMessage, Output, TransferFailed
+    from engine.api.messages import CoordinatorMessage, Heartbeat, Output, TransferFailed
 
 log = logging.getLogger(__name__)
+MAX_STRIKES = 4
+"""Heartbeats in a row that must miss a request before it is replayed."""
 NO_WORKER_WAIT_S = 15.0
 """How long an admitted request waits for any worker to come back before it ends with an error."""
 
@@ -112,7 +116,9 @@ class ClusterService:
 
     def send(self, record: WorkerRecord, message: CoordinatorMessage) -> bool:
         """Send to a registered worker."""
-        return self._send(record.identity, message)
+        record.sent_seq += 1
+        numbered = msgspec.structs.replace(message, seq=record.sent_seq)
+        return self._send(record.identity, numbered)
 
     def _need(self, life: RequestLife) -> int:
         return self.ledger.decode_need(len(life.token_ids), life.max_new_tokens)
@@ -192,8 +198,10 @@ class ClusterService:
             self.ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids))
             holders.append(prefill.worker_id)
             leg = self._prefill_leg(life, prefill, token_ids, decode.worker_id)
-            self._send(prefill.identity, leg)
-        self._send(decode.identity, self._decode_leg(life, decode, token_ids, prefill))
+            self.send(prefill, leg)
+            life.order_seqs[prefill.worker_id] = prefill.sent_seq
+        self.send(decode, self._decode_leg(life, decode, token_ids, prefill))
+        life.order_seqs[decode.worker_id] = decode.sent_seq
         self.router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
         life.spans.setdefault("queue_s", self.clock.now_s() - life.arrival_s)
 
@@ -270,6 +278,35 @@ class ClusterService:
         if adopted:
             self.pump()
 
+    def reconcile(self, worker: WorkerRecord, heartbeat: Heartbeat) -> None:
+        """Compare what the worker has with what it should have: finds lost orders and lost outputs.
+
+        Outputs travel on another connection than heartbeats, so a difference counts only when it
+        lasts for several heartbeats.
+        """
+        here = set(heartbeat.live)
+        for life in list(self.lives.values()):
+            key = (life.request_id, life.attempt)
+            if key in here or not life.is_missed_by(worker.worker_id, heartbeat.heard):
+                continue
+            life.strikes += 1
+            if life.strikes >= MAX_STRIKES:
+                self._replay(life, f"{worker.worker_id} does not know the request")
+        for request_id, attempt in here:
+            known = self.lives.get(request_id)
+            if known is None or not known.is_current(attempt):
+                self._abort_stray(worker, request_id, attempt)
+        self.send(worker, Ping(incarnation=worker.incarnation))
+
+    def _abort_stray(self, worker: WorkerRecord, request_id: str, attempt: int) -> None:
+        order = Abort(
+            incarnation=worker.incarnation,
+            request_id=request_id,
+            attempt=attempt,
+            reason="the coordinator does not know this attempt",
+        )
+        self.send(worker, order)
+
     def on_transfer_failed(self, worker: WorkerRecord, message: TransferFailed) -> None:
         """The decode side could not prove the KV: replay, and avoid the pair for a while."""
         life = self.lives.get(message.request_id)
@@ -333,8 +370,8 @@ class ClusterService:
         for worker_id in {prefill_id, decode_id} - {None}:
             record = self.registry.get(worker_id or "")
             if record is not None:
-                self._send(
-                    record.identity,
+                self.send(
+                    record,
                     Abort(
                         incarnation=record.incarnation,
                         request_id=request_id,

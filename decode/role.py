@@ -125,6 +125,10 @@ class DecodeRole:
         """Sequences here, in any state."""
         return len(self._sequences)
 
+    def keys(self) -> list[Key]:
+        """(request, attempt) of every sequence here."""
+        return list(self._sequences)
+
     def decode(self, message: Decode) -> None:
         """Take a request; a second message for the same attempt changes nothing."""
         key = (message.request_id, message.attempt)

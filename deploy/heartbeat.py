@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import zmq
 
 from engine.api import wire
-from engine.api.messages import Heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from engine.api.messages import Heartbeat
 
 HEARTBEAT_S = 0.5
 

@@ -11,7 +11,6 @@ exception out of a step ends the process, loudly; bad messages are counted and d
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from pathlib import Path
@@ -96,6 +95,8 @@ class Worker:
         self.busy = False
         self.is_registered = False
         self.dropped_messages = 0
+        self.account: tuple[int, list[tuple[str, int]]] = (0, [])
+        self._heard = 0
         self._is_draining = False
         self._stop = threading.Event()
         self._decoder: wire.Decoder[CoordinatorMessage] = wire.Decoder(CoordinatorMessage)
@@ -121,13 +122,19 @@ class Worker:
         self._say_hello()
         self._hear(0 if self.busy else IDLE_POLL_MS)
         self._collect_pulls()
+        self._publish_account()
         stepped = self.decode.step() if self.decode.has_work else False
         stepped = (self.prefill.step() if self.prefill.has_work else False) or stepped
         self.steps += stepped
         self.busy = stepped
         self.outbox.flush()
         self._expire()
+        self._publish_account()
         self._leave_when_drained()
+
+    def _publish_account(self) -> None:
+        """For the heartbeat thread, in one assignment: how far we heard, and what we have."""
+        self.account = (self._heard, [*self.prefill.offers, *self.decode.keys()])
 
     def _say_hello(self) -> None:
         now_s = self.parts.context.clock.now_s()
@@ -168,6 +175,7 @@ class Worker:
         if message.incarnation != self.parts.context.incarnation:
             self.dropped_messages += 1
             return
+        self._heard = max(self._heard, message.seq)
         match message:
             case Prefill():
                 self.prefill.prefill(message)
@@ -211,12 +219,11 @@ class Worker:
         self.parts.context.incarnation = new_incarnation()
         self.parts.restart_peers()
         self.is_registered = False
+        self._heard = 0
 
     def _leave_when_drained(self) -> None:
         if self._is_draining and not self.prefill.offers and not self.decode.num_sequences:
-            self.outbox.tell(
-                Goodbye(incarnation=self.parts.context.incarnation, reason="drained")
-            )
+            self.outbox.tell(Goodbye(incarnation=self.parts.context.incarnation, reason="drained"))
             self._stop.set()
 
     def _account(self, audit_id: int) -> AuditReply:
@@ -248,7 +255,7 @@ def _count_files() -> int:
     count = 0
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            count += not os.readlink(entry).startswith("socket:")
+            count += not str(entry.readlink()).startswith("socket:")
         except FileNotFoundError:  # the descriptor of this very listing
             continue
     return count

@@ -1,6 +1,6 @@
 """Control messages, one union a direction. Owns the wire types; sockets and decisions live elsewhere.
 
-    coordinator → worker    CoordinatorMessage   Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain
+    coordinator → worker    CoordinatorMessage   Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain
     worker → coordinator    WorkerMessage        Hello Heartbeat Output TransferFailed AuditReply Goodbye
     launcher ↔ coordinator  LauncherMessage / LauncherOrder
     worker ↔ worker         PeerMessage          PeerHello PeerWelcome PeerRefuse Attach Announce Gone Pulled
@@ -63,27 +63,35 @@ class WorkerLoad(Message, frozen=True, kw_only=True):
 # ---- coordinator → worker
 
 
-class Welcome(Message, frozen=True, kw_only=True):
+class Order(Message, frozen=True, kw_only=True):
+    """Root of what a coordinator says. `incarnation` is the addressed start of the worker; `seq`
+    counts the orders to it, so that its heartbeat can say how far it has heard."""
+
+    incarnation: str
+    seq: int = 0
+
+
+class Ping(Order, frozen=True, kw_only=True):
+    """Nothing but its number: makes a lost order visible (see Heartbeat.heard)."""
+
+
+class Welcome(Order, frozen=True, kw_only=True):
     """Registration accepted."""
 
-    incarnation: str
 
-
-class Refuse(Message, frozen=True, kw_only=True):
+class Refuse(Order, frozen=True, kw_only=True):
     """Registration refused; the worker exits with `reason`."""
 
-    incarnation: str
     reason: str
 
 
-class Prefill(Message, frozen=True, kw_only=True):
+class Prefill(Order, frozen=True, kw_only=True):
     """Compute a prompt, choose its first token, and offer the blocks to `decode_worker`.
 
     `token_ids` is prompt plus tokens already emitted (a replay); the first `num_prompt_tokens` of
     them are the client's prompt.
     """
 
-    incarnation: str
     request_id: str
     attempt: int
     token_ids: list[int]
@@ -94,10 +102,9 @@ class Prefill(Message, frozen=True, kw_only=True):
     decode_worker: str = ""
 
 
-class Decode(Message, frozen=True, kw_only=True):
+class Decode(Order, frozen=True, kw_only=True):
     """Continue a prompt to its end. Without `source` the worker computes the prompt itself."""
 
-    incarnation: str
     request_id: str
     attempt: int
     token_ids: list[int]
@@ -108,38 +115,31 @@ class Decode(Message, frozen=True, kw_only=True):
     source: PeerAddress | None = None
 
 
-class Abort(Message, frozen=True, kw_only=True):
+class Abort(Order, frozen=True, kw_only=True):
     """End a request here, whatever its phase; also ends its lease. Idempotent."""
 
-    incarnation: str
     request_id: str
     attempt: int
     reason: str = ""
 
 
-class SetRole(Message, frozen=True, kw_only=True):
+class SetRole(Order, frozen=True, kw_only=True):
     """Play another role from now on; nothing in flight is dropped."""
 
-    incarnation: str
     role: str
 
 
-class Fence(Message, frozen=True, kw_only=True):
+class Fence(Order, frozen=True, kw_only=True):
     """The coordinator gave this incarnation up: drop every sequence, come back as a new one."""
 
-    incarnation: str
 
-
-class Drain(Message, frozen=True, kw_only=True):
+class Drain(Order, frozen=True, kw_only=True):
     """Finish what is here, keep leases until they end, then say Goodbye and exit."""
 
-    incarnation: str
 
-
-class Audit(Message, frozen=True, kw_only=True):
+class Audit(Order, frozen=True, kw_only=True):
     """Ask for the worker's full account of holds, leases, transfers, descriptors and tasks."""
 
-    incarnation: str
     audit_id: int
 
 
@@ -167,12 +167,17 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
-    """Sent by a thread beside the engine loop. `step` must move while `busy`."""
+    """Sent by a thread beside the engine loop. `step` must move while `busy`. `live` names the request
+    attempts that are here, as of the moment when the order number `heard` had been obeyed.
+    `identity` is the routing id of the worker's control socket."""
 
     incarnation: str
+    identity: bytes
     step: int
     busy: bool
     load: WorkerLoad
+    heard: int = 0
+    live: list[tuple[str, int]] = []
 
 
 class Output(Message, frozen=True, kw_only=True):
@@ -367,7 +372,9 @@ class Pulled(Message, frozen=True, kw_only=True):
     attempt: int
 
 
-CoordinatorMessage = Welcome | Refuse | Prefill | Decode | Abort | SetRole | Fence | Drain | Audit
+CoordinatorMessage = (
+    Ping | Welcome | Refuse | Prefill | Decode | Abort | SetRole | Fence | Drain | Audit
+)
 WorkerMessage = (
     Hello
     | Heartbeat
