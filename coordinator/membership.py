@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.api.ids import host_identity
 from engine.api.messages import (
     AuditReply,
     Fence,
@@ -35,12 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 TICK_S = 0.25
-
-
-def host_identity() -> str:
-    """Boot id and pid namespace: equal for two processes exactly when a pid means the same to both."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot_id}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 class Membership:

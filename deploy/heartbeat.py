@@ -28,7 +28,7 @@ class HeartbeatThread(threading.Thread):
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
-        read: Callable[[], Heartbeat],
+        read: Callable[[], Heartbeat | None],
     ) -> None:
         super().__init__(name="baton-heartbeat", daemon=True)
         self._context = context
@@ -42,8 +42,11 @@ class HeartbeatThread(threading.Thread):
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(self._endpoint)
         while not self._over.wait(HEARTBEAT_S):
+            message = self._read()
+            if message is None:
+                continue
             try:
-                socket.send(wire.encode(self._read()), zmq.NOBLOCK)
+                socket.send(wire.encode(message), zmq.NOBLOCK)
             except zmq.Again:  # the coordinator is away and the queue is full of older signs
                 continue
         socket.close()

@@ -71,7 +71,7 @@ class PeerNetwork:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
         self._router.bind(endpoint)
-        self.address: str = self._router.last_endpoint.decode()
+        self.address: str = self._router.get_string(zmq.LAST_ENDPOINT)
         self._readers: OrderedDict[bytes, PeerKey] = OrderedDict()
         self._sources: dict[PeerKey, zmq.Socket[bytes]] = {}
 

@@ -7,10 +7,23 @@ checks each digest after the link's read has returned.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from engine.kv_memory import KvMemory
+    from kvtransfer.lease import LeaseTable
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPool:
+    """The pool of this worker as a transport needs it."""
+
+    memory: KvMemory
+    leases: LeaseTable
+    incarnation: str
 
 
 class KvServer(Protocol):

@@ -262,12 +262,24 @@ class PrefillRole:
         now_s = self.context.clock.now_s()
         for key, offer in list(self.offers.items()):
             if offer.lease_id in expired:
-                self.end(key)
+                self._lapse(key, offer)
             elif now_s > offer.sequence.deadline_s and not offer.is_computed:
                 self._fail(offer, "the request's deadline passed before its prompt was computed")
         for key in [k for k, (_, _, until_s) in self._early.items() if now_s > until_s]:
             identity, message, _ = self._early.pop(key)
             self._gone(identity, message, "unknown request")
+
+    def _lapse(self, key: Key, offer: Offer) -> None:
+        """The lease ran out before the reader said Pulled: tell it, if it ever attached."""
+        if offer.reader is not None:
+            gone = Gone(
+                incarnation=self.context.incarnation,
+                request_id=key[0],
+                attempt=key[1],
+                reason="the lease expired",
+            )
+            self.outbox.reply(offer.reader, gone)
+        self.end(key)
 
     def _fail(self, offer: Offer, reason: str) -> None:
         sequence = offer.sequence

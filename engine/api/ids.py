@@ -7,6 +7,7 @@ a label, and a lease id is a capability that cannot be guessed.
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 from typing import NewType
 
 RequestId = NewType("RequestId", str)
@@ -28,3 +29,9 @@ def new_incarnation() -> Incarnation:
 def new_lease_id() -> LeaseId:
     """128 random bits in hex; who knows it may read the leased blocks."""
     return LeaseId(secrets.token_hex(16))
+
+
+def host_identity() -> str:
+    """Boot id and pid namespace: equal for two processes exactly when a pid means the same to both."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot_id}/{Path('/proc/self/ns/pid').readlink()}"

@@ -1,0 +1,272 @@
+"""What a worker is made of. Owns construction and teardown; the loop is deploy.worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zmq
+
+from decode.role import DecodeRole
+from decode.scheduler import DecodeScheduler
+from deploy.heartbeat import HeartbeatThread
+from engine.allocation import Allocator
+from engine.api.ids import host_identity
+from engine.api.messages import Heartbeat, Hello, PeerAddress, WorkerLoad
+from engine.block_pool import BlockPool
+from kvtransfer.digest import (
+    block_digest,
+    digest_header,
+    full_block_identity,
+    partial_block_identity,
+)
+from kvtransfer.lease import LeaseTable
+from kvtransfer.peers import PeerNetwork
+from kvtransfer.puller import Puller, PullJob
+from kvtransfer.transport import LocalPool
+from kvtransfer.transports.select import make_transports
+from prefill.role import PrefillRole
+from prefill.scheduler import PrefillScheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from deploy.specs import WorkerSpec
+    from deploy.worker import Worker, WorkerOutbox
+    from engine.api.fingerprint import Fingerprint
+    from engine.api.messages import BlockOffer
+    from engine.context import WorkerContext
+    from engine.kv_memory import KvMemory
+    from engine.runner_api import Runner
+    from engine.sequence import Sequence
+
+
+class BlockProofs:
+    """Digest headers and digests of a sequence's blocks."""
+
+    def __init__(self, memory: KvMemory, pool: BlockPool, block_size: int, context: WorkerContext):
+        self._memory = memory
+        self._pool = pool
+        self._block_size = block_size
+        self._context = context
+
+    def header(self, sequence: Sequence, index: int, generation: int, num_tokens: int) -> bytes:
+        """What is hashed before block `index` of a prompt of `num_tokens` tokens."""
+        if (index + 1) * self._block_size <= num_tokens:
+            key = sequence.extend_keys(self._block_size, (index + 1) * self._block_size)[index]
+            identity = full_block_identity(key)
+        else:
+            identity = partial_block_identity(sequence.request_id, sequence.attempt)
+        return digest_header(self._context.fingerprint_hash, identity, index, generation)
+
+    def digest(self, sequence: Sequence, index: int) -> bytes:
+        """Digest of the sequence's block `index` as it lies in the local pool."""
+        block_id = sequence.block_table[index]
+        generation = self._pool.generation(block_id)
+        header = self.header(sequence, index, generation, sequence.num_computed_tokens)
+        return block_digest(header, self._memory.block(block_id))
+
+
+class PullingFetcher:
+    """Turns announced blocks into pull jobs."""
+
+    def __init__(self, puller: Puller, proofs: BlockProofs) -> None:
+        self.puller = puller
+        self._proofs = proofs
+
+    def fetch(
+        self,
+        source: PeerAddress,
+        lease_id: str,
+        sequence: Sequence,
+        first_block: int,
+        offers: SequenceOf[BlockOffer],
+    ) -> None:
+        """See decode.role.BlockFetcher."""
+        indices = range(first_block, first_block + len(offers))
+        num_tokens = sequence.num_tokens
+        self.puller.submit(
+            PullJob(
+                key=sequence.key,
+                source=source,
+                lease_id=lease_id,
+                source_ids=[offer.block_id for offer in offers],
+                target_ids=[sequence.block_table[index] for index in indices],
+                headers=[
+                    self._proofs.header(sequence, index, offer.generation, num_tokens)
+                    for index, offer in zip(indices, offers, strict=True)
+                ],
+                digests=[offer.digest for offer in offers],
+            )
+        )
+
+
+class WorkerParts:
+    """Pool, leases, transports, peers and puller of one worker; rebuilt in part after a fence."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        runner: Runner,
+        memory: KvMemory,
+        fingerprint: Fingerprint,
+        context: WorkerContext,
+    ) -> None:
+        self.spec = spec
+        self.runner = runner
+        self.memory = memory
+        self.fingerprint = fingerprint
+        self.context = context
+        self.pool = BlockPool(memory.num_blocks)
+        self.leases = LeaseTable(context.clock)
+        self.proofs = BlockProofs(memory, self.pool, spec.block_size, context)
+        self.identity = f"{spec.worker_id}/{os.getpid()}".encode()
+        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._heartbeat: HeartbeatThread | None = None
+        self._fetcher: PullingFetcher | None = None
+        self._open_roads()
+
+    def _path(self, kind: str) -> Path:
+        """A short socket path in the run directory, unique to this start."""
+        name = f"{self.spec.worker_id}-{self.context.incarnation[:8]}.{kind}"
+        return Path(self.spec.run_directory) / name
+
+    def _open_roads(self) -> None:
+        pool = LocalPool(self.memory, self.leases, self.context.incarnation)
+        self.transports = make_transports(
+            self.spec.transport,
+            pool,
+            context=self._zmq,
+            socket_path=self._path("shm"),
+            peer_host=self.spec.peer_host,
+        )
+        self._servers = {name: transport.serve() for name, transport in self.transports.items()}
+        self.peers = PeerNetwork(
+            self._zmq,
+            f"ipc://{self._path('peer')}",
+            self.spec.worker_id,
+            self.context.incarnation,
+            self.fingerprint,
+        )
+        self.puller = Puller(self.memory, self.transports)
+        if self._fetcher is not None:
+            self._fetcher.puller = self.puller
+
+    def _close_roads(self) -> None:
+        self.puller.close()
+        self.peers.close()
+        for server in self._servers.values():
+            server.close()
+        self._path("peer").unlink(missing_ok=True)
+
+    def restart_peers(self) -> None:
+        """After a fence: the same pool under the new incarnation."""
+        self._close_roads()
+        self._open_roads()
+
+    def connect_control(self) -> zmq.Socket[bytes]:
+        """The DEALER to the coordinator; it reconnects by itself."""
+        control = self._zmq.socket(zmq.DEALER)
+        control.setsockopt(zmq.LINGER, 0)
+        control.setsockopt(zmq.SNDHWM, 100_000)
+        control.setsockopt(zmq.ROUTING_ID, self.identity)
+        control.connect(self.spec.control)
+        return control
+
+    def build_roles(self, outbox: WorkerOutbox) -> tuple[PrefillRole, DecodeRole]:
+        """Both roles over the one pool."""
+        spec = self.spec
+        allocator = Allocator(self.pool, spec.block_size, prefix_caching=spec.enable_prefix_caching)
+        self.allocator = allocator
+        limits = {
+            "max_num_batched_tokens": spec.max_num_batched_tokens,
+            "max_num_seqs": spec.max_num_seqs,
+        }
+        self._fetcher = PullingFetcher(self.puller, self.proofs)
+        prefill = PrefillRole(
+            PrefillScheduler(allocator, **limits),
+            self.runner,
+            self.proofs,
+            self.leases,
+            outbox,
+            self.context,
+        )
+        decode = DecodeRole(
+            DecodeScheduler(allocator, **limits), self.runner, self._fetcher, outbox, self.context
+        )
+        return prefill, decode
+
+    def hello(self, role: str) -> Hello:
+        """How this worker introduces itself."""
+        spec, incarnation = self.spec, self.context.incarnation
+        host = socket.gethostname()
+        return Hello(
+            worker_id=spec.worker_id,
+            incarnation=incarnation,
+            role=role,
+            pid=os.getpid(),
+            host=host,
+            boot_id=host_identity(),
+            fingerprint=self.fingerprint,
+            address=PeerAddress(
+                worker_id=spec.worker_id,
+                incarnation=incarnation,
+                host=host,
+                control=self.peers.address,
+                transports={name: server.address for name, server in self._servers.items()},
+            ),
+            num_blocks=self.memory.num_blocks,
+            block_size=spec.block_size,
+            max_model_len=spec.max_model_len,
+            max_num_seqs=spec.max_num_seqs,
+            max_num_batched_tokens=spec.max_num_batched_tokens,
+            backend=self.runner.backend,
+        )
+
+    def start_heartbeat(self, worker: Worker) -> None:
+        """Report on `worker` from now on, once it is registered."""
+
+        def read() -> Heartbeat | None:
+            if not worker.is_registered:
+                return None
+            heard, live = worker.account
+            return Heartbeat(
+                incarnation=self.context.incarnation,
+                identity=self.identity,
+                step=worker.steps,
+                busy=worker.busy,
+                load=self.load(worker),
+                heard=heard,
+                live=live,
+            )
+
+        self._heartbeat = HeartbeatThread(self._zmq, self.spec.control, read)
+        self._heartbeat.start()
+
+    def load(self, worker: Worker) -> WorkerLoad:
+        """Numbers for the heartbeat; read from another thread, each field by itself."""
+        prefill, decode, pulls = worker.prefill, worker.decode, self.puller.counters
+        return WorkerLoad(
+            blocks=self.pool.counts(),
+            waiting=len(prefill.scheduler.waiting) + len(decode.scheduler.waiting),
+            running=len(prefill.scheduler.running) + len(decode.scheduler.running),
+            transferring=len(decode.scheduler.fetching),
+            preemptions=decode.scheduler.num_preemptions,
+            prefix_queries_tokens=self.allocator.queried_tokens,
+            prefix_hits_tokens=self.allocator.hit_tokens,
+            transfer_bytes=pulls.num_bytes,
+            transfer_s=pulls.seconds,
+            transfers=pulls.transfers,
+            transfer_failures=pulls.failures,
+            prefill_tokens=prefill.computed_tokens + decode.prefilled_tokens,
+            decode_tokens=decode.decoded_tokens,
+            dropped_messages=worker.dropped_messages + self.peers.dropped_messages,
+        )
+
+    def close(self) -> None:
+        """Stop threads, close sockets, give the memory back."""
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+        self._close_roads()

@@ -1,0 +1,248 @@
+"""Same host: the reader maps the source's pool and copies. Owns the unix socket that passes the descriptor.
+
+    reader ── connect (uid checked by SO_PEERCRED) ── Greeting ──► server thread
+           ◄── Answer + read-only memfd (SCM_RIGHTS) ──
+           maps it read-only, checks its seals, copies; the open socket tells when the source ends
+
+A stopped source can still be read; a killed one closes the socket. The memory goes with its last
+mapping, and nothing is left in the file system but a socket path that the next start replaces.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import logging
+import mmap
+import os
+import selectors
+import socket
+import struct
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from engine.api import wire
+from engine.api.errors import PeerLost, ProtocolError, TransferError
+from kvtransfer.runs import join_runs
+from kvtransfer.transports.handshake import (
+    Answer,
+    Greeting,
+    answer_decoder,
+    check_answer,
+    greeting_decoder,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from engine.kv_memory import KvMemory
+
+log = logging.getLogger(__name__)
+MAX_HANDSHAKE_BYTES = 64 << 10
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_CREDENTIALS = struct.Struct("3i")
+
+
+class ShmServer:
+    """A thread that hands the pool's read-only descriptor to processes of the same user."""
+
+    name = "shm"
+
+    def __init__(self, memory: KvMemory, path: Path, incarnation: str) -> None:
+        self.address = str(path)
+        self._memory = memory
+        self._incarnation = incarnation
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(self.address)
+        path.chmod(0o600)
+        self._listener.listen(128)
+        self._listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        self._selector = selectors.DefaultSelector()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="baton-shm", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._wake_reader:
+                    return
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif isinstance(key.fileobj, socket.socket):
+                    self._serve(key.fileobj)
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        credentials = connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
+        )
+        _, uid, _ = _CREDENTIALS.unpack(credentials)
+        if uid != os.getuid():
+            log.warning("refused a reader of uid %d; only this worker's own user may read", uid)
+            connection.close()
+            return
+        connection.setblocking(False)  # noqa: FBT003
+        self._selector.register(connection, selectors.EVENT_READ)
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            frame = connection.recv(MAX_HANDSHAKE_BYTES)
+            if not frame:
+                raise ConnectionError("reader closed")
+            self._answer(connection, greeting_decoder.decode(frame))
+        except (OSError, ProtocolError) as error:
+            log.debug("reader left: %s", error)
+            self._selector.unregister(connection)
+            connection.close()
+
+    def _answer(self, connection: socket.socket, greeting: Greeting) -> None:
+        answer = Answer(
+            incarnation=self._incarnation,
+            block_bytes=self._memory.block_bytes,
+            num_blocks=self._memory.num_blocks,
+        )
+        frame = wire.encode(answer)
+        same = (greeting.incarnation, greeting.block_bytes) == (
+            self._incarnation,
+            self._memory.block_bytes,
+        )
+        if not same:
+            connection.send(frame)
+            return
+        read_only = os.open(f"/proc/self/fd/{self._memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            rights = array.array("i", [read_only])
+            connection.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        finally:
+            os.close(read_only)
+
+    def close(self) -> None:
+        """Close every connection; readers see PeerLost."""
+        self._wake_writer.send(b"x")
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket):
+                key.fileobj.close()
+        self._wake_writer.close()
+        self._selector.close()
+        Path(self.address).unlink(missing_ok=True)
+
+
+class ShmLink:
+    """A mapped remote pool."""
+
+    name = "shm"
+
+    def __init__(
+        self, address: str, greeting: Greeting, memory: KvMemory, timeout_s: float
+    ) -> None:
+        self._memory = memory
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.settimeout(timeout_s)
+            self._socket.connect(address)
+            answer, descriptor = self._greet(greeting)
+            self._map = _map_read_only(descriptor, answer.num_blocks * answer.block_bytes)
+        except (OSError, TransferError) as error:
+            self._socket.close()
+            if isinstance(error, TransferError):
+                raise
+            raise PeerLost(f"cannot reach {address}: {error}") from error
+        self._source = np.frombuffer(self._map, dtype=np.uint8).reshape(answer.num_blocks, -1)
+        self._target = np.frombuffer(memory.buffer, dtype=np.uint8).reshape(memory.num_blocks, -1)
+
+    def _greet(self, greeting: Greeting) -> tuple[Answer, int]:
+        self._socket.send(wire.encode(greeting))
+        frame, ancillary, _, _ = self._socket.recvmsg(
+            MAX_HANDSHAKE_BYTES, socket.CMSG_SPACE(struct.calcsize("i"))
+        )
+        descriptors = array.array("i")
+        for level, kind, payload in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(payload)
+        try:
+            if not frame:
+                raise PeerLost("the source closed the connection: another user, or shutting down")
+            answer = answer_decoder.decode(frame)
+            check_answer(greeting, answer)
+            if not descriptors:
+                raise ProtocolErrorInHandshake("no descriptor came with the answer")
+        except BaseException:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+        return answer, descriptors[0]
+
+    def read(
+        self, lease_id: str, source_ids: Sequence[int], target_ids: Sequence[int], timeout_s: float
+    ) -> None:
+        """See KvLink. A copy never waits, so `timeout_s` is not used; the lease is the holder's
+        promise, and the digest after the copy finds out whether it was kept."""
+        del lease_id, timeout_s
+        if source_ids and max(source_ids) >= len(self._source):
+            raise TransferError("a block id lies outside the source's pool")
+        self._check_alive()
+        for source, target, count in join_runs(source_ids, target_ids):
+            np.copyto(self._target[target : target + count], self._source[source : source + count])
+        self._check_alive()
+
+    def _check_alive(self) -> None:
+        try:
+            frame = self._socket.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise PeerLost(f"the source is gone: {error}") from error
+        if not frame:
+            raise PeerLost("the source is gone")
+
+    def close(self) -> None:
+        """Unmap and disconnect."""
+        del self._source, self._target
+        with contextlib.suppress(BufferError):  # a copy in another thread still looks at it
+            self._map.close()
+        self._socket.close()
+
+
+class ProtocolErrorInHandshake(TransferError):
+    """The other end does not speak our handshake."""
+
+
+def _map_read_only(descriptor: int, size_bytes: int) -> mmap.mmap:
+    """Map a sealed memfd; refuse one that could shrink under us (SIGBUS)."""
+    try:
+        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise ProtocolErrorInHandshake("the source's memory is not sealed")
+        if os.fstat(descriptor).st_size < size_bytes:
+            raise ProtocolErrorInHandshake("the source's memory is smaller than it says")
+        return mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
+
+
+class ShmTransport:
+    """One worker's pool over shared memory."""
+
+    name = "shm"
+
+    def __init__(self, memory: KvMemory, path: Path, incarnation: str) -> None:
+        self._memory = memory
+        self._path = path
+        self._incarnation = incarnation
+
+    def serve(self) -> ShmServer:
+        """Listen on the unix socket."""
+        return ShmServer(self._memory, self._path, self._incarnation)
+
+    def connect(self, address: str, incarnation: str, timeout_s: float) -> ShmLink:
+        """See Transport."""
+        greeting = Greeting(incarnation=incarnation, block_bytes=self._memory.block_bytes)
+        return ShmLink(address, greeting, self._memory, timeout_s)
