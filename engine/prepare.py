@@ -1,0 +1,196 @@
+"""Making a prepared directory from a checkpoint. Owns conversion and fusing; reading it back is engine.prepared.
+
+The directory appears whole or not at all: it is written beside its place under a lock and renamed.
+q, k and v become one tensor, gate and up another: one matrix product each.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import torch
+
+from engine.api.errors import ConfigError
+from engine.checkpoint import RawTensor, read_config, read_tensors
+from engine.embedded import locked
+from engine.gguf_file import GgufFile
+from engine.gguf_tokenizer import build_tokenizer, tokenizer_settings
+from engine.prepared import (
+    ALIGNMENT_BYTES,
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    SIDE_FILES,
+    WEIGHTS_NAME,
+    PreparedManifest,
+    TensorPlace,
+    find_prepared,
+    prepared_directory,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
+
+    import numpy.typing as npt
+
+    from engine.api.model_config import ModelConfig
+    from engine.prepared import Dtype
+
+_RAW_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def prepare(
+    source: Path, cache_root: Path, dtype: Dtype, progress: Callable[[str, float], None]
+) -> Path:
+    """The prepared directory of `source` (Hugging Face directory or .gguf), made if it is not there.
+
+    `progress(stage, fraction)`. ConfigError when the source cannot be served.
+    """
+    target = prepared_directory(source, cache_root, dtype)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target.with_name(target.name + ".lock")):
+        if find_prepared(source, cache_root, dtype) is None:
+            _prepare_into(target, source, dtype, progress)
+    return target
+
+
+def _prepare_into(
+    target: Path, source: Path, dtype: Dtype, progress: Callable[[str, float], None]
+) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
+    try:
+        if source.is_dir():
+            config = read_config(source)
+            tensors: dict[str, Callable[[], torch.Tensor]] = {
+                name: functools.partial(_from_raw, raw) for name, raw in read_tensors(source)
+            }
+            _copy_side_files(source, partial)
+        else:
+            file = GgufFile(source)
+            config = file.config()
+            tensors = {name: functools.partial(_from_numpy, read) for name, read in file.tensors()}
+            _write_gguf_side_files(file, config, partial)
+        places, weights_hash = _write_weights(
+            partial / WEIGHTS_NAME, config, tensors, dtype, progress
+        )
+        manifest = PreparedManifest(
+            format_version=FORMAT_VERSION,
+            source=str(source),
+            config=config,
+            dtype=dtype,
+            weights_hash=weights_hash,
+            tokenizer_hash=_file_hash(partial / "tokenizer.json"),
+            tensors=places,
+        )
+        (partial / MANIFEST_NAME).write_bytes(msgspec.json.encode(manifest))
+        shutil.rmtree(target, ignore_errors=True)
+        partial.chmod(0o755)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _from_raw(raw: RawTensor) -> torch.Tensor:
+    flat = torch.frombuffer(bytearray(raw.data), dtype=_RAW_DTYPES[raw.dtype])
+    return flat.reshape(raw.shape)
+
+
+def _from_numpy(read: Callable[[], npt.NDArray[np.float32]]) -> torch.Tensor:
+    return torch.from_numpy(np.array(read()))
+
+
+def _copy_side_files(source: Path, partial: Path) -> None:
+    if not (source / "tokenizer.json").exists():
+        raise ConfigError(f"{source} has no tokenizer.json; save a fast tokenizer there first")
+    for name in ("tokenizer.json", *SIDE_FILES):
+        if (source / name).exists():
+            shutil.copyfile(source / name, partial / name)
+
+
+def _write_gguf_side_files(file: GgufFile, config: ModelConfig, partial: Path) -> None:
+    build_tokenizer(file).save(str(partial / "tokenizer.json"))
+    settings = tokenizer_settings(file)
+    generation = {"eos_token_id": list(config.eos_token_ids), "bos_token_id": config.bos_token_id}
+    for name, value in (("tokenizer_config", settings), ("generation_config", generation)):
+        (partial / f"{name}.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
+    template = file.get("tokenizer.chat_template")
+    if template is not None:
+        (partial / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def plan_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...]]]:
+    """(our name, shape, source names) of every tensor in weights.bin; sources are stacked by rows."""
+    hidden, head_dim, inner = config.hidden_size, config.head_dim, config.intermediate_size
+    qkv_rows = (config.num_heads + 2 * config.num_kv_heads) * head_dim
+    yield "embed", (config.vocab_size, hidden), ("model.embed_tokens.weight",)
+    for index in range(config.num_layers):
+        ours, theirs = f"layers.{index}", f"model.layers.{index}"
+        qkv = tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")
+        gate_up = (f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj")
+        yield f"{ours}.input_norm", (hidden,), (f"{theirs}.input_layernorm.weight",)
+        yield f"{ours}.qkv", (qkv_rows, hidden), tuple(f"{name}.weight" for name in qkv)
+        if config.attention_bias:
+            yield f"{ours}.qkv_bias", (qkv_rows,), tuple(f"{name}.bias" for name in qkv)
+        if config.family == "qwen3":
+            yield f"{ours}.q_norm", (head_dim,), (f"{theirs}.self_attn.q_norm.weight",)
+            yield f"{ours}.k_norm", (head_dim,), (f"{theirs}.self_attn.k_norm.weight",)
+        out = f"{theirs}.self_attn.o_proj"
+        yield f"{ours}.out", (hidden, config.num_heads * head_dim), (f"{out}.weight",)
+        if config.attention_bias and config.family != "qwen2":
+            yield f"{ours}.out_bias", (hidden,), (f"{out}.bias",)
+        yield f"{ours}.post_norm", (hidden,), (f"{theirs}.post_attention_layernorm.weight",)
+        yield f"{ours}.gate_up", (2 * inner, hidden), tuple(f"{name}.weight" for name in gate_up)
+        down = f"{theirs}.mlp.down_proj"
+        yield f"{ours}.down", (hidden, inner), (f"{down}.weight",)
+        if config.mlp_bias:
+            yield f"{ours}.gate_up_bias", (2 * inner,), tuple(f"{name}.bias" for name in gate_up)
+            yield f"{ours}.down_bias", (hidden,), (f"{down}.bias",)
+    yield "norm", (hidden,), ("model.norm.weight",)
+    if not config.tie_word_embeddings:
+        yield "head", (config.vocab_size, hidden), ("lm_head.weight",)
+
+
+def _write_weights(
+    path: Path,
+    config: ModelConfig,
+    tensors: dict[str, Callable[[], torch.Tensor]],
+    dtype: Dtype,
+    progress: Callable[[str, float], None],
+) -> tuple[dict[str, TensorPlace], str]:
+    places: dict[str, TensorPlace] = {}
+    digest = hashlib.blake2b(dtype.encode(), digest_size=16)
+    plan = list(plan_tensors(config))
+    with path.open("wb") as file:
+        for done, (name, shape, sources) in enumerate(plan):
+            missing = [source for source in sources if source not in tensors]
+            if missing:
+                raise ConfigError(f"the checkpoint lacks the tensor {missing[0]}")
+            parts = [tensors[source]().to(getattr(torch, dtype)) for source in sources]
+            value = torch.cat(parts) if len(parts) > 1 else parts[0]
+            if tuple(value.shape) != shape:
+                raise ConfigError(f"{sources[0]} has shape {tuple(value.shape)}, expected {shape}")
+            places[name] = TensorPlace(offset=_pad(file), shape=shape)
+            data = value.contiguous().flatten().view(torch.uint8).numpy().data
+            digest.update(f"{name}{shape}".encode())
+            digest.update(data)
+            file.write(data)
+            progress("convert", (done + 1) / len(plan))
+        _pad(file)
+    return places, digest.hexdigest()
+
+
+def _pad(file: BinaryIO) -> int:
+    file.write(b"\0" * (-file.tell() % ALIGNMENT_BYTES))
+    return file.tell()
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()

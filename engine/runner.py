@@ -1,0 +1,137 @@
+"""The engine behind a scheduler. Owns one model, its KV memory and the order forward → sample.
+
+prepared directory ─► MappedWeights ─► backend ─► Model ┐
+RunnerOptions ──────► KvMemory ───────────────────────── ┴─► ModelRunner.execute(batch)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from engine.api.errors import ConfigError
+from engine.cpu_backend import CpuBackend, load_packed, supports
+from engine.kv_cache import kv_tensor
+from engine.kv_memory import KvMemory
+from engine.model import Model
+from engine.prepared import kv_block_bytes, read_manifest
+from engine.ragged_batch import RaggedBatch, ragged_batch
+from engine.sampler import sample
+from engine.torch_backend import TorchBackend
+from engine.weights import MappedWeights, load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from collections.abc import Sequence as SequenceOf
+    from pathlib import Path
+
+    from engine.api.sampling import SampledToken
+    from engine.model import Backend
+    from engine.prepared import PreparedManifest
+    from engine.sequence import Scheduled
+
+_WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """How a runner computes. `backend` is auto, cpu or torch; `kernel_cache` is where compiled
+    kernels are kept, None for no kernels."""
+
+    num_blocks: int
+    block_size: int = 16
+    backend: str = "auto"
+    num_threads: int = 1
+    kernel_cache: Path | None = None
+
+
+class ModelRunner:
+    """Satisfies engine.runner_api.Runner. Used by one thread at a time."""
+
+    def __init__(self, model: Model, kv_memory: KvMemory, kv: torch.Tensor) -> None:
+        self.config = model.config
+        self.kv_memory = kv_memory
+        self.block_bytes = kv_memory.block_bytes
+        self.block_size: int = kv.shape[4]
+        self.backend = model.backend.description
+        self._model = model
+        self._kv = kv
+
+    @classmethod
+    def load(
+        cls,
+        prepared: Path,
+        options: RunnerOptions,
+        memory_factory: Callable[[int, int], KvMemory] = KvMemory,
+    ) -> ModelRunner:
+        """Map the weights of a prepared directory and reserve the KV blocks.
+
+        `memory_factory(num_blocks, block_bytes)`. Sets this process's number of torch threads.
+        """
+        torch.set_num_threads(options.num_threads)
+        manifest = read_manifest(prepared)
+        config, dtype = manifest.config, getattr(torch, manifest.dtype)
+        mapped = MappedWeights(prepared, manifest, torch.device("cpu"))
+        block_bytes = kv_block_bytes(config, options.block_size, manifest.dtype)
+        memory = memory_factory(options.num_blocks, block_bytes)
+        kv = kv_tensor(memory, config, options.block_size, dtype)
+        backend = _choose_backend(prepared, manifest, options, mapped, kv)
+        model = Model(config, load_weights(mapped, config.num_layers, backend), backend)
+        return cls(model, memory, kv)
+
+    def execute(self, batch: SequenceOf[Scheduled]) -> list[SampledToken | None]:
+        """One step: KV of every scheduled token, and a next token where `samples` is true."""
+        if not batch:
+            return []
+        sampling = [entry.sequence for entry in batch if entry.samples]
+        with torch.inference_mode():
+            logits = self._model.forward(ragged_batch(batch, self.block_size))
+            chosen = iter(sample(logits, sampling))
+        return [next(chosen) if entry.samples else None for entry in batch]
+
+    def warm_up(self) -> None:
+        """Run a tiny prefill and decode in the first blocks, then clear them; only while the pool is all free."""
+        count = min(_WARM_UP_TOKENS, self.kv_memory.num_blocks * self.block_size - 1)
+        num_blocks = -(-(count + 1) // self.block_size)
+        with torch.inference_mode():
+            for start, tokens in ((0, count), (count, 1)):
+                self._model.forward(_tiny_batch(start, tokens, num_blocks))
+            self._kv[:num_blocks].zero_()
+
+    def close(self) -> None:
+        """Let go of the KV memory's tensors, so that `kv_memory.close` can unmap it."""
+        del self._model, self._kv
+
+
+def _choose_backend(
+    prepared: Path,
+    manifest: PreparedManifest,
+    options: RunnerOptions,
+    mapped: MappedWeights,
+    kv: torch.Tensor,
+) -> Backend:
+    if options.backend not in ("auto", "cpu", "torch"):
+        raise ConfigError(f"backend {options.backend!r} is unknown; supported: auto, cpu, torch")
+    supported = supports(kv.dtype)
+    if options.backend == "cpu" and not supported:
+        raise ConfigError(
+            f"this processor or torch has no oneDNN for {manifest.dtype}; "
+            "use --dtype float32 or --backend torch"
+        )
+    if options.backend == "torch" or not supported:
+        return TorchBackend(manifest.config, kv)
+    return CpuBackend(manifest.config, kv, load_packed(prepared, manifest, mapped))
+
+
+def _tiny_batch(start: int, count: int, num_blocks: int) -> RaggedBatch:
+    return RaggedBatch(
+        token_ids=np.zeros(count, dtype=np.int64),
+        positions=np.arange(start, start + count, dtype=np.int32),
+        query_starts=np.array([0, count], dtype=np.int32),
+        context_lengths=np.array([start + count], dtype=np.int32),
+        block_tables=np.arange(num_blocks, dtype=np.int32)[None],
+        sample_rows=np.array([count - 1], dtype=np.int64),
+    )
