@@ -59,3 +59,4 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     log_level: str = "info"
     root_path: str = ""
+    seed: int = 0

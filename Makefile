@@ -1,0 +1,69 @@
+.DEFAULT_GOAL := help
+PYTHON  ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+             $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime-installed
+DEV     := $(VENV)/.dev-installed
+PIP     := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+MODEL   ?=
+ARGS    ?=
+
+.PHONY: help serve install test unit check lint types imports fmt sim e2e slow gpu bench ci clean
+
+help:     ## list targets
+	@grep -hE '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+serve: $(RUNTIME)  ## install if needed, fetch the embedded model, serve it: make serve ARGS="--pd 2p2d"
+	@exec $(BIN)/baton serve $(MODEL) $(ARGS)
+
+install: $(RUNTIME)  ## virtual environment with .venv/bin/baton
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Baton needs Python 3.11 or newer: install it, or name it with make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUNTIME): constraints.txt pyproject.toml | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(DEV): requirements-dev.txt $(RUNTIME)
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+test: $(DEV)  ## every test that needs no accelerator: unit, property, house, sim, e2e
+	$(BIN)/python -m pytest -m "not (gpu or nixl)" $(ARGS)
+
+unit: $(DEV)  ## unit, property and house tests: no model, no sockets
+	$(BIN)/python -m pytest -m "not (sim or e2e or gpu or nixl or slow)" $(ARGS)
+
+check: lint types imports unit  ## what every commit passes
+
+lint: $(DEV)  ## check formatting and rules, change nothing
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: $(DEV)  ## mypy --strict
+	$(BIN)/mypy
+
+imports: $(DEV)  ## package layering
+	$(BIN)/lint-imports
+
+fmt: $(DEV)  ## rewrite formatting and safe fixes
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+sim: $(DEV)  ## whole cluster on a virtual clock
+	$(BIN)/python -m pytest -m sim $(ARGS)
+
+e2e: $(DEV)  ## real processes on loopback
+	$(BIN)/python -m pytest -m "(e2e or slow) and not (gpu or nixl)" $(ARGS)
+
+gpu: $(DEV)  ## what only hardware shows
+	$(BIN)/python -m pytest -m "gpu or nixl" $(ARGS)
+
+bench: $(RUNTIME)  ## how fast KV blocks move between two processes, each transport
+	$(BIN)/baton bench kv $(ARGS)
+
+ci: lint types imports test  ## what CI runs
+
+clean:    ## remove the environment and every cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

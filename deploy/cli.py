@@ -1,0 +1,292 @@
+"""The command `baton`. Owns verbs, argument parsing and exit statuses; imports a verb's code only when it runs.
+
+0 done    1 failed while running    2 a flag, variable or file is wrong    130 interrupted
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from deploy.options import OPTIONS, REFUSALS, Option
+from engine.api.clock import SystemClock
+from engine.api.errors import BatonError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploy.config import Resolved
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are ConfigErrors, so that they look like every other one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status."""
+    arguments = [plain(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+    try:
+        return run(arguments)
+    except ConfigError as error:
+        print(f"baton: error: {error}", file=sys.stderr)
+        return 2
+    except BatonError as error:
+        print(f"baton: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def run(arguments: list[str]) -> int:
+    """Parse and do; ConfigError for what cannot be parsed."""
+    if arguments[:2] == ["bench", "kv"]:  # its own parser, in a package that may not be installed
+        return bench_kv(arguments[2:])
+    namespace, unknown = make_parser().parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(explain_unknown(unknown[0]))
+    if namespace.verb is None:
+        make_parser().print_help()
+        return 0
+    return int(namespace.run(namespace))
+
+
+def plain(argument: str) -> str:
+    """`--max_model_len=8` → `--max-model-len=8`: underscores in an option's name are dashes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def explain_unknown(argument: str) -> str:
+    """One line about an argument that no parser took."""
+    from deploy.config import did_you_mean
+
+    if not argument.startswith("-"):
+        return f"unexpected argument {argument!r}"
+    name = argument.partition("=")[0]
+    known = [f"--{spelling}" for option in OPTIONS for spelling in (option.name, *option.aliases)]
+    return f"unknown option {name}{did_you_mean(name, known)}"
+
+
+def make_parser() -> Parser:
+    """All verbs."""
+    parser = Parser(
+        prog="baton",
+        description="Prefill-decode disaggregated serving of language models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"baton {own_version()}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    _add_serve(verbs)
+    chat = _add(verbs, "chat", "talk to a running server, or ask it one question", run_chat)
+    chat.add_argument("question", nargs="?", help="ask this and exit (default: a conversation)")
+    _add_url(chat)
+    chat.add_argument("--model", help="name of the model (default: the first served)")
+    chat.add_argument("--system", help="system message")
+    chat.add_argument("--temperature", type=float)
+    chat.add_argument("--max-tokens", type=int)
+    status = _add(verbs, "status", "show workers and requests of a running server", run_status)
+    _add_url(status)
+    status.add_argument("--json", action="store_true", help="print the server's answer as it is")
+    doctor = _add(verbs, "doctor", "check what this machine offers", run_doctor)
+    doctor.add_argument("--port", type=int, default=8000, help="port that should be free")
+    pull = _add(verbs, "pull", "fetch and convert a model without serving it", run_pull)
+    pull.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m")
+    pull.add_argument("--dtype", default="auto")
+    _add(verbs, "version", "print the version", run_version)
+    _add(verbs, "bench", "`bench kv`: how fast KV blocks move between two processes", bench_usage)
+    return parser
+
+
+def _add(verbs: Any, name: str, help_text: str, action: Any) -> Parser:
+    parser: Parser = verbs.add_parser(
+        name, help=help_text, description=help_text, allow_abbrev=False
+    )
+    parser.set_defaults(run=action)
+    return parser
+
+
+def _add_url(parser: Parser) -> None:
+    parser.add_argument("--url", default=DEFAULT_URL, help=f"server (default {DEFAULT_URL})")
+    parser.add_argument("--api-key", help="default: BATON_API_KEY")
+
+
+def _add_serve(verbs: Any) -> None:
+    parser = _add(verbs, "serve", "serve a model from two pools of workers", run_serve)
+    parser.add_argument(
+        "positional_model",
+        metavar="MODEL",
+        nargs="?",
+        help="smollm2-135m, a Hugging Face directory, a .gguf file or a hub id",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="YAML file; keys are long options"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print every value and its source, and exit"
+    )
+    for option in OPTIONS:
+        _add_option(parser, option)
+    for refusal in REFUSALS:
+        names = [f"--{refusal.name}", *([refusal.short] if refusal.short else [])]
+        parser.add_argument(
+            *names, dest=f"refused:{refusal.name}", nargs="?", const="", help=argparse.SUPPRESS
+        )
+
+
+def _add_option(parser: Parser, option: Option) -> None:
+    names = [f"--{option.name}", *(f"--{alias}" for alias in option.aliases)]
+    dest = f"option:{option.name}"
+    shown = (
+        f"{option.help} (default: {option.default})"
+        if option.default not in (None, (), "")
+        else option.help
+    )
+    help_text = shown.replace("%", "%%")
+    if option.kind == "switch":
+        parser.add_argument(
+            *names, dest=dest, action=argparse.BooleanOptionalAction, default=None, help=help_text
+        )
+    elif option.kind == "several":
+        parser.add_argument(
+            *names, dest=dest, action="extend", nargs="+", metavar=option.metavar, help=help_text
+        )
+    else:
+        parser.add_argument(*names, dest=dest, metavar=option.metavar, help=help_text)
+
+
+def resolve_arguments(namespace: argparse.Namespace) -> Resolved:
+    """The configuration that parsed arguments, environment and file give together."""
+    from deploy.config import resolve
+    from deploy.topology import environment
+
+    given = vars(namespace)
+    for refusal in REFUSALS:
+        value = given[f"refused:{refusal.name}"]
+        if value is not None and value not in refusal.accepted:
+            raise ConfigError(f"--{refusal.name}: {refusal.reason}")
+    chosen = {
+        o.name: given[f"option:{o.name}"] for o in OPTIONS if given[f"option:{o.name}"] is not None
+    }
+    positional = given["positional_model"]
+    if positional is not None:
+        if chosen.get("model", positional) != positional:
+            raise ConfigError(
+                f"--model: {chosen['model']!r} and MODEL {positional!r} differ; give one"
+            )
+        chosen["model"] = positional
+    variables = environment()
+    file = namespace.config or (
+        Path(variables["BATON_CONFIG"]) if "BATON_CONFIG" in variables else None
+    )
+    return resolve(chosen, variables, file)
+
+
+def run_serve(namespace: argparse.Namespace) -> int:
+    """`baton serve`."""
+    clock = SystemClock()
+    started_s = clock.now_s()
+    resolved = resolve_arguments(namespace)
+    if namespace.print_config:
+        from deploy.config import describe
+
+        print(describe(resolved))
+        return 0
+    from deploy.serve import serve
+
+    return serve(resolved.config, clock, started_s)
+
+
+def run_chat(namespace: argparse.Namespace) -> int:
+    """`baton chat`."""
+    from deploy.chat import Chat
+    from deploy.topology import environment
+
+    chat = Chat(
+        namespace.url,
+        namespace.api_key or environment().get("BATON_API_KEY"),
+        model=namespace.model,
+        system=namespace.system,
+        options={"temperature": namespace.temperature, "max_tokens": namespace.max_tokens},
+    )
+    return chat.ask_once(namespace.question) if namespace.question else chat.converse()
+
+
+def run_status(namespace: argparse.Namespace) -> int:
+    """`baton status`."""
+    from deploy.status import show_status
+    from deploy.topology import environment
+
+    key = namespace.api_key or environment().get("BATON_API_KEY")
+    return show_status(namespace.url, key, as_json=namespace.json)
+
+
+def run_doctor(namespace: argparse.Namespace) -> int:
+    """`baton doctor`."""
+    from deploy.doctor import show_checks
+
+    return show_checks(namespace.port)
+
+
+def run_pull(namespace: argparse.Namespace) -> int:
+    """`baton pull`."""
+    from rich.console import Console
+
+    from deploy.banner import PrepareProgress
+    from deploy.model_source import prepare
+    from deploy.options import dtype
+    from deploy.topology import cache_directory
+
+    try:
+        wanted = dtype(namespace.dtype)
+    except ValueError as error:
+        raise ConfigError(f"--dtype: {error}") from None
+    with PrepareProgress(Console(stderr=True)) as progress:
+        model = prepare(namespace.model, (), wanted, cache_directory(), progress)
+    print(model.directory)
+    return 0
+
+
+def run_version(_: argparse.Namespace) -> int:
+    """`baton version`."""
+    print(f"baton {own_version()}")
+    return 0
+
+
+def bench_usage(_: argparse.Namespace) -> int:
+    """`baton bench` alone."""
+    raise ConfigError("bench: say what to measure: baton bench kv")
+
+
+def bench_kv(arguments: list[str]) -> int:
+    """`baton bench kv …`: the benchmarks live in the repository, beside the packages."""
+    if find_spec("benchmarks") is None or find_spec("benchmarks.kv_transfer") is None:
+        raise ConfigError(
+            "bench kv: benchmarks/kv_transfer.py is not installed; run it from a clone"
+        )
+    from importlib import import_module
+
+    return int(import_module("benchmarks.kv_transfer").main(arguments) or 0)
+
+
+def own_version() -> str:
+    """The installed distribution's version."""
+    try:
+        return version("baton-serve")
+    except PackageNotFoundError:
+        return "0.1.0+uninstalled"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

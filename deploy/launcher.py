@@ -1,0 +1,283 @@
+"""The local launcher: one supervised process tree. Owns who runs, restarts and the way out; torch-free.
+
+start ──► all processes side by side ──► "ready" on a pipe from the coordinator ──► serving
+  any exit before ready: stop everything, show its last words
+  a worker's exit later: tell the coordinator, start it again after 0.2, 1, 2, 4 … 60 s
+  the coordinator's exit: start it again; workers register by themselves
+SIGINT, SIGTERM, SIGHUP: SIGTERM to all, wait, SIGKILL; a second signal kills at once
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from deploy.launcher_control import ControlLink
+from deploy.launcher_process import ChildProcess
+from deploy.plan import next_share
+from deploy.specs import WorkerSpec
+from deploy.topology import child_environment
+from engine.api.errors import ConfigError, WorkerLost
+from engine.api.messages import LauncherOrder, ScaleOrder, StopOrder, WorkerExited
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from deploy.plan import Plan
+    from deploy.specs import CoordinatorSpec
+    from engine.api.clock import Clock
+
+COORDINATOR = "coordinator"
+FIRST_DELAY_S, SECOND_DELAY_S, MAX_DELAY_S = 0.2, 1.0, 60.0
+HEALTHY_S = 30.0
+"""A child that lived this long starts its delays anew."""
+_KILL_WAIT_S = 5.0
+
+
+class Backoff:
+    """How long to wait before a child is started again: 0.2, 1, 2, 4 … 60 s."""
+
+    def __init__(self) -> None:
+        self._delay_s = FIRST_DELAY_S
+
+    def next_s(self, lived_s: float) -> float:
+        """The wait after a life of `lived_s`."""
+        if lived_s >= HEALTHY_S:
+            self._delay_s = FIRST_DELAY_S
+        delay_s = self._delay_s
+        self._delay_s = min(MAX_DELAY_S, max(SECOND_DELAY_S, 2 * delay_s))
+        return delay_s
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What the children run; tests put their own here."""
+
+    coordinator: str = "deploy.coordinator_main"
+    worker: str = "deploy.worker_main"
+
+
+@dataclass
+class Slot:
+    """A place for one process, which may be filled several times. `leaving` means: not again."""
+
+    name: str
+    spec: CoordinatorSpec | WorkerSpec
+    num_threads: int
+    process: ChildProcess | None = None
+    started_s: float = 0.0
+    leaving: bool = False
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+class Launcher:
+    """Runs a plan until told to stop. `say(name, line)` shows what children print."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        directory: Path,
+        clock: Clock,
+        say: Callable[[str, str], None],
+        shutdown_timeout_s: float = 2.0,
+        modules: Modules | None = None,
+    ) -> None:
+        self.plan = plan
+        self.ready = False
+        self._directory, self._clock, self._say = directory, clock, say
+        self._shutdown_timeout_s = shutdown_timeout_s
+        self._modules = modules or Modules()
+        self._slots: dict[str, Slot] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._stopping = False
+        self._on_ready: Callable[[str], None] = lambda _: None
+
+    async def run(self, on_ready: Callable[[str], None]) -> None:
+        """Until a signal. `on_ready(rest of the ready line)` is called once. ConfigError or WorkerLost
+        when a child ends before everything is ready."""
+        loop = asyncio.get_running_loop()
+        self._on_ready = on_ready
+        self._outcome: asyncio.Future[None] = loop.create_future()
+        self._all_gone = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal)
+        self._link = ControlLink(self.plan.coordinator.control, self._on_order)
+        try:
+            self._add(Slot(COORDINATOR, self.plan.coordinator, 1))
+            for spec in self.plan.workers:
+                self._add(Slot(spec.worker_id, spec, spec.num_threads))
+            await self._outcome
+        finally:
+            await self._stop_all()
+            self._link.close()
+
+    # ---- starting
+
+    def _add(self, slot: Slot) -> None:
+        self._slots[slot.name] = slot
+        path = self._directory / f"{slot.name}.json"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(msgspec.json.encode(slot.spec))
+        self._start(slot)
+
+    def _start(self, slot: Slot) -> None:
+        is_coordinator = slot.name == COORDINATOR
+        module = self._modules.coordinator if is_coordinator else self._modules.worker
+        command = [sys.executable, "-P", "-m", module, str(self._directory / f"{slot.name}.json")]
+        command += ["--parent", str(os.getpid())]
+        reading, writing = os.pipe() if is_coordinator else (-1, -1)
+        if is_coordinator:
+            command += ["--ready-fd", str(writing)]
+        slot.started_s = self._clock.now_s()
+        slot.process = ChildProcess(
+            command,
+            child_environment(slot.num_threads),
+            on_line=lambda line: self._say(slot.name, line),
+            on_exit=lambda status: self._on_exit(slot, status),
+            pass_fds=(writing,) if is_coordinator else (),
+        )
+        if is_coordinator:
+            os.close(writing)
+            loop = asyncio.get_running_loop()
+            loop.add_reader(reading, self._on_ready_line, reading)
+
+    def _on_ready_line(self, descriptor: int) -> None:
+        """The coordinator says `ready`, or its end of the pipe closed without a word."""
+        line = os.read(descriptor, 1 << 16).decode("utf-8", "replace").strip()
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+        if line.startswith("ready") and not self._stopping:
+            self._link.hello()
+            if not self.ready:
+                self.ready = True
+                self._on_ready(line.removeprefix("ready").strip())
+
+    # ---- what children and the coordinator do
+
+    def _on_exit(self, slot: Slot, status: int) -> None:
+        if self._stopping:
+            if not self._running():
+                self._all_gone.set()
+        elif slot.leaving:
+            del self._slots[slot.name]
+            self._report(slot, status, None)
+        elif not self.ready:
+            self._finish(_start_failure(slot, status))
+        else:
+            delay_s = slot.backoff.next_s(self._clock.now_s() - slot.started_s)
+            self._say(slot.name, f"{_ending(status)}; starting it again in {delay_s:g} s")
+            self._report(slot, status, delay_s)
+            self._later(delay_s, lambda: self._restart(slot))
+
+    def _restart(self, slot: Slot) -> None:
+        if not self._stopping and not slot.leaving:
+            self._start(slot)
+
+    def _report(self, slot: Slot, status: int, restart_in_s: float | None) -> None:
+        if slot.name != COORDINATOR and slot.process is not None:
+            self._link.send(
+                WorkerExited(
+                    worker_id=slot.name,
+                    pid=slot.process.pid,
+                    status=status,
+                    restart_in_s=restart_in_s,
+                )
+            )
+
+    def _on_order(self, order: LauncherOrder) -> None:
+        if isinstance(order, ScaleOrder):
+            self._scale(order)
+        elif isinstance(order, StopOrder):
+            self._stop_one(order.worker_id)
+
+    def _scale(self, order: ScaleOrder) -> None:
+        """Start a worker like the others of this plan, on the least used cores."""
+        if self._stopping or order.worker_id in self._slots:
+            return
+        specs = [slot.spec for slot in self._slots.values()]
+        workers = [spec for spec in specs if isinstance(spec, WorkerSpec)]
+        model = self.plan.workers[0]
+        cores = next_share(workers, tuple({c for w in self.plan.workers for c in w.cores}))
+        spec = msgspec.structs.replace(
+            model,
+            worker_id=order.worker_id,
+            role=order.role,
+            cores=cores,
+            num_threads=len(cores) or model.num_threads,
+        )
+        self._add(Slot(spec.worker_id, spec, spec.num_threads))
+
+    def _stop_one(self, worker_id: str) -> None:
+        slot = self._slots.get(worker_id)
+        if slot is None or slot.process is None or worker_id == COORDINATOR:
+            return
+        slot.leaving = True
+        if not slot.process.running:
+            del self._slots[worker_id]
+            return
+        slot.process.terminate()
+        self._later(self._shutdown_timeout_s, slot.process.kill)
+
+    # ---- the way out
+
+    def _on_signal(self) -> None:
+        if self._stopping:
+            self._kill_all()
+        self._finish(None)
+
+    def _finish(self, error: Exception | None) -> None:
+        if self._outcome.done():
+            return
+        if error is None:
+            self._outcome.set_result(None)
+        else:
+            self._outcome.set_exception(error)
+
+    async def _stop_all(self) -> None:
+        self._stopping = True
+        for timer in self._timers:
+            timer.cancel()
+        for process in self._running():
+            process.terminate()
+        for wait_s in (self._shutdown_timeout_s, _KILL_WAIT_S):
+            if not self._running():
+                return
+            try:
+                await asyncio.wait_for(self._all_gone.wait(), wait_s)
+            except TimeoutError:
+                self._kill_all()
+
+    def _kill_all(self) -> None:
+        for process in self._running():
+            process.kill()
+
+    def _running(self) -> list[ChildProcess]:
+        processes = [slot.process for slot in self._slots.values()]
+        return [process for process in processes if process is not None and process.running]
+
+    def _later(self, delay_s: float, action: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
+        self._timers.add(loop.call_later(delay_s, action))
+
+
+def _ending(status: int) -> str:
+    if status < 0:
+        return f"was ended by {signal.Signals(-status).name}"
+    return f"ended with status {status}"
+
+
+def _start_failure(slot: Slot, status: int) -> Exception:
+    """What a person sees when a child does not come up; status 2 means that a flag cannot work."""
+    lines = list(slot.process.tail)[-1:] if slot.process is not None else []
+    said = f": {lines[0]}" if lines else ""
+    message = f"{slot.name} {_ending(status)} while starting{said}"
+    return ConfigError(message) if status == 2 else WorkerLost(message)

@@ -1,0 +1,321 @@
+"""Every option of `baton serve`, once. Owns names, aliases, parsers and defaults.
+
+The command line, the environment, the YAML file and `--print-config` are all made from this table;
+which of them wins is decided in `deploy.config`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from deploy.affinity import parse_affinity
+from deploy.memory import parse_bytes
+from deploy.topology import Pools, parse_pd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EMBEDDED_MODEL = "smollm2-135m"
+ON = True
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. `name` is the long option without dashes, which is also its YAML key.
+
+    `parse` turns text into a value and raises ValueError with a sentence for people.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+    aliases: tuple[str, ...] = ()
+    metavar: str = "VALUE"
+    kind: Literal["value", "switch", "several"] = "value"
+    secret: bool = False
+
+    @property
+    def field(self) -> str:
+        """Its attribute in `ServeConfig`."""
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return "BATON_" + self.field.upper()
+
+
+def text(value: str) -> str:
+    """Any text that says something."""
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+def whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
+    """A parser of whole numbers within bounds; `8k` is 8000 and `8K` is 8192, as in vLLM."""
+    units = {"k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}
+
+    def parse(value: str) -> int:
+        digits, unit = (value[:-1], units[value[-1]]) if value[-1:] in units else (value, 1)
+        if not digits.removeprefix("-").isdigit():
+            raise ValueError(f"{value!r} is not a whole number")
+        number = int(digits) * unit
+        if not minimum <= number <= maximum:
+            raise ValueError(f"{number} is outside {minimum}…{maximum}")
+        return number
+
+    return parse
+
+
+def seconds(value: str) -> float:
+    """A duration: `30`, `30s`, `1.5`."""
+    try:
+        number = float(value.removesuffix("s"))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of seconds") from None
+    if not math.isfinite(number) or not 0 < number <= 86400:
+        raise ValueError(f"{value} is outside 0…86400 seconds")
+    return number
+
+
+def choice(*names: str) -> Callable[[str], str]:
+    """A parser of one of `names`."""
+
+    def parse(value: str) -> str:
+        if value.lower() not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+        return value.lower()
+
+    return parse
+
+
+def dtype(value: str) -> str:
+    """auto, float32 or bfloat16."""
+    if value in ("half", "float16", "fp16"):
+        raise ValueError(f"{value!r} is not supported on CPUs: use bfloat16 or float32 (or auto)")
+    return choice("auto", "float32", "bfloat16")({"float": "float32"}.get(value, value))
+
+
+def block_size(value: str) -> int:
+    """A power of two: kernels and block keys rely on it."""
+    number = whole(1, 256)(value)
+    if number & (number - 1):
+        raise ValueError(f"{number} is not a power of two: use 16 or 32")
+    return number
+
+
+def switch(value: str) -> bool:
+    """What a variable or file may say for yes and no."""
+    word = value.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+OPTIONS = (
+    Option("model", text, EMBEDDED_MODEL, "what to serve", ("model-path",), "MODEL"),
+    Option(
+        "pd",
+        parse_pd,
+        Pools(1, 1),
+        "workers of each pool: 1p1d, 2p2d; 0p1d is one colocated worker",
+        metavar="xPyD",
+    ),
+    Option(
+        "prefill-replicas", whole(0, 256), None, "prefill workers, instead of --pd", metavar="N"
+    ),
+    Option("decode-replicas", whole(1, 256), None, "decode workers, instead of --pd", metavar="N"),
+    Option("host", text, "127.0.0.1", "address to listen on"),
+    Option("port", whole(0, 65535), 8000, "port to listen on; 0 takes a free one", metavar="N"),
+    Option("served-model-name", text, (), "names clients may use", kind="several", metavar="NAME"),
+    Option(
+        "dtype",
+        dtype,
+        "auto",
+        "auto, float32 or bfloat16; auto is bfloat16 where the CPU computes in it",
+    ),
+    Option(
+        "max-model-len",
+        whole(1),
+        None,
+        "longest prompt plus output (default: the model's)",
+        ("context-length",),
+        "TOKENS",
+    ),
+    Option("block-size", block_size, 16, "tokens in one KV block", ("page-size",), "TOKENS"),
+    Option(
+        "max-num-seqs",
+        whole(1, 4096),
+        64,
+        "sequences running at once on a worker",
+        ("max-running-requests",),
+        "N",
+    ),
+    Option(
+        "max-num-batched-tokens",
+        whole(16, 1 << 20),
+        512,
+        "tokens in one step: a prefill chunk",
+        ("chunked-prefill-size",),
+        "N",
+    ),
+    Option(
+        "kv-cache-memory",
+        parse_bytes,
+        None,
+        "KV pool of each worker, as 2GiB (default: a part of free memory)",
+        ("kv-cache-memory-bytes",),
+        "SIZE",
+    ),
+    Option("enable-prefix-caching", switch, ON, "reuse KV blocks of equal prefixes", kind="switch"),
+    Option(
+        "seed", whole(0), None, "seed of requests that bring none (default: drawn)", metavar="N"
+    ),
+    Option(
+        "backend",
+        choice("auto", "cpu", "torch"),
+        "auto",
+        "auto, cpu (packed weights, C kernel) or torch (reference)",
+    ),
+    Option(
+        "transport",
+        choice("auto", "shm", "zmq", "ucx", "nixl"),
+        "auto",
+        "how KV blocks travel: auto, shm, zmq, ucx or nixl",
+        ("disaggregation-transfer-backend",),
+    ),
+    Option(
+        "cpu-affinity",
+        parse_affinity,
+        "auto",
+        "auto, none, or cores as 0-3 or one list each as '0-1;2-3'",
+        metavar="LIST",
+    ),
+    Option("launcher", choice("local", "ray"), "local", "what starts the processes: local"),
+    Option(
+        "kv-lease-duration",
+        seconds,
+        30.0,
+        "how long finished blocks are promised to the decode side",
+        metavar="SECONDS",
+    ),
+    Option(
+        "max-queued-requests",
+        whole(0),
+        1024,
+        "beyond this many waiting requests, answer 429",
+        metavar="N",
+    ),
+    Option(
+        "api-key",
+        text,
+        (),
+        "key that clients must send; may be repeated",
+        kind="several",
+        metavar="KEY",
+        secret=True,
+    ),
+    Option("chat-template", text, None, "Jinja template: a file, or the text itself"),
+    Option("root-path", str, "", "path prefix set by a proxy in front"),
+    Option(
+        "log-level",
+        choice("debug", "info", "warning", "error", "critical"),
+        "info",
+        "debug, info, warning, error",
+        ("uvicorn-log-level",),
+    ),
+    Option(
+        "shutdown-timeout",
+        seconds,
+        2.0,
+        "after Ctrl-C or SIGTERM, how long children may take",
+        metavar="SECONDS",
+    ),
+)
+BY_NAME = {option.name: option for option in OPTIONS}
+ALIASES = {alias: option.name for option in OPTIONS for alias in option.aliases}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An option of other servers that means nothing here; its `accepted` values change nothing."""
+
+    name: str
+    reason: str
+    short: str | None = None
+    accepted: tuple[str, ...] = ()
+
+
+REFUSALS = (
+    Refusal(
+        "trust-remote-code",
+        "Baton never runs code that comes with a model; remove the flag",
+        accepted=("false",),
+    ),
+    Refusal(
+        "tensor-parallel-size",
+        "tensor parallelism is not there yet; use 1, and more workers with --pd 2p2d",
+        "-tp",
+        ("1",),
+    ),
+    Refusal(
+        "pipeline-parallel-size",
+        "pipeline parallelism is not there; use 1, and more workers with --pd 2p2d",
+        "-pp",
+        ("1",),
+    ),
+    Refusal("data-parallel-size", "add workers with --pd 2p2d instead", "-dp", ("1",)),
+    Refusal(
+        "gpu-memory-utilization",
+        "there is no GPU backend yet; size the KV pool with --kv-cache-memory 2GiB",
+    ),
+    Refusal("mem-fraction-static", "size the KV pool with --kv-cache-memory 2GiB"),
+    Refusal(
+        "kv-cache-dtype", "KV is kept in the model's --dtype; remove the flag", accepted=("auto",)
+    ),
+    Refusal(
+        "quantization",
+        "weights are computed in --dtype; GGUF files are read and expanded; remove the flag",
+        accepted=("none",),
+    ),
+    Refusal(
+        "load-format",
+        "the format is found from the files (safetensors or GGUF); remove the flag",
+        accepted=("auto", "safetensors", "gguf"),
+    ),
+    Refusal("tokenizer", "the tokenizer is read from the model itself; remove the flag"),
+    Refusal("generation-config", "the model's own is used; remove the flag", accepted=("auto",)),
+    Refusal(
+        "enforce-eager",
+        "there are no CUDA graphs here; remove the flag",
+        accepted=("", "true", "false"),
+    ),
+    Refusal(
+        "enable-chunked-prefill",
+        "prefill is always chunked; remove the flag",
+        accepted=("", "true"),
+    ),
+    Refusal("kv-transfer-config", "workers are paired by Baton itself; choose with --transport"),
+    Refusal(
+        "disaggregation-mode", "one command starts both pools; choose their sizes with --pd 1p1d"
+    ),
+    Refusal(
+        "kv-load-failure-policy",
+        "a failed transfer is always computed again; remove the flag",
+        accepted=("recompute",),
+    ),
+    Refusal("tool-call-parser", "tool calling is not there yet"),
+    Refusal("enable-auto-tool-choice", "tool calling is not there yet"),
+    Refusal("reasoning-parser", "reasoning parsing is not there yet"),
+    Refusal("download-dir", "set the BATON_CACHE variable instead"),
+    Refusal("uds", "a unix socket is not offered; use --host and --port"),
+    Refusal("ssl-keyfile", "TLS is not offered; put a proxy in front"),
+    Refusal("ssl-certfile", "TLS is not offered; put a proxy in front"),
+    Refusal("otlp-traces-endpoint", "tracing is not there yet"),
+)

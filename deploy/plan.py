@@ -1,0 +1,162 @@
+"""What will run on this host: one spec for every process. Owns the arithmetic from flags, model and host to specs.
+
+Pure but for reading what the host has; nothing is started here.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.affinity import allowed_cores, quota_cores, share_cores
+from deploy.memory import available_bytes, check_fits, default_kv_bytes, format_bytes
+from deploy.specs import CoordinatorSpec, PreparedModel, WorkerSpec
+from engine.api.errors import ConfigError
+from engine.prepared import ELEMENT_BYTES
+
+if TYPE_CHECKING:
+    from deploy.config import ServeConfig
+
+
+@dataclass(frozen=True)
+class Host:
+    """What this machine offers now."""
+
+    cores: tuple[int, ...]
+    quota: float | None
+    available_bytes: int
+
+    @classmethod
+    def here(cls) -> Host:
+        """Read from the kernel."""
+        return cls(allowed_cores(), quota_cores(), available_bytes())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the launcher starts."""
+
+    coordinator: CoordinatorSpec
+    workers: tuple[WorkerSpec, ...]
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that one worker's KV pool holds."""
+        return self.workers[0].num_blocks * self.workers[0].block_size
+
+
+def make_plan(
+    config: ServeConfig, model: PreparedModel, host: Host, run_directory: Path, port: int
+) -> Plan:
+    """Specs of all processes; ConfigError when the flags, the model and the host do not fit together."""
+    kv_bytes = pool_bytes(config, host)
+    num_blocks = count_blocks(config, model, kv_bytes)
+    max_model_len = context_length(config, model, num_blocks * config.block_size)
+    control = f"ipc://{run_directory / 'control.sock'}"
+    shares = share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
+    workers = tuple(
+        WorkerSpec(
+            worker_id=worker_id,
+            role=role,
+            model=model,
+            control=control,
+            run_directory=str(run_directory),
+            backend=config.backend,
+            transport=config.transport,
+            cores=share.cores,
+            num_threads=share.num_threads,
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            kv_cache_bytes=kv_bytes,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+            lease_duration_s=config.kv_lease_duration,
+            log_level=config.log_level,
+        )
+        for (worker_id, role), share in zip(config.pools.worker_ids(), shares, strict=True)
+    )
+    return Plan(_coordinator(config, model, control, port, max_model_len), workers)
+
+
+def _coordinator(
+    config: ServeConfig, model: PreparedModel, control: str, port: int, max_model_len: int
+) -> CoordinatorSpec:
+    return CoordinatorSpec(
+        model=model,
+        control=control,
+        host=config.host,
+        port=port,
+        expected={"prefill": config.pools.prefill, "decode": config.pools.decode},
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        api_keys=config.api_key,
+        max_queued_requests=config.max_queued_requests,
+        chat_template=read_template(config.chat_template),
+        log_level=config.log_level,
+        root_path=config.root_path,
+        seed=secrets.randbits(63) if config.seed is None else config.seed,
+    )
+
+
+def pool_bytes(config: ServeConfig, host: Host) -> int:
+    """Bytes of one worker's KV pool, checked against what is free now."""
+    workers = config.pools.total
+    chosen = config.kv_cache_memory
+    kv_bytes = default_kv_bytes(host.available_bytes, workers) if chosen is None else chosen
+    check_fits(kv_bytes, workers, host.available_bytes)
+    return kv_bytes
+
+
+def count_blocks(config: ServeConfig, model: PreparedModel, kv_bytes: int) -> int:
+    """Whole blocks in `kv_bytes`; at least two, so that a prompt and its output have room."""
+    element_bytes = ELEMENT_BYTES["bfloat16" if model.dtype == "bfloat16" else "float32"]
+    block_bytes = config.block_size * model.config.kv_bytes_per_token(element_bytes)
+    if kv_bytes < 2 * block_bytes:
+        raise ConfigError(
+            f"--kv-cache-memory: {format_bytes(kv_bytes)} holds fewer than two blocks of "
+            f"{format_bytes(block_bytes)}; give at least {format_bytes(2 * block_bytes)}"
+        )
+    return kv_bytes // block_bytes
+
+
+def context_length(config: ServeConfig, model: PreparedModel, kv_tokens: int) -> int:
+    """Longest sequence: as asked and possible, else the model's own, at most what one pool holds."""
+    own, asked = model.config.max_position_embeddings, config.max_model_len
+    if asked is None:
+        return min(own, kv_tokens)
+    if asked > own:
+        raise ConfigError(
+            f"--max-model-len: {asked} is more than the {own} that {model.name} was made for"
+        )
+    if asked > kv_tokens:
+        raise ConfigError(
+            f"--max-model-len: {asked} tokens do not fit in a KV pool of {kv_tokens}; "
+            "give a smaller length or a larger --kv-cache-memory"
+        )
+    return asked
+
+
+def read_template(chosen: str | None) -> str | None:
+    """The chat template's text: from a file, or given as it is."""
+    if chosen is None or "{{" in chosen or "{%" in chosen:
+        return chosen
+    path = Path(chosen).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"--chat-template: there is no file {path}, and it is no Jinja text either"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def next_share(workers: list[WorkerSpec], host_cores: tuple[int, ...]) -> tuple[int, ...]:
+    """Cores for one worker more: those least used by the workers now there."""
+    used = dict.fromkeys(host_cores, 0)
+    for worker in workers:
+        for core in worker.cores:
+            used[core] = used.get(core, 0) + 1
+    width = min((len(worker.cores) for worker in workers), default=1)
+    return tuple(sorted(sorted(used, key=lambda core: (used[core], core))[:width]))

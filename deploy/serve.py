@@ -1,0 +1,70 @@
+"""`baton serve` from its configuration to its end. Owns the order of things; each thing is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from deploy.banner import ChildLines, PrepareProgress, show_banner
+from deploy.launcher import Launcher
+from deploy.model_source import prepare
+from deploy.plan import Host, make_plan, pool_bytes
+from deploy.run_directory import run_directory
+from deploy.topology import cache_directory
+from engine.api.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deploy.config import ServeConfig
+    from engine.api.clock import Clock
+
+
+def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
+    """Exit status 0 after a stop that was asked for; ConfigError or WorkerLost otherwise."""
+    console = Console(stderr=True, highlight=False)
+    host = Host.here()
+    pool_bytes(config, host)  # fail before a download rather than after it
+    port = claim_port(config.host, config.port)
+    with PrepareProgress(console) as progress:
+        model = prepare(
+            config.model, config.served_model_name, config.dtype, cache_directory(), progress
+        )
+    with run_directory() as directory:
+        plan = make_plan(config, model, host, directory, port)
+        launcher = Launcher(plan, directory, clock, ChildLines(console), config.shutdown_timeout)
+
+        def on_ready(news: str) -> None:
+            show_banner(console, plan, read_news(news), clock.now_s() - started_s)
+
+        asyncio.run(launcher.run(on_ready))
+    return 0
+
+
+def read_news(line: str) -> dict[str, str]:
+    """What a coordinator may add to `ready`: a JSON object with backend and transport."""
+    try:
+        news = json.loads(line or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return {str(key): str(value) for key, value in news.items()} if isinstance(news, dict) else {}
+
+
+def claim_port(host: str, port: int) -> int:
+    """The port to listen on, known to be free now; 0 chooses one. ConfigError when it is taken."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigError(f"--host: {host!r} is not an address of this machine: {error}") from error
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ConfigError(
+                f"--port: cannot listen on {host}:{port} ({error.strerror}); "
+                "choose another with --port, or --port 0 for any free one"
+            ) from error
+        return int(probe.getsockname()[1])
