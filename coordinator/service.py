@@ -292,7 +292,7 @@ class ClusterService:
             life.strikes += 1
             if life.strikes >= MAX_STRIKES:
                 self._replay(life, f"{worker.worker_id} does not know the request")
-        for request_id, attempt in here:
+        for request_id, attempt in heartbeat.live:
             known = self.lives.get(request_id)
             if known is None or not known.is_current(attempt):
                 self._abort_stray(worker, request_id, attempt)
@@ -367,7 +367,7 @@ class ClusterService:
         self, request_id: str, attempt: int, legs: tuple[str | None, str | None], reason: str
     ) -> None:
         prefill_id, decode_id = legs
-        for worker_id in {prefill_id, decode_id} - {None}:
+        for worker_id in dict.fromkeys(legs):
             record = self.registry.get(worker_id or "")
             if record is not None:
                 self.send(

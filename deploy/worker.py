@@ -31,6 +31,7 @@ from engine.api.messages import (
     Fence,
     Goodbye,
     Outputs,
+    Ping,
     Prefill,
     Refuse,
     RoleChanged,
@@ -187,6 +188,8 @@ class Worker:
                 self.decode.end(key)
             case Audit():
                 self.outbox.tell(self._account(message.audit_id))
+            case Ping():
+                pass
             case Welcome():
                 self.is_registered = True
             case Refuse():

@@ -1,0 +1,57 @@
+"""A child for launcher tests: does what `$BATON_TEST_BEHAVIOUR/<name>` says, and writes down what it hears.
+
+usage: python -m tests.e2e.fake_child SPEC_FILE --parent PID [--ready-fd N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import zmq
+
+from deploy.child import follow_parent
+
+
+def coordinate(endpoint: str, ready_fd: int, journal: Path) -> None:
+    """Say ready, then write the type of every message into the journal."""
+    socket = zmq.Context().socket(zmq.ROUTER)
+    socket.bind(endpoint)
+    os.write(ready_fd, b'ready {"backend": "fake"}\n')
+    os.close(ready_fd)
+    while True:
+        _, frame = socket.recv_multipart()
+        with journal.open("ab") as file:
+            file.write(frame.replace(b"\n", b" ") + b"\n")
+
+
+def main() -> None:
+    """Until SIGTERM."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--parent", type=int)
+    parser.add_argument("--ready-fd", type=int)
+    arguments = parser.parse_args()
+    follow_parent(arguments.parent)
+    name = arguments.spec.stem
+    directory = Path(os.environ["BATON_TEST_BEHAVIOUR"])  # noqa: TID251
+    behaviour = directory / name
+    wanted = behaviour.read_text() if behaviour.exists() else ""
+    if wanted == "refuse":
+        print("block size 3 is odd", flush=True)
+        sys.exit(2)
+    if wanted == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print(f"{name} runs", flush=True)
+    if arguments.ready_fd is not None:
+        spec = json.loads(arguments.spec.read_bytes())
+        coordinate(spec["control"], arguments.ready_fd, directory / "journal")
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Runs a Launcher over fake children; its standard output says where it is.
+
+usage: python -m tests.e2e.launcher_driver RUN_ROOT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from deploy.config import resolve
+from deploy.launcher import Launcher, Modules
+from deploy.plan import Host, make_plan
+from deploy.run_directory import run_directory
+from deploy.specs import PreparedModel
+from engine.api.clock import SystemClock
+from engine.api.errors import BatonError, ConfigError
+from engine.api.model_config import ModelConfig
+
+CONFIG = ModelConfig(
+    family="llama",
+    vocab_size=100,
+    hidden_size=64,
+    intermediate_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    rms_norm_eps=1e-5,
+    rope_theta=1e4,
+    max_position_embeddings=2048,
+)
+MODEL = PreparedModel(
+    name="tiny",
+    served_names=("tiny",),
+    directory="/nowhere",
+    config=CONFIG,
+    dtype="float32",
+    weights_hash="0",
+    tokenizer_hash="0",
+)
+FAKE = "tests.e2e.fake_child"
+
+
+def tell(*words: object) -> None:
+    """One line, at once."""
+    print(*words, flush=True)
+
+
+def main() -> int:
+    """As `deploy.serve`, with fakes."""
+    config = resolve({"pd": "1p1d"}, {}).config
+    with run_directory(Path(sys.argv[1])) as directory:
+        plan = make_plan(config, MODEL, Host((0,), None, 1 << 34), directory, 0)
+        launcher = Launcher(plan, directory, SystemClock(), tell, 1.0, Modules(FAKE, FAKE))
+        try:
+            asyncio.run(launcher.run(lambda news: tell("READY", news)))
+        except BatonError as error:
+            tell("FAILED", error)
+            return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""The launcher over fake children: starting, dying, restarting, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+
+
+class Driven:
+    """A running launcher_driver; `lines` grows in a thread."""
+
+    def __init__(self, root: Path, behaviour: Path) -> None:
+        env = dict(os.environ, PYTHONPATH=str(ROOT), BATON_TEST_BEHAVIOUR=str(behaviour))  # noqa: TID251
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.launcher_driver", str(root)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=env,
+            cwd=ROOT,
+        )
+        self.lines: list[str] = []
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as stream:
+            for line in stream:
+                with self._news:
+                    self.lines.append(line.strip())
+                    self._news.notify_all()
+
+    def wait_for(self, text: str, count: int = 1, timeout: float = 20.0) -> None:
+        with self._news:
+            found = self._news.wait_for(
+                lambda: sum(text in line for line in self.lines) >= count, timeout
+            )
+        assert found, self.lines
+
+    def children(self) -> dict[str, psutil.Process]:
+        """Name → process of everything below the driver."""
+        found = psutil.Process(self.process.pid).children(recursive=True)
+        return {Path(child.cmdline()[4]).stem: child for child in found}
+
+    def end(self, timeout: float = 10.0) -> int:
+        status = self.process.wait(timeout)
+        self._thread.join(5)
+        return status
+
+
+@pytest.fixture
+def behaviour(tmp_path: Path) -> Path:
+    directory = tmp_path / "behaviour"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def driven(tmp_path, behaviour):
+    root = Path("/tmp") / f"bt-{tmp_path.parent.name}-{tmp_path.name}"[:40]
+    root.mkdir(exist_ok=True)
+    started: list[Driven] = []
+
+    def start() -> Driven:
+        started.append(Driven(root, behaviour))
+        return started[-1]
+
+    start.root = root
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.end()
+    for left in root.iterdir():
+        for file in left.iterdir():
+            file.unlink()
+        left.rmdir()
+    root.rmdir()
+
+
+def run_directories(driven) -> list[Path]:
+    return list(driven.root.glob("baton-run-*"))
+
+
+def gone(processes: list[psutil.Process], timeout: float) -> bool:
+    return psutil.wait_procs(processes, timeout)[1] == []
+
+
+def test_ready_line_carries_news_and_files_are_private(driven) -> None:
+    one = driven()
+    one.wait_for("READY")
+    assert any('READY {"backend": "fake"}' in line for line in one.lines)
+    (directory,) = run_directories(driven)
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in directory.glob("*.json")} == {0o600}
+    assert set(one.children()) == {"coordinator", "prefill-0", "decode-0"}
+
+
+def test_interrupt_ends_everything_with_status_0(driven) -> None:
+    one = driven()
+    one.wait_for("READY")
+    children = list(one.children().values())
+    one.process.send_signal(signal.SIGINT)
+    assert one.end(3.0) == 0
+    assert gone(children, 0.1)
+    assert run_directories(driven) == []
+
+
+def test_a_child_deaf_to_sigterm_is_killed_in_time(driven, behaviour) -> None:
+    (behaviour / "decode-0").write_text("deaf")
+    one = driven()
+    one.wait_for("READY")
+    one.wait_for("decode-0 runs")
+    children = list(one.children().values())
+    started = time.perf_counter()
+    one.process.send_signal(signal.SIGTERM)
+    assert one.end(3.0) == 0
+    assert time.perf_counter() - started >= 0.9
+    assert gone(children, 0.1)
+
+
+def test_a_second_interrupt_kills_at_once(driven, behaviour) -> None:
+    (behaviour / "decode-0").write_text("deaf")
+    one = driven()
+    one.wait_for("READY")
+    one.wait_for("decode-0 runs")
+    started = time.perf_counter()
+    one.process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    one.process.send_signal(signal.SIGINT)
+    assert one.end(3.0) == 0
+    assert time.perf_counter() - started < 0.9
+
+
+def test_killed_worker_is_reported_and_started_again(driven, behaviour) -> None:
+    one = driven()
+    one.wait_for("READY")
+    one.wait_for("prefill-0 runs")
+    one.children()["prefill-0"].kill()
+    one.wait_for("starting it again in 0.2 s")
+    one.wait_for("prefill-0 runs", count=2)
+    one.process.send_signal(signal.SIGINT)
+    assert one.end() == 0
+    journal = (behaviour / "journal").read_bytes()
+    assert b"LauncherHello" in journal
+    assert b"WorkerExited" in journal
+
+
+def test_killed_coordinator_returns_and_is_greeted_again(driven, behaviour) -> None:
+    one = driven()
+    one.wait_for("READY")
+    one.children()["coordinator"].kill()
+    one.wait_for("coordinator runs", count=2)
+    deadline = time.perf_counter() + 5
+    while (behaviour / "journal").read_bytes().count(b"LauncherHello") < 2:
+        assert time.perf_counter() < deadline
+        time.sleep(0.02)
+    assert sum("READY" in line for line in one.lines) == 1
+
+
+def test_refusing_child_stops_the_start_with_its_own_words(driven, behaviour) -> None:
+    (behaviour / "prefill-0").write_text("refuse")
+    one = driven()
+    assert one.end() == 2
+    assert any(
+        "FAILED prefill-0 ended with status 2 while starting: block size 3 is odd" in line
+        for line in one.lines
+    ), one.lines
+    assert run_directories(driven) == []
+
+
+def test_children_of_a_killed_launcher_die_and_the_next_one_cleans_up(driven) -> None:
+    one = driven()
+    one.wait_for("READY")
+    children = list(one.children().values())
+    one.process.kill()
+    assert gone(children, 2.0)
+    (left,) = run_directories(driven)
+    two = driven()
+    two.wait_for("READY")
+    assert not left.exists()

@@ -1,0 +1,236 @@
+"""The simulated cluster. Owns the ends and their wiring; coordinator, roles and pools are production code."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from coordinator.membership import Membership
+from coordinator.service import ClusterService
+from coordinator.service_api import Generation
+from coordinator.stream import EventStream
+from engine.api import wire
+from engine.api.messages import WorkerMessage
+from engine.attesting import attested_tokens
+from engine.prefix_cache import root_key
+from tests.sim.network import Faults, Network
+from tests.sim.virtual_loop import VirtualClock, VirtualLoop
+from tests.sim.worker import BLOCK_SIZE, FINGERPRINT, Memory, Policy, SimWorker
+
+DEATH_SEEN_S = 0.018
+
+
+class Cluster:
+    """A coordinator and workers on one virtual loop."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        *,
+        prefill: int,
+        decode: int,
+        num_blocks: int,
+        seed: int,
+        faults: Faults | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        self.loop = loop
+        self.clock = VirtualClock(loop)
+        self.rng = random.Random(seed)
+        self.network = Network(loop, random.Random(seed + 1), faults or Faults())
+        self.policy = policy or Policy()
+        self.num_blocks = num_blocks
+        self._incarnations = 0
+        self._corrupt_next = False
+        self._decoder = wire.Decoder[WorkerMessage](WorkerMessage)
+        self.workers: dict[str, SimWorker] = {}
+        self.service = ClusterService(
+            model_name="mock",
+            block_size=BLOCK_SIZE,
+            expected={"prefill": prefill, "decode": decode},
+            clock=self.clock,
+            send=self._to_worker,
+        )
+        self.membership = Membership(self.service)
+        self._roles = {f"prefill-{i}": "prefill" for i in range(prefill)}
+        self._roles |= {f"decode-{i}": "decode" for i in range(decode)}
+
+    def start(self) -> None:
+        """Start every process."""
+        self.membership.start()
+        for worker_id in self._roles:
+            self.restart(worker_id)
+
+    def new_incarnation(self) -> str:
+        """Numbered, so that a seed gives the same trace."""
+        self._incarnations += 1
+        return f"inc{self._incarnations:04d}"
+
+    # ---- wiring
+
+    def _to_worker(self, identity: bytes, message: Any) -> bool:
+        worker = self.workers.get(identity.decode())
+        if worker is None or not worker.alive:
+            return False
+
+        def deliver(frame: bytes) -> None:
+            worker.deliver("control", b"coordinator", frame)
+
+        self.network.send("coordinator", worker.worker_id, message, deliver)
+        return True
+
+    def to_coordinator(self, worker: SimWorker, message: Any) -> None:
+        """A worker speaks to the coordinator."""
+
+        def deliver(frame: bytes) -> None:
+            decoded = self._decoder.decode(frame)
+            self.membership.on_message(worker.worker_id.encode(), decoded)
+
+        self.network.send(worker.worker_id, "coordinator", message, deliver)
+
+    def to_peer(
+        self, sender: SimWorker, receiver: str, kind: str, name: bytes, message: Any
+    ) -> None:
+        """A worker speaks to another; what a dead start would have received is lost."""
+        target = self.workers.get(receiver)
+        if target is None or not target.alive:
+            return
+
+        def deliver(frame: bytes) -> None:
+            target.deliver(kind, name, frame)
+
+        self.network.send(sender.worker_id, receiver, message, deliver)
+
+    # ---- faults
+
+    def kill(self, worker_id: str) -> None:
+        """SIGKILL: what it had not sent is lost; the coordinator's pidfd fires."""
+        worker = self.workers[worker_id]
+        worker.alive = False
+        incarnation = worker.context.incarnation
+
+        def seen() -> None:
+            record = self.service.registry.get(worker_id)
+            if record is not None and record.incarnation == incarnation:
+                self.service.lose_worker(worker_id, "process exited")
+
+        self.loop.call_later(DEATH_SEEN_S, seen)
+
+    def restart(self, worker_id: str) -> None:
+        """A new start of the worker, empty."""
+        self.workers[worker_id] = SimWorker(
+            self, worker_id, self._roles[worker_id], self.num_blocks, self.policy
+        )
+
+    def pause(self, worker_id: str, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after `seconds`."""
+        self.workers[worker_id].paused_until_s = self.clock.now_s() + seconds
+
+    def corrupt_next_pull(self) -> None:
+        """Flip one bit of the next read, before its digest is checked."""
+        self._corrupt_next = True
+
+    def maybe_corrupt(self, memory: Memory, targets: list[int]) -> None:
+        """Called by every read after its copy."""
+        if self._corrupt_next and targets:
+            self._corrupt_next = False
+            memory.block(targets[0])[3] ^= 4
+
+    # ---- clients
+
+    async def sleep(self, seconds: float) -> None:
+        """Virtual seconds."""
+        await asyncio.sleep(seconds)
+
+    async def until_ready(self) -> None:
+        """Every worker has proven itself."""
+        while not self.service.is_ready():
+            await asyncio.sleep(0.01)
+
+    def oracle(self, request: Generation) -> list[int]:
+        """What a faultless engine emits."""
+        root = root_key(FINGERPRINT.hash_bytes(), request.cache_salt)
+        sampling = request.sampling
+        return attested_tokens(
+            root, request.prompt_token_ids, sampling.max_tokens, sampling.seed
+        )
+
+    async def tokens(self, request: Generation) -> list[int]:
+        """Submit and collect."""
+        return await self.drain(self.service.submit(request))
+
+    async def drain(self, stream: EventStream) -> list[int]:
+        """All tokens of a stream; an error is raised."""
+        tokens: list[int] = []
+        async for event in stream:
+            tokens += [token.token_id for token in event.tokens]
+            if event.error is not None:
+                raise event.error
+        return tokens
+
+    async def quiet(self) -> None:
+        """Long enough for every lease, renewal and reconciliation to have run."""
+        await asyncio.sleep(20.0)
+
+    def leaks(self) -> list[str]:
+        """Everything that should be zero and is not."""
+        found = []
+        if self.service.lives or self.service.ledger.num_reservations():
+            found.append(f"coordinator: {len(self.service.lives)} lives")
+        for worker in self.workers.values():
+            if not worker.alive:
+                continue
+            counts = worker.pool.counts()
+            numbers = {
+                "held": counts.held,
+                "leases": len(worker.leases),
+                "offers": len(worker.prefill.offers),
+                "sequences": worker.decode.num_sequences,
+                "fetches": len(worker.decode.fetches),
+                "unbalanced": int(not worker.pool.is_balanced()),
+            }
+            found += [f"{worker.worker_id}: {k}={v}" for k, v in numbers.items() if v]
+        return found
+
+
+def run(
+    scenario: Callable[[Cluster], Awaitable[None]],
+    *,
+    prefill: int,
+    decode: int,
+    num_blocks: int = 512,
+    seed: int = 0,
+    faults: Faults | None = None,
+    policy: Policy | None = None,
+) -> Cluster:
+    """Run a scenario on a fresh virtual loop."""
+    loop = VirtualLoop()
+    cluster = Cluster(
+        loop,
+        prefill=prefill,
+        decode=decode,
+        num_blocks=num_blocks,
+        seed=seed,
+        faults=faults,
+        policy=policy,
+    )
+
+    async def main() -> None:
+        cluster.start()
+        await scenario(cluster)
+
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.run_until_complete(_cancel_rest(loop))
+        loop.close()
+    return cluster
+
+
+async def _cancel_rest(loop: VirtualLoop) -> None:
+    tasks = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

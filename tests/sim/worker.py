@@ -1,0 +1,388 @@
+"""A simulated worker process. Owns its inbox and the timing of its steps; roles, pool and leases are production code."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from decode.role import DecodeRole
+from decode.scheduler import DecodeScheduler
+from deploy.worker_parts import BlockProofs
+from engine.allocation import Allocator
+from engine.api import wire
+from engine.api.errors import ProtocolError
+from engine.api.fingerprint import Fingerprint
+from engine.api.messages import (
+    Abort,
+    Announce,
+    Audit,
+    AuditReply,
+    CoordinatorMessage,
+    Decode,
+    Fence,
+    Gone,
+    Heartbeat,
+    Hello,
+    Outputs,
+    PeerAddress,
+    PeerMessage,
+    Prefill,
+    Welcome,
+    WorkerLoad,
+)
+from engine.attesting import SLOT_BYTES, AttestingRunner
+from engine.block_pool import BlockPool
+from engine.context import WorkerContext
+from kvtransfer.digest import block_digest
+from kvtransfer.lease import LeaseTable
+from prefill.role import PrefillRole
+from prefill.scheduler import PrefillScheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from engine.api.messages import BlockOffer, Output, TransferFailed
+    from engine.sequence import Sequence
+    from tests.sim.cluster import Cluster
+
+BLOCK_SIZE = 4
+FINGERPRINT = Fingerprint(
+    model="mock",
+    weights="w",
+    tokenizer="t",
+    dtype="bytes",
+    layout="l",
+    block_size=BLOCK_SIZE,
+    num_layers=1,
+    num_kv_heads=1,
+    head_dim=1,
+    rope="none",
+)
+STEP_S = 0.002
+HEARTBEAT_S = 0.5
+
+
+class Memory:
+    """Blocks of a simulated pool."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.block_bytes = BLOCK_SIZE * SLOT_BYTES
+        self._bytes = memoryview(bytearray(os.urandom(1) * (num_blocks * self.block_bytes)))
+
+    def block(self, block_id: int) -> memoryview:
+        return self._bytes[block_id * self.block_bytes : (block_id + 1) * self.block_bytes]
+
+
+@dataclass
+class Policy:
+    """Mutations of the protocol, off in production: each must be caught by a test."""
+
+    skip_digest: bool = False
+    skip_incarnation: bool = False
+    free_on_abort: bool = False
+
+
+@dataclass
+class SimWorker:
+    """One start of one worker."""
+
+    cluster: Cluster
+    worker_id: str
+    role: str
+    num_blocks: int
+    policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        cluster = self.cluster
+        self.rng = random.Random(cluster.rng.random())
+        self.alive = True
+        self.paused_until_s = 0.0
+        self.steps = 0
+        self.heard = 0
+        self.is_registered = False
+        self.inbox: list[tuple[str, bytes, bytes]] = []
+        self.results: list[tuple[tuple[str, int], str | None]] = []
+        self._turn_due = False
+        self._busy_until_s = 0.0
+        self._coordinator_decoder = wire.Decoder[CoordinatorMessage](CoordinatorMessage)
+        self._peer_decoder = wire.Decoder[PeerMessage](PeerMessage)
+        self.context = WorkerContext(
+            self.worker_id, cluster.new_incarnation(), FINGERPRINT.hash_bytes(), cluster.clock, 5.0
+        )
+        self.memory = Memory(self.num_blocks)
+        self.pool = BlockPool(self.num_blocks)
+        self.leases = LeaseTable(cluster.clock)
+        self.proofs = BlockProofs(self.memory, self.pool, BLOCK_SIZE, self.context)  # type: ignore[arg-type]
+        allocator = Allocator(self.pool, BLOCK_SIZE)
+        runner = AttestingRunner(self.memory, BLOCK_SIZE)
+        self.prefill = PrefillRole(
+            PrefillScheduler(allocator, max_num_batched_tokens=16, max_num_seqs=32),
+            runner,
+            self.proofs,
+            self.leases,
+            self,
+            self.context,
+        )
+        self.decode = DecodeRole(
+            DecodeScheduler(allocator, max_num_batched_tokens=64, max_num_seqs=32),
+            runner,
+            self,
+            self,
+            self.context,
+        )
+        self._outputs: list[Output] = []
+        self._heartbeat()
+        self._hello()
+
+    # ---- being told
+
+    def deliver(self, kind: str, sender: bytes, frame: bytes) -> None:
+        """Bytes arrived; they are read at the next turn."""
+        if self.alive:
+            self.inbox.append((kind, sender, frame))
+            self._wake()
+
+    def _wake(self) -> None:
+        if self.alive and not self._turn_due:
+            self._turn_due = True
+            at_s = max(self.cluster.clock.now_s(), self._busy_until_s, self.paused_until_s)
+            self.cluster.loop.call_at(at_s, self._turn)
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        if not self.alive:
+            return
+        if self.cluster.clock.now_s() < self.paused_until_s:
+            self._wake()
+            return
+        inbox, self.inbox = self.inbox, []
+        for kind, sender, frame in inbox:
+            self._hear(kind, sender, frame)
+        results, self.results = self.results, []
+        for key, error in results:
+            self.decode.pulled(key, error)
+        stepped = self.decode.step() if self.decode.has_work else False
+        stepped = (self.prefill.step() if self.prefill.has_work else False) or stepped
+        self.steps += stepped
+        self.prefill.expire()
+        self.decode.expire()
+        assert self.pool.counts().total == self.num_blocks
+        step_s = STEP_S * self.rng.uniform(0.5, 2.0) if stepped else 0.0
+        self._busy_until_s = self.cluster.clock.now_s() + step_s
+        self._flush()
+        if stepped:
+            self._wake()
+
+    def _hear(self, kind: str, sender: bytes, frame: bytes) -> None:
+        try:
+            if kind == "control":
+                self._obey(self._coordinator_decoder.decode(frame))
+            elif kind == "reader":
+                self.prefill.hear(sender, self._peer_decoder.decode(frame))
+            else:
+                worker_id, _, incarnation = sender.decode().partition("/")
+                message = self._peer_decoder.decode(frame)
+                self.decode.hear((worker_id, incarnation), message)
+        except ProtocolError:
+            self.cluster.network.counts["undecodable"] += 1
+
+    def _obey(self, message: CoordinatorMessage) -> None:
+        if message.incarnation != self.context.incarnation:
+            return
+        self.heard = max(self.heard, message.seq)
+        match message:
+            case Prefill():
+                self.prefill.prefill(message)
+            case Decode():
+                self.decode.decode(message)
+            case Abort():
+                self.prefill.end((message.request_id, message.attempt))
+                self.decode.end((message.request_id, message.attempt))
+            case Welcome():
+                self.is_registered = True
+            case Fence():
+                self.prefill.drop_all()
+                self.decode.drop_all()
+                self.context.incarnation = self.cluster.new_incarnation()
+                self.is_registered = False
+                self.heard = 0
+                self._hello()
+            case Audit():
+                self._tell(self._account(message.audit_id))
+            case _:
+                pass
+
+    def _account(self, audit_id: int) -> AuditReply:
+        return AuditReply(
+            incarnation=self.context.incarnation,
+            audit_id=audit_id,
+            worker_id=self.worker_id,
+            blocks=self.pool.counts(),
+            holds=self.pool.accounts(),
+            leases=len(self.leases),
+            transfers=0,
+            sequences=self.decode.num_sequences,
+            fds=0,
+            threads=1,
+            shm_bytes=0,
+            stale_releases=self.pool.stale_releases,
+            balanced=self.pool.is_balanced(),
+        )
+
+    # ---- telling (PrefillOutbox, DecodeOutbox)
+
+    def output(self, output: Output) -> None:
+        self._outputs.append(output)
+
+    def transfer_failed(self, message: TransferFailed) -> None:
+        self._tell(message)
+
+    def _flush(self) -> None:
+        if self._outputs:
+            outputs, self._outputs = self._outputs, []
+            self._tell(Outputs(incarnation=self.context.incarnation, outputs=outputs))
+
+    def _tell(self, message: object) -> None:
+        self.cluster.to_coordinator(self, message)
+
+    def reply(self, identity: bytes, message: PeerMessage) -> bool:
+        self.cluster.to_peer(self, identity.decode(), "source", self.name_now(), message)
+        return True
+
+    def ask(self, source: PeerAddress, message: PeerMessage) -> None:
+        target = self.cluster.workers.get(source.worker_id)
+        if target is None or target.context.incarnation != source.incarnation:
+            if not self.policy.skip_incarnation or target is None:
+                return  # nobody listens at that start's endpoint
+        self.cluster.to_peer(self, source.worker_id, "reader", self.worker_id.encode(), message)
+
+    def name_now(self) -> bytes:
+        """What a reader knows us by: id and incarnation."""
+        return f"{self.worker_id}/{self.context.incarnation}".encode()
+
+    def _hello(self) -> None:
+        if self.alive and not self.is_registered:
+            self._tell(self._introduction())
+            self.cluster.loop.call_later(1.0, self._hello)
+
+    def _introduction(self) -> Hello:
+        incarnation = self.context.incarnation
+        return Hello(
+            worker_id=self.worker_id,
+            incarnation=incarnation,
+            role=self.role,
+            pid=1,
+            host="sim",
+            boot_id="sim",
+            fingerprint=FINGERPRINT,
+            address=PeerAddress(
+                worker_id=self.worker_id,
+                incarnation=incarnation,
+                host="sim",
+                control=self.worker_id,
+                transports={"inprocess": self.worker_id},
+            ),
+            num_blocks=self.num_blocks,
+            block_size=BLOCK_SIZE,
+            max_model_len=4096,
+            max_num_seqs=32,
+            max_num_batched_tokens=16,
+            backend="attesting",
+        )
+
+    def _heartbeat(self) -> None:
+        if not self.alive:
+            return
+        if self.is_registered and self.cluster.clock.now_s() >= self.paused_until_s:
+            self._tell(
+                Heartbeat(
+                    incarnation=self.context.incarnation,
+                    identity=self.worker_id.encode(),
+                    step=self.steps,
+                    busy=self._turn_due,
+                    load=WorkerLoad(blocks=self.pool.counts()),
+                    heard=self.heard,
+                    live=[*self.prefill.offers, *self.decode.keys()],
+                )
+            )
+            self._wake()
+        self.cluster.loop.call_later(HEARTBEAT_S, self._heartbeat)
+
+    # ---- fetching (BlockFetcher)
+
+    def fetch(
+        self,
+        source: PeerAddress,
+        lease_id: str,
+        sequence: Sequence,
+        first_block: int,
+        offers: SequenceOf[BlockOffer],
+    ) -> None:
+        indices = range(first_block, first_block + len(offers))
+        targets = [sequence.block_table[index] for index in indices]
+        headers = [
+            self.proofs.header(sequence, index, offer.generation, sequence.num_tokens)
+            for index, offer in zip(indices, offers, strict=True)
+        ]
+        read = Read(self, source, lease_id, list(offers), targets, headers, sequence.key)
+        self.cluster.loop.call_later(self.rng.uniform(0.0002, 0.004), read.first_half)
+
+
+@dataclass
+class Read:
+    """One read, torn in two: the halves of the blocks are copied at two instants."""
+
+    reader: SimWorker
+    source: PeerAddress
+    lease_id: str
+    offers: list[BlockOffer]
+    targets: list[int]
+    headers: list[bytes]
+    key: tuple[str, int]
+
+    def _holder(self) -> SimWorker | None:
+        holder = self.reader.cluster.workers.get(self.source.worker_id)
+        if holder is None or not holder.alive:
+            return None
+        same = holder.context.incarnation == self.source.incarnation
+        return holder if same or self.reader.policy.skip_incarnation else None
+
+    def _copy(self, half: int) -> bool:
+        holder = self._holder()
+        if holder is None or not self.reader.alive:
+            return False
+        for offer, target in list(zip(self.offers, self.targets, strict=True))[half::2]:
+            self.reader.memory.block(target)[:] = holder.memory.block(offer.block_id)
+        return True
+
+    def first_half(self) -> None:
+        if not self._copy(0):
+            self._end("PeerLost")
+            return
+        delay_s = self.reader.rng.uniform(0.0001, 0.002)
+        self.reader.cluster.loop.call_later(delay_s, self.second_half)
+
+    def second_half(self) -> None:
+        if not self._copy(1):
+            self._end("PeerLost")
+            return
+        self.reader.cluster.maybe_corrupt(self.reader.memory, self.targets)
+        self._end(self._verify())
+
+    def _verify(self) -> str | None:
+        if self.reader.policy.skip_digest:
+            return None
+        for offer, target, header in zip(self.offers, self.targets, self.headers, strict=True):
+            if block_digest(header, self.reader.memory.block(target)) != offer.digest:
+                return "DigestMismatch"
+        return None
+
+    def _end(self, error: str | None) -> None:
+        if self.reader.alive:
+            self.reader.results.append((self.key, error))
+            self.reader._wake()
+
+
+__all__ = ["Announce", "Gone", "Policy", "SimWorker"]
