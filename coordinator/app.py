@@ -1,0 +1,110 @@
+"""The HTTP application. Owns which routes there are and which keys they need; decides nothing else.
+
+request ─► RequestIds ─► KeyGuard ─► routes_* ─► validation, prompts ─► GenerationRun ─► Service
+                                                                             │
+response ◄──────────── sse ◄── reply_format ◄── choice_text ◄── StreamEvent ─┘
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from coordinator import error_replies
+from coordinator.auth import KeyGuard
+from coordinator.chat_template import ChatTemplate
+from coordinator.edge import Edge, ServedModel
+from coordinator.generation_run import RunContext
+from coordinator.limits import EdgeLimits
+from coordinator.metrics import EdgeMetrics
+from coordinator.prompts import PromptReader
+from coordinator.request_ids import RequestIds
+from coordinator.routes_openai import GenerationRoutes
+from coordinator.routes_operations import AdminRoutes, OpenRoutes, document, version
+from coordinator.routes_text import TextRoutes
+from coordinator.sampling_defaults import SamplingDefaults, Vocabulary
+from coordinator.tokenizer import TextTokenizer
+from engine.api.clock import SystemClock, wall_time_s
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from coordinator.service_api import Service
+    from engine.api.clock import Clock
+
+__all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "create_app"]
+
+
+def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
+    *,
+    service: Service,
+    model: ServedModel,
+    api_keys: Sequence[str] = (),
+    admin_keys: Sequence[str] = (),
+    clock: Clock | None = None,
+    limits: EdgeLimits | None = None,
+    root_path: str = "",
+    chat_template: Path | None = None,
+    sampling_defaults: SamplingDefaults | None = None,
+) -> FastAPI:
+    """The application over `service`.
+
+    `admin_keys` open `/metrics` and `/cluster*`; without them `api_keys` do. `chat_template` and
+    `sampling_defaults` are the operator's word over the model's files. Raises ConfigError for files
+    that cannot be used.
+    """
+    clock = clock or SystemClock()
+    metrics = EdgeMetrics(model.name, service.cluster)
+    edge = _make_edge(
+        model,
+        RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock),
+        limits or EdgeLimits(),
+        ChatTemplate.from_directory(model.directory, chat_template),
+        sampling_defaults,
+    )
+    app = FastAPI(
+        title="Baton",
+        version=version(),
+        root_path=root_path,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.add_middleware(RequestIds)
+    error_replies.install(app, metrics)
+    guard, admin_guard = KeyGuard(api_keys), KeyGuard(admin_keys or api_keys)
+    app.include_router(OpenRoutes(service).router())
+    app.include_router(_guarded(app, edge), dependencies=[Depends(guard)])
+    admin = AdminRoutes(service, metrics).router()
+    app.include_router(admin, dependencies=[Depends(admin_guard)])
+    return app
+
+
+def _guarded(app: FastAPI, edge: Edge) -> APIRouter:
+    router = APIRouter()
+    router.include_router(GenerationRoutes(edge).router())
+    router.include_router(TextRoutes(edge).router())
+    document(app, router)
+    return router
+
+
+def _make_edge(
+    model: ServedModel,
+    context: RunContext,
+    limits: EdgeLimits,
+    template: ChatTemplate,
+    sampling_defaults: SamplingDefaults | None,
+) -> Edge:
+    own = SamplingDefaults.from_directory(model.directory)
+    eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
+    return Edge(
+        model=model,
+        context=context,
+        reader=PromptReader(context.tokenizer, template, limits, context.clock),
+        limits=limits,
+        defaults=sampling_defaults or own,
+        vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids),
+        created=int(wall_time_s()),
+    )

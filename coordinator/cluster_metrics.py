@@ -1,0 +1,102 @@
+"""Gauges of the workers, read from the service when Prometheus asks. Owns no state of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.core import Metric
+
+BLOCK_STATES = ("free", "cached", "held")
+STAGES = ("waiting", "running", "transferring")
+
+
+class ClusterCollector(Collector):
+    """Turns one `GET /cluster` view into metric families."""
+
+    def __init__(self, model_name: str, cluster: Callable[[], dict[str, Any]]) -> None:
+        self._model_name = model_name
+        self._cluster = cluster
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask a service that is still starting."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Everything, as of now."""
+        view = self._cluster()
+        workers = view.get("workers", [])
+        yield from self._aliases(view, workers)
+        yield self._replicas(workers)
+        yield self._blocks(workers)
+        yield self._requests(workers)
+        yield from self._totals(view, workers)
+
+    def _aliases(self, view: dict[str, Any], workers: list[dict[str, Any]]) -> Iterable[Metric]:
+        """The three gauges that llm-d and the gateway extension route by."""
+        queued = view.get("requests", {}).get("queued", 0)
+        running = _sum(workers, "requests", "running")
+        waiting = _sum(workers, "requests", "waiting") + queued
+        total = _sum(workers, "blocks", "total")
+        usage = _sum(workers, "blocks", "held") / total if total else 0.0
+        yield self._gauge("vllm:num_requests_running", "Requests on workers", running)
+        yield self._gauge("vllm:num_requests_waiting", "Requests that wait", waiting)
+        yield self._gauge("vllm:kv_cache_usage_perc", "Blocks in use, 0 to 1", usage)
+        live = view.get("requests", {}).get("live", 0)
+        yield self._gauge("baton_requests_live", "Requests that have not ended", live)
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=("model_name", "engine"))
+        family.add_metric((self._model_name, "0"), value)
+        return family
+
+    def _replicas(self, workers: list[dict[str, Any]]) -> Metric:
+        family = GaugeMetricFamily("baton_workers", "Workers", labels=("role", "state"))
+        states = Counter((worker["role"], worker["state"]) for worker in workers)
+        for labels, count in states.items():
+            family.add_metric(labels, count)
+        return family
+
+    def _blocks(self, workers: list[dict[str, Any]]) -> Metric:
+        labels = ("worker", "role", "state")
+        family = GaugeMetricFamily("baton_kv_blocks", "KV blocks by state", labels=labels)
+        for worker in workers:
+            for state in BLOCK_STATES:
+                count = worker.get("blocks", {}).get(state, 0)
+                family.add_metric((worker["id"], worker["role"], state), count)
+        return family
+
+    def _requests(self, workers: list[dict[str, Any]]) -> Metric:
+        labels = ("worker", "role", "stage")
+        family = GaugeMetricFamily("baton_worker_requests", "Requests by stage", labels=labels)
+        for worker in workers:
+            for stage in STAGES:
+                count = worker.get("requests", {}).get(stage, 0)
+                family.add_metric((worker["id"], worker["role"], stage), count)
+        return family
+
+    def _totals(self, view: dict[str, Any], workers: list[dict[str, Any]]) -> Iterable[Metric]:
+        """Counters that workers keep; they begin again when a worker does."""
+        names = sorted({name for worker in workers for name in worker.get("totals", {})})
+        for name in names:
+            family = CounterMetricFamily(
+                f"baton_worker_{name}", f"{name} of each worker", labels=("worker", "role")
+            )
+            for worker in workers:
+                value = worker.get("totals", {}).get(name, 0)
+                family.add_metric((worker["id"], worker["role"]), value)
+            yield family
+        for name in ("replays", "transfer_failures"):
+            family = CounterMetricFamily(f"baton_{name}", f"{name} seen by the coordinator")
+            family.add_metric((), view.get(name, 0))
+            yield family
+
+
+def _sum(workers: list[dict[str, Any]], group: str, name: str) -> int:
+    return sum(int(worker.get(group, {}).get(name, 0)) for worker in workers)
