@@ -47,7 +47,7 @@ def main() -> None:
     if wanted == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print(f"{name} runs", flush=True)
-    if arguments.ready_fd is not None:
+    if arguments.ready_fd is not None and wanted != "mute":
         spec = json.loads(arguments.spec.read_bytes())
         coordinate(spec["control"], arguments.ready_fd, directory / "journal")
     signal.pause()

@@ -162,16 +162,21 @@ def test_killed_worker_is_reported_and_started_again(driven, behaviour) -> None:
 def test_killed_coordinator_returns_and_is_greeted_again(driven, behaviour) -> None:
     one = driven()
     one.wait_for("READY")
+    journal = behaviour / "journal"
+    one.wait_for("coordinator runs")
+    while not journal.exists():
+        time.sleep(0.02)
     one.children()["coordinator"].kill()
     one.wait_for("coordinator runs", count=2)
     deadline = time.perf_counter() + 5
-    while (behaviour / "journal").read_bytes().count(b"LauncherHello") < 2:
+    while journal.read_bytes().count(b"LauncherHello") < 2:
         assert time.perf_counter() < deadline
         time.sleep(0.02)
     assert sum("READY" in line for line in one.lines) == 1
 
 
 def test_refusing_child_stops_the_start_with_its_own_words(driven, behaviour) -> None:
+    (behaviour / "coordinator").write_text("mute")
     (behaviour / "prefill-0").write_text("refuse")
     one = driven()
     assert one.end() == 2
