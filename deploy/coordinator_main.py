@@ -61,9 +61,20 @@ class CoordinatorProcess:
     def _tell_ready(self) -> None:
         """One line to the launcher, once, when every expected worker has proven itself."""
         if self._ready_fd is not None and self.service.is_ready():
-            os.write(self._ready_fd, b"ready\n")
+            os.write(self._ready_fd, f"ready {self._news()}\n".encode())
             os.close(self._ready_fd)
             self._ready_fd = None
+
+    def _news(self) -> str:
+        """What the launcher shows: the engine, and the roads that every worker has."""
+        workers = list(self.service.registry)
+        roads = [set(worker.hello.address.transports) for worker in workers]
+        common = set.intersection(*roads) if roads else set()
+        news = {
+            "backend": ", ".join(sorted({worker.hello.backend for worker in workers})),
+            "transport": ", ".join(sorted(common)),
+        }
+        return msgspec.json.encode(news).decode()
 
     async def serve(self) -> None:
         """Until SIGTERM or SIGINT."""

@@ -150,6 +150,7 @@ class ShmLink:
             self._socket.settimeout(timeout_s)
             self._socket.connect(address)
             answer, descriptor = self._greet(greeting)
+            self._socket.settimeout(None)
             self._map = _map_read_only(descriptor, answer.num_blocks * answer.block_bytes)
         except (OSError, TransferError) as error:
             self._socket.close()

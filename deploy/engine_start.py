@@ -1,0 +1,48 @@
+"""The engine that a spec asks for. Owns the choice between the real one and the attesting mock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.attesting import SLOT_BYTES, AttestingRunner
+from engine.kv_memory import KvMemory
+from engine.prepared import fingerprint
+
+if TYPE_CHECKING:
+    from deploy.specs import WorkerSpec
+    from engine.api.fingerprint import Fingerprint
+    from engine.runner_api import Runner
+
+MOCK_BACKEND = "mock"
+
+
+@dataclass(frozen=True)
+class StartedEngine:
+    """A runner, the memory it writes to, and what its blocks mean."""
+
+    runner: Runner
+    memory: KvMemory
+    fingerprint: Fingerprint
+
+
+def start_engine(spec: WorkerSpec) -> StartedEngine:
+    """Load, reserve and warm up; ConfigError says what cannot work."""
+    directory = Path(spec.model.directory)
+    layout = fingerprint(directory, spec.block_size)
+    if spec.backend == MOCK_BACKEND:
+        memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
+        return StartedEngine(AttestingRunner(memory, spec.block_size), memory, layout)
+    from engine.runner import ModelRunner, RunnerOptions
+
+    options = RunnerOptions(
+        num_blocks=spec.num_blocks,
+        block_size=spec.block_size,
+        backend=spec.backend,
+        num_threads=spec.num_threads,
+        kernel_cache=directory.parent.parent / "kernels",
+    )
+    runner = ModelRunner.load(directory, options)
+    runner.warm_up()
+    return StartedEngine(runner, runner.kv_memory, layout)

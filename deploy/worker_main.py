@@ -1,0 +1,69 @@
+"""A worker process: pins itself, loads the engine, runs the loop.
+
+usage: python -m deploy.worker_main SPEC_FILE [--parent PID]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from deploy.child import follow_parent, harden, log_to_stderr
+from deploy.specs import WorkerSpec
+from engine.api.clock import SystemClock
+from engine.api.errors import BatonError
+from engine.api.ids import new_incarnation
+from engine.context import WorkerContext
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(spec: WorkerSpec) -> None:
+    """Serve until told to stop."""
+    if spec.cores:
+        os.sched_setaffinity(0, spec.cores)
+    # Torch starts threads when it is imported: it must be after the pinning.
+    from deploy.engine_start import start_engine
+    from deploy.worker import Worker
+    from deploy.worker_parts import WorkerParts
+
+    clock = SystemClock()
+    started_s = clock.now_s()
+    engine = start_engine(spec)
+    context = WorkerContext(
+        worker_id=spec.worker_id,
+        incarnation=new_incarnation(),
+        fingerprint_hash=engine.fingerprint.hash_bytes(),
+        clock=clock,
+        lease_duration_s=spec.lease_duration_s,
+    )
+    parts = WorkerParts(spec, engine.runner, engine.memory, engine.fingerprint, context)
+    log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)
+    Worker(parts).run()
+
+
+def main() -> int:
+    """Exit status: 0 after a stop, 2 when the spec cannot work; a crash is a traceback and 1."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--parent", type=int, default=0)
+    arguments = parser.parse_args()
+    follow_parent(arguments.parent)
+    harden()
+    spec = msgspec.json.decode(arguments.spec.read_bytes(), type=WorkerSpec)
+    log_to_stderr(spec.worker_id, spec.log_level)
+    try:
+        run_worker(spec)
+    except BatonError as error:
+        log.error("%s", error)  # noqa: TRY400 - a message for people, not a traceback
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
