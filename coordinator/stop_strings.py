@@ -1,6 +1,7 @@
 """Stop strings in a growing text. Owns what is held back because it may begin one; pure.
 
-Text arrives in pieces of any size and a stop string may lie across them. Only a tail that is a
+Text arrives in pieces of any size and a stop string may lie across them. The stop string that is
+complete first wins, the longest of several, so where a text is cut does not depend on its pieces. Only a tail that is a
 proper prefix of some stop string is held back, so a stream without such a tail is never late.
 """
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class StopStrings:
-    """Passes text through until the earliest stop string; then `matched` says which."""
+    """Passes text through until a stop string is complete; then `matched` says which."""
 
     def __init__(self, stops: Sequence[str], *, include_match: bool = False) -> None:
         self._stops = tuple(stops)
@@ -35,11 +36,11 @@ class StopStrings:
         return held
 
     def _scan(self, text: str) -> str:
-        found = [(text.find(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        found = [(text.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in text]
         if found:
-            start, _, self.matched = min(found)
-            self._held = ""
-            return text[: start + len(self.matched)] if self._include_match else text[:start]
+            end, minus_length = min(found)
+            self.matched, self._held = text[end + minus_length : end], ""
+            return text[:end] if self._include_match else text[: end + minus_length]
         kept = max(longest_partial(text, stop) for stop in self._stops)
         self._held = text[len(text) - kept :]
         return text[: len(text) - kept]
