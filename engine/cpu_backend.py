@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 
+from engine.kernel_library import (
+    MAX_HEAD_DIM,
+    MAX_QUERY_GROUP,
+    Kernels,
+    KernelsUnavailable,
+    describe_instructions,
+    load_library,
+)
+from engine.kernel_library import Step as KernelArguments
 from engine.packed_weights import onednn, open_packed, pack, packed_path
 from engine.torch_backend import TorchBackend
 
@@ -17,8 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.api.model_config import ModelConfig
-    from engine.model import Linear
+    from engine.model import LayerWeights, Linear, Step
     from engine.prepared import PreparedManifest
+    from engine.ragged_batch import RaggedBatch
     from engine.weights import MappedWeights
 
 _log = logging.getLogger(__name__)
@@ -62,20 +72,32 @@ def load_packed(
 
 
 class CpuBackend(TorchBackend):
-    """oneDNN for matrix products; the rest as the reference does it."""
+    """oneDNN for matrix products and, where they could be compiled, C kernels for the rest."""
 
     def __init__(
-        self, config: ModelConfig, kv: torch.Tensor, packed: dict[str, torch.Tensor]
+        self,
+        config: ModelConfig,
+        kv: torch.Tensor,
+        packed: dict[str, torch.Tensor],
+        kernel_cache: Path | None,
     ) -> None:
         super().__init__(config, kv)
         self._packed = packed
-        self.description = "cpu (oneDNN packed, torch attention)"
+        self.num_threads = torch.get_num_threads()
+        self.kernels, rest = _load_kernels(config, kv.dtype, kernel_cache)
+        self.description = f"cpu (oneDNN packed, {rest})"
 
     def linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """oneDNN's product with the packed matrix."""
         packed = self._packed.get(name)
         matrix = pack(weight) if packed is None else packed
         return partial(_multiply, matrix, bias)
+
+    def begin(self, batch: RaggedBatch) -> Step:
+        """Kernels where there are some, else plain torch."""
+        if self.kernels is None:
+            return super().begin(batch)
+        return KernelStep(self, self.kernels, batch)
 
 
 _linear_pointwise = onednn("_linear_pointwise").default
@@ -84,3 +106,102 @@ _linear_pointwise = onednn("_linear_pointwise").default
 def _multiply(matrix: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     product: torch.Tensor = _linear_pointwise(x, matrix, bias, "none", [], "")
     return product
+
+
+def _load_kernels(
+    config: ModelConfig, dtype: torch.dtype, cache: Path | None
+) -> tuple[Kernels | None, str]:
+    """The kernels if they serve this model, and what the description says of them."""
+    if cache is None:
+        return None, "torch attention"
+    if (
+        config.head_dim % 32
+        or config.head_dim > MAX_HEAD_DIM
+        or config.num_heads // config.num_kv_heads > MAX_QUERY_GROUP
+        or config.hidden_size % 16
+        or config.intermediate_size % 16
+    ):
+        return None, "no C kernels for these sizes: torch attention"
+    try:
+        library = load_library(cache)
+    except KernelsUnavailable as error:
+        _log.warning("attention runs without C kernels (%s); install a C compiler for speed", error)
+        return None, f"{error}: torch attention"
+    suffix = "f32" if dtype == torch.float32 else "bf16"
+    return Kernels(library, suffix), f"C kernels {describe_instructions()}"
+
+
+class KernelStep:
+    """One step through the C kernels. Keeps the arrays that the C side points into alive."""
+
+    def __init__(self, backend: CpuBackend, kernels: Kernels, batch: RaggedBatch) -> None:
+        config, kv = backend.config, backend.kv
+        self._kernels = kernels
+        self._batch = batch
+        self._epsilon = config.rms_norm_eps
+        self._num_threads = backend.num_threads
+        self._width = config.num_heads * config.head_dim
+        self._query = torch.empty((batch.num_tokens, self._width), dtype=kv.dtype)
+        self._step = KernelArguments(
+            kv=kv.data_ptr(),
+            rope=backend.rope.data_ptr(),
+            positions=batch.positions.ctypes.data,
+            query_starts=batch.query_starts.ctypes.data,
+            context_lengths=batch.context_lengths.ctypes.data,
+            block_tables=batch.block_tables.ctypes.data,
+            table_width=batch.block_tables.shape[1],
+            num_sequences=batch.num_sequences,
+            num_tokens=batch.num_tokens,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            block_size=kv.shape[4],
+            window=config.sliding_window or 0,
+            num_threads=backend.num_threads,
+            epsilon=config.rms_norm_eps,
+            scale=config.head_dim**-0.5,
+        )
+
+    def embed(self, table: torch.Tensor) -> torch.Tensor:
+        """[T, hidden] rows of the new tokens."""
+        return table[torch.from_numpy(self._batch.token_ids)]
+
+    def add_norm(
+        self, residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(normed, residual + delta), the sum in place."""
+        normed = torch.empty_like(residual)
+        self._kernels.add_norm(
+            residual.data_ptr(),
+            None if delta is None else delta.data_ptr(),
+            weight.data_ptr(),
+            normed.data_ptr(),
+            *residual.shape,
+            self._epsilon,
+            self._num_threads,
+        )
+        return normed, residual
+
+    def attend(self, qkv: torch.Tensor, layer: int, weights: LayerWeights) -> torch.Tensor:
+        """Rotate, store, attend, all in one call."""
+        output = torch.empty_like(self._query)
+        self._kernels.attend(
+            self._step,
+            layer,
+            qkv.data_ptr(),
+            None if weights.q_norm is None else weights.q_norm.data_ptr(),
+            None if weights.k_norm is None else weights.k_norm.data_ptr(),
+            self._query.data_ptr(),
+            output.data_ptr(),
+        )
+        return output
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(first half) * second half."""
+        rows, width = gate_up.shape
+        output = torch.empty((rows, width // 2), dtype=gate_up.dtype)
+        self._kernels.silu_mul(
+            gate_up.data_ptr(), output.data_ptr(), rows, width // 2, self._num_threads
+        )
+        return output

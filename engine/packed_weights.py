@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from engine.embedded import locked
+from engine.kernel_library import instruction_sets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -60,9 +61,7 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 def processor_key() -> str:
     """Short name of this processor's instruction sets: packed layouts differ between them."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    digest = hashlib.blake2b(flags.encode(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(instruction_sets().encode(), digest_size=4).hexdigest()
     return f"{torch.backends.cpu.get_cpu_capability().lower()}-{digest}"
 
 

@@ -123,7 +123,8 @@ def _choose_backend(
         )
     if options.backend == "torch" or not supported:
         return TorchBackend(manifest.config, kv)
-    return CpuBackend(manifest.config, kv, load_packed(prepared, manifest, mapped))
+    packed = load_packed(prepared, manifest, mapped)
+    return CpuBackend(manifest.config, kv, packed, options.kernel_cache)
 
 
 def _tiny_batch(start: int, count: int, num_blocks: int) -> RaggedBatch:

@@ -1,0 +1,106 @@
+/* Sixteen floats at a time. Owns the portable vector type and its conversions; knows no tensors.
+
+   GCC and Clang turn these into whatever the processor has (AVX-512, AVX2, NEON). A bf16 value is
+   the upper half of a float; rounding is to nearest even. */
+#ifndef BATON_VECTOR_H
+#define BATON_VECTOR_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 16
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+typedef float vf_any __attribute__((vector_size(64), aligned(2), may_alias));
+typedef uint32_t vu_any __attribute__((vector_size(64), aligned(2), may_alias));
+typedef uint16_t vh_any __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint16_t bf16;
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vf splat(float x) { return x - (vf){0}; }
+
+INLINE vf load_f32(const float *p) { return *(const vf_any *)p; }
+INLINE void store_f32(float *p, vf x) { *(vf_any *)p = x; }
+
+INLINE vf load_bf16(const bf16 *p) {
+    return (vf)(__builtin_convertvector(*(const vh_any *)p, vu) << 16);
+}
+
+INLINE vh round_bf16(vf x) {
+    vu bits = (vu)x;
+    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
+}
+
+INLINE void store_bf16(bf16 *p, vf x) { *(vh_any *)p = round_bf16(x); }
+
+INLINE float sum(vf x) {
+    float total = 0;
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) x[i] += x[i + half];
+    total = x[0];
+    return total;
+}
+
+INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+INLINE vf maximum(vf a, vf b) { return choose(a > b, a, b); }
+
+INLINE float max_lane(vf x) {
+    for (int half = LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
+}
+
+/* e^x for x <= 88, relative error below 2e-7 (Cephes' polynomial); 0 below -87. */
+INLINE vf exponential(vf x) {
+    vi tiny = x < splat(-87.0f);
+    x = maximum(x, splat(-87.0f));
+    vf shifted = x * 1.44269504088896341f + 12582912.0f; /* rounds to an integer in the low bits */
+    vf whole = shifted - 12582912.0f;
+    vf r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vi power = ((vi)shifted - (vi)splat(12582912.0f)) << 23;
+    return choose(tiny, (vf){0}, (vf)((vi)p + power));
+}
+
+/* Transpose sixteen rows of sixteen 32-bit values: rows `stride` bytes apart to `out` rows of `width`. */
+INLINE vu shuffle2(vu a, vu b, vu index) {
+#ifdef __clang__
+    vu result;
+    for (int i = 0; i < LANES; i++) result[i] = index[i] < LANES ? a[index[i]] : b[index[i] - LANES];
+    return result;
+#else
+    return __builtin_shuffle(a, b, index);
+#endif
+}
+
+INLINE void transpose16(const char *const rows[LANES], uint32_t *out, long width) {
+    vu r[LANES], t[LANES];
+    for (int i = 0; i < LANES; i++) r[i] = *(const vu_any *)rows[i];
+    for (int distance = 8; distance > 0; distance /= 2) {
+        vu low, high;
+        for (int i = 0; i < LANES; i++) {
+            int upper = (i & distance) != 0;
+            low[i] = upper ? LANES + (i - distance) : i;
+            high[i] = upper ? LANES + i : i + distance;
+        }
+        for (int i = 0; i < LANES; i++) {
+            if (i & distance) continue;
+            t[i] = shuffle2(r[i], r[i + distance], low);
+            t[i + distance] = shuffle2(r[i], r[i + distance], high);
+        }
+        memcpy(r, t, sizeof r);
+    }
+    for (int i = 0; i < LANES; i++) *(vu_any *)(out + i * width) = r[i];
+}
+
+#endif
