@@ -1,0 +1,213 @@
+"""One seed, one run: a load with faults against the simulated cluster, checked against contract C1 to C5.
+
+usage: python -m tests.sim.campaign [--seeds N] [--first SEED] [--verbose]
+
+C1  every token equals the oracle          C2  no admitted request lost while a worker survives
+C3  exactly once, in order (equality)      C4  every stream ends within the time limit
+C5  blocks, leases, offers, sequences and reservations are zero when the load is over
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import logging
+import random
+import sys
+from dataclasses import dataclass, field
+
+from coordinator.lifecycle import MAX_WORKER_DEATHS
+from coordinator.service_api import Generation
+from coordinator.stream import EventStream
+from engine.api.errors import BatonError, InternalError, Overloaded, RequestAborted, WorkerLost
+from engine.api.sampling import SamplingParams
+from tests.sim.cluster import Cluster, run
+from tests.sim.network import Faults
+from tests.sim.worker import Policy
+
+REQUESTS = 50
+TIME_LIMIT_S = 120.0
+LOAD_S = 3.0
+
+
+@dataclass
+class Report:
+    """What one seed showed."""
+
+    seed: int
+    violations: list[str] = field(default_factory=list)
+    completed: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    errors: int = 0
+    replays: int = 0
+    transfer_failures: int = 0
+    faults: int = 0
+    trace: str = ""
+
+
+class Campaign:
+    """The load, the faults and the checks of one seed."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self.cluster = cluster
+        self.rng = random.Random(seed * 7919 + 13)
+        self.report = Report(seed)
+        self._history = hashlib.blake2b(digest_size=8)
+        self._deaths: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """The whole run."""
+        await self.cluster.until_ready()
+        clients = [asyncio.ensure_future(self._client(i)) for i in range(REQUESTS)]
+        faults = asyncio.ensure_future(self._inject())
+        done, pending = await asyncio.wait(clients, timeout=TIME_LIMIT_S)
+        for late in pending:
+            self.report.violations.append("C4: a stream did not end in time")
+            late.cancel()
+        for client in done:
+            client.result()
+        await faults
+        await self.cluster.quiet()
+        self.report.violations += [f"C5: {leak}" for leak in self.cluster.leaks()]
+        self._close()
+
+    def _close(self) -> None:
+        service, counts = self.cluster.service, self.cluster.network.counts
+        self.report.replays = service.replays
+        self.report.transfer_failures = service.transfer_failures
+        self.report.faults += counts["lost"] + counts["duplicated"] + counts["reordered"]
+        self._history.update(repr(sorted(counts.items())).encode())
+        self.report.trace = self._history.hexdigest()
+
+    async def _client(self, index: int) -> None:
+        rng = random.Random(self.rng.random())
+        await asyncio.sleep(rng.uniform(0, LOAD_S))
+        shared = list(range(rng.randrange(0, 24)))
+        prompt = shared + [rng.randrange(1000) for _ in range(rng.randrange(1, 24))]
+        sampling = SamplingParams(max_tokens=rng.randrange(1, 24), seed=rng.randrange(3))
+        request = Generation(f"r{index}", prompt, sampling, cache_salt=rng.choice(["", "tenant"]))
+        try:
+            stream = self.cluster.service.submit(request)
+        except (Overloaded, WorkerLost):
+            self.report.refused += 1
+            return
+        if rng.random() < 0.15:
+            asyncio.get_running_loop().call_later(
+                rng.uniform(0, 0.1), stream.cancel, "client disconnected"
+            )
+        await self._read(request, stream)
+
+    async def _read(self, request: Generation, stream: EventStream) -> None:
+        life = self.cluster.service.lives[request.request_id]
+        tokens: list[int] = []
+        error: BatonError | None = None
+        async for event in stream:
+            tokens += [token.token_id for token in event.tokens]
+            error = event.error
+        expected = self.cluster.oracle(request)
+        self._history.update(repr((request.request_id, tokens, str(error))).encode())
+        if tokens != expected[: len(tokens)]:
+            self.report.violations.append(f"C1/C3: {request.request_id} has wrong tokens")
+        if error is None and len(tokens) != len(expected):
+            self.report.violations.append(f"C3: {request.request_id} ended short, silently")
+        self._count(error, life.worker_deaths)
+
+    def _count(self, error: BatonError | None, worker_deaths: int) -> None:
+        if error is None:
+            self.report.completed += 1
+        elif isinstance(error, RequestAborted):
+            self.report.cancelled += 1
+        elif isinstance(error, InternalError) and worker_deaths > MAX_WORKER_DEATHS:
+            self.report.errors += 1
+        else:
+            self.report.violations.append(f"C2: a request was lost: {error}")
+
+    async def _inject(self) -> None:
+        for _ in range(self.rng.randrange(3, 8)):
+            await asyncio.sleep(self.rng.uniform(0, LOAD_S / 4))
+            fault = self.rng.choice([self._kill, self._pause, self._corrupt, self._partition])
+            await fault()
+            self.report.faults += 1
+
+    def _victim(self) -> str:
+        return self.rng.choice(sorted(self.cluster.workers))
+
+    async def _kill(self) -> None:
+        victim = self._victim()
+        if not self.cluster.workers[victim].alive:
+            return
+        self.cluster.kill(victim)
+        delay_s = self.rng.uniform(0.02, 1.0)
+        asyncio.get_running_loop().call_later(delay_s, self.cluster.restart, victim)
+
+    async def _pause(self) -> None:
+        self.cluster.pause(self._victim(), self.rng.choice([0.2, 1.0, 5.0]))
+
+    async def _corrupt(self) -> None:
+        self.cluster.corrupt_next_pull()
+
+    async def _partition(self) -> None:
+        pair = self.rng.sample([*sorted(self.cluster.workers), "coordinator"], 2)
+        cut = frozenset(pair)
+        self.cluster.network.cut.add(cut)
+        delay_s = self.rng.choice([0.1, 1.0, 4.0])
+        asyncio.get_running_loop().call_later(delay_s, self.cluster.network.cut.discard, cut)
+
+
+def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None = None) -> Report:
+    """One run; the same seed gives the same report."""
+    rng = random.Random(seed)
+    faults = Faults(
+        delay_s=(0.0001, rng.choice([0.0005, 0.003, 0.02])),
+        lose=rng.choice([0.0, 0.001, 0.01]),
+        duplicate=rng.choice([0.0, 0.01]),
+        reorder=rng.choice([0.0, 0.01]),
+    )
+    found: list[Campaign] = []
+
+    async def scenario(cluster: Cluster) -> None:
+        campaign = Campaign(cluster, seed)
+        found.append(campaign)
+        await campaign.run()
+
+    run(
+        scenario,
+        prefill=3,
+        decode=3,
+        num_blocks=num_blocks or rng.choice([48, 96, 400]),
+        seed=seed,
+        faults=faults,
+        policy=policy,
+    )
+    return found[0].report
+
+
+def main() -> int:
+    """Exit status 1 when any seed shows a violation."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--skip-digest", action="store_true", help="a mutant: must be caught")
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    policy = Policy(skip_digest=arguments.skip_digest)
+    bad = 0
+    totals: dict[str, int] = {}
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        report = run_seed(seed, policy)
+        for name in ("completed", "refused", "cancelled", "errors", "replays", "faults"):
+            totals[name] = totals.get(name, 0) + getattr(report, name)
+        if report.violations or arguments.verbose:
+            print(report)
+        if report.violations:
+            bad += 1
+            print(f"replay: python -m tests.sim.campaign --first {seed} --seeds 1 --verbose")
+    print(f"{arguments.seeds} seeds, {bad} with violations; {totals}")
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
