@@ -140,6 +140,6 @@ def _capacity(workers: list[WorkerSpec]) -> str:
     tokens = first.num_blocks * first.block_size
     at_once = min(first.max_num_seqs, max(1, tokens // first.max_model_len))
     return (
-        f"{tokens * len(workers):,} tokens ({format_bytes(first.kv_cache_bytes)} a worker), "
-        f"up to {first.max_num_seqs * len(workers)} sequences, {at_once * len(workers)} of {first.max_model_len:,} tokens"
+        f"{tokens * len(workers):,} tokens in {format_bytes(first.kv_cache_bytes * len(workers))} · "
+        f"{at_once * len(workers)} sequences of {first.max_model_len:,} at once"
     )

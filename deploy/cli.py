@@ -105,7 +105,8 @@ def make_parser() -> Parser:
     pull.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m")
     pull.add_argument("--dtype", default="auto")
     _add(verbs, "version", "print the version", run_version)
-    _add(verbs, "bench", "`bench kv`: how fast KV blocks move between two processes", bench_usage)
+    bench = _add(verbs, "bench", "kv: how fast KV blocks move between processes", bench_usage)
+    bench.add_argument("what", nargs="*", metavar="kv")
     return parser
 
 
@@ -265,8 +266,8 @@ def run_version(_: argparse.Namespace) -> int:
 
 
 def bench_usage(_: argparse.Namespace) -> int:
-    """`baton bench` alone."""
-    raise ConfigError("bench: say what to measure: baton bench kv")
+    """`baton bench` with anything but kv."""
+    raise ConfigError("bench: only KV transfer can be measured from here: baton bench kv")
 
 
 def bench_kv(arguments: list[str]) -> int:

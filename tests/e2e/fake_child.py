@@ -38,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     follow_parent(arguments.parent)
     name = arguments.spec.stem
-    directory = Path(os.environ["BATON_TEST_BEHAVIOUR"])  # noqa: TID251
+    directory = Path(os.environ["BATON_TEST_BEHAVIOUR"])
     behaviour = directory / name
     wanted = behaviour.read_text() if behaviour.exists() else ""
     if wanted == "refuse":

@@ -21,7 +21,7 @@ class Driven:
     """A running launcher_driver; `lines` grows in a thread."""
 
     def __init__(self, root: Path, behaviour: Path) -> None:
-        env = dict(os.environ, PYTHONPATH=str(ROOT), BATON_TEST_BEHAVIOUR=str(behaviour))  # noqa: TID251
+        env = dict(os.environ, PYTHONPATH=str(ROOT), BATON_TEST_BEHAVIOUR=str(behaviour))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.launcher_driver", str(root)],
             stdout=subprocess.PIPE,
@@ -61,6 +61,18 @@ class Driven:
         return status
 
 
+class Starter:
+    """Starts drivers over one root of run directories."""
+
+    def __init__(self, root: Path, behaviour: Path) -> None:
+        self.root, self._behaviour = root, behaviour
+        self.started: list[Driven] = []
+
+    def __call__(self) -> Driven:
+        self.started.append(Driven(self.root, self._behaviour))
+        return self.started[-1]
+
+
 @pytest.fixture
 def behaviour(tmp_path: Path) -> Path:
     directory = tmp_path / "behaviour"
@@ -72,15 +84,9 @@ def behaviour(tmp_path: Path) -> Path:
 def driven(tmp_path, behaviour):
     root = Path("/tmp") / f"bt-{tmp_path.parent.name}-{tmp_path.name}"[:40]
     root.mkdir(exist_ok=True)
-    started: list[Driven] = []
-
-    def start() -> Driven:
-        started.append(Driven(root, behaviour))
-        return started[-1]
-
-    start.root = root
-    yield start
-    for one in started:
+    starter = Starter(root, behaviour)
+    yield starter
+    for one in starter.started:
         if one.process.poll() is None:
             one.process.kill()
         one.end()
