@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -15,7 +15,14 @@ from coordinator.tokenizer import TextTokenizer
 from engine.api.clock import ManualClock
 from engine.api.model_config import ModelConfig
 
-CORPUS = ["Hello world! How are you today?", "naïve café 東京 🙂🙃 hello there", "END of the story\n"] * 4
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CORPUS = [
+    "Hello world! How are you today?",
+    "naïve café 東京 🙂🙃 hello there",
+    "END of the story\n",
+] * 4
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import httpx
 import orjson
 import pytest
 
@@ -162,7 +163,9 @@ async def test_include_stop_str_in_output_keeps_the_stop(client, service, tokeni
 
 async def test_a_stop_token_is_named_and_not_shown(client, service, tokenizer):
     (newline,) = ids_of(tokenizer, "\n")
-    tokens = [SampledToken(token_id=token_id) for token_id in [*ids_of(tokenizer, "Hello"), newline]]
+    tokens = [
+        SampledToken(token_id=token_id) for token_id in [*ids_of(tokenizer, "Hello"), newline]
+    ]
     service.default = [StreamEvent(tokens=tokens, finish_reason="stop", stop_token_id=newline)]
     body = (await complete(client, stop_token_ids=[newline], return_token_ids=True)).json()
     choice = body["choices"][0]
@@ -356,7 +359,9 @@ async def test_model_cards(client):
 
 
 async def test_tokenize_and_back(client, tokenizer):
-    told = (await client.post("/tokenize", json={"prompt": "Hello", "return_token_strs": True})).json()
+    told = (
+        await client.post("/tokenize", json={"prompt": "Hello", "return_token_strs": True})
+    ).json()
     assert told["tokens"] == ids_of(tokenizer, "Hello")
     assert told["count"] == len(told["tokens"]) == len(told["token_strs"])
     back = await client.post("/detokenize", json={"tokens": told["tokens"]})
@@ -404,14 +409,14 @@ async def test_metrics_add_up(client, service, tokenizer, clock):
         'baton_worker_transfers_total{role="decode",worker="decode-0"} 7.0',
         'baton_requests_rejected_total{model_name="tiny",status="400",type="BadRequestError"} 1.0',
     ):
-        assert line in text or line.replace(
-            '{engine="0",model_name="tiny"}', '{model_name="tiny",engine="0"}'
-        ) in text
+        assert (
+            line in text
+            or line.replace('{engine="0",model_name="tiny"}', '{model_name="tiny",engine="0"}')
+            in text
+        )
 
 
 async def test_an_operators_template_wins(served_model, service, clock, tmp_path, tokenizer):
-    import httpx  # noqa: PLC0415
-
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[0].content }}{% generation %}!{% endgeneration %}")
     app = create_app(service=service, model=served_model, clock=clock, chat_template=file)
