@@ -1,6 +1,6 @@
 """What will run on this host: one spec for every process. Owns the arithmetic from flags, model and host to specs.
 
-Pure but for reading what the host has; nothing is started here.
+Reads what the host has, and starts nothing.
 """
 
 from __future__ import annotations
@@ -79,11 +79,17 @@ def make_plan(
         )
         for (worker_id, role), share in zip(config.pools.worker_ids(), shares, strict=True)
     )
-    return Plan(_coordinator(config, model, control, port, max_model_len), workers)
+    template = place_template(config.chat_template, run_directory)
+    return Plan(_coordinator(config, model, control, port, max_model_len, template), workers)
 
 
 def _coordinator(
-    config: ServeConfig, model: PreparedModel, control: str, port: int, max_model_len: int
+    config: ServeConfig,
+    model: PreparedModel,
+    control: str,
+    port: int,
+    max_model_len: int,
+    template: str | None,
 ) -> CoordinatorSpec:
     return CoordinatorSpec(
         model=model,
@@ -95,7 +101,7 @@ def _coordinator(
         block_size=config.block_size,
         api_keys=config.api_key,
         max_queued_requests=config.max_queued_requests,
-        chat_template=read_template(config.chat_template),
+        chat_template=template,
         log_level=config.log_level,
         root_path=config.root_path,
         seed=secrets.randbits(63) if config.seed is None else config.seed,
@@ -140,16 +146,20 @@ def context_length(config: ServeConfig, model: PreparedModel, kv_tokens: int) ->
     return asked
 
 
-def read_template(chosen: str | None) -> str | None:
-    """The chat template's text: from a file, or given as it is."""
-    if chosen is None or "{{" in chosen or "{%" in chosen:
-        return chosen
+def place_template(chosen: str | None, run_directory: Path) -> str | None:
+    """Path of the chat template: the file that was named, or one made of the text that was given."""
+    if chosen is None:
+        return None
+    if "{{" in chosen or "{%" in chosen:
+        placed = run_directory / "chat_template.jinja"
+        placed.write_text(chosen, encoding="utf-8")
+        return str(placed)
     path = Path(chosen).expanduser()
     if not path.is_file():
         raise ConfigError(
             f"--chat-template: there is no file {path}, and it is no Jinja text either"
         )
-    return path.read_text(encoding="utf-8")
+    return str(path.resolve())
 
 
 def next_share(workers: list[WorkerSpec], host_cores: tuple[int, ...]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from deploy.memory import (
     parse_bytes,
 )
 from deploy.model_source import find_source, resolve_dtype
-from deploy.plan import Host, make_plan, next_share
+from deploy.plan import Host, make_plan, next_share, place_template
 from deploy.run_directory import LOCK_NAME, PREFIX, reap, run_directory
 from deploy.serve import claim_port, read_news
 from engine.api.errors import ConfigError
@@ -159,8 +159,10 @@ def test_context_length_is_the_models_or_what_the_pool_holds() -> None:
 def test_chat_template_is_a_file_or_its_text(tmp_path) -> None:
     file = tmp_path / "t.jinja"
     file.write_text("{{ messages }}")
-    assert plan(chat_template=str(file)).coordinator.chat_template == "{{ messages }}"
-    assert plan(chat_template="{% if 1 %}x").coordinator.chat_template == "{% if 1 %}x"
+    assert place_template(str(file), tmp_path) == str(file)
+    made = place_template("{% if 1 %}x", tmp_path)
+    assert made is not None
+    assert Path(made).read_text() == "{% if 1 %}x"
     with pytest.raises(ConfigError, match="--chat-template"):
         plan(chat_template="absent.jinja")
 
