@@ -24,6 +24,13 @@ def _number(value: object) -> object:
     return value
 
 
+def _few_biases(value: object) -> object:
+    """Counted first: pydantic would collect an error for every entry of a huge object."""
+    if isinstance(value, dict) and len(value) > limits.MAX_LOGIT_BIAS:
+        raise ValueError(f"logit_bias has at most {limits.MAX_LOGIT_BIAS} entries")
+    return value
+
+
 def _stop_string(value: str) -> str:
     if not value:
         raise ValueError("a stop string cannot be empty")
@@ -73,6 +80,7 @@ class GenerationRequest(Lenient):
     logit_bias: (
         Annotated[
             dict[Annotated[int, Field(ge=0)], Annotated[Float, Field(ge=-100, le=100)]],
+            BeforeValidator(_few_biases),
             Field(max_length=limits.MAX_LOGIT_BIAS),
         ]
         | None

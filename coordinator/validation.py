@@ -12,7 +12,7 @@ from coordinator.openai_types import UNSUPPORTED, ChatRequest, CompletionRequest
 from engine.api.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from coordinator.openai_types import GenerationRequest
 
@@ -27,31 +27,42 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"the body is not valid JSON: {error}", "body") from error
     if not isinstance(fields, dict):
         raise InvalidRequest("the body must be a JSON object", "body")
-    for path, value in _walk(fields):
-        if "\0" in value:
-            raise InvalidRequest(f"{path} contains a NUL character", path)
+    for name, value in fields.items():
+        _check_depth(name, value)
+    if b"\\u0000" in body:  # a raw NUL is not valid JSON
+        _check_no_nul(fields)
     return fields
 
 
-def _walk(root: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text of a document with its path; numbers are passed over quickly."""
-    stack: list[tuple[str, Any, int]] = [("", root, 1)]
+def _check_depth(name: str, value: object) -> None:
+    """Level by level: no recursion, and quick for long flat lists."""
+    level = _containers([value])
+    for _ in range(limits.MAX_JSON_DEPTH):
+        if not level:
+            return
+        level = [inner for node in level for inner in _containers(_values(node))]
+    message = f"{name} is nested more than {limits.MAX_JSON_DEPTH} levels deep"
+    raise InvalidRequest(message, name)
+
+
+def _containers(values: Iterable[object]) -> list[dict[str, Any] | list[Any]]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def _values(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node
+
+
+def _check_no_nul(fields: dict[str, Any]) -> None:
+    stack: list[tuple[str, Any]] = [("", fields)]
     while stack:
-        path, node, depth = stack.pop()
-        if depth > limits.MAX_JSON_DEPTH:
-            message = f"the body is nested more than {limits.MAX_JSON_DEPTH} levels deep"
-            raise InvalidRequest(message, path.split(".")[0].split("[")[0])
-        for part, value in _children(node):
-            inner = f"{path}[{part}]" if isinstance(part, int) else f"{path}.{part}".lstrip(".")
-            if isinstance(value, dict | list):
-                stack.append((inner, value, depth + 1))
-            else:
-                yield inner, value
-
-
-def _children(node: Any) -> Iterator[tuple[str | int, Any]]:
-    pairs = node.items() if isinstance(node, dict) else enumerate(node)
-    return ((part, value) for part, value in pairs if isinstance(value, str | dict | list))
+        path, node = stack.pop()
+        if isinstance(node, str) and "\0" in node:
+            raise InvalidRequest(f"{path} contains a NUL character", path)
+        if isinstance(node, dict):
+            stack += [(f"{path}.{name}".lstrip("."), value) for name, value in node.items()]
+        elif isinstance(node, list):
+            stack += [(f"{path}[{index}]", value) for index, value in enumerate(node)]
 
 
 def check_fields(fields: dict[str, Any], model: type[Model]) -> Model:
