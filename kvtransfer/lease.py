@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 class _Lease:
     hold: Hold
     deadline_s: float
+    covered: frozenset[int] = frozenset()
+
+    def covers(self, block_ids: Iterable[int]) -> bool:
+        """Whether all are in the hold, which may have grown since the last question."""
+        if len(self.covered) != len(self.hold.block_ids):
+            self.covered = frozenset(self.hold.block_ids)
+        return self.covered.issuperset(block_ids)
 
 
 class LeaseTable:
@@ -80,4 +87,4 @@ class LeaseTable:
     def allows(self, lease_id: str, block_ids: Iterable[int]) -> bool:
         """Whether the lease runs and covers all these blocks."""
         lease = self._leases.get(lease_id)
-        return lease is not None and set(block_ids) <= set(lease.hold.block_ids)
+        return lease is not None and lease.covers(block_ids)

@@ -1,12 +1,13 @@
-"""The seam every road fits. Owns the two protocols; must not know any road.
+"""The seam every road fits. Owns the protocols; must not know any road.
 
 Every pool is a server and every consumer pulls: a `KvServer` makes one pool readable, a `KvLink`
-copies blocks of one remote pool into the local one. Nothing here verifies; `kvtransfer.puller`
-checks each digest after the link's read has returned.
+copies blocks of one remote pool into the local one. Nothing here verifies: a link says which blocks
+have landed, and `kvtransfer.puller` checks each digest then, over the local bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,14 +17,25 @@ if TYPE_CHECKING:
     from engine.kv_memory import KvMemory
     from kvtransfer.lease import LeaseTable
 
+Landed = Callable[[int, int], None]
+"""Called as landed(first, end) once target_ids[first:end] hold what was read, each position once, in
+any order, from the reading thread or a helper of it. What it raises ends the read."""
+
+
+def ignore_landed(first: int, end: int) -> None:
+    """For reads whose blocks are looked at afterwards."""
+    del first, end
+
 
 @dataclass(frozen=True, slots=True)
 class LocalPool:
-    """The pool of this worker as a transport needs it."""
+    """The pool of this worker as a transport needs it. `fingerprint` is the hash of what its bytes
+    mean; two pools that both say one must say the same."""
 
     memory: KvMemory
     leases: LeaseTable
     incarnation: str
+    fingerprint: bytes = b""
 
 
 class KvServer(Protocol):
@@ -38,18 +50,34 @@ class KvServer(Protocol):
 
 
 class KvLink(Protocol):
-    """A connection to one remote pool. Used by one thread at a time."""
+    """A connection to one remote pool. Used by one thread at a time, except `interrupt`."""
 
     name: str
 
     def read(
-        self, lease_id: str, source_ids: Sequence[int], target_ids: Sequence[int], timeout_s: float
+        self,
+        lease_id: str,
+        source_ids: Sequence[int],
+        target_ids: Sequence[int],
+        timeout_s: float,
+        landed: Landed = ignore_landed,
     ) -> None:
         """Copy block source_ids[i] of the remote pool into block target_ids[i] of the local pool.
 
-        Returns when the copy is over. Raises LeaseExpired, PeerLost or TransferError; whatever was
-        written to the targets by then is garbage, and after the raise nothing more is written.
+        Returns when the copy is over. Raises LeaseExpired, PeerLost or TransferError, or what
+        `landed` raised; whatever was written to the targets by then is garbage, and after the raise
+        nothing more is written. A link whose read raised can only be asked `confirm`, and closed.
         """
+        ...
+
+    def confirm(self, lease_id: str, source_ids: Sequence[int], timeout_s: float) -> None:
+        """Ask the holder whether the lease still covers these blocks: the cause of a wrong digest.
+
+        Raises LeaseExpired or PeerLost when it does not, or cannot be asked."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make the read under way, and every later one, raise PeerLost soon. From any thread, before `close`."""
         ...
 
     def close(self) -> None:
@@ -67,6 +95,11 @@ class Transport(Protocol):
         ...
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> KvLink:
-        """Link to the pool served at `address` by exactly that incarnation. Raises PeerLost, or
-        LayoutMismatch when the remote pool's blocks have another size."""
+        """Link to the pool served at `address` by exactly that incarnation, after a round trip that
+        proved the road. Raises PeerLost, or LayoutMismatch when the pools' blocks differ. From any
+        thread."""
+        ...
+
+    def close(self) -> None:
+        """Give back what all links shared; they and the server are closed before."""
         ...

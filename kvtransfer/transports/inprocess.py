@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.api.errors import LayoutMismatch, LeaseExpired, PeerLost
+from engine.api.errors import LeaseExpired, PeerLost, TransferError
+from kvtransfer.transport import LocalPool, ignore_landed
+from kvtransfer.transports.handshake import answer_of, check_answer, greeting_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.kv_memory import KvMemory
-    from kvtransfer.lease import LeaseTable
-
-
-@dataclass(slots=True)
-class _Served:
-    memory: KvMemory
-    leases: LeaseTable
-    incarnation: str
+    from kvtransfer.transport import Landed
 
 
 class Directory:
     """Every pool that is served, by address; shared by all transports of the process."""
 
     def __init__(self) -> None:
-        self.pools: dict[str, _Served] = {}
+        self.pools: dict[str, LocalPool] = {}
 
 
 class InProcessServer:
@@ -43,35 +36,56 @@ class InProcessServer:
 
 
 class InProcessLink:
-    """Copies from one served pool; looks it up anew for each read, as a network would."""
+    """Copies from one served pool; looks it up anew for each block, as a network would."""
 
     name = "inprocess"
 
     def __init__(
-        self, directory: Directory, address: str, incarnation: str, memory: KvMemory
+        self, directory: Directory, address: str, incarnation: str, pool: LocalPool
     ) -> None:
         self._directory = directory
         self._address = address
         self._incarnation = incarnation
-        self._memory = memory
+        self._memory = pool.memory
+        self._interrupted = False
 
-    def source(self) -> _Served:
+    def source(self) -> LocalPool:
         """The served pool, or PeerLost."""
         served = self._directory.pools.get(self._address)
-        if served is None or served.incarnation != self._incarnation:
-            raise PeerLost(f"nothing of that incarnation is served at {self._address}")
+        if served is None:
+            raise PeerLost(f"nothing is served at {self._address}")
+        if served.incarnation != self._incarnation:
+            raise PeerLost(f"restarted: another start serves at {self._address}")
+        if self._interrupted:
+            raise PeerLost("the read was interrupted")
         return served
 
     def read(
-        self, lease_id: str, source_ids: Sequence[int], target_ids: Sequence[int], timeout_s: float
+        self,
+        lease_id: str,
+        source_ids: Sequence[int],
+        target_ids: Sequence[int],
+        timeout_s: float,
+        landed: Landed = ignore_landed,
     ) -> None:
+        """See KvLink."""
+        self.confirm(lease_id, source_ids, timeout_s)
+        for position, (source, target) in enumerate(zip(source_ids, target_ids, strict=True)):
+            self._memory.block(target)[:] = self.source().memory.block(source)
+            landed(position, position + 1)
+
+    def confirm(self, lease_id: str, source_ids: Sequence[int], timeout_s: float) -> None:
         """See KvLink; there is nothing to wait for, so `timeout_s` is not used."""
         del timeout_s
         served = self.source()
+        if source_ids and max(source_ids) >= served.memory.num_blocks:
+            raise TransferError("a block id lies outside the source's pool")
         if not served.leases.allows(lease_id, source_ids):
             raise LeaseExpired("the lease is over or does not cover these blocks")
-        for source, target in zip(source_ids, target_ids, strict=True):
-            self._memory.block(target)[:] = served.memory.block(source)
+
+    def interrupt(self) -> None:
+        """See KvLink."""
+        self._interrupted = True
 
     def close(self) -> None:
         """Nothing to close."""
@@ -82,28 +96,22 @@ class InProcessTransport:
 
     name = "inprocess"
 
-    def __init__(
-        self,
-        directory: Directory,
-        address: str,
-        memory: KvMemory,
-        leases: LeaseTable,
-        incarnation: str,
-    ) -> None:
+    def __init__(self, directory: Directory, address: str, pool: LocalPool) -> None:
         self._directory = directory
         self._address = address
-        self._served = _Served(memory, leases, incarnation)
+        self._pool = pool
 
     def serve(self) -> InProcessServer:
         """Enter the directory."""
-        self._directory.pools[self._address] = self._served
+        self._directory.pools[self._address] = self._pool
         return InProcessServer(self._directory, self._address)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> InProcessLink:
         """See Transport."""
         del timeout_s
-        link = InProcessLink(self._directory, address, incarnation, self._served.memory)
-        theirs, ours = link.source().memory.block_bytes, self._served.memory.block_bytes
-        if theirs != ours:
-            raise LayoutMismatch("block_bytes", ours, theirs)
+        link = InProcessLink(self._directory, address, incarnation, self._pool)
+        check_answer(greeting_for(self._pool, incarnation), answer_of(link.source()))
         return link
+
+    def close(self) -> None:
+        """Nothing is shared."""

@@ -47,7 +47,7 @@ def make_transports(
     made: dict[str, Transport] = {}
     for name in chosen_names(choice):
         if name == "shm":
-            made[name] = ShmTransport(pool.memory, socket_path, pool.incarnation)
+            made[name] = ShmTransport(pool, socket_path)
         else:
             made[name] = ZmqTransport(context, peer_host, pool)
     return made

@@ -3,6 +3,8 @@
     reader ── connect (uid checked by SO_PEERCRED) ── Greeting ──► server thread
            ◄── Answer + read-only memfd (SCM_RIGHTS) ──
            maps it read-only, checks its seals, copies; the open socket tells when the source ends
+           ── LeaseQuery ──► only after a digest was wrong: was it the lease?
+           ◄── LeaseState ──
 
 A stopped source can still be read; a killed one closes the socket. The memory goes with its last
 mapping, and nothing is left in the file system but a socket path that the next start replaces.
@@ -28,23 +30,38 @@ import numpy as np
 from engine.api import wire
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import join_runs
+from kvtransfer.transport import ignore_landed
+from kvtransfer.transports.copying import BlockCopy, CopyCrew, blocks_of
 from kvtransfer.transports.handshake import (
+    MAX_RUNS,
     Answer,
     Greeting,
+    LeaseQuery,
+    LeaseState,
     answer_decoder,
+    answer_of,
+    are_same,
     check_answer,
-    greeting_decoder,
+    error_named,
+    greeting_for,
+    refusal,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.kv_memory import KvMemory
+    from kvtransfer.transport import Landed, LocalPool
 
 log = logging.getLogger(__name__)
-MAX_HANDSHAKE_BYTES = 64 << 10
+MAX_FRAME_BYTES = 64 << 10
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _CREDENTIALS = struct.Struct("3i")
+GREETING = b"G"
+QUERY = b"Q"
+
+_greeting_decoder: wire.Decoder[Greeting] = wire.Decoder(Greeting)
+_query_decoder: wire.Decoder[LeaseQuery] = wire.Decoder(LeaseQuery)
+_state_decoder: wire.Decoder[LeaseState] = wire.Decoder(LeaseState)
 
 
 class ShmServer:
@@ -52,10 +69,10 @@ class ShmServer:
 
     name = "shm"
 
-    def __init__(self, memory: KvMemory, path: Path, incarnation: str) -> None:
+    def __init__(self, pool: LocalPool, path: Path) -> None:
         self.address = str(path)
-        self._memory = memory
-        self._incarnation = incarnation
+        self.dropped_messages = 0
+        self._pool = pool
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind(self.address)
@@ -80,7 +97,12 @@ class ShmServer:
                     self._serve(key.fileobj)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:  # the reader left already, or no descriptor is free
+            log.warning("could not accept a reader: %s", error)
+            self.dropped_messages += 1
+            return
         credentials = connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
         )
@@ -94,30 +116,27 @@ class ShmServer:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            frame = connection.recv(MAX_HANDSHAKE_BYTES)
-            if not frame:
-                raise ConnectionError("reader closed")
-            self._answer(connection, greeting_decoder.decode(frame))
+            frame = connection.recv(MAX_FRAME_BYTES)
+            if frame[:1] == GREETING:
+                self._welcome(connection, _greeting_decoder.decode(frame[1:]))
+            elif frame[:1] == QUERY:
+                query = _query_decoder.decode(frame[1:])
+                error = refusal(self._pool, query.incarnation, query.lease_id, query.runs)
+                connection.send(wire.encode(LeaseState(error=error)))
+            else:
+                raise ProtocolError("reader closed" if not frame else "unknown frame")
         except (OSError, ProtocolError) as error:
             log.debug("reader left: %s", error)
             self._selector.unregister(connection)
             connection.close()
 
-    def _answer(self, connection: socket.socket, greeting: Greeting) -> None:
-        answer = Answer(
-            incarnation=self._incarnation,
-            block_bytes=self._memory.block_bytes,
-            num_blocks=self._memory.num_blocks,
-        )
+    def _welcome(self, connection: socket.socket, greeting: Greeting) -> None:
+        answer = answer_of(self._pool)
         frame = wire.encode(answer)
-        same = (greeting.incarnation, greeting.block_bytes) == (
-            self._incarnation,
-            self._memory.block_bytes,
-        )
-        if not same:
+        if not are_same(greeting, answer):
             connection.send(frame)
             return
-        read_only = os.open(f"/proc/self/fd/{self._memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        read_only = os.open(f"/proc/self/fd/{self._pool.memory.fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             rights = array.array("i", [read_only])
             connection.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -142,15 +161,18 @@ class ShmLink:
     name = "shm"
 
     def __init__(
-        self, address: str, greeting: Greeting, memory: KvMemory, timeout_s: float
+        self, address: str, greeting: Greeting, pool: LocalPool, crew: CopyCrew, timeout_s: float
     ) -> None:
-        self._memory = memory
+        self._crew = crew
+        self._incarnation = greeting.incarnation
+        self._copy: BlockCopy | None = None
+        self._interrupted = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.settimeout(timeout_s)
             self._socket.connect(address)
             answer, descriptor = self._greet(greeting)
-            self._socket.settimeout(None)
+            self._socket.settimeout(0)
             self._map = _map_read_only(descriptor, answer.num_blocks * answer.block_bytes)
         except (OSError, TransferError) as error:
             self._socket.close()
@@ -158,12 +180,12 @@ class ShmLink:
                 raise
             raise PeerLost(f"cannot reach {address}: {error}") from error
         self._source = np.frombuffer(self._map, dtype=np.uint8).reshape(answer.num_blocks, -1)
-        self._target = np.frombuffer(memory.buffer, dtype=np.uint8).reshape(memory.num_blocks, -1)
+        self._target = blocks_of(pool.memory)
 
     def _greet(self, greeting: Greeting) -> tuple[Answer, int]:
-        self._socket.send(wire.encode(greeting))
+        self._socket.send(GREETING + wire.encode(greeting))
         frame, ancillary, _, _ = self._socket.recvmsg(
-            MAX_HANDSHAKE_BYTES, socket.CMSG_SPACE(struct.calcsize("i"))
+            MAX_FRAME_BYTES, socket.CMSG_SPACE(struct.calcsize("i"))
         )
         descriptors = array.array("i")
         for level, kind, payload in ancillary:
@@ -172,10 +194,10 @@ class ShmLink:
         try:
             if not frame:
                 raise PeerLost("the source closed the connection: another user, or shutting down")
-            answer = answer_decoder.decode(frame)
+            answer = _decoded(answer_decoder, frame)
             check_answer(greeting, answer)
             if not descriptors:
-                raise ProtocolErrorInHandshake("no descriptor came with the answer")
+                raise TransferError("no descriptor came with the answer")
         except BaseException:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -183,7 +205,12 @@ class ShmLink:
         return answer, descriptors[0]
 
     def read(
-        self, lease_id: str, source_ids: Sequence[int], target_ids: Sequence[int], timeout_s: float
+        self,
+        lease_id: str,
+        source_ids: Sequence[int],
+        target_ids: Sequence[int],
+        timeout_s: float,
+        landed: Landed = ignore_landed,
     ) -> None:
         """See KvLink. A copy never waits, so `timeout_s` is not used; the lease is the holder's
         promise, and the digest after the copy finds out whether it was kept."""
@@ -191,13 +218,17 @@ class ShmLink:
         if source_ids and max(source_ids) >= len(self._source):
             raise TransferError("a block id lies outside the source's pool")
         self._check_alive()
-        for source, target, count in join_runs(source_ids, target_ids):
-            np.copyto(self._target[target : target + count], self._source[source : source + count])
+        copy = BlockCopy(self._source, self._target, source_ids, target_ids, landed)
+        self._copy = copy
+        if self._interrupted:
+            copy.stop()
+        self._crew.copy(copy, len(source_ids) * self._source.shape[1])
+        self._copy = None
         self._check_alive()
 
     def _check_alive(self) -> None:
         try:
-            frame = self._socket.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+            frame = self._socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError as error:
@@ -205,45 +236,80 @@ class ShmLink:
         if not frame:
             raise PeerLost("the source is gone")
 
+    def confirm(self, lease_id: str, source_ids: Sequence[int], timeout_s: float) -> None:
+        """See KvLink."""
+        runs = [(run.source, run.length) for run in join_runs(source_ids, source_ids)]
+        for start in range(0, len(runs), MAX_RUNS):
+            query = LeaseQuery(
+                incarnation=self._incarnation,
+                lease_id=lease_id,
+                runs=runs[start : start + MAX_RUNS],
+            )
+            try:
+                self._socket.settimeout(timeout_s)
+                self._socket.send(QUERY + wire.encode(query))
+                frame = self._socket.recv(MAX_FRAME_BYTES)
+                self._socket.settimeout(0)
+            except OSError as error:
+                raise PeerLost(f"the source does not answer: {error}") from error
+            if not frame:
+                raise PeerLost("the source is gone")
+            if error_text := _decoded(_state_decoder, frame).error:
+                raise error_named(error_text)
+
+    def interrupt(self) -> None:
+        """See KvLink."""
+        self._interrupted = True
+        if (copy := self._copy) is not None:
+            copy.stop()
+
     def close(self) -> None:
         """Unmap and disconnect."""
+        self._copy = None
         del self._source, self._target
-        with contextlib.suppress(BufferError):  # a copy in another thread still looks at it
+        with contextlib.suppress(BufferError):  # a traceback still looks at it: it goes with that
             self._map.close()
         self._socket.close()
 
 
-class ProtocolErrorInHandshake(TransferError):
-    """The other end does not speak our handshake."""
+def _decoded(decoder: wire.Decoder[wire.T], frame: bytes) -> wire.T:
+    try:
+        return decoder.decode(frame)
+    except ProtocolError as error:
+        raise TransferError(f"the other end does not speak our protocol: {error}") from error
 
 
 def _map_read_only(descriptor: int, size_bytes: int) -> mmap.mmap:
     """Map a sealed memfd; refuse one that could shrink under us (SIGBUS)."""
     try:
         if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
-            raise ProtocolErrorInHandshake("the source's memory is not sealed")
+            raise TransferError("the source's memory is not sealed")
         if os.fstat(descriptor).st_size < size_bytes:
-            raise ProtocolErrorInHandshake("the source's memory is smaller than it says")
+            raise TransferError("the source's memory is smaller than it says")
         return mmap.mmap(descriptor, size_bytes, mmap.MAP_SHARED, mmap.PROT_READ)
     finally:
         os.close(descriptor)
 
 
 class ShmTransport:
-    """One worker's pool over shared memory."""
+    """One worker's pool over shared memory; `path` is where it listens."""
 
     name = "shm"
 
-    def __init__(self, memory: KvMemory, path: Path, incarnation: str) -> None:
-        self._memory = memory
+    def __init__(self, pool: LocalPool, path: Path) -> None:
+        self._pool = pool
         self._path = path
-        self._incarnation = incarnation
+        self._crew = CopyCrew()
 
     def serve(self) -> ShmServer:
         """Listen on the unix socket."""
-        return ShmServer(self._memory, self._path, self._incarnation)
+        return ShmServer(self._pool, self._path)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> ShmLink:
         """See Transport."""
-        greeting = Greeting(incarnation=incarnation, block_bytes=self._memory.block_bytes)
-        return ShmLink(address, greeting, self._memory, timeout_s)
+        greeting = greeting_for(self._pool, incarnation)
+        return ShmLink(address, greeting, self._pool, self._crew, timeout_s)
+
+    def close(self) -> None:
+        """End the copying threads."""
+        self._crew.close()

@@ -1,6 +1,6 @@
 """Any network: the reader asks for runs of blocks and receives them straight into its own. Owns the data sockets.
 
-    reader DEALER ── ReadRequest(number, lease, runs ≤ 2 MiB) ──►  server thread's ROUTER
+    reader DEALER ── ReadRequest(number, lease, runs ≤ 1 MiB) ──►  server thread's ROUTER
                   ◄── ReadReply(number) + one zero-copy frame a run ──
 
 The reader keeps a few requests under way and never more, so memory is bounded at both ends. The
@@ -11,48 +11,63 @@ reply has nowhere to go: nothing is written outside `read`.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
-import numpy as np
 import zmq
 
 from engine.api import wire
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, join_runs
+from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.handshake import (
-    Answer,
+    MAX_RUNS,
     Greeting,
+    Name,
+    RunList,
     answer_decoder,
+    answer_of,
     check_answer,
     error_named,
+    greeting_for,
+    refusal,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.kv_memory import KvMemory
-    from kvtransfer.transport import LocalPool
+    from kvtransfer.transport import Landed, LocalPool
 
-WINDOW = 4
+log = logging.getLogger(__name__)
+WINDOW = 6
 """Requests under way at once."""
-MAX_REQUEST_BYTES = 2 << 20
-MAX_RUNS = 512
+MAX_REQUEST_BYTES = 1 << 20
 MAX_HEADER_BYTES = 64 << 10
+HEARTBEAT_MS = 1000
+PEER_TIMEOUT_MS = 3000
 HANDSHAKE = b"H"
 READ = b"R"
+CONFIRM = b"C"
+_LEFT = zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 class ReadRequest(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """Send me these runs of blocks, `(first, count)` each, under this lease."""
+    """Send me these runs of blocks under this lease, or (CONFIRM) only say whether I may have them."""
 
-    number: int
-    incarnation: str
-    lease_id: str
-    runs: list[tuple[int, int]]
+    number: Annotated[int, msgspec.Meta(ge=0)]
+    incarnation: Name
+    lease_id: Name
+    runs: RunList
 
 
 class ReadReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -67,13 +82,15 @@ _reply_decoder: wire.Decoder[ReadReply] = wire.Decoder(ReadReply)
 _greeting_decoder: wire.Decoder[Greeting] = wire.Decoder(Greeting)
 
 
-def _prepare(socket: zmq.Socket[bytes], max_message_bytes: int) -> None:
+def prepare_socket(socket: zmq.Socket[bytes], max_message_bytes: int) -> None:
+    """Bounds and liveness that every data socket has."""
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
     socket.setsockopt(zmq.SNDHWM, 4096)
     socket.setsockopt(zmq.RCVHWM, 4096)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PEER_TIMEOUT_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, PEER_TIMEOUT_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
 
@@ -84,39 +101,27 @@ class ZmqServer:
     name = "zmq"
 
     def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        endpoint: str,
-        pool: LocalPool,
+        self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str, pool: LocalPool
     ) -> None:
-        self._memory = pool.memory
-        self._leases = pool.leases
-        self._incarnation = pool.incarnation
         self.dropped_messages = 0
+        self._pool = pool
         self._router = context.socket(zmq.ROUTER)
-        _prepare(self._router, MAX_HEADER_BYTES)
+        prepare_socket(self._router, MAX_HEADER_BYTES)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.SNDTIMEO, 0)
         self._router.bind(endpoint)
         self.address: str = self._router.get_string(zmq.LAST_ENDPOINT)
-        self._stop_reader = context.socket(zmq.PAIR)
-        self._stop_reader.bind(f"inproc://stop-{id(self)}")
-        self._stop_writer = context.socket(zmq.PAIR)
-        self._stop_writer.connect(f"inproc://stop-{id(self)}")
+        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name="baton-zmq", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._router, zmq.POLLIN)
-        poller.register(self._stop_reader, zmq.POLLIN)
-        while True:
-            ready = dict(poller.poll())
-            if self._stop_reader in ready:
-                break
+        poller.register(self._stop, zmq.POLLIN)
+        while self._stop not in dict(poller.poll()):
             self._serve()
         self._router.close()
-        self._stop_reader.close()
 
     def _serve(self) -> None:
         frames = self._router.recv_multipart()
@@ -125,49 +130,43 @@ class ZmqServer:
                 raise ProtocolError("a request has three frames")
             identity, kind, body = frames
             if kind == HANDSHAKE:
-                self._greet(identity, _greeting_decoder.decode(body))
+                # the reader compares; a server has nothing to lose by saying what it is
+                _greeting_decoder.decode(body)
+                self._router.send_multipart([identity, kind, wire.encode(answer_of(self._pool))])
+            elif kind in (READ, CONFIRM):
+                self._answer(identity, kind, _request_decoder.decode(body))
             else:
-                self._answer(identity, _request_decoder.decode(body))
-        except (ProtocolError, zmq.ZMQError):  # nonsense, or a reader that left
+                raise ProtocolError("unknown kind of request")
+        except (ProtocolError, zmq.ZMQError) as error:  # nonsense, or a reader that left
+            log.debug("dropped a request: %s", error)
             self.dropped_messages += 1
 
-    def _greet(self, identity: bytes, greeting: Greeting) -> None:
-        del greeting  # the reader compares; a server has nothing to lose by saying what it is
-        answer = Answer(
-            incarnation=self._incarnation,
-            block_bytes=self._memory.block_bytes,
-            num_blocks=self._memory.num_blocks,
-        )
-        self._router.send_multipart([identity, HANDSHAKE, wire.encode(answer)])
-
-    def _answer(self, identity: bytes, request: ReadRequest) -> None:
-        error = self._refusal(request)
+    def _answer(self, identity: bytes, kind: bytes, request: ReadRequest) -> None:
+        error = refusal(self._pool, request.incarnation, request.lease_id, request.runs)
         header = wire.encode(ReadReply(number=request.number, error=error))
-        if error:
-            self._router.send_multipart([identity, READ, header])
+        if error or kind == CONFIRM or not request.runs:
+            self._router.send_multipart([identity, kind, header])
             return
-        self._router.send_multipart([identity, READ, header], zmq.SNDMORE)
-        size = self._memory.block_bytes
+        self._router.send_multipart([identity, kind, header], zmq.SNDMORE)
+        memory, size = self._pool.memory, self._pool.memory.block_bytes
+        last = len(request.runs) - 1
         for position, (first, count) in enumerate(request.runs):
-            view = self._memory.buffer[first * size : (first + count) * size]
-            more = zmq.SNDMORE if position + 1 < len(request.runs) else 0
-            self._router.send(view, more, copy=False)
-
-    def _refusal(self, request: ReadRequest) -> str:
-        if request.incarnation != self._incarnation:
-            return "incarnation: this worker was restarted"
-        block_ids = [first + i for first, count in request.runs for i in range(count)]
-        if not request.runs or sum(c for _, c in request.runs) > self._memory.num_blocks:
-            return "range: more blocks asked for than there are"
-        if not self._leases.allows(request.lease_id, block_ids):
-            return "lease: it is over or does not cover these blocks"
-        return ""
+            view = memory.buffer[first * size : (first + count) * size]
+            self._router.send(view, zmq.SNDMORE if position < last else 0, copy=False)
 
     def close(self) -> None:
         """Stop the thread and close; readers get PeerLost."""
-        self._stop_writer.send(b"")
+        os.eventfd_write(self._stop, 1)
         self._thread.join()
-        self._stop_writer.close()
+        os.close(self._stop)
+
+
+class _Asked(NamedTuple):
+    """A request under way: its number, the position of its first block in the read, its runs."""
+
+    number: int
+    position: int
+    runs: list[Run]
 
 
 class ZmqLink:
@@ -180,23 +179,23 @@ class ZmqLink:
         context: zmq.Context[zmq.Socket[bytes]],
         address: str,
         greeting: Greeting,
-        memory: KvMemory,
+        pool: LocalPool,
         timeout_s: float,
     ) -> None:
-        self._memory = memory
+        self._memory = pool.memory
         self._incarnation = greeting.incarnation
-        self._target = np.frombuffer(memory.buffer, dtype=np.uint8).reshape(memory.num_blocks, -1)
         self._number = 0
+        self._interrupt = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._socket = context.socket(zmq.DEALER)
-        _prepare(self._socket, MAX_REQUEST_BYTES + memory.block_bytes)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket.connect(address)
+        prepare_socket(self._socket, MAX_REQUEST_BYTES + self._memory.block_bytes)
+        self._monitor = self._socket.get_monitor_socket(_LEFT | _HANDSHAKE_FAILED)
         self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
+        for watched in (self._socket, self._monitor, self._interrupt):
+            self._poller.register(watched, zmq.POLLIN)
         try:
-            self._socket.send_multipart([HANDSHAKE, wire.encode(greeting)], zmq.NOBLOCK)
-            self._await(time.perf_counter() + timeout_s, "handshake")
+            self._socket.connect(address)
+            self._send(HANDSHAKE, greeting)
+            self._await(time.perf_counter() + timeout_s, "the handshake")
             check_answer(greeting, answer_decoder.decode(self._socket.recv_multipart()[-1]))
         except (ProtocolError, TransferError, zmq.ZMQError) as error:
             self.close()
@@ -204,30 +203,49 @@ class ZmqLink:
                 raise
             raise PeerLost(f"handshake with {address} failed: {error}") from error
 
+    def _send(self, kind: bytes, message: msgspec.Struct) -> None:
+        try:
+            self._socket.send_multipart([kind, wire.encode(message)], zmq.NOBLOCK)
+        except zmq.Again as error:
+            raise PeerLost("the source does not take requests") from error
+
     def _await(self, until_s: float, what: str) -> None:
         """Return when a message waits; raise when the peer leaves or time runs out."""
         left_ms = max(int((until_s - time.perf_counter()) * 1000), 0)
         ready = dict(self._poller.poll(left_ms))
+        if self._interrupt in ready:
+            raise PeerLost(f"interrupted during {what}")
         if self._socket in ready:
             return
         if self._monitor in ready:
-            raise PeerLost(f"the source closed the connection during {what}")
+            raise PeerLost(f"the connection to the source ended during {what}")
         raise PeerLost(f"the source did not answer in time during {what}")
 
     def read(
-        self, lease_id: str, source_ids: Sequence[int], target_ids: Sequence[int], timeout_s: float
+        self,
+        lease_id: str,
+        source_ids: Sequence[int],
+        target_ids: Sequence[int],
+        timeout_s: float,
+        landed: Landed = ignore_landed,
     ) -> None:
         """See KvLink: a window of requests, each answered into its own target blocks."""
         until_s = time.perf_counter() + timeout_s
-        waiting = deque(self._requests(source_ids, target_ids))
-        under_way: deque[tuple[int, list[Run]]] = deque()
+        waiting = deque(self._groups(source_ids, target_ids))
+        under_way: deque[_Asked] = deque()
+        position = 0
         while waiting or under_way:
             while waiting and len(under_way) < WINDOW:
-                under_way.append(self._ask(lease_id, waiting.popleft()))
+                runs = waiting.popleft()
+                self._ask(READ, lease_id, [(run.source, run.length) for run in runs])
+                under_way.append(_Asked(self._number, position, runs))
+                position += sum(run.length for run in runs)
             self._await(until_s, "a read")
-            self._receive(*under_way.popleft())
+            asked = under_way.popleft()
+            self._receive(asked)
+            landed(asked.position, asked.position + sum(run.length for run in asked.runs))
 
-    def _requests(self, source_ids: Sequence[int], target_ids: Sequence[int]) -> list[list[Run]]:
+    def _groups(self, source_ids: Sequence[int], target_ids: Sequence[int]) -> list[list[Run]]:
         """Runs grouped so that one reply stays within MAX_REQUEST_BYTES (or is one block)."""
         per_request = max(MAX_REQUEST_BYTES // self._memory.block_bytes, 1)
         groups: list[list[Run]] = []
@@ -240,45 +258,58 @@ class ZmqLink:
             room -= run.length
         return groups
 
-    def _ask(self, lease_id: str, runs: list[Run]) -> tuple[int, list[Run]]:
+    def _ask(self, kind: bytes, lease_id: str, runs: list[tuple[int, int]]) -> None:
         self._number += 1
         request = ReadRequest(
-            number=self._number,
-            incarnation=self._incarnation,
-            lease_id=lease_id,
-            runs=[(run.source, run.length) for run in runs],
+            number=self._number, incarnation=self._incarnation, lease_id=lease_id, runs=runs
         )
-        try:
-            self._socket.send_multipart([READ, wire.encode(request)], zmq.NOBLOCK)
-        except zmq.Again as error:
-            raise PeerLost("the source does not take requests") from error
-        return self._number, runs
+        self._send(kind, request)
 
-    def _receive(self, number: int, runs: list[Run]) -> None:
-        self._socket.recv()  # kind
+    def _receive(self, asked: _Asked) -> None:
+        """One reply into its blocks."""
+        self._receive_header(asked.number)
+        size = self._memory.block_bytes
+        for run in asked.runs:
+            if not self._socket.getsockopt(zmq.RCVMORE):
+                raise TransferError("a reply was shorter than asked for")
+            target = self._memory.buffer[run.target * size : (run.target + run.length) * size]
+            if self._socket.recv_into(target) != len(target):
+                raise TransferError("a reply's frame has another length than asked for")
+        if self._socket.getsockopt(zmq.RCVMORE):
+            raise TransferError("a reply was longer than asked for")
+
+    def _receive_header(self, number: int) -> None:
+        """Kind and header; raises the error that it carries."""
         try:
-            reply = _reply_decoder.decode(self._socket.recv())
-        except ProtocolError as error:
+            self._socket.recv()
+            reply = _reply_decoder.decode(self._socket.recv(zmq.NOBLOCK))
+        except (ProtocolError, zmq.Again) as error:
             raise TransferError(f"undecodable reply: {error}") from error
         if reply.error:
             raise error_named(reply.error)
         if reply.number != number:
             raise TransferError("a reply came out of order")
-        for run in runs:
-            self._receive_run(run)
-        if self._socket.getsockopt(zmq.RCVMORE):
-            raise TransferError("a reply was longer than asked for")
 
-    def _receive_run(self, run: Run) -> None:
-        """One payload frame into its blocks."""
-        if not self._socket.getsockopt(zmq.RCVMORE):
-            raise TransferError("a reply was shorter than asked for")
-        frame = self._socket.recv(copy=False)
-        payload = np.frombuffer(frame.buffer, dtype=np.uint8)
-        target = self._target[run.target : run.target + run.length]
-        if payload.size != target.size:
-            raise TransferError("a reply was shorter than asked for")
-        np.copyto(target.reshape(-1), payload)
+    def confirm(self, lease_id: str, source_ids: Sequence[int], timeout_s: float) -> None:
+        """See KvLink. Every request was checked when it was made; replies to a read that was given
+        up are passed over."""
+        until_s = time.perf_counter() + timeout_s
+        runs = [(run.source, run.length) for run in join_runs(source_ids, source_ids)]
+        for start in range(0, len(runs), MAX_RUNS):
+            self._ask(CONFIRM, lease_id, runs[start : start + MAX_RUNS])
+            if error := self._await_confirmation(until_s).error:
+                raise error_named(error)
+
+    def _await_confirmation(self, until_s: float) -> ReadReply:
+        while True:
+            self._await(until_s, "a question about the lease")
+            frames = self._socket.recv_multipart()
+            if frames[0] == CONFIRM:
+                return _reply_decoder.decode(frames[-1])
+
+    def interrupt(self) -> None:
+        """See KvLink; not after `close`."""
+        os.eventfd_write(self._interrupt, 1)
 
     def close(self) -> None:
         """Close the socket: late replies have nowhere to go."""
@@ -286,6 +317,7 @@ class ZmqLink:
             self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()
+        os.close(self._interrupt)
 
 
 class ZmqTransport:
@@ -293,23 +325,19 @@ class ZmqTransport:
 
     name = "zmq"
 
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        host: str,
-        pool: LocalPool,
-    ) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], host: str, pool: LocalPool) -> None:
         self._context = context
         self._host = host
         self._pool = pool
 
     def serve(self) -> ZmqServer:
         """Bind a free port."""
-        endpoint = f"tcp://{self._host}:0"
-        return ZmqServer(self._context, endpoint, self._pool)
+        return ZmqServer(self._context, f"tcp://{self._host}:0", self._pool)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> ZmqLink:
         """See Transport."""
-        memory = self._pool.memory
-        greeting = Greeting(incarnation=incarnation, block_bytes=memory.block_bytes)
-        return ZmqLink(self._context, address, greeting, memory, timeout_s)
+        greeting = greeting_for(self._pool, incarnation)
+        return ZmqLink(self._context, address, greeting, self._pool, timeout_s)
+
+    def close(self) -> None:
+        """Nothing is shared; the context is its maker's."""
