@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import httpx
@@ -10,6 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.chat import ServerError, explain
+
+PLAIN_WIDTH = 160
+"""Of a table that goes into a file or a pipe."""
 
 
 def show_status(url: str, api_key: str | None, *, as_json: bool) -> int:
@@ -30,7 +34,7 @@ def show_status(url: str, api_key: str | None, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"ready": ready, **cluster}, indent=2))
     else:
-        console = Console()
+        console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
         live = cluster.get("requests", {}).get("live", 0)
         console.print(
             f"{cluster.get('model')} · {'ready' if ready else 'not ready'} · {live} requests"
@@ -44,7 +48,7 @@ def worker_table(cluster: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("worker", "role", "state", "pid"):
         table.add_column(heading)
-    for heading in ("waiting", "running", "moving", "blocks held", "cached", "free"):
+    for heading in ("waiting", "running", "pulling", "held", "cached", "free"):
         table.add_column(heading, justify="right")
     for worker in cluster.get("workers", ()):
         blocks, requests = worker.get("blocks", {}), worker.get("requests", {})
