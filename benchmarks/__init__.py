@@ -1,0 +1,1 @@
+"""Measuring Baton and its parts; results lie in benchmarks/results."""
