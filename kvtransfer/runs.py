@@ -33,3 +33,18 @@ def join_runs(
         else:
             runs.append(Run(source, target, 1))
     return runs
+
+
+def group_runs(
+    source_ids: Sequence[int], target_ids: Sequence[int], max_blocks: int, max_runs: int
+) -> list[list[Run]]:
+    """The runs in order, in groups of at most `max_blocks` blocks and `max_runs` runs."""
+    groups: list[list[Run]] = []
+    room = 0
+    for run in join_runs(source_ids, target_ids, max_blocks):
+        if run.length > room or len(groups[-1]) >= max_runs:
+            groups.append([])
+            room = max_blocks
+        groups[-1].append(run)
+        room -= run.length
+    return groups
