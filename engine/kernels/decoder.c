@@ -1,9 +1,6 @@
 /* The decoder's operations besides matrix products, for float32 and bfloat16. Compiled on first use
    by engine/kernel_library.py with -march=native; reads and writes KV blocks in place. */
 #include <math.h>
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
 
 #include "decoder.h"
 #include "vector.h"

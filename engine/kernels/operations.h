@@ -7,7 +7,7 @@
 
 INLINE vf NAME(rounded)(vf x) {
 #if PACKED == 2
-    return (vf)(__builtin_convertvector(round_bf16(x), vu) << 16);
+    return (vf)(((vu)x + 0x7fff + (((vu)x >> 16) & 1)) & 0xffff0000u);
 #else
     return x;
 #endif
@@ -133,15 +133,16 @@ static void NAME(load_tile)(const Step *s, const int32_t *table, int64_t layer, 
                             int64_t start, int64_t limit, uint32_t *keys, uint32_t *values) {
     static const TYPE zeros[MAX_DIM] = {0};
     const TYPE *key_rows[KEY_TILE], *value_rows[KEY_TILE];
-    int64_t dim = s->head_dim, size = s->block_size;
-    for (int64_t i = 0; i < KEY_TILE; i++) {
-        int64_t position = start + i;
-        key_rows[i] = value_rows[i] = zeros;
-        if (position < limit) {
-            const TYPE *block = NAME(block)(s, table[position / size], layer, 0, head);
-            key_rows[i] = block + position % size * dim;
-            value_rows[i] = key_rows[i] + s->num_kv_heads * size * dim;
+    int64_t dim = s->head_dim, size = s->block_size, used = limit - start;
+    int64_t index = start / size, offset = start % size, to_values = s->num_kv_heads * size * dim;
+    const TYPE *block = NAME(block)(s, table[index], layer, 0, head);
+    for (int64_t i = 0; i < KEY_TILE; i++, offset++) {
+        if (offset == size && i < used) {
+            block = NAME(block)(s, table[++index], layer, 0, head);
+            offset = 0;
         }
+        key_rows[i] = i < used ? block + offset * dim : zeros;
+        value_rows[i] = i < used ? key_rows[i] + to_values : zeros;
     }
     for (int64_t group = 0; group < KEY_TILE && start + group < limit; group += LANES)
         for (int64_t d = 0; d < dim; d += LANES * PACKED) {
@@ -152,13 +153,30 @@ static void NAME(load_tile)(const Step *s, const int32_t *table, int64_t layer, 
     for (int64_t k = 0; k < KEY_TILE && start + k < limit; k += PACKED)
         for (int64_t d = 0; d < dim; d += LANES) {
 #if PACKED == 2
-            vu first = __builtin_convertvector(*(const vh_any *)(value_rows[k] + d), vu);
-            vu second = __builtin_convertvector(*(const vh_any *)(value_rows[k + 1] + d), vu);
+            vu first = widen(value_rows[k] + d), second = widen(value_rows[k + 1] + d);
             *(vu_any *)(values + k / 2 * dim + d) = first | second << 16;
 #else
             *(vu_any *)(values + k * dim + d) = *(const vu_any *)(value_rows[k] + d);
 #endif
         }
+}
+
+/* Ask for the tile at `start` ahead of its use: a block's rows are far from the next block's, so the
+   processor's own prefetcher does not see them coming. */
+static void NAME(prefetch_tile)(const Step *s, const int32_t *table, int64_t layer, int64_t head,
+                                int64_t start, int64_t limit) {
+    int64_t size = s->block_size, row_bytes = s->head_dim * (int64_t)sizeof(TYPE);
+    int64_t end = start + KEY_TILE < limit ? start + KEY_TILE : limit;
+    for (int64_t position = start; position < end;) {
+        int64_t offset = position % size, count = size - offset;
+        if (count > end - position) count = end - position;
+        for (int side = 0; side < 2; side++) {
+            const char *row = (const char *)NAME(block)(s, table[position / size], layer, side, head);
+            for (int64_t i = 0; i < count * row_bytes; i += 64)
+                __builtin_prefetch(row + offset * row_bytes + i, 0, 2);
+        }
+        position += count;
+    }
 }
 
 /* Turn one row's scores of keys [low, high) into weights in place, `count` keys wide; rescale its output. */
@@ -215,6 +233,7 @@ static void NAME(attend_tile)(const Step *s, int64_t sequence, int64_t layer, in
     for (start -= start % KEY_TILE; start <= newest; start += KEY_TILE) {
         int64_t used = newest + 1 - start < KEY_TILE ? newest + 1 - start : KEY_TILE;
         int64_t count = (used + LANES - 1) / LANES * LANES;
+        NAME(prefetch_tile)(s, table, layer, kv_head, start + KEY_TILE, newest + 1);
         NAME(load_tile)(s, table, layer, kv_head, start, newest + 1, keys, values);
         memset(scores, 0, rows * KEY_TILE * sizeof(float));
         NAME(product)(queries, words, keys, KEY_TILE, scores, KEY_TILE, rows, count, words);

