@@ -14,12 +14,17 @@ from engine.api.errors import ConfigError, InvalidRequest
 from engine.api.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from coordinator.openai_types import GenerationRequest
 
 SEED_SPACE = 2**63
 Number = TypeVar("Number", int, float)
+
+
+def _random_seed() -> int:
+    return secrets.randbits(63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class SamplingDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
+    draw_seed: Callable[[], int] = _random_seed
 
     @classmethod
     def from_directory(cls, directory: Path) -> SamplingDefaults:
@@ -47,7 +53,7 @@ class SamplingDefaults:
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(SamplingDefaults)} - {"eos_token_ids"}
+    names = {field.name for field in fields(SamplingDefaults)} - {"eos_token_ids", "draw_seed"}
     kinds = {"top_k": int}
     return {
         name: kinds.get(name, float)(value)
@@ -103,7 +109,7 @@ def resolve_sampling(
         frequency_penalty=request.frequency_penalty or 0.0,
         repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
         logit_bias=request.logit_bias or {},
-        seed=secrets.randbits(63) if request.seed is None else request.seed % SEED_SPACE,
+        seed=defaults.draw_seed() if request.seed is None else request.seed % SEED_SPACE,
         logprobs=logprobs,
         stop_token_ids=tuple(stop_token_ids),
         eos_token_ids=vocabulary.eos_token_ids,

@@ -15,6 +15,7 @@ import msgspec
 
 from coordinator.audit import AuditBook, cluster_view
 from coordinator.ledger import Ledger
+from coordinator.legs import decode_leg, prefill_leg
 from coordinator.lifecycle import Phase, RequestLife, Verdict
 from coordinator.probe import ProbeBook
 from coordinator.registry import Registry, WorkerState
@@ -30,7 +31,7 @@ from engine.api.errors import (
     RequestAborted,
     WorkerLost,
 )
-from engine.api.messages import Abort, Decode, Ping, Prefill
+from engine.api.messages import Abort, Ping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,47 +198,13 @@ class ClusterService:
         if prefill is not None:
             self.ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids))
             holders.append(prefill.worker_id)
-            leg = self._prefill_leg(life, prefill, token_ids, decode.worker_id)
+            leg = prefill_leg(life, prefill, decode, self.clock.now_s())
             self.send(prefill, leg)
             life.order_seqs[prefill.worker_id] = prefill.sent_seq
-        self.send(decode, self._decode_leg(life, decode, token_ids, prefill))
+        self.send(decode, decode_leg(life, decode, prefill, self.clock.now_s()))
         life.order_seqs[decode.worker_id] = decode.sent_seq
         self.router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
         life.spans.setdefault("queue_s", self.clock.now_s() - life.arrival_s)
-
-    def _prefill_leg(
-        self, life: RequestLife, worker: WorkerRecord, token_ids: list[int], decode_id: str
-    ) -> Prefill:
-        return Prefill(
-            incarnation=worker.incarnation,
-            request_id=life.request_id,
-            attempt=life.attempt,
-            token_ids=token_ids,
-            num_prompt_tokens=len(life.generation.prompt_token_ids),
-            sampling=life.generation.sampling,
-            deadline_in_s=max(life.deadline_s - self.clock.now_s(), 0.0),
-            cache_salt=life.generation.cache_salt,
-            decode_worker=decode_id,
-        )
-
-    def _decode_leg(
-        self,
-        life: RequestLife,
-        worker: WorkerRecord,
-        token_ids: list[int],
-        source: WorkerRecord | None,
-    ) -> Decode:
-        return Decode(
-            incarnation=worker.incarnation,
-            request_id=life.request_id,
-            attempt=life.attempt,
-            token_ids=token_ids,
-            num_prompt_tokens=len(life.generation.prompt_token_ids),
-            sampling=life.generation.sampling,
-            deadline_in_s=max(life.deadline_s - self.clock.now_s(), 0.0),
-            cache_salt=life.generation.cache_salt,
-            source=source.hello.address if source else None,
-        )
 
     # ---- what workers say
 

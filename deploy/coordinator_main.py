@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import logging
 import os
+import random
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +20,7 @@ import msgspec
 import uvicorn
 import uvloop
 
-from coordinator.app import ServedModel, create_app
+from coordinator.app import SamplingDefaults, ServedModel, create_app
 from coordinator.control_socket import ControlSocket
 from coordinator.membership import Membership
 from coordinator.service import ClusterService
@@ -96,6 +98,12 @@ class CoordinatorProcess:
             self.service.cancel(request_id, "the server is shutting down")
         server.should_exit = True
 
+    def _sampling_defaults(self, directory: Path) -> SamplingDefaults:
+        """The model's own, with seeds drawn from `--seed` for requests that bring none."""
+        seeds = random.Random(self.spec.seed)
+        own = SamplingDefaults.from_directory(directory)
+        return dataclasses.replace(own, draw_seed=lambda: seeds.getrandbits(63))
+
     def _uvicorn_config(self) -> uvicorn.Config:
         spec = self.spec
         model = ServedModel(
@@ -110,6 +118,8 @@ class CoordinatorProcess:
             api_keys=spec.api_keys,
             clock=self.clock,
             root_path=spec.root_path,
+            chat_template=Path(spec.chat_template) if spec.chat_template else None,
+            sampling_defaults=self._sampling_defaults(model.directory),
         )
         return uvicorn.Config(
             app,

@@ -146,16 +146,14 @@ class Cluster:
 
     async def until_ready(self) -> None:
         """Every worker has proven itself."""
-        while not self.service.is_ready():
+        while not self.service.is_ready():  # noqa: ASYNC110 - virtual time costs nothing
             await asyncio.sleep(0.01)
 
     def oracle(self, request: Generation) -> list[int]:
         """What a faultless engine emits."""
         root = root_key(FINGERPRINT.hash_bytes(), request.cache_salt)
         sampling = request.sampling
-        return attested_tokens(
-            root, request.prompt_token_ids, sampling.max_tokens, sampling.seed
-        )
+        return attested_tokens(root, request.prompt_token_ids, sampling.max_tokens, sampling.seed)
 
     async def tokens(self, request: Generation) -> list[int]:
         """Submit and collect."""

@@ -231,7 +231,7 @@ class SimWorker:
             balanced=self.pool.is_balanced(),
         )
 
-    # ---- telling (PrefillOutbox, DecodeOutbox)
+    # ---- what it tells: the two outboxes of the roles
 
     def output(self, output: Output) -> None:
         self._outputs.append(output)
@@ -253,9 +253,9 @@ class SimWorker:
 
     def ask(self, source: PeerAddress, message: PeerMessage) -> None:
         target = self.cluster.workers.get(source.worker_id)
-        if target is None or target.context.incarnation != source.incarnation:
-            if not self.policy.skip_incarnation or target is None:
-                return  # nobody listens at that start's endpoint
+        same = target is not None and target.context.incarnation == source.incarnation
+        if target is None or not (same or self.policy.skip_incarnation):
+            return  # nobody listens at that start's endpoint
         self.cluster.to_peer(self, source.worker_id, "reader", self.worker_id.encode(), message)
 
     def name_now(self) -> bytes:
@@ -310,7 +310,7 @@ class SimWorker:
             self._wake()
         self.cluster.loop.call_later(HEARTBEAT_S, self._heartbeat)
 
-    # ---- fetching (BlockFetcher)
+    # ---- how it fetches: decode.role.BlockFetcher
 
     def fetch(
         self,

@@ -103,14 +103,14 @@ def test_paused_worker_is_fenced_and_comes_back() -> None:
 def test_more_than_a_pool_of_waiting_requests_is_refused() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        streams, refused = [], 0
+        streams, waits_s = [], []
         for index in range(40):
             try:
                 streams.append(cluster.service.submit(generation(str(index), [index] * 30)))
             except Overloaded as error:
-                refused += 1
-                assert error.retry_after_s >= 1
-        assert refused > 0
+                waits_s.append(error.retry_after_s)
+        assert waits_s
+        assert min(waits_s) >= 1
         for stream in streams:
             assert len(await cluster.drain(stream)) == 20
         await cluster.quiet()

@@ -1,0 +1,45 @@
+"""The two orders of a dispatched request. Owns their contents; what is sent where is decided in the service."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from engine.api.messages import Decode, Prefill
+
+if TYPE_CHECKING:
+    from coordinator.lifecycle import RequestLife
+    from coordinator.registry import WorkerRecord
+
+
+def prefill_leg(
+    life: RequestLife, worker: WorkerRecord, decode: WorkerRecord, now_s: float
+) -> Prefill:
+    """Compute prompt and emitted tokens, and offer the blocks to `decode`."""
+    return Prefill(
+        incarnation=worker.incarnation,
+        request_id=life.request_id,
+        attempt=life.attempt,
+        token_ids=life.token_ids,
+        num_prompt_tokens=len(life.generation.prompt_token_ids),
+        sampling=life.generation.sampling,
+        deadline_in_s=max(life.deadline_s - now_s, 0.0),
+        cache_salt=life.generation.cache_salt,
+        decode_worker=decode.worker_id,
+    )
+
+
+def decode_leg(
+    life: RequestLife, worker: WorkerRecord, source: WorkerRecord | None, now_s: float
+) -> Decode:
+    """Continue from the blocks of `source`, or compute everything there when it is None."""
+    return Decode(
+        incarnation=worker.incarnation,
+        request_id=life.request_id,
+        attempt=life.attempt,
+        token_ids=life.token_ids,
+        num_prompt_tokens=len(life.generation.prompt_token_ids),
+        sampling=life.generation.sampling,
+        deadline_in_s=max(life.deadline_s - now_s, 0.0),
+        cache_salt=life.generation.cache_salt,
+        source=source.hello.address if source else None,
+    )

@@ -1,0 +1,134 @@
+"""A real `baton serve` for tests. Owns its process from start to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+BATON = Path(sys.executable).parent / "baton"
+READY_TIMEOUT_S = 180.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """`with Server("--pd", "1p1d") as server:`; ended by SIGINT, and by SIGKILL if that does not do."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the server
+        started = time.monotonic()
+        self.process = subprocess.Popen(
+            [str(BATON), "serve", *arguments, "--port", str(self.port)],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.client = httpx.Client(base_url=self.url, timeout=120.0)
+        self._await_ready(started + READY_TIMEOUT_S)
+        self.ready_after_s = time.monotonic() - started
+
+    def _await_ready(self, until_s: float) -> None:
+        waiter = threading.Event()
+        while time.monotonic() < until_s:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the server ended at its start:\n{self.log()}")
+            try:
+                if self.client.get("/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet: that is what is being waited for
+            waiter.wait(0.05)
+        self.stop()
+        raise AssertionError(f"the server did not become ready:\n{self.log()}")
+
+    def log(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
+
+    def complete(self, **body: Any) -> dict[str, Any]:
+        reply = self.client.post("/v1/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        result: dict[str, Any] = reply.json()
+        return result
+
+    def chat(self, **body: Any) -> dict[str, Any]:
+        reply = self.client.post("/v1/chat/completions", json=body)
+        assert reply.status_code == 200, reply.text
+        result: dict[str, Any] = reply.json()
+        return result
+
+    def cluster(self) -> dict[str, Any]:
+        view: dict[str, Any] = self.client.get("/cluster").json()
+        return view
+
+    def audit(self) -> dict[str, Any]:
+        account: dict[str, Any] = self.client.get("/cluster/audit").json()
+        return account
+
+    def worker(self, role: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(w for w in self.cluster()["workers"] if w["role"] == role)
+        return found
+
+    def descendants(self) -> list[int]:
+        """Pids whose ancestor is the launcher, whatever their session."""
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    stat = (entry / "stat").read_text()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+        found = [self.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found[1:]
+
+    def interrupt(self) -> float:
+        """Ctrl-C; seconds until the launcher is gone."""
+        started = time.monotonic()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(timeout=20)
+        return time.monotonic() - started
+
+    def stop(self) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            pids = self.descendants()
+            try:
+                self.interrupt()
+            except subprocess.TimeoutExpired:
+                for pid in [self.process.pid, *pids]:
+                    os.kill(pid, signal.SIGKILL)
+                self.process.wait()
+        self._log.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            print(self.log())
+        self.stop()

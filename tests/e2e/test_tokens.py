@@ -1,0 +1,72 @@
+"""Tokens of the whole system against transformers, float32, same weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from deploy.model_source import prepare
+from deploy.topology import cache_directory
+from tests.e2e.reference import first_difference, smollm2
+from tests.e2e.server import Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+TOKENS = 64
+BLOCK = 16
+LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 127, 128, 129, 200, 255, 256, 257, 300, 600, 700]
+
+
+def prompts() -> list[list[int]]:
+    """Twenty prompts of the interesting lengths, then two that share a prefix with others."""
+    rng = random.Random(5)
+    found = [[rng.randrange(17, 49000) for _ in range(length)] for length in LENGTHS]
+    return [*found, found[-1][:512] + found[3], found[-2][: 16 * 9]]
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    prepared = prepare("smollm2-135m", (), "float32", cache_directory(), lambda *_: None)
+    return smollm2(prepared.directory)
+
+
+@pytest.fixture(scope="module", params=["0p1d", "1p1d", "2p2d"])
+def server(request: pytest.FixtureRequest) -> Iterator[Server]:
+    arguments = ["--pd", request.param, "--dtype", "float32", "--kv-cache-memory", "512MiB"]
+    with Server(*arguments, "--max-num-batched-tokens", "128") as server:
+        yield server
+
+
+def complete(server: Server, prompt: list[int]) -> list[int]:
+    reply = server.complete(
+        model="smollm2-135m",
+        prompt=prompt,
+        max_tokens=TOKENS,
+        temperature=0,
+        ignore_eos=True,
+        return_token_ids=True,
+    )
+    tokens: list[int] = reply["choices"][0]["token_ids"]
+    return tokens
+
+
+def test_alone_at_once_and_with_prefix_hits(server: Server, oracle: Any) -> None:
+    alone = [complete(server, prompt) for prompt in prompts()]
+    assert {len(tokens) for tokens in alone} == {TOKENS}
+    for prompt, tokens in zip(prompts(), alone, strict=True):
+        assert first_difference(oracle, prompt, tokens) is None, len(prompt)
+    with ThreadPoolExecutor(16) as pool:
+        at_once = list(pool.map(lambda prompt: complete(server, prompt), prompts()))
+    assert at_once == alone
+    assert server.audit()["balanced"]
+
+
+def test_repeated_prompt_is_mostly_cached(server: Server) -> None:
+    prompt = prompts()[18]
+    body = {"model": "smollm2-135m", "prompt": prompt, "max_tokens": 1, "temperature": 0}
+    server.complete(**body)
+    usage = server.complete(**body)["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= len(prompt) - BLOCK
