@@ -130,9 +130,9 @@ class DecodeRole:
         return list(self._sequences)
 
     def decode(self, message: Decode) -> None:
-        """Take a request; a second message for the same attempt changes nothing."""
+        """Take a request; a second message, while it or a read of it is here, changes nothing."""
         key = (message.request_id, message.attempt)
-        if key in self._sequences:
+        if key in self._sequences or key in self.fetches:
             return
         now_s = self.context.clock.now_s()
         sequence = Sequence(
@@ -309,11 +309,10 @@ class DecodeRole:
 
     def _count(self, batch: SequenceOf[Scheduled]) -> None:
         for scheduled in batch:
-            num_tokens = scheduled.num_tokens
-            if num_tokens == 1:
+            if scheduled.num_tokens == 1:
                 self.decoded_tokens += 1
             else:
-                self.prefilled_tokens += num_tokens
+                self.prefilled_tokens += scheduled.num_tokens
 
     def _emit(self, sequence: Sequence, token: SampledToken) -> None:
         """Tell the coordinator of a new token, and end the sequence if it is the last."""
@@ -393,3 +392,9 @@ class DecodeRole:
         """Fenced: forget everything; blocks being written go when their reads end."""
         for key in list(self._sequences):
             self.end(key)
+
+    def forget_reads(self) -> None:
+        """The fetcher was replaced: none of its reads writes any more, and no result will come."""
+        for fetch in list(self.fetches.values()):
+            fetch.pending = 0
+            self._drop_when_quiet(fetch)

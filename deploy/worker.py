@@ -221,6 +221,7 @@ class Worker:
         self.decode.drop_all()
         self.parts.context.incarnation = new_incarnation()
         self.parts.restart_peers()
+        self.decode.forget_reads()
         self.is_registered = False
         self._heard = 0
 
