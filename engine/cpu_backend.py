@@ -12,6 +12,7 @@ import torch
 from engine.kernel_library import (
     MAX_HEAD_DIM,
     MAX_QUERY_GROUP,
+    MAX_SMALL_ROWS,
     Kernels,
     KernelsUnavailable,
     describe_instructions,
@@ -80,9 +81,13 @@ class CpuBackend(TorchBackend):
         kv: torch.Tensor,
         packed: dict[str, torch.Tensor],
         kernel_cache: Path | None,
+        *,
+        multiply_plain: bool = False,
     ) -> None:
+        """`multiply_plain`: the plain weights are in memory made for it, so few rows go there."""
         super().__init__(config, kv)
         self._packed = packed
+        self._multiply_plain = multiply_plain
         self.num_threads = torch.get_num_threads()
         self.kernels, rest = _load_kernels(config, kv.dtype, kernel_cache)
         self.description = f"cpu (oneDNN packed, {rest})"
@@ -91,7 +96,10 @@ class CpuBackend(TorchBackend):
         """oneDNN's product with the packed matrix."""
         packed = self._packed.get(name)
         matrix = pack(weight) if packed is None else packed
-        return partial(_multiply, matrix, bias)
+        product = partial(_multiply, matrix, bias)
+        if self.kernels is None or not self._multiply_plain or weight.shape[1] % 32:
+            return product
+        return SmallProduct(self.kernels, weight, bias, product, self.num_threads)
 
     def begin(self, batch: RaggedBatch) -> Step:
         """Kernels where there are some, else plain torch."""
@@ -129,6 +137,46 @@ def _load_kernels(
         return None, f"{error}: torch attention"
     suffix = "f32" if dtype == torch.float32 else "bf16"
     return Kernels(library, suffix), f"C kernels {describe_instructions()}"
+
+
+class SmallProduct:
+    """A matrix product that is bound by reading the weight when there are few rows, so it reads it once,
+    in order; many rows go to oneDNN."""
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        large: Linear,
+        num_threads: int,
+    ) -> None:
+        self._function = kernels.small_product
+        self._large = large
+        self._keep = (weight, bias)
+        self._weight = weight.data_ptr()
+        self._bias = None if bias is None else bias.data_ptr()
+        self._outputs = weight.shape[0]
+        self._words = weight.shape[1] * weight.dtype.itemsize // 4
+        self._num_threads = num_threads
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[rows, in] to [rows, out]."""
+        rows = x.shape[0]
+        if not 0 < rows <= MAX_SMALL_ROWS:
+            return self._large(x)
+        out = torch.empty((rows, self._outputs), dtype=x.dtype)
+        self._function(
+            self._weight,
+            x.data_ptr(),
+            self._bias,
+            out.data_ptr(),
+            rows,
+            self._outputs,
+            self._words,
+            self._num_threads,
+        )
+        return out
 
 
 class KernelStep:

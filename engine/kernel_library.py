@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.embedded import locked
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_QUERY_GROUP = 48
 MAX_HEAD_DIM = 256
+MAX_SMALL_ROWS = 8
 _SOURCES = ("decoder.c", "decoder.h", "operations.h", "vector.h")
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC", "-w")
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -34,14 +35,14 @@ class KernelsUnavailable(Exception):
 class Step(ctypes.Structure):
     """`Step` of kernels/decoder.h, field by field."""
 
-    _fields_ = (
+    _fields_: ClassVar[Any] = [
         *((name, _POINTER) for name in ("kv", "rope", "positions", "query_starts")),
         *((name, _POINTER) for name in ("context_lengths", "block_tables")),
         *((name, _INT) for name in ("table_width", "num_sequences", "num_tokens", "num_layers")),
         *((name, _INT) for name in ("num_heads", "num_kv_heads", "head_dim", "block_size")),
         *((name, _INT) for name in ("window", "num_threads")),
         *((name, _FLOAT) for name in ("epsilon", "scale")),
-    )
+    ]
 
 
 class Kernels:
@@ -56,6 +57,7 @@ class Kernels:
         pointers = (_POINTER,) * 4
         self.add_norm = function("add_norm", *pointers, _INT, _INT, _FLOAT, _INT)
         self.silu_mul = function("silu_mul", _POINTER, _POINTER, _INT, _INT, _INT)
+        self.small_product = function("small_product", *pointers, _INT, _INT, _INT, _INT)
         self.attend = function("attend", ctypes.POINTER(Step), _INT, *pointers, _POINTER)
 
 

@@ -39,13 +39,15 @@ _WARM_UP_TOKENS = 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
     """How a runner computes. `backend` is auto, cpu or torch; `kernel_cache` is where compiled
-    kernels are kept, None for no kernels."""
+    kernels are kept, None for no kernels. Weights of at most `copy_weights_bytes` are copied into
+    this process for speed; larger ones are shared between workers."""
 
     num_blocks: int
     block_size: int = 16
     backend: str = "auto"
     num_threads: int = 1
     kernel_cache: Path | None = None
+    copy_weights_bytes: int = 1 << 30
 
 
 class ModelRunner:
@@ -74,7 +76,8 @@ class ModelRunner:
         torch.set_num_threads(options.num_threads)
         manifest = read_manifest(prepared)
         config, dtype = manifest.config, getattr(torch, manifest.dtype)
-        mapped = MappedWeights(prepared, manifest, torch.device("cpu"))
+        limit = 0 if options.backend == "torch" else options.copy_weights_bytes
+        mapped = MappedWeights(prepared, manifest, torch.device("cpu"), limit)
         block_bytes = kv_block_bytes(config, options.block_size, manifest.dtype)
         memory = memory_factory(options.num_blocks, block_bytes)
         kv = kv_tensor(memory, config, options.block_size, dtype)
@@ -124,7 +127,9 @@ def _choose_backend(
     if options.backend == "torch" or not supported:
         return TorchBackend(manifest.config, kv)
     packed = load_packed(prepared, manifest, mapped)
-    return CpuBackend(manifest.config, kv, packed, options.kernel_cache)
+    return CpuBackend(
+        manifest.config, kv, packed, options.kernel_cache, multiply_plain=mapped.in_huge_pages
+    )
 
 
 def _tiny_batch(start: int, count: int, num_blocks: int) -> RaggedBatch:

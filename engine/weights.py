@@ -1,11 +1,15 @@
 """A prepared model's weights in memory. Owns the mapping of weights.bin; must not know any layout but row-major.
 
-The file is mapped, not read: pages come in on first touch and are shared by every worker of the host.
+The file is mapped: pages come in on first touch and are shared by every worker of the host. A small
+model is copied into private huge pages instead: one core then reads it half again as fast, because it
+spends no time on page tables (docs/LOG.md), and that is what a decode step consists of.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,15 +26,30 @@ if TYPE_CHECKING:
 
 
 class MappedWeights:
-    """Tensors of weights.bin by name; copy-on-write, so nothing here can change the file."""
+    """Tensors of weights.bin by name; copy-on-write, so nothing here can change the file.
 
-    def __init__(self, directory: Path, manifest: PreparedManifest, device: torch.device) -> None:
+    `in_huge_pages` tells whether the file was small enough (`copy_limit_bytes`) to be copied.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: PreparedManifest,
+        device: torch.device,
+        copy_limit_bytes: int = 0,
+    ) -> None:
         path = directory / WEIGHTS_NAME
         self._places = manifest.tensors
         self._dtype: torch.dtype = getattr(torch, manifest.dtype)
         self._device = device
         self._size = path.stat().st_size
-        self._flat = torch.from_file(str(path), shared=False, size=self._size, dtype=torch.uint8)
+        self.in_huge_pages = self._size <= copy_limit_bytes
+        if self.in_huge_pages:
+            self._flat = _read_into_huge_pages(path, self._size)
+        else:
+            self._flat = torch.from_file(
+                str(path), shared=False, size=self._size, dtype=torch.uint8
+            )
 
     def find(self, name: str) -> torch.Tensor | None:
         """The tensor, or None when the model has none of that name."""
@@ -51,6 +70,16 @@ class MappedWeights:
         if tensor is None:
             raise ConfigError(f"the prepared model lacks {name}; delete its directory")
         return tensor
+
+
+def _read_into_huge_pages(path: Path, size: int) -> torch.Tensor:
+    """[size] bytes of the file in memory of our own, in huge pages where the system has them."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # without them only speed is lost
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    with path.open("rb") as file:
+        file.readinto(memory)
+    return torch.frombuffer(memory, dtype=torch.uint8)
 
 
 def load_weights(mapped: MappedWeights, num_layers: int, backend: Backend) -> ModelWeights:

@@ -27,6 +27,34 @@ INLINE vf multiply_add_bf16(vf c, uint32_t a, vu b) {
 #endif
 }
 
+/* 16 lanes of c += a * b, where a lane is a float, or two bf16 values. */
+INLINE vf multiply_add_lanes_f32(vf c, vu a, vu b) { return c + (vf)a * (vf)b; }
+
+INLINE vf multiply_add_lanes_bf16(vf c, vu a, vu b) {
+#ifdef __AVX512BF16__
+    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#else
+    const vu upper = (vu)((vi){0} - 1) << 16;
+    return c + (vf)(a << 16) * (vf)(b << 16) + (vf)(a & upper) * (vf)(b & upper);
+#endif
+}
+
+INLINE float scalar_f32(float x) { return x; }
+INLINE float narrow_f32(float x) { return x; }
+
+INLINE float scalar_bf16(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE bf16 narrow_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
 #define TYPE float
 #define NAME(name) PASTE(name, f32)
 #define PACKED 1 /* elements per 32-bit word */

@@ -286,3 +286,62 @@ void NAME(attend)(const Step *s, int64_t layer, const TYPE *qkv, const TYPE *q_n
         }
     }
 }
+
+/* 16 / inputs rows of the weight times `inputs` rows of x: sixteen sums at once. Each sum adds in the
+   same order whatever the number of inputs, so a sequence's result does not depend on its neighbours. */
+INLINE void NAME(sixteen_sums)(const int inputs, const uint32_t *weight, const uint32_t *x, int64_t rows,
+                               int64_t first, int64_t n, int64_t words, float *sums) {
+    const int outputs = LANES / inputs;
+    vf total[LANES];
+    const uint32_t *w[LANES], *in[LANES], *ahead = weight + (first + 4 * outputs) * words;
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) total[i] = (vf){0};
+#pragma GCC unroll 16
+    for (int r = 0; r < outputs; r++) w[r] = weight + (first + r < n ? first + r : n - 1) * words;
+#pragma GCC unroll 16
+    for (int m = 0; m < inputs; m++) in[m] = x + (m < rows ? m : rows - 1) * words;
+    for (int64_t k = 0; k < words; k += LANES) {
+        vu column[LANES];
+#pragma GCC unroll 16
+        for (int m = 0; m < inputs; m++) column[m] = *(const vu_any *)(in[m] + k);
+#pragma GCC unroll 16
+        for (int r = 0; r < outputs; r++) {
+            vu row = *(const vu_any *)(w[r] + k);
+            __builtin_prefetch(ahead + k * outputs + r * LANES, 0, 2);
+#pragma GCC unroll 16
+            for (int m = 0; m < inputs; m++)
+                total[r * inputs + m] = NAME(multiply_add_lanes)(total[r * inputs + m], column[m], row);
+        }
+    }
+    uint32_t turned[LANES * LANES];
+    const char *lanes[LANES];
+    for (int i = 0; i < LANES; i++) lanes[i] = (const char *)(total + i);
+    transpose16(lanes, turned, LANES);
+    vf all = {0};
+    for (int i = 0; i < LANES; i++) all += load_f32((const float *)turned + i * LANES);
+    store_f32(sums, all);
+}
+
+/* out[rows, n] = x[rows, words] * weight[n, words] + bias, for at most 8 rows; words of 32 bits, a
+   multiple of 16. Reads the weight once, in the order it lies in memory. */
+void NAME(small_product)(const uint32_t *weight, const uint32_t *x, const TYPE *bias, TYPE *out,
+                         int64_t rows, int64_t n, int64_t words, int64_t num_threads) {
+    int64_t inputs = rows > 4 ? 8 : rows > 2 ? 4 : rows, outputs = LANES / inputs;
+#pragma omp parallel for if (num_threads > 1) num_threads(num_threads)
+    for (int64_t first = 0; first < n; first += outputs) {
+        float sums[LANES];
+        switch (inputs) {
+        case 1: NAME(sixteen_sums)(1, weight, x, rows, first, n, words, sums); break;
+        case 2: NAME(sixteen_sums)(2, weight, x, rows, first, n, words, sums); break;
+        case 4: NAME(sixteen_sums)(4, weight, x, rows, first, n, words, sums); break;
+        default: NAME(sixteen_sums)(8, weight, x, rows, first, n, words, sums);
+        }
+        for (int64_t m = 0; m < rows; m++)
+            for (int64_t r = 0; r < outputs && first + r < n; r++) {
+                TYPE *target = out + m * n + first + r;
+                float value = sums[r * inputs + m];
+                if (bias) value += NAME(scalar)(bias[first + r]);
+                *target = NAME(narrow)(value);
+            }
+    }
+}

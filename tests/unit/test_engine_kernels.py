@@ -213,3 +213,31 @@ def test_portable_kernels_agree_too(monkeypatch: Any, tmp_path: Any) -> None:
         expected = reference.begin(batch).attend(qkv, 0, weights)
         found = fast.begin(batch).attend(qkv, 0, weights)
         torch.testing.assert_close(found, expected, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("outputs", [1, 15, 64])
+def test_small_products_equal_torch_for_any_number_of_rows(
+    dtype: Any, biased: Any, outputs: Any, kernel_cache: Any
+) -> None:
+    torch.manual_seed(0)
+    kv = torch.zeros(2, 2, 2, 3, 16, 64, dtype=dtype)
+    backend = CpuBackend(make_config(9, 3, 64), kv, {}, kernel_cache, multiply_plain=True)
+    weight = torch.randn(outputs, 96).to(dtype)
+    bias = torch.randn(outputs).to(dtype) if biased else None
+    multiply = backend.linear("x", weight, bias)
+    x = torch.randn(20, 96).to(dtype)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    for rows in (*range(10), 20):
+        torch.testing.assert_close(multiply(x[:rows]), expected[:rows], **tolerance(dtype))
+
+
+def test_a_row_of_a_small_product_does_not_depend_on_the_others(kernel_cache: Any) -> None:
+    torch.manual_seed(0)
+    kv = torch.zeros(2, 2, 2, 3, 16, 64, dtype=torch.bfloat16)
+    backend = CpuBackend(make_config(9, 3, 64), kv, {}, kernel_cache, multiply_plain=True)
+    multiply = backend.linear("x", torch.randn(100, 576).bfloat16(), None)
+    x = torch.randn(8, 576).bfloat16()
+    for rows in range(1, 9):
+        assert torch.equal(multiply(x[:rows])[0], multiply(x)[0])
