@@ -1,0 +1,184 @@
+"""Workers die, clients leave: real processes, real signals, nothing lost and nothing left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.server import Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+MODEL = "smollm2-135m"
+STORY = "Tell me a long story about a lighthouse keeper and the sea."
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("--pd", "1p1d", "--dtype", "float32", "--kv-cache-memory", "512MiB") as server:
+        yield server
+
+
+def body(prompt: str, max_tokens: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model": MODEL,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+        **more,
+    }
+
+
+def tokens(server: Server, prompt: str, max_tokens: int) -> list[int]:
+    found: list[int] = server.complete(**body(prompt, max_tokens))["choices"][0]["token_ids"]
+    return found
+
+
+def until(condition: Any, what: str, seconds: float = 30.0) -> float:
+    """Wait for a condition of the outside world; how long it took."""
+    started, pause = time.monotonic(), threading.Event()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"{what} did not happen"
+        pause.wait(0.05)
+    return time.monotonic() - started
+
+
+def settled(server: Server) -> dict[str, Any]:
+    """The audit once nothing is live; its workers without the counts of cached blocks."""
+    until(lambda: server.cluster()["requests"]["live"] == 0, "the end of all requests")
+    until(lambda: all(not w["holds"] for w in server.audit()["workers"]), "the end of all holds")
+    audit = server.audit()
+    for worker in audit["workers"]:
+        blocks = worker.pop("blocks")
+        worker["available"] = blocks["free"] + blocks["cached"]
+        worker["held"] = blocks["held"]
+    return audit
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("after_s", [0.0, 0.4, 1.0])
+def test_killed_worker_costs_no_token(server: Server, role: str, after_s: float) -> None:
+    prompts = [f"{STORY} Version {i}, killed {role}." for i in range(4)]
+    expected = [tokens(server, prompt, 40) for prompt in prompts]
+    victim = server.worker(role)
+    other = server.worker("decode" if role == "prefill" else "prefill")
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(tokens, server, prompt, 40) for prompt in prompts]
+        threading.Event().wait(after_s)
+        os.kill(victim["pid"], signal.SIGKILL)
+        gone_s = until(
+            lambda: victim["pid"] not in [w["pid"] for w in server.cluster()["workers"]],
+            "the coordinator noticing",
+        )
+        assert [future.result() for future in futures] == expected
+    assert gone_s < 1.0
+    until(lambda: len(server.cluster()["workers"]) == 2, "the restart")
+    until(lambda: server.worker(role)["state"] == "ready", "the restarted worker's probe")
+    assert server.worker(other["role"])["pid"] == other["pid"]
+    assert settled(server)["balanced"]
+
+
+def test_stopped_worker_is_replaced_and_fenced(server: Server) -> None:
+    expected = tokens(server, STORY, 60)
+    victim = server.worker("decode")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(tokens, server, STORY, 60)
+        threading.Event().wait(0.5)
+        os.kill(victim["pid"], signal.SIGSTOP)
+        try:
+            assert future.result(timeout=60) == expected
+        finally:
+            os.kill(victim["pid"], signal.SIGCONT)
+    until(
+        lambda: any(
+            w["role"] == "decode" and w["state"] == "ready" for w in server.cluster()["workers"]
+        ),
+        "the stopped worker coming back",
+    )
+    assert settled(server)["balanced"]
+
+
+def leave_early(server: Server, prompt: str, after_chunks: int) -> None:
+    """A client that closes its connection in the middle of a stream, or before its first token."""
+    with (
+        httpx.Client(timeout=60) as client,
+        client.stream(
+            "POST", f"{server.url}/v1/completions", json=body(prompt, 200, stream=True)
+        ) as reply,
+    ):
+        for index, _ in enumerate(reply.iter_lines()):
+            if index >= after_chunks:
+                return
+
+
+def impatient(server: Server, prompt: str) -> None:
+    """A client that gives up before anything came."""
+    try:
+        httpx.post(f"{server.url}/v1/completions", json=body(prompt, 200), timeout=0.3)
+    except httpx.ReadTimeout:
+        return
+
+
+def test_five_hundred_requests_with_disconnects_leave_nothing() -> None:
+    arguments = ["--pd", "1p1d", "--kv-cache-memory", "512MiB", "--max-num-seqs", "32"]
+    with Server(*arguments) as server:
+        tokens(server, "warm", 4)
+        before = settled(server)
+        rng = random.Random(3)
+
+        def one(index: int) -> int:
+            prompt = " ".join(["word"] * rng.randrange(1, 200)) + str(index % 17)
+            kind = index % 10
+            if kind == 0:
+                leave_early(server, prompt, rng.randrange(0, 12))
+            elif kind == 5:
+                impatient(server, prompt)
+            else:
+                assert len(tokens(server, prompt, 1 + index % 12)) == 1 + index % 12
+            return index
+
+        with ThreadPoolExecutor(24) as pool:
+            assert sorted(pool.map(one, range(500))) == list(range(500))
+        after = settled(server)
+        assert after["balanced"]
+        assert after == before
+
+
+def test_over_capacity_is_429_and_what_is_admitted_completes() -> None:
+    arguments = ["--pd", "1p1d", "--kv-cache-memory", "24MiB", "--max-model-len", "512"]
+    with Server(*arguments) as server:
+        prompt = " ".join(["ocean"] * 150)
+
+        def one(index: int) -> httpx.Response:
+            request = body(f"{index} {prompt}", 30)
+            return httpx.post(f"{server.url}/v1/completions", json=request, timeout=120)
+
+        with ThreadPoolExecutor(30) as pool:
+            replies = list(pool.map(one, range(30)))
+        refused = [reply for reply in replies if reply.status_code == 429]
+        served = [reply for reply in replies if reply.status_code == 200]
+        assert len(refused) + len(served) == 30
+        assert refused
+        assert served
+        assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+        assert all(len(reply.json()["choices"][0]["token_ids"]) == 30 for reply in served)
+        computed = server.worker("prefill")["totals"]["prefill_tokens"]
+        prompts = sum(reply.json()["usage"]["prompt_tokens"] for reply in served)
+        assert computed <= prompts + 64, "a refused prompt was computed"
+        assert settled(server)["balanced"]
+
+
+def test_nothing_lies_in_dev_shm(server: Server) -> None:
+    tokens(server, STORY, 4)
+    assert [p.name for p in Path("/dev/shm").iterdir() if "baton" in p.name] == []
