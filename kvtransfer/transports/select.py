@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engine.api.errors import ConfigError
@@ -15,13 +17,26 @@ if TYPE_CHECKING:
 
     from kvtransfer.transport import LocalPool, Transport
 
-PREFERENCE = ("shm", "zmq")
-"""Best first: shm copies at memory speed but needs one host; zmq works everywhere."""
+PREFERENCE = ("shm", "nixl", "ucx", "zmq")
+"""Best first. shm copies at memory speed but needs one host. nixl and ucx reach RDMA where there is
+any; nixl reads one-sidedly, so the source's cores do nothing. zmq works everywhere."""
+
+_PACKAGES = {
+    "nixl": (("nixl_cu12", "nixl_cu13", "nixl"), "nixl-cu12"),
+    "ucx": (("ucxx",), "ucxx-cu12"),
+}
 
 
 def usable() -> dict[str, str | None]:
     """Every transport, and why it cannot work here (None when it can)."""
-    return dict.fromkeys(PREFERENCE)
+    return {name: _obstacle(name) for name in PREFERENCE}
+
+
+def _obstacle(name: str) -> str | None:
+    modules, package = _PACKAGES.get(name, ((), ""))
+    if modules and not any(find_spec(module) for module in modules):
+        return f"optional: pip install {package}"
+    return None
 
 
 def chosen_names(choice: str) -> tuple[str, ...]:
@@ -48,6 +63,9 @@ def make_transports(
     for name in chosen_names(choice):
         if name == "shm":
             made[name] = ShmTransport(pool, socket_path)
-        else:
+        elif name == "zmq":
             made[name] = ZmqTransport(context, peer_host, pool)
+        else:  # imports an optional package, so only when it is there
+            module = import_module(f"kvtransfer.transports.{name}")
+            made[name] = module.TRANSPORT(context, peer_host, pool)
     return made

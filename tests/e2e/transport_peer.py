@@ -1,9 +1,13 @@
-"""A source of blocks in its own process, steered by JSON lines on stdin. Owns a pool of known bytes."""
+"""A source of blocks in its own process, steered by JSON lines on stdin. Owns a pool of known bytes.
+
+Answers start with @, since UCX warns on standard output too.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +92,9 @@ def serve(source: Source) -> KvServer:
         return ShmServer(pool, Path(spec["address"]))
     if spec["address"] and spec["transport"] == "zmq":
         return ZmqServer(context, spec["address"], pool)
+    if spec["address"]:
+        module = import_module(f"kvtransfer.transports.{spec['transport']}")
+        return module.SERVER(context, "127.0.0.1", int(spec["address"].rpartition(":")[2]), pool)
     made = make_transports(
         spec["transport"],
         pool,
@@ -100,10 +107,10 @@ def serve(source: Source) -> KvServer:
 
 def main() -> None:
     source = Source(json.loads(sys.argv[1]), serve)
-    print(json.dumps(source.server.address), flush=True)
+    print("@" + json.dumps(source.server.address), flush=True)
     for line in sys.stdin:
         verb, *arguments = json.loads(line)
-        print(json.dumps(source.do(verb, arguments)), flush=True)
+        print("@" + json.dumps(source.do(verb, arguments)), flush=True)
     source.server.close()
 
 

@@ -77,9 +77,10 @@ class ProcessPeer(Peer):
 
     def _reply(self):
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, "the peer process ended"
-        return json.loads(line)
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                return json.loads(line[1:])
+        raise AssertionError("the peer process ended")
 
     def do(self, *command):
         assert self.process.stdin is not None

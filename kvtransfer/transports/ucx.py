@@ -1,0 +1,352 @@
+"""RDMA or TCP through UCX (the optional package ucxx): tagged messages straight into the reader's blocks.
+
+    reader ── greeting, then worker addresses, both ways, over the exchange's sockets ──  source
+           ── ReadRequest(number, lease, runs) ──►
+           ◄── ReadReply ──   and, over UCX, one message a run with tag number·2¹⁶ + run
+
+Endpoints always have the peer error mode, so that a peer's death ends a wait instead of hanging it
+(it also keeps UCX off its shared-memory transports: that is what shm is for). The reader fetches
+rendezvous data itself, so nobody writes into its blocks once a read has been given up: the endpoint
+is closed and every receive ended before the error goes out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import zmq
+
+from engine.api import wire
+from engine.api.errors import PeerLost, ProtocolError, TransferError
+from kvtransfer.runs import Run, group_runs
+from kvtransfer.transport import ignore_landed
+from kvtransfer.transports.exchange import (
+    READ,
+    Context,
+    ReadReply,
+    RequestLink,
+    RequestServer,
+    reply_decoder,
+    request_decoder,
+)
+from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kvtransfer.transport import Landed, LocalPool
+    from kvtransfer.transports.handshake import Greeting
+
+log = logging.getLogger(__name__)
+WINDOW = 4
+"""Requests under way at once."""
+MAX_REQUEST_BYTES = 4 << 20
+MAX_READERS = 1024
+ATTACH = b"A"
+_SEGMENT = "1m"
+"""Over TCP the default segment of 8 KiB halves the rate."""
+_END_S = 0.5
+_TAG_SHIFT = 16
+
+
+class Attach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One end's UCX worker address, sent each way."""
+
+    address: Annotated[bytes, msgspec.Meta(max_length=32 << 10)]
+
+
+_attach_decoder: wire.Decoder[Attach] = wire.Decoder(Attach)
+
+
+class UcxWorker:
+    """One UCX context and worker, used by one thread; waits on a descriptor instead of spinning."""
+
+    def __init__(self, host: str) -> None:
+        api = import_module("ucxx._lib.libucxx")
+        self._api = api
+        self._array = import_module("ucxx._lib.arr").Array
+        options = {
+            "TCP_TX_SEG_SIZE": _SEGMENT,
+            "TCP_RX_SEG_SIZE": _SEGMENT,
+            "RNDV_SCHEME": "get_zcopy",
+        }
+        if host.startswith("127.") or host == "localhost":
+            options["NET_DEVICES"] = "lo"  # no listener beyond loopback
+        features = (api.Feature.TAG, api.Feature.WAKEUP)
+        self._context = api.UCXContext(options, feature_flags=features)
+        self._worker = api.UCXWorker(self._context)
+        self._worker.init_blocking_progress_mode()
+        self.fileno: int = self._worker.epoll_file_descriptor
+        self.address = bytes(self._worker.address)
+
+    def connect(self, address: bytes) -> Any:
+        """An endpoint to the worker at `address`, with peer error mode."""
+        theirs = self._api.UCXAddress.create_from_buffer(address)
+        return self._api.UCXEndpoint.create_from_worker_address(
+            self._worker, theirs, endpoint_error_handling=True
+        )
+
+    def send(self, endpoint: Any, view: memoryview, tag: int) -> Any:
+        """Start sending; the view must live until the request has completed."""
+        return endpoint.tag_send(self._array(view), self._api.UCXXTag(tag))
+
+    def receive(self, endpoint: Any, view: memoryview, tag: int) -> Any:
+        """Start receiving into the view."""
+        return endpoint.tag_recv(self._array(view), self._api.UCXXTag(tag))
+
+    def progress(self) -> None:
+        """Do whatever can be done now."""
+        self._worker.progress()
+
+    def may_wait(self) -> bool:
+        """Whether the descriptor will tell of what happens next; else progress again first."""
+        return bool(self._worker.arm())
+
+    def end(self, endpoint: Any, requests: list[Any]) -> None:
+        """Close the endpoint; afterwards none of the requests touches memory any more.
+
+        A rendezvous with a stopped process cannot always be ended. Its bytes would be written by
+        this worker's own progress, so the worker is then kept and never driven again."""
+        endpoint.close_blocking()
+        self._worker.cancel_inflight_requests()
+        until_s = time.perf_counter() + _END_S
+        while not all(request.completed for request in requests):
+            if time.perf_counter() > until_s:
+                log.warning("a read over UCX could not be ended; its worker is set aside")
+                _set_aside.append((self, requests))
+                return
+            self._worker.progress()
+
+
+_set_aside: list[tuple[UcxWorker, list[Any]]] = []
+"""Workers that must not be driven, nor destroyed, which would drive them."""
+
+
+class UcxServer(RequestServer):
+    """Answers reads by sending from the pool's own memory."""
+
+    name = "ucx"
+
+    def __init__(self, context: Context, host: str, port: int, pool: LocalPool) -> None:
+        super().__init__(context, f"tcp://{host}:{port or '*'}", pool)
+        self._ucx = UcxWorker(host)
+        self._endpoints: dict[bytes, Any] = {}
+        self._sending: deque[tuple[Any, memoryview]] = deque()
+        self.poller.register(self._ucx.fileno, zmq.POLLIN)
+        self.start()
+
+    def before_wait(self) -> int | None:
+        """Drive UCX until it sleeps."""
+        self._ucx.progress()
+        self._reap()
+        return None if self._ucx.may_wait() else 0
+
+    def _reap(self) -> None:
+        """Forget sends that are over. A failed one tells of a reader that left."""
+        while self._sending and self._sending[0][0].completed:
+            self._sending.popleft()
+
+    def answer(self, identity: bytes, kind: bytes, body: bytes) -> None:
+        """ATTACH or READ."""
+        if kind == ATTACH:
+            self._attach(identity, _attach_decoder.decode(body))
+        elif kind == READ:
+            self._read(identity, body)
+        else:
+            super().answer(identity, kind, body)
+
+    def _attach(self, identity: bytes, attach: Attach) -> None:
+        for gone in [key for key, end in self._endpoints.items() if not end.alive]:
+            self._endpoints.pop(gone)
+        if len(self._endpoints) >= MAX_READERS:
+            raise ProtocolError("too many readers")
+        try:
+            self._endpoints[identity] = self._ucx.connect(attach.address)
+        except Exception as error:  # ucxx raises whatever a bad address makes of it
+            raise ProtocolError(f"not an address of UCX: {error}") from error
+        self.send(identity, ATTACH, Attach(address=self._ucx.address))
+
+    def _read(self, identity: bytes, body: bytes) -> None:
+        request = request_decoder.decode(body)
+        endpoint = self._endpoints.get(identity)
+        error = self.refusal(request)
+        if endpoint is None or not endpoint.alive:
+            error = error or "endpoint: attach first"
+        self.send(identity, READ, ReadReply(number=request.number, error=error))
+        if error:
+            return
+        memory, size = self.pool.memory, self.pool.memory.block_bytes
+        for index, (first, count) in enumerate(request.runs):
+            view = memory.buffer[first * size : (first + count) * size]
+            tag = (request.number << _TAG_SHIFT) + index
+            self._sending.append((self._ucx.send(endpoint, view, tag), view))
+
+    def at_end(self) -> None:
+        """Close every endpoint."""
+        sending = [request for request, _ in self._sending]
+        for endpoint in self._endpoints.values():
+            self._ucx.end(endpoint, [])
+        self._ucx.progress()
+        log.debug("%d sends were under way", sum(not request.completed for request in sending))
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A request under way."""
+
+    number: int
+    position: int
+    num_blocks: int
+    receives: list[Any]
+    is_answered: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_answered and all(receive.completed for receive in self.receives)
+
+
+class UcxLink(RequestLink):
+    """Requests go over the exchange, blocks come over UCX."""
+
+    name = "ucx"
+
+    def __init__(
+        self, context: Context, address: str, greeting: Greeting, pool: LocalPool, timeout_s: float
+    ) -> None:
+        self._memory = pool.memory
+        self._endpoint: Any = None
+        super().__init__(context, address, greeting, 64 << 10)
+        self.open(timeout_s)
+        try:
+            self._attach(address, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _attach(self, address: str, timeout_s: float) -> None:
+        self._ucx = UcxWorker(address.removeprefix("tcp://").rpartition(":")[0])
+        self.send(ATTACH, Attach(address=self._ucx.address))
+        self.await_message(time.perf_counter() + timeout_s, "the exchange of addresses")
+        try:
+            answer = _attach_decoder.decode(self.socket.recv_multipart()[-1])
+        except ProtocolError as error:
+            raise PeerLost(f"handshake failed: {error}") from error
+        self._endpoint = self._ucx.connect(answer.address)
+        self.poller.register(self._ucx.fileno, zmq.POLLIN)
+
+    def read(
+        self,
+        lease_id: str,
+        source_ids: Sequence[int],
+        target_ids: Sequence[int],
+        timeout_s: float,
+        landed: Landed = ignore_landed,
+    ) -> None:
+        """See KvLink: a window of requests, each received into its own target blocks."""
+        until_s = time.perf_counter() + timeout_s
+        per_request = max(MAX_REQUEST_BYTES // self._memory.block_bytes, 1)
+        waiting = deque(group_runs(source_ids, target_ids, per_request, MAX_RUNS))
+        under_way: deque[_Asked] = deque()
+        position = 0
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < WINDOW:
+                    under_way.append(self._begin(lease_id, waiting.popleft(), position))
+                    position += under_way[-1].num_blocks
+                self._await_first(under_way, until_s)
+                asked = under_way.popleft()
+                landed(asked.position, asked.position + asked.num_blocks)
+        except BaseException:
+            self._end([receive for asked in under_way for receive in asked.receives])
+            raise
+
+    def _begin(self, lease_id: str, runs: list[Run], position: int) -> _Asked:
+        number = self.ask(READ, lease_id, [(run.source, run.length) for run in runs])
+        size, buffer = self._memory.block_bytes, self._memory.buffer
+        receives = [
+            self._ucx.receive(
+                self._endpoint,
+                buffer[run.target * size : (run.target + run.length) * size],
+                (number << _TAG_SHIFT) + index,
+            )
+            for index, run in enumerate(runs)
+        ]
+        return _Asked(number, position, sum(run.length for run in runs), receives)
+
+    def _await_first(self, under_way: deque[_Asked], until_s: float) -> None:
+        """Return when the oldest request is over; raise what went wrong with any."""
+        first = under_way[0]
+        self._ucx.progress()
+        while not first.is_over:
+            if not self._endpoint.alive:
+                raise PeerLost("the source's endpoint ended during a read")
+            if time.perf_counter() > until_s:
+                raise PeerLost("the source did not answer in time during a read")
+            left_ms = int((until_s - time.perf_counter()) * 1000) + 1
+            if self.wait(left_ms if self._ucx.may_wait() else 0, "a read"):
+                self._note_reply(under_way)
+            self._ucx.progress()
+        for receive in first.receives:
+            self._check(receive)
+
+    def _note_reply(self, under_way: deque[_Asked]) -> None:
+        try:
+            reply = reply_decoder.decode(self.socket.recv_multipart()[-1])
+        except ProtocolError as error:
+            raise TransferError(f"undecodable reply: {error}") from error
+        if reply.error:
+            raise error_named(reply.error)
+        for asked in under_way:
+            if asked.number == reply.number:
+                asked.is_answered = True
+                return
+        raise TransferError("a reply to nothing that was asked")
+
+    def _check(self, receive: Any) -> None:
+        try:
+            receive.check_error()
+        except Exception as error:  # ucxx has a class for each status
+            raise PeerLost(f"UCX: {error}") from error
+
+    def _end(self, receives: list[Any]) -> None:
+        endpoint, self._endpoint = self._endpoint, None
+        if endpoint is not None:
+            self._ucx.end(endpoint, receives)
+
+    def close(self) -> None:
+        """Close both ways to the source."""
+        self._end([])
+        super().close()
+
+
+class UcxTransport:
+    """One worker's pool over UCX; `host` is where its requests are heard."""
+
+    name = "ucx"
+
+    def __init__(self, context: Context, host: str, pool: LocalPool) -> None:
+        self._context = context
+        self._host = host
+        self._pool = pool
+
+    def serve(self) -> UcxServer:
+        """Bind a free port."""
+        return UcxServer(self._context, self._host, 0, self._pool)
+
+    def connect(self, address: str, incarnation: str, timeout_s: float) -> UcxLink:
+        """See Transport."""
+        greeting = greeting_for(self._pool, incarnation)
+        return UcxLink(self._context, address, greeting, self._pool, timeout_s)
+
+    def close(self) -> None:
+        """Nothing is shared."""
+
+
+TRANSPORT, SERVER = UcxTransport, UcxServer
+"""What kvtransfer.transports.select makes, and what it makes."""
