@@ -182,7 +182,7 @@ def describe(resolved: Resolved) -> str:
 def _unset(name: str) -> str:
     return {
         "max-model-len": "the model's, at most what the KV pool holds",
-        "kv-cache-memory": "20 % of available memory over all workers, 256 MiB to 4 GiB each",
+        "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each",
         "served-model-name": "the model's name",
         "chat-template": "the model's",
         "seed": "drawn for each request",

@@ -29,7 +29,7 @@ _UNITS = {
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
-KV_SHARE = 0.20
+KV_SHARE = 0.10
 """Default share of available memory that all KV pools of a host take together."""
 KV_MIN_BYTES, KV_MAX_BYTES = 256 * MIB, 4 * GIB
 """Bounds of one worker's default pool."""

@@ -65,7 +65,7 @@ def test_sizes_read_well() -> None:
 
 def test_default_pool_is_bounded_both_ways() -> None:
     assert default_kv_bytes(GIB, 4) == 256 * MIB
-    assert default_kv_bytes(10 * GIB, 2) == GIB
+    assert default_kv_bytes(20 * GIB, 2) == GIB
     assert default_kv_bytes(1000 * GIB, 2) == 4 * GIB
 
 

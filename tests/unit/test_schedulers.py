@@ -118,7 +118,10 @@ def test_remote_sequence_runs_only_after_its_blocks_are_proven() -> None:
 def test_youngest_is_preempted_and_comes_back_with_all_its_tokens() -> None:
     scheduler = decoder(num_blocks=5, budget=100)
     pool = scheduler.allocator.pool
-    old, young = sequence(pool, "old", list(range(6))), sequence(pool, "young", [20, 21, 22, 23, 24])
+    old, young = (
+        sequence(pool, "old", list(range(6))),
+        sequence(pool, "young", [20, 21, 22, 23, 24]),
+    )
     scheduler.add(old, remote=False)
     scheduler.add(young, remote=False)
     for _ in range(8):
