@@ -121,12 +121,21 @@ def draw(logits: FloatArray, params: SamplingParams, uniform: float) -> int:
         return int(logits.argmax())
     scaled = (logits - logits.max()) / np.float32(params.temperature)
     weights = np.exp(scaled)  # the best token has weight 1
-    kept = np.flatnonzero(weights >= max(params.min_p, np.finfo(np.float32).tiny))
+    if params.top_k <= 0 and params.top_p >= 1.0 and params.min_p <= 0.0:
+        return _at_quantile(weights, uniform)
+    # what lies below this could not fill 1 - top_p even if every token had it: no need to sort it
+    negligible = (1.0 - params.top_p) / len(weights)
+    kept = np.flatnonzero(weights >= max(params.min_p, negligible, np.finfo(np.float32).tiny))
     kept = _keep_top_k(kept, scaled, params.top_k)
     kept = _keep_top_p(kept, weights, params.top_p)
-    cumulative = np.cumsum(weights[kept], dtype=np.float64)
-    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return int(kept[min(index, len(kept) - 1)])
+    return int(kept[_at_quantile(weights[kept], uniform)])
+
+
+def _at_quantile(weights: FloatArray, uniform: float) -> int:
+    """First index at which the running share of the weight exceeds `uniform`."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    index = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    return int(min(index, np.searchsorted(cumulative, cumulative[-1])))
 
 
 def _keep_top_k(kept: npt.NDArray[np.intp], scaled: FloatArray, top_k: int) -> npt.NDArray[np.intp]:
@@ -146,8 +155,6 @@ def _keep_top_p(
     if top_p >= 1.0:
         return kept
     total = weights[kept].sum(dtype=np.float64)
-    # what is below this could not fill 1 - top_p even if all of it were there: no need to sort it
-    kept = kept[weights[kept] >= (1.0 - top_p) * total / len(weights)]
     order = np.argsort(-weights[kept], kind="stable")
     cumulative = np.cumsum(weights[kept][order], dtype=np.float64)
     count = int(np.searchsorted(cumulative, top_p * total, side="left")) + 1
