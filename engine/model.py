@@ -71,6 +71,7 @@ class Backend(Protocol):
     """How the operations of a model are computed on one kind of hardware."""
 
     description: str
+    max_context_tokens: int
 
     def linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """A matrix product with [out, in] `weight`, stored under `name`."""

@@ -31,8 +31,8 @@ class TorchBackend:
         self.config = config
         self.kv = kv
         self.description = f"torch ({kv.device.type} reference)"
-        positions = min(config.max_position_embeddings, kv.shape[0] * kv.shape[4])
-        self.rope = rope_table(config, positions).to(kv.device)
+        self.max_context_tokens = min(config.max_position_embeddings, kv.shape[0] * kv.shape[4])
+        self.rope = rope_table(config, self.max_context_tokens).to(kv.device)
 
     def linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
         """F.linear on the plain weight."""

