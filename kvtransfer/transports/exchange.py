@@ -190,8 +190,11 @@ class RequestLink:
         _prepare(self.socket, max_bytes)
         self._monitor = self.socket.get_monitor_socket(_LEFT | _HANDSHAKE_FAILED)
         self.poller = zmq.Poller()
-        for watched in (self.socket, self._monitor, self._interrupt):
+        self._alarms = zmq.Poller()
+        self.poller.register(self.socket, zmq.POLLIN)
+        for watched in (self._monitor, self._interrupt):
             self.poller.register(watched, zmq.POLLIN)
+            self._alarms.register(watched, zmq.POLLIN)
 
     def open(self, timeout_s: float) -> Answer:
         """Connect and greet; on any failure the link is closed."""
@@ -240,6 +243,10 @@ class RequestLink:
         if self._monitor in ready:
             raise PeerLost(f"the connection to the source ended during {what}")
         return False
+
+    def is_lost(self, timeout_ms: int = 0) -> bool:
+        """Whether the connection has ended, or `interrupt` was called, within that time."""
+        return bool(self._alarms.poll(timeout_ms))
 
     def receive_header(self) -> ReadReply:
         """Kind and header of the message that waits; raises the error that it carries."""
