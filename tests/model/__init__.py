@@ -1,0 +1,1 @@
+"""Exhaustive exploration of the handoff for small configurations, and of the policies that fail it."""

@@ -1,0 +1,90 @@
+"""What is explored. Owns the sizes and how many faults of each kind one run may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from itertools import combinations
+
+from tests.model.worker_side import oracle
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How often each may happen in one run; a state remembers what is left."""
+
+    drop: int = 0
+    duplicate: int = 0
+    reorder: int = 0
+    crash: int = 0
+    fence: int = 0
+    cancel: int = 0
+    lease: int = 0
+    renew: int = 0
+    flip: int = 0
+    refuse: int = 0
+    impatience: int = 0
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One prefill worker P, one decode worker D, and a few requests."""
+
+    name: str
+    prompts: Mapping[str, tuple[int, ...]]
+    max_tokens: int = 2
+    block_size: int = 2
+    blocks: dict[str, int] = field(default_factory=lambda: {"P": 3, "D": 3})
+    chunk_tokens: int = 2
+    headroom_tokens: int = 256
+    faults: Faults = field(default_factory=Faults)
+    _expected: dict[str, list[int]] = field(default_factory=dict, compare=False)
+
+    def oracle(self, request_id: str) -> list[int]:
+        """Tokens of a request in a faultless run."""
+        found = self._expected.get(request_id)
+        if found is None:
+            prompt = list(self.prompts[request_id])
+            found = self._expected[request_id] = oracle(self.block_size, prompt, self.max_tokens)
+        return found
+
+
+ONE = {"a": (1, 2, 3)}
+TWO = {"a": (1, 2, 3), "b": (1, 2, 9)}
+SHORT = {"a": (1, 2), "b": (1, 7)}
+
+CONFIGURATIONS = (
+    Configuration("network", ONE, faults=Faults(drop=1, duplicate=1, reorder=1, cancel=1)),
+    Configuration("death", ONE, faults=Faults(crash=1, fence=1, cancel=1, lease=1)),
+    Configuration(
+        "pressure",
+        SHORT,
+        max_tokens=3,
+        headroom_tokens=0,
+        faults=Faults(drop=1, cancel=1, lease=1, flip=1),
+    ),
+    Configuration(
+        "torn",
+        TWO,
+        blocks={"P": 2, "D": 3},
+        faults=Faults(cancel=1, lease=2, renew=1, flip=1, refuse=1),
+    ),
+    Configuration(
+        "everything",
+        ONE,
+        faults=Faults(1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    ),
+    Configuration(
+        "two",
+        TWO,
+        blocks={"P": 3, "D": 3},
+        headroom_tokens=0,
+        faults=Faults(drop=1, duplicate=1, crash=1, fence=1, cancel=1, lease=1),
+    ),
+)
+
+KINDS = tuple(kind.name for kind in fields(Faults))
+PAIRS = tuple(
+    Configuration(f"{first}+{second}", ONE, faults=Faults(**{first: 1, second: 1}))
+    for first, second in combinations(KINDS, 2)
+)

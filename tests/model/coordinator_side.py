@@ -1,0 +1,184 @@
+"""The coordinator of the explored cluster. Owns what a client saw; service, registry and ledger are production code."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from coordinator.lifecycle import MAX_REPLAYS, MAX_WORKER_DEATHS, Phase
+from coordinator.membership import Membership
+from coordinator.registry import WorkerState
+from coordinator.service import MAX_STRIKES, ClusterService
+from coordinator.service_api import Generation
+from engine.api.errors import Overloaded, RequestAborted, WorkerLost
+from engine.api.messages import BlockCounts, Heartbeat, Ping, Welcome, WorkerLoad
+from engine.api.sampling import SamplingParams
+from tests.model.worker_side import Frozen, Letter, Violation
+
+if TYPE_CHECKING:
+    from coordinator.service_api import StreamEvent
+    from engine.api.messages import WorkerMessage
+    from tests.model.configuration import Configuration
+
+NO_LOAD = WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
+
+
+class TrustingProbes:
+    """A worker that said hello is ready at once."""
+
+    def tick(self, service: ClusterService) -> None:
+        for record in service.registry:
+            record.state = WorkerState.READY
+        service.pump()
+
+    def forget(self, worker_id: str) -> None:
+        pass
+
+
+class Client:
+    """What one client saw. Raises Violation for a wrong, repeated, missing or silent end."""
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.tokens: list[int] = []
+        self.end: str | None = None
+        self.was_cancelled = False
+
+    def put(self, event: StreamEvent, expected: list[int]) -> None:
+        if self.end is not None:
+            raise Violation(f"{self.request_id}: an event after the end")
+        self.tokens += [token.token_id for token in event.tokens]
+        if self.tokens != expected[: len(self.tokens)]:
+            raise Violation(f"{self.request_id}: the client got wrong tokens")
+        if event.error is not None:
+            self.end = type(event.error).__name__
+            if not isinstance(event.error, RequestAborted) or not self.was_cancelled:
+                raise Violation(f"{self.request_id}: a request was lost: {event.error}")
+        elif event.finish_reason is not None:
+            self.end = event.finish_reason
+            if self.tokens != expected:
+                raise Violation(f"{self.request_id}: ended short, silently")
+
+
+class Stream:
+    """Stands in for coordinator.stream.EventStream."""
+
+    def __init__(self, side: CoordinatorSide, request_id: str) -> None:
+        self.side = side
+        self.request_id = request_id
+
+    def put(self, event: StreamEvent) -> None:
+        expected = self.side.configuration.oracle(self.request_id)
+        self.side.clients[self.request_id].put(event, expected)
+
+
+def _nothing() -> None:
+    pass
+
+
+class CoordinatorSide:
+    """A production ClusterService with its Membership; every method is one event."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.sent: list[Letter] = []
+        self.clients: dict[str, Client] = {}
+        self.service = ClusterService(
+            model_name="mock",
+            block_size=configuration.block_size,
+            expected={"prefill": 1, "decode": 1},
+            clock=Frozen(),
+            send=self._send,
+        )
+        self.service.audits = None  # type: ignore[assignment]
+        self.service.probes = TrustingProbes()  # type: ignore[assignment]
+        self.service.on_ready_change = _nothing
+        self.membership = Membership(self.service)
+
+    def roots(self) -> tuple[object, ...]:
+        """What a state of the coordinator is."""
+        service = self.service
+        return (
+            list(service.lives.values()),
+            [life.request_id for life in service._queue],
+            service.registry,
+            service.ledger,
+            self.clients,
+        )
+
+    def _send(self, identity: bytes, message: Any) -> bool:
+        """Orders are numbered alike: what a number is for is done by `heartbeat` when nothing is under way."""
+        if not isinstance(message, Ping | Welcome):
+            plain = msgspec.structs.replace(message, seq=0)
+            self.sent.append(Letter(identity.decode(), "order", message.incarnation, "", plain))
+        return True
+
+    # ---- events
+
+    def submit(self, request_id: str) -> None:
+        prompt = list(self.configuration.prompts[request_id])
+        sampling = SamplingParams(max_tokens=self.configuration.max_tokens, temperature=0.0)
+        self.clients[request_id] = Client(request_id)
+        try:
+            self.service.submit(Generation(request_id, prompt, sampling))
+        except (Overloaded, WorkerLost):
+            self.clients[request_id].end = "refused"
+            return
+        self.service._streams[request_id] = Stream(self, request_id)  # type: ignore[assignment]
+
+    def cancel(self, request_id: str) -> None:
+        self.clients[request_id].was_cancelled = True
+        self.service.cancel(request_id, "client disconnected")
+
+    def hear(self, worker_id: str, message: WorkerMessage) -> None:
+        self.membership.on_message(worker_id.encode(), message)
+
+    def lose(self, worker_id: str) -> None:
+        """The process is seen dead, or it is given up for its silence."""
+        self.service.lose_worker(worker_id, "lost")
+
+    def heartbeat(
+        self, worker_id: str, incarnation: str, live: tuple[tuple[str, int], ...]
+    ) -> None:
+        """The last of several alike in a row, with no message under way between the two."""
+        record = self.service.registry.by_incarnation(incarnation)
+        for life in self.service.lives.values():
+            life.strikes = MAX_STRIKES - 1
+        beat = Heartbeat(
+            incarnation=incarnation,
+            identity=worker_id.encode(),
+            step=0,
+            busy=False,
+            load=NO_LOAD,
+            heard=record.sent_seq if record else 0,
+            live=list(live),
+        )
+        self.membership.on_message(worker_id.encode(), beat)
+
+    # ---- invariants
+
+    def known_starts(self) -> dict[str, str]:
+        """Which start of each worker is registered."""
+        return {record.worker_id: record.incarnation for record in self.service.registry}
+
+    def check(self) -> None:
+        """Every open request has a life, in exactly one place."""
+        service = self.service
+        for request_id, client in self.clients.items():
+            if (client.end is None) != (request_id in service.lives):
+                raise Violation(f"{request_id}: open at the client and closed here, or vice versa")
+        queued = [life.request_id for life in service._queue]
+        waiting = [life.request_id for life in service.lives.values() if life.phase is Phase.QUEUED]
+        if sorted(queued) != sorted(waiting):
+            raise Violation("the queue and the phases differ")
+        for life in service.lives.values():
+            if life.worker_deaths > MAX_WORKER_DEATHS or life.replays > MAX_REPLAYS:
+                raise Violation(f"{life.request_id}: outlived its replays")
+
+    def leftovers(self) -> list[str]:
+        """What is here and should not be when nothing moves any more."""
+        found = [f"{name} never ended" for name, c in self.clients.items() if c.end is None]
+        if self.service.ledger.num_reservations():
+            found.append("C: reservations are left")
+        return found

@@ -1,0 +1,66 @@
+"""The handoff, explored: every state of a small cluster under a budget of faults."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+
+import pytest
+
+import deploy.worker_parts
+import kvtransfer.digest
+from engine.api.ids import new_lease_id
+from tests.model.configuration import CONFIGURATIONS, ONE, TWO, Configuration, Faults
+from tests.model.explore import Explorer, Found
+
+KINDS = [field.name for field in fields(Faults)]
+BOUND_STATES = 7_000
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch):
+    """Quiet, and the names of leases as they were."""
+    monkeypatch.setattr("prefill.role.new_lease_id", new_lease_id)
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def assert_clean(found: Found) -> None:
+    assert found.violation is None, "\n  ".join((str(found.violation), *found.trace))
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=lambda c: c.name)
+def test_no_state_breaks_a_promise(configuration: Configuration) -> None:
+    assert_clean(Explorer(configuration).run(BOUND_STATES))
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_state_with_one_fault_is_right_and_ends_empty(kind: str) -> None:
+    found = Explorer(Configuration(kind, ONE, faults=Faults(**{kind: 1}))).run(40_000)
+    assert_clean(found)
+    assert found.is_complete
+    assert found.terminal > 0
+
+
+def test_faultless_pair_of_requests_has_one_end() -> None:
+    found = Explorer(Configuration("none", TWO)).run(1000)
+    assert_clean(found)
+    assert (found.is_complete, found.terminal) == (True, 1)
+
+
+def test_search_finds_what_a_missing_digest_lets_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (kvtransfer.digest, deploy.worker_parts):
+        monkeypatch.setattr(module, "block_digest", lambda header, block: b"")
+    found = Explorer(Configuration("flip", ONE, faults=Faults(flip=1))).run(20_000)
+    assert found.violation is not None
+    assert "wrong bytes" in found.violation
+    assert found.trace[-1].startswith("D ")
+
+
+def test_same_search_twice_counts_the_same() -> None:
+    configuration = Configuration("twice", ONE, faults=Faults(cancel=1))
+    first, second = Explorer(configuration).run(5000), Explorer(configuration).run(5000)
+    assert (first.states, first.transitions) == (second.states, second.transitions)

@@ -1,0 +1,43 @@
+"""Seeds of the whole cluster against contract C1 to C5: none may show a violation."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from tests.sim.campaign import run_seed
+from tests.sim.worker import Policy
+
+pytestmark = pytest.mark.sim
+SEEDS_PER_POSITIVE_CONTROL = 20
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """The cluster warns of every fault."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def test_no_seed_shows_a_violation(pytestconfig: pytest.Config) -> None:
+    first = pytestconfig.getoption("--first-seed")
+    for seed in range(first, first + pytestconfig.getoption("--seeds")):
+        report = run_seed(seed)
+        replay = f"replay: python -m tests.sim.campaign --first {seed} --seeds 1 --verbose"
+        assert report.violations == [], f"{report}\n{replay}"
+
+
+@pytest.mark.parametrize("seed", [3, 17, 101])
+def test_same_seed_gives_the_same_trace(seed: int) -> None:
+    first, second = run_seed(seed), run_seed(seed)
+    assert first == second
+    assert first.trace != run_seed(seed + 1).trace
+
+
+def test_campaign_sees_what_a_missing_digest_lets_through() -> None:
+    reports = [
+        run_seed(seed, Policy(skip_digest=True)) for seed in range(SEEDS_PER_POSITIVE_CONTROL)
+    ]
+    assert any(violation for report in reports for violation in report.violations)
