@@ -42,6 +42,7 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
         backend=spec.backend,
         num_threads=spec.num_threads,
         kernel_cache=directory.parent.parent / "kernels",
+        shared_weights_fd=spec.weights_fd,
     )
     runner = ModelRunner.load(directory, options)
     runner.warm_up()

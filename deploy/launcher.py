@@ -142,7 +142,7 @@ class Launcher:
             child_environment(slot.num_threads),
             on_line=lambda line: self._say(slot.name, line),
             on_exit=lambda status: self._on_exit(slot, status),
-            pass_fds=(writing,) if is_coordinator else (),
+            pass_fds=(writing,) if is_coordinator else _inherited(slot.spec),
         )
         if is_coordinator:
             os.close(writing)
@@ -281,3 +281,9 @@ def _start_failure(slot: Slot, status: int) -> Exception:
     said = f": {lines[0]}" if lines else ""
     message = f"{slot.name} {_ending(status)} while starting{said}"
     return ConfigError(message) if status == 2 else WorkerLost(message)
+
+
+def _inherited(spec: CoordinatorSpec | WorkerSpec) -> tuple[int, ...]:
+    """Descriptors that a worker gets by number."""
+    shared = spec.weights_fd if isinstance(spec, WorkerSpec) else None
+    return () if shared is None else (shared,)

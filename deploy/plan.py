@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from deploy.affinity import allowed_cores, quota_cores, share_cores
 from deploy.memory import available_bytes, check_fits, default_kv_bytes, format_bytes
 from deploy.specs import CoordinatorSpec, PreparedModel, WorkerSpec
@@ -40,6 +42,11 @@ class Plan:
 
     coordinator: CoordinatorSpec
     workers: tuple[WorkerSpec, ...]
+
+    def sharing(self, weights_fd: int | None) -> Plan:
+        """The same plan with a memfd for the weights that all workers inherit."""
+        workers = (msgspec.structs.replace(w, weights_fd=weights_fd) for w in self.workers)
+        return Plan(self.coordinator, tuple(workers))
 
     @property
     def kv_tokens(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -15,11 +16,17 @@ from deploy.model_source import prepare
 from deploy.plan import Host, make_plan, pool_bytes
 from deploy.run_directory import run_directory
 from deploy.topology import cache_directory
+from engine import shared_weights
 from engine.api.errors import ConfigError
+from engine.prepared import WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from deploy.config import ServeConfig
+    from deploy.specs import PreparedModel
     from engine.api.clock import Clock
+
+WEIGHTS_SHARE = 0.25
+"""Weights that take more of the available memory are mapped from their file, without a copy."""
 
 
 def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
@@ -33,7 +40,7 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
             config.model, config.served_model_name, config.dtype, cache_directory(), progress
         )
     with run_directory() as directory:
-        plan = make_plan(config, model, host, directory, port)
+        plan = make_plan(config, model, host, directory, port).sharing(weights_memory(model, host))
         launcher = Launcher(plan, directory, clock, ChildLines(console), config.shutdown_timeout)
 
         def on_ready(news: str) -> None:
@@ -41,6 +48,12 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
 
         asyncio.run(launcher.run(on_ready))
     return 0
+
+
+def weights_memory(model: PreparedModel, host: Host) -> int | None:
+    """A memfd for one copy of the weights in huge pages; None when the copy would be too large."""
+    size = (Path(model.directory) / WEIGHTS_NAME).stat().st_size
+    return shared_weights.create() if size <= host.available_bytes * WEIGHTS_SHARE else None
 
 
 def read_news(line: str) -> dict[str, str]:

@@ -21,7 +21,8 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. `cores` empty means not pinned; `control` is the coordinator's ZeroMQ endpoint;
-    `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name."""
+    `weights_fd` is an inherited memfd
+    that all workers of the host share; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name."""
 
     worker_id: str
     role: str
@@ -41,6 +42,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 512
     enable_prefix_caching: bool = True
     lease_duration_s: float = 30.0
+    weights_fd: int | None = None
     log_level: str = "info"
 
 

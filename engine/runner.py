@@ -39,15 +39,15 @@ _WARM_UP_TOKENS = 16
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
     """How a runner computes. `backend` is auto, cpu or torch; `kernel_cache` is where compiled
-    kernels are kept, None for no kernels. Weights of at most `copy_weights_bytes` are copied into
-    this process for speed; larger ones are shared between workers."""
+    kernels are kept, None for no kernels. `shared_weights_fd` is an inherited memfd that all workers
+    share (engine.shared_weights); without one the weights are mapped from their file."""
 
     num_blocks: int
     block_size: int = 16
     backend: str = "auto"
     num_threads: int = 1
     kernel_cache: Path | None = None
-    copy_weights_bytes: int = 1 << 30
+    shared_weights_fd: int | None = None
 
 
 class ModelRunner:
@@ -77,8 +77,8 @@ class ModelRunner:
         torch.set_num_threads(options.num_threads)
         manifest = read_manifest(prepared)
         config, dtype = manifest.config, getattr(torch, manifest.dtype)
-        limit = 0 if options.backend == "torch" else options.copy_weights_bytes
-        mapped = MappedWeights(prepared, manifest, torch.device("cpu"), limit)
+        shared = None if options.backend == "torch" else options.shared_weights_fd
+        mapped = MappedWeights(prepared, manifest, torch.device("cpu"), shared)
         block_bytes = kv_block_bytes(config, options.block_size, manifest.dtype)
         memory = memory_factory(options.num_blocks, block_bytes)
         kv = kv_tensor(memory, config, options.block_size, dtype)

@@ -1,15 +1,14 @@
 """A prepared model's weights in memory. Owns the mapping of weights.bin; must not know any layout but row-major.
 
-The file is mapped: pages come in on first touch and are shared by every worker of the host. A small
-model is copied into private huge pages instead: one core then reads it half again as fast, because it
-spends no time on page tables (docs/LOG.md), and that is what a decode step consists of.
+The weights are mapped read-only and shared by every worker of the host: from a memfd in huge pages
+where the launcher gave one (engine.shared_weights), which one core reads half again as fast because
+it spends no time on page tables (docs/LOG.md), else straight from the file.
 """
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import math
-import mmap
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from engine.api.errors import ConfigError
 from engine.model import LayerWeights, ModelWeights
 from engine.prepared import WEIGHTS_NAME
+from engine.shared_weights import map_shared
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 class MappedWeights:
-    """Tensors of weights.bin by name; copy-on-write, so nothing here can change the file.
+    """Tensors of weights.bin by name; nothing here can change the file.
 
-    `in_huge_pages` tells whether the file was small enough (`copy_limit_bytes`) to be copied.
+    `in_huge_pages` tells whether they come from `shared_fd`, the memfd that all workers share.
     """
 
     def __init__(
@@ -36,16 +36,16 @@ class MappedWeights:
         directory: Path,
         manifest: PreparedManifest,
         device: torch.device,
-        copy_limit_bytes: int = 0,
+        shared_fd: int | None = None,
     ) -> None:
         path = directory / WEIGHTS_NAME
         self._places = manifest.tensors
         self._dtype: torch.dtype = getattr(torch, manifest.dtype)
         self._device = device
         self._size = path.stat().st_size
-        self.in_huge_pages = self._size <= copy_limit_bytes
-        if self.in_huge_pages:
-            self._flat = _read_into_huge_pages(path, self._size)
+        self.in_huge_pages = shared_fd is not None
+        if shared_fd is not None:
+            self._flat = _bytes_at(map_shared(shared_fd, path), self._size)
         else:
             self._flat = torch.from_file(
                 str(path), shared=False, size=self._size, dtype=torch.uint8
@@ -72,14 +72,9 @@ class MappedWeights:
         return tensor
 
 
-def _read_into_huge_pages(path: Path, size: int) -> torch.Tensor:
-    """[size] bytes of the file in memory of our own, in huge pages where the system has them."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # without them only speed is lost
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    with path.open("rb") as file:
-        file.readinto(memory)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+def _bytes_at(address: int, size: int) -> torch.Tensor:
+    """[size] bytes of a mapping that stays as long as the process; read-only, whatever torch believes."""
+    return torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
 
 
 def load_weights(mapped: MappedWeights, num_layers: int, backend: Backend) -> ModelWeights:
