@@ -53,7 +53,29 @@ ONE = {"a": (1, 2, 3)}
 TWO = {"a": (1, 2, 3), "b": (1, 2, 9)}
 SHORT = {"a": (1, 2), "b": (1, 7)}
 
-CONFIGURATIONS = (
+KINDS = tuple(kind.name for kind in fields(Faults))
+COMPLETE = (
+    Configuration("none", TWO),
+    Configuration("none, two at once", SHORT, max_tokens=3, headroom_tokens=0),
+    *[Configuration(f"{kind}, two in turn", TWO, faults=Faults(**{kind: 1})) for kind in KINDS],
+    *[
+        Configuration(
+            f"{kind}, two at once",
+            SHORT,
+            max_tokens=3,
+            headroom_tokens=0,
+            faults=Faults(**{kind: 1}),
+        )
+        for kind in KINDS
+    ],
+    *[
+        Configuration(f"{first}+{second}", ONE, faults=Faults(**{first: 1, second: 1}))
+        for first, second in combinations(KINDS, 2)
+    ],
+)
+"""Small enough to be explored to the last state."""
+
+BOUNDED = (
     Configuration("network", ONE, faults=Faults(drop=1, duplicate=1, reorder=1, cancel=1)),
     Configuration("death", ONE, faults=Faults(crash=1, fence=1, cancel=1, lease=1)),
     Configuration(
@@ -82,9 +104,4 @@ CONFIGURATIONS = (
         faults=Faults(drop=1, duplicate=1, crash=1, fence=1, cancel=1, lease=1),
     ),
 )
-
-KINDS = tuple(kind.name for kind in fields(Faults))
-PAIRS = tuple(
-    Configuration(f"{first}+{second}", ONE, faults=Faults(**{first: 1, second: 1}))
-    for first, second in combinations(KINDS, 2)
-)
+"""Explored breadth first as far as the bound allows."""

@@ -5,6 +5,10 @@ usage: python -m tests.sim.campaign [--seeds N] [--first SEED] [--verbose]
 C1  every token equals the oracle          C2  no admitted request lost while a worker survives
 C3  exactly once, in order (equality)      C4  every stream ends within the time limit
 C5  blocks, leases, offers, sequences and reservations are zero when the load is over
+
+Faults: lost, repeated and reordered messages, deaths, pauses, flipped bits, partitions, slow workers and
+links, cancelled requests, a third of the seeds with no headroom (preemptions), a quarter with a death
+of the coordinator, whose open streams may be cut and are counted.
 """
 
 from __future__ import annotations
@@ -17,18 +21,18 @@ import random
 import sys
 from dataclasses import dataclass, field
 
+import coordinator.ledger
 from coordinator.lifecycle import MAX_WORKER_DEATHS
 from coordinator.service_api import Generation
 from coordinator.stream import EventStream
 from engine.api.errors import BatonError, InternalError, Overloaded, RequestAborted, WorkerLost
 from engine.api.sampling import SamplingParams
-from tests.sim.cluster import Cluster, run
+from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
 from tests.sim.worker import Policy
 
 REQUESTS = 50
 TIME_LIMIT_S = 120.0
-LOAD_S = 3.0
 
 
 @dataclass
@@ -41,6 +45,8 @@ class Report:
     refused: int = 0
     cancelled: int = 0
     errors: int = 0
+    cut: int = 0
+    preemptions: int = 0
     replays: int = 0
     transfer_failures: int = 0
     faults: int = 0
@@ -55,7 +61,10 @@ class Campaign:
         self.rng = random.Random(seed * 7919 + 13)
         self.report = Report(seed)
         self._history = hashlib.blake2b(digest_size=8)
-        self._deaths: dict[str, int] = {}
+        self.cancelling = self.rng.choice([0.15, 0.15, 0.5])
+        self.restarts_coordinator = self.rng.random() < 0.25
+        self.load_s = self.rng.choice([0.2, 1.0, 3.0])
+        self.usual_delay_s = cluster.network.faults.delay_s
 
     async def run(self) -> None:
         """The whole run."""
@@ -75,15 +84,18 @@ class Campaign:
 
     def _close(self) -> None:
         service, counts = self.cluster.service, self.cluster.network.counts
-        self.report.replays = service.replays
-        self.report.transfer_failures = service.transfer_failures
+        self.report.preemptions = sum(
+            worker.decode.scheduler.num_preemptions for worker in self.cluster.workers.values()
+        )
+        self.report.replays += service.replays
+        self.report.transfer_failures += service.transfer_failures
         self.report.faults += counts["lost"] + counts["duplicated"] + counts["reordered"]
         self._history.update(repr(sorted(counts.items())).encode())
         self.report.trace = self._history.hexdigest()
 
     async def _client(self, index: int) -> None:
         rng = random.Random(self.rng.random())
-        await asyncio.sleep(rng.uniform(0, LOAD_S))
+        await asyncio.sleep(rng.uniform(0, self.load_s))
         shared = list(range(rng.randrange(0, 24)))
         prompt = shared + [rng.randrange(1000) for _ in range(rng.randrange(1, 24))]
         sampling = SamplingParams(max_tokens=rng.randrange(1, 24), seed=rng.randrange(3))
@@ -93,7 +105,7 @@ class Campaign:
         except (Overloaded, WorkerLost):
             self.report.refused += 1
             return
-        if rng.random() < 0.15:
+        if rng.random() < self.cancelling:
             asyncio.get_running_loop().call_later(
                 rng.uniform(0, 0.1), stream.cancel, "client disconnected"
             )
@@ -117,6 +129,8 @@ class Campaign:
     def _count(self, error: BatonError | None, worker_deaths: int) -> None:
         if error is None:
             self.report.completed += 1
+        elif isinstance(error, StreamCut):
+            self.report.cut += 1
         elif isinstance(error, RequestAborted):
             self.report.cancelled += 1
         elif isinstance(error, InternalError) and worker_deaths > MAX_WORKER_DEATHS:
@@ -126,9 +140,12 @@ class Campaign:
 
     async def _inject(self) -> None:
         for _ in range(self.rng.randrange(3, 8)):
-            await asyncio.sleep(self.rng.uniform(0, LOAD_S / 4))
-            fault = self.rng.choice([self._kill, self._pause, self._corrupt, self._partition])
-            await fault()
+            await asyncio.sleep(self.rng.uniform(0, self.load_s / 4))
+            faults = [self._kill, self._pause, self._corrupt, self._partition]
+            faults += [self._slow_worker, self._slow_network]
+            if self.restarts_coordinator:
+                faults.append(self._restart_coordinator)
+            await self.rng.choice(faults)()
             self.report.faults += 1
 
     def _victim(self) -> str:
@@ -147,6 +164,24 @@ class Campaign:
 
     async def _corrupt(self) -> None:
         self.cluster.corrupt_next_pull()
+
+    async def _slow_worker(self) -> None:
+        self.cluster.slow_down(self._victim(), self.rng.choice([3.0, 10.0]))
+
+    async def _slow_network(self) -> None:
+        faults = self.cluster.network.faults
+        faults.delay_s = (0.05, 0.2)
+        delay_s = self.rng.choice([0.2, 1.0])
+        asyncio.get_running_loop().call_later(
+            delay_s, setattr, faults, "delay_s", self.usual_delay_s
+        )
+
+    async def _restart_coordinator(self) -> None:
+        """Once a run: requests that it had are cut, and nothing of them may stay anywhere."""
+        self.restarts_coordinator = False
+        self.report.replays += self.cluster.service.replays
+        self.report.transfer_failures += self.cluster.service.transfer_failures
+        self.cluster.restart_coordinator()
 
     async def _partition(self) -> None:
         pair = self.rng.sample([*sorted(self.cluster.workers), "coordinator"], 2)
@@ -172,16 +207,26 @@ def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None 
         found.append(campaign)
         await campaign.run()
 
-    run(
-        scenario,
-        prefill=3,
-        decode=3,
-        num_blocks=num_blocks or rng.choice([48, 96, 400]),
-        seed=seed,
-        faults=faults,
-        policy=policy,
-    )
+    blocks = num_blocks or rng.choice([20, 48, 96, 400])
+    headroom = coordinator.ledger.HEADROOM_TOKENS
+    coordinator.ledger.HEADROOM_TOKENS = rng.choice([0, headroom, headroom])
+    try:
+        run(
+            scenario,
+            prefill=3,
+            decode=3,
+            num_blocks=blocks,
+            seed=seed,
+            faults=faults,
+            policy=policy,
+        )
+    finally:
+        coordinator.ledger.HEADROOM_TOKENS = headroom
     return found[0].report
+
+
+COUNTED = ("completed", "refused", "cancelled", "cut", "errors", "replays", "transfer_failures")
+COUNTED += ("preemptions", "faults")
 
 
 def main() -> int:
@@ -198,7 +243,7 @@ def main() -> int:
     totals: dict[str, int] = {}
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         report = run_seed(seed, policy)
-        for name in ("completed", "refused", "cancelled", "errors", "replays", "faults"):
+        for name in COUNTED:
             totals[name] = totals.get(name, 0) + getattr(report, name)
         if report.violations or arguments.verbose:
             print(report)

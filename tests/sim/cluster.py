@@ -9,9 +9,10 @@ from typing import Any
 
 from coordinator.membership import Membership
 from coordinator.service import ClusterService
-from coordinator.service_api import Generation
+from coordinator.service_api import Generation, StreamEvent
 from coordinator.stream import EventStream
 from engine.api import wire
+from engine.api.errors import WorkerLost
 from engine.api.messages import WorkerMessage
 from engine.attesting import attested_tokens
 from engine.prefix_cache import root_key
@@ -20,6 +21,10 @@ from tests.sim.virtual_loop import VirtualClock, VirtualLoop
 from tests.sim.worker import BLOCK_SIZE, FINGERPRINT, Memory, Policy, SimWorker
 
 DEATH_SEEN_S = 0.018
+
+
+class StreamCut(WorkerLost):
+    """What a client sees of a coordinator's death."""
 
 
 class Cluster:
@@ -46,16 +51,20 @@ class Cluster:
         self._corrupt_next = False
         self._decoder = wire.Decoder[WorkerMessage](WorkerMessage)
         self.workers: dict[str, SimWorker] = {}
+        self._expected = {"prefill": prefill, "decode": decode}
+        self._start_coordinator()
+        self._roles = {f"prefill-{i}": "prefill" for i in range(prefill)}
+        self._roles |= {f"decode-{i}": "decode" for i in range(decode)}
+
+    def _start_coordinator(self) -> None:
         self.service = ClusterService(
             model_name="mock",
             block_size=BLOCK_SIZE,
-            expected={"prefill": prefill, "decode": decode},
+            expected=self._expected,
             clock=self.clock,
             send=self._to_worker,
         )
         self.membership = Membership(self.service)
-        self._roles = {f"prefill-{i}": "prefill" for i in range(prefill)}
-        self._roles |= {f"decode-{i}": "decode" for i in range(decode)}
 
     def start(self) -> None:
         """Start every process."""
@@ -123,6 +132,19 @@ class Cluster:
         self.workers[worker_id] = SimWorker(
             self, worker_id, self._roles[worker_id], self.num_blocks, self.policy
         )
+
+    def restart_coordinator(self) -> None:
+        """SIGKILL and a new start: its streams are cut, and it knows no worker and no request."""
+        self.membership.close()
+        for stream in list(self.service._streams.values()):
+            stream.put(StreamEvent(error=StreamCut("the coordinator died")))
+        self.service.lives.clear()  # the dead say no more
+        self._start_coordinator()
+        self.membership.start()
+
+    def slow_down(self, worker_id: str, factor: float) -> None:
+        """Steps of this start take `factor` times as long."""
+        self.workers[worker_id].slowness = factor
 
     def pause(self, worker_id: str, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -69,7 +68,7 @@ class Memory:
 
     def __init__(self, num_blocks: int) -> None:
         self.block_bytes = BLOCK_SIZE * SLOT_BYTES
-        self._bytes = memoryview(bytearray(os.urandom(1) * (num_blocks * self.block_bytes)))
+        self._bytes = memoryview(bytearray(b"\xa5" * (num_blocks * self.block_bytes)))
 
     def block(self, block_id: int) -> memoryview:
         return self._bytes[block_id * self.block_bytes : (block_id + 1) * self.block_bytes]
@@ -99,6 +98,7 @@ class SimWorker:
         self.rng = random.Random(cluster.rng.random())
         self.alive = True
         self.paused_until_s = 0.0
+        self.slowness = 1.0
         self.steps = 0
         self.heard = 0
         self.is_registered = False
@@ -169,7 +169,7 @@ class SimWorker:
         self.prefill.expire()
         self.decode.expire()
         assert self.pool.counts().total == self.num_blocks
-        step_s = STEP_S * self.rng.uniform(0.5, 2.0) if stepped else 0.0
+        step_s = STEP_S * self.slowness * self.rng.uniform(0.5, 2.0) if stepped else 0.0
         self._busy_until_s = self.cluster.clock.now_s() + step_s
         self._flush()
         if stepped:
@@ -206,6 +206,8 @@ class SimWorker:
                 self.prefill.drop_all()
                 self.decode.drop_all()
                 self.context.incarnation = self.cluster.new_incarnation()
+                self.results.clear()  # the puller is closed: no read writes or reports any more
+                self.decode.forget_reads()
                 self.is_registered = False
                 self.heard = 0
                 self._hello()
@@ -326,7 +328,8 @@ class SimWorker:
             self.proofs.header(sequence, index, offer.generation, sequence.num_tokens)
             for index, offer in zip(indices, offers, strict=True)
         ]
-        read = Read(self, source, lease_id, list(offers), targets, headers, sequence.key)
+        start = self.context.incarnation
+        read = Read(self, start, source, lease_id, list(offers), targets, headers, sequence.key)
         self.cluster.loop.call_later(self.rng.uniform(0.0002, 0.004), read.first_half)
 
 
@@ -335,6 +338,7 @@ class Read:
     """One read, torn in two: the halves of the blocks are copied at two instants."""
 
     reader: SimWorker
+    reader_start: str
     source: PeerAddress
     lease_id: str
     offers: list[BlockOffer]
@@ -349,9 +353,14 @@ class Read:
         same = holder.context.incarnation == self.source.incarnation
         return holder if same or self.reader.policy.skip_incarnation else None
 
+    @property
+    def _is_ours(self) -> bool:
+        """Whether the start that began the read still runs."""
+        return self.reader.alive and self.reader.context.incarnation == self.reader_start
+
     def _copy(self, half: int) -> bool:
         holder = self._holder()
-        if holder is None or not self.reader.alive:
+        if holder is None or not self._is_ours:
             return False
         for offer, target in list(zip(self.offers, self.targets, strict=True))[half::2]:
             self.reader.memory.block(target)[:] = holder.memory.block(offer.block_id)
@@ -380,7 +389,7 @@ class Read:
         return None
 
     def _end(self, error: str | None) -> None:
-        if self.reader.alive:
+        if self._is_ours:
             self.reader.results.append((self.key, error))
             self.reader._wake()
 
