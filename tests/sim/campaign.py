@@ -225,8 +225,17 @@ def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None 
     return found[0].report
 
 
-COUNTED = ("completed", "refused", "cancelled", "cut", "errors", "replays", "transfer_failures")
-COUNTED += ("preemptions", "faults")
+COUNTED = (
+    "completed",
+    "refused",
+    "cancelled",
+    "cut",
+    "errors",
+    "replays",
+    "transfer_failures",
+    "preemptions",
+    "faults",
+)
 
 
 def main() -> int:

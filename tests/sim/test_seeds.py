@@ -10,7 +10,8 @@ from tests.sim.campaign import run_seed
 from tests.sim.worker import Policy
 
 pytestmark = pytest.mark.sim
-SEEDS_PER_POSITIVE_CONTROL = 20
+SEEDS_A_RUN = 50
+SEEDS_OF_CONTROL = 20
 
 
 @pytest.fixture(autouse=True)
@@ -21,9 +22,17 @@ def quiet():
     logging.disable(logging.NOTSET)
 
 
-def test_no_seed_shows_a_violation(pytestconfig: pytest.Config) -> None:
-    first = pytestconfig.getoption("--first-seed")
-    for seed in range(first, first + pytestconfig.getoption("--seeds")):
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """The seeds of the command line, in runs short enough to see where one is."""
+    if "seeds" in metafunc.fixturenames:
+        first = metafunc.config.getoption("--first-seed")
+        end = first + metafunc.config.getoption("--seeds")
+        runs = [range(i, min(i + SEEDS_A_RUN, end)) for i in range(first, end, SEEDS_A_RUN)]
+        metafunc.parametrize("seeds", runs, ids=lambda run: f"{run.start}-{run.stop - 1}")
+
+
+def test_no_seed_shows_a_violation(seeds: range) -> None:
+    for seed in seeds:
         report = run_seed(seed)
         replay = f"replay: python -m tests.sim.campaign --first {seed} --seeds 1 --verbose"
         assert report.violations == [], f"{report}\n{replay}"
@@ -37,7 +46,5 @@ def test_same_seed_gives_the_same_trace(seed: int) -> None:
 
 
 def test_campaign_sees_what_a_missing_digest_lets_through() -> None:
-    reports = [
-        run_seed(seed, Policy(skip_digest=True)) for seed in range(SEEDS_PER_POSITIVE_CONTROL)
-    ]
+    reports = [run_seed(seed, Policy(skip_digest=True)) for seed in range(SEEDS_OF_CONTROL)]
     assert any(violation for report in reports for violation in report.violations)
