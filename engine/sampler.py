@@ -123,9 +123,7 @@ def draw(logits: FloatArray, params: SamplingParams, uniform: float) -> int:
     weights = np.exp(scaled)  # the best token has weight 1
     if params.top_k <= 0 and params.top_p >= 1.0 and params.min_p <= 0.0:
         return _at_quantile(weights, uniform)
-    # what lies below this could not fill 1 - top_p even if every token had it: no need to sort it
-    negligible = (1.0 - params.top_p) / len(weights)
-    kept = np.flatnonzero(weights >= max(params.min_p, negligible, np.finfo(np.float32).tiny))
+    kept = np.flatnonzero(weights >= max(params.min_p, np.finfo(np.float32).tiny))
     kept = _keep_top_k(kept, scaled, params.top_k)
     kept = _keep_top_p(kept, weights, params.top_p)
     return int(kept[_at_quantile(weights[kept], uniform)])
@@ -155,6 +153,8 @@ def _keep_top_p(
     if top_p >= 1.0:
         return kept
     total = weights[kept].sum(dtype=np.float64)
+    # all tokens below this together weigh less than 1 - top_p (the best weighs 1): no need to sort them
+    kept = kept[weights[kept] >= (1.0 - top_p) / len(weights)]
     order = np.argsort(-weights[kept], kind="stable")
     cumulative = np.cumsum(weights[kept][order], dtype=np.float64)
     count = int(np.searchsorted(cumulative, top_p * total, side="left")) + 1

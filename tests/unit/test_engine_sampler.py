@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.api.errors import InternalError
@@ -79,6 +79,7 @@ def reference_probabilities(values: np.ndarray, params: SamplingParams) -> np.nd
 
 
 @settings(deadline=None)
+@example(seed=152, temperature=1.0, top_k=0, top_p=0.9, min_p=0.0)
 @given(
     seed=st.integers(0, 1000),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
