@@ -7,13 +7,12 @@ nothing lies in /dev/shm. Seals forbid resizing, so a reader can never be hit by
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 
 from engine.api.errors import ConfigError
+from engine.huge_pages import map_aligned, reserve
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-_MADV_HUGEPAGE = 14
 
 
 class KvMemory:
@@ -24,8 +23,10 @@ class KvMemory:
         self.block_bytes = block_bytes
         self.size_bytes = num_blocks * block_bytes
         self.fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, self.size_bytes)
+        mapped = map_aligned(self.fd, self.size_bytes, writable=True)
         try:
-            os.posix_fallocate(self.fd, 0, self.size_bytes)
+            reserve(self.fd, mapped)
         except OSError as error:
             os.close(self.fd)
             raise ConfigError(
@@ -33,15 +34,7 @@ class KvMemory:
                 "lower --kv-cache-memory"
             ) from error
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
-        self._map = mmap.mmap(self.fd, self.size_bytes, mmap.MAP_SHARED)
-        self._advise_huge_pages()
-        self.buffer = memoryview(self._map)
-
-    def _advise_huge_pages(self) -> None:
-        try:
-            self._map.madvise(_MADV_HUGEPAGE)
-        except OSError:  # the kernel has no huge pages for shared memory: only speed is lost
-            return
+        self.buffer = memoryview(mapped).cast("B")
 
     def block(self, block_id: int) -> memoryview:
         """The bytes of one block, writable."""

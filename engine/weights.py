@@ -7,7 +7,6 @@ it spends no time on page tables (docs/LOG.md), else straight from the file.
 
 from __future__ import annotations
 
-import ctypes
 import math
 from typing import TYPE_CHECKING
 
@@ -45,7 +44,7 @@ class MappedWeights:
         self._size = path.stat().st_size
         self.in_huge_pages = shared_fd is not None
         if shared_fd is not None:
-            self._flat = _bytes_at(map_shared(shared_fd, path), self._size)
+            self._flat = torch.frombuffer(map_shared(shared_fd, path), dtype=torch.uint8)
         else:
             self._flat = torch.from_file(
                 str(path), shared=False, size=self._size, dtype=torch.uint8
@@ -70,11 +69,6 @@ class MappedWeights:
         if tensor is None:
             raise ConfigError(f"the prepared model lacks {name}; delete its directory")
         return tensor
-
-
-def _bytes_at(address: int, size: int) -> torch.Tensor:
-    """[size] bytes of a mapping that stays as long as the process; read-only, whatever torch believes."""
-    return torch.frombuffer((ctypes.c_uint8 * size).from_address(address), dtype=torch.uint8)
 
 
 def load_weights(mapped: MappedWeights, num_layers: int, backend: Backend) -> ModelWeights:

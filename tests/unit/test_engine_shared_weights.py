@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -32,8 +31,7 @@ def memfd() -> Iterator[int]:
 
 
 def test_mapping_holds_the_file(weights: Path, memfd: int) -> None:
-    address = map_shared(memfd, weights)
-    assert ctypes.string_at(address, SIZE) == weights.read_bytes()
+    assert bytes(map_shared(memfd, weights)) == weights.read_bytes()
 
 
 def test_filled_memory_can_never_be_written_again(weights: Path, memfd: int) -> None:
@@ -46,8 +44,7 @@ def test_filled_memory_can_never_be_written_again(weights: Path, memfd: int) -> 
 
 def test_half_filled_memory_is_filled_by_the_next(weights: Path, memfd: int) -> None:
     os.write(memfd, b"left by a worker that died")
-    address = map_shared(memfd, weights)
-    assert ctypes.string_at(address, SIZE) == weights.read_bytes()
+    assert bytes(map_shared(memfd, weights)) == weights.read_bytes()
 
 
 def test_other_weights_are_refused(weights: Path, memfd: int, tmp_path: Path) -> None:
@@ -60,11 +57,10 @@ def test_other_weights_are_refused(weights: Path, memfd: int, tmp_path: Path) ->
 
 def test_processes_that_start_together_get_the_same_bytes(weights: Path, memfd: int) -> None:
     code = (
-        "import ctypes, hashlib, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from engine.shared_weights import map_shared\n"
-        "path = Path(sys.argv[2]); address = map_shared(int(sys.argv[1]), path)\n"
-        "data = ctypes.string_at(address, path.stat().st_size)\n"
-        "print(data == path.read_bytes())"
+        "path = Path(sys.argv[2]); data = map_shared(int(sys.argv[1]), path)\n"
+        "print(bytes(data) == path.read_bytes())"
     )
     command = [sys.executable, "-c", code, str(memfd), str(weights)]
     started = [
