@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 3.0
 BASE_TIMEOUT_S = 5.0
 MIN_RATE_BYTES_S = 1 << 20
-CONFIRM_TIMEOUT_S = 1.0
+CONFIRM_TIMEOUT_S = 3.0
 RECONNECT_WITHIN_S = 1.0
 """A kept link that fails sooner than this may have broken while idle: it is made anew, once."""
 MAX_STRIKES = 3

@@ -116,11 +116,13 @@ class RequestServer:
         self._thread.start()
 
     def _run(self) -> None:
-        while self._stop not in (ready := dict(self.poller.poll(self.before_wait()))):
-            if self.router in ready:
-                self._serve()
-        self.at_end()
-        self.router.close()
+        try:
+            while self._stop not in (ready := dict(self.poller.poll(self.before_wait()))):
+                if self.router in ready:
+                    self._serve()
+        finally:  # also when the road itself fails, loudly: readers are not left waiting
+            self.at_end()
+            self.router.close()
 
     def before_wait(self) -> int | None:
         """Other work of the thread; how long it may then wait, in ms (None: for ever)."""

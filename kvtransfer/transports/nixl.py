@@ -47,7 +47,9 @@ MAX_REQUEST_BLOCKS = 2048
 MAX_METADATA_BYTES = 1 << 20
 PIECE_BYTES = 4 << 20
 """One NIXL transfer; its digest follows while the next is not begun."""
-LEASE_CHECK_MS = 500
+PROGRESS_MS = 1
+ATTACH_S = 3.0
+"""How long a new reader may take to connect."""
 PATIENCE_S = 5.0
 NONCE_BYTES = 64
 ATTACH = b"A"
@@ -91,22 +93,27 @@ class NixlServer(RequestServer):
         super().__init__(context, f"tcp://{host}:{port or '*'}", pool)
         self._agent = Agent(pool.incarnation)
         self._registrations = Registrations(self._agent, pool.memory)
+        self._attaching_until_s = 0.0
         self._nonce = np.frombuffer(secrets.token_bytes(NONCE_BYTES), dtype=np.uint8).copy()
         self._nonce_extent: Extent = (int(self._nonce.ctypes.data), NONCE_BYTES)
         self._probe = self._agent.register([self._nonce_extent])
         self.start()
 
     def before_wait(self) -> int | None:
-        """Close the registrations of leases that are over."""
+        """Close the registrations of leases that are over, and drive NIXL while anybody reads."""
         leases = self._registrations.by_lease
         for lease_id in [lease_id for lease_id in leases if lease_id not in self.pool.leases]:
             self._registrations.close(lease_id)
-        return LEASE_CHECK_MS if leases else None
+        if not leases and time.perf_counter() > self._attaching_until_s:
+            return None
+        self._agent.progress()
+        return PROGRESS_MS
 
     def answer(self, identity: bytes, kind: bytes, body: bytes) -> None:
         """ATTACH or READ."""
         if kind == ATTACH:
             _attach_decoder.decode(body)
+            self._attaching_until_s = time.perf_counter() + ATTACH_S
             attached = Attached(
                 metadata=self._agent.describe(self._probe),
                 base=self._registrations.base,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.api.errors import ConfigError
@@ -11,15 +12,16 @@ from kvtransfer.transports.shm import ShmTransport
 from kvtransfer.transports.zmq_tcp import ZmqTransport
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import zmq
 
     from kvtransfer.transport import LocalPool, Transport
 
 PREFERENCE = ("shm", "nixl", "ucx", "zmq")
-"""Best first. shm copies at memory speed but needs one host. nixl and ucx reach RDMA where there is
-any; nixl reads one-sidedly, so the source's cores do nothing. zmq works everywhere."""
+"""Best first. shm copies at memory speed but needs one host. nixl reads one-sidedly over RDMA, so
+the source's cores do nothing; ucx reaches RDMA too. zmq works everywhere, and over plain TCP it is
+faster than nixl and ucx (docs/LOG.md): `auto` takes those two only where there is an RDMA device."""
+_NEED_RDMA = ("nixl", "ucx")
+RDMA_DEVICES = Path("/sys/class/infiniband")
 
 _PACKAGES = {
     "nixl": (("nixl_cu12", "nixl_cu13", "nixl"), "nixl-cu12"),
@@ -42,7 +44,9 @@ def _obstacle(name: str) -> str | None:
 def chosen_names(choice: str) -> tuple[str, ...]:
     """The transports that `--transport` allows, best first."""
     if choice == "auto":
-        return tuple(name for name, reason in usable().items() if reason is None)
+        has_rdma = RDMA_DEVICES.is_dir() and any(RDMA_DEVICES.iterdir())
+        works = [name for name, reason in usable().items() if reason is None]
+        return tuple(name for name in works if has_rdma or name not in _NEED_RDMA)
     reason = usable().get(choice, "unknown transport")
     if reason is not None:
         known = ", ".join(PREFERENCE)
