@@ -10,7 +10,7 @@ import fcntl
 import os
 
 from engine.api.errors import ConfigError
-from engine.huge_pages import map_aligned, reserve
+from engine.huge_pages import map_aligned
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -26,7 +26,7 @@ class KvMemory:
         os.ftruncate(self.fd, self.size_bytes)
         mapped = map_aligned(self.fd, self.size_bytes, writable=True)
         try:
-            reserve(self.fd, mapped)
+            os.posix_fallocate(self.fd, 0, self.size_bytes)
         except OSError as error:
             os.close(self.fd)
             raise ConfigError(
