@@ -57,9 +57,9 @@ class FaultProxy:
             while data := source.recv(CHUNK_BYTES):
                 if fault.latency_s:
                     self._closing.wait(fault.latency_s)
-                data, is_over = self._break(bytearray(data), passed, fault)
-                target.sendall(data)
-                passed += len(data)
+                broken, is_over = self._break(bytearray(data), passed, fault)
+                target.sendall(broken)
+                passed += len(broken)
                 if is_over:
                     break
         except OSError:

@@ -28,7 +28,8 @@ class Path:
         self.peer = start_peer("zmq", directory, num_blocks=NUM_BLOCKS, block_bytes=BLOCK_BYTES)
         self.peer.do("lease", "lease", ALL)
         target = urlsplit(self.peer.address.transports["zmq"])
-        self.proxy = FaultProxy(target.hostname, target.port, fault)
+        assert target.port is not None
+        self.proxy = FaultProxy("127.0.0.1", target.port, fault)
         self.direct = self.peer.address
         self.through = self.peer.address_at(f"tcp://127.0.0.1:{self.proxy.port}")
         self.reader = Reader("zmq", directory, NUM_BLOCKS, BLOCK_BYTES)

@@ -34,6 +34,8 @@ RESULT_TIMEOUT_S = 60.0
 class Peer:
     """A source of blocks: what a test may ask of it and do to it."""
 
+    address: PeerAddress
+
     def __init__(self, transport: str, run_directory: Path, **overrides) -> None:
         self.spec = {
             "transport": transport,
@@ -56,6 +58,26 @@ class Peer:
             control="",
             transports={self.spec["transport"]: address},
         )
+
+    def do(self, *command):
+        """One command of tests.e2e.transport_peer.Source."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End it as SIGKILL does."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """As SIGSTOP does."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """As SIGCONT does."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Give everything back."""
+        raise NotImplementedError
 
     def content(self, block_id: int) -> bytes:
         return content(self.spec["seed"], block_id, self.spec["block_bytes"])
@@ -119,8 +141,9 @@ class LocalPeer(Peer):
         address = self.spec["address"] or self.spec["incarnation"]
         return InProcessTransport(DIRECTORY, address, source.local_pool).serve()
 
-    def do(self, verb, *arguments):
-        return self.source.do(verb, list(arguments))
+    def do(self, *command):
+        verb, *arguments = command
+        return self.source.do(verb, arguments)
 
     def kill(self) -> None:
         self.source.server.close()
