@@ -32,7 +32,7 @@ $(DEV): requirements-dev.txt $(RUNTIME)
 	@touch $@
 
 test: $(DEV)  ## every test that needs no accelerator: unit, property, house, sim, e2e
-	$(BIN)/python -m pytest -m "not (gpu or nixl)" $(ARGS)
+	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
 
 unit: $(DEV)  ## unit, property and house tests: no model, no sockets
 	$(BIN)/python -m pytest -m "not (sim or e2e or gpu or nixl or slow)" $(ARGS)
@@ -55,10 +55,10 @@ sim: $(DEV)  ## whole cluster on a virtual clock
 	$(BIN)/python -m pytest -m sim $(ARGS)
 
 e2e: $(DEV)  ## real processes on loopback
-	$(BIN)/python -m pytest -m "(e2e or slow) and not (gpu or nixl)" $(ARGS)
+	$(BIN)/python -m pytest -m "(e2e or slow or nixl) and not gpu" $(ARGS)
 
 gpu: $(DEV)  ## what only hardware shows
-	$(BIN)/python -m pytest -m "gpu or nixl" $(ARGS)
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 bench: $(RUNTIME)  ## how fast KV blocks move between two processes, each transport
 	$(BIN)/baton bench kv $(ARGS)

@@ -26,6 +26,7 @@ from coordinator.membership import Membership
 from coordinator.service import ClusterService
 from deploy.child import follow_parent, harden, log_to_stderr
 from deploy.specs import CoordinatorSpec
+from engine import embedded
 from engine.api.clock import SystemClock
 from engine.api.errors import BatonError
 
@@ -102,6 +103,8 @@ class CoordinatorProcess:
         """The model's own, with seeds drawn from `--seed` for requests that bring none."""
         seeds = random.Random(self.spec.seed)
         own = SamplingDefaults.from_directory(directory)
+        if self.spec.model.name == embedded.NAME:
+            own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
         return dataclasses.replace(own, draw_seed=lambda: seeds.getrandbits(63))
 
     def _uvicorn_config(self) -> uvicorn.Config:

