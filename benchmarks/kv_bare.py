@@ -57,7 +57,7 @@ class BareNixl:
         metadata, self._theirs = bench.source.ask("bare_nixl")
         self._name = self._agent.learn(base64.b64decode(metadata), "")
         self._ours = address_of(bench.memory)
-        self._agent.register([(self._ours, bench.memory.size_bytes)])
+        self._registration = self._agent.register([(self._ours, bench.memory.size_bytes)])
 
     def run(self, repeat: int) -> float:
         bench, size = self._bench, self._bench.memory.block_bytes
@@ -70,6 +70,10 @@ class BareNixl:
         seconds = time.perf_counter() - start_s
         self._agent.release(handle)
         return bench.size / seconds / 1e9
+
+    def close(self) -> None:
+        self._agent.deregister(self._registration)
+        self._agent.forget(self._name)
 
 
 class BareUcx:

@@ -84,7 +84,14 @@ class Source:
         self.agent = Agent("bare")
         base = address_of(self.memory)
         registration = self.agent.register([(base, self.memory.size_bytes)])
+        threading.Thread(target=self._progress, daemon=True).start()
         return base64.b64encode(self.agent.describe(registration)).decode(), base
+
+    def _progress(self) -> None:
+        """Let the bare reader connect; NIXL's own thread would spin on one of the cores."""
+        never = threading.Event()
+        while not never.wait(0.001):
+            self.agent.progress()
 
     def bare_ucx(self, address: str, extents: list[list[int]], repeats: int) -> str:
         """Send extents with tags 1… to the worker at `address`, once for each message received."""

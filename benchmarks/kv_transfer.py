@@ -83,7 +83,9 @@ class Result:
             "bytes": self.num_bytes,
             "pieces": self.pieces,
             "gb_per_s": _median(self.pull),
+            "best_gb_per_s": round(max(self.pull), 3),
             "memcpy_gb_per_s": _median(self.memcpy),
+            "best_memcpy_gb_per_s": round(max(self.memcpy), 3),
             "library_gb_per_s": _median(self.library),
             "of_memcpy": _median_ratio(self.pull, self.memcpy),
             "of_library": _median_ratio(self.pull, self.library),
@@ -220,6 +222,8 @@ def measure(transport: str, model: Model, tokens: int, repeats: int) -> Result:
                 if bare is not None:
                     result.library.append(bare.run(repeat))
         finally:
+            if isinstance(bare, BareNixl):
+                bare.close()
             bench.close()
     for figures in (result.pull, result.memcpy, result.library, result.digest_s):
         del figures[:2]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.api.errors import PeerLost
-from kvtransfer.runs import join_runs
+from kvtransfer.runs import Run, group_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -83,31 +83,34 @@ class BlockCopy:
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         per_piece = max(PIECE_BYTES // source.shape[1], 1)
-        self._pieces = self._positions(source_ids, target_ids, per_piece)
+        self._pieces = self._positions(group_runs(source_ids, target_ids, per_piece, per_piece))
 
     @staticmethod
-    def _positions(
-        source_ids: Sequence[int], target_ids: Sequence[int], per_piece: int
-    ) -> Iterator[tuple[int, int, int, int]]:
-        """(position, source, target, count) of each piece."""
+    def _positions(groups: list[list[Run]]) -> Iterator[tuple[int, list[Run]]]:
+        """Each piece and the position of its first block."""
         position = 0
-        for source, target, count in join_runs(source_ids, target_ids, per_piece):
-            yield position, source, target, count
-            position += count
+        for runs in groups:
+            yield position, runs
+            position += sum(run.length for run in runs)
 
     def work(self) -> None:
         """Take pieces until none is left or one failed."""
+        source_blocks, target_blocks = self._source, self._target
         while (piece := self._next()) is not None:
-            position, source, target, count = piece
+            position, runs = piece
+            end = position
             try:
-                np.copyto(
-                    self._target[target : target + count], self._source[source : source + count]
-                )
-                self._landed(position, position + count)
+                for source, target, count in runs:
+                    np.copyto(
+                        target_blocks[target : target + count],
+                        source_blocks[source : source + count],
+                    )
+                    end += count
+                self._landed(position, end)
             except Exception as error:  # noqa: BLE001 - kept, and raised by raise_error
                 self._error = error
 
-    def _next(self) -> tuple[int, int, int, int] | None:
+    def _next(self) -> tuple[int, list[Run]] | None:
         with self._lock:
             return None if self._error is not None else next(self._pieces, None)
 

@@ -6,7 +6,7 @@ typed messages, and only NIXL's binary metadata is passed through.
 
 from __future__ import annotations
 
-import logging
+import os
 import secrets
 from collections import Counter
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.api.errors import TransferError
+from kvtransfer.transports.rdma import has_rdma
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,7 +46,10 @@ class Agent:
     """Thin, typed, and safe to call from several threads (NIXL's strict mode)."""
 
     def __init__(self, label: str) -> None:
-        logging.getLogger("nixl").setLevel(logging.WARNING)
+        if not has_rdma():
+            # For libraries loaded from here on. UCX's InfiniBand module, of no use then, mixes the
+            # wheel's libnl with the system's, and the process dies at its very end (NIXL 1.5.1).
+            os.putenv("UCX_MODULES", "^ib")
         name = next(name for name in MODULES if find_spec(name) is not None)
         api = import_module(f"{name}._api")
         config = api.nixl_agent_config(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.api.errors import ConfigError
+from kvtransfer.transports.rdma import has_rdma
 from kvtransfer.transports.shm import ShmTransport
 from kvtransfer.transports.zmq_tcp import ZmqTransport
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import zmq
 
     from kvtransfer.transport import LocalPool, Transport
@@ -21,7 +23,6 @@ PREFERENCE = ("shm", "nixl", "ucx", "zmq")
 the source's cores do nothing; ucx reaches RDMA too. zmq works everywhere, and over plain TCP it is
 faster than nixl and ucx (docs/LOG.md): `auto` takes those two only where there is an RDMA device."""
 _NEED_RDMA = ("nixl", "ucx")
-RDMA_DEVICES = Path("/sys/class/infiniband")
 
 _PACKAGES = {
     "nixl": (("nixl_cu12", "nixl_cu13", "nixl"), "nixl-cu12"),
@@ -44,9 +45,9 @@ def _obstacle(name: str) -> str | None:
 def chosen_names(choice: str) -> tuple[str, ...]:
     """The transports that `--transport` allows, best first."""
     if choice == "auto":
-        has_rdma = RDMA_DEVICES.is_dir() and any(RDMA_DEVICES.iterdir())
         works = [name for name, reason in usable().items() if reason is None]
-        return tuple(name for name in works if has_rdma or name not in _NEED_RDMA)
+        has_device = has_rdma()
+        return tuple(name for name in works if has_device or name not in _NEED_RDMA)
     reason = usable().get(choice, "unknown transport")
     if reason is not None:
         known = ", ".join(PREFERENCE)

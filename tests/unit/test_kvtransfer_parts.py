@@ -21,7 +21,7 @@ from kvtransfer import digest
 from kvtransfer.lease import LeaseTable
 from kvtransfer.runs import group_runs, join_runs
 from kvtransfer.transport import LocalPool
-from kvtransfer.transports import handshake, select
+from kvtransfer.transports import handshake, rdma, select
 
 HEADER = digest.digest_header(b"f" * 32, digest.full_block_identity(b"key"), 3, 7)
 
@@ -168,10 +168,10 @@ def test_bytes_from_the_network_never_raise_anything_but_protocol_errors(frame):
 
 def test_auto_leaves_rdma_roads_out_where_there_is_no_rdma(tmp_path, monkeypatch):
     monkeypatch.setattr(select, "usable", lambda: dict.fromkeys(select.PREFERENCE))
-    monkeypatch.setattr(select, "RDMA_DEVICES", tmp_path / "none")
+    monkeypatch.setattr(rdma, "DEVICES", tmp_path / "none")
     assert select.chosen_names("auto") == ("shm", "zmq")
     (tmp_path / "mlx5_0").mkdir()
-    monkeypatch.setattr(select, "RDMA_DEVICES", tmp_path)
+    monkeypatch.setattr(rdma, "DEVICES", tmp_path)
     assert select.chosen_names("auto") == ("shm", "nixl", "ucx", "zmq")
 
 
