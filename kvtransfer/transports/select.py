@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -36,6 +37,8 @@ def usable() -> dict[str, str | None]:
 
 
 def _obstacle(name: str) -> str | None:
+    if name == "shm" and not hasattr(os, "memfd_create"):
+        return "needs memfd_create (Linux)"
     modules, package = _PACKAGES.get(name, ((), ""))
     if modules and not any(find_spec(module) for module in modules):
         return f"optional: pip install {package}"
