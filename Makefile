@@ -9,7 +9,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install -c constrain
 MODEL   ?=
 ARGS    ?=
 
-.PHONY: help serve install test unit check lint types imports fmt sim e2e slow gpu bench ci clean
+.PHONY: help serve install test unit check proof lint types imports fmt sim e2e slow gpu bench ci clean
 
 help:     ## list targets
 	@grep -hE '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,6 +54,11 @@ fmt: $(DEV)  ## rewrite formatting and safe fixes
 sim: $(DEV)  ## whole cluster on a virtual clock
 	$(BIN)/python -m pytest -m sim $(ARGS)
 
+proof: $(DEV)  ## every state of small handoffs, and 10,000 seeds of the simulated cluster
+	$(BIN)/python -m tests.model.explore
+	$(BIN)/python -m tests.sim.campaign --seeds 5000 & first=$$!; \
+	  $(BIN)/python -m tests.sim.campaign --first 5000 --seeds 5000 && wait $$first
+
 e2e: $(DEV)  ## real processes on loopback
 	$(BIN)/python -m pytest -m "(e2e or slow or nixl) and not gpu" $(ARGS)
 
@@ -63,7 +68,7 @@ gpu: $(DEV)  ## what only hardware shows
 bench: $(RUNTIME)  ## how fast KV blocks move between two processes, each transport
 	$(BIN)/baton bench kv $(ARGS)
 
-ci: lint types imports test  ## what CI runs
+ci: lint types imports proof test  ## what CI runs
 
 clean:    ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
