@@ -134,7 +134,12 @@ class WorkerParts:
         return Path(self.spec.run_directory) / name
 
     def _open_roads(self) -> None:
-        pool = LocalPool(self.memory, self.leases, self.context.incarnation)
+        pool = LocalPool(
+            self.memory,
+            self.leases,
+            self.context.incarnation,
+            self.context.fingerprint_hash,
+        )
         self.transports = make_transports(
             self.spec.transport,
             pool,
