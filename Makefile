@@ -55,7 +55,7 @@ sim: $(DEV)  ## whole cluster on a virtual clock
 	$(BIN)/python -m pytest -m sim $(ARGS)
 
 proof: $(DEV)  ## every state of small handoffs, and 10,000 seeds of the simulated cluster
-	$(BIN)/python -m tests.model.explore
+	$(BIN)/python -m tests.model.explore --states 1000000
 	$(BIN)/python -m tests.sim.campaign --seeds 5000 & first=$$!; \
 	  $(BIN)/python -m tests.sim.campaign --first 5000 --seeds 5000 && wait $$first
 

