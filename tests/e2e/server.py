@@ -49,11 +49,8 @@ class Server:
         while time.monotonic() < until_s:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended at its start:\n{self.log()}")
-            try:
-                if self.client.get("/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass  # not listening yet: that is what is being waited for
+            if self.is_healthy():
+                return
             waiter.wait(0.05)
         self.stop()
         raise AssertionError(f"the server did not become ready:\n{self.log()}")
@@ -100,6 +97,21 @@ class Server:
         for pid in found:
             found += [child for child, parent in parents.items() if parent == pid]
         return found[1:]
+
+    def coordinator_pid(self) -> int:
+        """The pid of the child that runs the coordinator."""
+        return next(
+            pid
+            for pid in self.descendants()
+            if b"coordinator_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
+
+    def is_healthy(self) -> bool:
+        """Whether `/health` answers 200; False too while nobody listens."""
+        try:
+            return self.client.get("/health").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def interrupt(self) -> float:
         """Ctrl-C; seconds until the launcher is gone."""

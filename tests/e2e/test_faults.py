@@ -109,6 +109,19 @@ def test_stopped_worker_is_replaced_and_fenced(server: Server) -> None:
     assert settled(server)["balanced"]
 
 
+def test_coordinator_comes_back_and_orphans_are_freed(server: Server) -> None:
+    expected = tokens(server, STORY, 8)
+    orphan = threading.Thread(target=impatient, args=(server, STORY, 5.0))
+    orphan.start()
+    until(lambda: server.cluster()["requests"]["live"] == 1, "the request being live")
+    os.kill(server.coordinator_pid(), signal.SIGKILL)
+    orphan.join()
+    took_s = until(server.is_healthy, "the coordinator coming back")
+    assert took_s < 5.0
+    assert tokens(server, STORY, 8) == expected
+    assert settled(server)["balanced"]
+
+
 def leave_early(server: Server, prompt: str, after_chunks: int) -> None:
     """A client that closes its connection in the middle of a stream, or before its first token."""
     with (
@@ -122,11 +135,11 @@ def leave_early(server: Server, prompt: str, after_chunks: int) -> None:
                 return
 
 
-def impatient(server: Server, prompt: str) -> None:
-    """A client that gives up before anything came."""
+def impatient(server: Server, prompt: str, patience_s: float = 0.3) -> None:
+    """A client that gives up, or is cut off, before anything came."""
     try:
-        httpx.post(f"{server.url}/v1/completions", json=body(prompt, 200), timeout=0.3)
-    except httpx.ReadTimeout:
+        httpx.post(f"{server.url}/v1/completions", json=body(prompt, 200), timeout=patience_s)
+    except httpx.TransportError:
         return
 
 
