@@ -22,8 +22,6 @@ from engine.api.messages import (
     Renew,
     TransferFailed,
 )
-from engine.prefix_cache import root_key
-from engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from engine.api.sampling import SampledToken
     from engine.context import WorkerContext
     from engine.runner_api import Runner
-    from engine.sequence import Scheduled
+    from engine.sequence import Scheduled, Sequence
 
 Key = tuple[str, int]
 RENEW_EVERY_S = 5.0
@@ -134,18 +132,7 @@ class DecodeRole:
         key = (message.request_id, message.attempt)
         if key in self._sequences or key in self.fetches:
             return
-        now_s = self.context.clock.now_s()
-        sequence = Sequence(
-            request_id=message.request_id,
-            attempt=message.attempt,
-            token_ids=list(message.token_ids),
-            num_prompt_tokens=message.num_prompt_tokens,
-            sampling=message.sampling,
-            root=root_key(self.context.fingerprint_hash, message.cache_salt),
-            hold=self.scheduler.allocator.pool.empty_hold(f"seq:{message.request_id}"),
-            deadline_s=now_s + message.deadline_in_s,
-            arrival_s=now_s,
-        )
+        sequence = self.scheduler.allocator.begin(message, self.context)
         self._sequences[key] = Progress()
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)

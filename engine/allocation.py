@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.prefix_cache import root_key
+from engine.sequence import Sequence
+
 if TYPE_CHECKING:
+    from engine.api.messages import Decode, Prefill
     from engine.block_pool import BlockPool
-    from engine.sequence import Scheduled, Sequence
+    from engine.context import WorkerContext
+    from engine.sequence import Scheduled
 
 
 class Allocator:
@@ -22,6 +27,21 @@ class Allocator:
     def num_blocks(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens fill, the last one perhaps in part."""
         return -(-num_tokens // self.block_size)
+
+    def begin(self, order: Prefill | Decode, context: WorkerContext) -> Sequence:
+        """The sequence that an order asks for, with a hold on nothing yet."""
+        now_s = context.clock.now_s()
+        return Sequence(
+            request_id=order.request_id,
+            attempt=order.attempt,
+            token_ids=list(order.token_ids),
+            num_prompt_tokens=order.num_prompt_tokens,
+            sampling=order.sampling,
+            root=root_key(context.fingerprint_hash, order.cache_salt),
+            hold=self.pool.empty_hold(f"seq:{order.request_id}"),
+            deadline_s=now_s + order.deadline_in_s,
+            arrival_s=now_s,
+        )
 
     def start(self, sequence: Sequence, *, reusable_tokens: int, reserve_tokens: int) -> bool:
         """Reuse cached blocks of the first `reusable_tokens`, then reserve blocks for `reserve_tokens`.

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from engine.api.ids import new_lease_id
 from engine.api.messages import Announce, Attach, BlockOffer, Gone, Output, Pulled, Renew
-from engine.prefix_cache import root_key
-from engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from engine.api.messages import PeerMessage, Prefill
     from engine.api.sampling import SampledToken
     from engine.context import WorkerContext
     from engine.runner_api import Runner
+    from engine.sequence import Sequence
     from kvtransfer.lease import LeaseTable
     from prefill.scheduler import PrefillScheduler
 
@@ -102,18 +101,7 @@ class PrefillRole:
         key = (message.request_id, message.attempt)
         if key in self.offers:
             return
-        now_s = self.context.clock.now_s()
-        sequence = Sequence(
-            request_id=message.request_id,
-            attempt=message.attempt,
-            token_ids=list(message.token_ids),
-            num_prompt_tokens=message.num_prompt_tokens,
-            sampling=message.sampling,
-            root=root_key(self.context.fingerprint_hash, message.cache_salt),
-            hold=self.scheduler.allocator.pool.empty_hold(f"seq:{message.request_id}"),
-            deadline_s=now_s + message.deadline_in_s,
-            arrival_s=now_s,
-        )
+        sequence = self.scheduler.allocator.begin(message, self.context)
         self.offers[key] = Offer(sequence, new_lease_id())
         self.scheduler.add(sequence)
         if (early := self._early.pop(key, None)) is not None:
