@@ -68,6 +68,7 @@ def _worker_json(record: WorkerRecord) -> dict[str, Any]:
             "transfer_bytes": load.transfer_bytes,
             "transfer_seconds": load.transfer_s,
             "transfer_failures": load.transfer_failures,
+            "prefix_fetched_tokens": load.prefix_fetched_tokens,
             "prefill_tokens": load.prefill_tokens,
             "decode_tokens": load.decode_tokens,
             "dropped_messages": load.dropped_messages,

@@ -9,12 +9,12 @@ from engine.api.messages import Decode, Prefill
 if TYPE_CHECKING:
     from coordinator.lifecycle import RequestLife
     from coordinator.registry import WorkerRecord
+    from coordinator.router import Route
 
 
-def prefill_leg(
-    life: RequestLife, worker: WorkerRecord, decode: WorkerRecord, now_s: float
-) -> Prefill:
-    """Compute prompt and emitted tokens, and offer the blocks to `decode`."""
+def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Prefill:
+    """Compute prompt and emitted tokens, and offer the blocks to the route's decode worker."""
+    source = route.prefix_source
     return Prefill(
         incarnation=worker.incarnation,
         request_id=life.request_id,
@@ -24,7 +24,9 @@ def prefill_leg(
         sampling=life.generation.sampling,
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
         cache_salt=life.generation.cache_salt,
-        decode_worker=decode.worker_id,
+        decode_worker=route.decode.worker_id,
+        prefix_source=source.hello.address if source else None,
+        prefix_source_tokens=route.prefix_source_tokens,
     )
 
 

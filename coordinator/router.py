@@ -1,7 +1,7 @@
 """Which pair of workers serves a request. Owns the choice and the memory of prefixes; pure.
 
-Prefill: least queued prompt tokens, counting tokens the worker probably has cached as already done.
-Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
+Prefill: least queued prompt tokens, counting tokens the worker probably has cached as already done,
+and those that it can read from another worker's cache as nearly so. Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
 A pair whose transfer just failed is avoided for a while.
 """
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from coordinator.ledger import Ledger
     from coordinator.registry import WorkerRecord
 
-PREFIX_STRIDE_TOKENS = 64
+PREFIX_STRIDE_BLOCKS = 4
+FETCH_WORTH = 0.9
+"""What a token read from another worker's cache saves, as a share of one that is cached already."""
 MAX_PREFIXES = 65_536
 BAD_PAIR_S = 5.0
 SHARE_SLACK = 0.1
@@ -27,23 +29,26 @@ SHARE_SLACK = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`prefill` None: the decode worker computes the prompt itself."""
+    """`prefill` None: the decode worker computes the prompt itself. `prefix_source` probably has the
+    first `prefix_source_tokens` cached, more than the prefill worker."""
 
     prefill: WorkerRecord | None
     decode: WorkerRecord
+    prefix_source: WorkerRecord | None = None
+    prefix_source_tokens: int = 0
 
 
 class PrefixMemory:
-    """Which worker last computed which prompt prefix, in strides of 64 tokens; least recently used first out."""
+    """Which workers have which prefix, in strides of some tokens; least recently used first out."""
 
-    def __init__(self) -> None:
+    def __init__(self, stride_tokens: int) -> None:
+        self._stride = stride_tokens
         self._workers: OrderedDict[bytes, set[str]] = OrderedDict()
 
-    @staticmethod
-    def _keys(token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
+    def _keys(self, token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
         parent = salt.encode()
-        for end in range(PREFIX_STRIDE_TOKENS, len(token_ids) + 1, PREFIX_STRIDE_TOKENS):
-            stride = array("q", token_ids[end - PREFIX_STRIDE_TOKENS : end]).tobytes()
+        for end in range(self._stride, len(token_ids) + 1, self._stride):
+            stride = array("q", token_ids[end - self._stride : end]).tobytes()
             parent = hashlib.blake2b(parent + stride, digest_size=16).digest()
             yield parent
 
@@ -63,7 +68,7 @@ class PrefixMemory:
             names = self._workers.get(key)
             if not names:
                 break
-            found.update(dict.fromkeys(names, index * PREFIX_STRIDE_TOKENS))
+            found.update(dict.fromkeys(names, index * self._stride))
         return found
 
     def forget(self, worker_id: str) -> None:
@@ -77,7 +82,7 @@ class Router:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.prefixes = PrefixMemory()
+        self.prefixes = PrefixMemory(PREFIX_STRIDE_BLOCKS * ledger.block_size)
         self._bad_pairs: dict[tuple[str, str], float] = {}
 
     def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
@@ -104,7 +109,26 @@ class Router:
         if not prefillers:
             return Route(None, decode)
         prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
-        return Route(prefill, decode) if prefill is not None else None
+        if prefill is None:
+            return None
+        source = self._choose_source(ready, prefill, hits)
+        num_tokens = hits[source.worker_id] if source else 0
+        return Route(prefill, decode, source, num_tokens)
+
+    def _choose_source(
+        self, ready: list[WorkerRecord], prefill: WorkerRecord, hits: dict[str, int]
+    ) -> WorkerRecord | None:
+        """The worker with the longest prefix, if that is longer than what `prefill` has itself.
+
+        A worker with prompts to compute answers only between chunks, later than it would help."""
+        here = hits.get(prefill.worker_id, 0)
+        holders = [
+            w
+            for w in ready
+            if hits.get(w.worker_id, 0) > here
+            and not self.ledger.queued_prefill_tokens(w.worker_id)
+        ]
+        return max(holders, key=lambda w: hits[w.worker_id], default=None)
 
     def _choose_decode(
         self, decoders: list[WorkerRecord], need: int, hits: dict[str, int]
@@ -130,8 +154,10 @@ class Router:
         good = [
             w for w in fitting if self._bad_pairs.get((w.worker_id, decode.worker_id), 0.0) <= now_s
         ]
-        return min(
-            good or fitting,
-            key=lambda w: self.ledger.queued_prefill_tokens(w.worker_id) - hits.get(w.worker_id, 0),
-            default=None,
-        )
+        fetched = FETCH_WORTH * max(hits.values(), default=0)
+
+        def cost(worker: WorkerRecord) -> float:
+            saved = max(hits.get(worker.worker_id, 0), fetched)
+            return self.ledger.queued_prefill_tokens(worker.worker_id) - saved
+
+        return min(good or fitting, key=cost, default=None)

@@ -198,7 +198,7 @@ class ClusterService:
         if prefill is not None:
             self.ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids))
             holders.append(prefill.worker_id)
-            leg = prefill_leg(life, prefill, decode, self.clock.now_s())
+            leg = prefill_leg(life, prefill, route, self.clock.now_s())
             self.send(prefill, leg)
             life.order_seqs[prefill.worker_id] = prefill.sent_seq
         self.send(decode, decode_leg(life, decode, prefill, self.clock.now_s()))
@@ -361,8 +361,15 @@ class ClusterService:
         life.end()
         if event.finish_reason is not None:
             self._finish_rate.note()
+            self._remember_history(life)
         self._streams.pop(life.request_id).put(event)
         self.pump()
+
+    def _remember_history(self, life: RequestLife) -> None:
+        """The next turn of a chat finds its history at the worker that generated it."""
+        if life.decode_worker is not None and self.registry.get(life.decode_worker) is not None:
+            salt = life.generation.cache_salt
+            self.router.prefixes.remember(life.token_ids, salt, [life.decode_worker])
 
     def tick(self) -> None:
         """Once a heartbeat: lost workers, deadlines, and requests that no worker can serve."""

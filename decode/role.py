@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from decode.scheduler import DecodeScheduler
-    from engine.api.messages import BlockOffer, Decode, PeerAddress, PeerMessage
+    from engine.api.messages import Decode, PeerAddress, PeerMessage
     from engine.api.sampling import SampledToken
     from engine.context import WorkerContext
     from engine.runner_api import Runner
     from engine.sequence import Scheduled, Sequence
+    from kvtransfer.shared_prefix import BlockFetcher
 
 Key = tuple[str, int]
 RENEW_EVERY_S = 5.0
@@ -50,21 +51,6 @@ class DecodeOutbox(Protocol):
 
     def ask(self, source: PeerAddress, message: PeerMessage) -> None:
         """To a worker that we pull from."""
-        ...
-
-
-class BlockFetcher(Protocol):
-    """Starts reads into blocks of the local pool; results come back through `DecodeRole.pulled`."""
-
-    def fetch(
-        self,
-        source: PeerAddress,
-        lease_id: str,
-        sequence: Sequence,
-        first_block: int,
-        offers: SequenceOf[BlockOffer],
-    ) -> None:
-        """Read the offered blocks into the sequence's blocks `first_block`… and prove them."""
         ...
 
 
@@ -188,8 +174,9 @@ class DecodeRole:
         if message.offers:
             fetch.pending += 1
             first_block, fetch.next_block = fetch.next_block, fetch.next_block + len(message.offers)
+            left_s = max(sequence.deadline_s - self.context.clock.now_s(), 0.0)
             self.fetcher.fetch(
-                fetch.source, message.lease_id, sequence, first_block, message.offers
+                fetch.source, message.lease_id, sequence, first_block, message.offers, left_s
             )
         if message.last:
             fetch.is_last_announced = True
@@ -258,6 +245,8 @@ class DecodeRole:
         """The fetch is over; its blocks go as soon as no read writes to them."""
         fetch.is_over = True
         self._tell_pulled(fetch)
+        if fetch.pending:
+            self.fetcher.cancel(fetch.sequence.key)
         self.scheduler.remove(fetch.sequence.key)
         self._sequences.pop(fetch.sequence.key, None)
         self._drop_when_quiet(fetch)

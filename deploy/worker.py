@@ -156,6 +156,7 @@ class Worker:
             if isinstance(event, FromReader):
                 self.prefill.hear(event.identity, event.message)
             else:
+                self.prefill.prefixes.hear(event.source, event.message)
                 self.decode.hear(event.source, event.message)
 
     def _hear_coordinator(self) -> None:
@@ -205,6 +206,7 @@ class Worker:
     def _collect_pulls(self) -> None:
         for done in self.parts.puller.poll():
             error = None if done.error is None else f"{type(done.error).__name__}: {done.error}"
+            self.prefill.prefixes.pulled(done.job.key, error)
             self.decode.pulled(done.job.key, error)
 
     def _expire(self) -> None:
@@ -221,12 +223,14 @@ class Worker:
         self.decode.drop_all()
         self.parts.context.incarnation = new_incarnation()
         self.parts.restart_peers()
+        self.prefill.prefixes.forget_reads()
         self.decode.forget_reads()
         self.is_registered = False
         self._heard = 0
 
     def _leave_when_drained(self) -> None:
-        if self._is_draining and not self.prefill.offers and not self.decode.num_sequences:
+        is_empty = not self.prefill.offers and not self.decode.num_sequences
+        if self._is_draining and is_empty and not len(self.parts.leases):
             self.outbox.tell(Goodbye(incarnation=self.parts.context.incarnation, reason="drained"))
             self._stop.set()
 
@@ -239,7 +243,8 @@ class Worker:
             blocks=pool.counts(),
             holds=pool.accounts(),
             leases=len(self.parts.leases),
-            transfers=sum(fetch.pending for fetch in self.decode.fetches.values()),
+            transfers=self.prefill.prefixes.num_reading
+            + sum(fetch.pending for fetch in self.decode.fetches.values()),
             sequences=len(self.prefill.offers) + self.decode.num_sequences,
             fds=_count_files(),
             threads=threading.active_count(),

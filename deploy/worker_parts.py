@@ -25,6 +25,7 @@ from kvtransfer.digest import (
 from kvtransfer.lease import LeaseTable
 from kvtransfer.peers import PeerNetwork
 from kvtransfer.puller import Puller, PullJob
+from kvtransfer.shared_prefix import BlockExchange
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.select import make_transports
 from prefill.role import PrefillRole
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from engine.kv_memory import KvMemory
     from engine.runner_api import Runner
     from engine.sequence import Sequence
+    from kvtransfer.puller import Key
 
 
 class BlockProofs:
@@ -60,6 +62,13 @@ class BlockProofs:
         else:
             identity = partial_block_identity(sequence.request_id, sequence.attempt)
         return digest_header(self._context.fingerprint_hash, identity, index, generation)
+
+    def cached_digest(self, key: bytes, index: int, block_id: int) -> bytes:
+        """See kvtransfer.shared_prefix.BlockProver."""
+        generation = self._pool.generation(block_id)
+        identity = full_block_identity(key)
+        header = digest_header(self._context.fingerprint_hash, identity, index, generation)
+        return block_digest(header, self._memory.block(block_id))
 
     def digest(self, sequence: Sequence, index: int) -> bytes:
         """Digest of the sequence's block `index` as it lies in the local pool."""
@@ -83,8 +92,9 @@ class PullingFetcher:
         sequence: Sequence,
         first_block: int,
         offers: SequenceOf[BlockOffer],
+        timeout_s: float,
     ) -> None:
-        """See decode.role.BlockFetcher."""
+        """See kvtransfer.shared_prefix.BlockFetcher."""
         indices = range(first_block, first_block + len(offers))
         num_tokens = sequence.num_tokens
         self.puller.submit(
@@ -99,8 +109,13 @@ class PullingFetcher:
                     for index, offer in zip(indices, offers, strict=True)
                 ],
                 digests=[offer.digest for offer in offers],
+                timeout_s=timeout_s,
             )
         )
+
+    def cancel(self, key: Key) -> None:
+        """See kvtransfer.shared_prefix.BlockFetcher."""
+        self.puller.cancel(key)
 
 
 class WorkerParts:
@@ -193,8 +208,7 @@ class WorkerParts:
         prefill = PrefillRole(
             PrefillScheduler(allocator, **limits),
             self.runner,
-            self.proofs,
-            self.leases,
+            BlockExchange(self.proofs, self.leases, self._fetcher),
             outbox,
             self.context,
         )
@@ -265,6 +279,7 @@ class WorkerParts:
             transfer_s=pulls.seconds,
             transfers=pulls.transfers,
             transfer_failures=pulls.failures,
+            prefix_fetched_tokens=prefill.prefixes.fetched_blocks * self.spec.block_size,
             prefill_tokens=prefill.computed_tokens + decode.prefilled_tokens,
             decode_tokens=decode.decoded_tokens,
             dropped_messages=worker.dropped_messages + self.peers.dropped_messages,

@@ -15,6 +15,7 @@ from engine.prefix_cache import block_key
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
+    from engine.api.messages import PeerAddress
     from engine.api.sampling import SampledToken, SamplingParams
     from engine.block_pool import Hold
 
@@ -35,6 +36,7 @@ class Sequence:
 
     `token_ids` starts with the client's prompt (`num_prompt_tokens` long); everything after it is
     output, including output of earlier attempts. `root` is the parent key of the first block.
+    `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached.
     """
 
     request_id: str
@@ -52,6 +54,8 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     arrival_s: float = 0.0
     started_s: float = 0.0
+    prefix_source: PeerAddress | None = None
+    prefix_source_tokens: int = 0
 
     @property
     def key(self) -> tuple[str, int]:

@@ -104,7 +104,8 @@ class Lane:
 
     def cancel(self, key: Key) -> None:
         """End the jobs of a request that wait in the queue; the one being read ends by itself."""
-        self._cancelled.add(key)
+        if not self._jobs.empty():
+            self._cancelled.add(key)
 
     def finish(self) -> None:
         """End the thread once the jobs queued so far are done."""

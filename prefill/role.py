@@ -6,6 +6,8 @@
 
 The first token goes to the client from here and to the decode worker with the last announcement.
 Blocks stay leased until the reader says Pulled, the coordinator says Abort, or the lease expires.
+A prompt whose beginning another worker has cached fetches that first (`kvtransfer.shared_prefix`);
+cached blocks of this worker are lent in the same way, whichever role computed them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from engine.api.ids import new_lease_id
-from engine.api.messages import Announce, Attach, BlockOffer, Gone, Output, Pulled, Renew
+from engine.api.messages import Announce, Attach, BlockOffer, Gone, Lookup, Output, Pulled, Renew
+from kvtransfer.shared_prefix import Lender, PeerOutbox, PrefixReader
 
 if TYPE_CHECKING:
     from engine.api.messages import PeerMessage, Prefill
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from engine.context import WorkerContext
     from engine.runner_api import Runner
     from engine.sequence import Sequence
-    from kvtransfer.lease import LeaseTable
+    from kvtransfer.shared_prefix import BlockExchange
     from prefill.scheduler import PrefillScheduler
 
 MAX_EARLY_ATTACHES = 4096
@@ -31,23 +34,11 @@ EARLY_ATTACH_S = 30.0
 Key = tuple[str, int]
 
 
-class PrefillOutbox(Protocol):
+class PrefillOutbox(PeerOutbox, Protocol):
     """Where a role's messages go."""
 
     def output(self, output: Output) -> None:
         """To the coordinator."""
-        ...
-
-    def reply(self, identity: bytes, message: PeerMessage) -> bool:
-        """To the reader behind `identity`."""
-        ...
-
-
-class BlockProver(Protocol):
-    """Digests of blocks of the local pool."""
-
-    def digest(self, sequence: Sequence, index: int) -> bytes:
-        """Digest of the sequence's block `index` as it lies in the pool now."""
         ...
 
 
@@ -76,17 +67,18 @@ class PrefillRole:
         self,
         scheduler: PrefillScheduler,
         runner: Runner,
-        prover: BlockProver,
-        leases: LeaseTable,
+        exchange: BlockExchange,
         outbox: PrefillOutbox,
         context: WorkerContext,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.prover = prover
-        self.leases = leases
+        self.prover = exchange.prover
+        self.leases = exchange.leases
         self.outbox = outbox
         self.context = context
+        self.lender = Lender(scheduler.allocator.pool, exchange, outbox, context)
+        self.prefixes = PrefixReader(exchange.fetcher, outbox, context, scheduler.resume)
         self.offers: dict[Key, Offer] = {}
         self.computed_tokens = 0
         self._early: OrderedDict[Key, tuple[bytes, Attach, float]] = OrderedDict()
@@ -102,6 +94,8 @@ class PrefillRole:
         if key in self.offers:
             return
         sequence = self.scheduler.allocator.begin(message, self.context)
+        sequence.prefix_source = message.prefix_source
+        sequence.prefix_source_tokens = message.prefix_source_tokens
         self.offers[key] = Offer(sequence, new_lease_id())
         self.scheduler.add(sequence)
         if (early := self._early.pop(key, None)) is not None:
@@ -113,8 +107,12 @@ class PrefillRole:
             self._attach(identity, message)
         elif isinstance(message, Renew):
             self._renew(identity, message)
+        elif isinstance(message, Lookup):
+            self.lender.look_up(identity, message)
         elif isinstance(message, Pulled):
-            self.end((message.request_id, message.attempt))
+            key = (message.request_id, message.attempt)
+            self._end_offer(key)
+            self.lender.end(key)
 
     def _attach(self, identity: bytes, message: Attach) -> None:
         key = (message.request_id, message.attempt)
@@ -151,6 +149,9 @@ class PrefillRole:
     def step(self) -> bool:
         """Compute one batch of chunks; False when there was nothing to compute."""
         batch = self.scheduler.schedule()
+        for sequence in self.scheduler.fetching:
+            if sequence.key not in self.prefixes:
+                self.prefixes.begin(sequence, self.scheduler.allocator.block_size)
         if not batch:
             return False
         now_s = self.context.clock.now_s()
@@ -235,18 +236,26 @@ class PrefillRole:
         )
 
     def end(self, key: Key) -> None:
-        """The offer is over: read, aborted or finished. Idempotent; the blocks stay in the prefix cache."""
+        """The request is over here: aborted or finished. Idempotent; the blocks stay in the prefix cache."""
+        self.lender.end(key)
+        self._end_offer(key)
+
+    def _end_offer(self, key: Key) -> None:
+        """The offer is over: read, aborted or finished."""
         self._early.pop(key, None)
         offer = self.offers.pop(key, None)
         if offer is None:
             return
         self.scheduler.remove(key)
         self.leases.release(offer.lease_id)
-        offer.sequence.hold.release()
+        if not self.prefixes.end(key):
+            offer.sequence.hold.release()
 
     def expire(self) -> None:
         """End what outlived its lease, its deadline, or an Attach whose Prefill never came."""
         expired = set(self.leases.expire())
+        self.lender.expire()
+        self.prefixes.expire()
         now_s = self.context.clock.now_s()
         for key, offer in list(self.offers.items()):
             if offer.lease_id in expired:
@@ -288,4 +297,5 @@ class PrefillRole:
         """Fenced: forget everything."""
         for key in list(self.offers):
             self.end(key)
+        self.lender.drop_all()
         self._early.clear()

@@ -3,7 +3,8 @@
 First come, first served, in chunks: one step computes at most `max_num_batched_tokens` tokens, the
 oldest prompt first, so a prompt's time to first token is its own length plus what came before it.
 A prompt gets all its blocks before its first chunk, so two half-done prompts never wait for each
-other's blocks.
+other's blocks. One whose beginning is being fetched from another worker's cache has its blocks too,
+and is passed over until `resume`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,19 @@ class PrefillScheduler:
     @property
     def has_work(self) -> bool:
         """Whether `schedule` may return something."""
-        return bool(self.running or self.waiting)
+        return bool(self.waiting) or any(not _is_fetching(sequence) for sequence in self.running)
+
+    @property
+    def fetching(self) -> list[Sequence]:
+        """Prompts whose beginning is to come from another worker's cache."""
+        return [sequence for sequence in self.running if _is_fetching(sequence)]
+
+    def resume(self, sequence: Sequence, num_blocks: int) -> None:
+        """The first `num_blocks` blocks hold proven KV; the rest is computed here."""
+        sequence.num_computed_tokens = num_blocks * self.allocator.block_size
+        sequence.num_cached_tokens = max(sequence.num_cached_tokens, sequence.num_computed_tokens)
+        self.allocator.store_computed(sequence)
+        sequence.status = SequenceStatus.RUNNING
 
     def add(self, sequence: Sequence) -> None:
         """Queue a prompt."""
@@ -74,10 +87,19 @@ class PrefillScheduler:
             reserve_tokens=sequence.num_tokens,
         )
         if started:
-            sequence.status = SequenceStatus.RUNNING
+            has_source = sequence.prefix_source is not None
+            may_fetch = has_source and self.allocator.prefix_caching
+            lacks = sequence.prefix_source_tokens > sequence.num_computed_tokens
+            sequence.status = (
+                SequenceStatus.WAITING_FOR_REMOTE_KVS
+                if may_fetch and lacks
+                else SequenceStatus.RUNNING
+            )
         return started
 
     def _schedule_chunk(self, sequence: Sequence, budget: int, batch: list[Scheduled]) -> int:
+        if _is_fetching(sequence):
+            return 0
         num_tokens = min(budget, sequence.num_tokens - sequence.num_computed_tokens)
         if num_tokens > 0:
             batch.append(Scheduled(sequence, num_tokens))
@@ -93,3 +115,7 @@ class PrefillScheduler:
                 self.running.remove(scheduled.sequence)
                 finished.append(scheduled.sequence)
         return finished
+
+
+def _is_fetching(sequence: Sequence) -> bool:
+    return sequence.status is SequenceStatus.WAITING_FOR_REMOTE_KVS

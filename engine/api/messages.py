@@ -3,7 +3,8 @@
     coordinator → worker    CoordinatorMessage   Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain
     worker → coordinator    WorkerMessage        Hello Heartbeat Output TransferFailed AuditReply Goodbye
     launcher ↔ coordinator  LauncherMessage / LauncherOrder
-    worker ↔ worker         PeerMessage          PeerHello PeerWelcome PeerRefuse Attach Announce Gone Pulled
+    worker ↔ worker         PeerMessage          PeerHello PeerWelcome PeerRefuse Attach Announce Gone Renew Pulled
+                                                 Lookup Found
 
 Every message names the incarnation it speaks for (or to), and a request message its attempt: what
 is stale is counted and dropped. Prompts are token ids; no text reaches a worker.
@@ -55,6 +56,7 @@ class WorkerLoad(Message, frozen=True, kw_only=True):
     transfer_s: float = 0.0
     transfers: int = 0
     transfer_failures: int = 0
+    prefix_fetched_tokens: int = 0
     prefill_tokens: int = 0
     decode_tokens: int = 0
     dropped_messages: int = 0
@@ -89,7 +91,8 @@ class Prefill(Order, frozen=True, kw_only=True):
     """Compute a prompt, choose its first token, and offer the blocks to `decode_worker`.
 
     `token_ids` is prompt plus tokens already emitted (a replay); the first `num_prompt_tokens` of
-    them are the client's prompt.
+    them are the client's prompt. `prefix_source` probably has the first `prefix_source_tokens`
+    cached: what is not cached here may be read there instead of being computed.
     """
 
     request_id: str
@@ -100,6 +103,8 @@ class Prefill(Order, frozen=True, kw_only=True):
     deadline_in_s: float
     cache_salt: str = ""
     decode_worker: str = ""
+    prefix_source: PeerAddress | None = None
+    prefix_source_tokens: int = 0
 
 
 class Decode(Order, frozen=True, kw_only=True):
@@ -365,11 +370,33 @@ class Renew(Message, frozen=True, kw_only=True):
 
 
 class Pulled(Message, frozen=True, kw_only=True):
-    """Decode side → prefill side: everything is read (or no longer wanted); end the lease."""
+    """Reader → source: everything is read (or no longer wanted); end the lease."""
 
     incarnation: str
     request_id: str
     attempt: int
+
+
+class Lookup(Message, frozen=True, kw_only=True):
+    """Reader → any worker: which of these content keys, from the first on, are in your prefix cache?
+    They belong to blocks `first_block`… of the reader's prompt."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    first_block: int
+    keys: list[bytes]
+
+
+class Found(Message, frozen=True, kw_only=True):
+    """Answer to Lookup: cached blocks for the first of its keys, leased under `lease_id`; maybe none."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    lease_id: str
+    first_block: int
+    offers: list[BlockOffer]
 
 
 CoordinatorMessage = (
@@ -387,4 +414,15 @@ WorkerMessage = (
     | WorkerExited
 )
 LauncherOrder = ScaleOrder | StopOrder
-PeerMessage = PeerHello | PeerWelcome | PeerRefuse | Attach | Announce | Gone | Renew | Pulled
+PeerMessage = (
+    PeerHello
+    | PeerWelcome
+    | PeerRefuse
+    | Attach
+    | Announce
+    | Gone
+    | Renew
+    | Pulled
+    | Lookup
+    | Found
+)

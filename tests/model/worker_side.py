@@ -33,6 +33,7 @@ from engine.context import WorkerContext
 from engine.prefix_cache import root_key
 from kvtransfer import digest
 from kvtransfer.lease import LeaseTable
+from kvtransfer.shared_prefix import BlockExchange
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
 
@@ -135,8 +136,7 @@ class WorkerSide:
         self.prefill = PrefillRole(
             PrefillScheduler(allocator, **limits),
             runner,
-            self.proofs,
-            self.leases,
+            BlockExchange(self.proofs, self.leases, self),
             self,
             self.context,
         )
@@ -194,6 +194,7 @@ class WorkerSide:
         self.context.incarnation = self.incarnation
         self.reads.clear()
         if hasattr(self.decode, "forget_reads"):
+            self.prefill.prefixes.forget_reads()
             self.decode.forget_reads()
         self.hello()
 
@@ -228,6 +229,7 @@ class WorkerSide:
         self.prefill.hear(identity, message)
 
     def source(self, name: tuple[str, str], message: PeerMessage) -> None:
+        self.prefill.prefixes.hear(name, message)
         self.decode.hear(name, message)
 
     def step(self, role: str) -> None:
@@ -280,6 +282,7 @@ class WorkerSide:
     def end_read(self, index: int) -> None:
         """The loop hears of a finished read."""
         read = self.reads.pop(index)
+        self.prefill.prefixes.pulled(read.key, read.error)
         self.decode.pulled(read.key, read.error)
 
     # ---- PrefillOutbox, DecodeOutbox, BlockFetcher
@@ -310,8 +313,10 @@ class WorkerSide:
         sequence: Sequence,
         first_block: int,
         offers: SequenceOf[BlockOffer],
+        timeout_s: float,
     ) -> None:
         """As deploy.worker_parts.PullingFetcher."""
+        del timeout_s
         indices = range(first_block, first_block + len(offers))
         self.reads.append(
             Read(
@@ -326,6 +331,9 @@ class WorkerSide:
                 ],
             )
         )
+
+    def cancel(self, key: tuple[str, int]) -> None:
+        """A read that nobody wants any more goes on to its end."""
 
     # ---- invariants
 
@@ -346,6 +354,7 @@ class WorkerSide:
             raise Violation(f"{self.worker_id}: blocks are not conserved")
         owners = [offer.sequence for offer in self.prefill.offers.values()]
         owners += [fetch.sequence for fetch in self.decode.fetches.values()]
+        owners += [fetch.sequence for fetch in self.prefill.prefixes.fetches.values()]
         owners += list(self.decode.scheduler)
         if {id(owner.hold) for owner in owners} != set(self.pool._holds):
             raise Violation(f"{self.worker_id}: a hold has no live owner")

@@ -7,7 +7,7 @@ C3  exactly once, in order (equality)      C4  every stream ends within the time
 C5  blocks, leases, offers, sequences and reservations are zero when the load is over
 
 Faults: lost, repeated and reordered messages, deaths, pauses, flipped bits, partitions, slow workers and
-links, cancelled requests, a third of the seeds with no headroom (preemptions), a quarter with a death
+links, cancelled requests, chats of two turns, a third of the seeds with no headroom (preemptions), a quarter with a death
 of the coordinator, whose open streams may be cut and are counted.
 """
 
@@ -19,7 +19,7 @@ import hashlib
 import logging
 import random
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import coordinator.ledger
 from coordinator.lifecycle import MAX_WORKER_DEATHS
@@ -29,7 +29,7 @@ from engine.api.errors import BatonError, InternalError, Overloaded, RequestAbor
 from engine.api.sampling import SamplingParams
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
-from tests.sim.worker import Policy
+from tests.sim.worker import BLOCK_SIZE, Policy
 
 REQUESTS = 50
 TIME_LIMIT_S = 120.0
@@ -49,6 +49,7 @@ class Report:
     preemptions: int = 0
     replays: int = 0
     transfer_failures: int = 0
+    fetched_blocks: int = 0
     faults: int = 0
     trace: str = ""
 
@@ -61,6 +62,7 @@ class Campaign:
         self.rng = random.Random(seed * 7919 + 13)
         self.report = Report(seed)
         self._history = hashlib.blake2b(digest_size=8)
+        self.chatting = self.rng.choice([0.0, 0.5])
         self.cancelling = self.rng.choice([0.15, 0.15, 0.5])
         self.restarts_coordinator = self.rng.random() < 0.25
         self.load_s = self.rng.choice([0.2, 1.0, 3.0])
@@ -87,6 +89,9 @@ class Campaign:
         self.report.preemptions = sum(
             worker.decode.scheduler.num_preemptions for worker in self.cluster.workers.values()
         )
+        self.report.fetched_blocks = sum(
+            worker.prefill.prefixes.fetched_blocks for worker in self.cluster.workers.values()
+        )
         self.report.replays += service.replays
         self.report.transfer_failures += service.transfer_failures
         self.report.faults += counts["lost"] + counts["duplicated"] + counts["reordered"]
@@ -100,18 +105,33 @@ class Campaign:
         prompt = shared + [rng.randrange(1000) for _ in range(rng.randrange(1, 24))]
         sampling = SamplingParams(max_tokens=rng.randrange(1, 24), seed=rng.randrange(3))
         request = Generation(f"r{index}", prompt, sampling, cache_salt=rng.choice(["", "tenant"]))
+        answer = await self._ask(request, rng)
+        if answer and rng.random() < self.chatting:
+            await asyncio.sleep(rng.uniform(0, 0.2))
+            await self._next_turn(request, answer, rng)
+
+    async def _next_turn(self, request: Generation, answer: list[int], rng: random.Random) -> None:
+        """The history and a few tokens more, if one pool can hold them."""
+        more = [rng.randrange(1000) for _ in range(rng.randrange(1, 9))]
+        history = [*request.prompt_token_ids, *answer, *more]
+        if len(history) + request.sampling.max_tokens < self.cluster.num_blocks * BLOCK_SIZE:
+            turn = replace(request, request_id=f"{request.request_id}b", prompt_token_ids=history)
+            await self._ask(turn, rng)
+
+    async def _ask(self, request: Generation, rng: random.Random) -> list[int]:
+        """The answer's tokens; none of a request that was refused."""
         try:
             stream = self.cluster.service.submit(request)
         except (Overloaded, WorkerLost):
             self.report.refused += 1
-            return
+            return []
         if rng.random() < self.cancelling:
             asyncio.get_running_loop().call_later(
                 rng.uniform(0, 0.1), stream.cancel, "client disconnected"
             )
-        await self._read(request, stream)
+        return await self._read(request, stream)
 
-    async def _read(self, request: Generation, stream: EventStream) -> None:
+    async def _read(self, request: Generation, stream: EventStream) -> list[int]:
         life = self.cluster.service.lives[request.request_id]
         tokens: list[int] = []
         error: BatonError | None = None
@@ -125,6 +145,7 @@ class Campaign:
         if error is None and len(tokens) != len(expected):
             self.report.violations.append(f"C3: {request.request_id} ended short, silently")
         self._count(error, life.worker_deaths)
+        return tokens
 
     def _count(self, error: BatonError | None, worker_deaths: int) -> None:
         if error is None:
@@ -234,6 +255,7 @@ COUNTED = (
     "replays",
     "transfer_failures",
     "preemptions",
+    "fetched_blocks",
     "faults",
 )
 

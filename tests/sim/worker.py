@@ -36,6 +36,7 @@ from engine.block_pool import BlockPool
 from engine.context import WorkerContext
 from kvtransfer.digest import block_digest
 from kvtransfer.lease import LeaseTable
+from kvtransfer.shared_prefix import BlockExchange
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
 
@@ -120,8 +121,7 @@ class SimWorker:
         self.prefill = PrefillRole(
             PrefillScheduler(allocator, max_num_batched_tokens=16, max_num_seqs=32),
             runner,
-            self.proofs,
-            self.leases,
+            BlockExchange(self.proofs, self.leases, self),
             self,
             self.context,
         )
@@ -162,6 +162,7 @@ class SimWorker:
             self._hear(kind, sender, frame)
         results, self.results = self.results, []
         for key, error in results:
+            self.prefill.prefixes.pulled(key, error)
             self.decode.pulled(key, error)
         stepped = self.decode.step() if self.decode.has_work else False
         stepped = (self.prefill.step() if self.prefill.has_work else False) or stepped
@@ -184,6 +185,7 @@ class SimWorker:
             else:
                 worker_id, _, incarnation = sender.decode().partition("/")
                 message = self._peer_decoder.decode(frame)
+                self.prefill.prefixes.hear((worker_id, incarnation), message)
                 self.decode.hear((worker_id, incarnation), message)
         except ProtocolError:
             self.cluster.network.counts["undecodable"] += 1
@@ -207,6 +209,7 @@ class SimWorker:
                 self.decode.drop_all()
                 self.context.incarnation = self.cluster.new_incarnation()
                 self.results.clear()  # the puller is closed: no read writes or reports any more
+                self.prefill.prefixes.forget_reads()
                 self.decode.forget_reads()
                 self.is_registered = False
                 self.heard = 0
@@ -312,7 +315,7 @@ class SimWorker:
             self._wake()
         self.cluster.loop.call_later(HEARTBEAT_S, self._heartbeat)
 
-    # ---- how it fetches: decode.role.BlockFetcher
+    # ---- how it fetches: kvtransfer.shared_prefix.BlockFetcher
 
     def fetch(
         self,
@@ -321,6 +324,7 @@ class SimWorker:
         sequence: Sequence,
         first_block: int,
         offers: SequenceOf[BlockOffer],
+        timeout_s: float,
     ) -> None:
         indices = range(first_block, first_block + len(offers))
         targets = [sequence.block_table[index] for index in indices]
@@ -329,8 +333,12 @@ class SimWorker:
             for index, offer in zip(indices, offers, strict=True)
         ]
         start = self.context.incarnation
+        del timeout_s
         read = Read(self, start, source, lease_id, list(offers), targets, headers, sequence.key)
         self.cluster.loop.call_later(self.rng.uniform(0.0002, 0.004), read.first_half)
+
+    def cancel(self, key: tuple[str, int]) -> None:
+        """A read that nobody wants any more goes on to its end."""
 
 
 @dataclass

@@ -31,6 +31,8 @@ class Surroundings:
 
     def fetch(self, *_: object) -> None: ...
 
+    def cancel(self, *_: object) -> None: ...
+
 
 def role_with_a_read() -> DecodeRole:
     """A role in the middle of a read for request r."""
