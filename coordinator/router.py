@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from coordinator.ledger import Ledger
+    from coordinator.lifecycle import RequestLife
     from coordinator.registry import WorkerRecord
 
 PREFIX_STRIDE_BLOCKS = 4
@@ -88,6 +89,12 @@ class Router:
     def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
         """A transfer between the two failed."""
         self._bad_pairs[(prefill_id, decode_id)] = now_s + BAD_PAIR_S
+
+    def finished(self, life: RequestLife) -> None:
+        """The next turn of a chat finds its history at the worker that generated it."""
+        if life.decode_worker is not None:
+            salt = life.generation.cache_salt
+            self.prefixes.remember(life.token_ids, salt, [life.decode_worker])
 
     def choose(
         self,

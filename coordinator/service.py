@@ -361,15 +361,9 @@ class ClusterService:
         life.end()
         if event.finish_reason is not None:
             self._finish_rate.note()
-            self._remember_history(life)
+            self.router.finished(life)
         self._streams.pop(life.request_id).put(event)
         self.pump()
-
-    def _remember_history(self, life: RequestLife) -> None:
-        """The next turn of a chat finds its history at the worker that generated it."""
-        if life.decode_worker is not None and self.registry.get(life.decode_worker) is not None:
-            salt = life.generation.cache_salt
-            self.router.prefixes.remember(life.token_ids, salt, [life.decode_worker])
 
     def tick(self) -> None:
         """Once a heartbeat: lost workers, deadlines, and requests that no worker can serve."""

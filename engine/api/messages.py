@@ -15,52 +15,11 @@ from __future__ import annotations
 import msgspec
 
 from engine.api.fingerprint import Fingerprint
+from engine.api.records import BlockCounts as BlockCounts
+from engine.api.records import Message as Message
+from engine.api.records import PeerAddress as PeerAddress
+from engine.api.records import WorkerLoad as WorkerLoad
 from engine.api.sampling import SampledToken, SamplingParams
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """Root of all messages: tagged with its class name on the wire."""
-
-
-class PeerAddress(Message, frozen=True, kw_only=True):
-    """How another worker reaches this one. `control` is a ZeroMQ endpoint for PeerMessages;
-    `transports` maps a transport's name to the address that its reader connects to."""
-
-    worker_id: str
-    incarnation: str
-    host: str
-    control: str
-    transports: dict[str, str]
-
-
-class BlockCounts(Message, frozen=True, kw_only=True):
-    """Where every block of a pool is: total = free + cached + held."""
-
-    total: int
-    free: int
-    cached: int
-    held: int
-
-
-class WorkerLoad(Message, frozen=True, kw_only=True):
-    """What a worker is doing now; sent with each heartbeat."""
-
-    blocks: BlockCounts
-    waiting: int = 0
-    running: int = 0
-    transferring: int = 0
-    preemptions: int = 0
-    prefix_queries_tokens: int = 0
-    prefix_hits_tokens: int = 0
-    transfer_bytes: int = 0
-    transfer_s: float = 0.0
-    transfers: int = 0
-    transfer_failures: int = 0
-    prefix_fetched_tokens: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    dropped_messages: int = 0
-
 
 # ---- coordinator → worker
 
@@ -168,7 +127,7 @@ class Hello(Message, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     backend: str
-    served: list[str] = []
+    served: list[str] = msgspec.field(default_factory=list)
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -182,7 +141,7 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     busy: bool
     load: WorkerLoad
     heard: int = 0
-    live: list[tuple[str, int]] = []
+    live: list[tuple[str, int]] = msgspec.field(default_factory=list)
 
 
 class Output(Message, frozen=True, kw_only=True):
@@ -198,7 +157,7 @@ class Output(Message, frozen=True, kw_only=True):
     stop_token_id: int | None = None
     error: str | None = None
     num_cached_tokens: int = 0
-    spans: dict[str, float] = {}
+    spans: dict[str, float] = msgspec.field(default_factory=dict)
 
 
 class Outputs(Message, frozen=True, kw_only=True):

@@ -28,7 +28,9 @@ class Faults:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One prefill worker P, one decode worker D, and a few requests."""
+    """One prefill worker P, one decode worker D, and a few requests. Of prompts longer than
+    `hint_tokens`, if that is not 0, the coordinator believes so many cached at D. `in_turn`: each is submitted when the one
+    before has ended."""
 
     name: str
     prompts: Mapping[str, tuple[int, ...]]
@@ -37,6 +39,8 @@ class Configuration:
     blocks: dict[str, int] = field(default_factory=lambda: {"P": 3, "D": 3})
     chunk_tokens: int = 2
     headroom_tokens: int = 256
+    hint_tokens: int = 0
+    in_turn: bool = False
     faults: Faults = field(default_factory=Faults)
     _expected: dict[str, list[int]] = field(default_factory=dict, compare=False)
 
@@ -53,6 +57,9 @@ ONE = {"a": (1, 2, 3)}
 TWO = {"a": (1, 2, 3), "b": (1, 2, 9)}
 SHORT = {"a": (1, 2), "b": (1, 7)}
 
+CHAT = {"a": (1, 2, 3), "b": (1, 2, 3, *oracle(2, [1, 2, 3], 2), 9)}
+"""Two turns: the second begins with the first and its answer."""
+
 KINDS = tuple(kind.name for kind in fields(Faults))
 COMPLETE = (
     Configuration("none", TWO),
@@ -64,6 +71,17 @@ COMPLETE = (
             SHORT,
             max_tokens=3,
             headroom_tokens=0,
+            faults=Faults(**{kind: 1}),
+        )
+        for kind in KINDS
+    ],
+    *[
+        Configuration(
+            f"{kind}, chat",
+            CHAT,
+            blocks={"P": 4, "D": 4},
+            hint_tokens=4,
+            in_turn=True,
             faults=Faults(**{kind: 1}),
         )
         for kind in KINDS
@@ -90,6 +108,14 @@ BOUNDED = (
         TWO,
         blocks={"P": 2, "D": 3},
         faults=Faults(cancel=1, lease=2, renew=1, flip=1, refuse=1),
+    ),
+    Configuration(
+        "chat",
+        CHAT,
+        blocks={"P": 4, "D": 4},
+        hint_tokens=4,
+        in_turn=True,
+        faults=Faults(drop=1, crash=1, cancel=1, lease=1, flip=1, impatience=1),
     ),
     Configuration(
         "everything",

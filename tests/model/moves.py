@@ -205,6 +205,8 @@ class Moves:
                 yield f"{lease_id} of {name} runs out", move("lease_over", lease_id)
             for key in facts.early:
                 yield f"an Attach at {name} waited too long", move("attach_over", key)
+            for key in facts.asking:
+                yield f"{name} waited too long for a prefix", move("answer_over", key)
 
     def faults(self, world: World) -> Iterator[tuple[str, Move]]:
         """What the budget allows to go wrong."""
@@ -274,6 +276,8 @@ class Moves:
         if any(links[:4]) and not links[LINK_OF[f"C>{name}"]]:
             beat = ("heartbeat", name, facts.incarnation, facts.live)
             yield "impatience", f"heartbeats of {name} overtake all else", 0, beat
+        for key in facts.asking:
+            yield "impatience", f"{name} does not wait for a prefix", part, ("answer_over", key)
         for lease_id in facts.leases:
             yield "lease", f"{lease_id} of {name} runs out early", part, ("lease_over", lease_id)
         for key in facts.renewable:

@@ -52,6 +52,7 @@ class Facts:
     has_decode: bool = False
     leases: tuple[str, ...] = ()
     early: tuple[tuple[str, int], ...] = ()
+    asking: tuple[tuple[str, int], ...] = ()
     renewable: tuple[tuple[str, int], ...] = ()
     reads: tuple[Any, ...] = ()
     blocks: tuple[bytes, ...] = ()
@@ -141,11 +142,13 @@ class Parts:
 
     def _facts(self, side: Any) -> Facts:
         if isinstance(side, CoordinatorSide):
+            is_busy = any(client.end is None for client in side.clients.values())
+            unsent = [n for n in self.configuration.prompts if n not in side.clients]
             return Facts(
                 leftovers=side.leftovers(),
                 starts=side.known_starts(),
                 open=tuple(name for name, client in side.clients.items() if client.end is None),
-                unsent=tuple(n for n in self.configuration.prompts if n not in side.clients),
+                unsent=() if is_busy and self.configuration.in_turn else tuple(unsent),
             )
         memory = side.memory
         return Facts(
@@ -156,6 +159,9 @@ class Parts:
             has_decode=side.decode.has_work,
             leases=tuple(side.leases._leases),
             early=tuple(side.prefill._early),
+            asking=tuple(
+                key for key, fetch in side.prefill.prefixes.fetches.items() if not fetch.is_reading
+            ),
             renewable=tuple(
                 key
                 for key, fetch in side.decode.fetches.items()

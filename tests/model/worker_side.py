@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+import kvtransfer.shared_prefix
 import prefill.role
 from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
@@ -22,6 +23,7 @@ from engine.api.messages import (
     Decode,
     Fence,
     Hello,
+    Lookup,
     Outputs,
     PeerAddress,
     PeerMessage,
@@ -123,6 +125,7 @@ class WorkerSide:
         size = self.configuration.block_size
         self.sent: list[Letter] = []
         self.prefilled = 0
+        self.asked = 0
         print_hash = fingerprint(size).hash_bytes()
         self.context = WorkerContext(self.worker_id, self.incarnation, print_hash, Frozen(), 30.0)
         num_blocks = self.num_blocks
@@ -163,6 +166,7 @@ class WorkerSide:
             self.decode,
             self.reads,
             self.prefilled,
+            self.asked,
         )
 
     # ---- events
@@ -226,6 +230,9 @@ class WorkerSide:
         )
 
     def reader(self, identity: bytes, message: PeerMessage) -> None:
+        if isinstance(message, Lookup):
+            self.asked += 1
+            vars(kvtransfer.shared_prefix)["new_lease_id"] = lambda: f"loan{self.asked}"
         self.prefill.hear(identity, message)
 
     def source(self, name: tuple[str, str], message: PeerMessage) -> None:
@@ -244,6 +251,11 @@ class WorkerSide:
         """An Attach waited too long for its Prefill."""
         identity, message, _ = self.prefill._early[key]
         self.prefill._early[key] = (identity, message, LONG_AGO_S)
+        self.prefill.expire()
+
+    def answer_over(self, key: tuple[str, int]) -> None:
+        """The holder of a prefix took too long to answer."""
+        self.prefill.prefixes.fetches[key].answer_until_s = LONG_AGO_S
         self.prefill.expire()
 
     def renew(self, key: tuple[str, int]) -> None:
@@ -356,7 +368,9 @@ class WorkerSide:
         owners += [fetch.sequence for fetch in self.decode.fetches.values()]
         owners += [fetch.sequence for fetch in self.prefill.prefixes.fetches.values()]
         owners += list(self.decode.scheduler)
-        if {id(owner.hold) for owner in owners} != set(self.pool._holds):
+        loans = [self.leases._leases[lease] for lease in self.prefill.lender.loans.values()]
+        holds = {id(owner.hold) for owner in owners} | {id(loan.hold) for loan in loans}
+        if holds != set(self.pool._holds):
             raise Violation(f"{self.worker_id}: a hold has no live owner")
         held = {block for hold in self.pool._holds.values() for block in hold.block_ids}
         for read in self.reads:
@@ -370,7 +384,8 @@ class WorkerSide:
             "leases": len(self.leases),
             "offers": len(self.prefill.offers),
             "sequences": self.decode.num_sequences,
-            "fetches": len(self.decode.fetches),
+            "fetches": len(self.decode.fetches) + len(self.prefill.prefixes.fetches),
+            "loans": len(self.prefill.lender.loans),
             "reads": len(self.reads),
         }
         return [f"{self.worker_id}: {name}={count}" for name, count in found.items() if count]

@@ -102,7 +102,8 @@ def test_fence_in_the_middle_of_a_read_gives_the_blocks_back() -> None:
     role = role_with_a_read()
     worker = Worker.__new__(Worker)
     worker.decode = role
-    worker.prefill = SimpleNamespace(drop_all=lambda: None)  # type: ignore[assignment]
+    prefixes = SimpleNamespace(forget_reads=lambda: None)
+    worker.prefill = SimpleNamespace(drop_all=lambda: None, prefixes=prefixes)  # type: ignore[assignment]
     worker.parts = SimpleNamespace(context=role.context, restart_peers=lambda: None)  # type: ignore[assignment]
     worker._heard = 0
     worker._obey(Fence(incarnation="d1"))

@@ -21,15 +21,27 @@ from decode.role import DecodeRole, Fetch
 from deploy.worker import Worker
 from engine.api.errors import DigestMismatch
 from engine.api.ids import new_lease_id
-from engine.api.messages import Announce, Attach, Fence, Output, Outputs, PeerAddress, Prefill
+from engine.api.messages import (
+    Announce,
+    Attach,
+    Fence,
+    Lookup,
+    Output,
+    Outputs,
+    PeerAddress,
+    Prefill,
+    Pulled,
+)
 from engine.api.sampling import SampledToken, SamplingParams
 from engine.block_pool import BlockPool, Hold
+from engine.prefix_cache import block_keys, root_key
 from kvtransfer.digest import block_digest, digest_header
 from kvtransfer.lane import Proof
 from kvtransfer.lease import LeaseTable
 from kvtransfer.pull import PullJob
+from kvtransfer.shared_prefix import Lender, PrefixReader
 from prefill.role import Offer, PrefillRole
-from tests.model.configuration import ONE, Configuration, Faults
+from tests.model.configuration import COMPLETE, ONE, Configuration, Faults
 from tests.model.coordinator_side import CoordinatorSide
 from tests.model.explore import Explorer
 from tests.model.worker_side import WorkerSide
@@ -56,6 +68,18 @@ def explored(**faults: int) -> Callable[[], None]:
 
     def check() -> None:
         configuration = Configuration("mutants", ONE, faults=Faults(**faults))
+        found = Explorer(configuration).run(60_000)
+        assert found.violation is None, "\n  ".join((found.violation, *found.trace))
+        assert found.is_complete
+
+    return check
+
+
+def chatted(**faults: int) -> Callable[[], None]:
+    """Every state of a chat of two turns, whose history is read from the decode worker."""
+    configuration = next(c for c in COMPLETE if c.name == f"{next(iter(faults))}, chat")
+
+    def check() -> None:
         found = Explorer(configuration).run(60_000)
         assert found.violation is None, "\n  ".join((found.violation, *found.trace))
         assert found.is_complete
@@ -115,6 +139,19 @@ def source_holds_until_the_reader_has_all() -> None:
     assert side.leases.allows(
         announced[-1].lease_id, side.prefill.offers[("a", 1)].sequence.block_table
     )
+
+
+def prefix_is_lent_until_it_is_read() -> None:
+    side = prefilling(Clock())
+    for _ in range(3):
+        side.step("prefill")
+    side.prefill.end(("a", 1))
+    keys = block_keys(root_key(side.context.fingerprint_hash), list(ONE["a"]), 2)
+    lookup = Lookup(incarnation="D.0", request_id="b", attempt=1, first_block=0, keys=keys)
+    side.reader(b"D.0", lookup)
+    assert side.pool.counts().held == 1
+    side.reader(b"D.0", Pulled(incarnation="D.0", request_id="b", attempt=1))
+    assert side.pool.counts().held == 0
 
 
 def lease_that_ended_serves_nobody() -> None:
@@ -324,6 +361,20 @@ def wait_after_a_fence_for_reads_that_nobody_reports(patch: Patch) -> None:
     patch.setattr(DecodeRole, "forget_reads", lambda self: None)
 
 
+def compute_from_a_prefix_that_was_not_proven(patch: Patch) -> None:
+    pulled = PrefixReader.pulled
+    patch.setattr(PrefixReader, "pulled", lambda self, key, error: pulled(self, key, None))
+
+
+def free_on_abort_while_a_prefix_is_being_read(patch: Patch) -> None:
+    end = PrefixReader.end
+    patch.setattr(PrefixReader, "end", lambda self, key: bool(end(self, key)) and False)
+
+
+def lend_without_end(patch: Patch) -> None:
+    patch.setattr(Lender, "end", lambda self, key: None)
+
+
 def never_expire_a_lease(patch: Patch) -> None:
     patch.setattr(LeaseTable, "expire", lambda self: [])
 
@@ -355,12 +406,16 @@ CASES = [
     Case(never_release_the_ledger, explored()),
     Case(let_a_repeated_order_replace_a_read, explored(duplicate=1, cancel=1)),
     Case(wait_after_a_fence_for_reads_that_nobody_reports, explored(fence=1)),
+    Case(compute_from_a_prefix_that_was_not_proven, chatted(flip=1)),
+    Case(free_on_abort_while_a_prefix_is_being_read, chatted(cancel=1)),
+    Case(lend_without_end, prefix_is_lent_until_it_is_read),
 ]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.mutate.__name__)
 def test_mutant_is_killed(case: Case, monkeypatch: Patch) -> None:
-    monkeypatch.setattr("prefill.role.new_lease_id", new_lease_id)  # the explorer sets its own
+    for module in ("prefill.role", "kvtransfer.shared_prefix"):
+        monkeypatch.setattr(f"{module}.new_lease_id", new_lease_id)  # the explorer sets its own
     case.check()
     case.mutate(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception, KeyError)):
