@@ -12,34 +12,15 @@ import argparse
 import json
 import os
 import platform
-import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.servers import await_ready, end, start
+
 BATON_PORT, PEER_PORT = 8311, 8312
-READY_LIMIT_S = 400.0
-
-
-def await_ready(url: str, process: subprocess.Popen[bytes]) -> float:
-    """Seconds until `/health` answers 200."""
-    started = time.perf_counter()
-    while time.perf_counter() - started < READY_LIMIT_S:
-        if process.poll() is not None:
-            raise SystemExit(f"the server for {url} ended at its start ({process.returncode})")
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as reply:
-                if reply.status == 200:
-                    return time.perf_counter() - started
-        except (urllib.error.URLError, OSError):
-            pass  # not listening yet
-        time.sleep(0.05)
-    raise SystemExit(f"{url} was not ready after {READY_LIMIT_S:g} s")
 
 
 def environment() -> dict[str, Any]:
@@ -61,24 +42,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_before": os.getloadavg(),
     }
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGINT to the server's own session, SIGKILL if that does not do."""
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A server in a session of its own, its output in a file."""
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""How long a stream pauses where its request changes workers. Owns the arithmetic; asks a running server.
+"""How long a stream pauses where its request changes workers. Owns the arithmetic, and a server to ask.
 
     gap = (second token - first token) - median of the later steps
 
@@ -12,8 +12,14 @@ import itertools
 import json
 import secrets
 import statistics
+import sys
+import tempfile
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from benchmarks.servers import await_ready, end, free_port, start
 
 PROMPT_TOKENS = 512
 NEW_TOKENS = 24
@@ -45,12 +51,36 @@ def _token_times(url: str, prompt: list[int]) -> list[float]:
     return times
 
 
-def handover_gap_ms(url: str) -> float:
-    """Median gap of a few requests, the first one left out as warm-up."""
-    gaps = []
+@dataclass(frozen=True)
+class Handover:
+    """Medians over a few requests, in ms. `ttft_ms` is of the whole prompt, nothing cached."""
+
+    gap_ms: float
+    ttft_ms: float
+
+
+def measure_handover(url: str) -> Handover:
+    """Ask an idle server a few times, the first request left out as warm-up."""
+    gaps, ttfts = [], []
     for _ in range(REPEATS + 1):
         prompt = [3 + number % 200 for number in secrets.token_bytes(PROMPT_TOKENS)]
+        started_s = time.perf_counter()
         times = _token_times(url, prompt)
         steps = [later - earlier for earlier, later in itertools.pairwise(times)]
         gaps.append((steps[0] - statistics.median(steps[1:])) * 1e3)
-    return round(statistics.median(gaps[1:]), 3)
+        ttfts.append((times[0] - started_s) * 1e3)
+    return Handover(round(statistics.median(gaps[1:]), 3), round(statistics.median(ttfts[1:]), 1))
+
+
+def serve_and_measure(transport: str) -> Handover:
+    """The same against a server of our own, one prefill and one decode worker over `transport`."""
+    port = free_port()
+    url, baton = f"http://127.0.0.1:{port}", Path(sys.executable).parent / "baton"
+    command = [str(baton), "serve", "--pd", "1p1d", "--transport", transport, "--port", str(port)]
+    with tempfile.TemporaryDirectory() as directory:
+        process = start(command, Path(directory) / "log")
+        try:
+            await_ready(url, process)
+            return measure_handover(url)
+        finally:
+            end(process)

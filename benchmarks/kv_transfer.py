@@ -2,7 +2,8 @@
 
 For each model and transport, in turn and in the same run: a pull through the production puller, a
 plain memcpy of the same bytes into shared memory, and the library below the transport doing the same
-work bare (no lease, no digest). Prints a table, writes a plot, and ends with one line of JSON.
+work bare (no lease, no digest). Then, over shm and zmq, how long a stream pauses where its request changes
+workers. Prints a table, writes a plot, and ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import zmq
 
-from benchmarks.handover_gap import handover_gap_ms
+from benchmarks.handover_gap import Handover, measure_handover, serve_and_measure
 from benchmarks.kv_bare import COPIES, BareNixl, BareUcx, BareZmq
 from benchmarks.kv_plot import write_plot
 from benchmarks.kv_source import FINGERPRINT, INCARNATION, header
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 BLOCK_TOKENS = 16
+GAP_TRANSPORTS = ("shm", "zmq")
+SERVED = "smollm2-135m"
+"""The embedded model, which the handover is measured with."""
 
 
 @dataclass(frozen=True)
@@ -286,29 +290,45 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=512, help="length of the prompt")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--plot", type=Path, default=Path("kv_transfer.svg"), help="SVG to write")
-    parser.add_argument("--peers", type=Path, help="directory with transfer_peers.py")
+    parser.add_argument(
+        "--peers", type=Path, default=_peers(), help="directory with transfer_peers.py;  for none"
+    )
     parser.add_argument("--peers-home", type=Path, default=Path.home() / ".cache/baton-peers")
     parser.add_argument(
         "--url",
         action="append",
         default=[],
         metavar="TRANSPORT=URL",
-        help="a running, idle server of that transport: measure its handover gap too",
+        help="measure the handover gap of this running, idle server; default: of servers started for it",
     )
+    parser.add_argument("--no-handover", action="store_true", help="leave the handover gap out")
     arguments = parser.parse_args(argv)
     arguments.transport = arguments.transport or works
     arguments.model = arguments.model or list(MODELS)
     return arguments
 
 
-def handover_gaps(urls: list[str]) -> dict[str, float | None]:
-    """Time from a request's first token to its second, less one decode step, in ms, by transport;
-    None for a transport of which no server was named."""
-    gaps: dict[str, float | None] = {"shm": None, "zmq": None}
-    for named in urls:
-        transport, _, url = named.partition("=")
-        gaps[transport] = handover_gap_ms(url)
-    return gaps
+def _peers() -> Path | None:
+    """Where the peers' script lies beside a clone of this repository."""
+    beside = ROOT.parent / "shared" / "peers"
+    return beside if (beside / "transfer_peers.py").is_file() else None
+
+
+def handovers(urls: list[str]) -> dict[str, Handover]:
+    """By transport: of the servers named, or of one started for each transport."""
+    if not urls:
+        return {name: serve_and_measure(name) for name in GAP_TRANSPORTS}
+    named = dict(url.partition("=")[::2] for url in urls)
+    return {name: measure_handover(url) for name, url in named.items()}
+
+
+def digest_share(results: list[Result], handover: Handover | None) -> float | None:
+    """Digest time of both ends as a share of the time to first token, shm, the model that was served."""
+    of_reader = [r.digest_s for r in results if (r.transport, r.model) == ("shm", SERVED)]
+    if not of_reader or handover is None:
+        return None
+    both_ends_ms = 2 * statistics.median(of_reader[0]) * 1e3  # the same bytes hashed on each
+    return round(both_ends_ms / handover.ttft_ms, 5)
 
 
 def main(argv: list[str]) -> int:
@@ -318,7 +338,7 @@ def main(argv: list[str]) -> int:
     for name in arguments.model:
         model = MODELS[name]
         peer: dict[str, float | None] = {}
-        if arguments.peers is not None:
+        if arguments.peers is not None and arguments.peers.name:
             script = arguments.peers / "transfer_peers.py"
             peer = peers(script, arguments.peers_home, model, arguments.tokens)
         for transport in arguments.transport:
@@ -327,9 +347,13 @@ def main(argv: list[str]) -> int:
     show(results)
     write_plot(arguments.plot, [result.as_json() for result in results])
     print(f"plot: {arguments.plot}")
+    measured = {} if arguments.no_handover else handovers(arguments.url)
+    gaps = {name: measured[name].gap_ms if name in measured else None for name in GAP_TRANSPORTS}
     report = {
         "transfers": [result.as_json() for result in results],
-        "handover_gap_ms": handover_gaps(arguments.url),
+        "handover_gap_ms": gaps,
+        "ttft_ms": {name: handover.ttft_ms for name, handover in measured.items()},
+        "digest_share_of_ttft": digest_share(results, measured.get("shm")),
     }
     print(json.dumps(report))
     return 0

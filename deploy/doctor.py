@@ -6,10 +6,10 @@ import os
 import platform
 import resource
 import shutil
+import tempfile
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -20,12 +20,14 @@ from deploy.memory import GIB, available_bytes, format_bytes
 from deploy.model_source import resolve_dtype
 from deploy.serve import claim_port
 from deploy.topology import cache_directory
-from engine.api.errors import ConfigError
+from engine.api.errors import ConfigError, TransferError
+from kvtransfer.transports.select import chosen_names, usable
+from kvtransfer.transports.trial import round_trip_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TRANSPORTS = "kvtransfer.transports.select"
+NOT_BY_DEFAULT = "; no RDMA device, so auto leaves it out (--transport {name} takes it)"
 _MIN_FILES = 1024
 
 
@@ -123,12 +125,22 @@ def free_port(port: int) -> Check:
 
 
 def transports() -> Iterator[Check]:
-    """Each transport that this installation knows, and whether it works here."""
-    if find_spec(TRANSPORTS) is None:
-        yield Check("transports", "bad", f"{TRANSPORTS} is missing")
-        return
-    for name, reason in import_module(TRANSPORTS).usable().items():
-        yield Check(f"transport {name}", "weak" if reason else "good", reason or "usable")
+    """Each transport: whether a block gets there and back here, whether `auto` takes it, or why not."""
+    by_default = chosen_names("auto")
+    with tempfile.TemporaryDirectory() as directory:
+        for name, reason in usable().items():
+            if reason is not None:
+                yield Check(f"transport {name}", "weak", reason)
+                continue
+            try:
+                seconds = round_trip_s(name, Path(directory))
+            except TransferError as error:
+                yield Check(f"transport {name}", "weak", f"does not work here: {error}")
+                continue
+            remark = "" if name in by_default else NOT_BY_DEFAULT.format(name=name)
+            yield Check(
+                f"transport {name}", "good", f"works: a block in {seconds * 1e3:.1f} ms{remark}"
+            )
 
 
 def cache() -> Check:

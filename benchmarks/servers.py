@@ -1,0 +1,58 @@
+"""Servers that benchmarks start. Owns their processes from start to end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READY_LIMIT_S = 400.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def await_ready(url: str, process: subprocess.Popen[bytes]) -> float:
+    """Seconds until `/health` answers 200."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < READY_LIMIT_S:
+        if process.poll() is not None:
+            raise SystemExit(f"the server for {url} ended at its start ({process.returncode})")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2) as reply:
+                if reply.status == 200:
+                    return time.perf_counter() - started
+        except (urllib.error.URLError, OSError):
+            pass  # not listening yet
+        time.sleep(0.05)
+    raise SystemExit(f"{url} was not ready after {READY_LIMIT_S:g} s")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGINT to the server's own session, SIGKILL if that does not do."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        process.wait(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """A server in a session of its own, its output in a file."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )

@@ -1,0 +1,73 @@
+"""One block there and back. Owns the proof that a transport works on this host, for `baton doctor`."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+import zmq
+
+from engine.api.clock import SystemClock
+from engine.api.errors import TransferError
+from engine.block_pool import BlockPool
+from engine.kv_memory import KvMemory
+from kvtransfer.lease import LeaseTable
+from kvtransfer.transport import LocalPool
+from kvtransfer.transports.select import make_transports
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvtransfer.transport import Transport
+
+BLOCK_BYTES = 4096
+LIMIT_S = 5.0
+_NAME = "doctor"
+
+
+def round_trip_s(name: str, directory: Path) -> float:
+    """Seconds that a block takes over transport `name`, server and reader both in this process.
+
+    `directory` is for sockets. Raises TransferError with the cause when it does not arrive."""
+    memory, pool = KvMemory(2, BLOCK_BYTES), BlockPool(2)
+    leases = LeaseTable(SystemClock())
+    hold = pool.allocate(2, _NAME)
+    if hold is None:
+        raise AssertionError("an empty pool has room")
+    leases.grant(_NAME, hold, 10 * LIMIT_S)
+    local = LocalPool(memory, leases, _NAME)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    try:
+        made = make_transports(
+            name,
+            local,
+            context=context,
+            socket_path=directory / f"{name}.sock",
+            peer_host="127.0.0.1",
+        )
+        return _read_a_block(made[name], memory)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise TransferError(f"{type(error).__name__}: {error}") from error
+    finally:
+        context.destroy(linger=0)
+
+
+def _read_a_block(transport: Transport, memory: KvMemory) -> float:
+    content = secrets.token_bytes(BLOCK_BYTES)
+    memory.block(0)[:] = content
+    server = transport.serve()
+    try:
+        link = transport.connect(server.address, _NAME, LIMIT_S)
+        try:
+            started_s = time.perf_counter()
+            link.read(_NAME, [0], [1], LIMIT_S)
+            seconds = time.perf_counter() - started_s
+        finally:
+            link.close()
+    finally:
+        server.close()
+        transport.close()
+    if bytes(memory.block(1)) != content:
+        raise TransferError("a block arrived changed")
+    return seconds
