@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from engine.api.messages import Heartbeat, Hello
 
-SILENCE_S = 3.0
+SILENCE_S = 2.5
 """A worker that sends no heartbeat for this long is lost."""
 STALL_S = 15.0
 """A busy worker whose step counter does not move for this long is lost."""
