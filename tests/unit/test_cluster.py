@@ -130,3 +130,16 @@ def test_preempted_sequences_lose_nothing() -> None:
         assert decode.decode.scheduler.num_preemptions > 0
 
     run(scenario, prefill=1, decode=1, num_blocks=280)
+
+
+def test_killed_worker_is_listed_as_lost_until_it_is_back() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.kill("decode-0")
+        await cluster.sleep(0.05)
+        assert [worker["id"] for worker in cluster.service.cluster()["lost"]] == ["decode-0"]
+        cluster.restart("decode-0")
+        await cluster.sleep(1.0)
+        assert cluster.service.cluster()["lost"] == []
+
+    run(scenario, prefill=1, decode=1)
