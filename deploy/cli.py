@@ -98,7 +98,9 @@ def make_parser() -> Parser:
     chat.add_argument("--max-tokens", type=int)
     status = _add(verbs, "status", "show workers and requests of a running server", run_status)
     _add_url(status)
-    status.add_argument("--json", action="store_true", help="print the server's answer as it is")
+    shown = status.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print the server's answer as it is")
+    shown.add_argument("--watch", action="store_true", help="keep showing it; Ctrl-C ends it")
     doctor = _add(verbs, "doctor", "check what this machine offers", run_doctor)
     doctor.add_argument("--port", type=int, default=8000, help="port that should be free")
     pull = _add(verbs, "pull", "fetch and convert a model without serving it", run_pull)
@@ -230,6 +232,10 @@ def run_status(namespace: argparse.Namespace) -> int:
     from deploy.topology import environment
 
     key = namespace.api_key or environment().get("BATON_API_KEY")
+    if namespace.watch:
+        from deploy.watch import watch
+
+        return watch(namespace.url, key)
     return show_status(namespace.url, key, as_json=namespace.json)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,13 +42,13 @@ class Browser:
         self.requests: list[str] = []
         self.errors: list[str] = []
         self._number = 0
-        try:
-            self._socket = connect(self._page_address(), max_size=1 << 26, proxy=None)
-        except BaseException:
-            self._end()
-            raise
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.tell(f"{domain}.enable")
+        with ExitStack() as stack:
+            stack.callback(self._end)
+            page = connect(self._page_address(), max_size=1 << 26, proxy=None)
+            self._socket = stack.enter_context(page)
+            for domain in ("Page", "Runtime", "Network", "Log"):
+                self.tell(f"{domain}.enable")
+            self._stack = stack.pop_all()
 
     def _page_address(self) -> str:
         """The first tab's WebSocket: the profile's DevToolsActivePort names the port."""
@@ -146,8 +147,7 @@ class Browser:
 
     def close(self) -> None:
         """End it and remove its profile."""
-        self._socket.close()
-        self._end()
+        self._stack.close()
 
     def _end(self) -> None:
         self._process.terminate()
