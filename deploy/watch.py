@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 INTERVAL_S = 0.5
 BAR_CELLS = 24
-PLOT_CELLS = 60
+PLOT_CELLS = 30
 LEVELS = " ▁▂▃▄▅▆▇█"
 STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "bold red"}
 ROLE_STYLES = {"prefill": "cyan", "decode": "green"}
