@@ -43,7 +43,7 @@ def main() -> None:
         "max-num-seqs": str(spec.max_num_seqs),
         "max-num-batched-tokens": "2048",
         "cpu-affinity": "none",
-        "log-level": "warning",
+        "log-level": "error",
     }
     config = resolve(options, {}).config
     model = prepare("smollm2-135m", (), "float32", cache_directory(), lambda *_: None)
