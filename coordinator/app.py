@@ -23,6 +23,7 @@ from coordinator.request_ids import RequestIds
 from coordinator.routes_openai import GenerationRoutes
 from coordinator.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.routes_text import TextRoutes
+from coordinator.routes_ui import UiRoutes
 from coordinator.sampling_defaults import SamplingDefaults, Vocabulary
 from coordinator.tokenizer import TextTokenizer
 from engine.api.clock import SystemClock, wall_time_s
@@ -56,7 +57,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     that cannot be used.
     """
     clock = clock or SystemClock()
-    metrics = EdgeMetrics(model.name, service.cluster)
+    metrics = EdgeMetrics(model.name, service.cluster, clock)
     edge = _make_edge(
         model,
         RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock),
@@ -76,6 +77,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     error_replies.install(app, metrics)
     guard, admin_guard = KeyGuard(api_keys), KeyGuard(admin_keys or api_keys)
     app.include_router(OpenRoutes(service).router())
+    app.include_router(UiRoutes().router())
     app.include_router(_guarded(app, edge), dependencies=[Depends(guard)])
     admin = AdminRoutes(service, metrics).router()
     app.include_router(admin, dependencies=[Depends(admin_guard)])

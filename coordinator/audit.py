@@ -28,17 +28,33 @@ def blocks_json(blocks: BlockCounts) -> dict[str, int]:
 
 
 def cluster_view(service: ClusterService) -> dict[str, Any]:
-    """`GET /cluster`: workers with state, blocks and requests; live requests by phase."""
+    """`GET /cluster`: workers with state, blocks and requests, those lost; live requests by phase."""
     phases = dict.fromkeys((phase.value for phase in Phase if phase is not Phase.FINISHED), 0)
     for life in service.lives.values():
         phases[life.phase.value] += 1
     return {
         "model": service.model_name,
+        "ready": service.is_ready(),
         "workers": [_worker_json(record) for record in service.registry],
+        "lost": _lost_json(service),
         "requests": {"live": len(service.lives), "queued": service.num_queued, "phases": phases},
         "replays": service.replays,
         "transfer_failures": service.transfer_failures,
     }
+
+
+def _lost_json(service: ClusterService) -> list[dict[str, Any]]:
+    now_s = service.clock.now_s()
+    return [
+        {
+            "id": worker_id,
+            "role": left.role,
+            "state": "lost",
+            "reason": left.reason,
+            "for_s": round(now_s - left.at_s, 3),
+        }
+        for worker_id, left in service.registry.departures.items()
+    ]
 
 
 def _worker_json(record: WorkerRecord) -> dict[str, Any]:

@@ -101,6 +101,7 @@ class Membership:
                 record.role = message.role
             case Goodbye():
                 self.service.lose_worker(record.worker_id, message.reason)
+                self.service.registry.forget(record.worker_id)
 
     def _hello(self, identity: bytes, hello: Hello) -> None:
         registry = self.service.registry

@@ -12,10 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import generate_latest
 
 from coordinator.cluster_metrics import ClusterCollector
+from coordinator.recent import RecentActivity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from engine.api.clock import Clock
 
 TTFT_BUCKETS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
@@ -36,8 +39,11 @@ LABELS = ("model_name", "engine")
 class EdgeMetrics:
     """One registry; methods are the events of a request's life as the edge sees it."""
 
-    def __init__(self, model_name: str, cluster: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, model_name: str, cluster: Callable[[], dict[str, Any]], clock: Clock
+    ) -> None:
         self.registry = CollectorRegistry()
+        self.recent = RecentActivity(clock)
         self._labels = (model_name, "0")
         self.registry.register(ClusterCollector(model_name, cluster))
         self._make_histograms()
@@ -98,19 +104,23 @@ class EdgeMetrics:
         """A request was admitted."""
         self._prompt_tokens.inc(num_prompt_tokens)
         self._prompt_size.observe(num_prompt_tokens)
+        self.recent.started(num_prompt_tokens)
 
     def first_token(self, seconds: float) -> None:
         """A choice has its first token, so long after the request came."""
         self._ttft.observe(seconds)
+        self.recent.first_token(seconds)
 
     def inter_token(self, seconds: float, num_tokens: int) -> None:
         """`num_tokens` more came, all of them this long after the one before."""
         for _ in range(num_tokens):
             self._itl.observe(seconds / num_tokens)
+        self.recent.inter_token(seconds, num_tokens)
 
     def generated(self, num_tokens: int) -> None:
         """Tokens came."""
         self._output_tokens.inc(num_tokens)
+        self.recent.generated(num_tokens)
 
     def choice_finished(self, reason: str, num_tokens: int, decode_s: float) -> None:
         """A choice ended well; `decode_s` is from its first token to its last."""

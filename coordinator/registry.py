@@ -68,11 +68,21 @@ class WorkerRecord:
         return self.state is WorkerState.READY
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A worker that was lost and has not come back."""
+
+    role: str
+    reason: str
+    at_s: float
+
+
 class Registry:
-    """At most one record a worker id."""
+    """At most one record a worker id; `departures` are the ids that had one and should have."""
 
     def __init__(self) -> None:
         self._records: dict[str, WorkerRecord] = {}
+        self.departures: dict[str, Departure] = {}
         self._fenced: OrderedDict[str, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[WorkerRecord]:
@@ -111,16 +121,22 @@ class Registry:
             step_moved_s=now_s,
         )
         self._records[hello.worker_id] = record
+        self.departures.pop(hello.worker_id, None)
         return record
 
-    def remove(self, worker_id: str) -> WorkerRecord | None:
-        """Forget a worker; its incarnation is fenced from now on."""
+    def remove(self, worker_id: str, reason: str, now_s: float) -> WorkerRecord | None:
+        """A worker is lost; its incarnation is fenced from now on."""
         record = self._records.pop(worker_id, None)
         if record is not None:
+            self.departures[worker_id] = Departure(record.role, reason, now_s)
             self._fenced[record.incarnation] = None
             if len(self._fenced) > MAX_FENCED:
                 self._fenced.popitem(last=False)
         return record
+
+    def forget(self, worker_id: str) -> None:
+        """A worker that was removed left as planned: nobody waits for it."""
+        self.departures.pop(worker_id, None)
 
     def is_fenced(self, incarnation: str) -> bool:
         """Whether that start of a worker was given up."""

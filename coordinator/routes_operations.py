@@ -73,8 +73,8 @@ class AdminRoutes:
         return Response(self._metrics.exposition(), headers={"content-type": EXPOSITION})
 
     async def cluster(self) -> Response:
-        """Workers, blocks and live requests."""
-        return json_response(self._service.cluster())
+        """Workers, blocks, live requests, and the last two minutes."""
+        return json_response(self._service.cluster() | {"recent": self._metrics.recent.view()})
 
     async def audit(self) -> Response:
         """Every account, and whether they add up."""

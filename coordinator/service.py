@@ -304,7 +304,7 @@ class ClusterService:
 
     def lose_worker(self, worker_id: str, reason: str) -> None:
         """A worker is gone: everything that needs it is replayed elsewhere."""
-        record = self.registry.remove(worker_id)
+        record = self.registry.remove(worker_id, reason, self.clock.now_s())
         if record is None:
             return
         log.warning("worker %s is lost (%s); replaying its requests", worker_id, reason)

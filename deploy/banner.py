@@ -80,11 +80,12 @@ class ChildLines:
 
 
 def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: float) -> None:
-    """URL, model, pools, transport, backend, capacity, and a line to paste."""
+    """URLs, model, pools, transport, backend, capacity, and a line to paste."""
     spec, first = plan.coordinator, plan.workers[0]
     url = f"http://{_reachable(spec.host)}:{spec.port}"
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]Baton[/bold]", Text(f"{url}/v1", style="bold green"))
+    table.add_row("live page", Text(f"{url}/ui", style="green"))
     table.add_row("model", f"{', '.join(spec.model.served_names)} · {spec.model.dtype}")
     table.add_row("pools", _pools(plan))
     table.add_row("transport", news.get("transport", _transport(plan)))

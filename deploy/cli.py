@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 
     from deploy.config import Resolved
 
+BENCHES = {
+    "kv": ("benchmarks.kv_transfer", "how fast KV blocks move between processes"),
+    "engine": ("benchmarks.engine_bench", "how fast the engine's steps are, without HTTP"),
+    "coordinator": ("benchmarks.coordinator_bench", "what the coordinator adds to every token"),
+}
+"""Module and purpose of each benchmark; they live in the repository, beside the packages."""
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -49,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Parse and do; ConfigError for what cannot be parsed."""
-    if arguments[:2] == ["bench", "kv"]:  # its own parser, in a package that may not be installed
-        return bench_kv(arguments[2:])
+    if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
+        return run_bench(arguments[1], arguments[2:])  # each has its own parser
     namespace, unknown = make_parser().parse_known_args(arguments)
     if unknown:
         raise ConfigError(explain_unknown(unknown[0]))
@@ -98,15 +104,18 @@ def make_parser() -> Parser:
     chat.add_argument("--max-tokens", type=int)
     status = _add(verbs, "status", "show workers and requests of a running server", run_status)
     _add_url(status)
-    status.add_argument("--json", action="store_true", help="print the server's answer as it is")
+    shown = status.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print the server's answer as it is")
+    shown.add_argument("--watch", action="store_true", help="keep showing it; Ctrl-C ends it")
     doctor = _add(verbs, "doctor", "check what this machine offers", run_doctor)
     doctor.add_argument("--port", type=int, default=8000, help="port that should be free")
     pull = _add(verbs, "pull", "fetch and convert a model without serving it", run_pull)
     pull.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m")
     pull.add_argument("--dtype", default="auto")
     _add(verbs, "version", "print the version", run_version)
-    bench = _add(verbs, "bench", "kv: how fast KV blocks move between processes", bench_usage)
-    bench.add_argument("what", nargs="*", metavar="kv")
+    purposes = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in BENCHES.items())
+    bench = _add(verbs, "bench", purposes, bench_usage)
+    bench.add_argument("what", nargs="*", metavar="|".join(BENCHES))
     return parser
 
 
@@ -230,6 +239,10 @@ def run_status(namespace: argparse.Namespace) -> int:
     from deploy.topology import environment
 
     key = namespace.api_key or environment().get("BATON_API_KEY")
+    if namespace.watch:
+        from deploy.watch import watch
+
+        return watch(namespace.url, key)
     return show_status(namespace.url, key, as_json=namespace.json)
 
 
@@ -266,19 +279,18 @@ def run_version(_: argparse.Namespace) -> int:
 
 
 def bench_usage(_: argparse.Namespace) -> int:
-    """`baton bench` with anything but kv."""
-    raise ConfigError("bench: only KV transfer can be measured from here: baton bench kv")
+    """`baton bench` with anything that is none."""
+    raise ConfigError(f"bench: name what to measure: baton bench {'|'.join(BENCHES)}")
 
 
-def bench_kv(arguments: list[str]) -> int:
-    """`baton bench kv …`: the benchmarks live in the repository, beside the packages."""
-    if find_spec("benchmarks") is None or find_spec("benchmarks.kv_transfer") is None:
-        raise ConfigError(
-            "bench kv: benchmarks/kv_transfer.py is not installed; run it from a clone"
-        )
+def run_bench(name: str, arguments: list[str]) -> int:
+    """`baton bench NAME …`."""
+    module = BENCHES[name][0]
+    if find_spec("benchmarks") is None or find_spec(module) is None:
+        raise ConfigError(f"bench {name}: {module} is not installed; run it from a clone")
     from importlib import import_module
 
-    return int(import_module("benchmarks.kv_transfer").main(arguments) or 0)
+    return int(import_module(module).main(arguments) or 0)
 
 
 def own_version() -> str:

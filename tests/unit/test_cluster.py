@@ -6,6 +6,7 @@ import pytest
 
 from coordinator.service_api import Generation
 from engine.api.errors import Overloaded
+from engine.api.messages import Goodbye
 from engine.api.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
@@ -130,3 +131,28 @@ def test_preempted_sequences_lose_nothing() -> None:
         assert decode.decode.scheduler.num_preemptions > 0
 
     run(scenario, prefill=1, decode=1, num_blocks=280)
+
+
+def test_killed_worker_is_listed_as_lost_until_it_is_back() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.kill("decode-0")
+        await cluster.sleep(0.05)
+        assert [worker["id"] for worker in cluster.service.cluster()["lost"]] == ["decode-0"]
+        cluster.restart("decode-0")
+        await cluster.sleep(1.0)
+        assert cluster.service.cluster()["lost"] == []
+
+    run(scenario, prefill=1, decode=1)
+
+
+def test_worker_that_said_goodbye_is_not_listed_as_lost() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        record = cluster.service.registry.get("decode-0")
+        assert record is not None
+        goodbye = Goodbye(incarnation=record.incarnation, reason="drained")
+        cluster.membership.on_message(record.identity, goodbye)
+        assert cluster.service.cluster()["lost"] == []
+
+    run(scenario, prefill=1, decode=2)
