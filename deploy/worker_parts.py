@@ -228,6 +228,7 @@ class WorkerParts:
             max_num_seqs=spec.max_num_seqs,
             max_num_batched_tokens=spec.max_num_batched_tokens,
             backend=self.runner.backend,
+            block_bytes=self.memory.block_bytes,
         )
 
     def start_heartbeat(self, worker: Worker) -> None:

@@ -102,7 +102,8 @@ class PrefillRole:
         if key in self.offers:
             return
         sequence = self.scheduler.allocator.begin(message, self.context)
-        self.offers[key] = Offer(sequence, new_lease_id())
+        told = {"unheard_s": self.context.unheard_s}
+        self.offers[key] = Offer(sequence, new_lease_id(), spans=told)
         self.scheduler.add(sequence)
         if (early := self._early.pop(key, None)) is not None:
             self._attach(early[0], early[1])

@@ -163,6 +163,7 @@ class Hello(Message, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     backend: str
+    block_bytes: int = 0
     served: list[str] = []
 
 
@@ -182,7 +183,9 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 class Output(Message, frozen=True, kw_only=True):
     """Tokens of one request. `index` counts output tokens from 0 at the client's first token, so a
-    repeated or reordered Output changes nothing. `finish_reason` is None while it goes on."""
+    repeated or reordered Output changes nothing. `finish_reason` is None while it goes on. `spans`
+    are durations in seconds that ended with this output, never instants; `num_pulled_blocks` came
+    from another worker since the output before."""
 
     incarnation: str
     request_id: str
@@ -193,6 +196,7 @@ class Output(Message, frozen=True, kw_only=True):
     stop_token_id: int | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    num_pulled_blocks: int = 0
     spans: dict[str, float] = {}
 
 
