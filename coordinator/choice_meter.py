@@ -24,7 +24,7 @@ class ChoiceMeter:
     metrics: EdgeMetrics
     arrival_s: float
     num_prompt_tokens: int
-    timeline: Timeline = field(default_factory=lambda: Timeline(0.0))
+    timeline: Timeline = field(init=False)
     num_tokens: int = 0
     num_cached_tokens: int = 0
     finish_reason: str | None = None
@@ -33,6 +33,9 @@ class ChoiceMeter:
     heard_s: float | None = None
     ended_s: float | None = None
     is_settled: bool = False
+
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.arrival_s)
 
     def begin(self, timeline: Timeline) -> None:
         """The service admitted the choice."""

