@@ -58,7 +58,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     finished request; closing it is the caller's. Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
-    metrics = EdgeMetrics(model.name, service.cluster)
+    metrics = EdgeMetrics(model.name, service.cluster, version())
     edge = _make_edge(
         model,
         RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock, traces),

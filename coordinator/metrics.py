@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import generate_latest
 
 from coordinator.cluster_metrics import ClusterCollector
@@ -45,10 +45,14 @@ DECODE_STAGES = ("decode_wait", "exposed_transfer", "first_step", "decode")
 class EdgeMetrics:
     """One registry; methods are the events of a request's life as the edge sees it."""
 
-    def __init__(self, model_name: str, cluster: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, model_name: str, cluster: Callable[[], dict[str, Any]], version: str = ""
+    ) -> None:
         self.registry = CollectorRegistry()
         self._labels = (model_name, "0")
         self.registry.register(ClusterCollector(model_name, cluster))
+        ProcessCollector(registry=self.registry)
+        Info("baton_build", "What serves", registry=self.registry).info({"version": version})
         self._make_histograms()
         self._make_counters()
 

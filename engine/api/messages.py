@@ -15,6 +15,7 @@ import msgspec
 
 from engine.api.fingerprint import Fingerprint
 from engine.api.sampling import SampledToken, SamplingParams
+from engine.api.worker_load import BlockCounts, WorkerLoad
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -30,34 +31,6 @@ class PeerAddress(Message, frozen=True, kw_only=True):
     host: str
     control: str
     transports: dict[str, str]
-
-
-class BlockCounts(Message, frozen=True, kw_only=True):
-    """Where every block of a pool is: total = free + cached + held."""
-
-    total: int
-    free: int
-    cached: int
-    held: int
-
-
-class WorkerLoad(Message, frozen=True, kw_only=True):
-    """What a worker is doing now; sent with each heartbeat."""
-
-    blocks: BlockCounts
-    waiting: int = 0
-    running: int = 0
-    transferring: int = 0
-    preemptions: int = 0
-    prefix_queries_tokens: int = 0
-    prefix_hits_tokens: int = 0
-    transfer_bytes: int = 0
-    transfer_s: float = 0.0
-    transfers: int = 0
-    transfer_failures: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    dropped_messages: int = 0
 
 
 # ---- coordinator → worker

@@ -390,7 +390,7 @@ async def test_metrics_add_up(client, service, tokenizer, clock):
                 "totals": {"transfers": 7},
             }
         ],
-        "requests": {"live": 3, "queued": 1},
+        "requests": {"live": 4, "queued": 1},
     }
     await chat(client)
     await chat(client, temperature="hot")
