@@ -192,7 +192,8 @@ def run() -> Iterator[tuple[Tally, Exposition]]:
     with Server("--pd", "1p1d", "--kv-cache-memory", "512MiB", program=MOCK) as server:
         limits = httpx.Limits(max_connections=32)
         pause = threading.Event()
-        tally.add(probed=int(settled(server).total("baton_worker_prefill_tokens_total")))
+        probed = settled(server).total("baton_worker_prefill_tokens_total", role="prefill")
+        tally.add(probed=int(probed))
         with (
             httpx.Client(base_url=server.url, timeout=60, limits=limits) as http,
             ThreadPoolExecutor(16) as pool,
@@ -283,9 +284,8 @@ def test_workers_computed_what_was_asked(run: tuple[Tally, Exposition]) -> None:
     assert told.total("baton_worker_transfers_total", role="decode") > 0
     steps = told.total("vllm:iteration_tokens_total_count")
     assert steps == told.total("baton_worker_steps_total")
-    assert told.total("vllm:iteration_tokens_total_sum") == prefilled + told.total(
-        "baton_worker_decode_tokens_total"
-    )
+    computed = ("baton_worker_prefill_tokens_total", "baton_worker_decode_tokens_total")
+    assert told.total("vllm:iteration_tokens_total_sum") == sum(map(told.total, computed))
 
 
 def test_gauges_are_empty_when_all_is_done(run: tuple[Tally, Exposition]) -> None:
@@ -294,3 +294,23 @@ def test_gauges_are_empty_when_all_is_done(run: tuple[Tally, Exposition]) -> Non
     assert told.total("vllm:num_requests_waiting") == 0
     assert told.total("vllm:kv_cache_usage_perc") == 0
     assert told.total("baton_kv_blocks", state="held") == 0
+
+
+def test_refusals_for_want_of_room_are_counted_and_change_nothing_else() -> None:
+    """More clients than room: 429s, of single requests and of one choice among several."""
+    tally = Tally()
+    small = ("--max-num-seqs", "2", "--max-queued-requests", "2", "--kv-cache-memory", "256MiB")
+    with Server("--pd", "1p1d", *small, program=MOCK) as server:
+        with (
+            httpx.Client(base_url=server.url, timeout=60) as http,
+            ThreadPoolExecutor(16) as pool,
+        ):
+            clients = [Client(http, tally, index) for index in range(200)]
+            list(pool.map(lambda c: (c.several_choices, c.streamed)[c.index % 2](), clients))
+        told = settled(server)
+    assert tally["status_429"] > 0
+    assert told.total("baton_requests_rejected_total", status="429") == tally["status_429"]
+    assert told.total("vllm:generation_tokens_total") == tally["output_tokens"]
+    assert told.total("vllm:prompt_tokens_total") == tally["prompt_tokens"]
+    assert told.total("vllm:request_success_total") == tally["choices"]
+    assert told.total("baton_requests_live") == 0
