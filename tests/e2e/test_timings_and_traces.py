@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import httpx
@@ -69,7 +70,7 @@ def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
                 "decode-0",
             )
             rest.append(spans["control"] - max(2.0, 0.01 * timings["e2e_ms"]))
-        assert min(rest) < 0
+        assert median(rest) < 0
 
 
 def test_official_clients_are_not_disturbed(server: Server) -> None:
