@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from coordinator.request_record import TraceSink
     from coordinator.service_api import Service
     from engine.api.clock import Clock
 
@@ -49,18 +50,19 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     root_path: str = "",
     chat_template: Path | None = None,
     sampling_defaults: SamplingDefaults | None = None,
+    traces: TraceSink | None = None,
 ) -> FastAPI:
     """The application over `service`.
 
     `admin_keys` open `/metrics` and `/cluster*`; without them `api_keys` do. `chat_template` and
-    `sampling_defaults` are the operator's word over the model's files. Raises ConfigError for files
-    that cannot be used.
+    `sampling_defaults` are the operator's word over the model's files. `traces` is told of every
+    finished request; closing it is the caller's. Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
-    metrics = EdgeMetrics(model.name, service.cluster, clock)
+    metrics = EdgeMetrics(model.name, service.cluster, clock, version())
     edge = _make_edge(
         model,
-        RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock),
+        RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock, traces),
         limits or EdgeLimits(),
         ChatTemplate.from_directory(model.directory, chat_template),
         sampling_defaults,

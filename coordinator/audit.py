@@ -12,7 +12,8 @@ from engine.api.messages import Audit
 if TYPE_CHECKING:
     from coordinator.registry import WorkerRecord
     from coordinator.service import ClusterService
-    from engine.api.messages import AuditReply, BlockCounts
+    from engine.api.messages import AuditReply
+    from engine.api.worker_load import BlockCounts
 
 AUDIT_TIMEOUT_S = 5.0
 
@@ -32,6 +33,7 @@ def cluster_view(service: ClusterService) -> dict[str, Any]:
     phases = dict.fromkeys((phase.value for phase in Phase if phase is not Phase.FINISHED), 0)
     for life in service.lives.values():
         phases[life.phase.value] += 1
+    lifetime = service.registry.lifetime()
     return {
         "model": service.model_name,
         "ready": service.is_ready(),
@@ -40,6 +42,11 @@ def cluster_view(service: ClusterService) -> dict[str, Any]:
         "requests": {"live": len(service.lives), "queued": service.num_queued, "phases": phases},
         "replays": service.replays,
         "transfer_failures": service.transfer_failures,
+        "lifetime": {
+            "preemptions": lifetime.preemptions,
+            "stepped_tokens": lifetime.stepped_tokens,
+            "step_sizes": lifetime.step_sizes,
+        },
     }
 
 
@@ -68,6 +75,7 @@ def _worker_json(record: WorkerRecord) -> dict[str, Any]:
         "incarnation": record.incarnation,
         "backend": hello.backend,
         "transports": sorted(hello.address.transports),
+        "block_size": hello.block_size,
         "kv_capacity_tokens": hello.num_blocks * hello.block_size,
         "max_num_seqs": hello.max_num_seqs,
         "blocks": blocks_json(load.blocks),
@@ -88,6 +96,8 @@ def _worker_json(record: WorkerRecord) -> dict[str, Any]:
             "prefill_tokens": load.prefill_tokens,
             "decode_tokens": load.decode_tokens,
             "dropped_messages": load.dropped_messages,
+            "steps": load.steps,
+            "step_seconds": load.step_s,
         },
     }
 

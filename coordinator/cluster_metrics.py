@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.registry import Collector
+
+from engine.api.worker_load import STEP_TOKEN_BUCKETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,17 +47,37 @@ class ClusterCollector(Collector):
         yield from self._totals(view, workers)
 
     def _aliases(self, view: dict[str, Any], workers: list[dict[str, Any]]) -> Iterable[Metric]:
-        """The three gauges that llm-d and the gateway extension route by."""
-        queued = view.get("requests", {}).get("queued", 0)
-        running = _sum(workers, "requests", "running")
-        waiting = _sum(workers, "requests", "waiting") + queued
+        """The gauges that llm-d and the gateway extension route by.
+
+        A request is in both pools at once: it counts as waiting where it waits, else as running.
+        """
+        requests = view.get("requests", {})
+        live = requests.get("live", 0)
+        waiting = min(_sum(workers, "requests", "waiting") + requests.get("queued", 0), live)
         total = _sum(workers, "blocks", "total")
         usage = _sum(workers, "blocks", "held") / total if total else 0.0
-        yield self._gauge("vllm:num_requests_running", "Requests on workers", running)
+        yield self._gauge("vllm:num_requests_running", "Requests on workers", live - waiting)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait", waiting)
         yield self._gauge("vllm:kv_cache_usage_perc", "Blocks in use, 0 to 1", usage)
-        live = view.get("requests", {}).get("live", 0)
         yield self._gauge("baton_requests_live", "Requests that have not ended", live)
+        yield self._phases(requests.get("phases", {}))
+        yield self._cache_config(workers, total)
+
+    def _phases(self, phases: dict[str, int]) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_requests", "Live requests by phase", labels=("model_name", "phase")
+        )
+        for phase, count in phases.items():
+            family.add_metric((self._model_name, phase), count)
+        return family
+
+    def _cache_config(self, workers: list[dict[str, Any]], num_blocks: int) -> Metric:
+        """An info metric: its value is 1, its labels say the size of all pools together."""
+        labels = ("model_name", "engine", "block_size", "num_gpu_blocks")
+        family = GaugeMetricFamily("vllm:cache_config_info", "KV pools, all workers", labels=labels)
+        size = next((worker.get("block_size", 0) for worker in workers), 0)
+        family.add_metric((self._model_name, "0", str(size), str(num_blocks)), 1)
+        return family
 
     def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=("model_name", "engine"))
@@ -96,6 +124,29 @@ class ClusterCollector(Collector):
             family = CounterMetricFamily(f"baton_{name}", f"{name} seen by the coordinator")
             family.add_metric((), view.get(name, 0))
             yield family
+        yield from self._lifetime(view.get("lifetime"))
+
+    def _lifetime(self, lifetime: dict[str, Any] | None) -> Iterable[Metric]:
+        """Sums over all workers, those that are gone included."""
+        if lifetime is None:
+            return
+        labels, values = ("model_name", "engine"), (self._model_name, "0")
+        preemptions = CounterMetricFamily("vllm:num_preemptions", "Preemptions", labels=labels)
+        preemptions.add_metric(values, lifetime["preemptions"])
+        yield preemptions
+        sizes = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Tokens in a step of any worker", labels=labels
+        )
+        bounds = [*map(float, STEP_TOKEN_BUCKETS), math.inf]
+        counts = itertools.accumulate(lifetime["step_sizes"])
+        buckets = [(_bound(b), float(n)) for b, n in zip(bounds, counts, strict=True)]
+        sizes.add_metric(values, buckets, lifetime["stepped_tokens"])
+        yield sizes
+
+
+def _bound(bound: float) -> str:
+    """A bucket's upper bound as Prometheus writes it."""
+    return "+Inf" if bound == math.inf else str(bound)
 
 
 def _sum(workers: list[dict[str, Any]], group: str, name: str) -> int:

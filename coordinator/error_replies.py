@@ -91,12 +91,14 @@ def install(app: FastAPI, metrics: EdgeMetrics) -> None:
 
     async def http_error(_: Request, error: Any) -> Response:
         kind = TYPES.get(error.status_code, "BadRequestError")
+        metrics.rejected(error.status_code, kind)
         body = _body(str(error.detail), kind, None, error.status_code)
         return _response(body, error.status_code, error.headers)
 
     async def validation_error(_: Request, error: Any) -> Response:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][1:])
+        metrics.rejected(InvalidRequest.http_status, InvalidRequest.error_type)
         return error_response(InvalidRequest(str(first["msg"]), param))
 
     async def unexpected(_: Request, error: Exception) -> Response:

@@ -10,18 +10,23 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from coordinator.choice_meter import ABORT, ERROR, ChoiceMeter
 from coordinator.choice_text import ChoiceText, TextDelta, TextOptions
-from engine.api.errors import InternalError
+from coordinator.request_record import RequestRecord, timings_of
+from engine.api.errors import BatonError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from coordinator.metrics import EdgeMetrics
+    from coordinator.openai_replies import Timings
+    from coordinator.request_record import RequestFacts, TraceSink
     from coordinator.service_api import Generation, Service, StreamEvent, TokenStream
     from coordinator.tokenizer import TextTokenizer
     from engine.api.clock import Clock
 
 UNFINISHED = "a stream ended without a finish reason"
+CLIENT_LEFT = ("client_disconnected", "client_stalled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class RunContext:
     tokenizer: TextTokenizer
     metrics: EdgeMetrics
     clock: Clock
+    traces: TraceSink | None = None
 
 
 class MergedEvents:
@@ -79,25 +85,39 @@ class MergedEvents:
             pump.cancel()
 
 
+def error_kind(error: BaseException) -> str:
+    """What metrics and traces call an error: its type in OpenAI's shape where it has one."""
+    return error.error_type if isinstance(error, BatonError) else InternalError.error_type
+
+
 class GenerationRun:
     """Submits every choice of a request and turns their events into text, until all have ended."""
 
     def __init__(
-        self, generations: Sequence[Generation], options: TextOptions, context: RunContext
+        self,
+        generations: Sequence[Generation],
+        options: TextOptions,
+        facts: RequestFacts,
+        context: RunContext,
     ) -> None:
         self.generations = generations
+        self.facts = facts
+        self.error: str | None = None
         self._context = context
-        self._arrival_s = context.clock.now_s()
+        self._sink = context.traces
+        self._is_admitted = False
         self._streams: list[TokenStream] = []
         self._events: MergedEvents | None = None
         self.texts = [ChoiceText(context.tokenizer, options) for _ in generations]
-        self._meters = [ChoiceMeter(context.metrics, self._arrival_s) for _ in generations]
-        self._cached = [0] * len(generations)
+        self._meters = [
+            ChoiceMeter(context.metrics, facts.arrival_s, len(generation.prompt_token_ids))
+            for generation in generations
+        ]
 
     @property
     def num_cached_tokens(self) -> int:
         """Prompt tokens that a prefix cache held, all prompts together."""
-        return sum(self._cached)
+        return sum(meter.num_cached_tokens for meter in self._meters)
 
     @property
     def num_output_tokens(self) -> int:
@@ -114,12 +134,18 @@ class GenerationRun:
         try:
             for generation in self.generations:
                 self._streams.append(self._context.service.submit(generation))
-        except BaseException:
+        except BaseException as error:
+            self.error = error_kind(error)
             self.close("another choice of the request was refused")
             raise
         self._events = MergedEvents(self._streams)
-        for generation in self.generations:
-            self._context.metrics.started(len(generation.prompt_token_ids))
+        self._is_admitted = True
+        for stream, meter in zip(self._streams, self._meters, strict=True):
+            meter.begin(stream.timeline)
+        per_prompt = self.facts.choices_per_prompt
+        for generation in self.generations[::per_prompt]:
+            prompt, max_tokens = generation.prompt_token_ids, generation.sampling.max_tokens
+            self._context.metrics.started(len(prompt), per_prompt, max_tokens)
 
     async def next_delta(self) -> tuple[int, TextDelta] | None:
         """The next text of any choice, or None when all have ended; raises a choice's error."""
@@ -136,60 +162,56 @@ class GenerationRun:
         return None
 
     def _take(self, index: int, event: StreamEvent) -> TextDelta:
-        self._cached[index] = max(self._cached[index], event.num_cached_tokens)
         text = self.texts[index]
         before = text.num_tokens
         delta = text.push(event)
         now_s = self._context.clock.now_s()
-        self._meters[index].tokens(text.num_tokens - before, now_s)
+        self._meters[index].event(event, text.num_tokens - before, now_s)
         if delta.finish_reason is not None:
-            self._choice_ended(index, event, delta.finish_reason)
+            self._choice_ended(index, event, delta.finish_reason, now_s)
         return delta
 
-    def _choice_ended(self, index: int, event: StreamEvent, reason: str) -> None:
-        metrics = self._context.metrics
-        self._meters[index].finished(reason)
-        metrics.prefix(len(self.generations[index].prompt_token_ids), self._cached[index])
-        for name, seconds in event.spans.items():
-            metrics.stage(name, seconds)
+    def _choice_ended(self, index: int, event: StreamEvent, reason: str, now_s: float) -> None:
+        self._meters[index].ended(reason, now_s)
+        if not self.is_over:  # the last one ends when its text is on its way: see `finish`
+            self._meters[index].settle(reason, now_s)
         if event.finish_reason is None:
             self._streams[index].cancel("a stop string was found")
-        if self.is_over:
-            metrics.finished(self._context.clock.now_s() - self._arrival_s)
+
+    def finish(self) -> Timings:
+        """Everything but the last bytes is sent: the request ends now. Only when `is_over`."""
+        now_s = self._context.clock.now_s()
+        for last in [meter for meter in self._meters if not meter.is_settled]:
+            last.ended_s = now_s
+        self._settle(ABORT, now_s)
+        return timings_of(self._meters)
+
+    def _settle(self, failure: str, now_s: float) -> None:
+        """Count every choice, once; none of a request that was refused."""
+        if not self._is_admitted:
+            return
+        self._is_admitted = False
+        per_prompt = self.facts.choices_per_prompt
+        for meter in self._meters:
+            meter.settle(failure, now_s)
+        for first in range(0, len(self._meters), per_prompt):
+            sizes = [meter.num_tokens for meter in self._meters[first : first + per_prompt]]
+            self._context.metrics.longest(max(sizes))
 
     def close(self, reason: str) -> None:
-        """Cancel what has not ended; idempotent."""
+        """Cancel what has not ended, and tell the trace; idempotent."""
         for stream, text in zip(self._streams, self.texts, strict=False):
             if text.finish_reason is None:
                 stream.cancel(reason)
         self._streams = []
         if self._events is not None:
             self._events.close()
+        failure = ABORT if self.error in CLIENT_LEFT else ERROR
+        self._settle(failure, self._context.clock.now_s())
+        self._trace()
 
-
-class ChoiceMeter:
-    """When one choice's tokens came."""
-
-    def __init__(self, metrics: EdgeMetrics, arrival_s: float) -> None:
-        self._metrics = metrics
-        self._arrival_s = arrival_s
-        self._first_s = 0.0
-        self._last_s = 0.0
-        self._num_tokens = 0
-
-    def tokens(self, num_tokens: int, now_s: float) -> None:
-        """Some more tokens came at `now_s`."""
-        if num_tokens == 0:
-            return
-        if self._num_tokens == 0:
-            self._first_s = now_s
-            self._metrics.first_token(now_s - self._arrival_s)
-        else:
-            self._metrics.inter_token(now_s - self._last_s, num_tokens)
-        self._num_tokens += num_tokens
-        self._last_s = now_s
-        self._metrics.generated(num_tokens)
-
-    def finished(self, reason: str) -> None:
-        """The choice ended well."""
-        self._metrics.choice_finished(reason, self._num_tokens, self._last_s - self._first_s)
+    def _trace(self) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sampling, now_s = self.generations[0].sampling, self._context.clock.now_s()
+            sink.record(RequestRecord(self.facts, sampling, self._meters, now_s, self.error))

@@ -23,6 +23,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from coordinator.timeline import Timeline
+
 if TYPE_CHECKING:
     from coordinator.service_api import Generation
     from engine.api.messages import Output
@@ -78,7 +80,10 @@ class RequestLife:
     num_cached_tokens: int = 0
     order_seqs: dict[str, int] = field(default_factory=dict)
     strikes: int = 0
-    spans: dict[str, float] = field(default_factory=dict)
+    timeline: Timeline = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.arrival_s)
 
     @property
     def request_id(self) -> str:

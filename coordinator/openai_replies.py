@@ -114,6 +114,19 @@ class CompletionChoice(msgspec.Struct):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
+class Timings(msgspec.Struct):
+    """`baton`: where the time of one answer went. `spans_ms` are consecutive and sum to `e2e_ms`."""
+
+    spans_ms: dict[str, float]
+    e2e_ms: float
+    ttft_ms: float
+    choice: int
+    prefill_worker: str | None
+    decode_worker: str | None
+    replays: int
+    transfer_bytes: int
+
+
 Choice = ChatChunkChoice | ChatChoice | CompletionChoice
 
 
@@ -127,6 +140,7 @@ class Reply(msgspec.Struct):
     choices: list[Choice]
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    baton: Timings | UnsetType = UNSET
 
 
 _encoder = msgspec.json.Encoder()

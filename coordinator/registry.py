@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.api.errors import LayoutMismatch
-from engine.api.messages import BlockCounts, WorkerLoad
+from engine.api.worker_load import STEP_TOKEN_BUCKETS, BlockCounts, WorkerLoad
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,12 +77,32 @@ class Departure:
     at_s: float
 
 
+@dataclass(slots=True)
+class LifetimeTotals:
+    """Sums over every worker there was, as of each one's last heartbeat: they never go back."""
+
+    preemptions: int = 0
+    stepped_tokens: int = 0
+    step_sizes: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKEN_BUCKETS) + 1))
+
+    def plus(self, load: WorkerLoad) -> LifetimeTotals:
+        """With one worker more."""
+        sizes = load.step_sizes or [0] * len(self.step_sizes)
+        return LifetimeTotals(
+            self.preemptions + load.preemptions,
+            self.stepped_tokens + load.stepped_tokens,
+            [ours + theirs for ours, theirs in zip(self.step_sizes, sizes, strict=True)],
+        )
+
+
 class Registry:
-    """At most one record a worker id; `departures` are the ids that had one and should have."""
+    """At most one record a worker id; `departures` are the ids that had one and should have. `_past` is
+    what workers did that are gone."""
 
     def __init__(self) -> None:
         self._records: dict[str, WorkerRecord] = {}
         self.departures: dict[str, Departure] = {}
+        self._past = LifetimeTotals()
         self._fenced: OrderedDict[str, None] = OrderedDict()
 
     def __iter__(self) -> Iterator[WorkerRecord]:
@@ -129,6 +149,7 @@ class Registry:
         record = self._records.pop(worker_id, None)
         if record is not None:
             self.departures[worker_id] = Departure(record.role, reason, now_s)
+            self._past = self._past.plus(record.load)
             self._fenced[record.incarnation] = None
             if len(self._fenced) > MAX_FENCED:
                 self._fenced.popitem(last=False)
@@ -137,6 +158,13 @@ class Registry:
     def forget(self, worker_id: str) -> None:
         """A worker that was removed left as planned: nobody waits for it."""
         self.departures.pop(worker_id, None)
+
+    def lifetime(self) -> LifetimeTotals:
+        """Sums over workers that are here and workers that are gone."""
+        totals = self._past
+        for record in self._records.values():
+            totals = totals.plus(record.load)
+        return totals
 
     def is_fenced(self, incarnation: str) -> bool:
         """Whether that start of a worker was given up."""

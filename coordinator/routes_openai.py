@@ -15,6 +15,7 @@ from coordinator.limits import MAX_PROMPTS
 from coordinator.openai_types import ChatRequest, CompletionRequest
 from coordinator.prompts import prompts_of
 from coordinator.reply_format import ChatFormat, CompletionFormat, ReplyOptions
+from coordinator.request_record import RequestFacts
 from coordinator.sampling_defaults import (
     SEED_SPACE,
     check_prompt_length,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from coordinator.openai_types import GenerationRequest
     from coordinator.reply_format import ReplyFormat
     from engine.api.sampling import SamplingParams
+
+
+TIMINGS_HEADER = "X-Baton-Timings"
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -71,6 +75,7 @@ class GenerationRoutes:
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
         edge = self._edge
+        arrival_s = edge.context.clock.now_s()
         asked = await edge.read(request, parse_chat)
         edge.check_model(asked.model)
         prompt = await edge.reader.chat(asked)
@@ -78,11 +83,13 @@ class GenerationRoutes:
         sampling = self._chat_sampling(asked, prompt, logprobs)
         runs = self._generations(request, asked, [prompt], [sampling])
         options = self._options(asked, "chatcmpl-", [prompt], logprobs=logprobs is not None)
-        return self._respond(asked, runs, ChatFormat(options, edge.context.tokenizer))
+        facts = self._facts(request, asked, options, "chat", arrival_s)
+        return self._respond(asked, runs, facts, ChatFormat(options, edge.context.tokenizer))
 
     async def complete(self, request: Request) -> Response:
         """Continue one or more prompts."""
         edge = self._edge
+        arrival_s = edge.context.clock.now_s()
         asked = await edge.read(request, parse_completion)
         edge.check_model(asked.model)
         num_choices = len(prompts_of(asked)) * (asked.n or 1)
@@ -101,7 +108,8 @@ class GenerationRoutes:
             logprobs=asked.logprobs is not None,
             echoes=self._echoes(asked, prompts),
         )
-        return self._respond(asked, runs, CompletionFormat(options, edge.context.tokenizer))
+        facts = self._facts(request, asked, options, "text_completion", arrival_s)
+        return self._respond(asked, runs, facts, CompletionFormat(options, edge.context.tokenizer))
 
     def _chat_sampling(
         self, asked: ChatRequest, prompt: list[int], logprobs: int | None
@@ -197,8 +205,33 @@ class GenerationRoutes:
             for said, ids in zip(prompts_of(asked), prompts, strict=True)
         ]
 
+    def _facts(
+        self,
+        request: Request,
+        asked: GenerationRequest,
+        options: ReplyOptions,
+        operation: str,
+        arrival_s: float,
+    ) -> RequestFacts:
+        return RequestFacts(
+            arrival_s=arrival_s,
+            operation=operation,
+            reply_id=options.reply_id,
+            label=getattr(request.state, "request_label", ""),
+            model=options.model,
+            response_model=self._edge.model.name,
+            is_stream=bool(asked.stream),
+            wants_timings=asked.return_timings or request.headers.get(TIMINGS_HEADER) == "1",
+            choices_per_prompt=options.choices_per_prompt,
+            headers=request.headers,
+        )
+
     def _respond(
-        self, asked: GenerationRequest, generations: list[Generation], form: ReplyFormat
+        self,
+        asked: GenerationRequest,
+        generations: list[Generation],
+        facts: RequestFacts,
+        form: ReplyFormat,
     ) -> Response:
         edge = self._edge
         sampling = generations[0].sampling
@@ -209,6 +242,6 @@ class GenerationRoutes:
             min_tokens=sampling.min_tokens,
             hidden_ids=frozenset(() if sampling.ignore_eos else sampling.eos_token_ids),
         )
-        run = GenerationRun(generations, text, edge.context)
+        run = GenerationRun(generations, text, facts, edge.context)
         answer = StreamResponse if asked.stream else WholeResponse
         return answer(run, form, metrics=edge.context.metrics, limits=edge.limits)

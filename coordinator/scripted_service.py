@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from coordinator.service_api import StreamEvent
+from coordinator.timeline import Timeline
 from engine.api.errors import RequestAborted
 from engine.api.sampling import SampledToken
 
@@ -35,6 +36,7 @@ class ScriptedStream:
     """Yields its script; one without a last event waits there until it is cancelled."""
 
     def __init__(self, script: Sequence[StreamEvent]) -> None:
+        self.timeline = Timeline(0.0)
         self._script = script
         self._cancelled = asyncio.Event()
         self.cancel_reason: str | None = None

@@ -96,7 +96,7 @@ class ClusterService:
         return RequestLife(generation, now_s, now_s + generation.deadline_in_s)
 
     def _admit(self, life: RequestLife) -> EventStream:
-        stream = EventStream(life.request_id, self.cancel)
+        stream = EventStream(life.request_id, life.timeline, self.cancel)
         self.lives[life.request_id] = life
         self._streams[life.request_id] = stream
         self._queue.append(life)
@@ -105,7 +105,7 @@ class ClusterService:
 
     def probe(self, life: RequestLife, route: Route) -> EventStream:
         """Send an internal request over a fixed route, past queue and ledger limits."""
-        stream = EventStream(life.request_id, self.cancel)
+        stream = EventStream(life.request_id, life.timeline, self.cancel)
         self.lives[life.request_id] = life
         self._streams[life.request_id] = stream
         self.dispatch(life, route)
@@ -192,6 +192,7 @@ class ClusterService:
         prefill, decode = route.prefill, route.decode
         prefill_id = prefill.worker_id if prefill else None
         life.dispatch(prefill_id, decode.worker_id)
+        life.timeline.dispatched(prefill_id, decode.worker_id, self.clock.now_s())
         token_ids = life.token_ids
         self.ledger.reserve_decode(decode.worker_id, life.request_id, self._need(life))
         holders = [decode.worker_id]
@@ -204,7 +205,6 @@ class ClusterService:
         self.send(decode, decode_leg(life, decode, prefill, self.clock.now_s()))
         life.order_seqs[decode.worker_id] = decode.sent_seq
         self.router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
-        life.spans.setdefault("queue_s", self.clock.now_s() - life.arrival_s)
 
     # ---- what workers say
 
@@ -218,15 +218,16 @@ class ClusterService:
             self._replay(life, "an output was lost")
             return
         self._account(life, worker, adopted=delivery.adopted)
-        for name, seconds in output.spans.items():
-            life.spans[f"{worker.role}_{name}"] = seconds
+        now_s, is_new = self.clock.now_s(), bool(delivery.tokens)
+        life.timeline.heard(worker.worker_id, output.spans, now_s, is_new=is_new)
+        life.timeline.transfer_bytes += output.num_pulled_blocks * worker.hello.block_bytes
         event = StreamEvent(
             tokens=delivery.tokens,
             finish_reason=delivery.finish_reason,
             stop_token_id=delivery.stop_token_id,
             error=_worker_error(delivery.error),
             num_cached_tokens=life.num_cached_tokens,
-            spans=life.spans,
+            at_s=now_s,
         )
         if life.is_finished:
             self._end(life, event, "finished")
@@ -294,6 +295,8 @@ class ClusterService:
         self._after_loss(life, life.requeue(), reason)
 
     def _after_loss(self, life: RequestLife, verdict: Verdict, reason: str) -> None:
+        if verdict is not Verdict.NOTHING:
+            life.timeline.failed(self.clock.now_s())
         if verdict is Verdict.POISON:
             error = InternalError(f"given up after {life.replays} replays; last cause: {reason}")
             self._end(life, StreamEvent(error=error), reason)

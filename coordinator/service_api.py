@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from coordinator.timeline import Timeline
     from engine.api.errors import BatonError
     from engine.api.sampling import SampledToken, SamplingParams
 
@@ -32,7 +33,8 @@ class StreamEvent:
     """Some more tokens, in order and exactly once; the last event has `finish_reason` or `error`.
 
     `finish_reason` is "stop" (with `stop_token_id` when a requested stop token ended it) or
-    "length". `num_cached_tokens` is how much of the prompt came from a prefix cache.
+    "length". `num_cached_tokens` is how much of the prompt came from a prefix cache. `at_s` is when
+    the event left the service, on the edge's own clock; None when nobody noted it.
     """
 
     tokens: list[SampledToken] = field(default_factory=list)
@@ -40,11 +42,16 @@ class StreamEvent:
     stop_token_id: int | None = None
     error: BatonError | None = None
     num_cached_tokens: int = 0
-    spans: dict[str, float] = field(default_factory=dict)
+    at_s: float | None = None
 
 
 class TokenStream(Protocol):
-    """The events of one generation. Leaving early must be told with `cancel`."""
+    """The events of one generation. Leaving early must be told with `cancel`.
+
+    `timeline` says where the time went, and grows with the events.
+    """
+
+    timeline: Timeline
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from coordinator.error_replies import error_body
+from coordinator.generation_run import error_kind
 from coordinator.openai_replies import PromptTokensDetails, Usage, encode
 from coordinator.reply_format import joined
 from engine.api.errors import BatonError, InternalError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from coordinator.generation_run import GenerationRun
     from coordinator.limits import EdgeLimits
     from coordinator.metrics import EdgeMetrics
+    from coordinator.openai_replies import Reply
     from coordinator.reply_format import ReplyFormat
 
 log = logging.getLogger(__name__)
@@ -94,12 +96,15 @@ class RunResponse(Response):
         reason = "the request failed"
         try:
             if not await until_disconnect(receive, self.answer(send)):
-                reason = "client disconnected"
+                reason, self.run.error = "client disconnected", "client_disconnected"
                 self._metrics.disconnected()
         except StalledClient:
-            reason = "the client stopped reading"
+            reason, self.run.error = "the client stopped reading", "client_stalled"
             self._metrics.disconnected()
             log.warning("a client read nothing for %s s: its stream is closed", self._stall_s)
+        except Exception as error:
+            self.run.error = error_kind(error)
+            raise
         finally:
             self.run.close(reason)
 
@@ -124,6 +129,12 @@ class RunResponse(Response):
         except TimeoutError as error:
             raise StalledClient from error
 
+    def time(self, reply: Reply) -> None:
+        """The request ends with this reply; it says where the time went when that was asked for."""
+        timings = self.run.finish()
+        if self.run.facts.wants_timings:
+            reply.baton = timings
+
     def usage(self) -> Usage:
         """Token counts so far; the prompt counts once however many choices it has."""
         per_prompt = self.form.options.choices_per_prompt
@@ -144,7 +155,9 @@ class WholeResponse(RunResponse):
         while (said := await self.run.next_delta()) is not None:
             index, delta = said
             deltas[index].append(delta)
-        body = encode(self.form.whole([joined(own) for own in deltas], self.usage()))
+        reply = self.form.whole([joined(own) for own in deltas], self.usage())
+        self.time(reply)
+        body = encode(reply)
         self.headers["content-length"] = str(len(body))
         await self.start(send)
         await self.write(send, body, more=False)
@@ -183,12 +196,16 @@ class StreamResponse(RunResponse):
             index, delta = said
             usage = self.usage() if options.continuous_usage else None
             chunk = self.form.chunk(index, delta, usage)
+            if self.run.is_over and not options.include_usage:
+                self.time(chunk)
             await self.write(send, b"data: " + encode(chunk) + b"\n\n")
             said = await self.run.next_delta()
         if options.include_usage:
             chunk = self.form.usage_chunk(self.usage())
+            self.time(chunk)
             await self.write(send, b"data: " + encode(chunk) + b"\n\n")
 
     async def _fail(self, send: Send, error: BatonError) -> None:
+        self.run.error = error.error_type
         self._metrics.stream_failed(error.error_type)
         await self.write(send, b"data: " + error_body(error) + b"\n\n")

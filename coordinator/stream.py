@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from coordinator.service_api import StreamEvent
+    from coordinator.timeline import Timeline
 
 
 class EventStream:
@@ -18,7 +19,10 @@ class EventStream:
     little and stops nobody.
     """
 
-    def __init__(self, request_id: str, on_cancel: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, request_id: str, timeline: Timeline, on_cancel: Callable[[str, str], None]
+    ) -> None:
+        self.timeline = timeline
         self._request_id = request_id
         self._on_cancel = on_cancel
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()

@@ -9,9 +9,10 @@ request: there is one recovery path. Destination blocks are freed only when no r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from decode.progress import Progress
 from engine.api.messages import (
     Announce,
     Attach,
@@ -67,15 +68,9 @@ class Fetch:
     is_over: bool = False
     attached_s: float = 0.0
     announced_last_s: float = 0.0
+    unheard_s: float = 0.0
+    first_block: int = 0
     renewed_s: float = 0.0
-
-
-@dataclass(slots=True)
-class Progress:
-    """What the coordinator has been told of a running sequence."""
-
-    spans: dict[str, float] = field(default_factory=dict)
-    is_first: bool = True
 
 
 class DecodeRole:
@@ -119,7 +114,7 @@ class DecodeRole:
         if key in self._sequences or key in self.fetches:
             return
         sequence = self.scheduler.allocator.begin(message, self.context)
-        self._sequences[key] = Progress()
+        self._sequences[key] = Progress({"unheard_s": self.context.unheard_s})
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)
         self.scheduler.add(sequence, remote=message.source is not None)
@@ -129,7 +124,7 @@ class DecodeRole:
         """Reserve blocks for waiting fetches, and ask their sources."""
         for sequence in self.scheduler.admit_remote():
             fetch = self.fetches[sequence.key]
-            fetch.next_block = sequence.num_stored_blocks
+            fetch.next_block = fetch.first_block = sequence.num_stored_blocks
             fetch.attached_s = fetch.renewed_s = self.context.clock.now_s()
             self.outbox.ask(
                 fetch.source,
@@ -182,6 +177,7 @@ class DecodeRole:
             fetch.is_last_announced = True
             fetch.first_token = message.first_token
             fetch.announced_last_s = self.context.clock.now_s()
+            fetch.unheard_s = self.context.unheard_s
             self._adopt_if_complete(fetch)
 
     def pulled(self, key: Key, error: str | None) -> None:
@@ -207,9 +203,13 @@ class DecodeRole:
             self._fail(fetch, "the last announcement is incomplete")
             return
         now_s = self.context.clock.now_s()
-        spans = self._sequences[sequence.key].spans
-        spans["wait_blocks_s"] = fetch.attached_s - sequence.arrival_s
-        spans["exposed_transfer_s"] = now_s - fetch.announced_last_s
+        spans = {
+            "unheard_s": fetch.unheard_s,
+            "wait_blocks_s": fetch.attached_s - sequence.arrival_s,
+            "exposed_transfer_s": now_s - fetch.announced_last_s,
+        }
+        num_pulled = fetch.next_block - fetch.first_block
+        self._sequences[sequence.key].adopted(now_s, spans, num_pulled)
         del self.fetches[sequence.key]
         self._tell_pulled(fetch)
         sequence.append(fetch.first_token)
@@ -293,12 +293,8 @@ class DecodeRole:
     def _emit(self, sequence: Sequence, token: SampledToken) -> None:
         """Tell the coordinator of a new token, and end the sequence if it is the last."""
         reason, stop_token_id = sequence.finish_reason()
-        progress = self._sequences[sequence.key]
-        spans = {}
-        if progress.is_first:
-            progress.is_first = False
-            spans = progress.spans
-            spans["queue_s"] = max(sequence.started_s - sequence.arrival_s, 0.0)
+        now_s = self.context.clock.now_s()
+        spans, num_pulled_blocks = self._sequences[sequence.key].take(sequence, now_s)
         self.outbox.output(
             Output(
                 incarnation=self.context.incarnation,
@@ -309,6 +305,7 @@ class DecodeRole:
                 finish_reason=reason,
                 stop_token_id=stop_token_id,
                 num_cached_tokens=sequence.num_cached_tokens,
+                num_pulled_blocks=num_pulled_blocks,
                 spans=spans,
             )
         )

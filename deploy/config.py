@@ -48,6 +48,7 @@ class ServeConfig:
     max_queued_requests: int
     api_key: tuple[str, ...]
     chat_template: str | None
+    otlp_traces_endpoint: str | None
     root_path: str
     log_level: str
     shutdown_timeout: float
@@ -186,6 +187,7 @@ def _unset(name: str) -> str:
         "served-model-name": "the model's name",
         "chat-template": "the model's",
         "seed": "drawn for each request",
+        "otlp-traces-endpoint": "no traces",
     }.get(name, "none")
 
 

@@ -31,6 +31,7 @@ from engine.api.clock import SystemClock
 from engine.api.errors import BatonError
 
 if TYPE_CHECKING:
+    from coordinator.request_record import TraceSink
     from engine.api.messages import CoordinatorMessage, WorkerMessage
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,14 @@ class CoordinatorProcess:
         )
         self.service.on_ready_change = self._tell_ready
         self.membership = Membership(self.service)
+        self.traces = self._open_traces(spec.otlp_traces_endpoint)
+
+    def _open_traces(self, endpoint: str | None) -> TraceSink | None:
+        if endpoint is None:
+            return None
+        from coordinator.otlp_traces import OtlpTraces  # noqa: PLC0415 - an optional extra
+
+        return OtlpTraces(endpoint, self.clock)
 
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
         self.membership.on_message(identity, message)
@@ -90,6 +99,8 @@ class CoordinatorProcess:
         try:
             await server._serve()  # noqa: SLF001 - `serve` would take the signal handlers
         finally:
+            if self.traces is not None:
+                self.traces.close()
             self.membership.close()
             self.control.close()
 
@@ -123,6 +134,7 @@ class CoordinatorProcess:
             root_path=spec.root_path,
             chat_template=Path(spec.chat_template) if spec.chat_template else None,
             sampling_defaults=self._sampling_defaults(model.directory),
+            traces=self.traces,
         )
         return uvicorn.Config(
             app,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 from deploy.affinity import parse_affinity
 from deploy.memory import parse_bytes
@@ -106,6 +107,17 @@ def block_size(value: str) -> int:
     if number & (number - 1):
         raise ValueError(f"{number} is not a power of two: use 16 or 32")
     return number
+
+
+def traces_endpoint(value: str) -> str:
+    """A URL of an OTLP/HTTP collector; without a path it gets the one that collectors listen on."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"{value!r} is not an OTLP/HTTP address: write http://127.0.0.1:4318/v1/traces "
+            "(gRPC is not spoken)"
+        )
+    return value if parts.path.strip("/") else f"{value.rstrip('/')}/v1/traces"
 
 
 def switch(value: str) -> bool:
@@ -222,6 +234,13 @@ OPTIONS = (
         secret=True,
     ),
     Option("chat-template", text, None, "Jinja template: a file, or the text itself"),
+    Option(
+        "otlp-traces-endpoint",
+        traces_endpoint,
+        None,
+        "send OpenTelemetry traces there, over OTLP/HTTP: http://127.0.0.1:4318/v1/traces",
+        metavar="URL",
+    ),
     Option("root-path", str, "", "path prefix set by a proxy in front"),
     Option(
         "log-level",
@@ -317,5 +336,4 @@ REFUSALS = (
     Refusal("uds", "a unix socket is not offered; use --host and --port"),
     Refusal("ssl-keyfile", "TLS is not offered; put a proxy in front"),
     Refusal("ssl-certfile", "TLS is not offered; put a proxy in front"),
-    Refusal("otlp-traces-endpoint", "tracing is not there yet"),
 )

@@ -111,6 +111,7 @@ def _coordinator(
         chat_template=template,
         log_level=config.log_level,
         root_path=config.root_path,
+        otlp_traces_endpoint=config.otlp_traces_endpoint,
         seed=secrets.randbits(63) if config.seed is None else config.seed,
     )
 

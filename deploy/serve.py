@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from deploy.specs import PreparedModel
     from engine.api.clock import Clock
 
+EXPORTER_MODULE = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 WEIGHTS_SHARE = 0.25
 """Weights that take more of the available memory are mapped from their file, without a copy."""
 
@@ -34,6 +36,7 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
     console = Console(stderr=True, highlight=False)
     host = Host.here()
     pool_bytes(config, host)  # fail before a download rather than after it
+    check_tracing(config.otlp_traces_endpoint)
     port = claim_port(config.host, config.port)
     with PrepareProgress(console) as progress:
         model = prepare(
@@ -48,6 +51,21 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
 
         asyncio.run(launcher.run(on_ready))
     return 0
+
+
+def check_tracing(endpoint: str | None) -> None:
+    """ConfigError when traces are wanted and the extra that sends them is not installed."""
+    if endpoint is None:
+        return
+    try:
+        found = all(find_spec(name) for name in ("opentelemetry.sdk.trace", EXPORTER_MODULE))
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise ConfigError(
+            "--otlp-traces-endpoint: OpenTelemetry is not installed; "
+            "run pip install 'baton-serve[otel]', or leave the flag out"
+        )
 
 
 def weights_memory(model: PreparedModel, host: Host) -> int | None:

@@ -61,4 +61,5 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     log_level: str = "info"
     root_path: str = ""
+    otlp_traces_endpoint: str | None = None
     seed: int = 0

@@ -104,6 +104,7 @@ class Worker:
         self._control = parts.connect_control()
         self.outbox = WorkerOutbox(parts, self._control)
         self.prefill, self.decode = parts.build_roles(self.outbox)
+        self._heard_s = parts.context.clock.now_s()
         self._next_hello_s = 0.0
         self._next_expiry_s = 0.0
 
@@ -149,8 +150,13 @@ class Worker:
         poller.register(self.parts.puller.fileno(), zmq.POLLIN)
         for socket in self.parts.peers.sockets():
             poller.register(socket, zmq.POLLIN)
-        if not poller.poll(timeout_ms):
-            return
+        context = self.parts.context
+        context.unheard_s = context.clock.now_s() - self._heard_s
+        if poller.poll(timeout_ms):
+            self._hear_all()
+        self._heard_s = context.clock.now_s()
+
+    def _hear_all(self) -> None:
         self._hear_coordinator()
         for event in self.parts.peers.receive():
             if isinstance(event, FromReader):

@@ -12,9 +12,11 @@ import zmq
 from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
 from deploy.heartbeat import HeartbeatThread
+from deploy.metered_runner import MeteredRunner
 from engine.allocation import Allocator
 from engine.api.ids import host_identity
-from engine.api.messages import Heartbeat, Hello, PeerAddress, WorkerLoad
+from engine.api.messages import Heartbeat, Hello, PeerAddress
+from engine.api.worker_load import WorkerLoad
 from engine.block_pool import BlockPool
 from kvtransfer.digest import (
     block_digest,
@@ -130,7 +132,7 @@ class WorkerParts:
         context: WorkerContext,
     ) -> None:
         self.spec = spec
-        self.runner = runner
+        self.runner = MeteredRunner(runner, context.clock)
         self.memory = memory
         self.fingerprint = fingerprint
         self.context = context
@@ -242,6 +244,7 @@ class WorkerParts:
             max_num_seqs=spec.max_num_seqs,
             max_num_batched_tokens=spec.max_num_batched_tokens,
             backend=self.runner.backend,
+            block_bytes=self.memory.block_bytes,
         )
 
     def start_heartbeat(self, worker: Worker) -> None:
@@ -283,6 +286,10 @@ class WorkerParts:
             prefill_tokens=prefill.computed_tokens + decode.prefilled_tokens,
             decode_tokens=decode.decoded_tokens,
             dropped_messages=worker.dropped_messages + self.peers.dropped_messages,
+            steps=self.runner.steps,
+            step_s=self.runner.step_s,
+            stepped_tokens=self.runner.stepped_tokens,
+            step_sizes=list(self.runner.step_sizes),
         )
 
     def close(self) -> None:

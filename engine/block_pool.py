@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from engine.api.errors import InternalError
-from engine.api.messages import BlockCounts, HoldAccount
+from engine.api.messages import HoldAccount
+from engine.api.worker_load import BlockCounts
 from engine.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:

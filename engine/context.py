@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class WorkerContext:
-    """One worker's identity; `incarnation` changes when the coordinator fences it."""
+    """One worker's identity; `incarnation` changes when the coordinator fences it. `unheard_s` is how
+    long the loop had not listened before it heard what it hears now: a step that ran, mostly."""
 
     worker_id: str
     incarnation: str
     fingerprint_hash: bytes
     clock: Clock
     lease_duration_s: float = 30.0
+    unheard_s: float = 0.0

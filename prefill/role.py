@@ -96,7 +96,8 @@ class PrefillRole:
         sequence = self.scheduler.allocator.begin(message, self.context)
         sequence.prefix_source = message.prefix_source
         sequence.prefix_source_tokens = message.prefix_source_tokens
-        self.offers[key] = Offer(sequence, new_lease_id())
+        told = {"unheard_s": self.context.unheard_s}
+        self.offers[key] = Offer(sequence, new_lease_id(), spans=told)
         self.scheduler.add(sequence)
         if (early := self._early.pop(key, None)) is not None:
             self._attach(early[0], early[1])

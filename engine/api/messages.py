@@ -15,11 +15,11 @@ from __future__ import annotations
 import msgspec
 
 from engine.api.fingerprint import Fingerprint
-from engine.api.records import BlockCounts as BlockCounts
 from engine.api.records import Message as Message
 from engine.api.records import PeerAddress as PeerAddress
-from engine.api.records import WorkerLoad as WorkerLoad
 from engine.api.sampling import SampledToken, SamplingParams
+from engine.api.worker_load import BlockCounts as BlockCounts
+from engine.api.worker_load import WorkerLoad as WorkerLoad
 
 # ---- coordinator → worker
 
@@ -127,6 +127,7 @@ class Hello(Message, frozen=True, kw_only=True):
     max_num_seqs: int
     max_num_batched_tokens: int
     backend: str
+    block_bytes: int = 0
     served: list[str] = msgspec.field(default_factory=list)
 
 
@@ -146,7 +147,9 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 class Output(Message, frozen=True, kw_only=True):
     """Tokens of one request. `index` counts output tokens from 0 at the client's first token, so a
-    repeated or reordered Output changes nothing. `finish_reason` is None while it goes on."""
+    repeated or reordered Output changes nothing. `finish_reason` is None while it goes on. `spans`
+    are durations in seconds that ended with this output, never instants; `num_pulled_blocks` came
+    from another worker since the output before."""
 
     incarnation: str
     request_id: str
@@ -157,6 +160,7 @@ class Output(Message, frozen=True, kw_only=True):
     stop_token_id: int | None = None
     error: str | None = None
     num_cached_tokens: int = 0
+    num_pulled_blocks: int = 0
     spans: dict[str, float] = msgspec.field(default_factory=dict)
 
 

@@ -18,32 +18,3 @@ class PeerAddress(Message, frozen=True, kw_only=True):
     host: str
     control: str
     transports: dict[str, str]
-
-
-class BlockCounts(Message, frozen=True, kw_only=True):
-    """Where every block of a pool is: total = free + cached + held."""
-
-    total: int
-    free: int
-    cached: int
-    held: int
-
-
-class WorkerLoad(Message, frozen=True, kw_only=True):
-    """What a worker is doing now; sent with each heartbeat."""
-
-    blocks: BlockCounts
-    waiting: int = 0
-    running: int = 0
-    transferring: int = 0
-    preemptions: int = 0
-    prefix_queries_tokens: int = 0
-    prefix_hits_tokens: int = 0
-    transfer_bytes: int = 0
-    transfer_s: float = 0.0
-    transfers: int = 0
-    transfer_failures: int = 0
-    prefix_fetched_tokens: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    dropped_messages: int = 0

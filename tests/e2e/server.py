@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 
 BATON = Path(sys.executable).parent / "baton"
+MOCK = (sys.executable, "-m", "tests.e2e.mock_engine")
+"""`baton`, but its workers run the attesting mock: many requests a second, and no weights."""
 READY_TIMEOUT_S = 180.0
 
 
@@ -29,13 +31,13 @@ def free_port() -> int:
 class Server:
     """`with Server("--pd", "1p1d") as server:`; ended by SIGINT, and by SIGKILL if that does not do."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, program: tuple[str, ...] = (str(BATON),)) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the server
         started = time.monotonic()
         self.process = subprocess.Popen(
-            [str(BATON), "serve", *arguments, "--port", str(self.port)],
+            [*program, "serve", *arguments, "--port", str(self.port)],
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -36,7 +36,7 @@ LEFT_OUT = {
     "LeaseTable": {"_clock", "granted", "released", "expired"},
     "PrefillRole": {"computed_tokens"},
     "PrefillScheduler": {"max_num_batched_tokens", "max_num_seqs"},
-    "RequestLife": {"order_seqs", "strikes", "spans", "arrival_s", "deadline_s"},
+    "RequestLife": {"order_seqs", "strikes", "timeline", "arrival_s", "deadline_s"},
     "Sequence": {"keys", "root", "sampling", "arrival_s"},
     "WorkerRecord": {"hello", "load", "last_seen_s", "step", "step_moved_s", "sent_seq"},
     "_Lease": {"covered"},

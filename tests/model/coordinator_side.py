@@ -12,8 +12,9 @@ from coordinator.registry import WorkerState
 from coordinator.service import MAX_STRIKES, ClusterService
 from coordinator.service_api import Generation
 from engine.api.errors import Overloaded, RequestAborted, WorkerLost
-from engine.api.messages import BlockCounts, Heartbeat, Ping, Welcome, WorkerLoad
+from engine.api.messages import Heartbeat, Ping, Welcome
 from engine.api.sampling import SamplingParams
+from engine.api.worker_load import BlockCounts, WorkerLoad
 from tests.model.worker_side import Frozen, Letter, Violation
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from engine.api.messages import (
     PeerMessage,
     Prefill,
     Welcome,
-    WorkerLoad,
 )
+from engine.api.worker_load import WorkerLoad
 from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.block_pool import BlockPool
 from engine.context import WorkerContext

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deploy import cli
+from deploy import cli, serve
 from deploy.config import describe, resolve
 from deploy.options import ALIASES, BY_NAME, OPTIONS, REFUSALS
 from deploy.topology import Pools, parse_pd
@@ -210,3 +210,29 @@ def test_help_works(arguments, capsys) -> None:
 def test_bench_says_what_it_can(arguments, capsys) -> None:
     assert cli.main(arguments) == 2
     assert "bench" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ("http://c:4318", "http://c:4318/v1/traces"),
+        ("https://c/", "https://c/v1/traces"),
+        ("http://c:4318/v1/traces", "http://c:4318/v1/traces"),
+        ("http://c/otel/in", "http://c/otel/in"),
+    ],
+)
+def test_a_traces_endpoint_without_a_path_gets_the_usual_one(given, means) -> None:
+    assert resolve({"otlp-traces-endpoint": given}, {}).config.otlp_traces_endpoint == means
+
+
+@pytest.mark.parametrize("given", ["grpc://c:4317", "c:4317", "http://"])
+def test_a_traces_endpoint_that_is_no_http_is_refused_by_name(given) -> None:
+    with pytest.raises(ConfigError, match="--otlp-traces-endpoint"):
+        resolve({"otlp-traces-endpoint": given}, {})
+
+
+def test_traces_without_their_extra_are_refused_with_what_to_install(monkeypatch) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda _: None)
+    serve.check_tracing(None)
+    with pytest.raises(ConfigError, match=r"baton-serve\[otel\]"):
+        serve.check_tracing("http://c:4318/v1/traces")

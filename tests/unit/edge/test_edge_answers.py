@@ -390,7 +390,7 @@ async def test_metrics_add_up(client, service, tokenizer, clock):
                 "totals": {"transfers": 7},
             }
         ],
-        "requests": {"live": 3, "queued": 1},
+        "requests": {"live": 4, "queued": 1},
     }
     await chat(client)
     await chat(client, temperature="hot")
@@ -426,3 +426,37 @@ async def test_an_operators_template_wins(served_model, service, clock, tmp_path
         await chat(client)
     ids = service.generations[0].prompt_token_ids
     assert tokenizer.decode(ids, skip_special_tokens=False) == "Hello!"
+
+
+async def test_timings_are_told_to_who_asks_in_the_body(client, service, tokenizer, clock):
+    service.default = script(tokenizer, "Hello")
+    body = (await chat(client, return_timings=True)).json()
+    assert sum(body["baton"]["spans_ms"].values()) == pytest.approx(body["baton"]["e2e_ms"])
+
+
+async def test_timings_are_told_to_who_asks_by_a_header(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    headers = {"X-Baton-Timings": "1"}
+    reply = await client.post("/v1/completions", json={"prompt": "Hello"}, headers=headers)
+    assert reply.json()["baton"]["replays"] == 0
+
+
+async def test_timings_are_not_told_unasked(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    assert "baton" not in (await chat(client)).json()
+
+
+@pytest.mark.parametrize("usage", [True, False])
+async def test_timings_of_a_stream_are_in_its_last_chunk_only(client, service, tokenizer, usage):
+    service.default = script(tokenizer, "Hello there")
+    options = {"include_usage": True} if usage else None
+    told = events(await chat(client, stream=True, stream_options=options, return_timings=True))
+    assert ["baton" in event for event in told] == [False] * (len(told) - 1) + [True]
+    assert told[-1]["choices"] == [] if usage else told[-1]["choices"][0]["finish_reason"]
+
+
+async def test_timings_of_several_choices_are_those_of_the_last(client, service, tokenizer):
+    short, long = script(tokenizer, "Hello"), script(tokenizer, "Hello there world")
+    service.scripts.extend([short, long])
+    body = (await chat(client, n=2, return_timings=True)).json()
+    assert body["baton"]["choice"] == 1

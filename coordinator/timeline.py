@@ -1,0 +1,164 @@
+"""Where one choice's time went, as the service sees it. Owns the split of its life into segments; pure.
+
+    submitted ─queue─► dispatched ─prefill_queue, prefill─► first token
+              ─decode_wait, exposed_transfer, first_step─► second token ─decode─► last token
+
+The instants are the coordinator's own. Workers report durations, never instants, and each report
+fills a part of the interval it lies in; what no report explains is `control`: messages under way.
+So segments are consecutive, and their sum is the time from the first instant to the last.
+
+A failed attempt keeps its segments; what came after its last token is `replay`. An attempt on one
+worker alone has no handoff: its prompt's stages belong to the decode role.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+STAGES = (
+    *("tokenize", "queue", "prefill_queue", "prefill", "decode_wait", "exposed_transfer"),
+    *("first_step", "decode", "replay", "deliver", "control"),
+)
+COORDINATOR = "coordinator"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of time: what was done, by which role and worker ("" for the coordinator)."""
+
+    stage: str
+    seconds: float
+    role: str = COORDINATOR
+    worker: str = ""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One dispatch. `reports` are the durations that each of its workers told."""
+
+    dispatched_s: float
+    prefill_worker: str | None
+    decode_worker: str
+    first_s: float | None = None
+    second_s: float | None = None
+    last_s: float | None = None
+    failed_s: float | None = None
+    reports: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def segments(self, until_s: float) -> list[Segment]:
+        """From the dispatch to its failure, or to `until_s`."""
+        end_s = until_s if self.failed_s is None else min(self.failed_s, until_s)
+        if self.first_s is None:
+            return [self._tail("prefill", end_s - self.dispatched_s)]
+        first_s = min(self.first_s, end_s)
+        segments, mark_s = self._prompt(first_s - self.dispatched_s), first_s
+        if self.second_s is not None and self.prefill_worker is not None:
+            mark_s = min(self.second_s, end_s)
+            segments += self._handoff(mark_s - first_s)
+        last_s = min(self.last_s or first_s, end_s)
+        segments.append(Segment("decode", max(last_s - mark_s, 0.0), "decode", self.decode_worker))
+        rest_s = end_s - max(last_s, mark_s)
+        return [*segments, self._tail("decode", rest_s)] if rest_s > 0 else segments
+
+    def _prompt(self, seconds: float) -> list[Segment]:
+        """Dispatch to first token, on the worker that computed the prompt."""
+        worker = self.prefill_worker or self.decode_worker
+        told = self.reports.get(worker, {})
+        known = [
+            ("prefill_queue", told.get("queue_s", 0.0)),
+            ("prefill", told.get("prefill_s", 0.0)),
+        ]
+        role = "prefill" if self.prefill_worker else "decode"
+        return _explained(seconds, known, told.get("unheard_s", 0.0), (role, worker))
+
+    def _handoff(self, seconds: float) -> list[Segment]:
+        """First to second token: what the handoff costs the client, and the first step after it."""
+        told = self.reports.get(self.decode_worker, {})
+        computing = self.reports.get(self.prefill_worker or "", {})
+        hidden_s = computing.get("queue_s", 0.0) + computing.get("prefill_s", 0.0)
+        blocks_s = max(told.get("wait_blocks_s", 0.0) - hidden_s, 0.0)
+        known = [
+            ("decode_wait", blocks_s + told.get("step_wait_s", 0.0)),
+            ("exposed_transfer", told.get("exposed_transfer_s", 0.0)),
+            ("first_step", told.get("first_step_s", 0.0)),
+        ]
+        where = ("decode", self.decode_worker)
+        return _explained(seconds, known, told.get("unheard_s", 0.0), where)
+
+    def _tail(self, role: str, seconds: float) -> Segment:
+        """After the last token: lost when the attempt failed, else the stage that was left."""
+        worker = self.prefill_worker if role == "prefill" else self.decode_worker
+        stage = role if self.failed_s is None else "replay"
+        return Segment(stage, max(seconds, 0.0), role, worker or self.decode_worker)
+
+
+def _explained(
+    total_s: float,
+    known: Sequence[tuple[str, float]],
+    unheard_s: float,
+    where: tuple[str, str],
+) -> list[Segment]:
+    """`known` parts of an interval in order, cut to what it has; the rest is `control`.
+
+    A worker in the middle of a step hears a message only when that step ends: of the rest, up to
+    `unheard_s` was such a wait and goes to the first part.
+    """
+    left_s, parts = max(total_s, 0.0), []
+    for _, seconds in known:
+        parts.append(min(max(seconds, 0.0), left_s))
+        left_s -= parts[-1]
+    waited_s = min(max(unheard_s, 0.0), left_s)
+    parts[0] += waited_s
+    told = [Segment(stage, part, *where) for (stage, _), part in zip(known, parts, strict=True)]
+    return [*told, Segment("control", left_s - waited_s)]
+
+
+@dataclass(slots=True)
+class Timeline:
+    """All attempts of one choice, in order. At most the last one has not failed."""
+
+    submitted_s: float
+    attempts: list[Attempt] = field(default_factory=list)
+    transfer_bytes: int = 0
+
+    @property
+    def replays(self) -> int:
+        """Attempts that failed."""
+        return sum(attempt.failed_s is not None for attempt in self.attempts)
+
+    def dispatched(self, prefill_worker: str | None, decode_worker: str, now_s: float) -> None:
+        """A new attempt begins."""
+        self.attempts.append(Attempt(now_s, prefill_worker, decode_worker))
+
+    def heard(
+        self, worker_id: str, spans: Mapping[str, float], now_s: float, *, is_new: bool
+    ) -> None:
+        """An output of the current attempt came; `is_new` when it brought the client a token."""
+        attempt = self.attempts[-1]
+        if spans:
+            attempt.reports.setdefault(worker_id, {}).update(spans)
+            if "first_step_s" in spans:
+                attempt.second_s = now_s
+        if is_new:
+            attempt.last_s = now_s
+            attempt.first_s = now_s if attempt.first_s is None else attempt.first_s
+
+    def failed(self, now_s: float) -> None:
+        """The current attempt is given up."""
+        if self.attempts and self.attempts[-1].failed_s is None:
+            self.attempts[-1].failed_s = now_s
+
+    def segments(self, until_s: float) -> list[Segment]:
+        """From submission to `until_s`: queue, the first attempt, queue, the next …"""
+        found, mark_s = [], self.submitted_s
+        for attempt in self.attempts:
+            found.append(Segment("queue", max(attempt.dispatched_s - mark_s, 0.0)))
+            found += attempt.segments(until_s)
+            mark_s = until_s if attempt.failed_s is None else attempt.failed_s
+        if until_s > mark_s:
+            found.append(Segment("queue", until_s - mark_s))
+        return found

@@ -1,0 +1,28 @@
+"""`baton serve` over the attesting mock engine: every process and socket is real, only the model is not.
+
+usage: python -m tests.e2e.mock_engine serve [OPTIONS]
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgspec
+
+import deploy.serve
+from deploy.cli import main
+from deploy.engine_start import MOCK_BACKEND
+from deploy.plan import Plan, make_plan
+
+
+def mocked(*arguments: Any) -> Plan:
+    """The plan, with the mock in every worker."""
+    plan = make_plan(*arguments)
+    workers = (msgspec.structs.replace(worker, backend=MOCK_BACKEND) for worker in plan.workers)
+    return Plan(plan.coordinator, tuple(workers))
+
+
+if __name__ == "__main__":
+    vars(deploy.serve)["make_plan"] = mocked
+    sys.exit(main())
