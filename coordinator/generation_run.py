@@ -206,6 +206,8 @@ class GenerationRun:
         self._streams = []
         if self._events is not None:
             self._events.close()
+        if self.error is None and not self.is_over:  # the task was cancelled: the server stops
+            self.error = InternalError.error_type
         failure = ABORT if self.error in CLIENT_LEFT else ERROR
         self._settle(failure, self._context.clock.now_s())
         self._trace()

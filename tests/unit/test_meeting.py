@@ -11,6 +11,7 @@ import zmq
 from coordinator.registry import Registry
 from engine.api.fingerprint import Fingerprint
 from engine.api.messages import Hello, PeerAddress, PeerRefuse, Pulled
+from engine.api.worker_load import STEP_TOKEN_BUCKETS, BlockCounts, WorkerLoad
 from kvtransfer.peers import FromReader, FromSource, PeerNetwork
 
 OURS = Fingerprint(
@@ -104,3 +105,19 @@ def test_worker_hears_a_reader_that_is_alike(tmp_path: Path) -> None:
     event = met(tmp_path, OURS)
     assert isinstance(event, FromReader)
     assert isinstance(event.message, Pulled)
+
+
+def test_lifetime_totals_survive_a_worker() -> None:
+    registry = Registry()
+    for _ in range(2):
+        record = registry.register(hello("prefill-0", OURS), b"", 0.0)
+        record.load = WorkerLoad(
+            blocks=BlockCounts(total=0, free=0, cached=0, held=0),
+            preemptions=3,
+            stepped_tokens=9,
+            step_sizes=[1] * (len(STEP_TOKEN_BUCKETS) + 1),
+        )
+        assert registry.remove("prefill-0") is record
+    assert registry.lifetime().preemptions == 6
+    assert registry.lifetime().stepped_tokens == 18
+    assert set(registry.lifetime().step_sizes) == {2}
