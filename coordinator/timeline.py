@@ -1,6 +1,6 @@
 """Where one choice's time went, as the service sees it. Owns the split of its life into segments; pure.
 
-    submitted ─queue─► dispatched ─prefill_queue, prefill─► first token
+    submitted ─queue─► dispatched ─prefill_queue, prefix_fetch, prefill─► first token
               ─decode_wait, exposed_transfer, first_step─► second token ─decode─► last token
 
 The instants are the coordinator's own. Workers report durations, never instants, and each report
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 STAGES = (
-    *("tokenize", "queue", "prefill_queue", "prefill", "decode_wait", "exposed_transfer"),
-    *("first_step", "decode", "replay", "deliver", "control"),
+    *("tokenize", "queue", "prefill_queue", "prefix_fetch", "prefill", "decode_wait"),
+    *("exposed_transfer", "first_step", "decode", "replay", "deliver", "control"),
 )
 COORDINATOR = "coordinator"
+PROMPT_REPORTS = ("queue_s", "prefix_fetch_s", "prefill_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Attempt:
             ("prefill_queue", told.get("queue_s", 0.0)),
             ("prefill", told.get("prefill_s", 0.0)),
         ]
+        if fetch_s := told.get("prefix_fetch_s"):
+            known.insert(1, ("prefix_fetch", fetch_s))
         role = "prefill" if self.prefill_worker else "decode"
         return _explained(seconds, known, told.get("unheard_s", 0.0), (role, worker))
 
@@ -79,7 +82,7 @@ class Attempt:
         """First to second token: what the handoff costs the client, and the first step after it."""
         told = self.reports.get(self.decode_worker, {})
         computing = self.reports.get(self.prefill_worker or "", {})
-        hidden_s = computing.get("queue_s", 0.0) + computing.get("prefill_s", 0.0)
+        hidden_s = sum(computing.get(name, 0.0) for name in PROMPT_REPORTS)
         blocks_s = max(told.get("wait_blocks_s", 0.0) - hidden_s, 0.0)
         known = [
             ("decode_wait", blocks_s + told.get("step_wait_s", 0.0)),

@@ -36,7 +36,8 @@ class Sequence:
 
     `token_ids` starts with the client's prompt (`num_prompt_tokens` long); everything after it is
     output, including output of earlier attempts. `root` is the parent key of the first block.
-    `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached.
+    `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
+    `prefix_fetch_s` is how long reading from there, or trying to, took.
     """
 
     request_id: str
@@ -56,6 +57,7 @@ class Sequence:
     started_s: float = 0.0
     prefix_source: PeerAddress | None = None
     prefix_source_tokens: int = 0
+    prefix_fetch_s: float = 0.0
 
     @property
     def key(self) -> tuple[str, int]:

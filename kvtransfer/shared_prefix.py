@@ -155,6 +155,7 @@ class PrefixFetch:
 
     sequence: Sequence
     source: PeerAddress
+    begun_s: float
     answer_until_s: float
     first_block: int
     num_asked: int
@@ -197,8 +198,8 @@ class PrefixReader:
         if source is None:
             raise AssertionError("a sequence without a source has nothing to fetch")
         keys = sequence.extend_keys(block_size, sequence.num_tokens - 1)[first:]
-        until_s = self._context.clock.now_s() + ANSWER_WITHIN_S
-        fetch = PrefixFetch(sequence, source, until_s, first, len(keys))
+        now_s = self._context.clock.now_s()
+        fetch = PrefixFetch(sequence, source, now_s, now_s + ANSWER_WITHIN_S, first, len(keys))
         self.fetches[sequence.key] = fetch
         self._outbox.ask(
             source,
@@ -262,6 +263,7 @@ class PrefixReader:
         del self.fetches[fetch.sequence.key]
         self._tell_pulled(fetch)
         self.fetched_blocks += num_blocks
+        fetch.sequence.prefix_fetch_s = self._context.clock.now_s() - fetch.begun_s
         self._resume(fetch.sequence, fetch.first_block + num_blocks)
 
     def _tell_pulled(self, fetch: PrefixFetch) -> None:

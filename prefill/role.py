@@ -172,7 +172,9 @@ class PrefillRole:
     def _begin(self, sequence: Sequence, now_s: float) -> None:
         offer = self.offers[sequence.key]
         if "queue_s" not in offer.spans:
-            offer.spans["queue_s"] = now_s - sequence.arrival_s
+            offer.spans["queue_s"] = now_s - sequence.arrival_s - sequence.prefix_fetch_s
+            if sequence.prefix_fetch_s:
+                offer.spans["prefix_fetch_s"] = sequence.prefix_fetch_s
             sequence.started_s = now_s
             self.leases.grant(offer.lease_id, sequence.hold, self.context.lease_duration_s)
 

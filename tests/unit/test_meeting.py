@@ -117,7 +117,7 @@ def test_lifetime_totals_survive_a_worker() -> None:
             stepped_tokens=9,
             step_sizes=[1] * (len(STEP_TOKEN_BUCKETS) + 1),
         )
-        assert registry.remove("prefill-0") is record
+        assert registry.remove("prefill-0", "lost", 0.0) is record
     assert registry.lifetime().preemptions == 6
     assert registry.lifetime().stepped_tokens == 18
     assert set(registry.lifetime().step_sizes) == {2}

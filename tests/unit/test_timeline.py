@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.service_api import Generation
-from coordinator.timeline import STAGES, Timeline
+from coordinator.timeline import STAGES, Attempt, Timeline
 from engine.api.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
@@ -140,3 +140,11 @@ def test_simulated_requests_add_up(prefill: int, victim: str | None) -> None:
         assert all(spent(t, e).get("replay", 0.0) > 0 for t in lost for e in [max(ends_s)])
 
     run(scenario, prefill=prefill, decode=2)
+
+
+def test_a_prefix_that_was_read_elsewhere_is_a_stage_of_its_own() -> None:
+    attempt = Attempt(0.0, "P", "D", first_s=4.0, last_s=4.0)
+    attempt.reports["P"] = {"queue_s": 1.0, "prefix_fetch_s": 0.5, "prefill_s": 2.0}
+    stages = {segment.stage: segment.seconds for segment in attempt.segments(4.0)}
+    assert stages["prefix_fetch"] == 0.5
+    assert sum(stages.values()) == 4.0
