@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from deploy.config import Resolved
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+BENCHES = {"serve": "benchmarks.serve.main", "kv": "benchmarks.kv_transfer"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Parse and do; ConfigError for what cannot be parsed."""
-    if arguments[:2] == ["bench", "kv"]:  # its own parser, in a package that may not be installed
-        return bench_kv(arguments[2:])
+    if arguments[:1] == ["bench"] and arguments[1:2] in ([name] for name in BENCHES):  # own parsers
+        return run_bench(arguments[1], arguments[2:])
     namespace, unknown = make_parser().parse_known_args(arguments)
     if unknown:
         raise ConfigError(explain_unknown(unknown[0]))
@@ -105,8 +105,8 @@ def make_parser() -> Parser:
     pull.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m")
     pull.add_argument("--dtype", default="auto")
     _add(verbs, "version", "print the version", run_version)
-    bench = _add(verbs, "bench", "kv: how fast KV blocks move between processes", bench_usage)
-    bench.add_argument("what", nargs="*", metavar="kv")
+    bench = _add(verbs, "bench", "serve: load on an endpoint; kv: how fast KV moves", bench_usage)
+    bench.add_argument("what", nargs="*", metavar="serve|kv")
     return parser
 
 
@@ -266,19 +266,18 @@ def run_version(_: argparse.Namespace) -> int:
 
 
 def bench_usage(_: argparse.Namespace) -> int:
-    """`baton bench` with anything but kv."""
-    raise ConfigError("bench: only KV transfer can be measured from here: baton bench kv")
+    """`baton bench` with anything that is not a benchmark."""
+    raise ConfigError(
+        "bench: name what to measure: baton bench serve (an endpoint under load), "
+        "or baton bench kv (how fast KV blocks move between processes)"
+    )
 
 
-def bench_kv(arguments: list[str]) -> int:
-    """`baton bench kv …`: the benchmarks live in the repository, beside the packages."""
-    if find_spec("benchmarks") is None or find_spec("benchmarks.kv_transfer") is None:
-        raise ConfigError(
-            "bench kv: benchmarks/kv_transfer.py is not installed; run it from a clone"
-        )
+def run_bench(name: str, arguments: list[str]) -> int:
+    """`baton bench serve …` and `baton bench kv …`; exit status 3 when the client was the bottleneck."""
     from importlib import import_module
 
-    return int(import_module("benchmarks.kv_transfer").main(arguments) or 0)
+    return int(import_module(BENCHES[name]).main(arguments) or 0)
 
 
 def own_version() -> str:
