@@ -1,6 +1,6 @@
 """Do `baton bench serve` and `vllm bench serve` measure the same? Owns running both on the same servers in turn.
 
-usage: python -m benchmarks.client_agreement [--peers-home DIR] [--repeats 3] [--only metronome|baton] [--out FILE]
+usage: python -m benchmarks.client_agreement [--peers-home DIR] [--repeats 3] [--only metronome|baton] [--append] [--out FILE]
 
 Two servers: `benchmarks.metronome`, whose timing is known, and `baton serve`. Each repeat runs both clients with the
 same flags and seed, hence with the same arrival times; the order changes each time. A figure is its median over the repeats.
@@ -51,6 +51,7 @@ def baton(logs: Path) -> Iterator[tuple[str, str]]:
     process = start(command, logs / "baton.log")
     try:
         await_ready(url, process)
+        warm_up(url)
         yield url, "smollm2-135m"
     finally:
         end(process)
@@ -71,6 +72,14 @@ def metronome(_: Path) -> Iterator[tuple[str, str]]:
 
 
 SERVERS = {"metronome": metronome, "baton": baton}
+
+
+def warm_up(url: str) -> None:
+    """A few requests that nobody measures: a fresh server is slower at first."""
+    flags = ["--url", url, "--num-prompts", "8", "--random-input-len", "128"]
+    flags += ["--random-output-len", "32", "--request-rate", "4", "--seed", "1000"]
+    command = [sys.executable, "-m", "deploy.cli", "bench", "serve", *flags]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
 
 
 def client_command(client: str, url: str, model: str, home: Path, seed: int) -> list[str]:
@@ -95,33 +104,38 @@ def measure(command: list[str], directory: Path) -> dict[str, Any]:
     return result
 
 
-def compare(name: str, home: Path, repeats: int, first_seed: int) -> dict[str, Any]:
-    """Both clients on one server, `repeats` times."""
+def compare(name: str, home: Path, seeds: list[int], before: dict[str, Any]) -> dict[str, Any]:
+    """Both clients on one server, once a seed, and what was found `before` with others."""
     runs: dict[str, list[dict[str, Any]]] = {"baton": [], "vllm": []}
+    known = {entry["figure"]: entry["each"] for entry in before.get("figures", [])}
     with tempfile.TemporaryDirectory() as temporary, SERVERS[name](Path(temporary)) as (url, model):
-        for repeat in range(repeats):
-            order = ("baton", "vllm") if repeat % 2 == 0 else ("vllm", "baton")
+        for seed in seeds:
+            order = ("baton", "vllm") if seed % 2 == 0 else ("vllm", "baton")
             for client in order:
-                command = client_command(client, url, model, home, first_seed + repeat)
+                command = client_command(client, url, model, home, seed)
                 runs[client].append(measure(command, Path(temporary)))
         commands = {
-            client: " ".join(client_command(client, url, model, home, first_seed))
-            for client in runs
+            client: " ".join(client_command(client, url, model, home, seeds[0])) for client in runs
         }
-    rows = [row(figure, runs) for figure in FIGURES]
+    rows = [row(figure, runs, known.get(figure, {})) for figure in FIGURES]
     return {
         "server": name,
         "commands": commands,
-        "seeds": [first_seed + repeat for repeat in range(repeats)],
+        "seeds": before.get("seeds", []) + seeds,
         "figures": rows,
         "widest_difference": max(abs(entry["ratio"] - 1) for entry in rows),
-        "client": [run["client"] for run in runs["baton"]],
+        "client": before.get("client", []) + [run["client"] for run in runs["baton"]],
     }
 
 
-def row(figure: str, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def row(
+    figure: str, runs: dict[str, list[dict[str, Any]]], known: dict[str, list[float]]
+) -> dict[str, Any]:
     """One figure of both clients: medians of the repeats, their ratio, and each repeat."""
-    each = {client: [run[figure] for run in found] for client, found in runs.items()}
+    each = {
+        client: known.get(client, []) + [run[figure] for run in found]
+        for client, found in runs.items()
+    }
     ours, theirs = statistics.median(each["baton"]), statistics.median(each["vllm"])
     return {"figure": figure, "baton": ours, "vllm": theirs, "ratio": ours / theirs, "each": each}
 
@@ -142,15 +156,19 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--only", choices=list(SERVERS))
+    parser.add_argument("--append", action="store_true", help="add repeats to those in --out")
     parser.add_argument("--out", type=Path, default=OUT)
     flags = parser.parse_args()
     names = [flags.only] if flags.only else list(SERVERS)
     stamp = environment()
-    found = [compare(name, flags.peers_home, flags.repeats, flags.seed) for name in names]
-    for comparison in found:
-        show(comparison)
     kept = json.loads(flags.out.read_text(encoding="utf-8")) if flags.out.is_file() else {}
     servers = {entry["server"]: entry for entry in kept.get("servers", [])}
+    seeds = list(range(flags.seed, flags.seed + flags.repeats))
+    found = []
+    for name in names:
+        before = servers.get(name, {}) if flags.append else {}
+        found.append(compare(name, flags.peers_home, seeds, before))
+        show(found[-1])
     servers |= {entry["server"]: {**entry, "environment": stamp} for entry in found}
     document = {
         "command": "python -m benchmarks.client_agreement",

@@ -97,7 +97,7 @@ class Endpoint:
         own = arrivals.own_times(requests) if flags.self_timed else None
         due_s = own or arrivals.schedule(traffic, len(requests), flags.seed)
         prepared = self._prepare(requests)
-        watch = PoolWatch()
+        watch = PoolWatch(timeline=flags.report is not None)
         progress = LiveProgress(self.name, len(requests), quiet=flags.disable_tqdm)
         async with watch.watching(self._client):
             with progress:

@@ -28,8 +28,10 @@ class Sample:
 
 @dataclass
 class PoolWatch:
-    """Samples in the order of time; none when the server is not Baton."""
+    """Samples in the order of time; none when the server is not Baton. Without `timeline` only the first and
+    the last are taken: each one costs the server something."""
 
+    timeline: bool = False
     samples: list[Sample] = field(default_factory=list)
 
     @contextlib.asynccontextmanager
@@ -39,18 +41,19 @@ class PoolWatch:
             yield
             return
         stop = asyncio.Event()
-        task = asyncio.create_task(self._poll(client, stop))
+        polling = [asyncio.create_task(self._poll(client, stop))] if self.timeline else []
         try:
             yield
         finally:
             stop.set()
-            await task
+            await asyncio.gather(*polling)
             await self._take(client)
 
     async def _poll(self, client: Client, stop: asyncio.Event) -> None:
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), EVERY_S)
+                return
             await self._take(client)
 
     async def _take(self, client: Client) -> bool:
