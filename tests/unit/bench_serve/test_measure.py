@@ -26,9 +26,7 @@ OUTCOMES = [
         num_output_tokens=3,
         queue_s=0.4,
     ),
-    Outcome(
-        start_s=101.5, ttft_s=0.2, latency_s=0.2, num_prompt_tokens=30, num_output_tokens=1
-    ),
+    Outcome(start_s=101.5, ttft_s=0.2, latency_s=0.2, num_prompt_tokens=30, num_output_tokens=1),
     Outcome(start_s=102.0, error="HTTP 500: no"),
 ]
 FIGURES = summary(OUTCOMES, 4.0, [50.0, 99.0, 99.9], SLO)
