@@ -12,7 +12,7 @@ import msgspec
 
 from benchmarks.serve.answer import Answer, error_text
 from benchmarks.serve.connection import Connection, ConnectionLost, Lags, Origin
-from engine.api.errors import ConfigError
+from engine.api.errors import BatonError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.serve.answer import Outcome
 
 MAX_ERROR_BYTES = 1 << 16
+CONNECT_TIMEOUT_S = 10.0
 
 
 def parse_url(url: str, *, insecure: bool = False) -> tuple[Origin, str]:
@@ -54,6 +55,18 @@ class Client:
         host = f"[{origin.host}]" if ":" in origin.host else origin.host
         fields = {"Host": f"{host}:{origin.port}", "User-Agent": "baton-bench", **headers}
         self._head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+
+    async def connect(self) -> None:
+        """Have a connection open; BatonError when nobody listens there."""
+        where = f"{self._origin.host}:{self._origin.port}"
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._idle.append(await Connection.open(self._origin, self.lags))
+        except (TimeoutError, OSError) as error:
+            raise BatonError(
+                f"--url: no server at {where} ({error or type(error).__name__}); "
+                "start one with: baton serve"
+            ) from None
 
     def message(self, path: str, body: bytes, request_id: str) -> bytes:
         """A whole POST, to be made before the clock runs."""

@@ -80,18 +80,7 @@ class Connection:
                 ssl=origin.tls,
             )
             return connection
-        infos = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
-        family, kind, protocol, _, address = infos[0]
-        sock = socket.socket(family, kind, protocol)
-        sock.settimeout(0)
-        try:
-            await loop.sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        connection.attach(sock)
+        connection.attach(await _connect(loop, origin))
         return connection
 
     def attach(self, sock: socket.socket) -> None:
@@ -188,6 +177,28 @@ class Connection:
         if self._transport is not None:
             self._transport.close()
             self._transport = None
+
+
+async def _connect(loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.socket:
+    """To the first of the host's addresses that answers."""
+    refused: OSError | None = None
+    infos = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in infos:
+        sock = socket.socket(family, kind, protocol)
+        sock.settimeout(0)
+        try:
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            refused = error
+            sock.close()
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            return sock
+    raise refused or OSError(f"{origin.host} has no address")
 
 
 class _TlsProtocol(asyncio.Protocol):

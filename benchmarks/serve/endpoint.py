@@ -46,8 +46,9 @@ class Endpoint:
         )
 
     async def meet(self) -> None:
-        """Learn the model's name; BatonError when nobody tells it."""
+        """Learn the model's name; BatonError when there is no server, or it does not tell."""
         flags = self._flags
+        await self._client.connect()
         served = await self._client.get_json("/v1/models")
         card = {}
         if isinstance(served, dict) and served.get("data"):
@@ -55,8 +56,7 @@ class Endpoint:
         self._model = flags.served_model_name or flags.model or card.get("id", "")
         if not self._model:
             raise BatonError(
-                f"{self.url}: GET /v1/models names no model; is a server running there? "
-                "If it is, name --model"
+                f"{self.url}: GET /v1/models names no model (is --api-key needed?); give --model"
             )
         found = (flags.tokenizer, flags.model, card.get("root"), card.get("id"))
         self.names = [flags.tokenizer] if flags.tokenizer else [name for name in found if name]
