@@ -86,8 +86,8 @@ def client_command(client: str, url: str, model: str, home: Path, seed: int) -> 
     """The command line of one client."""
     if client == "vllm":
         program = [str(home / "venv/bin/vllm"), "bench", "serve"]
-    else:
-        program = [sys.executable, "-m", "deploy.cli", "bench", "serve"]
+    else:  # the other client knows no token ids, so like is compared with like
+        program = [sys.executable, "-m", "deploy.cli", "bench", "serve", "--prompt-format", "text"]
     server = ["--base-url", url, "--model", model, "--tokenizer", str(home / "smollm2-hf")]
     return [*program, *server, *LOAD, "--seed", str(seed)]
 

@@ -106,7 +106,7 @@ class Endpoint:
                 )
         if reason := run.overhead.verdict(flags.limits):
             raise ClientBottleneck(reason)
-        return Measured(self.name, self.url, self._model, traffic.rate, run, watch)
+        return Measured(self.name, self.url, self._model, traffic.rate, own is not None, run, watch)
 
     async def find_max_rate(self, dataset: Dataset) -> Measured:
         """The run at the highest rate within the SLO; BatonError when no rate is."""

@@ -71,7 +71,7 @@ def _setting(measured: Sequence[Measured], flags: argparse.Namespace) -> str:
     parts = [
         f"{first['num_prompts']} requests",
         f"dataset {first['dataset_name']}",
-        f"rate {first['request_rate']} req/s",
+        "the dataset's own times" if first["self_timed"] else f"rate {first['request_rate']} req/s",
         f"seed {first['seed']}",
         first["date"],
     ]

@@ -25,12 +25,14 @@ ALWAYS = (50.0, 90.0, 99.0)
 
 @dataclass
 class Measured:
-    """One endpoint's run with all that belongs to it. `traffic_rate` is the rate it was measured at."""
+    """One endpoint's run with all that belongs to it. `traffic_rate` is the rate it was measured at, unless
+    it was `self_timed`: at the times that the dataset brings."""
 
     name: str
     url: str
     model: str
     traffic_rate: float
+    self_timed: bool
     run: Run
     pools: PoolWatch
     search: RateSearch | None = None
@@ -75,6 +77,7 @@ def _settings(measured: Measured, flags: argparse.Namespace) -> dict[str, Any]:
         "num_prompts": flags.num_prompts,
         **flags.metadata,
         "request_rate": "inf" if math.isinf(rate) else rate,
+        "self_timed": measured.self_timed,
         "burstiness": "inf" if math.isinf(flags.burstiness) else flags.burstiness,
         "max_concurrency": flags.max_concurrency,
         "goodput_slo_ms": flags.slo_ms or None,

@@ -53,6 +53,8 @@ def measured(*flags: str, name: str = "one", errors: tuple[str, ...] = ("", ""))
     ]
     run = Run(outcomes, 100.0, 2.0, OVERHEAD)
     parsed = parse(flags)
-    one = Measured(name, "http://x:1", "smol", parsed.request_rate, run, PoolWatch(samples=samples))
+    one = Measured(
+        name, "http://x:1", "smol", parsed.request_rate, False, run, PoolWatch(samples=samples)
+    )
     one.result = make_result(one, parsed)
     return one
