@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from deploy.config import Resolved
 
 BENCHES = {
+    "serve": ("benchmarks.serve.main", "load on any OpenAI endpoint, and what it felt"),
     "kv": ("benchmarks.kv_transfer", "how fast KV blocks move between processes"),
     "engine": ("benchmarks.engine_bench", "how fast the engine's steps are, without HTTP"),
     "coordinator": ("benchmarks.coordinator_bench", "what the coordinator adds to every token"),
@@ -286,8 +286,6 @@ def bench_usage(_: argparse.Namespace) -> int:
 def run_bench(name: str, arguments: list[str]) -> int:
     """`baton bench NAME …`."""
     module = BENCHES[name][0]
-    if find_spec("benchmarks") is None or find_spec(module) is None:
-        raise ConfigError(f"bench {name}: {module} is not installed; run it from a clone")
     from importlib import import_module
 
     return int(import_module(module).main(arguments) or 0)

@@ -1,0 +1,106 @@
+"""Plots as SVG. Owns geometry, axes and colours; knows nothing of what is plotted. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+WIDTH, HEIGHT = 460, 280
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 14, 44
+NUM_COLOURS = 6
+"""Classes s0 to s5, which the page's style sheet colours."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one colour. `line` joins them, `step` holds each value until the next, `dots` does neither."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    kind: Literal["line", "step", "dots"] = "line"
+    colour: int = 0
+
+
+def plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
+    """A figure with a title, two axes from zero and a legend; says so when there is nothing to plot."""
+    points = [point for one in series for point in one.points]
+    heading = f"<figure><figcaption>{escape(title)}</figcaption>"
+    if not points:
+        return f"{heading}<p>no data</p></figure>"
+    x_ticks = ticks(max(x for x, _ in points))
+    y_ticks = ticks(max(y for _, y in points))
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    parts += _axes(x_ticks, y_ticks, x_label, y_label)
+    parts += [_draw(one, x_ticks[-1], y_ticks[-1]) for one in series]
+    return f"{heading}{''.join(parts)}</svg>{_legend(series)}</figure>"
+
+
+def ticks(highest: float, wanted: int = 5) -> list[float]:
+    """Round values from 0 to at least `highest`."""
+    if highest <= 0:
+        return [0.0, 1.0]
+    raw = highest / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    return [index * step for index in range(math.ceil(highest / step - 1e-9) + 1)]
+
+
+def _x(value: float, highest: float) -> float:
+    return LEFT + value / highest * (WIDTH - LEFT - RIGHT)
+
+
+def _y(value: float, highest: float) -> float:
+    return HEIGHT - BOTTOM - value / highest * (HEIGHT - TOP - BOTTOM)
+
+
+def _axes(
+    x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
+) -> list[str]:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    parts = []
+    for value in x_ticks:
+        x = _x(value, x_ticks[-1])
+        parts.append(f'<line class="grid" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{value:g}</text>')
+    for value in y_ticks:
+        y = _y(value, y_ticks[-1])
+        parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    middle_x, middle_y = (LEFT + right) / 2, (TOP + bottom) / 2
+    parts.append(
+        f'<text x="{middle_x}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'
+    )
+    parts.append(
+        f'<text transform="translate(13 {middle_y}) rotate(-90)" '
+        f'text-anchor="middle">{escape(y_label)}</text>'
+    )
+    return parts
+
+
+def _draw(series: Series, x_high: float, y_high: float) -> str:
+    style = f"s{series.colour % NUM_COLOURS}"
+    places = [(_x(x, x_high), _y(y, y_high)) for x, y in series.points]
+    if series.kind == "dots":
+        return "".join(
+            f'<circle class="{style}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in places
+        )
+    if series.kind == "step":
+        corners = [(x, before) for (x, _), (_, before) in zip(places[1:], places, strict=False)]
+        merged = [*sum(zip(places, corners, strict=False), ()), *places[-1:]]
+        places = [(x, y) for x, y in merged]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline class="{style}" points="{path}"/>'
+
+
+def _legend(series: Sequence[Series]) -> str:
+    if len(series) < 2:
+        return ""
+    items = "".join(
+        f'<li><i class="s{one.colour % NUM_COLOURS}"></i>{escape(one.name)}</li>' for one in series
+    )
+    return f"<ul>{items}</ul>"

@@ -1,0 +1,176 @@
+"""`baton bench serve` against an endpoint whose timing is known, in another process."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.edge.conftest import build_tokenizer
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+TTFT_MS, ITL_MS, TOKENS = 50.0, 10.0, 24
+WITHIN_MS = 1.0
+
+
+@contextmanager
+def metronome(*flags: object) -> Iterator[str]:
+    """URL of a server that answers at known times."""
+    command = [sys.executable, "-m", "benchmarks.metronome", *map(str, flags)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    build_tokenizer().save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def bench(tokenizer: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deploy.cli", "bench", "serve", "--tokenizer", tokenizer]
+    command += ["--random-input-len", 64, "--random-output-len", TOKENS, "--seed", 3, *flags]
+    return subprocess.run(
+        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture(scope="module", params=["openai", "openai-chat"])
+def result(
+    request: pytest.FixtureRequest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """The result file of thirty requests, ten a second."""
+    file = tmp_path_factory.mktemp("out") / "result.json"
+    with metronome("--ttft-ms", TTFT_MS, "--itl-ms", ITL_MS) as url:
+        flags = ["--url", url, "--backend", request.param, "--num-prompts", 30, "--num-warmups", 2]
+        done = bench(tokenizer, *flags, "--request-rate", 10, "--output", file, "--save-detailed")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("key", "expected_ms"),
+    [
+        ("median_ttft_ms", TTFT_MS),
+        ("median_itl_ms", ITL_MS),
+        ("mean_tpot_ms", ITL_MS),
+        ("median_tpot_ms", ITL_MS),
+        ("median_e2el_ms", TTFT_MS + ITL_MS * (TOKENS - 1)),
+    ],
+)
+def test_known_timing_is_measured_within_a_millisecond(
+    result: dict[str, Any], key: str, expected_ms: float
+) -> None:
+    assert result[key] == pytest.approx(expected_ms, abs=WITHIN_MS)
+
+
+def test_tokens_are_seen_within_a_millisecond_of_leaving(result: dict[str, Any]) -> None:
+    """A token's text is the instant at which the server sent it."""
+    delays_ms = []
+    for text, start_s, ttft_s, gaps_s in zip(
+        *(result[key] for key in ("generated_texts", "start_times", "ttfts", "itls")), strict=True
+    ):
+        at_s = start_s + ttft_s
+        for sent_ns, gap_s in zip(text.split(), [*gaps_s, 0.0], strict=True):
+            delays_ms.append(at_s * 1e3 - int(sent_ns) / 1e6)
+            at_s += gap_s
+    assert 0 < statistics.median(delays_ms) < WITHIN_MS
+
+
+def test_requests_leave_when_they_are_due(result: dict[str, Any]) -> None:
+    pairs = zip(result["start_times"], result["due_times"], strict=True)
+    assert statistics.median((start - due) * 1e3 for start, due in pairs) < 2 * WITHIN_MS
+
+
+def test_usage_is_counted(result: dict[str, Any]) -> None:
+    assert result["total_output_tokens"] == 30 * TOKENS
+
+
+def test_the_client_states_what_it_cost(result: dict[str, Any]) -> None:
+    assert 0 < result["client"]["cpu_share"] < 0.5
+
+
+def test_failed_requests_fail_the_run(tokenizer: Path) -> None:
+    with metronome("--fail-every", 3) as url:
+        done = bench(tokenizer, "--url", url, "--num-prompts", 9)
+    assert done.returncode == 1
+
+
+def test_causes_of_failed_requests_are_counted(tokenizer: Path) -> None:
+    with metronome("--fail-every", 3) as url:
+        done = bench(tokenizer, "--url", url, "--num-prompts", 9)
+    assert "3 x HTTP 500: a failure on purpose" in done.stderr
+
+
+def test_failed_requests_stand_in_the_table(tokenizer: Path) -> None:
+    with metronome("--fail-every", 3) as url:
+        done = bench(tokenizer, "--url", url, "--num-prompts", 9)
+    assert "Failed requests:                         3" in done.stdout
+
+
+def test_a_client_that_is_the_bottleneck_reports_nothing(tokenizer: Path) -> None:
+    """Thousands of tokens at once are more than it can take one by one."""
+    with metronome("--at-once") as url:
+        flags = ["--num-prompts", 60, "--random-output-len", 8000, "--max-client-share", 0.3]
+        done = bench(tokenizer, "--url", url, *flags)
+    assert (done.returncode, done.stdout) == (3, "")
+
+
+def test_a_client_that_is_the_bottleneck_says_what_to_do(tokenizer: Path) -> None:
+    with metronome() as url:
+        flags = ["--num-prompts", 4, "--max-client-share", 0.00001]
+        done = bench(tokenizer, "--url", url, *flags)
+    assert "send less at once" in done.stderr
+
+
+def test_no_server_is_an_error_that_names_the_url(tokenizer: Path) -> None:
+    done = bench(tokenizer, "--url", "http://127.0.0.1:9", "--num-prompts", 1)
+    assert (done.returncode, "no server at 127.0.0.1:9" in done.stderr) == (1, True)
+
+
+def test_two_endpoints_are_compared(tokenizer: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    with metronome("--itl-ms", 20) as slow, metronome("--itl-ms", 10) as fast:
+        urls = ["--url", f"slow={slow}", "--url", f"fast={fast}"]
+        bench(tokenizer, *urls, "--num-prompts", 6, "--request-rate", 10, "--output", file)
+    ratio = json.loads(file.read_text(encoding="utf-8"))["ratios"]["fast"]["median_itl_ms"]
+    assert ratio == pytest.approx(2.0, rel=0.1)
+
+
+def test_held_back_requests_wait_outside_of_ttft(tokenizer: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    with metronome() as url:
+        flags = ["--url", url, "--num-prompts", 6, "--max-concurrency", 1, "--output", file]
+        bench(tokenizer, *flags)
+    assert json.loads(file.read_text(encoding="utf-8"))["median_ttft_ms"] < TTFT_MS + 5
+
+
+def test_the_highest_rate_is_searched(tokenizer: Path, tmp_path: Path) -> None:
+    """Every answer takes the same time, so every rate keeps the SLO."""
+    file = tmp_path / "result.json"
+    with metronome("--itl-ms", 1) as url:
+        flags = ["--find-max-rate", "--goodput", "ttft:500", "--max-rate", 40, "--output", file]
+        bench(tokenizer, "--url", url, "--num-prompts", 8, "--request-rate", 10, *flags)
+    found = json.loads(file.read_text(encoding="utf-8"))["max_rate"]
+    assert (found["rate"], found["is_bounded"]) == (40.0, False)
+
+
+def test_a_report_is_written(tokenizer: Path, tmp_path: Path) -> None:
+    page = tmp_path / "out.html"
+    with metronome() as url:
+        bench(tokenizer, "--url", url, "--num-prompts", 3, "--report", page)
+    assert "<svg" in page.read_text(encoding="utf-8")
