@@ -7,6 +7,7 @@ before the client had them (`lags_s`). TLS goes through asyncio, without that.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 import time
@@ -196,7 +197,8 @@ async def _connect(loop: asyncio.AbstractEventLoop, origin: Origin) -> socket.so
             raise
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            with contextlib.suppress(OSError):  # a kernel without it: then lags stay unknown
+                sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
             return sock
     raise refused or OSError(f"{origin.host} has no address")
 
