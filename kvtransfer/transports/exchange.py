@@ -193,9 +193,10 @@ class RequestLink:
         self._monitor = self.socket.get_monitor_socket(_LEFT | _HANDSHAKE_FAILED)
         self.poller = zmq.Poller()
         self._alarms = zmq.Poller()
-        self.poller.register(self.socket, zmq.POLLIN)
-        for watched in (self._monitor, self._interrupt):
+        self.watched = (self.socket, self._monitor, self._interrupt)
+        for watched in self.watched:
             self.poller.register(watched, zmq.POLLIN)
+        for watched in self.watched[1:]:
             self._alarms.register(watched, zmq.POLLIN)
 
     def open(self, timeout_s: float) -> Answer:
@@ -235,9 +236,10 @@ class RequestLink:
         if not self.wait(max(int(left_s * 1000), 0), what):
             raise PeerLost(f"the source did not answer in time during {what}")
 
-    def wait(self, timeout_ms: int, what: str) -> bool:
-        """Whether a message waits, after at most so long, or earlier when anything else is ready."""
-        ready = dict(self.poller.poll(timeout_ms))
+    def wait(self, timeout_ms: int, what: str, poller: zmq.Poller | None = None) -> bool:
+        """Whether a message waits, after at most so long, or earlier when anything else is ready that
+        `poller` (default: the link's own) watches."""
+        ready = dict((poller or self.poller).poll(timeout_ms))
         if self._interrupt in ready:
             raise PeerLost(f"interrupted during {what}")
         if self.socket in ready:

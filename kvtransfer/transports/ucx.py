@@ -246,7 +246,9 @@ class UcxLink(RequestLink):
         except ProtocolError as error:
             raise PeerLost(f"handshake failed: {error}") from error
         self._endpoint = self._ucx.connect(answer.address)
-        self.poller.register(self._ucx.fileno, zmq.POLLIN)
+        self._driving = zmq.Poller()
+        for watched in (*self.watched, self._ucx.fileno):
+            self._driving.register(watched, zmq.POLLIN)
 
     def read(
         self,
@@ -299,7 +301,7 @@ class UcxLink(RequestLink):
                 raise PeerLost("the source did not answer in time during a read")
             left_ms = int((until_s - time.perf_counter()) * 1000) + 1
             may_sleep = time.perf_counter() > spin_until_s and self._ucx.may_wait()
-            if self.wait(left_ms if may_sleep else 0, "a read"):
+            if self.wait(left_ms if may_sleep else 0, "a read", self._driving):
                 self._note_reply(under_way)
             for _ in range(_DRIVES):
                 self._ucx.progress()
