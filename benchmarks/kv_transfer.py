@@ -239,6 +239,9 @@ def measure(transport: str, model: Model, tokens: int, repeats: int) -> Result:
 def peers(script: Path, home: Path, model: Model, tokens: int) -> dict[str, float | None]:
     """NIXL and Mooncake moving the same bytes, a piece a layer and block, as they lay KV out."""
     python = home / "transfer" / "bin" / "python"
+    if not python.is_file():
+        print(f"no peers to compare with: {script.parent}/setup.sh installs them", file=sys.stderr)
+        return dict.fromkeys(("nixl", "mooncake"))
     pieces = model.layers * -(-tokens // BLOCK_TOKENS)
     piece_bytes = model.block_bytes // model.layers
     command = [str(python), str(script), "--pieces", str(pieces), "--piece-bytes", str(piece_bytes)]
