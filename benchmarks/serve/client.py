@@ -64,7 +64,7 @@ class Client:
                 self._idle.append(await Connection.open(self._origin, self.lags))
         except (TimeoutError, OSError) as error:
             raise BatonError(
-                f"--url: no server at {where} ({error or type(error).__name__}); "
+                f"--url: no server at {where} ({str(error) or type(error).__name__}); "
                 "start one with: baton serve"
             ) from None
 
