@@ -61,10 +61,15 @@ class Ledger:
         account = self._accounts[worker_id]
         return account.used_blocks + blocks <= account.capacity_blocks
 
-    def reserve_decode(self, worker_id: str, request_id: str, blocks: int) -> None:
-        """Promise blocks on a decode worker; a second call changes the amount."""
+    def reserve_decode(
+        self, worker_id: str, request_id: str, blocks: int, local_tokens: int = 0
+    ) -> None:
+        """Promise blocks on a decode worker; a second call changes the amount. `local_tokens` of a prompt
+        are to be computed there too."""
         if (account := self._accounts.get(worker_id)) is not None:
             account.decode_blocks[request_id] = blocks
+            if local_tokens:
+                account.prefill_tokens[request_id] = local_tokens
 
     def reserve_prefill(self, worker_id: str, request_id: str, tokens: int) -> None:
         """Promise a prompt's blocks and computing on a prefill worker."""
@@ -87,6 +92,7 @@ class Ledger:
         """The request is over on its decode worker."""
         if (account := self._accounts.get(worker_id)) is not None:
             account.decode_blocks.pop(request_id, None)
+            account.prefill_tokens.pop(request_id, None)
 
     def queued_prefill_tokens(self, worker_id: str) -> int:
         """Prompt tokens sent to the worker and not yet computed."""

@@ -30,10 +30,9 @@ def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: fl
     )
 
 
-def decode_leg(
-    life: RequestLife, worker: WorkerRecord, source: WorkerRecord | None, now_s: float
-) -> Decode:
-    """Continue from the blocks of `source`, or compute everything there when it is None."""
+def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Decode:
+    """Continue from the blocks of the route's prefill worker, or compute everything where there is none."""
+    source = route.prefill
     return Decode(
         incarnation=worker.incarnation,
         request_id=life.request_id,
@@ -44,4 +43,5 @@ def decode_leg(
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
         cache_salt=life.generation.cache_salt,
         source=source.hello.address if source else None,
+        chunk_tokens=route.chunk_tokens,
     )

@@ -1,7 +1,8 @@
 """Which pair of workers serves a request. Owns the choice and the memory of prefixes; pure.
 
 Prefill: least queued prompt tokens, counting tokens the worker probably has cached as already done,
-and those that it can read from another worker's cache as nearly so. Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
+and those that it can read from another worker's cache as nearly so. Where prompts queue, a decode worker
+that would be done sooner computes one itself. Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
 A pair whose transfer just failed is avoided for a while.
 """
 
@@ -26,15 +27,22 @@ FETCH_WORTH = 0.9
 MAX_PREFIXES = 65_536
 BAD_PAIR_S = 5.0
 SHARE_SLACK = 0.1
+RELIEF_SPEED = 0.4
+"""How fast a decode worker computes prompts beside its answers, a prefill worker being 1."""
+RELIEF_CHUNKS = 8
+"""A decode worker computes a prompt in pieces of a step's tokens divided by this: answers being written there
+wait for one piece, not for a whole step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     """`prefill` None: the decode worker computes the prompt itself. `prefix_source` probably has the
-    first `prefix_source_tokens` cached, more than the prefill worker."""
+    first `prefix_source_tokens` cached, more than the prefill worker. `chunk_tokens`: how much of a
+    prompt the decode worker may compute in one step, beside the answers that it writes; 0 is no limit."""
 
     prefill: WorkerRecord | None
     decode: WorkerRecord
+    chunk_tokens: int = 0
     prefix_source: WorkerRecord | None = None
     prefix_source_tokens: int = 0
 
@@ -84,6 +92,7 @@ class Router:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.prefixes = PrefixMemory(PREFIX_STRIDE_BLOCKS * ledger.block_size)
+        self.relieves = True
         self._bad_pairs: dict[tuple[str, str], float] = {}
 
     def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
@@ -118,9 +127,25 @@ class Router:
         prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
         if prefill is None:
             return None
+        if self.relieves and self._is_sooner_at(decode, prefill, len(token_ids), hits):
+            return Route(None, decode, max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1))
         source = self._choose_source(ready, prefill, hits)
         num_tokens = hits[source.worker_id] if source else 0
-        return Route(prefill, decode, source, num_tokens)
+        return Route(prefill, decode, 0, source, num_tokens)
+
+    def _is_sooner_at(
+        self, decode: WorkerRecord, prefill: WorkerRecord, num_tokens: int, hits: dict[str, int]
+    ) -> bool:
+        """Whether the decode worker, beside its answers, computes the prompt before the prefill worker
+        gets to its end. Not on account of less than one step: streams that are being written pay for it."""
+
+        def work(worker: WorkerRecord) -> int:
+            queued = self.ledger.queued_prefill_tokens(worker.worker_id)
+            return queued + max(num_tokens - hits.get(worker.worker_id, 0), 0)
+
+        step_tokens = prefill.hello.max_num_batched_tokens
+        has_queue = self.ledger.queued_prefill_tokens(prefill.worker_id) >= step_tokens
+        return has_queue and work(decode) / RELIEF_SPEED < work(prefill)
 
     def _choose_source(
         self, ready: list[WorkerRecord], prefill: WorkerRecord, hits: dict[str, int]

@@ -194,7 +194,8 @@ class ClusterService:
         life.dispatch(prefill_id, decode.worker_id)
         life.timeline.dispatched(prefill_id, decode.worker_id, self.clock.now_s())
         token_ids = life.token_ids
-        self.ledger.reserve_decode(decode.worker_id, life.request_id, self._need(life))
+        local = 0 if prefill else len(token_ids)
+        self.ledger.reserve_decode(decode.worker_id, life.request_id, self._need(life), local)
         holders = [decode.worker_id]
         if prefill is not None:
             self.ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids))
@@ -202,7 +203,7 @@ class ClusterService:
             leg = prefill_leg(life, prefill, route, self.clock.now_s())
             self.send(prefill, leg)
             life.order_seqs[prefill.worker_id] = prefill.sent_seq
-        self.send(decode, decode_leg(life, decode, prefill, self.clock.now_s()))
+        self.send(decode, decode_leg(life, decode, route, self.clock.now_s()))
         life.order_seqs[decode.worker_id] = decode.sent_seq
         self.router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
 
@@ -236,11 +237,10 @@ class ClusterService:
 
     def _account(self, life: RequestLife, worker: WorkerRecord, *, adopted: bool) -> None:
         """Keep the ledger true as the request moves from prefill to decode and grows."""
-        if life.prefill_worker is not None:
-            if worker.worker_id == life.prefill_worker:
-                self.ledger.prefill_computed(life.prefill_worker, life.request_id)
-            if adopted:
-                self.ledger.release_prefill(life.prefill_worker, life.request_id)
+        if worker.worker_id == (life.prefill_worker or life.decode_worker):
+            self.ledger.prefill_computed(worker.worker_id, life.request_id)
+        if adopted and life.prefill_worker is not None:
+            self.ledger.release_prefill(life.prefill_worker, life.request_id)
         if worker.worker_id == life.decode_worker and len(life.emitted) % 64 == 0:
             self.ledger.reserve_decode(worker.worker_id, life.request_id, self._need(life))
         if adopted:

@@ -114,6 +114,7 @@ class DecodeRole:
         if key in self._sequences or key in self.fetches:
             return
         sequence = self.scheduler.allocator.begin(message, self.context)
+        sequence.chunk_tokens = message.chunk_tokens
         self._sequences[key] = Progress({"unheard_s": self.context.unheard_s})
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)

@@ -25,6 +25,32 @@ if TYPE_CHECKING:
 Key = tuple[str, int]
 
 
+class _Step:
+    """One step being filled. `pieces` counts tokens of prompts that are limited to a piece a step, together."""
+
+    def __init__(self, budget: int) -> None:
+        self.batch: list[Scheduled] = []
+        self._budget = budget
+        self._pieces = 0
+
+    def room(self, sequence: Sequence) -> int:
+        """Prompt tokens of the sequence that may still be added."""
+        if not sequence.chunk_tokens:
+            return self._budget
+        return min(self._budget, sequence.chunk_tokens - self._pieces)
+
+    def add(self, sequence: Sequence) -> None:
+        """Its next token, always; or as much of its prompt as there is room for."""
+        remaining = sequence.num_tokens - sequence.num_computed_tokens
+        num_tokens = 1 if remaining == 1 else min(remaining, self.room(sequence))
+        if num_tokens <= 0:
+            return
+        self.batch.append(Scheduled(sequence, num_tokens))
+        self._budget -= num_tokens
+        if remaining > 1 and sequence.chunk_tokens:
+            self._pieces += num_tokens
+
+
 class DecodeScheduler:
     """Every sequence here is in exactly one of `waiting`, `fetching` and `running` (oldest first)."""
 
@@ -108,15 +134,11 @@ class DecodeScheduler:
     def schedule(self) -> list[Scheduled]:
         """One token for every running sequence, then chunks of prompts computed here, within the budget."""
         self._make_room()
-        budget = self.max_num_batched_tokens
-        batch: list[Scheduled] = []
+        step = _Step(self.max_num_batched_tokens)
         for sequence in self.running:
-            remaining = sequence.num_tokens - sequence.num_computed_tokens
-            num_tokens = min(remaining, max(budget, 1) if remaining == 1 else budget)
-            if num_tokens > 0:
-                batch.append(Scheduled(sequence, num_tokens))
-                budget -= num_tokens
-        return batch + self._admit_local(budget)
+            step.add(sequence)
+        self._admit_local(step)
+        return step.batch
 
     def _make_room(self) -> None:
         """Grow every running sequence's table by the token it is about to compute, or preempt."""
@@ -138,17 +160,13 @@ class DecodeScheduler:
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
 
-    def _admit_local(self, budget: int) -> list[Scheduled]:
-        batch: list[Scheduled] = []
+    def _admit_local(self, step: _Step) -> None:
         for sequence in [s for s in self.waiting if s.key not in self._remote]:
-            if budget <= 0 or self._num_active >= self.max_num_seqs:
+            if step.room(sequence) <= 0 or self._num_active >= self.max_num_seqs:
                 break
             if not self._start_local(sequence):
                 break
-            num_tokens = min(budget, sequence.num_tokens - sequence.num_computed_tokens)
-            batch.append(Scheduled(sequence, num_tokens))
-            budget -= num_tokens
-        return batch
+            step.add(sequence)
 
     def _start_local(self, sequence: Sequence) -> bool:
         started = self.allocator.start(

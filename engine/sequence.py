@@ -37,6 +37,7 @@ class Sequence:
     `token_ids` starts with the client's prompt (`num_prompt_tokens` long); everything after it is
     output, including output of earlier attempts. `root` is the parent key of the first block.
     `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
+    `chunk_tokens` limits what a step may compute of it, together with others so limited (0: no limit);
     `prefix_fetch_s` is how long reading from there, or trying to, took.
     """
 
@@ -58,6 +59,7 @@ class Sequence:
     prefix_source: PeerAddress | None = None
     prefix_source_tokens: int = 0
     prefix_fetch_s: float = 0.0
+    chunk_tokens: int = 0
 
     @property
     def key(self) -> tuple[str, int]:

@@ -67,7 +67,8 @@ class Prefill(Order, frozen=True, kw_only=True):
 
 
 class Decode(Order, frozen=True, kw_only=True):
-    """Continue a prompt to its end. Without `source` the worker computes the prompt itself."""
+    """Continue a prompt to its end. Without `source` the worker computes the prompt itself, at most
+    `chunk_tokens` of it in a step (0: no limit)."""
 
     request_id: str
     attempt: int
@@ -77,6 +78,7 @@ class Decode(Order, frozen=True, kw_only=True):
     deadline_in_s: float
     cache_salt: str = ""
     source: PeerAddress | None = None
+    chunk_tokens: int = 0
 
 
 class Abort(Order, frozen=True, kw_only=True):
