@@ -53,6 +53,7 @@ class CoordinatorProcess:
             send=self._send,
             max_queued_requests=spec.max_queued_requests,
         )
+        self.service.router.relieves = spec.local_prefill
         self.service.on_ready_change = self._tell_ready
         self.membership = Membership(self.service)
         self.traces = self._open_traces(spec.otlp_traces_endpoint)

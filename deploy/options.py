@@ -203,6 +203,12 @@ OPTIONS = (
         ("disaggregation-transfer-backend",),
     ),
     Option(
+        "local-prefill",
+        choice("auto", "off"),
+        "auto",
+        "auto: a decode worker computes a prompt where that is sooner than waiting for prefill; or off",
+    ),
+    Option(
         "cpu-affinity",
         parse_affinity,
         "auto",

@@ -108,6 +108,7 @@ def _coordinator(
         block_size=config.block_size,
         api_keys=config.api_key,
         max_queued_requests=config.max_queued_requests,
+        local_prefill=config.local_prefill == "auto",
         chat_template=template,
         log_level=config.log_level,
         root_path=config.root_path,

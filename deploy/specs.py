@@ -58,6 +58,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     api_keys: tuple[str, ...] = ()
     max_queued_requests: int = 1024
+    local_prefill: bool = True
     chat_template: str | None = None
     log_level: str = "info"
     root_path: str = ""
