@@ -156,3 +156,35 @@ def test_worker_that_said_goodbye_is_not_listed_as_lost() -> None:
         assert cluster.service.cluster()["lost"] == []
 
     run(scenario, prefill=1, decode=2)
+
+
+def prompts_computed_at_decode(count: int, *, relieves: bool = True) -> int:
+    """Prompt tokens that the decode worker computed of so many prompts at once; every answer is right."""
+    computed: list[int] = []
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.service.router.relieves = relieves
+        before = cluster.workers["decode-0"].decode.prefilled_tokens
+        requests = [generation(str(i), list(range(i, i + 40))) for i in range(count)]
+        streams = [cluster.service.submit(request) for request in requests]
+        for request, stream in zip(requests, streams, strict=True):
+            assert await cluster.drain(stream) == cluster.oracle(request)
+        computed.append(cluster.workers["decode-0"].decode.prefilled_tokens - before)
+        await cluster.quiet()
+        assert cluster.leaks() == []
+
+    run(scenario, prefill=1, decode=1)
+    return computed[0]
+
+
+def test_prompts_that_queue_are_shared_with_the_decode_worker() -> None:
+    assert prompts_computed_at_decode(12) >= 40
+
+
+def test_single_prompt_is_left_to_the_prefill_worker() -> None:
+    assert prompts_computed_at_decode(1) == 0
+
+
+def test_prompts_wait_for_prefill_where_relief_is_off() -> None:
+    assert prompts_computed_at_decode(12, relieves=False) == 0

@@ -155,3 +155,27 @@ def test_sequence_limit_counts_running_and_fetching() -> None:
     for index in range(3):
         scheduler.add(sequence(pool, str(index), [index]), remote=True)
     assert [s.request_id for s in scheduler.admit_remote()] == ["0", "1"]
+
+
+def test_limited_prompts_share_one_piece_a_step_beside_the_answers() -> None:
+    scheduler = decoder(budget=32)
+    pool = scheduler.allocator.pool
+    scheduler.add(sequence(pool, "answer", [1, 2, 3]), remote=False)
+    decode_step(scheduler)
+    for start, name in ((100, "first"), (200, "second")):
+        limited = sequence(pool, name, list(range(start, start + 10)))
+        limited.chunk_tokens = 4
+        scheduler.add(limited, remote=False)
+    seen = [decode_step(scheduler) for _ in range(3)]
+    assert seen[0] == [("answer", 1, True), ("first", 4, False)]
+    assert seen[1] == [("answer", 1, True), ("first", 4, False)]
+    assert seen[2] == [("answer", 1, True), ("first", 2, True), ("second", 2, False)]
+
+
+def test_limit_ends_with_the_prompt() -> None:
+    scheduler = decoder()
+    limited = sequence(scheduler.allocator.pool, "a", list(range(5)))
+    limited.chunk_tokens = 4
+    scheduler.add(limited, remote=False)
+    seen = [decode_step(scheduler) for _ in range(4)]
+    assert seen == [[("a", 4, False)], [("a", 1, True)], [("a", 1, True)], [("a", 1, True)]]
