@@ -29,6 +29,7 @@ import numpy as np
 
 from engine.api import wire
 from engine.api.errors import PeerLost, ProtocolError, TransferError
+from engine.huge_pages import populate
 from kvtransfer.runs import join_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.copying import BlockCopy, CopyCrew, blocks_of
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_FRAME_BYTES = 64 << 10
+MAX_POPULATED_BYTES = 4 << 30
+"""Larger pools are entered into the page table as they are read: a connect may not take seconds."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _CREDENTIALS = struct.Struct("3i")
 GREETING = b"G"
@@ -180,6 +183,8 @@ class ShmLink:
                 raise
             raise PeerLost(f"cannot reach {address}: {error}") from error
         self._source = np.frombuffer(self._map, dtype=np.uint8).reshape(answer.num_blocks, -1)
+        if self._source.nbytes <= MAX_POPULATED_BYTES:
+            populate(self._source.ctypes.data, self._source.nbytes, writable=False)
         self._target = blocks_of(pool.memory)
 
     def _greet(self, greeting: Greeting) -> tuple[Answer, int]:
