@@ -10,6 +10,7 @@ answers for it; the guard answers no to all but the keys of that domain.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import queue
@@ -80,6 +81,7 @@ class _Guard(threading.Thread):
         self._keys = keys
         self._over = False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._numbers = itertools.count()
         self._monitors: queue.SimpleQueue[Socket] = queue.SimpleQueue()
         self._zap = context.socket(zmq.REP)
         self._zap.setsockopt(zmq.LINGER, 0)
@@ -88,7 +90,10 @@ class _Guard(threading.Thread):
 
     def watch(self, listener: Socket) -> None:
         """Count what fails on a listener, until it is closed. Called by the listener's own thread."""
-        self._monitors.put(listener.get_monitor_socket(_FAILED | zmq.EVENT_MONITOR_STOPPED))
+        address = f"inproc://baton-guard-{next(self._numbers)}"  # pyzmq's own would be used again too soon
+        self._monitors.put(
+            listener.get_monitor_socket(_FAILED | zmq.EVENT_MONITOR_STOPPED, address)
+        )
         os.eventfd_write(self._wake, 1)
 
     def run(self) -> None:
@@ -99,7 +104,9 @@ class _Guard(threading.Thread):
         watched: set[Socket] = set()
         while not self._over:
             for ready, _ in poller.poll():
-                if ready is self._zap:
+                if ready == self._wake:
+                    os.eventfd_read(self._wake)
+                elif ready is self._zap:
                     self._zap.send_multipart(verdict(self._zap.recv_multipart(), self._keys))
                 elif isinstance(ready, zmq.Socket) and not self._note(ready):
                     poller.unregister(ready)
@@ -113,7 +120,6 @@ class _Guard(threading.Thread):
 
     def _take_new(self, poller: zmq.Poller, watched: set[Socket]) -> None:
         while not self._monitors.empty():
-            os.eventfd_read(self._wake)
             monitor = self._monitors.get()
             watched.add(monitor)
             poller.register(monitor, zmq.POLLIN)
@@ -136,9 +142,10 @@ class _Guard(threading.Thread):
 
     def close(self) -> None:
         """End the thread; from now on every tcp handshake fails."""
-        self._over = True
-        os.eventfd_write(self._wake, 1)
-        self.join()
+        if not self._over:
+            self._over = True
+            os.eventfd_write(self._wake, 1)
+            self.join()
 
 
 class Channels:
