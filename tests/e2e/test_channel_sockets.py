@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 
@@ -21,9 +22,10 @@ from engine.api.errors import OutOfReach, PeerLost
 from engine.api.ids import files_identity
 from engine.api.messages import PeerAddress, Pulled
 from kvtransfer.peers import FromReader, PeerNetwork
+from kvtransfer.transports.select import usable
 from kvtransfer.transports.shm import path_at
 from tests.e2e.fault_proxy import Fault, FaultProxy
-from tests.e2e.transport_rig import Reader, start_peer
+from tests.e2e.transport_rig import ProcessPeer, Reader, start_peer
 from tests.unit.test_meeting import OURS as LAYOUT
 
 pytestmark = pytest.mark.e2e
@@ -220,3 +222,16 @@ def test_a_reader_refuses_what_another_user_serves(tmp_path: Path) -> None:
                 reader.transports["shm"].connect(f"{path}@{files_identity()}", "i", 1.0)
             reader.close()
             squatter.kill()
+
+
+@pytest.mark.parametrize("transport", ["zmq", "ucx", "nixl"])
+def test_a_pool_of_one_host_is_heard_on_loopback_only(transport: str, tmp_path: Path) -> None:
+    if reason := usable()[transport]:
+        pytest.skip(reason)
+    peer = ProcessPeer(transport, tmp_path)
+    try:
+        connections = psutil.Process(peer.process.pid).net_connections("tcp")
+        heard_on = {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+        assert heard_on == {"127.0.0.1"}
+    finally:
+        peer.close()
