@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 import zmq
 
+from deploy.specs import CoordinatorSpec, WorkerSpec
 from engine.api.channel_keys import Channel, ChannelKeys, ClusterKeys, KeyPair
 from engine.api.channels import Channels
 from engine.api.errors import OutOfReach, PeerLost
@@ -25,6 +27,7 @@ from kvtransfer.peers import FromReader, PeerNetwork
 from kvtransfer.transports.select import usable
 from kvtransfer.transports.shm import path_at
 from tests.e2e.fault_proxy import Fault, FaultProxy
+from tests.e2e.launcher_driver import MODEL
 from tests.e2e.transport_rig import ProcessPeer, Reader, start_peer
 from tests.unit.test_meeting import OURS as LAYOUT
 
@@ -235,3 +238,45 @@ def test_a_pool_of_one_host_is_heard_on_loopback_only(transport: str, tmp_path: 
         assert heard_on == {"127.0.0.1"}
     finally:
         peer.close()
+
+
+@pytest.mark.parametrize("control", ["tcp://0.0.0.0:0", "tcp://*:0"])
+def test_a_coordinator_without_keys_does_not_start_beyond_loopback(
+    control: str, tmp_path: Path
+) -> None:
+    spec = CoordinatorSpec(
+        model=MODEL,
+        control=control,
+        host="127.0.0.1",
+        port=0,
+        expected={},
+        max_model_len=64,
+        block_size=16,
+    )
+    ended = started("deploy.coordinator_main", spec, tmp_path)
+    assert ended.returncode == 2
+    assert "put ClusterKeys.generate() into the specs" in ended.stderr
+
+
+def test_a_worker_without_keys_does_not_start_beyond_loopback(tmp_path: Path) -> None:
+    spec = WorkerSpec(
+        worker_id="decode-0",
+        role="decode",
+        model=MODEL,
+        control="tcp://127.0.0.1:9",
+        run_directory=str(tmp_path),
+        peer_host="10.213.7.9",
+    )
+    ended = started("deploy.worker_main", spec, tmp_path)
+    assert ended.returncode == 2
+    assert "peer_host: tcp://10.213.7.9:0 can be reached from other hosts" in ended.stderr
+
+
+def started(
+    module: str, spec: CoordinatorSpec | WorkerSpec, directory: Path
+) -> subprocess.CompletedProcess[str]:
+    """A child that ends by itself."""
+    path = directory / "spec.json"
+    path.write_bytes(msgspec.json.encode(spec))
+    command = [sys.executable, "-m", module, str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
