@@ -92,7 +92,9 @@ def tapped(cluster: SpreadCluster, seed: int) -> tuple[bool, bool]:
 def test_blocks_move_between_hosts_and_tokens_are_right(cluster: SpreadCluster) -> None:
     for seed in range(3):
         check_tokens(cluster, seed)
-    assert cluster.worker("decode-0")["totals"]["transfers"] >= 3
+    cluster.until(
+        lambda: cluster.worker("decode-0")["totals"]["transfers"] >= 3, "told by a heartbeat", 5
+    )
     assert cluster.worker("decode-0")["totals"]["transfer_failures"] == 0
 
 
