@@ -23,12 +23,12 @@ import msgspec
 import zmq
 
 from engine.api import wire
+from engine.api.addresses import host_of, is_loopback, tcp_endpoint
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.exchange import (
     READ,
-    Context,
     ReadReply,
     RequestLink,
     RequestServer,
@@ -40,6 +40,7 @@ from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.api.channels import Channels
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Greeting
 
@@ -80,7 +81,7 @@ class UcxWorker:
             "TCP_RX_SEG_SIZE": _SEGMENT,
             "RNDV_SCHEME": "get_zcopy",
         }
-        if host.startswith("127.") or host == "localhost":
+        if is_loopback(host):
             options["NET_DEVICES"] = "lo"  # no listener beyond loopback
         features = (api.Feature.TAG, api.Feature.WAKEUP)
         self._context = api.UCXContext(options, feature_flags=features)
@@ -137,8 +138,8 @@ class UcxServer(RequestServer):
 
     name = "ucx"
 
-    def __init__(self, context: Context, host: str, port: int, pool: LocalPool) -> None:
-        super().__init__(context, f"tcp://{host}:{port or '*'}", pool)
+    def __init__(self, channels: Channels, host: str, port: int, pool: LocalPool) -> None:
+        super().__init__(channels, tcp_endpoint(host, port), pool)
         self._ucx = UcxWorker(host)
         self._endpoints: dict[bytes, Any] = {}
         self._sending: deque[tuple[Any, memoryview]] = deque()
@@ -151,7 +152,7 @@ class UcxServer(RequestServer):
         self._reap()
         until_s = time.perf_counter() + _SPIN_S
         while self._sending and time.perf_counter() < until_s:
-            if self.router.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if int(self.router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return 0
             for _ in range(_DRIVES):
                 self._ucx.progress()
@@ -227,11 +228,16 @@ class UcxLink(RequestLink):
     name = "ucx"
 
     def __init__(
-        self, context: Context, address: str, greeting: Greeting, pool: LocalPool, timeout_s: float
+        self,
+        channels: Channels,
+        address: str,
+        greeting: Greeting,
+        pool: LocalPool,
+        timeout_s: float,
     ) -> None:
         self._memory = pool.memory
         self._endpoint: Any = None
-        super().__init__(context, address, greeting, 64 << 10)
+        super().__init__(channels, address, greeting, 64 << 10)
         self.open(timeout_s)
         try:
             self._attach(address, timeout_s)
@@ -240,7 +246,7 @@ class UcxLink(RequestLink):
             raise
 
     def _attach(self, address: str, timeout_s: float) -> None:
-        self._ucx = UcxWorker(address.removeprefix("tcp://").rpartition(":")[0])
+        self._ucx = UcxWorker(host_of(address))
         self.send(ATTACH, Attach(address=self._ucx.address))
         self.await_message(time.perf_counter() + timeout_s, "the exchange of addresses")
         try:
@@ -352,19 +358,19 @@ class UcxTransport:
 
     name = "ucx"
 
-    def __init__(self, context: Context, host: str, pool: LocalPool) -> None:
-        self._context = context
+    def __init__(self, channels: Channels, host: str, pool: LocalPool) -> None:
+        self._channels = channels
         self._host = host
         self._pool = pool
 
     def serve(self) -> UcxServer:
         """Bind a free port."""
-        return UcxServer(self._context, self._host, 0, self._pool)
+        return UcxServer(self._channels, self._host, 0, self._pool)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> UcxLink:
         """See Transport."""
         greeting = greeting_for(self._pool, incarnation)
-        return UcxLink(self._context, address, greeting, self._pool, timeout_s)
+        return UcxLink(self._channels, address, greeting, self._pool, timeout_s)
 
     def close(self) -> None:
         """Nothing is shared."""
