@@ -42,6 +42,7 @@ class ServeConfig:
     seed: int | None
     backend: str
     transport: str
+    kv_network: str
     local_prefill: str
     cpu_affinity: str
     launcher: str

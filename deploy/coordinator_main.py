@@ -45,7 +45,7 @@ class CoordinatorProcess:
         self.spec = spec
         self._ready_fd = ready_fd
         self.clock = SystemClock()
-        self.control = ControlSocket(spec.control, self._on_message)
+        self.control = ControlSocket(spec.control, self._on_message, spec.keys)
         self.service = ClusterService(
             model_name=spec.model.served_names[0],
             block_size=spec.block_size,

@@ -215,6 +215,12 @@ OPTIONS = (
         ("disaggregation-transfer-backend",),
     ),
     Option(
+        "kv-network",
+        choice("encrypted", "trusted"),
+        "encrypted",
+        "between hosts: encrypted; or trusted, where nobody but this cluster is: blocks go in clear",
+    ),
+    Option(
         "local-prefill",
         choice("auto", "off"),
         "auto",

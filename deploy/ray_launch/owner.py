@@ -46,6 +46,8 @@ from deploy.ray_launch.records import (
     Waiting,
 )
 from deploy.specs import CoordinatorSpec, WorkerSpec
+from engine.api.addresses import tcp_endpoint
+from engine.api.channel_keys import ClusterKeys
 from engine.api.errors import ConfigError, WorkerLost
 from engine.api.messages import LauncherGoodbye, ScaleOrder, StopOrder, WorkerExited
 
@@ -251,15 +253,18 @@ class RayLauncher:
         """The first time: from now on the coordinator's address is known, and workers may be told it."""
         if self._link is not None:
             return
-        if node.ip == LOOPBACK:
+        keys = None if node.ip == LOOPBACK else ClusterKeys.generate()
+        if keys is None:
             control = f"ipc://{node_directory(self.choice.launch) / 'control.sock'}"
         else:
-            control = f"tcp://{node.ip}:{node.free_port}"
-        post.spec = msgspec.structs.replace(self.plan.coordinator, control=control)
-        self._link = ControlLink(control, self._on_order)
+            control = tcp_endpoint(node.ip, node.free_port)
+        replace = msgspec.structs.replace
+        own = keys.for_coordinator() if keys else None
+        post.spec = replace(self.plan.coordinator, control=control, keys=own)
+        self._link = ControlLink(control, self._on_order, keys.for_launcher() if keys else None)
         self._greet()
         for spec in self.plan.workers:
-            placed = msgspec.structs.replace(spec, control=control)
+            placed = replace(spec, control=control, keys=keys.for_worker() if keys else None)
             self._add(Post(spec.worker_id, placed, self._demand(spec.role)))
 
     def _demand(self, role: str) -> Demand:
