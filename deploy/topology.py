@@ -85,6 +85,15 @@ def ray_address_file() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
 
 
+def has_ray_token() -> bool:
+    """Whether Ray's clients would find a token, and nothing says whether to use it."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return False
+    places = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    default = Path.home() / ".ray" / "auth_token"
+    return any(os.environ.get(name) for name in places) or default.is_file()
+
+
 def child_environment(num_threads: int | None = None) -> dict[str, str]:
     """This environment without secrets, with thread pools sized to `num_threads` where given."""
     variables = {name: value for name, value in os.environ.items() if name not in SECRETS}

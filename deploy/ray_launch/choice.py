@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from deploy.ray_launch.own_ray import MISSING, plan_own_ray
 from deploy.ray_launch.posts import RayChoice
 from deploy.ray_launch.ray_address import LOCAL, find_ray
-from deploy.topology import ray_address_file, ray_address_variable
+from deploy.topology import has_ray_token, ray_address_file, ray_address_variable
 from engine.api.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def choose_ray(config: ServeConfig, directory: Path, num_cores: int) -> RayChoic
     return RayChoice(
         address=address if own is None else own.address,
         own=own,
+        environment=own.environment if own else _own_token(config.ray_address),
         launch=secrets.token_hex(5),
         placement=config.ray_placement,
         worker_cpus=config.ray_worker_cpus,
@@ -36,6 +37,11 @@ def choose_ray(config: ServeConfig, directory: Path, num_cores: int) -> RayChoic
         pin=config.cpu_affinity == "auto",
         shutdown_timeout_s=config.shutdown_timeout,
     )
+
+
+def _own_token(asked: str) -> dict[str, str]:
+    """A Ray that was found, not named, gets this user's token if there is one: as Ray's own clients do."""
+    return {"RAY_AUTH_MODE": "token"} if asked == "auto" and has_ray_token() else {}
 
 
 def _text_of(chosen: str | None) -> str | None:

@@ -22,7 +22,7 @@ from deploy.topology import child_environment
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from deploy.ray_launch.own_ray import OwnRay
+    from deploy.ray_launch.posts import RayChoice
     from deploy.ray_launch.records import OwnerOrder
     from engine.api.clock import Clock
 
@@ -37,14 +37,12 @@ class RayConnection:
 
     def __init__(
         self,
-        address: str,
-        own: OwnRay | None,
-        launch: str,
+        choice: RayChoice,
         on_report: Callable[[AgentReport], None],
         on_lost: Callable[[str], None],
         clock: Clock,
     ) -> None:
-        self._address, self._own, self._launch = address, own, launch
+        self._choice, self._own = choice, choice.own
         self._on_report, self._on_lost, self._clock = on_report, on_lost, clock
         self._ray: ChildProcess | None = None
         self._agent: ChildProcess | None = None
@@ -66,7 +64,7 @@ class RayConnection:
         module = (sys.executable, "-P", "-m", "deploy.ray_launch.own_ray", parent, "--")
         self._ray = ChildProcess(
             [*module, *self._own.command],
-            {**child_environment(), **self._own.environment},
+            {**child_environment(), **self._choice.environment},
             on_line=self._on_ray_line,
             on_exit=self._on_ray_exit,
         )
@@ -125,12 +123,11 @@ class RayConnection:
         ours, theirs = socket.socketpair()
         parent = str(os.getpid())
         command = [sys.executable, "-P", "-m", "deploy.ray_launch.agent"]
-        command += [self._address, self._launch]
+        command += [self._choice.address, self._choice.launch]
         command += ["--channel", str(theirs.fileno()), "--parent", parent]
-        environment = {} if self._own is None else self._own.environment
         self._agent = ChildProcess(
             command,
-            {**child_environment(), **environment},
+            {**child_environment(), **self._choice.environment},
             on_line=lambda _: None,
             on_exit=self._on_agent_exit,
             pass_fds=(theirs.fileno(),),

@@ -14,7 +14,6 @@ import asyncio
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -28,6 +27,7 @@ from deploy.backoff import Backoff
 from deploy.child import harden, log_to_stderr
 from deploy.launcher_process import ChildProcess
 from deploy.ray_launch.lines import Lines
+from deploy.ray_launch.node_directory import remove_keeper
 from deploy.ray_launch.records import (
     Adopt,
     End,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from engine.api.clock import Clock
 
 log = logging.getLogger(__name__)
-CONTROL_NAME = "control.sock"
 FINAL = (0, 2)
 """Statuses of an engine that left on purpose."""
 KEPT_NEWS = 200
@@ -219,16 +218,6 @@ def leave_background(order_file: Path) -> None:
     os.close(log_file)
 
 
-def remove_traces(order: KeeperOrder, order_file: Path) -> None:
-    """Everything of this process in the node's directory, and the directory after the last one."""
-    directory = order_file.parent
-    shutil.rmtree(order.run_directory, ignore_errors=True)
-    for path in directory.glob(f"{order_file.stem}.*"):
-        path.unlink(missing_ok=True)
-    if not any(path.name != CONTROL_NAME for path in directory.iterdir()):
-        shutil.rmtree(directory, ignore_errors=True)
-
-
 def main() -> int:
     """Exit status 0; what the engine did is told to the seat."""
     order_file = Path(sys.argv[1])
@@ -242,7 +231,7 @@ def main() -> int:
     try:
         asyncio.run(Keeper(order, listener, SystemClock()).run())
     finally:
-        remove_traces(order, order_file)
+        remove_keeper(order_file)
         lock.close()
     return 0
 

@@ -20,6 +20,7 @@ from engine.api.clock import wall_time_s
 from engine.api.errors import ConfigError
 
 PREFIX = "baton-ray-"
+CONTROL_NAME = "control.sock"
 OLD_S = 120.0
 
 
@@ -55,6 +56,27 @@ def keepers(directory: Path, name: str) -> list[Path]:
     """Order files of the keepers of a process, newest first."""
     found = [path for path in directory.glob(f"{name}.*.keep") if path.suffixes[-2][1:].isdigit()]
     return sorted(found, key=lambda path: int(path.suffixes[-2][1:]), reverse=True)
+
+
+def remove_keeper(order_file: Path) -> None:
+    """All files of one keeper, and the directory after the last one."""
+    shutil.rmtree(order_file.with_suffix(".run"), ignore_errors=True)
+    for path in order_file.parent.glob(f"{order_file.stem}.*"):
+        path.unlink(missing_ok=True)
+    if not any(path.name != CONTROL_NAME for path in order_file.parent.iterdir()):
+        shutil.rmtree(order_file.parent, ignore_errors=True)
+
+
+def remove_dead_keeper(order_file: Path) -> None:
+    """What a keeper left that was killed."""
+    try:
+        with order_file.with_suffix(".lock").open("r+", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return
+    remove_keeper(order_file)
 
 
 def may_keep(keeper: tuple[str, str], seat: tuple[str, str]) -> bool:

@@ -98,10 +98,7 @@ class RayLauncher:
         self._outcome: asyncio.Future[None] = loop.create_future()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
-        choice = self.choice
-        self._ray = RayConnection(
-            choice.address, choice.own, choice.launch, self._on_report, self._on_lost, self._clock
-        )
+        self._ray = RayConnection(self.choice, self._on_report, self._on_lost, self._clock)
         self._ray.start()
         try:
             await self._outcome

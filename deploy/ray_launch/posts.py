@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.plan import next_share
-from deploy.ray_launch.node_directory import node_directory
+from deploy.ray_launch.node_directory import CONTROL_NAME, node_directory
 from deploy.ray_launch.own_ray import LOOPBACK
 from deploy.ray_launch.placement import demand_of, share_of
 from deploy.ray_launch.records import COORDINATOR, Demand, NodeFacts, Run
@@ -37,6 +37,7 @@ class RayChoice:
 
     address: str
     own: OwnRay | None
+    environment: dict[str, str]
     launch: str
     placement: str
     worker_cpus: float | None
@@ -117,7 +118,7 @@ class Posts:
         """The coordinator has its node for the first time: its address is fixed from now on, and the workers of
         the plan, which are returned, may be told it. On loopback it is a unix socket, else encrypted."""
         if node.ip == LOOPBACK:
-            self.control = f"ipc://{node_directory(self.choice.launch) / 'control.sock'}"
+            self.control = f"ipc://{node_directory(self.choice.launch) / CONTROL_NAME}"
         else:
             self.control = tcp_endpoint(node.ip, node.free_port)
             self._keys = ClusterKeys.generate()

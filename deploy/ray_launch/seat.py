@@ -22,6 +22,7 @@ from deploy.ray_launch.node_directory import (
     may_keep,
     node_directory,
     reap,
+    remove_dead_keeper,
     write_private,
     write_record,
 )
@@ -120,6 +121,7 @@ class Seat:
         for order_file in keepers(directory, self._name):
             keeper, hello = await _greet(order_file)
             if keeper is None or hello is None:
+                remove_dead_keeper(order_file)
                 continue
             if not may_keep((hello.node_id, hello.session), here):
                 keeper.close()

@@ -107,12 +107,34 @@ def test_lost_ray_costs_no_request_and_comes_back(server: RayServer) -> None:
     with Load(server) as load:
         server.one("gcs_server").kill()
         server.say("Ray is lost")
+        until(lambda: scale(server, decode=2)[0] == 503, "the coordinator knowing")
+        assert "Ray is away" in scale(server, decode=2)[1]
         load.go_on()
         server.say("Ray is back", 90.0)
         until(lambda: len(server.seats()) == 3, "the seats coming back", 60.0)
         load.go_on()
+        until(lambda: scale(server, decode=2)[0] < 300, "scaling again")
+        until(lambda: server.ready(*BOTH, "decode-1"), "one more")
+        load.go_on()
     load.check()
-    assert server.pids() == before
+    after = server.pids()
+    assert {name: after[name] for name in BOTH} == before
+
+
+def test_a_machine_that_is_shut_down_is_left(server: RayServer) -> None:
+    """SIGTERM to a keeper: what a machine says to everybody before it goes."""
+    with Load(server) as load:
+        server.one("ray_launch.keeper decode-0").terminate()
+        server.say("the machine of decode-0 will be taken away")
+        until(lambda: "decode-0" not in server.pids(), "decode-0 leaving")
+        until(lambda: len(server.pids()) == 3, "another in its place")
+        load.go_on()
+    load.check()
+
+
+def scale(server: RayServer, **wanted: int) -> tuple[int, str]:
+    reply = server.client.post("/cluster/scale", json=wanted)
+    return reply.status_code, reply.text
 
 
 def test_interrupt_leaves_nothing() -> None:
