@@ -116,7 +116,6 @@ class _Guard(threading.Thread):
         for monitor in watched:
             monitor.close()
         self._zap.close()
-        os.close(self._wake)
 
     def _take_new(self, poller: zmq.Poller, watched: set[Socket]) -> None:
         while not self._monitors.empty():
@@ -146,6 +145,7 @@ class _Guard(threading.Thread):
             self._over = True
             os.eventfd_write(self._wake, 1)
             self.join()
+            os.close(self._wake)
 
 
 class Channels:

@@ -92,7 +92,7 @@ class NixlServer(RequestServer):
 
     def __init__(self, channels: Channels, host: str, port: int, pool: LocalPool) -> None:
         super().__init__(channels, tcp_endpoint(host, port), pool)
-        self._agent = Agent(pool.incarnation)
+        self._agent = Agent(pool.incarnation, host)
         self._registrations = Registrations(self._agent, pool.memory)
         self._attaching_until_s = 0.0
         self._nonce = np.frombuffer(secrets.token_bytes(NONCE_BYTES), dtype=np.uint8).copy()
@@ -308,7 +308,7 @@ class NixlTransport:
         self._channels = channels
         self._host = host
         self._pool = pool
-        self._agent = Agent(f"{pool.incarnation}-reader")
+        self._agent = Agent(f"{pool.incarnation}-reader", host)
 
     def serve(self) -> NixlServer:
         """Bind a free port."""

@@ -23,7 +23,7 @@ import msgspec
 import zmq
 
 from engine.api import wire
-from engine.api.addresses import tcp_endpoint
+from engine.api.addresses import host_of, is_loopback, tcp_endpoint
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
@@ -81,7 +81,7 @@ class UcxWorker:
             "TCP_RX_SEG_SIZE": _SEGMENT,
             "RNDV_SCHEME": "get_zcopy",
         }
-        if host.startswith("127.") or host == "localhost":
+        if is_loopback(host):
             options["NET_DEVICES"] = "lo"  # no listener beyond loopback
         features = (api.Feature.TAG, api.Feature.WAKEUP)
         self._context = api.UCXContext(options, feature_flags=features)
@@ -244,7 +244,7 @@ class UcxLink(RequestLink):
             raise
 
     def _attach(self, address: str, timeout_s: float) -> None:
-        self._ucx = UcxWorker(address.removeprefix("tcp://").rpartition(":")[0])
+        self._ucx = UcxWorker(host_of(address))
         self.send(ATTACH, Attach(address=self._ucx.address))
         self.await_message(time.perf_counter() + timeout_s, "the exchange of addresses")
         try:

@@ -20,7 +20,7 @@ from engine.kv_memory import KvMemory
 from kvtransfer.lease import LeaseTable
 from kvtransfer.transport import KvServer, LocalPool
 from kvtransfer.transports.select import make_transports
-from kvtransfer.transports.shm import ShmServer
+from kvtransfer.transports.shm import ShmServer, path_at
 from kvtransfer.transports.zmq_tcp import ZmqServer
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def serve(source: Source) -> KvServer:
     spec, pool = source.spec, source.local_pool
     channels = Channels()
     if spec["address"] and spec["transport"] == "shm":
-        return ShmServer(pool, Path(spec["address"]))
+        return ShmServer(pool, path_at(spec["address"]))
     if spec["address"] and spec["transport"] == "zmq":
         return ZmqServer(channels, spec["address"], pool)
     if spec["address"]:
