@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 BLOCK_TOKENS = 16
 GAP_TRANSPORTS = ("shm", "zmq")
+WARM_UPS = COPIES + 1
 SERVED = "smollm2-135m"
 """The embedded model, which the handover is measured with."""
 
@@ -212,18 +213,18 @@ class Bench:
 
 
 def measure(transport: str, model: Model, tokens: int, repeats: int) -> Result:
-    """All figures of one transport and one model, alternating, after two warm-ups."""
+    """All figures of one transport and one model, alternating, after warm-ups that touch all memory once."""
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(transport, model, tokens, directory)
         bares: dict[str, Callable[[], BareZmq | BareNixl | BareUcx]] = {
             "zmq": lambda: BareZmq(bench),
             "nixl": lambda: BareNixl(bench),
-            "ucx": lambda: BareUcx(bench, repeats + 2),
+            "ucx": lambda: BareUcx(bench),
         }
         bare = bares[transport]() if transport in bares else None
         result = bench.result
         try:
-            for repeat in range(repeats + 2):
+            for repeat in range(repeats + WARM_UPS):
                 result.pull.append(bench.pull(repeat))
                 result.memcpy.append(bench.memcpy(repeat))
                 if bare is not None:
@@ -233,7 +234,7 @@ def measure(transport: str, model: Model, tokens: int, repeats: int) -> Result:
                 bare.close()
             bench.close()
     for figures in (result.pull, result.memcpy, result.library, result.digest_s):
-        del figures[:2]
+        del figures[:WARM_UPS]
     return result
 
 
