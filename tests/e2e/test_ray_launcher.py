@@ -137,16 +137,16 @@ def scale(server: RayServer, **wanted: int) -> tuple[int, str]:
     return reply.status_code, reply.text
 
 
-def test_interrupt_leaves_nothing() -> None:
-    with RayServer("--ray-address", "local", "--pd", "1p1d") as server:
-        processes, directory = server.processes(), server.directory()
-        assert len(processes) > 10
-        assert directory.is_dir()
-        took_s = server.interrupt()
-        assert server.process.returncode == 0
-        assert gone(processes, 3.0) == []
-        assert not directory.exists()
-        assert took_s < 15.0
+def test_interrupt_leaves_nothing(server: RayServer) -> None:
+    """The last one over this server."""
+    processes, directory = server.processes(), server.directory()
+    assert len(processes) > 10
+    assert directory.is_dir()
+    took_s = server.interrupt()
+    assert server.process.returncode == 0
+    assert gone(processes, 3.0) == []
+    assert not directory.exists()
+    assert took_s < 15.0
 
 
 def test_killed_owner_leaves_nothing_for_long() -> None:
