@@ -2,9 +2,7 @@
 
 usage: python -P -m tests.e2e.ray_nodes      commands on stdin, a line each; an answer of JSON a line
 
-    add {"prefill_slot": 1}     → {"node_id": …, "raylet": pid, "address": …}; the first is the head
-    remove NODE_ID              → {}       the node leaves as a machine that is switched off
-    restart_gcs                 → {}       the head's service ends and another begins
+    add {"prefill_slot": 1}     → {"node_id": …, "pids": {"raylet": …}, "address": …}; the first is the head
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from ray.cluster_utils import Cluster
 from deploy.child import follow_parent
 
 
-def add(cluster: Cluster, nodes: dict[str, Any], resources: dict[str, float]) -> dict[str, Any]:
+def add(cluster: Cluster, resources: dict[str, float]) -> dict[str, Any]:
     is_head = cluster.head_node is None
     options: dict[str, Any] = {"include_dashboard": False, "no_monitor": True} if is_head else {}
     node = cluster.add_node(
@@ -29,27 +27,22 @@ def add(cluster: Cluster, nodes: dict[str, Any], resources: dict[str, float]) ->
         object_store_memory=80_000_000,
         **options,
     )
-    nodes[node.node_id] = node
-    raylet = node.all_processes["raylet"][0].process.pid
-    return {"node_id": node.node_id, "raylet": raylet, "address": cluster.address}
+    pids = {name: found[0].process.pid for name, found in node.all_processes.items()}
+    return {"node_id": node.node_id, "pids": pids, "address": cluster.address}
 
 
-def obey(cluster: Cluster, nodes: dict[str, Any], line: str) -> dict[str, Any]:
+def obey(cluster: Cluster, line: str) -> dict[str, Any]:
     verb, _, rest = line.strip().partition(" ")
     if verb == "add":
-        return add(cluster, nodes, json.loads(rest))
-    if verb == "remove":
-        cluster.remove_node(nodes.pop(rest), allow_graceful=False)
-        return {}
+        return add(cluster, json.loads(rest))
     raise ValueError(verb)
 
 
 def main() -> None:
     follow_parent(0)
     cluster = Cluster()
-    nodes: dict[str, Any] = {}
     for line in sys.stdin:
-        print(json.dumps(obey(cluster, nodes, line)), flush=True)
+        print(json.dumps(obey(cluster, line)), flush=True)
     cluster.shutdown()
 
 

@@ -202,20 +202,22 @@ class RayNodes:
             env={**os.environ, **self.environment},
             start_new_session=True,
         )
-        self.raylets: dict[str, int] = {}
+        self.pids: dict[str, dict[str, int]] = {}
+        self.head = ""
         self.address = ""
 
     def add(self, **resources: float) -> str:
         """A node more; its id."""
         answer = self._ask(f"add {json.dumps(resources)}")
         self.address = answer["address"]
-        self.raylets[answer["node_id"]] = answer["raylet"]
         node_id: str = answer["node_id"]
+        self.pids[node_id] = answer["pids"]
+        self.head = self.head or node_id
         return node_id
 
-    def kill_raylet(self, node_id: str) -> None:
-        """SIGKILL."""
-        os.kill(self.raylets.pop(node_id), signal.SIGKILL)
+    def kill(self, node_id: str, name: str) -> None:
+        """SIGKILL to a node's raylet, or to the head's gcs_server."""
+        os.kill(self.pids[node_id].pop(name), signal.SIGKILL)
 
     def drain(self, node_id: str, seconds: int) -> None:
         """As a cloud does before it takes a spot machine away."""

@@ -66,7 +66,7 @@ def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: Ray
         before = server.pids()
         orphan = server.one("worker_main decode-0")
         with Load(server) as load:
-            nodes.kill_raylet(first)
+            nodes.kill(first, "raylet")
             server.say("decode-0 lost its place")
             load.go_on()
             assert server.pids() == before, "the engine goes on without its raylet"
@@ -84,3 +84,26 @@ def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: Ray
         processes = server.processes()
         server.interrupt()
         assert gone(processes, 3.0) == []
+
+
+def test_serving_goes_on_without_the_head_and_an_interrupt_still_leaves_nothing(
+    nodes: RayNodes,
+) -> None:
+    nodes.add(prefill_slot=1, decode_slot=1)
+    with serve(nodes, "--pd", "1p1d") as server:
+        processes, directory = server.processes(), server.directory()
+        with Load(server) as load:
+            nodes.kill(nodes.head, "gcs_server")
+            server.say("Ray is lost", 20.0)
+            until(lambda: refused(server), "the coordinator knowing", 5.0)
+            load.go_on()
+        load.check()
+        server.interrupt()
+        assert server.process.returncode == 0
+        assert gone(processes, 5.0) == []
+        until(lambda: not directory.exists(), "the end of the directory", 5.0)
+
+
+def refused(server: RayServer) -> bool:
+    reply = server.client.post("/cluster/scale", json={"prefill": 2})
+    return reply.status_code == 503 and "Ray is away" in reply.text
