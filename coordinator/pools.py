@@ -46,6 +46,11 @@ class Slot:
     machine_until_s: float | None = None
     told_s: float = float("-inf")
 
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether nobody has spoken of it: it is what a launcher was once told to run."""
+        return not (self.is_known or self.is_listed)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
@@ -182,7 +187,7 @@ class Pools:
                 orders += self._compare(slot, worker)
             elif slot.is_ordered and not slot.leaving:
                 orders.append(ScaleOrder(worker_id=slot.worker_id, role=slot.role))
-            elif slot.leaving or slot.is_listed or not slot.is_known:
+            elif slot.leaving or slot.is_listed or slot.is_placeholder:
                 del self._slots[slot.worker_id]
         for name in there.keys() - self._slots.keys():
             worker = there[name]

@@ -64,18 +64,16 @@ class Scaler:
 
     def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
         """Bring the pools to these numbers of workers; None leaves a pool as it is. Returns the target and
-        what was begun. Raises InvalidRequest, or NoLauncher when workers would have to be started."""
+        what was begun. Raises InvalidRequest, or NoLauncher: then it is not even known how many there are."""
         target = self._pools.target
         asked = {"prefill": prefill, "decode": decode}
         wanted = {role: target[role] if count is None else count for role, count in asked.items()}
         check_wanted(wanted)
-        missing = {role: max(wanted[role] - target[role], 0) for role in ROLES}
-        if any(missing.values()):
-            self._need_launcher()
+        self._need_launcher()
         if wanted != target:
             self._check_launcher_acts()
         self._pools.refusals.clear()
-        started = [name for role in ROLES for name in self._start(role, missing[role])]
+        started = [name for r in ROLES for name in self._start(r, wanted[r] - target[r])]
         drained = [name for r in ROLES for name in self._surplus(r, target[r] - wanted[r])]
         for worker_id in drained:
             self._retire(worker_id)
@@ -89,7 +87,8 @@ class Scaler:
         slot = self._slot(worker_id)
         if not slot.leaving:
             self._check_launcher_acts()
-            if slot.role == "decode" and len(self._pools.kept("decode")) == 1:
+            decoders = [s for s in self._pools.kept("decode") if not s.is_placeholder]
+            if decoders == [slot]:
                 raise PoolConflict(
                     f"{worker_id} is the last decode worker; add one first: baton scale decode=2"
                 )
@@ -134,12 +133,15 @@ class Scaler:
         if slot is None:
             here = ", ".join(sorted(slot.worker_id for slot in self._pools))
             raise WorkerNotFound(f"there is no worker {worker_id!r}; there are: {here}", "worker")
+        if slot.is_placeholder:
+            self._need_launcher()
+            raise PoolConflict(f"{worker_id} has not been seen yet; look with baton status")
         return slot
 
     def _need_launcher(self) -> None:
         if self._pools.launcher is None:
             raise NoLauncher(
-                "no launcher is connected, so no worker can be started; "
+                "no launcher is connected, so workers can be neither started nor counted; "
                 "if the server has just started, try again in a second"
             )
 
@@ -158,6 +160,7 @@ class Scaler:
     # ---- more
 
     def _start(self, role: str, count: int) -> list[str]:
+        """Order that many; none when the count is negative."""
         taken = [record.worker_id for record in self._service.registry]
         slots = self._pools.order(role, count, taken)
         for slot in slots:

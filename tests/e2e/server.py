@@ -19,6 +19,8 @@ import httpx
 BATON = Path(sys.executable).parent / "baton"
 MOCK = (sys.executable, "-m", "tests.e2e.mock_engine")
 """`baton`, but its workers run the attesting mock: many requests a second, and no weights."""
+PACED = (sys.executable, "-m", "tests.e2e.paced_engine")
+"""As MOCK, but a step takes as long as on an accelerator: streams last, and cost no processor time."""
 READY_TIMEOUT_S = 180.0
 
 
