@@ -35,7 +35,9 @@ class ControlLink:
         endpoint: str,
         on_order: Callable[[LauncherOrder], None],
         keys: ChannelKeys | None = None,
+        kind: str = "local",
     ) -> None:
+        self._kind = kind
         self._loop = asyncio.get_running_loop()
         self._channels = Channels(keys)
         self._socket = self._channels.socket(zmq.DEALER)
@@ -46,9 +48,11 @@ class ControlLink:
         self._fd = int(self._socket.FD)
         self._loop.add_reader(self._fd, self._drain)
 
-    def hello(self, workers: list[LauncherWorker] | None = None) -> None:
-        """Offer to start and stop workers, and tell which there are; said again and again."""
-        self.send(LauncherHello(launcher=f"local-{os.getpid()}", workers=workers))
+    def hello(self, workers: list[LauncherWorker] | None = None, away: str = "") -> None:
+        """Offer to start and stop workers, and tell which there are, or why it cannot be done now; said again
+        and again."""
+        name = f"{self._kind}-{os.getpid()}"
+        self.send(LauncherHello(launcher=name, workers=workers, away=away))
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; ZeroMQ keeps it while the coordinator is away, and drops it when that lasts."""

@@ -24,7 +24,9 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. `cores` empty means not pinned; `control` is the coordinator's ZeroMQ endpoint;
     `weights_fd` is an inherited memfd
     that all workers of the host share; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
-    A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted."""
+    A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted.
+    Without a parent that holds it: `generation` grows from start to start of one worker id, and the worker ends after
+    `silence_limit_s` without a word of the coordinator."""
 
     worker_id: str
     role: str
@@ -47,11 +49,14 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     lease_duration_s: float = 30.0
     weights_fd: int | None = None
+    generation: int = 0
+    silence_limit_s: float | None = None
     log_level: str = "info"
 
 
 class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The coordinator. `expected` is how many workers of each role it waits for before it is ready."""
+    """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
+    after `owner_silence_s` without a launcher it ends, and its workers with it."""
 
     model: PreparedModel
     control: str
@@ -68,5 +73,6 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     root_path: str = ""
     otlp_traces_endpoint: str | None = None
+    owner_silence_s: float | None = None
     keys: ChannelKeys | None = None
     seed: int = 0

@@ -258,6 +258,7 @@ class WorkerParts:
             max_num_batched_tokens=spec.max_num_batched_tokens,
             backend=self.runner.backend,
             block_bytes=self.memory.block_bytes,
+            generation=spec.generation,
             draining=draining,
         )
 
