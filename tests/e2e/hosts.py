@@ -35,6 +35,21 @@ ENVIRONMENT = (
     "TERM=dumb",
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 )
+ALONE = (
+    *("setpriv", "--pdeathsig", "KILL"),
+    *(
+        "unshare",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount",
+        "--mount-proc",
+        "--uts",
+        "--ipc",
+        "--net",
+    ),
+)
+"""In namespaces of its own, and gone with the process that started it."""
 SSHD = """\
 Port 22
 HostKey {home}/.ssh/host_key
@@ -68,9 +83,8 @@ def why_not() -> str | None:
     missing = sorted({package for name, package in NEEDED.items() if shutil.which(name) is None})
     if missing:
         return f"apt-get install {' '.join(missing)}"
-    probe = ["unshare", "--pid", "--fork", "--mount", "--uts", "--ipc", "--net", "--mount-proc"]
     bridge = ["ip", "link", "add", "switch", "type", "bridge"]
-    done = subprocess.run([*probe, *bridge], check=False, capture_output=True, text=True)
+    done = subprocess.run([*ALONE, *bridge], check=False, capture_output=True, text=True)
     return None if done.returncode == 0 else f"no namespaces here: {done.stderr.strip()}"
 
 
@@ -164,7 +178,9 @@ class Network:
         ssh.mkdir(parents=True)
         (root / "tmp").mkdir(mode=0o1777)
         lines = [f"{NETWORK}.{i + 1} {other}" for i, other in enumerate(self.names)]
-        (root / "passwd").write_text(f"root:x:0:0:root:{HOME}:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n")
+        (root / "passwd").write_text(
+            f"root:x:0:0:root:{HOME}:/bin/bash\nsshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n"
+        )
         (root / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
         shutil.copy(key, ssh / "id_ed25519")
         shutil.copy(key, ssh / "host_key")
@@ -177,8 +193,7 @@ class Network:
         script = INIT.format(root=root, home=HOME, name=name, lent="\n".join(lent))
         with (root / "log").open("w") as log:
             process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child"]
-                + ["--mount", "--uts", "--ipc", "--net", "--mount-proc", "sh", "-c", script],
+                [*ALONE, "sh", "-c", script],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

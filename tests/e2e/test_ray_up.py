@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,7 +92,9 @@ def show_evidence(request: pytest.FixtureRequest, cluster: Cluster) -> Iterator[
 
 def slots(status: str) -> dict[str, float]:
     """Slots that `ray status` offers in all."""
-    return {kind: float(n) for n, kind in re.findall(r"/([\d.]+) (prefill_slot|decode_slot)", status)}
+    return {
+        kind: float(n) for n, kind in re.findall(r"/([\d.]+) (prefill_slot|decode_slot)", status)
+    }
 
 
 def test_every_host_joins_with_its_slots(cluster: Cluster) -> None:
@@ -131,7 +132,99 @@ def test_only_ports_with_a_secret_are_open_beyond_loopback(cluster: Cluster) -> 
     for name in (HEAD, *WORKERS):
         table = cluster.hosts[name].run("ss -Hltnp").stdout.splitlines()
         rows = [(line.split()[3], re.findall(r'\(\("([^"]+)"', line)[0]) for line in table]
-        wide = {program for address, program in rows if address.startswith(("0.0.0.0", "*", "[::]"))}
+        wide = {
+            program for address, program in rows if address.startswith(("0.0.0.0", "*", "[::]"))
+        }
         assert wide <= {"sshd", "gcs_server", "raylet", "ray::DashboardA"}, rows
         assert not [address for address, _ in rows if address.endswith((":44217", ":44227"))]
     assert "127.0.0.1:8265" in cluster.head.run("ss -Hltn").stdout
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster) -> Cluster:
+    cluster.follow("serve")
+    until(lambda: cluster.ready() == {"prefill": 1, "decode": 1}, "one worker of each role", 120)
+    return cluster
+
+
+def test_a_submitted_job_serves_and_answers(served: Cluster) -> None:
+    assert "Paris" in served.follow("chat")
+    shown = served.follow("status")
+    assert "prefill" in shown
+    assert "decode" in shown
+
+
+def test_workers_sit_on_nodes_of_their_role(served: Cluster) -> None:
+    engines = {
+        name: [line for line in served.hosts[name].processes() if "deploy.worker_main" in line]
+        for name in (HEAD, *WORKERS)
+    }
+    assert engines[HEAD] == []
+    assert sum(map(len, engines.values())) == 2, engines
+
+
+def test_kv_blocks_and_tokens_pass_between_hosts(served: Cluster) -> None:
+    """Prefill and decode are on hosts that share no memory: nothing but the network can carry a block."""
+    addresses = {worker["id"]: worker.get("host") for worker in served.cluster_view()["workers"]}
+    assert len(addresses) == 2, addresses
+
+
+def loaded(cluster: Cluster, during: Callable[[], None]) -> dict[str, Any]:
+    """Do something while exact streams run; the load's totals."""
+    inside = ["nsenter", "-t", str(cluster.head.pid), "-n"]
+    command = [*inside, sys.executable, "-m", "tests.e2e.cluster_load", URL]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as load:
+        assert load.stdin is not None
+        assert load.stdout is not None
+        try:
+            assert load.stdout.readline() == "ready\n"
+            during()
+            load.stdin.close()
+            totals: dict[str, Any] = json.loads(load.stdout.readline())
+        finally:
+            load.kill()
+    print(totals)
+    return totals
+
+
+def assert_none_lost(totals: dict[str, Any]) -> None:
+    assert totals["wrong"] == []
+    assert totals["failed"] == []
+    assert totals["complete"] > 0
+
+
+def test_scaling_loses_no_request(served: Cluster) -> None:
+    def scale() -> None:
+        served.follow("scale", 180)
+        until(lambda: served.ready() == {"prefill": 2, "decode": 2}, "two of each role", 60)
+
+    assert_none_lost(loaded(served, scale))
+
+
+def test_a_lost_node_loses_no_request(served: Cluster) -> None:
+    """The power of the host that has a worker of each role fails."""
+
+    def lose() -> None:
+        served.hosts["spare-1"].power_off()
+        until(lambda: served.ready() == {"prefill": 1, "decode": 1}, "the loss is noticed", 90)
+
+    assert_none_lost(loaded(served, lose))
+    assert "Paris" in served.follow("chat")
+
+
+def test_down_leaves_nothing_behind(served: Cluster) -> None:
+    lines = [line for line in GUIDE["stop"] if line]
+    gone = served.hosts["spare-1"].address
+    text = adapt(lines, served.hosts).replace(f" {gone}", "")
+    served.hosts[OPERATOR].run(f"set -e\n{text}", 180)
+    for name in (HEAD, "prefill-1", "decode-1"):
+        host = served.hosts[name]
+        until(lambda host=host: left(host) == [], f"{name} is empty: {left(host)}", 60)  # type: ignore[misc]
+        assert host.run("ls /dev/shm").stdout.split() == []
+
+
+def left(host: Host) -> list[str]:
+    """Processes that are no sshd."""
+    return [line for line in host.processes() if "sshd" not in line and "bash -lc" not in line]

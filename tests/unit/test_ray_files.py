@@ -7,10 +7,12 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from botocore.validate import ParamValidator
 
 from tests.e2e import hosts
 
@@ -84,7 +86,11 @@ def test_all_of_baton_is_carried_to_the_hosts(path: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wanted = {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]}
     wanted |= {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
-    mounts = {target: source for target, source in load(path)["file_mounts"].items() if "/baton/" in target}
+    mounts = {
+        target: source
+        for target, source in load(path)["file_mounts"].items()
+        if "/baton/" in target
+    }
     assert mounts == {f"~/baton/{name}": name for name in wanted}
     assert all((ROOT / name).exists() for name in mounts.values())
 
@@ -117,6 +123,17 @@ def test_roles_on_aws_are_node_types() -> None:
         assert types[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
         assert types[name]["labels"]["ray.io/market-type"] == "spot"
         assert types[name]["priority"] > types[name.removesuffix("-spot")].get("priority", 0)
+
+
+def test_ec2_knows_every_field_of_every_machine() -> None:
+    """Against EC2's own description of RunInstances, which botocore carries."""
+    service = botocore.session.get_session().get_service_model("ec2")
+    shape = service.operation_model("RunInstances").input_shape
+    for kind in prepared(RAY_FILES / "cluster-aws.yaml")["available_node_types"].values():
+        machine = dict(kind["node_config"])
+        machine["SubnetId"] = machine.pop("SubnetIds")[0]  # as Ray does
+        report = ParamValidator().validate({**machine, "MinCount": 1, "MaxCount": 1}, shape)
+        assert report.generate_report() == ""
 
 
 def test_ray_makes_no_security_group_of_its_own() -> None:
@@ -202,5 +219,3 @@ def test_a_reason_why_hosts_cannot_be_made_names_a_package(monkeypatch: pytest.M
     monkeypatch.setattr(hosts, "NEEDED", {"no-such-program": "a-package"})
     monkeypatch.setattr("os.geteuid", lambda: 0)
     assert hosts.why_not() == "apt-get install a-package"
-
-
