@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.block_pool import BlockPool, Hold
 from engine.kv_memory import KvMemory
@@ -45,12 +46,13 @@ class Source:
         hold = Hold(BlockPool(num_blocks), "lease:bench")
         hold.block_ids.extend(range(num_blocks))
         leases.grant("bench", hold, 1e9)
-        self.context: zmq.Context = zmq.Context()
+        channels = Channels()
+        self.context = channels.context
         pool = LocalPool(self.memory, leases, INCARNATION)
         made = make_transports(
             transport,
             pool,
-            context=self.context,
+            channels=channels,
             socket_path=Path(directory) / "bench.shm",
             peer_host="127.0.0.1",
         )

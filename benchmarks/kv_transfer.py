@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import zmq
 
 from benchmarks.handover_gap import Handover, measure_handover, serve_and_measure
 from benchmarks.kv_bare import COPIES, BareNixl, BareUcx, BareZmq
 from benchmarks.kv_plot import write_plot
 from benchmarks.kv_source import FINGERPRINT, INCARNATION, header
+from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.api.messages import PeerAddress
 from engine.kv_memory import KvMemory
@@ -142,7 +142,8 @@ class Bench:
         self.per_prompt = -(-tokens // BLOCK_TOKENS)
         num_blocks = self.per_prompt * COPIES
         self.memory = KvMemory(num_blocks, model.block_bytes)
-        self.context: zmq.Context = zmq.Context()
+        channels = Channels()
+        self.context = channels.context
         self.source = SourceProcess(transport, directory, num_blocks, model.block_bytes)
         address = PeerAddress(
             worker_id="source",
@@ -157,7 +158,7 @@ class Bench:
         transports = make_transports(
             transport,
             local,
-            context=self.context,
+            channels=channels,
             socket_path=Path(directory) / "reader.shm",
             peer_host="127.0.0.1",
         )

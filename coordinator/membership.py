@@ -19,7 +19,9 @@ from engine.api.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    LauncherGoodbye,
     LauncherHello,
+    NodeLeaving,
     Outputs,
     Refuse,
     RoleChanged,
@@ -70,6 +72,10 @@ class Membership:
             self._hello(identity, message)
         elif isinstance(message, LauncherHello):
             self._launcher = identity
+        elif isinstance(message, LauncherGoodbye):
+            self._launcher = None
+        elif isinstance(message, NodeLeaving):
+            log.warning("%s will be taken away", ", ".join(message.worker_ids))
         elif isinstance(message, WorkerExited):
             self.service.lose_worker(message.worker_id, f"process exited ({message.status})")
         else:

@@ -104,6 +104,7 @@ class Registry:
         self.departures: dict[str, Departure] = {}
         self._past = LifetimeTotals()
         self._fenced: OrderedDict[str, None] = OrderedDict()
+        self._generations: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[WorkerRecord]:
         return iter(list(self._records.values()))
@@ -121,6 +122,8 @@ class Registry:
 
     def refusal(self, hello: Hello) -> str | None:
         """Why this worker cannot join, naming the field that differs; None when it can."""
+        if hello.generation < self._generations.get(hello.worker_id, 0):
+            return f"a newer start of {hello.worker_id} has taken its place"
         for record in self._records.values():
             if record.worker_id == hello.worker_id:
                 continue
@@ -141,6 +144,7 @@ class Registry:
             step_moved_s=now_s,
         )
         self._records[hello.worker_id] = record
+        self._generations[hello.worker_id] = hello.generation
         self.departures.pop(hello.worker_id, None)
         return record
 

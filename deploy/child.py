@@ -24,8 +24,10 @@ def follow_parent(parent_pid: int) -> None:
 
 
 def harden() -> None:
-    """No core dumps (they hold prompts), private files."""
+    """No core dumps (they hold prompts), private files, and room for connections of strangers."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o077)
 
 

@@ -74,6 +74,16 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "baton"
 
 
+def ray_address_variable() -> str | None:
+    """RAY_ADDRESS, which Ray sets for the jobs that it runs."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def ray_address_file() -> Path:
+    """Where `ray start` leaves the address of the head that runs on this machine."""
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+
+
 def child_environment(num_threads: int | None = None) -> dict[str, str]:
     """This environment without secrets, with thread pools sized to `num_threads` where given."""
     variables = {name: value for name, value in os.environ.items() if name not in SECRETS}

@@ -113,7 +113,8 @@ class Audit(Order, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it."""
+    """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it.
+    Of two starts that both live, the one of the higher `generation` is the worker."""
 
     worker_id: str
     incarnation: str
@@ -130,6 +131,7 @@ class Hello(Message, frozen=True, kw_only=True):
     max_num_batched_tokens: int
     backend: str
     block_bytes: int = 0
+    generation: int = 0
     served: list[str] = msgspec.field(default_factory=list)
 
 
@@ -229,6 +231,19 @@ class LauncherHello(Message, frozen=True, kw_only=True):
     """A launcher offers to start and stop workers."""
 
     launcher: str
+
+
+class LauncherGoodbye(Message, frozen=True, kw_only=True):
+    """The launcher ends, and everything with it: workers and coordinator end by themselves."""
+
+    launcher: str
+
+
+class NodeLeaving(Message, frozen=True, kw_only=True):
+    """The machine of these workers will be taken away in about `deadline_s`: others are wanted in their place."""
+
+    worker_ids: list[str]
+    deadline_s: float
 
 
 class WorkerExited(Message, frozen=True, kw_only=True):
@@ -376,6 +391,8 @@ WorkerMessage = (
     | RoleChanged
     | Goodbye
     | LauncherHello
+    | LauncherGoodbye
+    | NodeLeaving
     | WorkerExited
 )
 LauncherOrder = ScaleOrder | StopOrder

@@ -23,12 +23,12 @@ import msgspec
 import zmq
 
 from engine.api import wire
+from engine.api.addresses import tcp_endpoint
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.exchange import (
     READ,
-    Context,
     ReadReply,
     RequestLink,
     RequestServer,
@@ -40,6 +40,7 @@ from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.api.channels import Channels
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Greeting
 
@@ -137,8 +138,8 @@ class UcxServer(RequestServer):
 
     name = "ucx"
 
-    def __init__(self, context: Context, host: str, port: int, pool: LocalPool) -> None:
-        super().__init__(context, f"tcp://{host}:{port or '*'}", pool)
+    def __init__(self, channels: Channels, host: str, port: int, pool: LocalPool) -> None:
+        super().__init__(channels, tcp_endpoint(host, port), pool)
         self._ucx = UcxWorker(host)
         self._endpoints: dict[bytes, Any] = {}
         self._sending: deque[tuple[Any, memoryview]] = deque()
@@ -225,11 +226,16 @@ class UcxLink(RequestLink):
     name = "ucx"
 
     def __init__(
-        self, context: Context, address: str, greeting: Greeting, pool: LocalPool, timeout_s: float
+        self,
+        channels: Channels,
+        address: str,
+        greeting: Greeting,
+        pool: LocalPool,
+        timeout_s: float,
     ) -> None:
         self._memory = pool.memory
         self._endpoint: Any = None
-        super().__init__(context, address, greeting, 64 << 10)
+        super().__init__(channels, address, greeting, 64 << 10)
         self.open(timeout_s)
         try:
             self._attach(address, timeout_s)
@@ -343,19 +349,19 @@ class UcxTransport:
 
     name = "ucx"
 
-    def __init__(self, context: Context, host: str, pool: LocalPool) -> None:
-        self._context = context
+    def __init__(self, channels: Channels, host: str, pool: LocalPool) -> None:
+        self._channels = channels
         self._host = host
         self._pool = pool
 
     def serve(self) -> UcxServer:
         """Bind a free port."""
-        return UcxServer(self._context, self._host, 0, self._pool)
+        return UcxServer(self._channels, self._host, 0, self._pool)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> UcxLink:
         """See Transport."""
         greeting = greeting_for(self._pool, incarnation)
-        return UcxLink(self._context, address, greeting, self._pool, timeout_s)
+        return UcxLink(self._channels, address, greeting, self._pool, timeout_s)
 
     def close(self) -> None:
         """Nothing is shared."""

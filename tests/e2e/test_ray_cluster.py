@@ -1,0 +1,54 @@
+"""`--launcher ray` over a Ray of several nodes: placement by slots, a lost node, a node that will be taken away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+import pytest
+
+from tests.e2e.ray_rig import Load, RayNodes, RayServer, gone, until
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs baton-serve[ray]"),
+]
+
+
+@pytest.fixture
+def nodes() -> Iterator[RayNodes]:
+    nodes = RayNodes()
+    try:
+        nodes.add()
+        yield nodes
+    finally:
+        nodes.close()
+
+
+def serve(nodes: RayNodes, *arguments: str) -> RayServer:
+    given = ("--ray-address", nodes.address, *arguments)
+    return RayServer(*given, environment=nodes.environment)
+
+
+def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: RayNodes) -> None:
+    nodes.add(prefill_slot=2)
+    first = nodes.add(decode_slot=1)
+    with serve(nodes, "--pd", "1p1d") as server:
+        before = server.pids()
+        orphan = server.one("worker_main decode-0")
+        with Load(server) as load:
+            nodes.kill_raylet(first)
+            server.say("decode-0 lost its place")
+            load.go_on()
+            assert server.pids() == before, "the engine goes on without its raylet"
+            nodes.add(decode_slot=1)
+            until(lambda: server.pids().get("decode-0") not in (before["decode-0"], None), "a new one", 60)
+            until(lambda: server.ready("prefill-0", "decode-0"), "both being ready")
+            load.go_on()
+        load.check()
+        assert server.pids()["prefill-0"] == before["prefill-0"]
+        assert gone([orphan], 20.0) == [], "the old start was refused and left"
+        processes = server.processes()
+        server.interrupt()
+        assert gone(processes, 3.0) == []
