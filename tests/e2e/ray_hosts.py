@@ -52,6 +52,7 @@ class RayHosts:
         (hosts[OPERATOR].home / ".bashrc").write_text(OPERATOR_SHELL)
         (hosts[HEAD].home / ".bashrc").write_text(HEAD_SHELL)
         check_out(hosts[OPERATOR])
+        (hosts[OPERATOR].home / ".ssh" / "config").write_text("StrictHostKeyChecking accept-new\n")
         return hosts
 
     def __exit__(self, *failure: object) -> None:
