@@ -50,6 +50,7 @@ class ServeConfig:
     ray_placement: str
     ray_worker_cpus: float | None
     kv_lease_duration: float
+    drain_grace: float
     max_queued_requests: int
     api_key: tuple[str, ...]
     chat_template: str | None

@@ -14,7 +14,7 @@ import zmq
 
 from engine.api.channels import Channels
 from engine.api.errors import ProtocolError
-from engine.api.messages import LauncherHello, LauncherOrder
+from engine.api.messages import LauncherHello, LauncherOrder, LauncherWorker
 from engine.api.wire import Decoder, encode
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ class ControlLink:
         endpoint: str,
         on_order: Callable[[LauncherOrder], None],
         keys: ChannelKeys | None = None,
+        kind: str = "local",
     ) -> None:
+        self._kind = kind
         self._loop = asyncio.get_running_loop()
         self._channels = Channels(keys)
         self._socket = self._channels.socket(zmq.DEALER)
@@ -46,9 +48,11 @@ class ControlLink:
         self._fd = int(self._socket.FD)
         self._loop.add_reader(self._fd, self._drain)
 
-    def hello(self) -> None:
-        """Offer to start and stop workers; said again to every coordinator that becomes ready."""
-        self.send(LauncherHello(launcher=f"local-{os.getpid()}"))
+    def hello(self, workers: list[LauncherWorker] | None = None, away: str = "") -> None:
+        """Offer to start and stop workers, and tell which there are, or why it cannot be done now; said again
+        and again."""
+        name = f"{self._kind}-{os.getpid()}"
+        self.send(LauncherHello(launcher=name, workers=workers, away=away))
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; ZeroMQ keeps it while the coordinator is away, and drops it when that lasts."""

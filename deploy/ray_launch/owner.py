@@ -49,7 +49,17 @@ from deploy.specs import CoordinatorSpec, WorkerSpec
 from engine.api.addresses import tcp_endpoint
 from engine.api.channel_keys import ClusterKeys
 from engine.api.errors import ConfigError, WorkerLost
-from engine.api.messages import LauncherGoodbye, ScaleOrder, StopOrder, WorkerExited
+from engine.api.messages import (
+    LauncherGoodbye,
+    LauncherWorker,
+    NodeLeaving,
+    RetireOrder,
+    RoleOrder,
+    ScaleOrder,
+    ScaleRefused,
+    StopOrder,
+    WorkerExited,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +69,7 @@ if TYPE_CHECKING:
     from engine.api.clock import Clock
     from engine.api.messages import LauncherOrder
 
-HELLO_EVERY_S = 2.0
+HELLO_EVERY_S = 1.0
 ALONE_S = 30.0
 """How long processes go on whose owner, or coordinator, says nothing."""
 GOODBYE_S = 5.0
@@ -261,11 +271,13 @@ class RayLauncher:
         replace = msgspec.structs.replace
         own = keys.for_coordinator() if keys else None
         post.spec = replace(self.plan.coordinator, control=control, keys=own)
-        self._link = ControlLink(control, self._on_order, keys.for_launcher() if keys else None)
-        self._greet()
+        self._link = ControlLink(
+            control, self._on_order, keys.for_launcher() if keys else None, kind=RAY
+        )
         for spec in self.plan.workers:
             placed = replace(spec, control=control, keys=keys.for_worker() if keys else None)
             self._add(Post(spec.worker_id, placed, self._demand(spec.role)))
+        self._greet()
 
     def _demand(self, role: str) -> Demand:
         return demand_of(role, self._placement, self.choice.worker_cpus)
@@ -294,7 +306,14 @@ class RayLauncher:
 
     def _greet(self) -> None:
         if self._link is not None and not self._stopping:
-            self._link.hello()
+            self._link.hello(
+                [
+                    LauncherWorker(worker_id=post.name, role=post.spec.role, leaving=post.leaving)
+                    for post in self.posts.values()
+                    if isinstance(post.spec, WorkerSpec)
+                ],
+                away=f"Ray is away ({self._away})" if self._away is not None else "",
+            )
             asyncio.get_running_loop().call_later(HELLO_EVERY_S, self._greet)
 
     # ---- what became of it
@@ -349,14 +368,34 @@ class RayLauncher:
     def _leaving(self, leaving: Leaving) -> None:
         names = ", ".join(leaving.names)
         self._say(RAY, f"the machine of {names} will be taken away in {leaving.deadline_s:.0f} s")
+        workers = [name for name in leaving.names if self._worker(name) is not None]
+        if self._link is not None and workers:
+            self._link.send(NodeLeaving(worker_ids=workers, deadline_s=leaving.deadline_s))
 
     # ---- orders
 
     def _on_order(self, order: LauncherOrder) -> None:
-        if isinstance(order, ScaleOrder):
-            self._scale(order)
-        elif isinstance(order, StopOrder):
-            self._stop_one(order.worker_id)
+        match order:
+            case ScaleOrder():
+                self._scale(order)
+            case StopOrder():
+                self._stop_one(order.worker_id)
+            case RetireOrder():
+                if (post := self._worker(order.worker_id)) is not None:
+                    post.leaving = True
+            case RoleOrder():
+                self._change_role(order)
+
+    def _worker(self, worker_id: str) -> Post | None:
+        return None if worker_id == COORDINATOR else self.posts.get(worker_id)
+
+    def _change_role(self, order: RoleOrder) -> None:
+        """The process has its order from the coordinator; its next start reads the spec. Its place stays."""
+        post = self._worker(order.worker_id)
+        if post is not None and isinstance(post.spec, WorkerSpec):
+            post.spec = msgspec.structs.replace(post.spec, role=order.role)
+            if post.generation:
+                self._send_run(post)
 
     def _scale(self, order: ScaleOrder) -> None:
         if self._stopping or order.worker_id in self.posts:
@@ -372,10 +411,12 @@ class RayLauncher:
         if self.posts.pop(worker_id, None) is not None:
             self._ray.send(Leave(name=worker_id))
         self._say(worker_id, f"not started: {reason}")
+        if self._link is not None:
+            self._link.send(ScaleRefused(worker_id=worker_id, reason=reason))
 
     def _stop_one(self, worker_id: str) -> None:
-        post = self.posts.get(worker_id)
-        if post is not None and worker_id != COORDINATOR:
+        post = self._worker(worker_id)
+        if post is not None:
             post.leaving = True
             self._ray.send(Leave(name=worker_id))
 
@@ -401,7 +442,6 @@ class RayLauncher:
             await self._send_away(self._link)
         if self._link is not None:
             self._link.close()
-
 
     async def _send_away(self, link: ControlLink) -> None:
         """Ray is away, or late: the coordinator ends itself and the workers. Waits until it does not listen."""

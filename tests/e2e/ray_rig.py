@@ -23,7 +23,7 @@ import psutil
 from tests.e2e.server import MOCK, Server
 
 MODEL = "smollm2-135m"
-SIZE = ("--kv-cache-memory", "16MiB", "--max-model-len", "2048")
+SIZE = ("--kv-cache-memory", "64MiB", "--max-model-len", "1024")
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> float:

@@ -43,7 +43,11 @@ def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: Ray
             load.go_on()
             assert server.pids() == before, "the engine goes on without its raylet"
             nodes.add(decode_slot=1)
-            until(lambda: server.pids().get("decode-0") not in (before["decode-0"], None), "a new one", 60)
+            until(
+                lambda: server.pids().get("decode-0") not in (before["decode-0"], None),
+                "a new one",
+                60,
+            )
             until(lambda: server.ready("prefill-0", "decode-0"), "both being ready")
             load.go_on()
         load.check()

@@ -66,7 +66,9 @@ def test_killed_engine_is_started_again_by_its_keeper(server: RayServer) -> None
     with Load(server) as load:
         before = server.pids()
         os.kill(before["decode-0"], signal.SIGKILL)
-        until(lambda: server.pids().get("decode-0") not in (before["decode-0"], None), "the restart")
+        until(
+            lambda: server.pids().get("decode-0") not in (before["decode-0"], None), "the restart"
+        )
         until(lambda: server.ready(*BOTH), "both being ready")
         load.go_on()
     load.check()
