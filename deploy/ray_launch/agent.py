@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from deploy.ray_launch.records import AgentReport
 
 log = logging.getLogger(__name__)
-FINISH_S = 5.0
+FINISH_S = 7.0
 """Beyond the children's own time, how long the end may take."""
 
 
@@ -53,19 +53,19 @@ class Agent:
         """Tell the owner."""
         self._owner.send(report)
 
-    async def run(self, attached: Attached) -> None:
-        """Until the end."""
+    async def run(self, attached: Attached) -> bool:
+        """Until the end; whether nothing is left of what was placed."""
         self.report(attached)
         watch = ClusterWatch(self.report, self._seats_by_node, SystemClock())
         watching = asyncio.create_task(watch.run())
         try:
             while (order := await self._owner.receive()) is not None:
                 if isinstance(order, Finish):
-                    await self._finish()
-                    return
+                    return await self._finish()
                 self._obey(order)
         finally:
             watching.cancel()
+        return False
 
     def _obey(self, order: OwnerOrder) -> None:
         match order:
@@ -102,10 +102,12 @@ class Agent:
         bundles = [h.demand.bundle() for n, h in self._holders.items() if n != COORDINATOR]
         self._spawn(_request([bundle for bundle in bundles if bundle]))
 
-    async def _finish(self) -> None:
+    async def _finish(self) -> bool:
+        """End everything; False when something may be left."""
         leaving = [holder.leave(self._shutdown_timeout_s) for holder in self._holders.values()]
-        work = asyncio.gather(*leaving, _request([]), return_exceptions=True)
-        await asyncio.wait([work], timeout=self._shutdown_timeout_s + FINISH_S)
+        work = asyncio.gather(*leaving, _request([]))
+        done, _ = await asyncio.wait([work], timeout=self._shutdown_timeout_s + FINISH_S)
+        return bool(done) and work.exception() is None and False not in work.result()
 
 
 async def _request(bundles: list[dict[str, float]]) -> None:
@@ -146,7 +148,7 @@ def attach(address: str) -> Attached:
 
 
 def main() -> int:
-    """Exit status 0 after Finish; another when Ray is lost."""
+    """Exit status 0 when everything was ended as told; another when something may be left, or Ray is lost."""
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("launch")
@@ -157,15 +159,16 @@ def main() -> int:
     harden()
     log_to_stderr("ray", "warning")
     attached = attach(arguments.address)
-    asyncio.run(_serve(arguments.channel, arguments.launch, attached))
+    is_clean = asyncio.run(_serve(arguments.channel, arguments.launch, attached))
     ray.shutdown()
-    return 0
+    return 0 if is_clean else 1
 
 
-async def _serve(channel: int, launch: str, attached: Attached) -> None:
+async def _serve(channel: int, launch: str, attached: Attached) -> bool:
     owner: Lines[OwnerOrder] = await Lines.over(socket.socket(fileno=channel), OwnerOrder)
-    await Agent(launch, owner).run(attached)
+    is_clean = await Agent(launch, owner).run(attached)
     owner.close()
+    return is_clean
 
 
 if __name__ == "__main__":

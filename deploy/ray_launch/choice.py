@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.ray_launch.own_ray import MISSING, plan_own_ray
-from deploy.ray_launch.owner import RayChoice
+from deploy.ray_launch.posts import RayChoice
 from deploy.ray_launch.ray_address import LOCAL, find_ray
 from deploy.topology import ray_address_file, ray_address_variable
 from engine.api.errors import ConfigError

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 RAY_IS_UP = "Ray runtime started"
 RAY_STOPS_S = 10.0
-FINISH_S = 9.0
+FINISH_S = 11.0
 """Beyond the children's own time, how long the agent may take for the end."""
 
 
@@ -77,7 +77,7 @@ class RayConnection:
             self._lines.send(order)
 
     async def close(self, shutdown_timeout_s: float) -> bool:
-        """End all that was placed, the agent and our Ray; False when the agent could not be told or did not do it."""
+        """End all that was placed, the agent and our Ray; False when not all that was placed is known to be gone."""
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -89,7 +89,7 @@ class RayConnection:
             self._ray.terminate()
             if not await self._wait_for_end(self._ray, RAY_STOPS_S):
                 self._ray.kill()
-        return could_tell and is_done
+        return could_tell and is_done and self._agent is not None and self._agent.status == 0
 
     def kill(self) -> None:
         """The agent, at once."""

@@ -1,4 +1,4 @@
-"""`baton serve --launcher ray`: what the local launcher is without Ray. Owns who should run, and the way out.
+"""`baton serve --launcher ray`: what the local launcher is without Ray. Owns the order of things, and the way out.
 
     baton serve ── socket pair ──► agent (Ray driver) ──► seats on nodes ──► keepers ──► coordinator, workers
          └──────────── LauncherHello, orders ──────────── coordinator
@@ -11,47 +11,36 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from deploy.launcher import ending
 from deploy.launcher_control import ControlLink
 from deploy.ray_launch.connection import RayConnection
-from deploy.ray_launch.node_directory import node_directory
-from deploy.ray_launch.own_ray import LOOPBACK
 from deploy.ray_launch.patience import happens_within
-from deploy.ray_launch.placement import choose_placement, demand_of, share_of, spell
+from deploy.ray_launch.placement import choose_placement, spell
+from deploy.ray_launch.posts import ALONE_S, Posts
 from deploy.ray_launch.records import (
     COORDINATOR,
     AgentReport,
     Attached,
     Away,
     Back,
-    Demand,
     Ended,
     Failed,
     Gone,
     Leave,
     Leaving,
     Line,
-    NodeFacts,
     Placed,
     Ready,
-    Run,
     Sit,
     Started,
     Unseated,
     Waiting,
 )
-from deploy.specs import CoordinatorSpec, WorkerSpec
-from engine.api.addresses import tcp_endpoint
-from engine.api.channel_keys import ClusterKeys
 from engine.api.errors import ConfigError, WorkerLost
 from engine.api.messages import (
     LauncherGoodbye,
-    LauncherWorker,
     NodeLeaving,
     RetireOrder,
     RoleOrder,
@@ -65,44 +54,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deploy.plan import Plan
-    from deploy.ray_launch.own_ray import OwnRay
+    from deploy.ray_launch.posts import Post, RayChoice
     from engine.api.clock import Clock
     from engine.api.messages import LauncherOrder
 
 HELLO_EVERY_S = 1.0
-ALONE_S = 30.0
-"""How long processes go on whose owner, or coordinator, says nothing."""
 GOODBYE_S = 5.0
+RESTART_S = 0.2
 RAY = "ray"
-
-
-@dataclass(frozen=True)
-class RayChoice:
-    """What flags and environment say about Ray; `own` is set when we start it."""
-
-    address: str
-    own: OwnRay | None
-    launch: str
-    placement: str
-    worker_cpus: float | None
-    model_source: str
-    chat_template: str | None
-    pin: bool
-    shutdown_timeout_s: float
-
-
-@dataclass
-class Post:
-    """A process there should be. `leaving` means: not again. `is_new`: ordered while serving."""
-
-    name: str
-    spec: CoordinatorSpec | WorkerSpec
-    demand: Demand
-    generation: int = 0
-    node: NodeFacts | None = None
-    pid: int = 0
-    leaving: bool = False
-    is_new: bool = False
 
 
 class RayLauncher:
@@ -114,10 +73,8 @@ class RayLauncher:
         self.plan, self.choice = plan, choice
         self.ready = False
         self.cluster: Attached | None = None
-        self.posts: dict[str, Post] = {}
+        self.posts = Posts(plan, choice)
         self._clock, self._say = clock, say
-        self._generation = 0
-        self._placement = ""
         self._away: str | None = "it is not there yet"
         self._link: ControlLink | None = None
         self._stopping = False
@@ -130,15 +87,8 @@ class RayLauncher:
         if cluster is None:
             return {}
         kind = "started for this machine" if self.choice.own is not None else "joined"
-        where: dict[str, list[str]] = {}
-        for post in self.posts.values():
-            if post.node is not None:
-                where.setdefault(f"{post.node.hostname} {post.node.ip}", []).append(post.name)
-        nodes = "; ".join(f"{node}: {', '.join(names)}" for node, names in where.items())
-        return {
-            "launcher": f"ray {cluster.version} at {cluster.address} ({kind}), nodes: {cluster.num_nodes}",
-            "nodes": nodes,
-        }
+        about = f"ray {cluster.version} at {cluster.address} ({kind}), nodes: {cluster.num_nodes}"
+        return {"launcher": about, "nodes": self.posts.where}
 
     async def run(self, on_ready: Callable[[str], None]) -> None:
         """Until a signal. `on_ready(rest of the ready line)` is called once. ConfigError or WorkerLost
@@ -146,7 +96,6 @@ class RayLauncher:
         loop = asyncio.get_running_loop()
         self._on_ready = on_ready
         self._outcome: asyncio.Future[None] = loop.create_future()
-        self.posts[COORDINATOR] = Post(COORDINATOR, self.plan.coordinator, Demand())
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
         choice = self.choice
@@ -159,14 +108,10 @@ class RayLauncher:
         finally:
             await self._close()
 
-    # ---- Ray
-
-    def _on_report(self, report: AgentReport) -> None:  # noqa: C901 - one line a kind
+    def _on_report(self, report: AgentReport) -> None:
         match report:
-            case Attached():
-                self._attached(report)
-            case Placed():
-                self._placed(report)
+            case Attached() | Away() | Back():
+                self._on_ray(report)
             case Line():
                 self._say(report.name, report.text)
             case Started():
@@ -177,34 +122,36 @@ class RayLauncher:
                 self._ended(report)
             case Leaving():
                 self._leaving(report)
-            case Waiting():
-                self._say(report.name, f"waits for a node with {spell(report.demand)}")
-            case Unseated():
-                self._say(report.name, f"lost its place ({report.reason}); looking for another")
-            case Gone():
-                self._gone(report)
             case Failed():
                 self._failed(report)
+            case Placed() | Waiting() | Unseated() | Gone():
+                self._on_seat(report)
+
+    # ---- Ray
+
+    def _on_ray(self, report: Attached | Away | Back) -> None:
+        match report:
+            case Attached():
+                self._attached(report)
             case Away():
                 self._set_away(report.reason)
             case Back():
                 self._set_back()
 
     def _attached(self, cluster: Attached) -> None:
-        first = self.cluster is None
-        self.cluster = cluster
-        is_ours = self.choice.own is not None
-        if first:
-            self._placement = choose_placement(
-                self.choice.placement, cluster.resources, is_ours=is_ours
-            )
+        """Ray is there, for the first time or again: everything has its seat looked for."""
+        if self.cluster is None:
+            is_ours = self.choice.own is not None
+            asked, offered = self.choice.placement, cluster.resources
+            self.posts.placement = choose_placement(asked, offered, is_ours=is_ours)
             if not cluster.has_authentication:
-                self._say(RAY, "this cluster asks nobody for a token: see docs/cluster.md")
+                self._say(
+                    RAY, "this Ray asks nobody for a token; docs/cluster.md says how it would"
+                )
+        self.cluster = cluster
         self._set_back()
-        self._sit(self.posts[COORDINATOR])
-        for post in self.posts.values():
-            if post.name != COORDINATOR:
-                self._sit(post)
+        for post in self.posts:
+            self._sit(post)
 
     def _sit(self, post: Post) -> None:
         if not post.leaving:
@@ -218,103 +165,59 @@ class RayLauncher:
 
     def _set_away(self, reason: str) -> None:
         if self._away is None and not self._stopping:
+            self._away = reason
             self._say(RAY, f"Ray is lost: {reason}. Serving goes on; scaling does not")
-        self._away = self._away or reason
+            self._tell_workers()
 
     def _set_back(self) -> None:
         if self._away is not None and self.ready:
             self._say(RAY, "Ray is back; scaling goes on")
         self._away = None
+        self._tell_workers()
 
-    # ---- what runs where
+    # ---- seats
+
+    def _on_seat(self, report: Placed | Waiting | Unseated | Gone) -> None:
+        match report:
+            case Placed():
+                self._placed(report)
+            case Waiting():
+                self._say(report.name, f"waits for a node with {spell(report.demand)}")
+            case Unseated():
+                self._say(report.name, f"lost its place ({report.reason}); looking for another")
+            case Gone():
+                post = self.posts.remove(report.name)
+                if post is not None:
+                    self._report_exit(post, 0, None)
 
     def _placed(self, placed: Placed) -> None:
         post = self.posts.get(placed.name)
         if post is None or post.leaving:
             self._ray.send(Leave(name=placed.name))
             return
-        post.node = placed.node
-        if post.name == COORDINATOR:
-            self._open_control(post, placed.node)
-        else:
-            self._fit(post, placed.node)
-        self._generation += 1
-        post.generation = self._generation
-        self._send_run(post)
+        self.posts.fit(post, placed.node)
+        if post.name == COORDINATOR and self._link is None:
+            self._open_control(post, placed)
+        self._ray.send(self.posts.start(post))
 
-    def _send_run(self, post: Post) -> None:
-        """Nobody holds these processes: they end by themselves when they are alone for too long."""
-        run = Run(
-            name=post.name,
-            generation=post.generation,
-            model_source=self.choice.model_source,
-            shutdown_timeout_s=self.choice.shutdown_timeout_s,
-        )
-        replace = msgspec.structs.replace
-        if isinstance(post.spec, WorkerSpec):
-            spec = replace(post.spec, generation=post.generation, silence_limit_s=ALONE_S)
-            run = replace(run, worker=spec, num_threads=spec.num_threads)
-        else:
-            own = replace(post.spec, owner_silence_s=ALONE_S)
-            run = replace(run, coordinator=own, chat_template=self.choice.chat_template)
-        self._ray.send(run)
-
-    def _open_control(self, post: Post, node: NodeFacts) -> None:
-        """The first time: from now on the coordinator's address is known, and workers may be told it."""
-        if self._link is not None:
-            return
-        keys = None if node.ip == LOOPBACK else ClusterKeys.generate()
-        if keys is None:
-            control = f"ipc://{node_directory(self.choice.launch) / 'control.sock'}"
-        else:
-            control = tcp_endpoint(node.ip, node.free_port)
-        replace = msgspec.structs.replace
-        own = keys.for_coordinator() if keys else None
-        post.spec = replace(self.plan.coordinator, control=control, keys=own)
-        self._link = ControlLink(
-            control, self._on_order, keys.for_launcher() if keys else None, kind=RAY
-        )
-        for spec in self.plan.workers:
-            placed = replace(spec, control=control, keys=keys.for_worker() if keys else None)
-            self._add(Post(spec.worker_id, placed, self._demand(spec.role)))
+    def _open_control(self, coordinator: Post, placed: Placed) -> None:
+        for post in self.posts.open_control(coordinator, placed.node):
+            self._sit(post)
+        assert self.posts.control is not None
+        keys = self.posts.launcher_keys
+        self._link = ControlLink(self.posts.control, self._on_order, keys, kind=RAY)
         self._greet()
 
-    def _demand(self, role: str) -> Demand:
-        return demand_of(role, self._placement, self.choice.worker_cpus)
-
-    def _add(self, post: Post) -> None:
-        self.posts[post.name] = post
-        self._sit(post)
-
-    def _fit(self, post: Post, node: NodeFacts) -> None:
-        """The spec for a node: its address, and the cores that others there use least."""
-        if self.choice.own is not None:
-            return
-        assert isinstance(post.spec, WorkerSpec)
-        others = [
-            p.spec.cores
-            for p in self.posts.values()
-            if isinstance(p.spec, WorkerSpec)
-            and p is not post
-            and p.node is not None
-            and p.node.node_id == node.node_id
-        ]
-        cores, num_threads = share_of(node, post.demand, others, pin=self.choice.pin)
-        post.spec = msgspec.structs.replace(
-            post.spec, peer_host=node.ip, cores=cores, num_threads=num_threads
-        )
-
     def _greet(self) -> None:
-        if self._link is not None and not self._stopping:
-            self._link.hello(
-                [
-                    LauncherWorker(worker_id=post.name, role=post.spec.role, leaving=post.leaving)
-                    for post in self.posts.values()
-                    if isinstance(post.spec, WorkerSpec)
-                ],
-                away=f"Ray is away ({self._away})" if self._away is not None else "",
-            )
+        """Again and again: it is also the sign that the owner lives."""
+        if not self._stopping:
+            self._tell_workers()
             asyncio.get_running_loop().call_later(HELLO_EVERY_S, self._greet)
+
+    def _tell_workers(self) -> None:
+        if self._link is not None:
+            away = f"Ray is away ({self._away})" if self._away is not None else ""
+            self._link.hello(self.posts.listed, away)
 
     # ---- what became of it
 
@@ -333,28 +236,23 @@ class RayLauncher:
         post = self.posts.get(ended.name)
         if post is None or self._stopping:
             return
+        is_final = ended.restart_in_s is None
         if not self.ready:
             self._finish(_start_failure(ended))
-            return
-        if post.is_new and ended.status == 2 and ended.restart_in_s is None:
+        elif post.is_new and ended.status == 2 and is_final:
             self._refuse(post.name, ended.last_line or ending(ended.status))
-            return
-        again = "" if post.leaving else "; it is started again"
-        self._say(post.name, f"{ending(ended.status)}{again}")
-        self._report_exit(post, ended.status, None if post.leaving else ended.restart_in_s or 0.2)
+        else:
+            again = "" if post.leaving else "; starting it again"
+            self._say(post.name, f"{ending(ended.status)}{again}")
+            delay_s = RESTART_S if is_final else ended.restart_in_s
+            self._report_exit(post, ended.status, None if post.leaving else delay_s)
 
     def _report_exit(self, post: Post, status: int, restart_in_s: float | None) -> None:
-        if self._link is not None and post.name != COORDINATOR:
-            self._link.send(
-                WorkerExited(
-                    worker_id=post.name, pid=post.pid, status=status, restart_in_s=restart_in_s
-                )
+        if self._link is not None and not self._stopping and post.name != COORDINATOR:
+            exited = WorkerExited(
+                worker_id=post.name, pid=post.pid, status=status, restart_in_s=restart_in_s
             )
-
-    def _gone(self, gone: Gone) -> None:
-        post = self.posts.pop(gone.name, None)
-        if post is not None and not self._stopping:
-            self._report_exit(post, 0, None)
+            self._link.send(exited)
 
     def _failed(self, failed: Failed) -> None:
         post = self.posts.get(failed.name)
@@ -366,59 +264,49 @@ class RayLauncher:
             self._say(failed.name, failed.reason)
 
     def _leaving(self, leaving: Leaving) -> None:
-        names = ", ".join(leaving.names)
-        self._say(RAY, f"the machine of {names} will be taken away in {leaving.deadline_s:.0f} s")
-        workers = [name for name in leaving.names if self._worker(name) is not None]
-        if self._link is not None and workers:
-            self._link.send(NodeLeaving(worker_ids=workers, deadline_s=leaving.deadline_s))
+        names = [name for name in leaving.names if self.posts.worker(name) is not None]
+        if names and self._link is not None:
+            shown = f"the machine of {', '.join(names)} will be taken away"
+            self._say(RAY, f"{shown} in {leaving.deadline_s:.0f} s")
+            self._link.send(NodeLeaving(worker_ids=names, deadline_s=leaving.deadline_s))
 
     # ---- orders
 
     def _on_order(self, order: LauncherOrder) -> None:
+        post = self.posts.worker(order.worker_id)
         match order:
             case ScaleOrder():
-                self._scale(order)
+                if post is None and not self._stopping:
+                    self._scale(order)
             case StopOrder():
-                self._stop_one(order.worker_id)
+                if post is not None:
+                    post.leaving = True
+                    self._ray.send(Leave(name=post.name))
             case RetireOrder():
-                if (post := self._worker(order.worker_id)) is not None:
+                if post is not None:
                     post.leaving = True
             case RoleOrder():
-                self._change_role(order)
-
-    def _worker(self, worker_id: str) -> Post | None:
-        return None if worker_id == COORDINATOR else self.posts.get(worker_id)
-
-    def _change_role(self, order: RoleOrder) -> None:
-        """The process has its order from the coordinator; its next start reads the spec. Its place stays."""
-        post = self._worker(order.worker_id)
-        if post is not None and isinstance(post.spec, WorkerSpec):
-            post.spec = msgspec.structs.replace(post.spec, role=order.role)
-            if post.generation:
-                self._send_run(post)
+                if post is not None:
+                    self._change_role(post, order.role)
 
     def _scale(self, order: ScaleOrder) -> None:
-        if self._stopping or order.worker_id in self.posts:
-            return
         if self._away is not None:
             self._refuse(order.worker_id, f"Ray is away ({self._away}); try again when it is back")
-            return
-        model = next(p.spec for p in self.posts.values() if isinstance(p.spec, WorkerSpec))
-        spec = msgspec.structs.replace(model, worker_id=order.worker_id, role=order.role)
-        self._add(Post(spec.worker_id, spec, self._demand(order.role), is_new=True))
+        else:
+            self._sit(self.posts.order(order.worker_id, order.role))
 
     def _refuse(self, worker_id: str, reason: str) -> None:
-        if self.posts.pop(worker_id, None) is not None:
+        if self.posts.remove(worker_id) is not None:
             self._ray.send(Leave(name=worker_id))
         self._say(worker_id, f"not started: {reason}")
         if self._link is not None:
             self._link.send(ScaleRefused(worker_id=worker_id, reason=reason))
 
-    def _stop_one(self, worker_id: str) -> None:
-        post = self._worker(worker_id)
-        if post is not None:
-            post.leaving = True
-            self._ray.send(Leave(name=worker_id))
+    def _change_role(self, post: Post, role: str) -> None:
+        """The process has its order from the coordinator; its next start reads the spec. Its place stays."""
+        self.posts.change_role(post, role)
+        if post.node is not None:
+            self._ray.send(self.posts.run(post))
 
     # ---- the way out
 
@@ -437,14 +325,16 @@ class RayLauncher:
 
     async def _close(self) -> None:
         self._stopping = True
-        is_done = await self._ray.close(self.choice.shutdown_timeout_s)
-        if not is_done and self._link is not None:
+        if self._link is not None and self._away is not None:
             await self._send_away(self._link)
+        is_done = await self._ray.close(self.choice.shutdown_timeout_s)
         if self._link is not None:
+            if not is_done and self._away is None:
+                await self._send_away(self._link)
             self._link.close()
 
     async def _send_away(self, link: ControlLink) -> None:
-        """Ray is away, or late: the coordinator ends itself and the workers. Waits until it does not listen."""
+        """Ray is away, or failed at it: the coordinator ends itself and the workers. Waits until it does not listen."""
         link.send(LauncherGoodbye(launcher=RAY))
         spec, loop = self.plan.coordinator, asyncio.get_running_loop()
         until_s, never = loop.time() + GOODBYE_S, asyncio.Event()

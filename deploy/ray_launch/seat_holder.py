@@ -50,6 +50,7 @@ class SeatHolder:
         self._actor: Any = None
         self._run: Run | None = None
         self._run_changed = asyncio.Event()
+        self._runs = False
         self._leaving = asyncio.Event()
         self._backoff = Backoff()
 
@@ -76,17 +77,23 @@ class SeatHolder:
         self._run = order
         self._run_changed.set()
 
-    async def leave(self, timeout_s: float) -> None:
-        """End the process, and give the place back."""
+    async def leave(self, timeout_s: float) -> bool:
+        """End the process, and give the place back; False when it may be there still."""
         self._leaving.set()
         self._run_changed.set()
         if self._actor is not None:
-            try:
-                await asyncio.wait_for(_wait(self._actor.end.remote(timeout_s)), timeout_s + 6.0)
-            except (RayError, TimeoutError) as error:
-                log.warning("%s did not end as told: %s", self.name, error)
+            if self.node_id is not None:
+                await self._end(timeout_s)
             ray.kill(self._actor)
         self._report(Gone(name=self.name))
+        return not self._runs
+
+    async def _end(self, timeout_s: float) -> None:
+        try:
+            await asyncio.wait_for(_wait(self._actor.end.remote(timeout_s)), timeout_s + 6.0)
+            self._runs = False
+        except (RayError, TimeoutError) as error:
+            log.warning("%s did not end as told: %s", self.name, _first_line(error))
 
     async def _once(self) -> None:
         if self._actor is None:
@@ -128,6 +135,8 @@ class SeatHolder:
         refusal = await _wait(self._actor.run.remote(msgspec.json.encode(self._run)))
         if refusal:
             self._report(Failed(name=self.name, reason=refusal))
+        else:
+            self._runs = True
 
     def _pass_on(self, news: bytes) -> bool:
         """Tell the owner; True when the process and its keeper are over."""
@@ -135,6 +144,7 @@ class SeatHolder:
         for record in NEWS.decode(news):
             self._report(record)
             is_over = is_over or (isinstance(record, Ended) and record.restart_in_s is None)
+        self._runs = not is_over
         return is_over
 
 

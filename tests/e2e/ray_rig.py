@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -67,7 +68,10 @@ class RayServer(Server):
                 continue
             if self.launch() in line:
                 found.append(process)
-        return found + [psutil.Process(pid) for pid in self.descendants()]
+        for pid in self.descendants():
+            with contextlib.suppress(psutil.Error):
+                found.append(psutil.Process(pid))
+        return found
 
     def launch(self) -> str:
         """The launch id: its directory is named after it."""
@@ -89,15 +93,13 @@ class RayServer(Server):
         )
 
     def seats(self) -> list[psutil.Process]:
-        """The actors' processes."""
-        return [p for p in psutil.process_iter() if _is_seat(p)]
-
-
-def _is_seat(process: psutil.Process) -> bool:
-    try:
-        return process.cmdline()[:1] == ["ray::Seat"] or "ray::Seat" in process.cmdline()[0]
-    except (psutil.Error, IndexError):
-        return False
+        """The actors' processes, where Ray is ours."""
+        found = []
+        for pid in self.descendants():
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                found += [process] if "ray::Seat" in " ".join(process.cmdline()) else []
+        return found
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -123,6 +125,7 @@ class Load:
             "prompt": prompt,
             "max_tokens": self.max_tokens,
             "temperature": 0,
+            "seed": 7,
             "ignore_eos": True,
             "return_token_ids": True,
         }
@@ -167,7 +170,9 @@ class Load:
 
     def check(self) -> None:
         """0 lost, 0 wrong."""
-        assert (self.lost, self.wrong) == ([], 0)
+        assert (self.lost, self.wrong) == ([], 0), (
+            f"{self.done} done, {self.wrong} wrong, {self.lost}"
+        )
         assert self.done > 0
 
 
