@@ -155,6 +155,7 @@ def served(cluster: Cluster) -> Cluster:
 
 
 def test_a_submitted_job_serves_and_answers(served: Cluster) -> None:
+    assert "worker decode-0 is ready" in served.follow("log")
     assert "Paris" in served.follow("chat")
     shown = served.follow("status")
     assert "prefill" in shown

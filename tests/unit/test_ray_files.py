@@ -14,7 +14,7 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 
-from tests.e2e import hosts
+from tests.e2e import cluster_guide, hosts
 
 pytest.importorskip("ray", reason="needs the extra baton-serve[ray]")
 
@@ -213,6 +213,13 @@ def test_ray_versions_agree() -> None:
     version = load(KUBERAY / "raycluster.yaml")["spec"]["rayVersion"]
     assert f"\nray=={version}\n" in constraints
     assert f"rayproject/ray:{version}-" in (KUBERAY / "Dockerfile").read_text(encoding="utf-8")
+
+
+def test_every_block_of_the_guide_that_says_it_is_run_is_run() -> None:
+    typed = (ROOT / "tests" / "e2e" / "test_ray_up.py").read_text(encoding="utf-8")
+    names = list(cluster_guide.blocks())
+    assert {"up", "serve", "scale", "stop"} <= set(names)
+    assert [name for name in names if f'"{name}"' not in typed] == []
 
 
 def test_a_reason_why_hosts_cannot_be_made_names_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
