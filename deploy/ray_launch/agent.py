@@ -77,11 +77,11 @@ class Agent:
                     self._ask_for_nodes()
             case Run():
                 self._shutdown_timeout_s = order.shutdown_timeout_s
-                if (holder := self._holders.get(order.name)) is not None:
-                    holder.run(order)
+                if order.name in self._holders:
+                    self._holders[order.name].run(order)
             case Leave():
-                if (holder := self._holders.pop(order.name, None)) is not None:
-                    self._spawn(holder.leave(self._shutdown_timeout_s))
+                if order.name in self._holders:
+                    self._spawn(self._holders.pop(order.name).leave(self._shutdown_timeout_s))
                     self._ask_for_nodes()
             case Finish():
                 pass

@@ -20,7 +20,7 @@ from deploy.ray_launch.records import AgentReport, Attached, Finish
 from deploy.topology import child_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from deploy.ray_launch.own_ray import OwnRay
     from deploy.ray_launch.records import OwnerOrder
@@ -138,8 +138,8 @@ class RayConnection:
         theirs.close()
         self._spawn(self._listen(ours))
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -1,6 +1,6 @@
 """A Ray of our own, for one machine: `ray start` with everything on 127.0.0.1 and a secret. Owns its flags and environment.
 
-usage: python -P -m deploy.ray_launch.own_ray PARENT -- RAY ARGUMENTS…      becomes `ray`, and dies with PARENT
+usage: python -P -m deploy.ray_launch.own_ray PARENT -- RAY ARGUMENTS…      becomes `ray`, and ends with PARENT
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
 from dataclasses import dataclass
@@ -82,5 +83,5 @@ def free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    follow_parent(int(sys.argv[1]))
+    follow_parent(int(sys.argv[1]), signal.SIGTERM)  # on which it ends what it has started
     os.execv(sys.argv[3], sys.argv[3:])

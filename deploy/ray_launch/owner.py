@@ -154,8 +154,8 @@ class RayLauncher:
             self._sit(post)
 
     def _sit(self, post: Post) -> None:
-        if not post.leaving:
-            self._ray.send(Sit(name=post.name, demand=post.demand))
+        """Also one that is leaving: who is to end it must find it first."""
+        self._ray.send(Sit(name=post.name, demand=post.demand))
 
     def _on_lost(self, reason: str) -> None:
         if self.cluster is None:
@@ -192,7 +192,7 @@ class RayLauncher:
 
     def _placed(self, placed: Placed) -> None:
         post = self.posts.get(placed.name)
-        if post is None or post.leaving:
+        if post is None:
             self._ray.send(Leave(name=placed.name))
             return
         self.posts.fit(post, placed.node)
@@ -239,6 +239,8 @@ class RayLauncher:
         is_final = ended.restart_in_s is None
         if not self.ready:
             self._finish(_start_failure(ended))
+        elif post.leaving and is_final:
+            self._ray.send(Leave(name=post.name))
         elif post.is_new and ended.status == 2 and is_final:
             self._refuse(post.name, ended.last_line or ending(ended.status))
         else:

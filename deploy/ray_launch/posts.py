@@ -179,6 +179,7 @@ class Posts:
             generation=post.generation,
             model_source=self.choice.model_source,
             shutdown_timeout_s=self.choice.shutdown_timeout_s,
+            only_keep=post.leaving,
         )
         replace = msgspec.structs.replace
         if isinstance(post.spec, WorkerSpec):

@@ -63,7 +63,8 @@ class Sit(Record, frozen=True, kw_only=True):
 class Run(Record, frozen=True, kw_only=True):
     """Run the process where its seat is. One that runs there already is kept, and told the new spec; else
     a fresh one has this `generation`, which grows from start to start. `model_source` is what a person
-    named: a node that lacks the prepared model makes it from that. `chat_template` is its text."""
+    named: a node that lacks the prepared model makes it from that. `chat_template` is its text.
+    `only_keep`: it is about to leave; where nothing of it runs, nothing is started."""
 
     name: str
     generation: int
@@ -73,6 +74,7 @@ class Run(Record, frozen=True, kw_only=True):
     model_source: str = ""
     chat_template: str | None = None
     shutdown_timeout_s: float = 2.0
+    only_keep: bool = False
 
 
 class Leave(Record, frozen=True, kw_only=True):

@@ -110,7 +110,10 @@ class Seat:
         if self._listening is not None and not self._listening.done():
             _respec(keepers(directory, self._name)[:1], spec, run.chat_template)
         elif not await self._adopt(run, spec, directory):
-            await self._start(run, spec, directory)
+            if run.only_keep:
+                self._news.put_nowait(Ended(name=self._name, pid=0, status=0, restart_in_s=None))
+            else:
+                await self._start(run, spec, directory)
 
     async def _adopt(self, run: Run, spec: CoordinatorSpec | WorkerSpec, directory: Path) -> bool:
         here = _place()

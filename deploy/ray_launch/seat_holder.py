@@ -121,7 +121,7 @@ class SeatHolder:
         """The actor's first answer; says once that there is no room yet."""
         answer = asyncio.ensure_future(_wait(self._actor.facts.remote()))
         done, _ = await asyncio.wait([answer], timeout=PATIENCE_S)
-        if not done:
+        if not done and self.demand.bundle():
             self._report(Waiting(name=self.name, demand=self.demand))
         facts: bytes = await answer
         return facts

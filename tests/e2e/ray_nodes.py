@@ -46,7 +46,8 @@ def obey(cluster: Cluster, nodes: dict[str, Any], line: str) -> dict[str, Any]:
 
 def main() -> None:
     follow_parent(0)
-    cluster, nodes = Cluster(), {}
+    cluster = Cluster()
+    nodes: dict[str, Any] = {}
     for line in sys.stdin:
         print(json.dumps(obey(cluster, nodes, line)), flush=True)
     cluster.shutdown()

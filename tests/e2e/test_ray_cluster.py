@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,33 @@ def nodes() -> Iterator[RayNodes]:
 def serve(nodes: RayNodes, *arguments: str) -> RayServer:
     given = ("--ray-address", nodes.address, *arguments)
     return RayServer(*given, environment=nodes.environment)
+
+
+def test_pools_scale_and_a_machine_with_notice_is_left_in_time(nodes: RayNodes) -> None:
+    nodes.add(prefill_slot=2)
+    spot = nodes.add(decode_slot=1)
+    with serve(nodes, "--pd", "1p1d") as server:
+        with Load(server) as load:
+            assert scale(server, prefill=2)["started"] == ["prefill-1"]
+            until(lambda: server.ready("prefill-0", "prefill-1", "decode-0"), "the third", 60.0)
+            assert scale(server, prefill=1)["drained"]
+            until(lambda: len(server.pids()) == 2, "one less", 60.0)
+            nodes.add(decode_slot=1)
+            load.go_on()
+            nodes.drain(spot, seconds=60)
+            server.say("the machine of decode-0 will be taken away", 10.0)
+            until(lambda: "decode-1" in server.pids(), "its replacement", 60.0)
+            until(lambda: "decode-0" not in server.pids(), "decode-0 leaving", 60.0)
+            load.go_on()
+        load.check()
+        until(lambda: server.audit()["balanced"], "balance")
+
+
+def scale(server: RayServer, **wanted: int) -> dict[str, Any]:
+    reply = server.client.post("/cluster/scale", json=wanted)
+    assert reply.status_code in (200, 202), reply.text
+    answer: dict[str, Any] = reply.json()
+    return answer
 
 
 def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: RayNodes) -> None:
