@@ -20,8 +20,8 @@ PROMPTS = tuple(
     for subject in ("Lisbon", "Kyoto", "Oslo")
     for thing in ("harbour", "gardens")
 )
-MAX_TOKENS = 24
-CONCURRENCY = 3
+MAX_TOKENS = 48
+CONCURRENCY = 4
 LIMIT_S = 240.0
 
 
@@ -62,6 +62,8 @@ async def one_client(
     until_s = time.monotonic() + LIMIT_S
     while not over.is_set() and time.monotonic() < until_s:
         for prompt, expected in right.items():
+            if over.is_set():
+                return
             started_s = time.monotonic()
             try:
                 got = await answer(client, prompt)

@@ -57,6 +57,11 @@ class Cluster:
                 found[worker["role"]] += 1
         return found
 
+    def running(self, role: str) -> list[int]:
+        """Sequences that run on each worker of the role."""
+        workers = self.cluster_view()["workers"]
+        return [w["requests"]["running"] for w in workers if w["role"] == role] or [0]
+
     def evidence(self) -> str:
         """What to read after a failure."""
         logs = "cd /tmp/ray/session_latest/logs; tail -n 25 monitor.log monitor.out job-driver-*"
@@ -216,13 +221,16 @@ def test_scaling_loses_no_request(served: Cluster) -> None:
 
 
 def test_a_lost_node_loses_no_request(served: Cluster) -> None:
-    """The power of the host that has a worker of each role fails."""
+    """The power of the host that has a worker of each role fails, in the middle of answers."""
+    before = served.cluster_view()["replays"]
 
     def lose() -> None:
+        until(lambda: all(served.running("decode")), "every decode worker writes answers", 30)
         served.hosts["spare-1"].power_off()
         until(lambda: served.ready() == {"prefill": 1, "decode": 1}, "the loss is noticed", 90)
 
     assert_none_lost(loaded(served, lose))
+    assert served.cluster_view()["replays"] > before
     assert "Paris" in served.follow("chat")
 
 
