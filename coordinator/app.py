@@ -22,6 +22,7 @@ from coordinator.prompts import PromptReader
 from coordinator.request_ids import RequestIds
 from coordinator.routes_openai import GenerationRoutes
 from coordinator.routes_operations import AdminRoutes, OpenRoutes, document, version
+from coordinator.routes_pools import PoolRoutes
 from coordinator.routes_text import TextRoutes
 from coordinator.routes_ui import UiRoutes
 from coordinator.sampling_defaults import SamplingDefaults, Vocabulary
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.request_record import TraceSink
-    from coordinator.service_api import Service
+    from coordinator.service_api import PoolControl, Service
     from engine.api.clock import Clock
 
 __all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "create_app"]
@@ -51,12 +52,13 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     chat_template: Path | None = None,
     sampling_defaults: SamplingDefaults | None = None,
     traces: TraceSink | None = None,
+    pools: PoolControl | None = None,
 ) -> FastAPI:
     """The application over `service`.
 
     `admin_keys` open `/metrics` and `/cluster*`; without them `api_keys` do. `chat_template` and
     `sampling_defaults` are the operator's word over the model's files. `traces` is told of every
-    finished request; closing it is the caller's. Raises ConfigError for files that cannot be used.
+    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed. Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
@@ -83,6 +85,9 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     app.include_router(_guarded(app, edge), dependencies=[Depends(guard)])
     admin = AdminRoutes(service, metrics).router()
     app.include_router(admin, dependencies=[Depends(admin_guard)])
+    if pools is not None:
+        scaling = PoolRoutes(pools, edge.limits).router()
+        app.include_router(scaling, dependencies=[Depends(admin_guard)])
     return app
 
 

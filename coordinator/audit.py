@@ -29,7 +29,7 @@ def blocks_json(blocks: BlockCounts) -> dict[str, int]:
 
 
 def cluster_view(service: ClusterService) -> dict[str, Any]:
-    """`GET /cluster`: workers with state, blocks and requests, those lost; live requests by phase."""
+    """`GET /cluster`: workers with state, blocks and requests, those lost, how many are wanted; live requests."""
     phases = dict.fromkeys((phase.value for phase in Phase if phase is not Phase.FINISHED), 0)
     for life in service.lives.values():
         phases[life.phase.value] += 1
@@ -39,6 +39,8 @@ def cluster_view(service: ClusterService) -> dict[str, Any]:
         "ready": service.is_ready(),
         "workers": [_worker_json(record) for record in service.registry],
         "lost": _lost_json(service),
+        "target": service.pools.target,
+        "scaling": _scaling_json(service),
         "requests": {"live": len(service.lives), "queued": service.num_queued, "phases": phases},
         "replays": service.replays,
         "transfer_failures": service.transfer_failures,
@@ -62,6 +64,24 @@ def _lost_json(service: ClusterService) -> list[dict[str, Any]]:
         }
         for worker_id, left in service.registry.departures.items()
     ]
+
+
+def _scaling_json(service: ClusterService) -> dict[str, Any]:
+    """Who starts workers, who is to leave, and what of the last scaling could not be had."""
+    now_s, pools = service.clock.now_s(), service.pools
+    return {
+        "launcher": pools.launcher,
+        "leaving": [slot.worker_id for slot in pools if slot.leaving],
+        "refused": [
+            {
+                "id": refusal.worker_id,
+                "role": refusal.role,
+                "reason": refusal.reason,
+                "for_s": round(now_s - refusal.at_s, 3),
+            }
+            for refusal in pools.refusals
+        ],
+    }
 
 
 def _worker_json(record: WorkerRecord) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class ClusterCollector(Collector):
         workers = view.get("workers", [])
         yield from self._aliases(view, workers)
         yield self._replicas(workers)
+        yield self._wanted(view.get("target", {}))
         yield self._blocks(workers)
         yield self._requests(workers)
         yield from self._totals(view, workers)
@@ -89,6 +90,12 @@ class ClusterCollector(Collector):
         states = Counter((worker["role"], worker["state"]) for worker in workers)
         for labels, count in states.items():
             family.add_metric(labels, count)
+        return family
+
+    def _wanted(self, target: dict[str, int]) -> Metric:
+        family = GaugeMetricFamily("baton_workers_target", "Workers wanted", labels=("role",))
+        for role, count in target.items():
+            family.add_metric((role,), count)
         return family
 
     def _blocks(self, workers: list[dict[str, Any]]) -> Metric:

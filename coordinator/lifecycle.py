@@ -8,6 +8,8 @@
     output with finish_reason     -          FINISHED           FINISHED           dropped
     output with error             -          FINISHED           FINISHED           dropped
     transfer failed               -          QUEUED (replay)    -                  dropped
+    P drained, grace over         -          QUEUED (replay)    -                  -
+    D drained, grace over         -          QUEUED (replay)    QUEUED (replay)    -
     P lost                        -          QUEUED (replay)    -                  -
     D lost                        -          QUEUED (replay)    QUEUED (replay)    -
     cancel, deadline              FINISHED   FINISHED           FINISHED           -
@@ -150,22 +152,24 @@ class RequestLife:
         in_flight = self.phase in (Phase.PREFILL, Phase.DECODE)
         return in_flight and worker_id == leg and seq is not None and seq <= heard
 
-    def requeue(self) -> Verdict:
-        """The attempt failed without anybody dying: replay, within reason."""
+    def requeue(self, *, is_failure: bool = True) -> Verdict:
+        """The attempt ended without anybody dying: replay, within reason when it failed."""
         if self.phase in (Phase.QUEUED, Phase.FINISHED):
             return Verdict.NOTHING
-        self.replays += 1
+        self.replays += is_failure
         self.phase = Phase.QUEUED
         self.prefill_worker = self.decode_worker = None
         return Verdict.POISON if self.replays > MAX_REPLAYS else Verdict.REPLAY
 
+    def needs(self, worker_id: str) -> bool:
+        """Whether the request cannot go on without that worker."""
+        if self.phase is Phase.PREFILL:
+            return worker_id in (self.prefill_worker, self.decode_worker)
+        return self.phase is Phase.DECODE and worker_id == self.decode_worker
+
     def lose_worker(self, worker_id: str) -> Verdict:
-        """A worker died: does this request need it?"""
-        needs_prefill = self.phase is Phase.PREFILL and worker_id == self.prefill_worker
-        needs_decode = (
-            self.phase in (Phase.PREFILL, Phase.DECODE) and worker_id == self.decode_worker
-        )
-        if not (needs_prefill or needs_decode):
+        """A worker died."""
+        if not self.needs(worker_id):
             return Verdict.NOTHING
         self.worker_deaths += 1
         verdict = self.requeue()

@@ -3,6 +3,7 @@
 A worker on this host is watched through its pidfd: its death is known in milliseconds. Others are
 known by their heartbeats. A heartbeat of a start that is not registered (given up, or from before
 the coordinator's own restart) is answered with Fence: the worker comes back as a new start.
+The launcher is one more member: it says what it runs and gets the orders of `coordinator.scaling`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from coordinator.scaling import GRACE_S, Scaler
 from engine.api.ids import host_identity
 from engine.api.messages import (
+    Abort,
     AuditReply,
     Fence,
     Goodbye,
@@ -21,8 +24,10 @@ from engine.api.messages import (
     Hello,
     LauncherHello,
     Outputs,
+    Ping,
     Refuse,
     RoleChanged,
+    ScaleRefused,
     TransferFailed,
     Welcome,
     WorkerExited,
@@ -31,17 +36,20 @@ from engine.api.messages import (
 if TYPE_CHECKING:
     from coordinator.registry import WorkerRecord
     from coordinator.service import ClusterService
-    from engine.api.messages import WorkerMessage
+    from engine.api.messages import LauncherOrder, WorkerMessage
 
 log = logging.getLogger(__name__)
 TICK_S = 0.25
+MAX_STRIKES = 4
+"""Heartbeats in a row that must miss a request before it is replayed."""
 
 
 class Membership:
-    """Turns messages of workers into calls of the service."""
+    """Turns messages of workers into calls of the service, and those of the launcher into calls of the scaler."""
 
-    def __init__(self, service: ClusterService) -> None:
+    def __init__(self, service: ClusterService, drain_grace_s: float = GRACE_S) -> None:
         self.service = service
+        self.scaler = Scaler(service, self.tell_launcher, drain_grace_s)
         self.dropped_messages = 0
         self._host = host_identity()
         self._pidfds: dict[str, int] = {}
@@ -54,6 +62,7 @@ class Membership:
 
     def _tick(self) -> None:
         self.service.tick()
+        self.scaler.tick()
         self._close_watches()
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
@@ -70,10 +79,19 @@ class Membership:
             self._hello(identity, message)
         elif isinstance(message, LauncherHello):
             self._launcher = identity
+            self.scaler.launcher_said(message)
         elif isinstance(message, WorkerExited):
             self.service.lose_worker(message.worker_id, f"process exited ({message.status})")
+            if message.restart_in_s is None:
+                self.scaler.gone(message.worker_id)
+        elif isinstance(message, ScaleRefused):
+            self.scaler.refused(message)
         else:
             self._from_worker(message)
+
+    def tell_launcher(self, order: LauncherOrder) -> bool:
+        """False when there is no launcher, or it is away."""
+        return self._launcher is not None and self.service.send_to(self._launcher, order)
 
     def _from_worker(
         self,
@@ -85,11 +103,13 @@ class Membership:
             if isinstance(message, Heartbeat):
                 fence = Fence(incarnation=message.incarnation)
                 self.service.send_to(message.identity, fence)
+            elif isinstance(message, Goodbye):
+                self.scaler.left(message.worker_id)
             return
         match message:
             case Heartbeat():
                 self.service.registry.heartbeat(message, self.service.clock.now_s())
-                self.service.reconcile(record, message)
+                self._reconcile(record, message)
             case Outputs():
                 for output in message.outputs:
                     self.service.on_output(record, output)
@@ -98,10 +118,40 @@ class Membership:
             case AuditReply():
                 self.service.audits.on_reply(message)
             case RoleChanged():
-                record.role = message.role
+                record.told_role = message.role
             case Goodbye():
                 self.service.lose_worker(record.worker_id, message.reason)
                 self.service.registry.forget(record.worker_id)
+                self.scaler.left(record.worker_id)
+
+    def _reconcile(self, worker: WorkerRecord, heartbeat: Heartbeat) -> None:
+        """Compare what the worker has with what it should have: finds lost orders and lost outputs.
+
+        Outputs travel on another connection than heartbeats, so a difference counts only when it
+        lasts for several heartbeats.
+        """
+        here, lives = set(heartbeat.live), self.service.lives
+        for life in list(lives.values()):
+            key = (life.request_id, life.attempt)
+            if key in here or not life.is_missed_by(worker.worker_id, heartbeat.heard):
+                continue
+            life.strikes += 1
+            if life.strikes >= MAX_STRIKES:
+                self.service.replay(life, f"{worker.worker_id} does not know the request")
+        for request_id, attempt in heartbeat.live:
+            known = lives.get(request_id)
+            if known is None or not known.is_current(attempt):
+                self._abort_stray(worker, request_id, attempt)
+        self.service.send(worker, Ping(incarnation=worker.incarnation))
+
+    def _abort_stray(self, worker: WorkerRecord, request_id: str, attempt: int) -> None:
+        order = Abort(
+            incarnation=worker.incarnation,
+            request_id=request_id,
+            attempt=attempt,
+            reason="the coordinator does not know this attempt",
+        )
+        self.service.send(worker, order)
 
     def _hello(self, identity: bytes, hello: Hello) -> None:
         registry = self.service.registry
@@ -126,8 +176,9 @@ class Membership:
         service = self.service
         record = service.registry.register(hello, identity, service.clock.now_s())
         service.ledger.open(hello.worker_id, hello.num_blocks, hello.max_num_seqs)
+        self.scaler.joined(record)
         service.send_to(identity, Welcome(incarnation=hello.incarnation))
-        log.info("worker %s joined as %s, pid %d", hello.worker_id, hello.role, hello.pid)
+        log.info("worker %s joined as %s, pid %d", hello.worker_id, record.role, hello.pid)
         if hello.boot_id == self._host:
             self._watch(record)
         service.probes.tick(service)

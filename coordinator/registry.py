@@ -38,7 +38,7 @@ class WorkerState(enum.Enum):
 
 @dataclass(slots=True)
 class WorkerRecord:
-    """One incarnation of one worker."""
+    """One incarnation of one worker. `role` is what it is given work as, `told_role` what it knows of that."""
 
     hello: Hello
     identity: bytes
@@ -48,6 +48,7 @@ class WorkerRecord:
     step: int = -1
     step_moved_s: float = 0.0
     sent_seq: int = 0
+    told_role: str = ""
     load: WorkerLoad = field(
         default_factory=lambda: WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
     )
@@ -139,6 +140,7 @@ class Registry:
             state=WorkerState.STARTING,
             last_seen_s=now_s,
             step_moved_s=now_s,
+            told_role=hello.role,
         )
         self._records[hello.worker_id] = record
         self.departures.pop(hello.worker_id, None)

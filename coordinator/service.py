@@ -17,6 +17,7 @@ from coordinator.audit import AuditBook, cluster_view
 from coordinator.ledger import Ledger
 from coordinator.legs import decode_leg, prefill_leg
 from coordinator.lifecycle import Phase, RequestLife, Verdict
+from coordinator.pools import Pools
 from coordinator.probe import ProbeBook
 from coordinator.registry import Registry, WorkerState
 from coordinator.router import Router
@@ -31,7 +32,7 @@ from engine.api.errors import (
     RequestAborted,
     WorkerLost,
 )
-from engine.api.messages import Abort, Ping
+from engine.api.messages import Abort
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +41,9 @@ if TYPE_CHECKING:
     from coordinator.router import Route
     from coordinator.service_api import Generation
     from engine.api.clock import Clock
-    from engine.api.messages import CoordinatorMessage, Heartbeat, Output, TransferFailed
+    from engine.api.messages import CoordinatorMessage, LauncherOrder, Output, TransferFailed
 
 log = logging.getLogger(__name__)
-MAX_STRIKES = 4
-"""Heartbeats in a row that must miss a request before it is replayed."""
 NO_WORKER_WAIT_S = 15.0
 """How long an admitted request waits for any worker to come back before it ends with an error."""
 
@@ -59,11 +58,11 @@ class ClusterService:
         block_size: int,
         expected: dict[str, int],
         clock: Clock,
-        send: Callable[[bytes, CoordinatorMessage], bool],
+        send: Callable[[bytes, CoordinatorMessage | LauncherOrder], bool],
         max_queued_requests: int = 1024,
     ) -> None:
         self.model_name = model_name
-        self.expected = expected
+        self.pools = Pools(expected)
         self.clock = clock
         self.registry = Registry()
         self.ledger = Ledger(block_size)
@@ -111,7 +110,7 @@ class ClusterService:
         self.dispatch(life, route)
         return stream
 
-    def send_to(self, identity: bytes, message: CoordinatorMessage) -> bool:
+    def send_to(self, identity: bytes, message: CoordinatorMessage | LauncherOrder) -> bool:
         """Send to whoever is behind `identity`."""
         return self._send(identity, message)
 
@@ -152,7 +151,8 @@ class ClusterService:
         ready = [worker for worker in self.registry if worker.is_ready]
         if not self.was_ready:
             self.was_ready = all(
-                sum(w.role == role for w in ready) >= count for role, count in self.expected.items()
+                sum(w.role == role for w in ready) >= count
+                for role, count in self.pools.target.items()
             )
         return self.was_ready and bool(ready)
 
@@ -216,7 +216,7 @@ class ClusterService:
             return
         delivery = life.deliver(output, worker.worker_id)
         if delivery.has_gap:
-            self._replay(life, "an output was lost")
+            self.replay(life, "an output was lost")
             return
         self._account(life, worker, adopted=delivery.adopted)
         now_s, is_new = self.clock.now_s(), bool(delivery.tokens)
@@ -246,35 +246,6 @@ class ClusterService:
         if adopted:
             self.pump()
 
-    def reconcile(self, worker: WorkerRecord, heartbeat: Heartbeat) -> None:
-        """Compare what the worker has with what it should have: finds lost orders and lost outputs.
-
-        Outputs travel on another connection than heartbeats, so a difference counts only when it
-        lasts for several heartbeats.
-        """
-        here = set(heartbeat.live)
-        for life in list(self.lives.values()):
-            key = (life.request_id, life.attempt)
-            if key in here or not life.is_missed_by(worker.worker_id, heartbeat.heard):
-                continue
-            life.strikes += 1
-            if life.strikes >= MAX_STRIKES:
-                self._replay(life, f"{worker.worker_id} does not know the request")
-        for request_id, attempt in heartbeat.live:
-            known = self.lives.get(request_id)
-            if known is None or not known.is_current(attempt):
-                self._abort_stray(worker, request_id, attempt)
-        self.send(worker, Ping(incarnation=worker.incarnation))
-
-    def _abort_stray(self, worker: WorkerRecord, request_id: str, attempt: int) -> None:
-        order = Abort(
-            incarnation=worker.incarnation,
-            request_id=request_id,
-            attempt=attempt,
-            reason="the coordinator does not know this attempt",
-        )
-        self.send(worker, order)
-
     def on_transfer_failed(self, worker: WorkerRecord, message: TransferFailed) -> None:
         """The decode side could not prove the KV: replay, and avoid the pair for a while."""
         life = self.lives.get(message.request_id)
@@ -288,11 +259,18 @@ class ClusterService:
         )
         self.router.blame(message.source, worker.worker_id, self.clock.now_s())
         if life is not None and life.is_current(message.attempt):
-            self._replay(life, message.reason)
+            self.replay(life, message.reason)
 
-    def _replay(self, life: RequestLife, reason: str) -> None:
+    def replay(self, life: RequestLife, reason: str, *, is_failure: bool = True) -> None:
+        """End this attempt everywhere and begin another, which goes on after the tokens that were sent."""
         self._release(life, reason)
-        self._after_loss(life, life.requeue(), reason)
+        self._after_loss(life, life.requeue(is_failure=is_failure), reason)
+
+    def move_off(self, worker_id: str, reason: str) -> None:
+        """Whatever needs that worker is computed elsewhere; the worker is fine."""
+        for life in list(self.lives.values()):
+            if life.needs(worker_id):
+                self.replay(life, reason, is_failure=False)
 
     def _after_loss(self, life: RequestLife, verdict: Verdict, reason: str) -> None:
         if verdict is not Verdict.NOTHING:
@@ -310,7 +288,11 @@ class ClusterService:
         record = self.registry.remove(worker_id, reason, self.clock.now_s())
         if record is None:
             return
-        log.warning("worker %s is lost (%s); replaying its requests", worker_id, reason)
+        is_leaving = self.pools.is_leaving(worker_id)
+        if is_leaving:
+            self.registry.forget(worker_id)
+        level = logging.INFO if is_leaving else logging.WARNING
+        log.log(level, "worker %s is gone (%s); what needs it is replayed", worker_id, reason)
         self.ledger.close(worker_id)
         self.router.prefixes.forget(worker_id)
         self.probes.forget(worker_id)

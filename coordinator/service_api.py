@@ -78,3 +78,20 @@ class Service(Protocol):
     async def audit(self) -> dict[str, Any]:
         """`GET /cluster/audit`: every worker's account and the coordinator's own, with `balanced`."""
         ...
+
+
+class PoolControl(Protocol):
+    """The sizes of the pools as the edge sees them. Every call sets a target and returns at once; its answer
+    has `target`, the wanted workers of each role."""
+
+    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+        """Start or drain workers to reach these numbers; None leaves a pool alone."""
+        ...
+
+    def drain(self, worker_id: str) -> dict[str, Any]:
+        """Let a worker finish and leave; WorkerNotFound, PoolConflict."""
+        ...
+
+    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+        """Move a worker to the other pool; WorkerNotFound, PoolConflict."""
+        ...

@@ -18,6 +18,8 @@ from engine.api.errors import BatonError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import httpx
+
     from deploy.config import Resolved
 
 BENCHES = {
@@ -107,6 +109,7 @@ def make_parser() -> Parser:
     shown = status.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the server's answer as it is")
     shown.add_argument("--watch", action="store_true", help="keep showing it; Ctrl-C ends it")
+    _add_scaling(verbs)
     doctor = _add(verbs, "doctor", "check what this machine offers", run_doctor)
     doctor.add_argument("--port", type=int, default=8000, help="port that should be free")
     pull = _add(verbs, "pull", "fetch and convert a model without serving it", run_pull)
@@ -130,6 +133,28 @@ def _add(verbs: Any, name: str, help_text: str, action: Any) -> Parser:
 def _add_url(parser: Parser) -> None:
     parser.add_argument("--url", default=DEFAULT_URL, help=f"server (default {DEFAULT_URL})")
     parser.add_argument("--api-key", help="default: BATON_API_KEY")
+
+
+def _add_scaling(verbs: Any) -> None:
+    scale = _add(verbs, "scale", "change the number of workers of a running server", run_scale)
+    scale.add_argument(
+        "wanted", nargs="+", metavar="prefill=N|decode=N", help="workers that pool should have"
+    )
+    drain = _add(verbs, "drain", "let a worker finish what it has, and leave", run_drain)
+    drain.add_argument("worker", metavar="WORKER")
+    for parser in (scale, drain):
+        parser.add_argument(
+            "--wait",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="return when it is done (default), or at once",
+        )
+        parser.add_argument("--timeout", default="180", metavar="SECONDS", help="default 180")
+        _add_url(parser)
+    role = _add(verbs, "role", "move a worker to the other pool, with its KV cache", run_role)
+    role.add_argument("worker", metavar="WORKER")
+    role.add_argument("role", choices=("prefill", "decode"))
+    _add_url(role)
 
 
 def _add_serve(verbs: Any) -> None:
@@ -244,6 +269,48 @@ def run_status(namespace: argparse.Namespace) -> int:
 
         return watch(namespace.url, key)
     return show_status(namespace.url, key, as_json=namespace.json)
+
+
+def run_scale(namespace: argparse.Namespace) -> int:
+    """`baton scale`."""
+    from deploy.scale import parse_wanted, scale
+
+    with _pool_client(namespace) as client:
+        return scale(client, parse_wanted(namespace.wanted), _patience_s(namespace))
+
+
+def run_drain(namespace: argparse.Namespace) -> int:
+    """`baton drain`."""
+    from deploy.scale import drain
+
+    with _pool_client(namespace) as client:
+        return drain(client, namespace.worker, _patience_s(namespace))
+
+
+def run_role(namespace: argparse.Namespace) -> int:
+    """`baton role`."""
+    from deploy.scale import set_role
+
+    with _pool_client(namespace) as client:
+        return set_role(client, namespace.worker, namespace.role)
+
+
+def _pool_client(namespace: argparse.Namespace) -> httpx.Client:
+    from deploy.status import status_client
+    from deploy.topology import environment
+
+    return status_client(namespace.url, namespace.api_key or environment().get("BATON_API_KEY"))
+
+
+def _patience_s(namespace: argparse.Namespace) -> float | None:
+    """How long to wait for the pools; None when not at all."""
+    from deploy.options import seconds
+
+    try:
+        patience_s = seconds(namespace.timeout)
+    except ValueError as error:
+        raise ConfigError(f"--timeout: {error}") from None
+    return patience_s if namespace.wait else None
 
 
 def run_doctor(namespace: argparse.Namespace) -> int:

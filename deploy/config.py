@@ -46,6 +46,7 @@ class ServeConfig:
     cpu_affinity: str
     launcher: str
     kv_lease_duration: float
+    drain_grace: float
     max_queued_requests: int
     api_key: tuple[str, ...]
     chat_template: str | None

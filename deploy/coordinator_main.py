@@ -32,7 +32,7 @@ from engine.api.errors import BatonError
 
 if TYPE_CHECKING:
     from coordinator.request_record import TraceSink
-    from engine.api.messages import CoordinatorMessage, WorkerMessage
+    from engine.api.messages import CoordinatorMessage, LauncherOrder, WorkerMessage
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class CoordinatorProcess:
         )
         self.service.router.relieves = spec.local_prefill
         self.service.on_ready_change = self._tell_ready
-        self.membership = Membership(self.service)
+        self.membership = Membership(self.service, spec.drain_grace_s)
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
 
     def _open_traces(self, endpoint: str | None) -> TraceSink | None:
@@ -68,7 +68,7 @@ class CoordinatorProcess:
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
         self.membership.on_message(identity, message)
 
-    def _send(self, identity: bytes, message: CoordinatorMessage) -> bool:
+    def _send(self, identity: bytes, message: CoordinatorMessage | LauncherOrder) -> bool:
         return self.control.send(identity, message)
 
     def _tell_ready(self) -> None:
@@ -136,6 +136,7 @@ class CoordinatorProcess:
             chat_template=Path(spec.chat_template) if spec.chat_template else None,
             sampling_defaults=self._sampling_defaults(model.directory),
             traces=self.traces,
+            pools=self.membership.scaler,
         )
         return uvicorn.Config(
             app,

@@ -4,6 +4,7 @@ start ──► all processes side by side ──► "ready" on a pipe from the 
   any exit before ready: stop everything, show its last words
   a worker's exit later: tell the coordinator, start it again after 0.2, 1, 2, 4 … 60 s
   the coordinator's exit: start it again; workers register by themselves
+  the coordinator's orders: workers more, workers less; what there is is told every second
 SIGINT, SIGTERM, SIGHUP: SIGTERM to all, wait, SIGKILL; a second signal kills at once
 """
 
@@ -20,11 +21,21 @@ import msgspec
 
 from deploy.launcher_control import ControlLink
 from deploy.launcher_process import ChildProcess
+from deploy.memory import available_bytes, check_one_more
 from deploy.plan import next_share
 from deploy.specs import WorkerSpec
 from deploy.topology import child_environment
 from engine.api.errors import ConfigError, WorkerLost
-from engine.api.messages import LauncherOrder, ScaleOrder, StopOrder, WorkerExited
+from engine.api.messages import (
+    LauncherOrder,
+    LauncherWorker,
+    RetireOrder,
+    RoleOrder,
+    ScaleOrder,
+    ScaleRefused,
+    StopOrder,
+    WorkerExited,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +49,9 @@ COORDINATOR = "coordinator"
 FIRST_DELAY_S, SECOND_DELAY_S, MAX_DELAY_S = 0.2, 1.0, 60.0
 HEALTHY_S = 30.0
 """A child that lived this long starts its delays anew."""
+HELLO_EVERY_S = 1.0
+SETTLE_S = 15.0
+"""A worker started less long ago may not have taken its KV pool yet."""
 _KILL_WAIT_S = 5.0
 
 
@@ -66,7 +80,8 @@ class Modules:
 
 @dataclass
 class Slot:
-    """A place for one process, which may be filled several times. `leaving` means: not again."""
+    """A place for one process, which may be filled several times. `leaving` means: not again.
+    `is_new`: ordered while serving; if its first start cannot work, the order is refused."""
 
     name: str
     spec: CoordinatorSpec | WorkerSpec
@@ -74,6 +89,8 @@ class Slot:
     process: ChildProcess | None = None
     started_s: float = 0.0
     leaving: bool = False
+    is_new: bool = False
+    is_stopping: bool = False
     backoff: Backoff = field(default_factory=Backoff)
 
 
@@ -94,6 +111,7 @@ class Launcher:
         self._directory, self._clock, self._say = directory, clock, say
         self._shutdown_timeout_s = shutdown_timeout_s
         self._modules = modules or Modules()
+        self.available_bytes = available_bytes
         self._slots: dict[str, Slot] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._stopping = False
@@ -113,6 +131,7 @@ class Launcher:
             self._add(Slot(COORDINATOR, self.plan.coordinator, 1))
             for spec in self.plan.workers:
                 self._add(Slot(spec.worker_id, spec, spec.num_threads))
+            self._greet()
             await self._outcome
         finally:
             await self._stop_all()
@@ -122,11 +141,14 @@ class Launcher:
 
     def _add(self, slot: Slot) -> None:
         self._slots[slot.name] = slot
+        self._write_spec(slot)
+        self._start(slot)
+
+    def _write_spec(self, slot: Slot) -> None:
         path = self._directory / f"{slot.name}.json"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.encode(slot.spec))
-        self._start(slot)
 
     def _start(self, slot: Slot) -> None:
         is_coordinator = slot.name == COORDINATOR
@@ -154,11 +176,22 @@ class Launcher:
         line = os.read(descriptor, 1 << 16).decode("utf-8", "replace").strip()
         asyncio.get_running_loop().remove_reader(descriptor)
         os.close(descriptor)
-        if line.startswith("ready") and not self._stopping:
-            self._link.hello()
-            if not self.ready:
-                self.ready = True
-                self._on_ready(line.removeprefix("ready").strip())
+        if line.startswith("ready") and not self._stopping and not self.ready:
+            self.ready = True
+            self._on_ready(line.removeprefix("ready").strip())
+
+    def _greet(self) -> None:
+        """From the start on: a coordinator that comes back learns how many workers are wanted before it serves."""
+        self._later(HELLO_EVERY_S, self._greet)
+        coordinator = self._slots[COORDINATOR].process
+        if coordinator is not None and coordinator.running:
+            self._link.hello(
+                [
+                    LauncherWorker(worker_id=slot.name, role=slot.spec.role, leaving=slot.leaving)
+                    for slot in self._slots.values()
+                    if isinstance(slot.spec, WorkerSpec)
+                ]
+            )
 
     # ---- what children and the coordinator do
 
@@ -171,6 +204,8 @@ class Launcher:
             self._report(slot, status, None)
         elif not self.ready:
             self._finish(_start_failure(slot, status))
+        elif slot.is_new and status == 2:
+            self._refuse(slot.name, str(_start_failure(slot, status)))
         else:
             delay_s = slot.backoff.next_s(self._clock.now_s() - slot.started_s)
             self._say(slot.name, f"{_ending(status)}; starting it again in {delay_s:g} s")
@@ -179,6 +214,7 @@ class Launcher:
 
     def _restart(self, slot: Slot) -> None:
         if not self._stopping and not slot.leaving:
+            slot.is_new = False
             self._start(slot)
 
     def _report(self, slot: Slot, status: int, restart_in_s: float | None) -> None:
@@ -193,18 +229,34 @@ class Launcher:
             )
 
     def _on_order(self, order: LauncherOrder) -> None:
-        if isinstance(order, ScaleOrder):
-            self._scale(order)
-        elif isinstance(order, StopOrder):
-            self._stop_one(order.worker_id)
+        match order:
+            case ScaleOrder():
+                self._scale(order)
+            case StopOrder():
+                self._stop_one(order.worker_id)
+            case RetireOrder():
+                if (slot := self._worker(order.worker_id)) is not None:
+                    slot.leaving = True
+            case RoleOrder():
+                self._change_role(order)
+
+    def _worker(self, worker_id: str) -> Slot | None:
+        return None if worker_id == COORDINATOR else self._slots.get(worker_id)
 
     def _scale(self, order: ScaleOrder) -> None:
-        """Start a worker like the others of this plan, on the least used cores."""
+        """Start a worker like the others of this plan, on the least used cores, if its KV pool fits."""
         if self._stopping or order.worker_id in self._slots:
             return
-        specs = [slot.spec for slot in self._slots.values()]
-        workers = [spec for spec in specs if isinstance(spec, WorkerSpec)]
+        now_s = self._clock.now_s()
+        slots = [slot for slot in self._slots.values() if isinstance(slot.spec, WorkerSpec)]
+        starting = sum(now_s - slot.started_s < SETTLE_S for slot in slots)
         model = self.plan.workers[0]
+        try:
+            check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
+        except ConfigError as error:
+            self._refuse(order.worker_id, str(error))
+            return
+        workers = [slot.spec for slot in slots if isinstance(slot.spec, WorkerSpec)]
         cores = next_share(workers, tuple({c for w in self.plan.workers for c in w.cores}))
         spec = msgspec.structs.replace(
             model,
@@ -213,18 +265,33 @@ class Launcher:
             cores=cores,
             num_threads=len(cores) or model.num_threads,
         )
-        self._add(Slot(spec.worker_id, spec, spec.num_threads))
+        self._add(Slot(spec.worker_id, spec, spec.num_threads, is_new=True))
+
+    def _refuse(self, worker_id: str, reason: str) -> None:
+        self._slots.pop(worker_id, None)
+        self._say(worker_id, f"not started: {reason}")
+        self._link.send(ScaleRefused(worker_id=worker_id, reason=reason))
+
+    def _change_role(self, order: RoleOrder) -> None:
+        """The process has its order from the coordinator; its next start reads the spec."""
+        slot = self._worker(order.worker_id)
+        if slot is not None and isinstance(slot.spec, WorkerSpec):
+            slot.spec = msgspec.structs.replace(slot.spec, role=order.role)
+            self._write_spec(slot)
 
     def _stop_one(self, worker_id: str) -> None:
-        slot = self._slots.get(worker_id)
-        if slot is None or slot.process is None or worker_id == COORDINATOR:
+        """End a worker for good. One that does not run now has ended already: only its slot goes."""
+        slot = self._worker(worker_id)
+        if slot is None or slot.process is None:
             return
         slot.leaving = True
         if not slot.process.running:
             del self._slots[worker_id]
-            return
-        slot.process.terminate()
-        self._later(self._shutdown_timeout_s, slot.process.kill)
+            self._report(slot, slot.process.status or 0, None)
+        elif not slot.is_stopping:
+            slot.is_stopping = True
+            slot.process.terminate()
+            self._later(self._shutdown_timeout_s, slot.process.kill)
 
     # ---- the way out
 

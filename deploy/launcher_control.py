@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from engine.api.errors import ProtocolError
-from engine.api.messages import LauncherHello, LauncherOrder
+from engine.api.messages import LauncherHello, LauncherOrder, LauncherWorker
 from engine.api.wire import Decoder, encode
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ class ControlLink:
         self._fd = int(self._socket.FD)
         self._loop.add_reader(self._fd, self._drain)
 
-    def hello(self) -> None:
-        """Offer to start and stop workers; said again to every coordinator that becomes ready."""
-        self.send(LauncherHello(launcher=f"local-{os.getpid()}"))
+    def hello(self, workers: list[LauncherWorker] | None = None) -> None:
+        """Offer to start and stop workers, and tell which there are; said again and again."""
+        self.send(LauncherHello(launcher=f"local-{os.getpid()}", workers=workers))
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; ZeroMQ keeps it while the coordinator is away, and drops it when that lasts."""

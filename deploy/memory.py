@@ -88,3 +88,14 @@ def check_fits(kv_bytes: int, num_workers: int, available: int) -> None:
             f"{KV_LIMIT:.0%} of the {format_bytes(available)} now available; "
             "give a smaller size or fewer workers (--pd)"
         )
+
+
+def check_one_more(kv_bytes: int, num_starting: int, available: int) -> None:
+    """Raise ConfigError when one worker more, beside those that have not taken their pools yet, would not fit."""
+    needed = kv_bytes * (num_starting + 1)
+    if needed > available * KV_LIMIT:
+        beside = f" beside {num_starting} that start now" if num_starting else ""
+        raise ConfigError(
+            f"a KV pool of {format_bytes(kv_bytes)} more{beside} does not fit in {KV_LIMIT:.0%} of the "
+            f"{format_bytes(available)} now available; free memory, or serve with a smaller --kv-cache-memory"
+        )

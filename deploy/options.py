@@ -224,6 +224,13 @@ OPTIONS = (
         metavar="SECONDS",
     ),
     Option(
+        "drain-grace",
+        seconds,
+        30.0,
+        "how long a worker that is drained goes on with its answers before they go on elsewhere",
+        metavar="SECONDS",
+    ),
+    Option(
         "max-queued-requests",
         whole(0),
         1024,

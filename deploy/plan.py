@@ -109,6 +109,7 @@ def _coordinator(
         api_keys=config.api_key,
         max_queued_requests=config.max_queued_requests,
         local_prefill=config.local_prefill == "auto",
+        drain_grace_s=config.drain_grace,
         chat_template=template,
         log_level=config.log_level,
         root_path=config.root_path,

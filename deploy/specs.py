@@ -59,6 +59,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: tuple[str, ...] = ()
     max_queued_requests: int = 1024
     local_prefill: bool = True
+    drain_grace_s: float = 30.0
     chat_template: str | None = None
     log_level: str = "info"
     root_path: str = ""

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.api.ids import MAX_WORKERS
+
 PREFIX = "BATON_"
 SECRETS = ("BATON_API_KEY",)
 """Never handed on to a child process: an environment can be read by others of the same user."""
@@ -20,7 +22,6 @@ _THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
 )
 _PD = re.compile(r"(\d{1,3})p(\d{1,3})d", re.IGNORECASE)
-MAX_WORKERS = 256
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from deploy.farewell import Farewell
 from engine.api import wire
 from engine.api.errors import ConfigError, ProtocolError
 from engine.api.ids import new_incarnation
@@ -29,6 +30,7 @@ from engine.api.messages import (
     Decode,
     Drain,
     Fence,
+    Forget,
     Goodbye,
     Outputs,
     Ping,
@@ -98,7 +100,7 @@ class Worker:
         self.dropped_messages = 0
         self.account: tuple[int, list[tuple[str, int]]] = (0, [])
         self._heard = 0
-        self._is_draining = False
+        self._farewell = Farewell()
         self._stop = threading.Event()
         self._decoder: wire.Decoder[CoordinatorMessage] = wire.Decoder(CoordinatorMessage)
         self._control = parts.connect_control()
@@ -109,7 +111,7 @@ class Worker:
         self._next_expiry_s = 0.0
 
     def run(self) -> None:
-        """Until SIGTERM, Drain, or a refusal."""
+        """Until SIGTERM, a refusal, or the end of a Drain."""
         signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
         signal.signal(signal.SIGINT, lambda *_: self._stop.set())
         self.parts.start_heartbeat(self)
@@ -140,9 +142,10 @@ class Worker:
 
     def _say_hello(self) -> None:
         now_s = self.parts.context.clock.now_s()
-        if not self.is_registered and now_s >= self._next_hello_s:
-            self._next_hello_s = now_s + HELLO_EVERY_S
-            self.outbox.tell(self.parts.hello(self.role))
+        if self.is_registered or self._farewell.is_said or now_s < self._next_hello_s:
+            return
+        self._next_hello_s = now_s + HELLO_EVERY_S
+        self.outbox.tell(self.parts.hello(self.role, draining=self._farewell.is_begun))
 
     def _hear(self, timeout_ms: int) -> None:
         poller = zmq.Poller()
@@ -180,7 +183,7 @@ class Worker:
             self._obey(message)
 
     def _obey(self, message: CoordinatorMessage) -> None:
-        if message.incarnation != self.parts.context.incarnation:
+        if message.incarnation != self.parts.context.incarnation or self._farewell.is_said:
             self.dropped_messages += 1
             return
         self._heard = max(self._heard, message.seq)
@@ -197,6 +200,14 @@ class Worker:
                 self.outbox.tell(self._account(message.audit_id))
             case Ping():
                 pass
+            case Forget():
+                self.parts.forget_peer(message.worker_id)
+            case _:
+                self._obey_about_us(message)
+
+    def _obey_about_us(self, message: Welcome | Refuse | SetRole | Fence | Drain) -> None:
+        """What this worker is, and whether it stays."""
+        match message:
             case Welcome():
                 self.is_registered = True
             case Refuse():
@@ -207,7 +218,7 @@ class Worker:
             case Fence():
                 self._start_over()
             case Drain():
-                self._is_draining = True
+                self._farewell.begin()
 
     def _collect_pulls(self) -> None:
         for done in self.parts.puller.poll():
@@ -235,9 +246,17 @@ class Worker:
         self._heard = 0
 
     def _leave_when_drained(self) -> None:
-        is_empty = not self.prefill.offers and not self.decode.num_sequences
-        if self._is_draining and is_empty and not len(self.parts.leases):
-            self.outbox.tell(Goodbye(incarnation=self.parts.context.incarnation, reason="drained"))
+        now_s = self.parts.context.clock.now_s()
+        is_empty = not (self.prefill.offers or self.decode.num_sequences or len(self.parts.leases))
+        if self._farewell.is_due(now_s, is_empty=is_empty):
+            self.is_registered = False  # no heartbeat from now on: this start is over
+            context = self.parts.context
+            self.outbox.tell(
+                Goodbye(
+                    incarnation=context.incarnation, reason="drained", worker_id=context.worker_id
+                )
+            )
+        if self._farewell.is_over(now_s):
             self._stop.set()
 
     def _account(self, audit_id: int) -> AuditReply:

@@ -188,6 +188,11 @@ class WorkerParts:
         self._close_roads()
         self._open_roads()
 
+    def forget_peer(self, worker_id: str) -> None:
+        """A worker that we pulled from left: close the roads to it, and the mapping of its pool."""
+        self.peers.forget_source(worker_id)
+        self.puller.forget_peer(worker_id)
+
     def connect_control(self) -> zmq.Socket[bytes]:
         """The DEALER to the coordinator; it reconnects by itself."""
         control = self._zmq.socket(zmq.DEALER)
@@ -219,7 +224,7 @@ class WorkerParts:
         )
         return prefill, decode
 
-    def hello(self, role: str) -> Hello:
+    def hello(self, role: str, *, draining: bool) -> Hello:
         """How this worker introduces itself."""
         spec, incarnation = self.spec, self.context.incarnation
         host = socket.gethostname()
@@ -245,6 +250,7 @@ class WorkerParts:
             max_num_batched_tokens=spec.max_num_batched_tokens,
             backend=self.runner.backend,
             block_bytes=self.memory.block_bytes,
+            draining=draining,
         )
 
     def start_heartbeat(self, worker: Worker) -> None:

@@ -2,6 +2,9 @@
 
 BatonError
 ├── InvalidRequest     400  the client's field is wrong; `param` names it
+│   ├── ModelNotFound  404  no such model is served
+│   └── WorkerNotFound 404  no such worker is here
+├── PoolConflict       409  the pools are in no state for what an operator asks
 ├── Overloaded         429  no room now; `retry_after_s` says when to come back
 ├── RequestAborted     499  the client went away or an operator cancelled
 ├── DeadlineExceeded   504  the request's own deadline passed
@@ -11,6 +14,7 @@ BatonError
 │   ├── PeerLost            the other process is gone
 │   └── DigestMismatch      the bytes read are not the bytes promised
 ├── WorkerLost         503  every worker that could serve this died
+├── NoLauncher         503  nobody here can start or stop workers
 ├── ProtocolError      502  a message that breaks the protocol
 ├── ConfigError        2    flags or files that cannot work; exit status, not HTTP
 └── InternalError      500  a bug of ours
@@ -42,6 +46,20 @@ class ModelNotFound(InvalidRequest):
 
     http_status = 404
     error_type = "NotFoundError"
+
+
+class WorkerNotFound(InvalidRequest):
+    """An operator names a worker that is not here."""
+
+    http_status = 404
+    error_type = "NotFoundError"
+
+
+class PoolConflict(BatonError):
+    """What is asked would leave the pools unable to serve; the message says what to do first."""
+
+    http_status = 409
+    error_type = "ConflictError"
 
 
 class Overloaded(BatonError):
@@ -100,6 +118,13 @@ class DigestMismatch(TransferError):
 
 class WorkerLost(BatonError):
     """Every worker that could have served the request died."""
+
+    http_status = 503
+    error_type = "ServiceUnavailableError"
+
+
+class NoLauncher(BatonError):
+    """Workers cannot be started: no launcher is connected."""
 
     http_status = 503
     error_type = "ServiceUnavailableError"

@@ -14,6 +14,8 @@ RequestId = NewType("RequestId", str)
 WorkerId = NewType("WorkerId", str)
 Incarnation = NewType("Incarnation", str)
 LeaseId = NewType("LeaseId", str)
+MAX_WORKERS = 256
+"""Workers of both pools together."""
 
 
 def new_request_id() -> RequestId:

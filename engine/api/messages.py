@@ -1,8 +1,8 @@
 """Control messages, one union a direction. Owns the wire types; sockets and decisions live elsewhere.
 
-    coordinator → worker    CoordinatorMessage   Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain
+    coordinator → worker    CoordinatorMessage   Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain Forget
     worker → coordinator    WorkerMessage        Hello Heartbeat Output TransferFailed AuditReply Goodbye
-    launcher ↔ coordinator  LauncherMessage / LauncherOrder
+    launcher ↔ coordinator  LauncherMessage / LauncherOrder: `engine.api.launcher_messages`
     worker ↔ worker         PeerMessage          PeerHello PeerWelcome PeerRefuse Attach Announce Gone Renew Pulled
                                                  Lookup Found
 
@@ -15,6 +15,14 @@ from __future__ import annotations
 import msgspec
 
 from engine.api.fingerprint import Fingerprint
+from engine.api.launcher_messages import LauncherHello as LauncherHello
+from engine.api.launcher_messages import LauncherWorker as LauncherWorker
+from engine.api.launcher_messages import RetireOrder as RetireOrder
+from engine.api.launcher_messages import RoleOrder as RoleOrder
+from engine.api.launcher_messages import ScaleOrder as ScaleOrder
+from engine.api.launcher_messages import ScaleRefused as ScaleRefused
+from engine.api.launcher_messages import StopOrder as StopOrder
+from engine.api.launcher_messages import WorkerExited as WorkerExited
 from engine.api.records import Message as Message
 from engine.api.records import PeerAddress as PeerAddress
 from engine.api.sampling import SampledToken, SamplingParams
@@ -100,7 +108,13 @@ class Fence(Order, frozen=True, kw_only=True):
 
 
 class Drain(Order, frozen=True, kw_only=True):
-    """Finish what is here, keep leases until they end, then say Goodbye and exit."""
+    """Finish what is here, keep leases until they end, then say Goodbye and wait to be stopped."""
+
+
+class Forget(Order, frozen=True, kw_only=True):
+    """That worker left: close the roads to it and give up the mapping of its memory."""
+
+    worker_id: str
 
 
 class Audit(Order, frozen=True, kw_only=True):
@@ -113,7 +127,8 @@ class Audit(Order, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it."""
+    """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it. `draining`:
+    another coordinator told it to drain, it takes no work."""
 
     worker_id: str
     incarnation: str
@@ -131,6 +146,7 @@ class Hello(Message, frozen=True, kw_only=True):
     backend: str
     block_bytes: int = 0
     served: list[str] = msgspec.field(default_factory=list)
+    draining: bool = False
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -216,41 +232,11 @@ class RoleChanged(Message, frozen=True, kw_only=True):
 
 
 class Goodbye(Message, frozen=True, kw_only=True):
-    """The worker leaves by itself: drained, or told to stop."""
+    """The worker has nothing left to do here and may be stopped; said again until it is."""
 
     incarnation: str
     reason: str
-
-
-# ---- launcher → coordinator and back
-
-
-class LauncherHello(Message, frozen=True, kw_only=True):
-    """A launcher offers to start and stop workers."""
-
-    launcher: str
-
-
-class WorkerExited(Message, frozen=True, kw_only=True):
-    """A worker process ended; `restart_in_s` is None when it will not be started again."""
-
-    worker_id: str
-    pid: int
-    status: int
-    restart_in_s: float | None
-
-
-class ScaleOrder(Message, frozen=True, kw_only=True):
-    """Ask the launcher to start a worker."""
-
-    worker_id: str
-    role: str
-
-
-class StopOrder(Message, frozen=True, kw_only=True):
-    """Ask the launcher to end a worker that has been drained; it is not restarted."""
-
-    worker_id: str
+    worker_id: str = ""
 
 
 # ---- worker ↔ worker
@@ -365,7 +351,7 @@ class Found(Message, frozen=True, kw_only=True):
 
 
 CoordinatorMessage = (
-    Ping | Welcome | Refuse | Prefill | Decode | Abort | SetRole | Fence | Drain | Audit
+    Ping | Welcome | Refuse | Prefill | Decode | Abort | SetRole | Fence | Drain | Audit | Forget
 )
 WorkerMessage = (
     Hello
@@ -377,8 +363,9 @@ WorkerMessage = (
     | Goodbye
     | LauncherHello
     | WorkerExited
+    | ScaleRefused
 )
-LauncherOrder = ScaleOrder | StopOrder
+LauncherOrder = ScaleOrder | StopOrder | RetireOrder | RoleOrder
 PeerMessage = (
     PeerHello
     | PeerWelcome

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from coordinator.lifecycle import MAX_REPLAYS, MAX_WORKER_DEATHS, Phase
-from coordinator.membership import Membership
+from coordinator.membership import MAX_STRIKES, Membership
 from coordinator.registry import WorkerState
-from coordinator.service import MAX_STRIKES, ClusterService
+from coordinator.service import ClusterService
 from coordinator.service_api import Generation
 from engine.api.errors import Overloaded, RequestAborted, WorkerLost
 from engine.api.messages import Heartbeat, Ping, Welcome

@@ -207,7 +207,7 @@ def late_output_of_an_older_attempt_is_dropped() -> None:
         side.hear(name, worker.sent[0].message)  # type: ignore[arg-type]
     side.submit("a")
     life = side.service.lives["a"]
-    side.service._replay(life, "test")
+    side.service.replay(life, "test")
     assert life.attempt == 2
     side.hear("P", outputs("P.0", 1, 0))
     assert life.emitted == []
