@@ -25,6 +25,7 @@ PREFIX_STRIDE_BLOCKS = 4
 FETCH_WORTH = 0.9
 """What a token read from another worker's cache saves, as a share of one that is cached already."""
 MAX_PREFIXES = 65_536
+TOKEN_BYTES = 8
 BAD_PAIR_S = 5.0
 SHARE_SLACK = 0.1
 RELIEF_SPEED = 0.4
@@ -56,8 +57,10 @@ class PrefixMemory:
 
     def _keys(self, token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
         parent = salt.encode()
-        for end in range(self._stride, len(token_ids) + 1, self._stride):
-            stride = array("q", token_ids[end - self._stride : end]).tobytes()
+        size = self._stride * TOKEN_BYTES
+        tokens = array("q", token_ids).tobytes()
+        for end in range(size, len(tokens) + 1, size):
+            stride = tokens[end - size : end]
             parent = hashlib.blake2b(parent + stride, digest_size=16).digest()
             yield parent
 
@@ -115,13 +118,14 @@ class Router:
     ) -> Route | None:
         """The best pair with room for the request, or None when it must wait."""
         ready = [worker for worker in workers if worker.is_ready]
-        decoders = [w for w in ready if w.role == "decode"] or ready
-        prefillers = [w for w in ready if w.role == "prefill" and w not in decoders]
-        hits = self.prefixes.hits(token_ids, salt)
+        decoders = [w for w in ready if w.role == "decode"]
+        prefillers = [w for w in ready if w.role == "prefill"] if decoders else []
         need = self.ledger.decode_need(len(token_ids), max_new_tokens)
-        decode = self._choose_decode(decoders, need, hits)
-        if decode is None:
+        fitting = [w for w in decoders or ready if self.ledger.fits_decode(w.worker_id, need)]
+        if not fitting:
             return None
+        hits = self.prefixes.hits(token_ids, salt)
+        decode = self._choose_decode(fitting, hits)
         if not prefillers:
             return Route(None, decode)
         prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
@@ -162,12 +166,7 @@ class Router:
         ]
         return max(holders, key=lambda w: hits[w.worker_id], default=None)
 
-    def _choose_decode(
-        self, decoders: list[WorkerRecord], need: int, hits: dict[str, int]
-    ) -> WorkerRecord | None:
-        fitting = [w for w in decoders if self.ledger.fits_decode(w.worker_id, need)]
-        if not fitting:
-            return None
+    def _choose_decode(self, fitting: list[WorkerRecord], hits: dict[str, int]) -> WorkerRecord:
         shares = {w.worker_id: self.ledger.decode_share(w.worker_id) for w in fitting}
         limit = min(shares.values()) + SHARE_SLACK
         near = [w for w in fitting if shares[w.worker_id] <= limit]

@@ -121,7 +121,7 @@ class ClusterService:
         return self._send(record.identity, numbered)
 
     def _need(self, life: RequestLife) -> int:
-        return self.ledger.decode_need(len(life.token_ids), life.max_new_tokens)
+        return self.ledger.decode_need(life.num_tokens, life.max_new_tokens)
 
     def _check_room(self, need: int) -> None:
         """At most one pool-full of requests waits: what would wait longer is told to come back."""
