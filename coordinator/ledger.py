@@ -12,19 +12,6 @@ from dataclasses import dataclass, field
 HEADROOM_TOKENS = 256
 
 
-@dataclass(slots=True)
-class _Account:
-    capacity_blocks: int
-    capacity_sequences: int
-    decode_blocks: _Sum = field(default_factory=lambda: _Sum())
-    prefill_blocks: _Sum = field(default_factory=lambda: _Sum())
-    prefill_tokens: _Sum = field(default_factory=lambda: _Sum())
-
-    @property
-    def used_blocks(self) -> int:
-        return self.decode_blocks.total + self.prefill_blocks.total
-
-
 class _Sum:
     """Amounts by request, and their sum, which every choice of a route asks of every worker."""
 
@@ -43,6 +30,19 @@ class _Sum:
 
     def drop(self, request_id: str) -> None:
         self.total -= self._amounts.pop(request_id, 0)
+
+
+@dataclass(slots=True)
+class _Account:
+    capacity_blocks: int
+    capacity_sequences: int
+    decode_blocks: _Sum = field(default_factory=_Sum)
+    prefill_blocks: _Sum = field(default_factory=_Sum)
+    prefill_tokens: _Sum = field(default_factory=_Sum)
+
+    @property
+    def used_blocks(self) -> int:
+        return self.decode_blocks.total + self.prefill_blocks.total
 
 
 class Ledger:

@@ -54,8 +54,17 @@ class PrefixMemory:
     def __init__(self, stride_tokens: int) -> None:
         self._stride = stride_tokens
         self._workers: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._last: tuple[Sequence[int], str, list[bytes]] | None = None
 
-    def _keys(self, token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
+    def _keys(self, token_ids: Sequence[int], salt: str) -> list[bytes]:
+        """Of the prompt's strides. A route is looked up and then remembered: the second time costs nothing."""
+        if self._last is not None and self._last[0] is token_ids and self._last[1] == salt:
+            return self._last[2]
+        keys = list(self._chain(token_ids, salt))
+        self._last = (token_ids, salt, keys)
+        return keys
+
+    def _chain(self, token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
         parent = salt.encode()
         size = self._stride * TOKEN_BYTES
         tokens = array("q", token_ids).tobytes()
