@@ -8,11 +8,12 @@ A pair whose transfer just failed is avoided for a while.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +50,9 @@ class Route:
 
 
 class PrefixMemory:
-    """Which workers have which prefix, in strides of some tokens; least recently used first out."""
+    """Which workers have which prefix, in strides of some tokens; least recently used first out.
+
+    It is a hint and proves nothing, so its hash need be quick and not hard to collide with."""
 
     def __init__(self, stride_tokens: int) -> None:
         self._stride = stride_tokens
@@ -70,15 +73,19 @@ class PrefixMemory:
         tokens = array("q", token_ids).tobytes()
         for end in range(size, len(tokens) + 1, size):
             stride = tokens[end - size : end]
-            parent = hashlib.blake2b(parent + stride, digest_size=16).digest()
+            parent = xxhash.xxh3_128_digest(parent + stride)
             yield parent
 
     def remember(self, token_ids: Sequence[int], salt: str, worker_ids: Iterable[str]) -> None:
         """These workers will hold the prefix."""
         names = set(worker_ids)
         for key in self._keys(token_ids, salt):
-            self._workers.setdefault(key, set()).update(names)
-            self._workers.move_to_end(key)
+            known = self._workers.get(key)
+            if known is None:
+                self._workers[key] = set(names)
+            else:
+                known |= names
+                self._workers.move_to_end(key)
         while len(self._workers) > MAX_PREFIXES:
             self._workers.popitem(last=False)
 

@@ -122,7 +122,12 @@ def relative_errors(report: dict[str, Any], hardware: Hardware) -> dict[str, flo
         for row in report["prefill"]
     ]
     steps = [
-        abs(hardware.step_s(row["batch"], row["batch"] * row["context_tokens"]) * 1e3 / row["step_ms"] - 1)
+        abs(
+            hardware.step_s(row["batch"], row["batch"] * row["context_tokens"])
+            * 1e3
+            / row["step_ms"]
+            - 1
+        )
         for row in report["decode"]
     ]
     return {"prefill": max(prompts), "decode": max(steps)}

@@ -309,7 +309,9 @@ class SimCluster:
 
     def goodbye(self, worker: SimWorker) -> None:
         """A drained worker says so, at the end of this instant."""
-        message = Goodbye(incarnation=worker.incarnation, worker_id=worker.worker_id, reason="drained")
+        message = Goodbye(
+            incarnation=worker.incarnation, worker_id=worker.worker_id, reason="drained"
+        )
         self.at(self.now_s, self._left, (worker.worker_id, message))
 
     def _left(self, what: tuple[str, Goodbye]) -> None:

@@ -51,9 +51,7 @@ class Planned:
 
     def begin(self, cluster: SimCluster) -> None:
         """Wire it to the service and its scaler."""
-        self.autoscaler = Autoscaler(
-            cluster.service, cluster.scaler, self._targets, self._limits
-        )
+        self.autoscaler = Autoscaler(cluster.service, cluster.scaler, self._targets, self._limits)
 
     def tick(self, cluster: SimCluster) -> None:
         """As the service's tick does."""

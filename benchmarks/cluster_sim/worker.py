@@ -75,7 +75,9 @@ class SimWorker:
     turns: int = 0
     contexts: int = 0
     version: int = 0
-    inbox: list[Prefill | Decode | Abort | tuple[Key, int, dict[str, float]]] = field(default_factory=list)
+    inbox: list[Prefill | Decode | Abort | tuple[Key, int, dict[str, float]]] = field(
+        default_factory=list
+    )
     waiting: deque[Prompt] = field(default_factory=deque)
     current: Prompt | None = None
     batch: dict[Key, Sequence] = field(default_factory=dict)
@@ -139,7 +141,9 @@ class SimWorker:
         low, high = 0, self.turns
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (low, middle) if self.at_s + self._length_s(middle) >= now_s else (middle, high)
+            low, high = (
+                (low, middle) if self.at_s + self._length_s(middle) >= now_s else (middle, high)
+            )
         return high
 
     def _schedule(self) -> None:
@@ -233,7 +237,11 @@ class SimWorker:
         if prompt.fetch_s:
             spans["prefix_fetch_s"] = prompt.fetch_s
         last = prompt.max_tokens == 1
-        outputs.append(self._output(prompt.key, prompt.index, 1, spans, "length" if last else None, prompt.cached))
+        outputs.append(
+            self._output(
+                prompt.key, prompt.index, 1, spans, "length" if last else None, prompt.cached
+            )
+        )
         self._remember(prompt.key[0])
         if last:
             return
@@ -285,7 +293,13 @@ class SimWorker:
             self.contexts -= sequence.context + 1 + self.steps - sequence.joined
 
     def _output(
-        self, key: Key, index: int, count: int, spans: dict[str, float], reason: str | None, cached: int = 0
+        self,
+        key: Key,
+        index: int,
+        count: int,
+        spans: dict[str, float],
+        reason: str | None,
+        cached: int = 0,
     ) -> Output:
         return Output(
             incarnation=self.incarnation,
