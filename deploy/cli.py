@@ -27,6 +27,7 @@ BENCHES = {
     "kv": ("benchmarks.kv_transfer", "how fast KV blocks move between processes"),
     "engine": ("benchmarks.engine_bench", "how fast the engine's steps are, without HTTP"),
     "coordinator": ("benchmarks.coordinator_bench", "what the coordinator adds to every token"),
+    "cluster": ("benchmarks.cluster_sim.main", "policies of scaling on a simulated cluster"),
 }
 """Module and purpose of each benchmark; they live in the repository, beside the packages."""
 DEFAULT_URL = "http://127.0.0.1:8000"

@@ -55,6 +55,7 @@ class Planned:
 
     def tick(self, cluster: SimCluster) -> None:
         """As the service's tick does."""
+        del cluster
         assert self.autoscaler is not None
         self.autoscaler.tick()
 

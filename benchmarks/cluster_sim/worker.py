@@ -213,10 +213,10 @@ class SimWorker:
         request = self.cluster.request(prompt.key[0])
         chunks = request.chunks if request is not None else ()
         size = request.chunk_tokens if request is not None else 1
-        prompt.cached = min(self._cached(chunks) * size, prompt.num_tokens - 1)
+        prompt.cached = min(self.cached(chunks) * size, prompt.num_tokens - 1)
         source = self.cluster.workers.get(prompt.source)
         if source is not None:
-            there = min(source._cached(chunks) * size, prompt.num_tokens - 1)
+            there = min(source.cached(chunks) * size, prompt.num_tokens - 1)
             if there > prompt.cached:
                 fetched = there - prompt.cached
                 prompt.fetch_s = self.hardware.handoff_s + fetched * self.hardware.transfer_token_s
@@ -358,7 +358,8 @@ class SimWorker:
 
     # ---- the prefix cache: chunk ids, least recently used first out
 
-    def _cached(self, chunks: tuple[int, ...]) -> int:
+    def cached(self, chunks: tuple[int, ...]) -> int:
+        """How many of them, from the first on, are here."""
         count = 0
         for chunk in chunks:
             if chunk not in self.cache:

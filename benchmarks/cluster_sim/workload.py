@@ -95,7 +95,7 @@ def _bend(shape: Shape):
 def random_workload(
     count: int, rate: float, lengths: tuple[int, int], spread: float, seed: int
 ) -> list[SimRequest]:
-    """Poisson arrivals; lognormal prompt and output lengths of these means, `spread` being σ of the logarithm."""
+    """Poisson arrivals; lognormal prompt and output lengths of these means, `spread` being the logarithm's sigma."""
     if rate <= 0:
         raise ConfigError("--rate: must be more than 0")
     draw = np.random.default_rng(seed)
