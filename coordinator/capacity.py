@@ -72,12 +72,14 @@ class StepCost:
 @dataclass(frozen=True, slots=True)
 class DecodeDemand:
     """Requests a second, tokens of each after the first, the step's cost, and the sequences for which a
-    worker has room."""
+    worker has room. Blocks are reserved when a prompt is sent out, so those that prefill is computing,
+    `prefilling` in the mean, take room too."""
 
     rate_per_s: float
     output_tokens: float
     step: StepCost
     room_sequences: float
+    prefilling: float = 0.0
 
     def mean_sequences(self, workers: int) -> float:
         """On each worker; infinite when it cannot keep up."""
@@ -119,7 +121,8 @@ def decode_attainment(demand: DecodeDemand, workers: int, tpot_s: float) -> floa
     """Share of requests that meet steps within `tpot_s` and find room."""
     if demand.rate_per_s <= 0 or demand.output_tokens <= 0:
         return 1.0
-    most = min(demand.step.most_sequences(tpot_s), demand.room_sequences)
+    room = demand.room_sequences - demand.prefilling / workers
+    most = min(demand.step.most_sequences(tpot_s), room)
     mean = demand.mean_sequences(workers)
     if most < 1 or math.isinf(mean):
         return 0.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.capacity import StepCost
+from coordinator.needs import HELD_S
 from coordinator.observations import Held, Targets
 from coordinator.sketch import Arrivals, Distribution, SlidingSketch
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from engine.api.worker_load import WorkerLoad
 
 SHORT_S, LONG_S, SLOW_S = 30.0, 120.0, 600.0
-HELD_S = 60.0
 COLD_REQUESTS = 3
 COLD_S = 10.0
 NO_TARGETS = Targets(math.inf, math.inf)

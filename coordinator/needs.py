@@ -26,13 +26,15 @@ from coordinator.observations import ROLES
 if TYPE_CHECKING:
     from coordinator.observations import Limits, Observations, Targets
 
-RELAXED = 1.25
+RELAXED = 1.15
 """Workers are removed only if the rest could carry this much of the load."""
 MIN_SAMPLES = 20
 """Finished requests before the models are believed."""
 BURST_SIGMAS = 5.0
 """The short window's rate counts when it is above the long one's by more than chance would have it."""
 FULL_SHARE = 0.9
+HELD_S = 60.0
+"""How far back requests are looked at, to see whether targets are held."""
 RECOVER_S = 30.0
 """A queue should be gone after so long, or after four TTFTs when that is more."""
 LEARNED_S = 1800.0
@@ -81,7 +83,8 @@ def decode_demand(seen: Observations, rate: float | None = None) -> DecodeDemand
         return None
     tokens = max(seen.output_tokens.mean - 1.0, 0.0)
     rate = rate_now(seen) if rate is None else rate
-    return DecodeDemand(rate, tokens, seen.step, seen.room_sequences)
+    prefilling = rate * seen.service_s.mean
+    return DecodeDemand(rate, tokens, seen.step, seen.room_sequences, prefilling)
 
 
 def attainment(seen: Observations, targets: Targets, role: str, workers: int) -> float:
@@ -95,10 +98,13 @@ def attainment(seen: Observations, targets: Targets, role: str, workers: int) ->
 
 
 def is_decode_full(seen: Observations) -> bool:
-    """Whether requests wait because no decode worker has room."""
+    """Whether requests wait because every decode worker writes as many answers as it can.
+
+    Promised blocks alone do not tell: where prefill is the bottleneck, they are promised to prompts that wait there.
+    """
     decoders = seen.of("decode", "ready")
     return bool(seen.queued_requests and decoders) and all(
-        w.kv_share >= FULL_SHARE or w.running >= seen.room_sequences for w in decoders
+        w.running >= FULL_SHARE * seen.room_sequences for w in decoders
     )
 
 
@@ -123,6 +129,7 @@ class Needs:
         default_factory=lambda: {role: deque() for role in ROLES}
     )
     _since_s: dict[str, float] = field(default_factory=dict)
+    _queued_s: float = float("-inf")
     _misses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
     _lessons: dict[str, _Lesson] = field(default_factory=dict)
 
@@ -141,6 +148,11 @@ class Needs:
             while history and history[0][0] < seen.now_s - self.kept_s:
                 history.popleft()
         return self.last
+
+    @property
+    def echo_s(self) -> float:
+        """For so long, requests are judged that met the state of before."""
+        return HELD_S + 2 * self.targets.ttft_s
 
     def floor(self, role: str, now_s: float, window_s: float) -> int | None:
         """The highest relaxed need of the window; None when the window is not known in full."""
@@ -171,6 +183,8 @@ class Needs:
             f"{rate_now(seen):.2f} requests/s keep {busy:.2f} prefill busy",
         )
         queue = self._for_queue(seen, busy)
+        if queue or is_decode_full(seen):
+            self._queued_s = seen.now_s
         if queue > now:
             now, why = queue, f"{self._backlog_s(seen):.1f} s of prompts wait"
         return Need(now, max(fewest(relaxed_rate(seen)), now), why, busy)
@@ -228,14 +242,15 @@ class Needs:
     # ---- what reality taught
 
     def _learn(self, seen: Observations, role: str, need: Need) -> None:
-        """Count ticks in which a role missed its target although it has what the models ask for."""
+        """Count ticks in which a role missed its target although it has what the models ask for, and no
+        queue of before explains it."""
         held, goal = seen.tpot, self.targets.goal
         if role == "prefill":
             held = seen.ttft
             goal = reachable_goal(goal, seen.service_s.share_within(self.targets.ttft_s))
         present = len(seen.of(role, "ready"))
         misses = held.count >= MIN_SAMPLES and held.share < goal - MISS_MARGIN
-        blamed = misses and not (role == "prefill" and is_decode_full(seen))
+        blamed = misses and seen.now_s - self._queued_s >= self.echo_s
         if not blamed or need.load is None or need.now > present or not present:
             self._misses[role] = 0
             return

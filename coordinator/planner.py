@@ -81,7 +81,8 @@ class Planner:
         if self._changed_s is None:
             self._changed_s = seen.now_s
         self._note_done(seen)
-        is_settled = self.order is None and (seen.now_s - self._changed_s >= self.tuning.settle_s)
+        settle_s = self.tuning.settle_s + self.needs.echo_s
+        is_settled = self.order is None and seen.now_s - self._changed_s >= settle_s
         self.needs.update(seen, is_settled=is_settled)
         self._count_short(seen)
         return self._urgent(seen) or self._awaited(seen) or self._fewer(seen) or self._content()

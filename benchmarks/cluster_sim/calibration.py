@@ -68,15 +68,26 @@ class Hardware:
 def load_calibration(path: Path) -> Hardware:
     """From the JSON of `baton bench engine`; ConfigError names what is missing."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--calibration: cannot read {path}: {error}") from None
-    try:
-        return fit(report)
+        return fit(_report(path))
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f"--calibration: {path} is no result of `baton bench engine` ({error} is missing)"
         ) from None
+
+
+def calibrated_model(path: Path) -> str:
+    """The model that was measured."""
+    return str(_report(path).get("model", "unknown"))
+
+
+def _report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--calibration: cannot read {path}: {error}") from None
+    if not isinstance(report, dict):
+        raise ConfigError(f"--calibration: {path} is no result of `baton bench engine`")
+    return report
 
 
 def fit(report: dict[str, Any]) -> Hardware:
