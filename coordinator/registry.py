@@ -102,6 +102,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._records: dict[str, WorkerRecord] = {}
+        self._by_incarnation: dict[str, WorkerRecord] = {}
         self.departures: dict[str, Departure] = {}
         self._past = LifetimeTotals()
         self._fenced: OrderedDict[str, None] = OrderedDict()
@@ -119,7 +120,7 @@ class Registry:
 
     def by_incarnation(self, incarnation: str) -> WorkerRecord | None:
         """The live record of exactly that start."""
-        return next((r for r in self._records.values() if r.incarnation == incarnation), None)
+        return self._by_incarnation.get(incarnation)
 
     def refusal(self, hello: Hello) -> str | None:
         """Why this worker cannot join, naming the field that differs; None when it can."""
@@ -145,7 +146,7 @@ class Registry:
             step_moved_s=now_s,
             told_role=hello.role,
         )
-        self._records[hello.worker_id] = record
+        self._records[hello.worker_id] = self._by_incarnation[hello.incarnation] = record
         self._generations[hello.worker_id] = hello.generation
         self.departures.pop(hello.worker_id, None)
         return record
@@ -154,6 +155,7 @@ class Registry:
         """A worker is lost; its incarnation is fenced from now on."""
         record = self._records.pop(worker_id, None)
         if record is not None:
+            self._by_incarnation.pop(record.incarnation, None)
             self.departures[worker_id] = Departure(record.role, reason, now_s)
             self._past = self._past.plus(record.load)
             self._fenced[record.incarnation] = None
