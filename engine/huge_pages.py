@@ -65,4 +65,5 @@ def populate(address: int, size: int, *, writable: bool) -> bool:
     is lost. Lets go of the interpreter lock.
     """
     advice = _MADV_POPULATE_WRITE if writable else _MADV_POPULATE_READ
-    return _libc.madvise(address, size, advice) == 0
+    failed: int = _libc.madvise(address, size, advice)
+    return not failed

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from engine.allocation import Allocator
 
+LAST_CHUNKS = 4
+"""A prompt's end is computed in a chunk of at most a step's tokens divided by this, about: only what that
+chunk wrote is read by the decode worker after the first token (measured: two chunks cost what one costs)."""
+
 
 class PrefillScheduler:
     """Every sequence here is in exactly one of `waiting` and `running`."""
@@ -31,6 +35,8 @@ class PrefillScheduler:
         self.max_num_seqs = max_num_seqs
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._last_chunk_tokens = max(max_num_batched_tokens // LAST_CHUNKS, allocator.block_size)
+        self._split: set[tuple[str, int]] = set()
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self.running
@@ -59,6 +65,7 @@ class PrefillScheduler:
 
     def remove(self, key: tuple[str, int]) -> Sequence | None:
         """Take a sequence out, whatever its state; the caller releases its hold."""
+        self._split.discard(key)
         for sequence in self:
             if sequence.key == key:
                 (self.running if sequence in self.running else self.waiting).remove(sequence)
@@ -98,12 +105,21 @@ class PrefillScheduler:
         return started
 
     def _schedule_chunk(self, sequence: Sequence, budget: int, batch: list[Scheduled]) -> int:
-        if _is_fetching(sequence):
+        """Append the sequence's next chunk; returns how much of the budget is gone.
+
+        A long rest is split, so that most of its blocks are read while its end is computed. Both parts
+        have their step for themselves: another prompt beside them would delay the first token."""
+        if _is_fetching(sequence) or budget <= 0:
             return 0
-        num_tokens = min(budget, sequence.num_tokens - sequence.num_computed_tokens)
+        left = sequence.num_tokens - sequence.num_computed_tokens
+        num_tokens = min(budget, left)
+        if num_tokens == left >= 2 * self._last_chunk_tokens:
+            num_tokens = self.allocator.num_blocks(left - self._last_chunk_tokens)
+            num_tokens *= self.allocator.block_size
+            self._split.add(sequence.key)
         if num_tokens > 0:
             batch.append(Scheduled(sequence, num_tokens))
-        return max(num_tokens, 0)
+        return budget if sequence.key in self._split else max(num_tokens, 0)
 
     def update(self, batch: list[Scheduled]) -> list[Sequence]:
         """Note a finished step; returns the prompts that are now fully computed, removed from here."""
@@ -112,6 +128,7 @@ class PrefillScheduler:
             samples = scheduled.samples
             self.allocator.advance(scheduled)
             if samples:
+                self._split.discard(scheduled.sequence.key)
                 self.running.remove(scheduled.sequence)
                 finished.append(scheduled.sequence)
         return finished

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ USERS, STREAMS = 140, 100
 def server() -> Iterator[Server]:
     with Server("--pd", "1p1d", "--drain-grace", "2", *ARGUMENTS, program=PACED) as server:
         yield server
+
+
+def is_dead(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> float:
@@ -149,7 +154,7 @@ def test_flipped_worker_keeps_its_role_over_restarts_of_everything(server: Serve
             w["pid"] for w in server.cluster()["workers"] if w["id"] == "prefill-1"
         )
         os.kill(victim, signal.SIGKILL)
-        until(lambda v=victim: not Path(f"/proc/{v}").exists(), "the death")
+        until(partial(is_dead, victim), "the death")
         until(lambda: server.is_healthy() and is_shape(server, 1, 2), "1p2d", 60)
         assert states(server)["prefill-1"] == ("decode", "ready")
 

@@ -65,6 +65,18 @@ def test_long_prompt_is_computed_in_chunks_and_the_next_fills_the_budget() -> No
     assert not scheduler.has_work
 
 
+def test_the_end_of_a_prompt_is_computed_apart_so_that_little_is_read_after_it() -> None:
+    scheduler = prefiller(budget=32)
+    pool = scheduler.allocator.pool
+    scheduler.add(sequence(pool, "long", list(range(30))))
+    scheduler.add(sequence(pool, "next", list(range(100, 110))))
+    seen = []
+    while batch := scheduler.schedule():
+        seen.append(shares(batch))
+        scheduler.update(batch)
+    assert seen == [[("long", 24, False)], [("long", 6, True)], [("next", 10, True)]]
+
+
 def test_prefix_hit_computes_only_the_rest_and_always_one_token() -> None:
     scheduler = prefiller()
     pool = scheduler.allocator.pool
