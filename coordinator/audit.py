@@ -41,6 +41,7 @@ def cluster_view(service: ClusterService) -> dict[str, Any]:
         "lost": _lost_json(service),
         "target": service.pools.target,
         "scaling": _scaling_json(service),
+        "autoscaler": service.autoscaler(),
         "requests": {"live": len(service.lives), "queued": service.num_queued, "phases": phases},
         "replays": service.replays,
         "transfer_failures": service.transfer_failures,

@@ -12,17 +12,37 @@ from dataclasses import dataclass, field
 HEADROOM_TOKENS = 256
 
 
+class _Sum:
+    """Amounts by request, and their sum, which every choice of a route asks of every worker."""
+
+    __slots__ = ("_amounts", "total")
+
+    def __init__(self) -> None:
+        self._amounts: dict[str, int] = {}
+        self.total = 0
+
+    def __len__(self) -> int:
+        return len(self._amounts)
+
+    def __setitem__(self, request_id: str, amount: int) -> None:
+        self.total += amount - self._amounts.get(request_id, 0)
+        self._amounts[request_id] = amount
+
+    def drop(self, request_id: str) -> None:
+        self.total -= self._amounts.pop(request_id, 0)
+
+
 @dataclass(slots=True)
 class _Account:
     capacity_blocks: int
     capacity_sequences: int
-    decode_blocks: dict[str, int] = field(default_factory=dict)
-    prefill_blocks: dict[str, int] = field(default_factory=dict)
-    prefill_tokens: dict[str, int] = field(default_factory=dict)
+    decode_blocks: _Sum = field(default_factory=_Sum)
+    prefill_blocks: _Sum = field(default_factory=_Sum)
+    prefill_tokens: _Sum = field(default_factory=_Sum)
 
     @property
     def used_blocks(self) -> int:
-        return sum(self.decode_blocks.values()) + sum(self.prefill_blocks.values())
+        return self.decode_blocks.total + self.prefill_blocks.total
 
 
 class Ledger:
@@ -80,23 +100,23 @@ class Ledger:
     def prefill_computed(self, worker_id: str, request_id: str) -> None:
         """The prompt is computed; its blocks stay reserved until they are taken over."""
         if (account := self._accounts.get(worker_id)) is not None:
-            account.prefill_tokens.pop(request_id, None)
+            account.prefill_tokens.drop(request_id)
 
     def release_prefill(self, worker_id: str, request_id: str) -> None:
         """The prompt's blocks were taken over, or are not wanted."""
         if (account := self._accounts.get(worker_id)) is not None:
-            account.prefill_tokens.pop(request_id, None)
-            account.prefill_blocks.pop(request_id, None)
+            account.prefill_tokens.drop(request_id)
+            account.prefill_blocks.drop(request_id)
 
     def release_decode(self, worker_id: str, request_id: str) -> None:
         """The request is over on its decode worker."""
         if (account := self._accounts.get(worker_id)) is not None:
-            account.decode_blocks.pop(request_id, None)
-            account.prefill_tokens.pop(request_id, None)
+            account.decode_blocks.drop(request_id)
+            account.prefill_tokens.drop(request_id)
 
     def queued_prefill_tokens(self, worker_id: str) -> int:
         """Prompt tokens sent to the worker and not yet computed."""
-        return sum(self._accounts[worker_id].prefill_tokens.values())
+        return self._accounts[worker_id].prefill_tokens.total
 
     def decode_share(self, worker_id: str) -> float:
         """Share of the worker's blocks that is promised, 0 to 1 and beyond."""

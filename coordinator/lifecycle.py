@@ -94,8 +94,14 @@ class RequestLife:
 
     @property
     def token_ids(self) -> list[int]:
-        """What a replay computes: the prompt and everything emitted."""
-        return self.generation.prompt_token_ids + self.emitted
+        """What a replay computes: the prompt and everything emitted. Not to be changed."""
+        prompt = self.generation.prompt_token_ids
+        return prompt + self.emitted if self.emitted else prompt
+
+    @property
+    def num_tokens(self) -> int:
+        """How many those are."""
+        return len(self.generation.prompt_token_ids) + len(self.emitted)
 
     @property
     def max_new_tokens(self) -> int:

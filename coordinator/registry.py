@@ -102,9 +102,11 @@ class Registry:
 
     def __init__(self) -> None:
         self._records: dict[str, WorkerRecord] = {}
+        self._by_incarnation: dict[str, WorkerRecord] = {}
         self.departures: dict[str, Departure] = {}
         self._past = LifetimeTotals()
         self._fenced: OrderedDict[str, None] = OrderedDict()
+        self._generations: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[WorkerRecord]:
         return iter(list(self._records.values()))
@@ -118,10 +120,12 @@ class Registry:
 
     def by_incarnation(self, incarnation: str) -> WorkerRecord | None:
         """The live record of exactly that start."""
-        return next((r for r in self._records.values() if r.incarnation == incarnation), None)
+        return self._by_incarnation.get(incarnation)
 
     def refusal(self, hello: Hello) -> str | None:
         """Why this worker cannot join, naming the field that differs; None when it can."""
+        if hello.generation < self._generations.get(hello.worker_id, 0):
+            return f"a newer start of {hello.worker_id} has taken its place"
         for record in self._records.values():
             if record.worker_id == hello.worker_id:
                 continue
@@ -142,7 +146,8 @@ class Registry:
             step_moved_s=now_s,
             told_role=hello.role,
         )
-        self._records[hello.worker_id] = record
+        self._records[hello.worker_id] = self._by_incarnation[hello.incarnation] = record
+        self._generations[hello.worker_id] = hello.generation
         self.departures.pop(hello.worker_id, None)
         return record
 
@@ -150,6 +155,7 @@ class Registry:
         """A worker is lost; its incarnation is fenced from now on."""
         record = self._records.pop(worker_id, None)
         if record is not None:
+            self._by_incarnation.pop(record.incarnation, None)
             self.departures[worker_id] = Departure(record.role, reason, now_s)
             self._past = self._past.plus(record.load)
             self._fenced[record.incarnation] = None

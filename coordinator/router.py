@@ -8,11 +8,12 @@ A pair whose transfer just failed is avoided for a while.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import xxhash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,6 +26,7 @@ PREFIX_STRIDE_BLOCKS = 4
 FETCH_WORTH = 0.9
 """What a token read from another worker's cache saves, as a share of one that is cached already."""
 MAX_PREFIXES = 65_536
+TOKEN_BYTES = 8
 BAD_PAIR_S = 5.0
 SHARE_SLACK = 0.1
 RELIEF_SPEED = 0.4
@@ -48,25 +50,42 @@ class Route:
 
 
 class PrefixMemory:
-    """Which workers have which prefix, in strides of some tokens; least recently used first out."""
+    """Which workers have which prefix, in strides of some tokens; least recently used first out.
+
+    It is a hint and proves nothing, so its hash need be quick and not hard to collide with."""
 
     def __init__(self, stride_tokens: int) -> None:
         self._stride = stride_tokens
         self._workers: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._last: tuple[Sequence[int], str, list[bytes]] | None = None
 
-    def _keys(self, token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
+    def _keys(self, token_ids: Sequence[int], salt: str) -> list[bytes]:
+        """Of the prompt's strides. A route is looked up and then remembered: the second time costs nothing."""
+        if self._last is not None and self._last[0] is token_ids and self._last[1] == salt:
+            return self._last[2]
+        keys = list(self._chain(token_ids, salt))
+        self._last = (token_ids, salt, keys)
+        return keys
+
+    def _chain(self, token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
         parent = salt.encode()
-        for end in range(self._stride, len(token_ids) + 1, self._stride):
-            stride = array("q", token_ids[end - self._stride : end]).tobytes()
-            parent = hashlib.blake2b(parent + stride, digest_size=16).digest()
+        size = self._stride * TOKEN_BYTES
+        tokens = array("q", token_ids).tobytes()
+        for end in range(size, len(tokens) + 1, size):
+            stride = tokens[end - size : end]
+            parent = xxhash.xxh3_128_digest(parent + stride)
             yield parent
 
     def remember(self, token_ids: Sequence[int], salt: str, worker_ids: Iterable[str]) -> None:
         """These workers will hold the prefix."""
         names = set(worker_ids)
         for key in self._keys(token_ids, salt):
-            self._workers.setdefault(key, set()).update(names)
-            self._workers.move_to_end(key)
+            known = self._workers.get(key)
+            if known is None:
+                self._workers[key] = set(names)
+            else:
+                known |= names
+                self._workers.move_to_end(key)
         while len(self._workers) > MAX_PREFIXES:
             self._workers.popitem(last=False)
 
@@ -115,13 +134,14 @@ class Router:
     ) -> Route | None:
         """The best pair with room for the request, or None when it must wait."""
         ready = [worker for worker in workers if worker.is_ready]
-        decoders = [w for w in ready if w.role == "decode"] or ready
-        prefillers = [w for w in ready if w.role == "prefill" and w not in decoders]
-        hits = self.prefixes.hits(token_ids, salt)
+        decoders = [w for w in ready if w.role == "decode"]
+        prefillers = [w for w in ready if w.role == "prefill"] if decoders else []
         need = self.ledger.decode_need(len(token_ids), max_new_tokens)
-        decode = self._choose_decode(decoders, need, hits)
-        if decode is None:
+        fitting = [w for w in decoders or ready if self.ledger.fits_decode(w.worker_id, need)]
+        if not fitting:
             return None
+        hits = self.prefixes.hits(token_ids, salt)
+        decode = self._choose_decode(fitting, hits)
         if not prefillers:
             return Route(None, decode)
         prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
@@ -162,12 +182,7 @@ class Router:
         ]
         return max(holders, key=lambda w: hits[w.worker_id], default=None)
 
-    def _choose_decode(
-        self, decoders: list[WorkerRecord], need: int, hits: dict[str, int]
-    ) -> WorkerRecord | None:
-        fitting = [w for w in decoders if self.ledger.fits_decode(w.worker_id, need)]
-        if not fitting:
-            return None
+    def _choose_decode(self, fitting: list[WorkerRecord], hits: dict[str, int]) -> WorkerRecord:
         shares = {w.worker_id: self.ledger.decode_share(w.worker_id) for w in fitting}
         limit = min(shares.values()) + SHARE_SLACK
         near = [w for w in fitting if shares[w.worker_id] <= limit]

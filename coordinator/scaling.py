@@ -40,6 +40,8 @@ GRACE_S = 30.0
 """How long a draining worker may go on with what it has."""
 LEASES_S = 60.0
 """After the grace, how long its leases may take to end before it is given up."""
+MOVE_S = 5.0
+"""Before a machine is taken away, how long moving the rest may take."""
 AGAIN_S = 1.0
 """An order that shows no effect is sent again after this long."""
 
@@ -68,6 +70,8 @@ class Scaler:
         wanted = {role: target[role] if count is None else count for role, count in asked.items()}
         check_wanted(wanted)
         self._need_launcher()
+        if wanted != target:
+            self._check_launcher_acts()
         self._pools.refusals.clear()
         started = [name for r in ROLES for name in self._start(r, wanted[r] - target[r])]
         drained = [name for r in ROLES for name in self._surplus(r, target[r] - wanted[r])]
@@ -82,6 +86,7 @@ class Scaler:
         WorkerNotFound, or PoolConflict for the last decode worker."""
         slot = self._slot(worker_id)
         if not slot.leaving:
+            self._check_launcher_acts()
             decoders = [s for s in self._pools.kept("decode") if not s.is_placeholder]
             if decoders == [slot]:
                 raise PoolConflict(
@@ -104,6 +109,24 @@ class Scaler:
                 self._check_other_decoder(worker_id)
             self._flip(slot, role)
         return {"id": worker_id, "role": role, "target": self._pools.target}
+
+    def evacuate(self, worker_ids: list[str], deadline_s: float) -> None:
+        """The machine of these workers will be taken away: another one for each, then no more work for them.
+        Nothing is refused here: what cannot be started, or not in time, is replayed when the machine is gone."""
+        until_s = self._service.clock.now_s() + deadline_s
+        for worker_id in worker_ids:
+            slot = self._pools.get(worker_id)
+            if slot is not None and not slot.leaving:
+                slot.machine_until_s = until_s
+                self._start(slot.role, 1)
+                self._retire(worker_id)
+        self.tick()
+
+    def _check_launcher_acts(self) -> None:
+        if self._pools.away:
+            raise NoLauncher(
+                f"workers can be neither started nor stopped now: {self._pools.away}; serving goes on"
+            )
 
     def _slot(self, worker_id: str) -> Slot:
         slot = self._pools.get(worker_id)
@@ -194,7 +217,9 @@ class Scaler:
         """Also of one that says itself that it drains: a coordinator before this one began it."""
         record.state = WorkerState.DRAINING
         slot.drain_until_s, slot.told_s = now_s + self.grace_s, float("-inf")
-        log.info("draining %s: %g s for what it has", slot.worker_id, self.grace_s)
+        if slot.machine_until_s is not None:
+            slot.drain_until_s = min(slot.drain_until_s, slot.machine_until_s - MOVE_S)
+        log.info("draining %s: %g s for what it has", slot.worker_id, slot.drain_until_s - now_s)
 
     def _hurry(self, worker_id: str, late_s: float) -> None:
         """The grace is over: what is still there goes on elsewhere, if anybody can take it."""
@@ -236,7 +261,7 @@ class Scaler:
 
     def launcher_said(self, hello: LauncherHello) -> None:
         """It is there; and, where it says so, what it runs."""
-        self._pools.launcher = hello.launcher
+        self._pools.launcher, self._pools.away = hello.launcher, hello.away
         if hello.workers is None:
             return
         before = self._pools.target

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from coordinator.audit import AuditBook, cluster_view
+from coordinator.demand import DemandBook
 from coordinator.ledger import Ledger
 from coordinator.legs import decode_leg, prefill_leg
 from coordinator.lifecycle import Phase, RequestLife, Verdict
@@ -74,6 +75,8 @@ class ClusterService:
         self.lives: dict[str, RequestLife] = {}
         self.replays = 0
         self.transfer_failures = 0
+        self.demand = DemandBook()
+        self.autoscaler: Callable[[], dict[str, Any]] = lambda: {"enabled": False}
         self.on_ready_change: Callable[[], None] = lambda: None
         self._send = send
         self._queue: deque[RequestLife] = deque()
@@ -87,6 +90,7 @@ class ClusterService:
         """Admit a generation or raise Overloaded at once; nothing is computed for what is refused."""
         life = self._new_life(generation)
         need = self._need(life)
+        self.demand.arrived(life.arrival_s, life.num_tokens)
         self._check_room(need)
         return self._admit(life)
 
@@ -121,7 +125,7 @@ class ClusterService:
         return self._send(record.identity, numbered)
 
     def _need(self, life: RequestLife) -> int:
-        return self.ledger.decode_need(len(life.token_ids), life.max_new_tokens)
+        return self.ledger.decode_need(life.num_tokens, life.max_new_tokens)
 
     def _check_room(self, need: int) -> None:
         """At most one pool-full of requests waits: what would wait longer is told to come back."""
@@ -130,6 +134,7 @@ class ClusterService:
         waiting = sum(self._need(life) for life in self._queue)
         capacity = sum(w.hello.num_blocks for w in self._decoders())
         if len(self._queue) >= self.max_queued_requests or waiting + need > capacity:
+            self.demand.refused(self.clock.now_s())
             retry_after_s = self._finish_rate.time_for(len(self._queue) + 1)
             raise Overloaded(
                 f"{len(self._queue)} requests wait for KV blocks already; retry later",
@@ -170,6 +175,11 @@ class ClusterService:
     def num_queued(self) -> int:
         """Requests that wait for room."""
         return len(self._queue)
+
+    @property
+    def queued(self) -> list[RequestLife]:
+        """Those requests, oldest first."""
+        return list(self._queue)
 
     def pump(self) -> None:
         """Send queued requests, oldest first, as long as there is room."""
@@ -347,6 +357,7 @@ class ClusterService:
         if event.finish_reason is not None:
             self._finish_rate.note()
             self.router.finished(life)
+            self.demand.finished(self.clock.now_s(), life)
         self._streams.pop(life.request_id).put(event)
         self.pump()
 

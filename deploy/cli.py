@@ -27,6 +27,7 @@ BENCHES = {
     "kv": ("benchmarks.kv_transfer", "how fast KV blocks move between processes"),
     "engine": ("benchmarks.engine_bench", "how fast the engine's steps are, without HTTP"),
     "coordinator": ("benchmarks.coordinator_bench", "what the coordinator adds to every token"),
+    "cluster": ("benchmarks.cluster_sim.main", "policies of scaling on a simulated cluster"),
 }
 """Module and purpose of each benchmark; they live in the repository, beside the packages."""
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -59,6 +60,8 @@ def run(arguments: list[str]) -> int:
     """Parse and do; ConfigError for what cannot be parsed."""
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return run_bench(arguments[1], arguments[2:])  # each has its own parser
+    if arguments[:1] == ["plan"]:
+        return run_plan(arguments[1:])
     namespace, unknown = make_parser().parse_known_args(arguments)
     if unknown:
         raise ConfigError(explain_unknown(unknown[0]))
@@ -115,6 +118,7 @@ def make_parser() -> Parser:
     pull = _add(verbs, "pull", "fetch and convert a model without serving it", run_pull)
     pull.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m")
     pull.add_argument("--dtype", default="auto")
+    _add(verbs, "plan", "find the pool sizes that hold an SLO, by simulation", run_plan)
     _add(verbs, "version", "print the version", run_version)
     purposes = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in BENCHES.items())
     bench = _add(verbs, "bench", purposes, bench_usage)
@@ -356,6 +360,13 @@ def run_bench(name: str, arguments: list[str]) -> int:
     from importlib import import_module
 
     return int(import_module(module).main(arguments) or 0)
+
+
+def run_plan(arguments: list[str]) -> int:
+    """`baton plan …`, which has its own parser."""
+    from benchmarks.cluster_sim.plan import main as plan
+
+    return plan(arguments)
 
 
 def own_version() -> str:

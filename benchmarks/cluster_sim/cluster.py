@@ -1,0 +1,325 @@
+"""The simulated cluster. Owns virtual time and the ends of every wire; service, router, ledger, registry, membership,
+scaler and autoscaler are the production classes.
+
+Left out: lost messages and deaths (tests/sim has those), and with them the reconciliation of heartbeats; HTTP, text and
+tokenizing; preemption, where a worker's blocks run out although the ledger thought they would do. A start takes
+`start_s`, and its probe none.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.cluster_sim.worker import SimWorker
+from coordinator.membership import Membership
+from coordinator.registry import WorkerState
+from coordinator.service import ClusterService
+from coordinator.service_api import Generation
+from engine.api.errors import BatonError
+from engine.api.fingerprint import Fingerprint
+from engine.api.messages import (
+    Goodbye,
+    Heartbeat,
+    Hello,
+    LauncherHello,
+    Outputs,
+    PeerAddress,
+    ScaleOrder,
+    StopOrder,
+    WorkerExited,
+)
+from engine.api.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from benchmarks.cluster_sim.calibration import Hardware
+    from benchmarks.cluster_sim.policies import Policy
+    from benchmarks.cluster_sim.workload import SimRequest
+    from coordinator.stream import EventStream
+    from engine.api.messages import Output
+
+FINGERPRINT = Fingerprint(
+    model="sim",
+    weights="w",
+    tokenizer="t",
+    dtype="bytes",
+    layout="l",
+    block_size=16,
+    num_layers=1,
+    num_kv_heads=1,
+    head_dim=1,
+    rope="none",
+)
+LAUNCHER = b"launcher"
+BEAT_S = 2.0
+TICK_S = 1.0
+DEADLINE_S = 600.0
+GIVE_UP_S = 7200.0
+"""Virtual seconds after the last arrival by which every request must have ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one request ended. `error` is the error's name, for those that did not end well."""
+
+    number: int
+    at_s: float
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    error: str = ""
+
+
+class InstantProbes:
+    """Stands for coordinator.probe, which needs an event loop: a worker that said hello is ready."""
+
+    def tick(self, service: ClusterService) -> None:
+        """Every starting worker is ready."""
+        for record in service.registry:
+            if record.state is WorkerState.STARTING:
+                record.state = WorkerState.READY
+
+    def forget(self, worker_id: str) -> None:
+        """Nothing is in flight."""
+
+
+class SimClock:
+    """engine.api.clock.Clock of the simulation."""
+
+    def __init__(self) -> None:
+        self.at_s = 0.0
+
+    def now_s(self) -> float:
+        """Virtual seconds."""
+        return self.at_s
+
+
+class SimCluster:
+    """Invariant: every request is in exactly one of not yet arrived, `streams`, and `ended`."""
+
+    def __init__(
+        self,
+        requests: Sequence[SimRequest],
+        hardware: Hardware,
+        pools: tuple[int, int],
+        *,
+        max_queued: int = 1 << 20,
+        relieves: bool = True,
+    ) -> None:
+        self.hardware = hardware
+        self.clock = SimClock()
+        self.requests = requests
+        self.workers: dict[str, SimWorker] = {}
+        self.streams: dict[str, EventStream] = {}
+        self.ended: list[Ended] = []
+        self.worker_s = 0.0
+        self.sizes: list[tuple[float, int, int]] = []
+        self._processes: set[str] = set()
+        self._counted_s = 0.0
+        self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._order = itertools.count()
+        self.service = ClusterService(
+            model_name="sim",
+            block_size=hardware.block_size,
+            expected={"prefill": pools[0], "decode": pools[1]},
+            clock=self.clock,
+            send=self._send,
+            max_queued_requests=max_queued,
+        )
+        self.service.router.relieves = relieves
+        self.service.probes = InstantProbes()  # type: ignore[assignment]
+        self.membership = Membership(self.service)
+        self.scaler = self.membership.scaler
+        self.membership.on_message(LAUNCHER, LauncherHello(launcher="sim"))
+        for role, count in zip(("prefill", "decode"), pools, strict=True):
+            for index in range(count):
+                self._processes.add(f"{role}-{index}")
+                self._join((f"{role}-{index}", role))
+
+    # ---- time
+
+    @property
+    def now_s(self) -> float:
+        """Virtual seconds."""
+        return self.clock.at_s
+
+    def at(self, at_s: float, action: Callable[[Any], None], argument: Any) -> None:
+        """Call `action(argument)` at that time; equal times in the order of these calls."""
+        heapq.heappush(self._events, (at_s, next(self._order), action, argument))
+
+    def run(self, policy: Policy) -> None:
+        """Until every request has ended."""
+        policy.begin(self)
+        self.at(self.requests[0].at_s, self._arrive, 0)
+        self.at(0.0, self._beat, None)
+        self.at(0.0, self._tick, policy)
+        last_s = self.requests[-1].at_s + GIVE_UP_S
+        while len(self.ended) < len(self.requests) and self.now_s < last_s:
+            at_s, _, action, argument = heapq.heappop(self._events)
+            self.clock.at_s = max(at_s, self.clock.at_s)
+            action(argument)
+        self._count_workers()
+
+    def _tick(self, policy: Policy) -> None:
+        self.service.tick()
+        self.scaler.tick()
+        self._sweep()
+        self._count_workers()
+        policy.tick(self)
+        self.at(self.now_s + TICK_S, self._tick, policy)
+
+    def _beat(self, _: None) -> None:
+        """Heartbeats, straight to the registry."""
+        for worker in self.workers.values():
+            if worker.alive:
+                self.service.registry.heartbeat(
+                    Heartbeat(
+                        incarnation=worker.incarnation,
+                        identity=worker.worker_id.encode(),
+                        step=worker.version,
+                        busy=False,
+                        load=worker.load(),
+                    ),
+                    self.now_s,
+                )
+        self.at(self.now_s + BEAT_S, self._beat, None)
+
+    def _count_workers(self) -> None:
+        """A worker costs from the order that starts it to the end of its process."""
+        self.worker_s += len(self._processes) * (self.now_s - self._counted_s)
+        self._counted_s = self.now_s
+        roles = Counter(record.role for record in self.service.registry)
+        size = (roles["prefill"], roles["decode"])
+        if not self.sizes or self.sizes[-1][1:] != size:
+            self.sizes.append((self.now_s, *size))
+
+    # ---- requests
+
+    def _arrive(self, number: int) -> None:
+        request = self.requests[number]
+        if number + 1 < len(self.requests):
+            self.at(self.requests[number + 1].at_s, self._arrive, number + 1)
+        request_id = str(number)
+        generation = Generation(
+            request_id=request_id,
+            prompt_token_ids=request.token_ids(),
+            sampling=SamplingParams(max_tokens=request.output_tokens, ignore_eos=True),
+            deadline_in_s=DEADLINE_S,
+        )
+        try:
+            self.streams[request_id] = self.service.submit(generation)
+        except BatonError as error:
+            self.ended.append(Ended(number, self.now_s, error=type(error).__name__))
+            return
+        self._note_end(request_id)
+
+    def request(self, request_id: str) -> SimRequest | None:
+        """What the trace says of a request."""
+        return self.requests[int(request_id)] if request_id.isdigit() else None
+
+    def tell(self, worker: SimWorker, outputs: list[Output]) -> None:
+        """A worker's step brought these."""
+        told = Outputs(incarnation=worker.incarnation, outputs=outputs)
+        self.membership.on_message(worker.worker_id.encode(), told)
+        for output in outputs:
+            if output.finish_reason is not None:
+                self._note_end(output.request_id)
+
+    def _sweep(self) -> None:
+        """Requests that the service itself ended: deadlines, and the loss of every worker."""
+        for request_id in [name for name, stream in self.streams.items() if stream.is_over]:
+            self._note_end(request_id)
+
+    def _note_end(self, request_id: str) -> None:
+        stream = self.streams.get(request_id)
+        if stream is None or not stream.is_over:
+            return
+        del self.streams[request_id]
+        last = None
+        while not stream._events.empty():  # noqa: SLF001 - nobody awaits here
+            last = stream._events.get_nowait()  # noqa: SLF001
+        assert last is not None
+        number, timeline = int(request_id), stream.timeline
+        if last.error is not None:
+            self.ended.append(Ended(number, self.now_s, error=type(last.error).__name__))
+            return
+        firsts = [a.first_s for a in timeline.attempts if a.first_s is not None]
+        first_s, last_s = firsts[0], timeline.attempts[-1].last_s or firsts[0]
+        count = self.requests[number].output_tokens
+        tpot_s = (last_s - first_s) / (count - 1) if count > 1 else None
+        self.ended.append(Ended(number, self.now_s, first_s - timeline.submitted_s, tpot_s))
+
+    # ---- wires
+
+    def _send(self, identity: bytes, message: Any) -> bool:
+        if identity == LAUNCHER:
+            self._launch(message)
+            return True
+        worker = self.workers.get(identity.decode())
+        if worker is None or not worker.alive:
+            return False
+        worker.hear(message)
+        return True
+
+    def land(self, landing: tuple[str, Any]) -> None:
+        """KV arrived at its decode worker."""
+        worker = self.workers.get(landing[0])
+        if worker is not None and worker.alive:
+            worker.hear(landing[1])
+
+    def _launch(self, order: Any) -> None:
+        if isinstance(order, ScaleOrder) and order.worker_id not in self._processes:
+            self._count_workers()
+            self._processes.add(order.worker_id)
+            self.at(self.now_s + self.hardware.start_s, self._join, (order.worker_id, order.role))
+        elif isinstance(order, StopOrder) and order.worker_id in self._processes:
+            self.at(self.now_s, self._stopped, order.worker_id)
+
+    def _join(self, who: tuple[str, str]) -> None:
+        worker_id, role = who
+        if worker_id not in self._processes:
+            return
+        incarnation = f"{worker_id}.{next(self._order)}"
+        self.workers[worker_id] = SimWorker(self, worker_id, incarnation, self.hardware)
+        hardware = self.hardware
+        hello = Hello(
+            worker_id=worker_id,
+            incarnation=incarnation,
+            role=role,
+            pid=1,
+            host="sim",
+            boot_id="sim",
+            fingerprint=FINGERPRINT,
+            address=PeerAddress(
+                worker_id=worker_id, incarnation=incarnation, host="sim", control="", transports={}
+            ),
+            num_blocks=hardware.kv_tokens // hardware.block_size,
+            block_size=hardware.block_size,
+            max_model_len=1 << 20,
+            max_num_seqs=hardware.max_num_seqs,
+            max_num_batched_tokens=hardware.max_num_batched_tokens,
+            backend="sim",
+        )
+        self.membership.on_message(worker_id.encode(), hello)
+        self.service.pump()
+
+    def goodbye(self, worker: SimWorker) -> None:
+        """A drained worker says so, at the end of this instant."""
+        message = Goodbye(
+            incarnation=worker.incarnation, worker_id=worker.worker_id, reason="drained"
+        )
+        self.at(self.now_s, self._left, (worker.worker_id, message))
+
+    def _left(self, what: tuple[str, Goodbye]) -> None:
+        self.membership.on_message(what[0].encode(), what[1])
+
+    def _stopped(self, worker_id: str) -> None:
+        self._count_workers()
+        self._processes.discard(worker_id)
+        self.workers.pop(worker_id, None)
+        exited = WorkerExited(worker_id=worker_id, pid=1, status=0, restart_in_s=None)
+        self.membership.on_message(LAUNCHER, exited)

@@ -1,0 +1,399 @@
+"""One simulated worker: production messages in, production messages out, computing replaced by calibrated times.
+
+A turn is one decode step of the whole batch and, beside it, one chunk of the oldest prompt; orders are heard between
+turns, as in a real worker. Turns in which nothing begins or ends are taken together, because their length is a
+quadratic in their number: a worker costs events by the request, not by the token.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.api.messages import Abort, Decode, Drain, Output, Prefill
+from engine.api.sampling import SampledToken
+from engine.api.worker_load import BlockCounts, WorkerLoad
+
+if TYPE_CHECKING:
+    from benchmarks.cluster_sim.calibration import Hardware
+    from benchmarks.cluster_sim.cluster import SimCluster
+
+TOKEN = SampledToken(token_id=0)
+REPORT_TOKENS = 64
+"""Tokens of one sequence are told together after so many, which is where the ledger looks again."""
+
+Key = tuple[str, int]
+
+
+@dataclass(slots=True)
+class Prompt:
+    """A prompt that waits or is being computed; `left_s` of computing remain."""
+
+    key: Key
+    num_tokens: int
+    max_tokens: int
+    arrived_s: float
+    decode_worker: str
+    chunk_tokens: int
+    index: int
+    source: str = ""
+    started_s: float = 0.0
+    left_s: float = 0.0
+    left_tokens: int = 0
+    chunk_s: float = 0.0
+    cached: int = 0
+    fetch_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Sequence:
+    """A sequence being written. Steps are counted from the worker's first; `context` is at `joined`."""
+
+    key: Key
+    joined: int
+    end: int
+    told: int
+    index: int
+    context: int
+    spans: dict[str, float]
+
+
+@dataclass
+class SimWorker:
+    """Invariant: between events `turns` whole turns are under way, which end at the event that is scheduled."""
+
+    cluster: SimCluster
+    worker_id: str
+    incarnation: str
+    hardware: Hardware
+    draining: bool = False
+    alive: bool = True
+    at_s: float = 0.0
+    steps: int = 0
+    turns: int = 0
+    contexts: int = 0
+    version: int = 0
+    inbox: list[Prefill | Decode | Abort | tuple[Key, int, dict[str, float]]] = field(
+        default_factory=list
+    )
+    waiting: deque[Prompt] = field(default_factory=deque)
+    current: Prompt | None = None
+    batch: dict[Key, Sequence] = field(default_factory=dict)
+    marks: list[tuple[int, Key]] = field(default_factory=list)
+    expected: dict[Key, Decode] = field(default_factory=dict)
+    cache: OrderedDict[int, int] = field(default_factory=OrderedDict)
+    in_turn: bool = False
+    busy_s: float = 0.0
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+    # ---- being told
+
+    def hear(self, message: object) -> None:
+        """An order, or KV that arrived; heard when the turn that is under way has ended."""
+        if isinstance(message, Drain):
+            self.draining = True
+            self._leave_if_done()
+            return
+        if not isinstance(message, Prefill | Decode | Abort | tuple):
+            return
+        self.inbox.append(message)
+        now_s = self.cluster.now_s
+        if self.in_turn:
+            return
+        if not self._is_busy:
+            self.at_s = now_s
+            self._turn_over(0)
+        elif self.turns > 1:
+            self.turns = self._turns_until(now_s)
+            self._schedule()
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self.batch) or self.current is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing here and nothing expected."""
+        return not (self._is_busy or self.waiting or self.expected or self.inbox)
+
+    def _leave_if_done(self) -> None:
+        if self.draining and self.is_idle and self.alive:
+            self.alive = False
+            self.cluster.goodbye(self)
+
+    # ---- turns
+
+    def _length_s(self, turns: int) -> float:
+        """Seconds of the next `turns` turns."""
+        seconds, hardware, batch = 0.0, self.hardware, len(self.batch)
+        if batch:
+            seconds = turns * hardware.step_s(batch, self.contexts)
+            seconds += hardware.context_s * batch * turns * (turns - 1) / 2
+        if self.current is not None:
+            seconds += min(turns * self.current.chunk_s, self.current.left_s)
+        return seconds
+
+    def _turns_until(self, now_s: float) -> int:
+        """The least number of turns that end no sooner than now."""
+        low, high = 0, self.turns
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (
+                (low, middle) if self.at_s + self._length_s(middle) >= now_s else (middle, high)
+            )
+        return high
+
+    def _schedule(self) -> None:
+        self.version += 1
+        self.cluster.at(self.at_s + self._length_s(self.turns), self._event, self.version)
+
+    def _event(self, version: int) -> None:
+        if version == self.version and self.alive:
+            self._turn_over(self.turns)
+
+    def _turn_over(self, turns: int) -> None:
+        """`turns` turns ended at this instant: tell what they brought, hear what came, plan on."""
+        length_s = self._length_s(turns)
+        self.in_turn = True
+        self.at_s += length_s
+        self.busy_s += length_s
+        finished = self._count(turns)
+        outputs = self._due()
+        if finished is not None:
+            self._prompt_done(finished, outputs)
+        if outputs:
+            self.cluster.tell(self, outputs)
+        self._take_inbox()
+        self.in_turn = False
+        self._plan()
+
+    def _count(self, turns: int) -> Prompt | None:
+        """Move every counter on; the prompt that is finished with these turns."""
+        if self.batch:
+            self.steps += turns
+            self.contexts += turns * len(self.batch)
+            self.decode_tokens += turns * len(self.batch)
+        prompt = self.current
+        if prompt is None or turns == 0:
+            return None
+        computed = min(turns * prompt.chunk_tokens, prompt.left_tokens)
+        self.prefill_tokens += computed
+        prompt.left_tokens -= computed
+        prompt.left_s -= turns * prompt.chunk_s
+        if prompt.left_s > 1e-9:
+            return None
+        self.current = None
+        return prompt
+
+    def _plan(self) -> None:
+        """Up to the next turn at which something ends or is told."""
+        while self.current is None and self.waiting:
+            self._start(self.waiting.popleft())
+        turns = 1 << 40
+        while self.marks and self.marks[0][1] not in self.batch:
+            heapq.heappop(self.marks)
+        if self.batch and self.marks:
+            turns = self.marks[0][0] - self.steps
+        if self.current is not None:
+            turns = min(turns, max(1, -int(-self.current.left_s // self.current.chunk_s)))
+        if self._is_busy:
+            self.turns = max(turns, 1)
+            self._schedule()
+        else:
+            self.turns = 0
+            self.version += 1
+            self._leave_if_done()
+
+    # ---- prompts
+
+    def _start(self, prompt: Prompt) -> None:
+        request = self.cluster.request(prompt.key[0])
+        chunks = request.chunks if request is not None else ()
+        size = request.chunk_tokens if request is not None else 1
+        prompt.cached = min(self.cached(chunks) * size, prompt.num_tokens - 1)
+        source = self.cluster.workers.get(prompt.source)
+        if source is not None:
+            there = min(source.cached(chunks) * size, prompt.num_tokens - 1)
+            if there > prompt.cached:
+                fetched = there - prompt.cached
+                prompt.fetch_s = self.hardware.handoff_s + fetched * self.hardware.transfer_token_s
+                prompt.cached = there
+        computed = prompt.num_tokens - prompt.cached
+        seconds = self.hardware.prompt_s(prompt.cached, prompt.num_tokens)
+        prompt.left_s = seconds + prompt.fetch_s
+        prompt.chunk_s = max(prompt.left_s * min(prompt.chunk_tokens / computed, 1.0), 1e-9)
+        prompt.started_s, prompt.left_tokens = self.at_s, computed
+        self.current = prompt
+
+    def _prompt_done(self, prompt: Prompt, outputs: list[Output]) -> None:
+        """The first token; then the KV goes to the decode worker, or stays here."""
+        spans = {
+            "queue_s": prompt.started_s - prompt.arrived_s,
+            "prefill_s": self.at_s - prompt.started_s - prompt.fetch_s,
+        }
+        if prompt.fetch_s:
+            spans["prefix_fetch_s"] = prompt.fetch_s
+        last = prompt.max_tokens == 1
+        outputs.append(
+            self._output(
+                prompt.key, prompt.index, 1, spans, "length" if last else None, prompt.cached
+            )
+        )
+        self._remember(prompt.key[0])
+        if last:
+            return
+        if prompt.decode_worker == self.worker_id:
+            self._join(prompt.key, prompt.num_tokens, prompt.max_tokens, prompt.index, {})
+            return
+        tail = min(prompt.num_tokens, self.hardware.max_num_batched_tokens)
+        transfer_s = self.hardware.handoff_s + tail * self.hardware.transfer_token_s
+        landed = (prompt.key, prompt.num_tokens, {"exposed_transfer_s": transfer_s})
+        self.cluster.at(self.at_s + transfer_s, self.cluster.land, (prompt.decode_worker, landed))
+
+    # ---- the batch
+
+    def _join(
+        self, key: Key, context: int, max_tokens: int, index: int, spans: dict[str, float]
+    ) -> None:
+        end = self.steps + max_tokens - 1
+        self.batch[key] = Sequence(key, self.steps, end, self.steps, index + 1, context, spans)
+        self.contexts += context + 1
+        heapq.heappush(self.marks, (self.steps + 1, key))
+
+    def _due(self) -> list[Output]:
+        """Outputs of sequences that reached a mark: the first token here, every 64th, the last."""
+        outputs: list[Output] = []
+        while self.marks and self.marks[0][0] <= self.steps:
+            mark, key = heapq.heappop(self.marks)
+            sequence = self.batch.get(key)
+            if sequence is None or mark <= sequence.told:
+                continue
+            count = self.steps - sequence.told
+            is_over = self.steps >= sequence.end
+            spans = {}
+            if sequence.told == sequence.joined:
+                spans = {**sequence.spans, "first_step_s": 0.0}
+            reason = "length" if is_over else None
+            outputs.append(self._output(key, sequence.index, count, spans, reason))
+            sequence.index += count
+            sequence.told = self.steps
+            if is_over:
+                self._drop(key)
+                self._remember(key[0])
+            else:
+                heapq.heappush(self.marks, (min(self.steps + REPORT_TOKENS, sequence.end), key))
+        return outputs
+
+    def _drop(self, key: Key) -> None:
+        sequence = self.batch.pop(key, None)
+        if sequence is not None:
+            self.contexts -= sequence.context + 1 + self.steps - sequence.joined
+
+    def _output(
+        self,
+        key: Key,
+        index: int,
+        count: int,
+        spans: dict[str, float],
+        reason: str | None,
+        cached: int = 0,
+    ) -> Output:
+        return Output(
+            incarnation=self.incarnation,
+            request_id=key[0],
+            attempt=key[1],
+            index=index,
+            tokens=[TOKEN] * count,
+            finish_reason=reason,
+            num_cached_tokens=cached,
+            spans=spans,
+        )
+
+    def _take_inbox(self) -> None:
+        inbox, self.inbox = self.inbox, []
+        for message in inbox:
+            match message:
+                case Prefill():
+                    self.waiting.append(self._prompt(message, message.decode_worker))
+                case Decode() if message.source is None:
+                    self.waiting.append(self._prompt(message, self.worker_id))
+                case Decode():
+                    self.expected[(message.request_id, message.attempt)] = message
+                case Abort():
+                    self._abort((message.request_id, message.attempt))
+                case (key, context, spans):
+                    order = self.expected.pop(key, None)
+                    if order is not None:
+                        known = _emitted(order)
+                        self._join(key, context, order.sampling.max_tokens - known, known, spans)
+
+    def _prompt(self, order: Prefill | Decode, decode_worker: str) -> Prompt:
+        chunk = self.hardware.max_num_batched_tokens
+        source = ""
+        if isinstance(order, Decode):
+            chunk = order.chunk_tokens or chunk
+        elif order.prefix_source is not None:
+            source = order.prefix_source.worker_id
+        return Prompt(
+            (order.request_id, order.attempt),
+            len(order.token_ids),
+            order.sampling.max_tokens - _emitted(order),
+            self.cluster.now_s,
+            decode_worker,
+            chunk,
+            _emitted(order),
+            source,
+        )
+
+    def _abort(self, key: Key) -> None:
+        self.expected.pop(key, None)
+        self._drop(key)
+        if self.current is not None and self.current.key == key:
+            self.current = None
+        if any(prompt.key == key for prompt in self.waiting):
+            self.waiting = deque(prompt for prompt in self.waiting if prompt.key != key)
+
+    # ---- the prefix cache: chunk ids, least recently used first out
+
+    def cached(self, chunks: tuple[int, ...]) -> int:
+        """How many of them, from the first on, are here."""
+        count = 0
+        for chunk in chunks:
+            if chunk not in self.cache:
+                break
+            count += 1
+        return count
+
+    def _remember(self, request_id: str) -> None:
+        request = self.cluster.request(request_id)
+        if request is None:
+            return
+        for chunk in request.chunks:
+            self.cache[chunk] = request.chunk_tokens
+            self.cache.move_to_end(chunk)
+        room = max(self.hardware.kv_tokens - self.contexts, 0) // max(request.chunk_tokens, 1)
+        while len(self.cache) > room:
+            self.cache.popitem(last=False)
+
+    def load(self) -> WorkerLoad:
+        """What a heartbeat tells. Steps of a prefill worker are its chunks, so that only their time matters."""
+        total = self.hardware.kv_tokens // self.hardware.block_size
+        held = min(self.contexts // self.hardware.block_size, total)
+        return WorkerLoad(
+            blocks=BlockCounts(total=total, free=total - held, cached=0, held=held),
+            waiting=len(self.waiting),
+            running=len(self.batch),
+            transferring=len(self.expected),
+            prefill_tokens=self.prefill_tokens,
+            decode_tokens=self.decode_tokens,
+            steps=self.steps,
+            step_s=self.busy_s,
+        )
+
+
+def _emitted(order: Prefill | Decode) -> int:
+    """Tokens of the answer that a replay's prompt holds already."""
+    return len(order.token_ids) - order.num_prompt_tokens
