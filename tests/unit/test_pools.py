@@ -99,7 +99,7 @@ def test_ordered_worker_never_has_a_name_that_is_here() -> None:
 def test_restarted_coordinator_learns_the_pools_from_the_list() -> None:
     pools = Pools({"prefill": 1, "decode": 1})
     there = listed("prefill-1", "prefill-2=decode", "decode-0", "decode-1!")
-    assert pools.listed(there) == []
+    assert pools.listed(there, ()) == []
     assert pools.target == {"prefill": 1, "decode": 2}
     assert names(pools) == ["decode-0", "decode-1", "prefill-1", "prefill-2"]
     assert pools.is_leaving("decode-1")
@@ -110,12 +110,13 @@ def test_orders_that_were_lost_are_said_again() -> None:
     for name in ("prefill-0", "decode-0"):
         pools.joined(name, name.partition("-")[0])
     there = listed("prefill-0", "decode-0")
-    assert pools.listed(there) == []
+    here = ["prefill-0", "decode-0"]
+    assert pools.listed(there, here) == []
     pools.order("decode", 1, ())
     for slot in pools:
         slot.leaving = slot.worker_id == "decode-0"
         slot.role = "decode"
-    assert pools.listed(there) == [
+    assert pools.listed(there, here) == [
         RoleOrder(worker_id="prefill-0", role="decode"),
         RetireOrder(worker_id="decode-0"),
         ScaleOrder(worker_id="decode-1", role="decode"),
@@ -124,8 +125,8 @@ def test_orders_that_were_lost_are_said_again() -> None:
 
 def test_worker_that_the_launcher_gave_up_is_not_wanted_any_more() -> None:
     pools = Pools({"prefill": 1, "decode": 2})
-    pools.listed(listed("prefill-0", "decode-0", "decode-1"))
-    pools.listed(listed("prefill-0", "decode-0"))
+    pools.listed(listed("prefill-0", "decode-0", "decode-1"), ())
+    pools.listed(listed("prefill-0", "decode-0"), ())
     assert pools.target == {"prefill": 1, "decode": 1}
 
 
@@ -143,8 +144,10 @@ def test_restarted_worker_gets_the_role_of_its_slot() -> None:
     assert pools.joined("prefill-0", "prefill").role == "decode"
 
 
-def test_worker_that_nobody_launched_stays_when_a_list_comes() -> None:
+def test_worker_that_nobody_launched_is_wanted_as_long_as_it_lives() -> None:
     pools = Pools({"prefill": 1, "decode": 1})
     pools.joined("by-hand", "decode")
-    pools.listed(listed("prefill-0"))
+    pools.listed(listed("prefill-0"), ["by-hand"])
     assert names(pools) == ["by-hand", "prefill-0"]
+    pools.listed(listed("prefill-0"), [])
+    assert names(pools) == ["prefill-0"]
