@@ -126,9 +126,15 @@ class Membership:
             case RoleChanged():
                 record.told_role = message.role
             case Goodbye():
-                self.service.lose_worker(record.worker_id, message.reason)
-                self.service.registry.forget(record.worker_id)
-                self.scaler.left(record.worker_id)
+                self._goodbye(record, message)
+
+    def _goodbye(self, record: WorkerRecord, goodbye: Goodbye) -> None:
+        """Let it go, unless something seems to need it still: that its blocks were read is news which the reader
+        may bring later than it. It says Goodbye again, and what was truly lost ends with its silence."""
+        if not any(life.needs(record.worker_id) for life in self.service.lives.values()):
+            self.service.lose_worker(record.worker_id, goodbye.reason)
+            self.service.registry.forget(record.worker_id)
+            self.scaler.left(record.worker_id)
 
     def _reconcile(self, worker: WorkerRecord, heartbeat: Heartbeat) -> None:
         """Compare what the worker has with what it should have: finds lost orders and lost outputs.

@@ -177,8 +177,11 @@ class Pools:
         if unknown:
             del self._slots[unknown[-1].worker_id]
 
-    def listed(self, workers: Iterable[LauncherWorker]) -> list[LauncherOrder]:
-        """The launcher's whole list came: take from it what is new here, and say what it must hear again."""
+    def listed(
+        self, workers: Iterable[LauncherWorker], registered: Collection[str]
+    ) -> list[LauncherOrder]:
+        """The launcher's whole list came: take from it what is new here, and say what it must hear again. What
+        neither the launcher has nor is registered, nobody will start again."""
         there = {worker.worker_id: worker for worker in workers}
         orders: list[LauncherOrder] = []
         for slot in self:
@@ -187,7 +190,7 @@ class Pools:
                 orders += self._compare(slot, worker)
             elif slot.is_ordered and not slot.leaving:
                 orders.append(ScaleOrder(worker_id=slot.worker_id, role=slot.role))
-            elif slot.leaving or slot.is_listed or slot.is_placeholder:
+            elif slot.worker_id not in registered:
                 del self._slots[slot.worker_id]
         for name in there.keys() - self._slots.keys():
             worker = there[name]

@@ -265,8 +265,12 @@ class Scaler:
         if hello.workers is None:
             return
         before = self._pools.target
-        for order in self._pools.listed(hello.workers):
+        registry = self._service.registry
+        here = {record.worker_id for record in registry}
+        for order in self._pools.listed(hello.workers, here):
             self._tell(order)
+        for worker_id in [name for name in registry.departures if self._pools.get(name) is None]:
+            registry.forget(worker_id)
         if self._pools.target != before:
             self._service.on_ready_change()
 

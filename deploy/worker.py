@@ -254,6 +254,7 @@ class Worker:
         is_empty = not (self.prefill.offers or self.decode.num_sequences or len(self.parts.leases))
         if self._farewell.is_due(now_s, is_empty=is_empty):
             self.is_registered = False  # no heartbeat from now on: this start is over
+            self.prefill.lender.is_open = False
             context = self.parts.context
             self.outbox.tell(
                 Goodbye(

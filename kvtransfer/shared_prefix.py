@@ -96,13 +96,16 @@ class Lender:
         self._outbox = outbox
         self._context = context
         self.loans: dict[Key, str] = {}
+        self.is_open = True
 
     def look_up(self, identity: bytes, message: Lookup) -> None:
-        """Lease the longest run of cached blocks and say where they lie; asked again, lease anew."""
+        """Lease the longest run of cached blocks and say where they lie; asked again, lease anew. One that is
+        not open any more, because its worker leaves, has none."""
         key = (message.request_id, message.attempt)
         self.end(key)
         lease_id = new_lease_id()
-        hold = self._pool.match(message.keys, f"lease:{lease_id}")
+        keys = message.keys if self.is_open else []
+        hold = self._pool.match(keys, f"lease:{lease_id}")
         if hold.block_ids:
             self._exchange.leases.grant(lease_id, hold, self._context.lease_duration_s)
             self.loans[key] = lease_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -9,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 from deploy.cli import main
 from deploy.memory import available_bytes
 from tests.e2e.crowd import Asked, Crowd, mock_root, stream_one
+from tests.e2e.lone_reader import LoneReader
 from tests.e2e.server import MOCK, PACED, Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -29,10 +30,6 @@ USERS, STREAMS = 140, 100
 def server() -> Iterator[Server]:
     with Server("--pd", "1p1d", "--drain-grace", "2", *ARGUMENTS, program=PACED) as server:
         yield server
-
-
-def is_dead(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> float:
@@ -58,6 +55,10 @@ def drain(server: Server, worker: str) -> int:
 def states(server: Server) -> dict[str, tuple[str, str]]:
     """Role and state by worker, of those that are here."""
     return {w["id"]: (w["role"], w["state"]) for w in server.cluster()["workers"]}
+
+
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
 
 
 def is_streaming(server: Server, count: int) -> bool:
@@ -154,7 +155,7 @@ def test_flipped_worker_keeps_its_role_over_restarts_of_everything(server: Serve
             w["pid"] for w in server.cluster()["workers"] if w["id"] == "prefill-1"
         )
         os.kill(victim, signal.SIGKILL)
-        until(partial(is_dead, victim), "the death")
+        until(functools.partial(is_gone, victim), "the death")
         until(lambda: server.is_healthy() and is_shape(server, 1, 2), "1p2d", 60)
         assert states(server)["prefill-1"] == ("decode", "ready")
 
@@ -176,33 +177,63 @@ def test_drained_worker_hands_over_what_outlasts_the_grace(server: Server) -> No
     settle(server)
 
 
-def test_prefill_worker_stays_until_its_blocks_are_read(server: Server) -> None:
-    """The reader is stopped in the middle of a handoff: the drained worker waits for it, and the bytes are right."""
+def computed_at(server: Server, request: Asked) -> str:
+    """Stream a request; the prefill worker that has its blocks."""
+    before = {w["id"]: w["totals"]["prefill_tokens"] for w in server.cluster()["workers"]}
+    assert stream_one(server.url, request) == request.expected(mock_root())
+
+    def grown() -> list[str]:
+        return [
+            w["id"]
+            for w in server.cluster()["workers"]
+            if w["role"] == "prefill"
+            and w["totals"]["prefill_tokens"] >= before[w["id"]] + len(request.prompt)
+        ]
+
+    until(lambda: bool(grown()), "a heartbeat")
+    return grown()[0]
+
+
+def test_drained_prefill_worker_stays_while_its_blocks_are_leased(
+    server: Server, tmp_path: Path
+) -> None:
+    """A reader keeps its lease for long: the bytes stay right until it says Pulled, and only then the worker goes."""
     scale(server, prefill=2)
     until(lambda: is_shape(server, 2, 1), "2p1d")
-    reader = server.worker("decode")["pid"]
-    requests = [asked(seed, 400, 8) for seed in range(12)]
-    with ThreadPoolExecutor(12) as pool:
-        os.kill(reader, signal.SIGSTOP)
-        try:
-            answers = [pool.submit(stream_one, server.url, request) for request in requests]
-            until(lambda: held(server, "prefill-1") > 0, "blocks promised to the reader", 2)
-            assert drain(server, "prefill-1") == 200
-            threading.Event().wait(1.0)
-            assert states(server)["prefill-1"] == ("prefill", "draining")
-            assert held(server, "prefill-1") > 0
-        finally:
-            os.kill(reader, signal.SIGCONT)
-        for request, answer in zip(requests, answers, strict=True):
-            assert answer.result() == request.expected(mock_root())
-    until(lambda: is_shape(server, 1, 1), "the drain")
+    request = asked(1, 400, 8)
+    holder = computed_at(server, request)
+    worker = next(w for w in server.cluster()["workers"] if w["id"] == holder)
+    with LoneReader(worker, tmp_path) as reader:
+        assert reader.borrow(request.prompt) == 25
+        assert drain(server, holder) == 200
+        with Crowd(server.url, 20) as crowd:
+            crowd.await_more(60)
+        assert crowd.failures == []
+        assert states(server)[holder] == ("prefill", "draining")
+        assert reader.read() is None
+        assert states(server)[holder] == ("prefill", "draining")
+        reader.give_back()
+        left_s = until(lambda: is_shape(server, 1, 1), "the drain")
+        assert left_s < 5.0
+        assert "gone" in (reader.read() or "") or "cannot reach" in (reader.read() or "")
     assert server.cluster()["replays"] == 0
     settle(server)
 
 
-def held(server: Server, worker: str) -> int:
-    """Blocks that a worker holds for others, as of its last heartbeat."""
-    return next(int(w["blocks"]["held"]) for w in server.cluster()["workers"] if w["id"] == worker)
+def test_lease_that_nobody_ends_holds_a_drained_worker_no_longer_than_it_runs(
+    tmp_path: Path,
+) -> None:
+    pools = ("--pd", "2p1d", "--kv-lease-duration", "3")
+    with Server(*pools, *ARGUMENTS, program=PACED) as server:
+        request = asked(2, 400, 8)
+        holder = computed_at(server, request)
+        worker = next(w for w in server.cluster()["workers"] if w["id"] == holder)
+        with LoneReader(worker, tmp_path) as reader:
+            assert reader.borrow(request.prompt) == 25
+            assert drain(server, holder) == 200
+            left_s = until(lambda: is_shape(server, 1, 1), "the drain")
+        assert 2.0 < left_s < 8.0
+        settle(server)
 
 
 def test_workers_killed_while_the_pools_change_cost_no_request(server: Server) -> None:

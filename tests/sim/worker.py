@@ -187,7 +187,7 @@ class SimWorker:
         """As deploy.worker."""
         is_empty = not (self.prefill.offers or self.decode.num_sequences or len(self.leases))
         if self.farewell.is_due(self.cluster.clock.now_s(), is_empty=is_empty):
-            self.is_registered = False
+            self.is_registered = self.prefill.lender.is_open = False
             incarnation = self.context.incarnation
             goodbye = Goodbye(incarnation=incarnation, reason="d", worker_id=self.worker_id)
             self._tell(goodbye)
