@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
+from deploy.farewell import Farewell
 from deploy.worker import Worker
 from engine.allocation import Allocator
 from engine.api.messages import Announce, BlockOffer, Decode, Fence, PeerAddress
@@ -104,6 +105,7 @@ def test_fence_in_the_middle_of_a_read_gives_the_blocks_back() -> None:
     worker.decode = role
     prefixes = SimpleNamespace(forget_reads=lambda: None)
     worker.prefill = SimpleNamespace(drop_all=lambda: None, prefixes=prefixes)  # type: ignore[assignment]
+    worker._farewell = Farewell()
     worker.parts = SimpleNamespace(context=role.context, restart_peers=lambda: None)  # type: ignore[assignment]
     worker._heard = 0
     worker._obey(Fence(incarnation="d1"))
