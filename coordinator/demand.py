@@ -24,8 +24,8 @@ SHORT_S, LONG_S, SLOW_S = 30.0, 120.0, 600.0
 COLD_REQUESTS = 3
 COLD_S = 10.0
 NO_TARGETS = Targets(math.inf, math.inf)
-MEMORY_STEPS = 400.0
-"""Steps of which a fit of the step's cost remembers half of the weight."""
+MEMORY_S = 60.0
+"""After so many seconds of steps, a fit of the step's cost remembers half of the weight."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class StepFit:
 
     def add(self, sequences: float, seconds: float, steps: int) -> None:
         """`steps` steps of mean size `sequences` took `seconds` each."""
-        keep = 0.5 ** (steps / MEMORY_STEPS)
+        keep = 0.5 ** (steps * seconds / MEMORY_S)
         self.weight = self.weight * keep + steps
         self.n = self.n * keep + steps * sequences
         self.t = self.t * keep + steps * seconds

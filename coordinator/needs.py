@@ -1,7 +1,7 @@
 """How many workers of each role are needed, now and lately. Owns the needs' history and what reality taught; pure.
 
 A need is taken twice from the models in `coordinator.capacity`: `now`, at the measured rate, and `relaxed`, at
-that rate and a quarter more. Workers are added for `now` and removed by the highest `relaxed` of a long window:
+that rate and a quarter more. Workers are added for `now` and removed by what covered `relaxed` through a long window:
 between the two lies the hysteresis. Where a role misses its target although the models say it has enough, the
 load of each of its workers at that moment is remembered, and no worker is planned to carry as much for a while.
 """
@@ -26,10 +26,12 @@ from coordinator.observations import ROLES
 if TYPE_CHECKING:
     from coordinator.observations import Limits, Observations, Targets
 
-RELAXED = 1.15
+RELAXED = 1.1
 """Workers are removed only if the rest could carry this much of the load."""
 MIN_SAMPLES = 20
 """Finished requests before the models are believed."""
+FORGIVEN = 0.1
+"""A window's highest needs that do not keep workers from being removed: a spike is over when it is over."""
 BURST_SIGMAS = 5.0
 """The short window's rate counts when it is above the long one's by more than chance would have it."""
 FULL_SHARE = 0.9
@@ -155,11 +157,13 @@ class Needs:
         return HELD_S + 2 * self.targets.ttft_s
 
     def floor(self, role: str, now_s: float, window_s: float) -> int | None:
-        """The highest relaxed need of the window; None when the window is not known in full."""
-        recent = [need for at_s, need in self._history[role] if at_s >= now_s - window_s]
+        """What covered the relaxed need for all but FORGIVEN of the window; None when the window is not known
+        in full."""
+        history = self._history[role]
+        recent = sorted(need for at_s, need in history if at_s >= now_s - window_s)
         if not recent or now_s - self._since_s[role] < window_s:
             return None
-        return max(recent)
+        return max(recent[math.ceil((1.0 - FORGIVEN) * len(recent)) - 1], history[-1][1])
 
     # ---- the models
 
