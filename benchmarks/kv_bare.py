@@ -79,18 +79,19 @@ class BareNixl:
 class BareUcx:
     """ucxx tagged messages of the same sizes, both ends driven without sleeping."""
 
-    def __init__(self, bench: Bench, repeats: int) -> None:
+    def __init__(self, bench: Bench) -> None:
         self._bench = bench
         self._worker = UcxWorker("127.0.0.1")
         size = bench.memory.block_bytes
-        extents = [(i * size, size) for i in range(bench.per_prompt)]
+        extents = [[(i * size, size) for i in prompt] for prompt in bench.prompts]
         address = base64.b64encode(self._worker.address).decode()
-        theirs = bench.source.ask("bare_ucx", address, extents, repeats)
+        theirs = bench.source.ask("bare_ucx", address, extents)
         self._endpoint = self._worker.connect(base64.b64decode(theirs))
 
     def run(self, repeat: int) -> float:
         bench, worker = self._bench, self._worker
         targets = bench.prompts[(repeat + 1) % COPIES]
+        bench.source.ask("bare_ucx_arm")
         start_s = time.perf_counter()
         requests = [
             worker.receive(self._endpoint, bench.memory.block(target), tag + 1)

@@ -6,6 +6,7 @@ Reads JSON lines on stdin, answers on stdout with lines that start with @. Ends 
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import zmq
 
+from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.block_pool import BlockPool, Hold
 from engine.kv_memory import KvMemory
@@ -45,12 +47,13 @@ class Source:
         hold = Hold(BlockPool(num_blocks), "lease:bench")
         hold.block_ids.extend(range(num_blocks))
         leases.grant("bench", hold, 1e9)
-        self.context: zmq.Context = zmq.Context()
+        channels = Channels()
+        self.context = channels.context
         pool = LocalPool(self.memory, leases, INCARNATION)
         made = make_transports(
             transport,
             pool,
-            context=self.context,
+            channels=channels,
             socket_path=Path(directory) / "bench.shm",
             peer_host="127.0.0.1",
         )
@@ -93,17 +96,25 @@ class Source:
         while not never.wait(0.001):
             self.agent.progress()
 
-    def bare_ucx(self, address: str, extents: list[list[int]], repeats: int) -> str:
-        """Send extents with tags 1… to the worker at `address`, once for each message received."""
+    def bare_ucx(self, address: str, prompts: list[list[list[int]]]) -> str:
+        """Send a prompt's extents with tags 1… to the worker at `address`, the next prompt each time that
+        `bare_ucx_arm` was called and a message came."""
         worker = UcxWorker("127.0.0.1")
-        arguments = (worker, base64.b64decode(address), extents, repeats)
+        self._armed = threading.Semaphore(0)
+        arguments = (worker, base64.b64decode(address), prompts)
         threading.Thread(target=self._bare_ucx, args=arguments, daemon=True).start()
         return base64.b64encode(worker.address).decode()
 
-    def _bare_ucx(self, worker, address: bytes, extents: list[list[int]], repeats: int) -> None:
+    def bare_ucx_arm(self) -> bool:
+        """Spin from now on: not before, or it would take the core that the measured transport needs."""
+        self._armed.release()
+        return True
+
+    def _bare_ucx(self, worker, address: bytes, prompts: list[list[list[int]]]) -> None:
         endpoint = worker.connect(address)
         go = memoryview(bytearray(1))
-        for _ in range(repeats):
+        for extents in itertools.cycle(prompts):
+            self._armed.acquire()
             _finish(worker, [worker.receive(endpoint, go, 1 << 40)])
             _finish(
                 worker,

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import zmq
 
 from benchmarks.handover_gap import Handover, measure_handover, serve_and_measure
 from benchmarks.kv_bare import COPIES, BareNixl, BareUcx, BareZmq
 from benchmarks.kv_plot import write_plot
 from benchmarks.kv_source import FINGERPRINT, INCARNATION, header
+from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.api.messages import PeerAddress
 from engine.kv_memory import KvMemory
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 BLOCK_TOKENS = 16
 GAP_TRANSPORTS = ("shm", "zmq")
+WARM_UPS = COPIES + 1
 SERVED = "smollm2-135m"
 """The embedded model, which the handover is measured with."""
 
@@ -142,7 +143,8 @@ class Bench:
         self.per_prompt = -(-tokens // BLOCK_TOKENS)
         num_blocks = self.per_prompt * COPIES
         self.memory = KvMemory(num_blocks, model.block_bytes)
-        self.context: zmq.Context = zmq.Context()
+        channels = Channels()
+        self.context = channels.context
         self.source = SourceProcess(transport, directory, num_blocks, model.block_bytes)
         address = PeerAddress(
             worker_id="source",
@@ -157,7 +159,7 @@ class Bench:
         transports = make_transports(
             transport,
             local,
-            context=self.context,
+            channels=channels,
             socket_path=Path(directory) / "reader.shm",
             peer_host="127.0.0.1",
         )
@@ -211,18 +213,18 @@ class Bench:
 
 
 def measure(transport: str, model: Model, tokens: int, repeats: int) -> Result:
-    """All figures of one transport and one model, alternating, after two warm-ups."""
+    """All figures of one transport and one model, alternating, after warm-ups that touch all memory once."""
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(transport, model, tokens, directory)
         bares: dict[str, Callable[[], BareZmq | BareNixl | BareUcx]] = {
             "zmq": lambda: BareZmq(bench),
             "nixl": lambda: BareNixl(bench),
-            "ucx": lambda: BareUcx(bench, repeats + 2),
+            "ucx": lambda: BareUcx(bench),
         }
         bare = bares[transport]() if transport in bares else None
         result = bench.result
         try:
-            for repeat in range(repeats + 2):
+            for repeat in range(repeats + WARM_UPS):
                 result.pull.append(bench.pull(repeat))
                 result.memcpy.append(bench.memcpy(repeat))
                 if bare is not None:
@@ -232,7 +234,7 @@ def measure(transport: str, model: Model, tokens: int, repeats: int) -> Result:
                 bare.close()
             bench.close()
     for figures in (result.pull, result.memcpy, result.library, result.digest_s):
-        del figures[:2]
+        del figures[:WARM_UPS]
     return result
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from engine.api import wire
+from engine.api.channels import Channels
 from engine.api.errors import ProtocolError
 from engine.api.messages import WorkerMessage
 
@@ -20,26 +21,30 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from engine.api.channel_keys import ChannelKeys
+
 MAX_MESSAGES_A_TURN = 256
 
 
 class ControlSocket:
     """Receives WorkerMessages from any peer, sends to peers by identity."""
 
-    def __init__(self, endpoint: str, on_message: Callable[[bytes, WorkerMessage], None]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        on_message: Callable[[bytes, WorkerMessage], None],
+        keys: ChannelKeys | None = None,
+    ) -> None:
         self.dropped_messages = 0
         self._on_message = on_message
         self._decoder: wire.Decoder[WorkerMessage] = wire.Decoder(WorkerMessage)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        self._channels = Channels(keys)
+        self._socket = self._channels.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
         self._socket.setsockopt(zmq.SNDHWM, 100_000)
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
-        self._socket.bind(endpoint)
-        self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT)
+        self.address = self._channels.listen(self._socket, endpoint, "control")
         self._fd = int(self._socket.FD)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -84,4 +89,5 @@ class ControlSocket:
         if self._loop is not None:
             self._loop.remove_reader(self._fd)
         self._socket.close()
-        self._context.term()
+        self._channels.close()
+        self._channels.context.term()

@@ -22,7 +22,9 @@ from engine.api.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    LauncherGoodbye,
     LauncherHello,
+    NodeLeaving,
     Outputs,
     Ping,
     Refuse,
@@ -80,6 +82,10 @@ class Membership:
         elif isinstance(message, LauncherHello):
             self._launcher = identity
             self.scaler.launcher_said(message)
+        elif isinstance(message, LauncherGoodbye):
+            self._launcher = None
+        elif isinstance(message, NodeLeaving):
+            self.scaler.evacuate(message.worker_ids, message.deadline_s)
         elif isinstance(message, WorkerExited):
             self.service.lose_worker(message.worker_id, f"process exited ({message.status})")
             if message.restart_in_s is None:

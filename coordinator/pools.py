@@ -34,7 +34,7 @@ _INDEX = re.compile(r"(\d+)$")
 class Slot:
     """One worker's place. `is_known`: its role is the coordinator's own word, or the worker's, no placeholder's.
     `is_ordered`: the launcher was asked for it and has not listed it yet; `is_listed`: it did once.
-    `told_s`: when the last order about it left."""
+    `machine_until_s`: when its machine will be taken away, if it will be. `told_s`: when the last order about it left."""
 
     worker_id: str
     role: str
@@ -43,7 +43,13 @@ class Slot:
     is_ordered: bool = False
     is_listed: bool = False
     drain_until_s: float | None = None
+    machine_until_s: float | None = None
     told_s: float = float("-inf")
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether nobody has spoken of it: it is what a launcher was once told to run."""
+        return not (self.is_known or self.is_listed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +116,14 @@ def index_of(worker_id: str) -> int:
 
 
 class Pools:
-    """One slot a worker id. `refusals` are of the last scaling; `launcher` is who starts workers, if anybody."""
+    """One slot a worker id. `refusals` are of the last scaling; `launcher` is who starts workers, if anybody;
+    `away` why it can do nothing now."""
 
     def __init__(self, expected: Mapping[str, int]) -> None:
         self._slots: dict[str, Slot] = {}
         self.refusals: list[Refusal] = []
         self.launcher: str | None = None
+        self.away = ""
         for role, count in expected.items():
             for name in new_names(role, count, self._slots):
                 self._slots[name] = Slot(name, role)
@@ -179,7 +187,7 @@ class Pools:
                 orders += self._compare(slot, worker)
             elif slot.is_ordered and not slot.leaving:
                 orders.append(ScaleOrder(worker_id=slot.worker_id, role=slot.role))
-            elif slot.leaving or slot.is_listed or not slot.is_known:
+            elif slot.leaving or slot.is_listed or slot.is_placeholder:
                 del self._slots[slot.worker_id]
         for name in there.keys() - self._slots.keys():
             worker = there[name]

@@ -106,6 +106,7 @@ class Registry:
         self.departures: dict[str, Departure] = {}
         self._past = LifetimeTotals()
         self._fenced: OrderedDict[str, None] = OrderedDict()
+        self._generations: dict[str, int] = {}
 
     def __iter__(self) -> Iterator[WorkerRecord]:
         return iter(list(self._records.values()))
@@ -123,6 +124,8 @@ class Registry:
 
     def refusal(self, hello: Hello) -> str | None:
         """Why this worker cannot join, naming the field that differs; None when it can."""
+        if hello.generation < self._generations.get(hello.worker_id, 0):
+            return f"a newer start of {hello.worker_id} has taken its place"
         for record in self._records.values():
             if record.worker_id == hello.worker_id:
                 continue
@@ -144,6 +147,7 @@ class Registry:
             told_role=hello.role,
         )
         self._records[hello.worker_id] = self._by_incarnation[hello.incarnation] = record
+        self._generations[hello.worker_id] = hello.generation
         self.departures.pop(hello.worker_id, None)
         return record
 

@@ -40,6 +40,8 @@ GRACE_S = 30.0
 """How long a draining worker may go on with what it has."""
 LEASES_S = 60.0
 """After the grace, how long its leases may take to end before it is given up."""
+MOVE_S = 5.0
+"""Before a machine is taken away, how long moving the rest may take."""
 AGAIN_S = 1.0
 """An order that shows no effect is sent again after this long."""
 
@@ -62,16 +64,16 @@ class Scaler:
 
     def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
         """Bring the pools to these numbers of workers; None leaves a pool as it is. Returns the target and
-        what was begun. Raises InvalidRequest, or NoLauncher when workers would have to be started."""
+        what was begun. Raises InvalidRequest, or NoLauncher: then it is not even known how many there are."""
         target = self._pools.target
         asked = {"prefill": prefill, "decode": decode}
         wanted = {role: target[role] if count is None else count for role, count in asked.items()}
         check_wanted(wanted)
-        missing = {role: max(wanted[role] - target[role], 0) for role in ROLES}
-        if any(missing.values()):
-            self._need_launcher()
+        self._need_launcher()
+        if wanted != target:
+            self._check_launcher_acts()
         self._pools.refusals.clear()
-        started = [name for role in ROLES for name in self._start(role, missing[role])]
+        started = [name for r in ROLES for name in self._start(r, wanted[r] - target[r])]
         drained = [name for r in ROLES for name in self._surplus(r, target[r] - wanted[r])]
         for worker_id in drained:
             self._retire(worker_id)
@@ -84,7 +86,9 @@ class Scaler:
         WorkerNotFound, or PoolConflict for the last decode worker."""
         slot = self._slot(worker_id)
         if not slot.leaving:
-            if slot.role == "decode" and len(self._pools.kept("decode")) == 1:
+            self._check_launcher_acts()
+            decoders = [s for s in self._pools.kept("decode") if not s.is_placeholder]
+            if decoders == [slot]:
                 raise PoolConflict(
                     f"{worker_id} is the last decode worker; add one first: baton scale decode=2"
                 )
@@ -106,17 +110,38 @@ class Scaler:
             self._flip(slot, role)
         return {"id": worker_id, "role": role, "target": self._pools.target}
 
+    def evacuate(self, worker_ids: list[str], deadline_s: float) -> None:
+        """The machine of these workers will be taken away: another one for each, then no more work for them.
+        Nothing is refused here: what cannot be started, or not in time, is replayed when the machine is gone."""
+        until_s = self._service.clock.now_s() + deadline_s
+        for worker_id in worker_ids:
+            slot = self._pools.get(worker_id)
+            if slot is not None and not slot.leaving:
+                slot.machine_until_s = until_s
+                self._start(slot.role, 1)
+                self._retire(worker_id)
+        self.tick()
+
+    def _check_launcher_acts(self) -> None:
+        if self._pools.away:
+            raise NoLauncher(
+                f"workers can be neither started nor stopped now: {self._pools.away}; serving goes on"
+            )
+
     def _slot(self, worker_id: str) -> Slot:
         slot = self._pools.get(worker_id)
         if slot is None:
             here = ", ".join(sorted(slot.worker_id for slot in self._pools))
             raise WorkerNotFound(f"there is no worker {worker_id!r}; there are: {here}", "worker")
+        if slot.is_placeholder:
+            self._need_launcher()
+            raise PoolConflict(f"{worker_id} has not been seen yet; look with baton status")
         return slot
 
     def _need_launcher(self) -> None:
         if self._pools.launcher is None:
             raise NoLauncher(
-                "no launcher is connected, so no worker can be started; "
+                "no launcher is connected, so workers can be neither started nor counted; "
                 "if the server has just started, try again in a second"
             )
 
@@ -135,6 +160,7 @@ class Scaler:
     # ---- more
 
     def _start(self, role: str, count: int) -> list[str]:
+        """Order that many; none when the count is negative."""
         taken = [record.worker_id for record in self._service.registry]
         slots = self._pools.order(role, count, taken)
         for slot in slots:
@@ -191,7 +217,9 @@ class Scaler:
         """Also of one that says itself that it drains: a coordinator before this one began it."""
         record.state = WorkerState.DRAINING
         slot.drain_until_s, slot.told_s = now_s + self.grace_s, float("-inf")
-        log.info("draining %s: %g s for what it has", slot.worker_id, self.grace_s)
+        if slot.machine_until_s is not None:
+            slot.drain_until_s = min(slot.drain_until_s, slot.machine_until_s - MOVE_S)
+        log.info("draining %s: %g s for what it has", slot.worker_id, slot.drain_until_s - now_s)
 
     def _hurry(self, worker_id: str, late_s: float) -> None:
         """The grace is over: what is still there goes on elsewhere, if anybody can take it."""
@@ -233,7 +261,7 @@ class Scaler:
 
     def launcher_said(self, hello: LauncherHello) -> None:
         """It is there; and, where it says so, what it runs."""
-        self._pools.launcher = hello.launcher
+        self._pools.launcher, self._pools.away = hello.launcher, hello.away
         if hello.workers is None:
             return
         before = self._pools.target

@@ -90,6 +90,9 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
     table.add_row("pools", _pools(plan))
     table.add_row("transport", news.get("transport", _transport(plan)))
     table.add_row("backend", news.get("backend", first.backend))
+    if "launcher" in news:
+        table.add_row("launcher", news["launcher"])
+        table.add_row("nodes", news["nodes"])
     for role in ("prefill", "decode"):
         workers = [worker for worker in plan.workers if worker.role == role]
         if workers:

@@ -14,18 +14,20 @@ from engine.api.errors import ConfigError
 _PR_SET_PDEATHSIG = 1
 
 
-def follow_parent(parent_pid: int) -> None:
-    """Die with the launcher: the kernel sends SIGKILL when it ends, however it ends."""
+def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
+    """Die with the launcher: the kernel sends SIGKILL, or another signal, when it ends, however it ends."""
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
         raise ConfigError(f"prctl failed: {os.strerror(ctypes.get_errno())}")
     if parent_pid and os.getppid() != parent_pid:
         raise SystemExit("the launcher is gone already")
 
 
 def harden() -> None:
-    """No core dumps (they hold prompts), private files."""
+    """No core dumps (they hold prompts), private files, and room for connections of strangers."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o077)
 
 

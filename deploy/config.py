@@ -42,9 +42,13 @@ class ServeConfig:
     seed: int | None
     backend: str
     transport: str
+    kv_network: str
     local_prefill: str
     cpu_affinity: str
     launcher: str
+    ray_address: str
+    ray_placement: str
+    ray_worker_cpus: float | None
     kv_lease_duration: float
     drain_grace: float
     max_queued_requests: int
@@ -158,8 +162,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _check(config: ServeConfig) -> None:
     """What no single option can see."""
-    if config.launcher == "ray":
-        raise ConfigError("--launcher: ray is not available yet; use local")
     if config.pools.total == 0 or config.pools.decode == 0:
         raise ConfigError("--pd: at least one decode worker is needed, as in 1p1d or 0p1d")
     if config.transport == "shm" and config.pools.prefill == 0:
@@ -188,6 +190,7 @@ def _unset(name: str) -> str:
         "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each",
         "served-model-name": "the model's name",
         "chat-template": "the model's",
+        "ray-worker-cpus": "1, and none beside slots",
         "seed": "drawn for each request",
         "otlp-traces-endpoint": "no traces",
     }.get(name, "none")

@@ -25,6 +25,7 @@ from coordinator.control_socket import ControlSocket
 from coordinator.membership import Membership
 from coordinator.service import ClusterService
 from deploy.child import follow_parent, harden, log_to_stderr
+from deploy.owner_watch import OwnerWatch
 from deploy.specs import CoordinatorSpec
 from engine import embedded
 from engine.api.clock import SystemClock
@@ -44,7 +45,7 @@ class CoordinatorProcess:
         self.spec = spec
         self._ready_fd = ready_fd
         self.clock = SystemClock()
-        self.control = ControlSocket(spec.control, self._on_message)
+        self.control = ControlSocket(spec.control, self._on_message, spec.keys)
         self.service = ClusterService(
             model_name=spec.model.served_names[0],
             block_size=spec.block_size,
@@ -56,6 +57,7 @@ class CoordinatorProcess:
         self.service.router.relieves = spec.local_prefill
         self.service.on_ready_change = self._tell_ready
         self.membership = Membership(self.service, spec.drain_grace_s)
+        self.owner = OwnerWatch(spec.owner_silence_s, self.service, self.clock)
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
 
     def _open_traces(self, endpoint: str | None) -> TraceSink | None:
@@ -67,6 +69,7 @@ class CoordinatorProcess:
 
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
         self.membership.on_message(identity, message)
+        self.owner.hear(message)
 
     def _send(self, identity: bytes, message: CoordinatorMessage | LauncherOrder) -> bool:
         return self.control.send(identity, message)
@@ -94,6 +97,7 @@ class CoordinatorProcess:
         self.control.start()
         self.membership.start()
         server = uvicorn.Server(self._uvicorn_config())
+        self.owner.start(lambda: self._stop(server))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, server)
@@ -102,6 +106,7 @@ class CoordinatorProcess:
         finally:
             if self.traces is not None:
                 self.traces.close()
+            self.owner.close()
             self.membership.close()
             self.control.close()
 

@@ -58,6 +58,7 @@ def all_checks(port: int) -> Iterator[Check]:
         yield check()
     yield free_port(port)
     yield from transports()
+    yield ray()
     yield cache()
 
 
@@ -141,6 +142,14 @@ def transports() -> Iterator[Check]:
             yield Check(
                 f"transport {name}", "good", f"works: a block in {seconds * 1e3:.1f} ms{remark}"
             )
+
+
+def ray() -> Check:
+    """Installed, without importing it: an extra that only --launcher ray needs."""
+    try:
+        return Check("ray", "good", f"{version('ray')}: --launcher ray is there")
+    except PackageNotFoundError:
+        return Check("ray", "good", "not installed; --launcher ray: pip install 'baton-serve[ray]'")
 
 
 def cache() -> Check:

@@ -16,6 +16,7 @@ from engine.api import wire
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from engine.api.channels import Channels
     from engine.api.messages import Heartbeat
 
 HEARTBEAT_S = 0.5
@@ -26,21 +27,20 @@ class HeartbeatThread(threading.Thread):
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        channels: Channels,
         endpoint: str,
         read: Callable[[], Heartbeat | None],
     ) -> None:
         super().__init__(name="baton-heartbeat", daemon=True)
-        self._context = context
+        self._channels = channels
         self._endpoint = endpoint
         self._read = read
         self._over = threading.Event()
 
     def run(self) -> None:
         """Thread body."""
-        socket = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.connect(self._endpoint)
+        socket = self._channels.socket(zmq.DEALER)
+        self._channels.connect(socket, self._endpoint, "control")
         while not self._over.wait(HEARTBEAT_S):
             message = self._read()
             if message is None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deploy.backoff import Backoff
 from deploy.launcher_control import ControlLink
 from deploy.launcher_process import ChildProcess
 from deploy.memory import available_bytes, check_one_more
@@ -46,28 +47,10 @@ if TYPE_CHECKING:
     from engine.api.clock import Clock
 
 COORDINATOR = "coordinator"
-FIRST_DELAY_S, SECOND_DELAY_S, MAX_DELAY_S = 0.2, 1.0, 60.0
-HEALTHY_S = 30.0
-"""A child that lived this long starts its delays anew."""
 HELLO_EVERY_S = 1.0
 SETTLE_S = 15.0
 """A worker started less long ago may not have taken its KV pool yet."""
 _KILL_WAIT_S = 5.0
-
-
-class Backoff:
-    """How long to wait before a child is started again: 0.2, 1, 2, 4 … 60 s."""
-
-    def __init__(self) -> None:
-        self._delay_s = FIRST_DELAY_S
-
-    def next_s(self, lived_s: float) -> float:
-        """The wait after a life of `lived_s`."""
-        if lived_s >= HEALTHY_S:
-            self._delay_s = FIRST_DELAY_S
-        delay_s = self._delay_s
-        self._delay_s = min(MAX_DELAY_S, max(SECOND_DELAY_S, 2 * delay_s))
-        return delay_s
 
 
 @dataclass(frozen=True)
@@ -116,6 +99,11 @@ class Launcher:
         self._timers: set[asyncio.TimerHandle] = set()
         self._stopping = False
         self._on_ready: Callable[[str], None] = lambda _: None
+
+    @property
+    def news(self) -> dict[str, str]:
+        """What the banner says of the launcher."""
+        return {}
 
     async def run(self, on_ready: Callable[[str], None]) -> None:
         """Until a signal. `on_ready(rest of the ready line)` is called once. ConfigError or WorkerLost
@@ -208,7 +196,7 @@ class Launcher:
             self._refuse(slot.name, str(_start_failure(slot, status)))
         else:
             delay_s = slot.backoff.next_s(self._clock.now_s() - slot.started_s)
-            self._say(slot.name, f"{_ending(status)}; starting it again in {delay_s:g} s")
+            self._say(slot.name, f"{ending(status)}; starting it again in {delay_s:g} s")
             self._report(slot, status, delay_s)
             self._later(delay_s, lambda: self._restart(slot))
 
@@ -336,7 +324,8 @@ class Launcher:
         self._timers.add(loop.call_later(delay_s, action))
 
 
-def _ending(status: int) -> str:
+def ending(status: int) -> str:
+    """How a process ended, for people."""
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"
@@ -346,7 +335,7 @@ def _start_failure(slot: Slot, status: int) -> Exception:
     """What a person sees when a child does not come up; status 2 means that a flag cannot work."""
     lines = list(slot.process.tail)[-1:] if slot.process is not None else []
     said = f": {lines[0]}" if lines else ""
-    message = f"{slot.name} {_ending(status)} while starting{said}"
+    message = f"{slot.name} {ending(status)} while starting{said}"
     return ConfigError(message) if status == 2 else WorkerLost(message)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from engine.api.channels import Channels
 from engine.api.errors import ProtocolError
 from engine.api.messages import LauncherHello, LauncherOrder, LauncherWorker
 from engine.api.wire import Decoder, encode
@@ -21,27 +22,37 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from engine.api.channel_keys import ChannelKeys
+
 log = logging.getLogger(__name__)
 
 
 class ControlLink:
     """A DEALER on the coordinator's endpoint; connects again by itself when the coordinator returns."""
 
-    def __init__(self, endpoint: str, on_order: Callable[[LauncherOrder], None]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        on_order: Callable[[LauncherOrder], None],
+        keys: ChannelKeys | None = None,
+        kind: str = "local",
+    ) -> None:
+        self._kind = kind
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(zmq.DEALER)
+        self._channels = Channels(keys)
+        self._socket = self._channels.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.IDENTITY, b"launcher")
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(endpoint)
+        self._channels.connect(self._socket, endpoint, "control")
         self._decoder: Decoder[LauncherOrder] = Decoder(LauncherOrder)
         self._on_order = on_order
         self._fd = int(self._socket.FD)
         self._loop.add_reader(self._fd, self._drain)
 
-    def hello(self, workers: list[LauncherWorker] | None = None) -> None:
-        """Offer to start and stop workers, and tell which there are; said again and again."""
-        self.send(LauncherHello(launcher=f"local-{os.getpid()}", workers=workers))
+    def hello(self, workers: list[LauncherWorker] | None = None, away: str = "") -> None:
+        """Offer to start and stop workers, and tell which there are, or why it cannot be done now; said again
+        and again."""
+        name = f"{self._kind}-{os.getpid()}"
+        self.send(LauncherHello(launcher=name, workers=workers, away=away))
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; ZeroMQ keeps it while the coordinator is away, and drops it when that lasts."""
@@ -66,4 +77,5 @@ class ControlLink:
         """Drop what is queued and end."""
         self._loop.remove_reader(self._fd)
         self._socket.close()
-        self._context.term()
+        self._channels.close()
+        self._channels.context.term()

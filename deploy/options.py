@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from deploy.affinity import parse_affinity
 from deploy.memory import parse_bytes
+from deploy.ray_launch.ray_address import parse_ray_address
 from deploy.topology import Pools, parse_pd
 
 if TYPE_CHECKING:
@@ -80,6 +81,17 @@ def seconds(value: str) -> float:
         raise ValueError(f"{value!r} is not a number of seconds") from None
     if not math.isfinite(number) or not 0 < number <= 86400:
         raise ValueError(f"{value} is outside 0…86400 seconds")
+    return number
+
+
+def cpus(value: str) -> float:
+    """A number of CPUs, as Ray counts them: `4`, `0.5`."""
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of CPUs") from None
+    if not math.isfinite(number) or not 0 <= number <= 4096:
+        raise ValueError(f"{value} is outside 0…4096 CPUs")
     return number
 
 
@@ -203,6 +215,12 @@ OPTIONS = (
         ("disaggregation-transfer-backend",),
     ),
     Option(
+        "kv-network",
+        choice("encrypted", "trusted"),
+        "encrypted",
+        "between hosts: encrypted; or trusted, where nobody but this cluster is: blocks go in clear",
+    ),
+    Option(
         "local-prefill",
         choice("auto", "off"),
         "auto",
@@ -215,7 +233,32 @@ OPTIONS = (
         "auto, none, or cores as 0-3 or one list each as '0-1;2-3'",
         metavar="LIST",
     ),
-    Option("launcher", choice("local", "ray"), "local", "what starts the processes: local"),
+    Option(
+        "launcher",
+        choice("local", "ray"),
+        "local",
+        "what starts the processes: local (this machine), or ray (a cluster)",
+    ),
+    Option(
+        "ray-address",
+        parse_ray_address,
+        "auto",
+        "auto (RAY_ADDRESS, else a Ray that runs here, else local), local (start one), or HOST:PORT",
+        metavar="ADDRESS",
+    ),
+    Option(
+        "ray-placement",
+        choice("auto", "slots", "cpus"),
+        "auto",
+        "slots (prefill_slot, decode_slot), cpus, or auto: slots where a node offers any",
+    ),
+    Option(
+        "ray-worker-cpus",
+        cpus,
+        None,
+        "CPUs that Ray reserves for a worker (default: 1, and none beside slots)",
+        metavar="N",
+    ),
     Option(
         "kv-lease-duration",
         seconds,

@@ -72,6 +72,7 @@ def make_plan(
             run_directory=str(run_directory),
             backend=config.backend,
             transport=config.transport,
+            kv_network=config.kv_network,
             cores=share.cores,
             num_threads=share.num_threads,
             block_size=config.block_size,

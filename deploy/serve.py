@@ -15,6 +15,8 @@ from deploy.banner import ChildLines, PrepareProgress, show_banner
 from deploy.launcher import Launcher
 from deploy.model_source import prepare
 from deploy.plan import Host, make_plan, pool_bytes
+from deploy.ray_launch.choice import choose_ray
+from deploy.ray_launch.owner import RayLauncher
 from deploy.run_directory import run_directory
 from deploy.topology import cache_directory
 from engine import shared_weights
@@ -43,11 +45,20 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
             config.model, config.served_model_name, config.dtype, cache_directory(), progress
         )
     with run_directory() as directory:
-        plan = make_plan(config, model, host, directory, port).sharing(weights_memory(model, host))
-        launcher = Launcher(plan, directory, clock, ChildLines(console), config.shutdown_timeout)
+        plan = make_plan(config, model, host, directory, port)
+        launcher: Launcher | RayLauncher
+        if config.launcher == "ray":
+            choice = choose_ray(config, directory, len(host.cores))
+            launcher = RayLauncher(plan, choice, clock, ChildLines(console))
+        else:
+            plan = plan.sharing(weights_memory(model, host))
+            launcher = Launcher(
+                plan, directory, clock, ChildLines(console), config.shutdown_timeout
+            )
 
         def on_ready(news: str) -> None:
-            show_banner(console, plan, read_news(news), clock.now_s() - started_s)
+            told = {**read_news(news), **launcher.news}
+            show_banner(console, plan, told, clock.now_s() - started_s)
 
         asyncio.run(launcher.run(on_ready))
     return 0

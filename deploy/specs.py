@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.api.channel_keys import ChannelKeys
 from engine.api.model_config import ModelConfig
 
 
@@ -22,7 +23,10 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. `cores` empty means not pinned; `control` is the coordinator's ZeroMQ endpoint;
     `weights_fd` is an inherited memfd
-    that all workers of the host share; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name."""
+    that all workers of the host share; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
+    A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted.
+    Without a parent that holds it: `generation` grows from start to start of one worker id, and the worker ends after
+    `silence_limit_s` without a word of the coordinator."""
 
     worker_id: str
     role: str
@@ -32,6 +36,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     backend: str = "auto"
     transport: str = "auto"
     peer_host: str = "127.0.0.1"
+    kv_network: str = "encrypted"
+    keys: ChannelKeys | None = None
     cores: tuple[int, ...] = ()
     num_threads: int = 1
     block_size: int = 16
@@ -43,11 +49,14 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     lease_duration_s: float = 30.0
     weights_fd: int | None = None
+    generation: int = 0
+    silence_limit_s: float | None = None
     log_level: str = "info"
 
 
 class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The coordinator. `expected` is how many workers of each role it waits for before it is ready."""
+    """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
+    after `owner_silence_s` without a launcher it ends, and its workers with it."""
 
     model: PreparedModel
     control: str
@@ -64,4 +73,6 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
     root_path: str = ""
     otlp_traces_endpoint: str | None = None
+    owner_silence_s: float | None = None
+    keys: ChannelKeys | None = None
     seed: int = 0

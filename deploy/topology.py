@@ -75,6 +75,25 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "baton"
 
 
+def ray_address_variable() -> str | None:
+    """RAY_ADDRESS, which Ray sets for the jobs that it runs."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def ray_address_file() -> Path:
+    """Where `ray start` leaves the address of the head that runs on this machine."""
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+
+
+def has_ray_token() -> bool:
+    """Whether Ray's clients would find a token, and nothing says whether to use it."""
+    if os.environ.get("RAY_AUTH_MODE"):
+        return False
+    places = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    default = Path.home() / ".ray" / "auth_token"
+    return any(os.environ.get(name) for name in places) or default.is_file()
+
+
 def child_environment(num_threads: int | None = None) -> dict[str, str]:
     """This environment without secrets, with thread pools sized to `num_threads` where given."""
     variables = {name: value for name, value in os.environ.items() if name not in SECRETS}

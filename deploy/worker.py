@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from deploy.farewell import Farewell
+from deploy.silence import SilenceLimit
 from engine.api import wire
 from engine.api.errors import ConfigError, ProtocolError
 from engine.api.ids import new_incarnation
@@ -107,6 +108,7 @@ class Worker:
         self.outbox = WorkerOutbox(parts, self._control)
         self.prefill, self.decode = parts.build_roles(self.outbox)
         self._heard_s = parts.context.clock.now_s()
+        self._silence = SilenceLimit(parts.spec.silence_limit_s, self._heard_s)
         self._next_hello_s = 0.0
         self._next_expiry_s = 0.0
 
@@ -135,6 +137,7 @@ class Worker:
         self._expire()
         self._publish_account()
         self._leave_when_drained()
+        self._leave_in_silence()
 
     def _publish_account(self) -> None:
         """For the heartbeat thread, in one assignment: how far we heard, and what we have."""
@@ -174,6 +177,7 @@ class Worker:
                 frame = self._control.recv(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            self._silence.heard(self.parts.context.clock.now_s())
             try:
                 message = self._decoder.decode(frame)
             except ProtocolError as error:
@@ -257,6 +261,13 @@ class Worker:
                 )
             )
         if self._farewell.is_over(now_s):
+            self._stop.set()
+
+    def _leave_in_silence(self) -> None:
+        if self._silence.is_over(self.parts.context.clock.now_s()):
+            log.warning(
+                "heard nothing from the coordinator for %g s; ending", self._silence.limit_s
+            )
             self._stop.set()
 
     def _account(self, audit_id: int) -> AuditReply:

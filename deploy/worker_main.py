@@ -15,6 +15,8 @@ import msgspec
 
 from deploy.child import follow_parent, harden, log_to_stderr
 from deploy.specs import WorkerSpec
+from engine.api.addresses import check_can_advertise, tcp_endpoint
+from engine.api.channels import require_keys
 from engine.api.clock import SystemClock
 from engine.api.errors import BatonError
 from engine.api.ids import new_incarnation
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 def run_worker(spec: WorkerSpec) -> None:
     """Serve until told to stop."""
+    check_network(spec)
     if spec.cores:
         os.sched_setaffinity(0, spec.cores)
     # Torch starts threads when it is imported: it must be after the pinning.
@@ -45,6 +48,13 @@ def run_worker(spec: WorkerSpec) -> None:
     parts = WorkerParts(spec, engine.runner, engine.memory, engine.fingerprint, context)
     log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)
     Worker(parts).run()
+
+
+def check_network(spec: WorkerSpec) -> None:
+    """Before anything is loaded: ConfigError for addresses that may not be used as they are."""
+    check_can_advertise(spec.peer_host, "peer_host")
+    require_keys(tcp_endpoint(spec.peer_host), spec.keys, "peer_host")
+    require_keys(spec.control, spec.keys, "control")
 
 
 def main() -> int:

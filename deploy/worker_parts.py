@@ -14,6 +14,8 @@ from decode.scheduler import DecodeScheduler
 from deploy.heartbeat import HeartbeatThread
 from deploy.metered_runner import MeteredRunner
 from engine.allocation import Allocator
+from engine.api.addresses import TCP, tcp_endpoint
+from engine.api.channels import Channels
 from engine.api.ids import host_identity
 from engine.api.messages import Heartbeat, Hello, PeerAddress
 from engine.api.worker_load import WorkerLoad
@@ -140,7 +142,7 @@ class WorkerParts:
         self.leases = LeaseTable(context.clock)
         self.proofs = BlockProofs(memory, self.pool, spec.block_size, context)
         self.identity = f"{spec.worker_id}/{os.getpid()}".encode()
-        self._zmq: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._channels = Channels(spec.keys)
         self._heartbeat: HeartbeatThread | None = None
         self._fetcher: PullingFetcher | None = None
         self._open_roads()
@@ -160,14 +162,15 @@ class WorkerParts:
         self.transports = make_transports(
             self.spec.transport,
             pool,
-            context=self._zmq,
+            channels=self._channels,
             socket_path=self._path("shm"),
             peer_host=self.spec.peer_host,
+            network=self.spec.kv_network,
         )
         self._servers = {name: transport.serve() for name, transport in self.transports.items()}
         self.peers = PeerNetwork(
-            self._zmq,
-            f"ipc://{self._path('peer')}",
+            self._channels,
+            self._peer_endpoint(),
             self.spec.worker_id,
             self.context.incarnation,
             self.fingerprint,
@@ -175,6 +178,12 @@ class WorkerParts:
         self.puller = Puller(self.memory, self.transports)
         if self._fetcher is not None:
             self._fetcher.puller = self.puller
+
+    def _peer_endpoint(self) -> str:
+        """On one host a unix socket; where the coordinator is reached over tcp, peers may be elsewhere."""
+        if self.spec.control.startswith(TCP):
+            return tcp_endpoint(self.spec.peer_host)
+        return f"ipc://{self._path('peer')}"
 
     def _close_roads(self) -> None:
         self.puller.close()
@@ -195,11 +204,10 @@ class WorkerParts:
 
     def connect_control(self) -> zmq.Socket[bytes]:
         """The DEALER to the coordinator; it reconnects by itself."""
-        control = self._zmq.socket(zmq.DEALER)
-        control.setsockopt(zmq.LINGER, 0)
+        control = self._channels.socket(zmq.DEALER)
         control.setsockopt(zmq.SNDHWM, 100_000)
         control.setsockopt(zmq.ROUTING_ID, self.identity)
-        control.connect(self.spec.control)
+        self._channels.connect(control, self.spec.control, "control")
         return control
 
     def build_roles(self, outbox: WorkerOutbox) -> tuple[PrefillRole, DecodeRole]:
@@ -250,6 +258,7 @@ class WorkerParts:
             max_num_batched_tokens=spec.max_num_batched_tokens,
             backend=self.runner.backend,
             block_bytes=self.memory.block_bytes,
+            generation=spec.generation,
             draining=draining,
         )
 
@@ -270,7 +279,7 @@ class WorkerParts:
                 live=live,
             )
 
-        self._heartbeat = HeartbeatThread(self._zmq, self.spec.control, read)
+        self._heartbeat = HeartbeatThread(self._channels, self.spec.control, read)
         self._heartbeat.start()
 
     def load(self, worker: Worker) -> WorkerLoad:
@@ -291,7 +300,9 @@ class WorkerParts:
             prefix_fetched_tokens=prefill.prefixes.fetched_blocks * self.spec.block_size,
             prefill_tokens=prefill.computed_tokens + decode.prefilled_tokens,
             decode_tokens=decode.decoded_tokens,
-            dropped_messages=worker.dropped_messages + self.peers.dropped_messages,
+            dropped_messages=worker.dropped_messages
+            + self.peers.dropped_messages
+            + self._channels.refused,
             steps=self.runner.steps,
             step_s=self.runner.step_s,
             stepped_tokens=self.runner.stepped_tokens,
@@ -303,3 +314,4 @@ class WorkerParts:
         if self._heartbeat is not None:
             self._heartbeat.close()
         self._close_roads()
+        self._channels.close()

@@ -6,11 +6,12 @@ nothing lies in /dev/shm. Seals forbid resizing, so a reader can never be hit by
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 
 from engine.api.errors import ConfigError
-from engine.huge_pages import map_aligned
+from engine.huge_pages import map_aligned, populate
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -33,6 +34,7 @@ class KvMemory:
                 f"cannot reserve {self.size_bytes} bytes of KV cache ({error.strerror}); "
                 "lower --kv-cache-memory"
             ) from error
+        populate(ctypes.addressof(mapped), self.size_bytes, writable=True)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
         self.buffer = memoryview(mapped).cast("B")
 

@@ -131,15 +131,9 @@ def _choose_backend(
 ) -> Backend:
     if options.backend not in ("auto", "cpu", "torch"):
         raise ConfigError(f"backend {options.backend!r} is unknown; supported: auto, cpu, torch")
-    supported = supports(kv.dtype)
-    if options.backend == "cpu" and not supported:
-        raise ConfigError(
-            f"this processor or torch has no oneDNN for {manifest.dtype}; "
-            "use --dtype float32 or --backend torch"
-        )
-    if options.backend == "torch" or not supported:
+    if options.backend == "torch":
         return TorchBackend(manifest.config, kv)
-    packed = load_packed(prepared, manifest, mapped)
+    packed = load_packed(prepared, manifest, mapped) if supports(kv.dtype) else {}
     return CpuBackend(
         manifest.config, kv, packed, options.kernel_cache, multiply_plain=mapped.in_huge_pages
     )

@@ -15,7 +15,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from engine.api.errors import BatonError, DigestMismatch, LayoutMismatch, PeerLost, TransferError
+from engine.api.errors import (
+    BatonError,
+    DigestMismatch,
+    LayoutMismatch,
+    OutOfReach,
+    PeerLost,
+    TransferError,
+)
 from kvtransfer.digest import block_digest
 from kvtransfer.pull import PullDone
 
@@ -205,7 +212,8 @@ class Lane:
             except LayoutMismatch:
                 raise
             except TransferError as error:
-                log.warning("no road to %s over %s: %s", self._source.worker_id, name, error)
+                level = logging.DEBUG if isinstance(error, OutOfReach) else logging.WARNING
+                log.log(level, "no road to %s over %s: %s", self._source.worker_id, name, error)
                 failures[name] = error
                 continue
             self._bad_roads.update(failures)
@@ -221,7 +229,8 @@ class Lane:
 
     def _no_road(self, failures: Mapping[str, TransferError]) -> TransferError:
         if failures:
-            return next(iter(failures.values()))
+            in_reach = (e for e in failures.values() if not isinstance(e, OutOfReach))
+            return next(in_reach, next(iter(failures.values())))
         if self._bad_roads:
             return TransferError(f"every road to {self._source.worker_id} delivered wrong bytes")
         return PeerLost(

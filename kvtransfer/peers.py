@@ -26,6 +26,7 @@ from engine.api.messages import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from engine.api.channels import Channels
     from engine.api.fingerprint import Fingerprint
     from engine.api.messages import PeerAddress
 
@@ -55,7 +56,7 @@ class PeerNetwork:
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        channels: Channels,
         endpoint: str,
         worker_id: str,
         incarnation: str,
@@ -65,20 +66,17 @@ class PeerNetwork:
         self.incarnation = incarnation
         self.fingerprint = fingerprint
         self.dropped_messages = 0
-        self._context = context
+        self._channels = channels
         self._decoder: wire.Decoder[PeerMessage] = wire.Decoder(PeerMessage)
         self._router = self._socket(zmq.ROUTER)
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self._router.bind(endpoint)
-        self.address: str = self._router.get_string(zmq.LAST_ENDPOINT)
+        self.address = channels.listen(self._router, endpoint, "peers")
         self._readers: OrderedDict[bytes, PeerKey] = OrderedDict()
         self._sources: dict[PeerKey, zmq.Socket[bytes]] = {}
 
     def _socket(self, kind: int) -> zmq.Socket[bytes]:
-        socket = self._context.socket(kind)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_CONTROL_BYTES)
+        socket = self._channels.socket(kind)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
         return socket
@@ -98,7 +96,9 @@ class PeerNetwork:
     def _connect(self, key: PeerKey, endpoint: str) -> zmq.Socket[bytes]:
         self.forget_source(key[0])
         socket = self._socket(zmq.DEALER)
-        socket.connect(endpoint)
+        # The same name after a reconnect: the source still knows who asks.
+        socket.setsockopt(zmq.ROUTING_ID, f"{self.worker_id}/{self.incarnation}".encode())
+        self._channels.connect(socket, endpoint, "peers")
         hello = PeerHello(
             worker_id=self.worker_id,
             incarnation=self.incarnation,

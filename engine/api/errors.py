@@ -12,6 +12,7 @@ BatonError
 │   ├── LayoutMismatch      the two pools disagree; `field` names where
 │   ├── LeaseExpired        the holder no longer promises the bytes
 │   ├── PeerLost            the other process is gone
+│   │   └── OutOfReach      it never was where this road leads
 │   └── DigestMismatch      the bytes read are not the bytes promised
 ├── WorkerLost         503  every worker that could serve this died
 ├── NoLauncher         503  nobody here can start or stop workers
@@ -110,6 +111,10 @@ class LeaseExpired(TransferError):
 
 class PeerLost(TransferError):
     """The process at the other end is gone or does not answer."""
+
+
+class OutOfReach(PeerLost):
+    """This road does not lead to the other process, and need not: another one is taken."""
 
 
 class DigestMismatch(TransferError):

@@ -33,7 +33,15 @@ def new_lease_id() -> LeaseId:
     return LeaseId(secrets.token_hex(16))
 
 
+def files_identity() -> str:
+    """Boot id and mount namespace: equal for two processes only when a path means the same to both."""
+    return f"{_boot_id()}/{Path('/proc/self/ns/mnt').readlink()}"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
 def host_identity() -> str:
     """Boot id and pid namespace: equal for two processes exactly when a pid means the same to both."""
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot_id}/{Path('/proc/self/ns/pid').readlink()}"
+    return f"{_boot_id()}/{Path('/proc/self/ns/pid').readlink()}"

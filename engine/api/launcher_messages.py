@@ -1,6 +1,6 @@
 """What launcher and coordinator tell each other. Owns these wire types; who starts what is decided at the two ends.
 
-    launcher → coordinator   LauncherHello WorkerExited ScaleRefused
+    launcher → coordinator   LauncherHello LauncherGoodbye NodeLeaving WorkerExited ScaleRefused
     coordinator → launcher   ScaleOrder StopOrder RetireOrder RoleOrder
 
 Every order may be repeated and then changes nothing: a hello with its list of workers shows what was lost.
@@ -23,10 +23,25 @@ class LauncherWorker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 class LauncherHello(Message, frozen=True, kw_only=True):
     """A launcher offers to start and stop workers. `workers` are all it has now: from them a coordinator
-    that was started again learns how many are wanted. None: this launcher does not say."""
+    that was started again learns how many are wanted. None: this launcher does not say. `away` says why it can start and
+    stop nothing now, and is empty when it can."""
 
     launcher: str
     workers: list[LauncherWorker] | None = None
+    away: str = ""
+
+
+class LauncherGoodbye(Message, frozen=True, kw_only=True):
+    """The launcher ends, and everything with it: workers and coordinator end by themselves."""
+
+    launcher: str
+
+
+class NodeLeaving(Message, frozen=True, kw_only=True):
+    """The machine of these workers will be taken away in about `deadline_s`: others are wanted in their place."""
+
+    worker_ids: list[str]
+    deadline_s: float
 
 
 class WorkerExited(Message, frozen=True, kw_only=True):

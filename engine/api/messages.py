@@ -15,8 +15,10 @@ from __future__ import annotations
 import msgspec
 
 from engine.api.fingerprint import Fingerprint
+from engine.api.launcher_messages import LauncherGoodbye as LauncherGoodbye
 from engine.api.launcher_messages import LauncherHello as LauncherHello
 from engine.api.launcher_messages import LauncherWorker as LauncherWorker
+from engine.api.launcher_messages import NodeLeaving as NodeLeaving
 from engine.api.launcher_messages import RetireOrder as RetireOrder
 from engine.api.launcher_messages import RoleOrder as RoleOrder
 from engine.api.launcher_messages import ScaleOrder as ScaleOrder
@@ -128,7 +130,8 @@ class Audit(Order, frozen=True, kw_only=True):
 
 class Hello(Message, frozen=True, kw_only=True):
     """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it. `draining`:
-    another coordinator told it to drain, it takes no work."""
+    another coordinator told it to drain, it takes no work. Of two starts that both live, the one of the higher
+    `generation` is the worker."""
 
     worker_id: str
     incarnation: str
@@ -145,6 +148,7 @@ class Hello(Message, frozen=True, kw_only=True):
     max_num_batched_tokens: int
     backend: str
     block_bytes: int = 0
+    generation: int = 0
     served: list[str] = msgspec.field(default_factory=list)
     draining: bool = False
 
@@ -362,6 +366,8 @@ WorkerMessage = (
     | RoleChanged
     | Goodbye
     | LauncherHello
+    | LauncherGoodbye
+    | NodeLeaving
     | WorkerExited
     | ScaleRefused
 )

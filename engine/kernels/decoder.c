@@ -8,7 +8,7 @@
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 
-/* 16 lanes of c += a * b, where a is one 32-bit word for all lanes: a float, or two bf16 values. */
+/* LANES times c += a * b, where a is one 32-bit word for all lanes: a float, or two bf16 values. */
 INLINE vf multiply_add_f32(vf c, uint32_t a, vu b) {
     float x;
     memcpy(&x, &a, 4);
@@ -27,7 +27,7 @@ INLINE vf multiply_add_bf16(vf c, uint32_t a, vu b) {
 #endif
 }
 
-/* 16 lanes of c += a * b, where a lane is a float, or two bf16 values. */
+/* LANES times c += a * b, where a lane is a float, or two bf16 values. */
 INLINE vf multiply_add_lanes_f32(vf c, vu a, vu b) { return c + (vf)a * (vf)b; }
 
 INLINE vf multiply_add_lanes_bf16(vf c, vu a, vu b) {

@@ -86,13 +86,13 @@ static void NAME(rotate_token)(const Step *s, const int32_t *table, int64_t laye
 
 INLINE void NAME(product_block)(const int rows, const int vectors, const uint32_t *a, int64_t lda,
                                 const uint32_t *b, int64_t ldb, float *c, int64_t ldc, int64_t depth) {
-    vf total[6][4];
+    vf total[6][WIDE];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) total[r][v] = load_f32(c + r * ldc + v * LANES);
     for (int64_t k = 0; k < depth; k++) {
-        vu column[4];
+        vu column[WIDE];
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) column[v] = *(const vu_any *)(b + k * ldb + v * LANES);
 #pragma GCC unroll 6
@@ -107,20 +107,20 @@ INLINE void NAME(product_block)(const int rows, const int vectors, const uint32_
         for (int v = 0; v < vectors; v++) store_f32(c + r * ldc + v * LANES, total[r][v]);
 }
 
-/* c[rows, width] += a[rows, depth] * b[depth, width], in 32-bit words; width is a multiple of 16. */
+/* c[rows, width] += a[rows, depth] * b[depth, width], in 32-bit words; width is a multiple of LANES. */
 static void NAME(product)(const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb, float *c,
                           int64_t ldc, int64_t rows, int64_t width, int64_t depth) {
     for (int64_t n = 0; n < width;) {
-        int vectors = width - n >= 4 * LANES ? 4 : 1;
+        int vectors = width - n >= WIDE * LANES ? WIDE : 1;
         for (int64_t r = 0; r < rows;) {
             int64_t left = rows - r;
             const uint32_t *ar = a + r * lda;
             float *cr = c + r * ldc + n;
 #define CASE(R, V) NAME(product_block)(R, V, ar, lda, b + n, ldb, cr, ldc, depth), r += R
             if (vectors == 1) CASE(1, 1);
-            else if (left >= 6) CASE(6, 4);
-            else if (left >= 3) CASE(3, 4);
-            else CASE(1, 4);
+            else if (left >= 6) CASE(6, WIDE);
+            else if (left >= 3) CASE(3, WIDE);
+            else CASE(1, WIDE);
 #undef CASE
         }
         n += vectors * LANES;
@@ -148,7 +148,7 @@ static void NAME(load_tile)(const Step *s, const int32_t *table, int64_t layer, 
         for (int64_t d = 0; d < dim; d += LANES * PACKED) {
             const char *rows[LANES];
             for (int i = 0; i < LANES; i++) rows[i] = (const char *)(key_rows[group + i] + d);
-            transpose16(rows, keys + d / PACKED * KEY_TILE + group, KEY_TILE);
+            transpose(rows, keys + d / PACKED * KEY_TILE + group, KEY_TILE);
         }
     for (int64_t k = 0; k < KEY_TILE && start + k < limit; k += PACKED)
         for (int64_t d = 0; d < dim; d += LANES) {
@@ -183,7 +183,7 @@ static void NAME(prefetch_tile)(const Step *s, const int32_t *table, int64_t lay
 INLINE void NAME(soften)(float *scores, TYPE *weights, float *output, float *maximum_so_far,
                          float *sum_so_far, int64_t low, int64_t high, int64_t count, float scale,
                          int64_t dim) {
-    const vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const vi lane = lane_numbers();
     vf highest = splat(-INFINITY), total = {0};
     for (int64_t i = 0; i < count; i += LANES) {
         vf x = load_f32(scores + i) * scale;
@@ -287,9 +287,9 @@ void NAME(attend)(const Step *s, int64_t layer, const TYPE *qkv, const TYPE *q_n
     }
 }
 
-/* 16 / inputs rows of the weight times `inputs` rows of x: sixteen sums at once. Each sum adds in the
+/* LANES / inputs rows of the weight times `inputs` rows of x: LANES sums at once. Each sum adds in the
    same order whatever the number of inputs, so a sequence's result does not depend on its neighbours. */
-INLINE void NAME(sixteen_sums)(const int inputs, const uint32_t *weight, const uint32_t *x, int64_t rows,
+INLINE void NAME(several_sums)(const int inputs, const uint32_t *weight, const uint32_t *x, int64_t rows,
                                int64_t first, int64_t n, int64_t words, float *sums) {
     const int outputs = LANES / inputs;
     vf total[LANES];
@@ -316,7 +316,7 @@ INLINE void NAME(sixteen_sums)(const int inputs, const uint32_t *weight, const u
     uint32_t turned[LANES * LANES];
     const char *lanes[LANES];
     for (int i = 0; i < LANES; i++) lanes[i] = (const char *)(total + i);
-    transpose16(lanes, turned, LANES);
+    transpose(lanes, turned, LANES);
     vf all = {0};
     for (int i = 0; i < LANES; i++) all += load_f32((const float *)turned + i * LANES);
     store_f32(sums, all);
@@ -331,10 +331,10 @@ void NAME(small_product)(const uint32_t *weight, const uint32_t *x, const TYPE *
     for (int64_t first = 0; first < n; first += outputs) {
         float sums[LANES];
         switch (inputs) {
-        case 1: NAME(sixteen_sums)(1, weight, x, rows, first, n, words, sums); break;
-        case 2: NAME(sixteen_sums)(2, weight, x, rows, first, n, words, sums); break;
-        case 4: NAME(sixteen_sums)(4, weight, x, rows, first, n, words, sums); break;
-        default: NAME(sixteen_sums)(8, weight, x, rows, first, n, words, sums);
+        case 1: NAME(several_sums)(1, weight, x, rows, first, n, words, sums); break;
+        case 2: NAME(several_sums)(2, weight, x, rows, first, n, words, sums); break;
+        case 4: NAME(several_sums)(4, weight, x, rows, first, n, words, sums); break;
+        default: NAME(several_sums)(8, weight, x, rows, first, n, words, sums);
         }
         for (int64_t m = 0; m < rows; m++)
             for (int64_t r = 0; r < outputs && first + r < n; r++) {

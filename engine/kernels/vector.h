@@ -1,24 +1,32 @@
-/* Sixteen floats at a time. Owns the portable vector type and its conversions; knows no tensors.
+/* LANES floats at a time. Owns the portable vector type and its conversions; knows no tensors.
 
-   GCC and Clang turn these into whatever the processor has (AVX-512, AVX2, NEON). A bf16 value is
-   the upper half of a float; rounding is to nearest even. */
+   GCC and Clang turn these into whatever the processor has (AVX-512, AVX2, NEON). Vectors wider than its
+   registers go through memory (measured: 5 times slower), so LANES follows the processor. A bf16
+   value is the upper half of a float; rounding is to nearest even. */
 #ifndef BATON_VECTOR_H
 #define BATON_VECTOR_H
 
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
+#ifdef __AVX512F__
 #define LANES 16
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
-typedef float vf_any __attribute__((vector_size(64), aligned(2), may_alias));
-typedef uint32_t vu_any __attribute__((vector_size(64), aligned(2), may_alias));
-typedef uint16_t vh_any __attribute__((vector_size(32), aligned(2), may_alias));
+#define WIDE 4 /* vectors of a row in the inner block of a product: what the registers hold */
+#else
+#define LANES 8
+#define WIDE 2
+#endif
+#define BYTES (4 * LANES)
+typedef float vf __attribute__((vector_size(BYTES)));
+typedef int32_t vi __attribute__((vector_size(BYTES)));
+typedef uint32_t vu __attribute__((vector_size(BYTES)));
+typedef uint16_t vh __attribute__((vector_size(BYTES / 2)));
+typedef float vf_any __attribute__((vector_size(BYTES), aligned(2), may_alias));
+typedef uint32_t vu_any __attribute__((vector_size(BYTES), aligned(2), may_alias));
+typedef uint16_t vh_any __attribute__((vector_size(BYTES / 2), aligned(2), may_alias));
 typedef uint16_t bf16;
 
 #define INLINE static inline __attribute__((always_inline))
@@ -28,10 +36,21 @@ INLINE vf splat(float x) { return x - (vf){0}; }
 INLINE vf load_f32(const float *p) { return *(const vf_any *)p; }
 INLINE void store_f32(float *p, vf x) { *(vf_any *)p = x; }
 
-/* Sixteen 16-bit values, each in a 32-bit lane. GCC 12 writes the portable form in two halves. */
+/* The number of each lane. */
+INLINE vi lane_numbers(void) {
+#if LANES == 16
+    return (vi){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+#else
+    return (vi){0, 1, 2, 3, 4, 5, 6, 7};
+#endif
+}
+
+/* LANES 16-bit values, each in a 32-bit lane. GCC 12 writes the portable form in two halves. */
 INLINE vu widen(const bf16 *p) {
-#ifdef __AVX512F__
+#if defined(__AVX512F__)
     return (vu)_mm512_cvtepu16_epi32((__m256i)*(const vh_any *)p);
+#elif defined(__AVX2__)
+    return (vu)_mm256_cvtepu16_epi32((__m128i)*(const vh_any *)p);
 #else
     return __builtin_convertvector(*(const vh_any *)p, vu);
 #endif
@@ -41,10 +60,15 @@ INLINE vf load_bf16(const bf16 *p) { return (vf)(widen(p) << 16); }
 
 INLINE vh round_bf16(vf x) {
     vu bits = (vu)x;
-#ifdef __AVX512F__
-    return (vh)_mm512_cvtepi32_epi16((__m512i)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16));
+    vu upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+#if defined(__AVX512F__)
+    return (vh)_mm512_cvtepi32_epi16((__m512i)upper);
+#elif defined(__AVX2__)
+    __m256i whole = (__m256i)upper;
+    return (vh)_mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+#else
+    return __builtin_convertvector(upper, vh);
 #endif
-    return __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, vh);
 }
 
 INLINE void store_bf16(bf16 *p, vf x) { *(vh_any *)p = round_bf16(x); }
@@ -109,11 +133,12 @@ INLINE void swap_squares(vu *r, const int distance, const vu low, const vu high)
         }
 }
 
-/* Sixteen rows of sixteen 32-bit values to the columns' order, `width` words from one to the next. */
-INLINE void transpose16(const char *const rows[LANES], uint32_t *out, long width) {
+/* LANES rows of LANES 32-bit values to the columns' order, `width` words from one to the next. */
+INLINE void transpose(const char *const rows[LANES], uint32_t *out, long width) {
     vu r[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) r[i] = *(const vu_any *)rows[i];
+#if LANES == 16
     swap_squares(r, 8, (vu){0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23},
                  (vu){8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31});
     swap_squares(r, 4, (vu){0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27},
@@ -122,6 +147,11 @@ INLINE void transpose16(const char *const rows[LANES], uint32_t *out, long width
                  (vu){2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31});
     swap_squares(r, 1, (vu){0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30},
                  (vu){1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31});
+#else
+    swap_squares(r, 4, (vu){0, 1, 2, 3, 8, 9, 10, 11}, (vu){4, 5, 6, 7, 12, 13, 14, 15});
+    swap_squares(r, 2, (vu){0, 1, 8, 9, 4, 5, 12, 13}, (vu){2, 3, 10, 11, 6, 7, 14, 15});
+    swap_squares(r, 1, (vu){0, 8, 2, 10, 4, 12, 6, 14}, (vu){1, 9, 3, 11, 5, 13, 7, 15});
+#endif
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) *(vu_any *)(out + i * width) = r[i];
 }

@@ -39,13 +39,11 @@ from kvtransfer.transports.handshake import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.api.channels import Channels
     from kvtransfer.transport import LocalPool
 
 log = logging.getLogger(__name__)
-Context = zmq.Context[zmq.Socket[bytes]]
 MAX_HEADER_BYTES = 64 << 10
-HEARTBEAT_MS = 1000
-PEER_TIMEOUT_MS = 3000
 GREET = b"H"
 READ = b"R"
 CONFIRM = b"C"
@@ -78,17 +76,14 @@ reply_decoder: wire.Decoder[ReadReply] = wire.Decoder(ReadReply)
 _greeting_decoder: wire.Decoder[Greeting] = wire.Decoder(Greeting)
 
 
-def _prepare(socket: zmq.Socket[bytes], max_message_bytes: int) -> None:
-    """Bounds and liveness that every data socket has."""
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+def _data_socket(channels: Channels, kind: int, max_bytes: int) -> zmq.Socket[bytes]:
+    """Bounds that every data socket has."""
+    socket = channels.socket(kind, max_bytes)
     socket.setsockopt(zmq.SNDHWM, 4096)
     socket.setsockopt(zmq.RCVHWM, 4096)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PEER_TIMEOUT_MS)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, PEER_TIMEOUT_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
+    return socket
 
 
 class RequestServer:
@@ -96,15 +91,13 @@ class RequestServer:
 
     name = "requests"
 
-    def __init__(self, context: Context, endpoint: str, pool: LocalPool) -> None:
+    def __init__(self, channels: Channels, endpoint: str, pool: LocalPool) -> None:
         self.dropped_messages = 0
         self.pool = pool
-        self.router = context.socket(zmq.ROUTER)
-        _prepare(self.router, MAX_HEADER_BYTES)
+        self.router = _data_socket(channels, zmq.ROUTER, MAX_HEADER_BYTES)
         self.router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.router.setsockopt(zmq.SNDTIMEO, 0)
-        self.router.bind(endpoint)
-        self.address: str = self.router.get_string(zmq.LAST_ENDPOINT)
+        self.address = channels.listen(self.router, endpoint, "peers")
         self.poller = zmq.Poller()
         self._stop = os.eventfd(0, os.EFD_CLOEXEC)
         self.poller.register(self.router, zmq.POLLIN)
@@ -183,13 +176,15 @@ class RequestLink:
 
     name = "requests"
 
-    def __init__(self, context: Context, address: str, greeting: Greeting, max_bytes: int) -> None:
+    def __init__(
+        self, channels: Channels, address: str, greeting: Greeting, max_bytes: int
+    ) -> None:
+        self._channels = channels
         self.greeting = greeting
         self._address = address
         self._number = 0
         self._interrupt = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.socket = context.socket(zmq.DEALER)
-        _prepare(self.socket, max_bytes)
+        self.socket = _data_socket(channels, zmq.DEALER, max_bytes)
         self._monitor = self.socket.get_monitor_socket(_LEFT | _HANDSHAKE_FAILED)
         self.poller = zmq.Poller()
         self._alarms = zmq.Poller()
@@ -202,7 +197,7 @@ class RequestLink:
     def open(self, timeout_s: float) -> Answer:
         """Connect and greet; on any failure the link is closed."""
         try:
-            self.socket.connect(self._address)
+            self._channels.connect(self.socket, self._address, "peers")
             self.send(GREET, self.greeting)
             self.await_message(time.perf_counter() + timeout_s, "the handshake")
             answer = answer_decoder.decode(self.socket.recv_multipart()[-1])

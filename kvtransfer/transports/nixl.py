@@ -22,12 +22,12 @@ import msgspec
 import numpy as np
 
 from engine.api import wire
+from engine.api.addresses import tcp_endpoint
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.exchange import (
     READ,
-    Context,
     RequestLink,
     RequestServer,
     request_decoder,
@@ -38,6 +38,7 @@ from kvtransfer.transports.nixl_agent import Agent, Extent, Registrations, addre
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.api.channels import Channels
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Greeting
 
@@ -89,9 +90,9 @@ class NixlServer(RequestServer):
 
     name = "nixl"
 
-    def __init__(self, context: Context, host: str, port: int, pool: LocalPool) -> None:
-        super().__init__(context, f"tcp://{host}:{port or '*'}", pool)
-        self._agent = Agent(pool.incarnation)
+    def __init__(self, channels: Channels, host: str, port: int, pool: LocalPool) -> None:
+        super().__init__(channels, tcp_endpoint(host, port), pool)
+        self._agent = Agent(pool.incarnation, host)
         self._registrations = Registrations(self._agent, pool.memory)
         self._attaching_until_s = 0.0
         self._nonce = np.frombuffer(secrets.token_bytes(NONCE_BYTES), dtype=np.uint8).copy()
@@ -154,9 +155,9 @@ class NixlLink(RequestLink):
     name = "nixl"
 
     def __init__(
-        self, context: Context, address: str, greeting: Greeting, agent: Agent, pool: LocalPool
+        self, channels: Channels, address: str, greeting: Greeting, agent: Agent, pool: LocalPool
     ) -> None:
-        super().__init__(context, address, greeting, MAX_METADATA_BYTES + (64 << 10))
+        super().__init__(channels, address, greeting, MAX_METADATA_BYTES + (64 << 10))
         self._agent = agent
         self._memory = pool.memory
         self._target_base = address_of(pool.memory)
@@ -303,20 +304,20 @@ class NixlTransport:
 
     name = "nixl"
 
-    def __init__(self, context: Context, host: str, pool: LocalPool) -> None:
-        self._context = context
+    def __init__(self, channels: Channels, host: str, pool: LocalPool) -> None:
+        self._channels = channels
         self._host = host
         self._pool = pool
-        self._agent = Agent(f"{pool.incarnation}-reader")
+        self._agent = Agent(f"{pool.incarnation}-reader", host)
 
     def serve(self) -> NixlServer:
         """Bind a free port."""
-        return NixlServer(self._context, self._host, 0, self._pool)
+        return NixlServer(self._channels, self._host, 0, self._pool)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> NixlLink:
         """See Transport."""
         greeting = greeting_for(self._pool, incarnation)
-        link = NixlLink(self._context, address, greeting, self._agent, self._pool)
+        link = NixlLink(self._channels, address, greeting, self._agent, self._pool)
         link.attach(timeout_s)
         return link
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.api.addresses import is_loopback
 from engine.api.errors import TransferError
 from kvtransfer.transports.rdma import has_rdma
 
@@ -45,11 +46,13 @@ def address_of(memory: KvMemory) -> int:
 class Agent:
     """Thin, typed, and safe to call from several threads (NIXL's strict mode)."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, host: str = "127.0.0.1") -> None:
         if not has_rdma():
             # For libraries loaded from here on. UCX's InfiniBand module, of no use then, mixes the
             # wheel's libnl with the system's, and the process dies at its very end (NIXL 1.5.1).
             os.putenv("UCX_MODULES", "^ib")
+        if is_loopback(host):
+            os.putenv("UCX_NET_DEVICES", "lo")  # no listener beyond loopback
         name = next(name for name in MODULES if find_spec(name) is not None)
         api = import_module(f"{name}._api")
         config = api.nixl_agent_config(

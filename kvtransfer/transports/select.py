@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from engine.api.addresses import is_loopback
 from engine.api.errors import ConfigError
 from kvtransfer.transports.rdma import has_rdma
 from kvtransfer.transports.shm import ShmTransport
@@ -15,8 +16,7 @@ from kvtransfer.transports.zmq_tcp import ZmqTransport
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import zmq
-
+    from engine.api.channels import Channels
     from kvtransfer.transport import LocalPool, Transport
 
 PREFERENCE = ("shm", "nixl", "ucx", "zmq")
@@ -24,6 +24,10 @@ PREFERENCE = ("shm", "nixl", "ucx", "zmq")
 the source's cores do nothing; ucx reaches RDMA too. zmq works everywhere, and over plain TCP it is
 faster than nixl and ucx (docs/LOG.md): `auto` takes those two only where there is an RDMA device."""
 _NEED_RDMA = ("nixl", "ucx")
+_BARE = ("nixl", "ucx")
+"""Neither encrypts nor authenticates what it carries."""
+TRUSTED = "trusted"
+"""The value of --kv-network by which an operator vouches for everybody on the network."""
 
 _PACKAGES = {
     "nixl": (("nixl_cu12", "nixl_cu13", "nixl"), "nixl-cu12"),
@@ -45,12 +49,18 @@ def _obstacle(name: str) -> str | None:
     return None
 
 
-def chosen_names(choice: str) -> tuple[str, ...]:
-    """The transports that `--transport` allows, best first."""
+def chosen_names(choice: str, peer_host: str = "127.0.0.1", network: str = "") -> tuple[str, ...]:
+    """The transports that `--transport` and `--kv-network` allow at `peer_host`, best first."""
+    may_be_bare = is_loopback(peer_host) or network == TRUSTED
     if choice == "auto":
         works = [name for name, reason in usable().items() if reason is None]
-        has_device = has_rdma()
+        has_device = has_rdma() and may_be_bare
         return tuple(name for name in works if has_device or name not in _NEED_RDMA)
+    if choice in _BARE and not may_be_bare:
+        raise ConfigError(
+            f"--transport {choice}: it neither encrypts nor authenticates, and {peer_host} is reached "
+            "from other hosts; use zmq, or say --kv-network trusted if only this cluster is on that network"
+        )
     reason = usable().get(choice, "unknown transport")
     if reason is not None:
         known = ", ".join(PREFERENCE)
@@ -62,18 +72,21 @@ def make_transports(
     choice: str,
     pool: LocalPool,
     *,
-    context: zmq.Context[zmq.Socket[bytes]],
+    channels: Channels,
     socket_path: Path,
     peer_host: str,
+    network: str = "",
 ) -> dict[str, Transport]:
-    """The chosen transports by name, best first. `socket_path` is where shm listens."""
+    """The chosen transports by name, best first. `socket_path` is where shm listens. On a trusted
+    network blocks go unencrypted; what nixl and ucx agree on beforehand is encrypted there too."""
     made: dict[str, Transport] = {}
-    for name in chosen_names(choice):
+    for name in chosen_names(choice, peer_host, network):
         if name == "shm":
             made[name] = ShmTransport(pool, socket_path)
         elif name == "zmq":
-            made[name] = ZmqTransport(context, peer_host, pool)
+            ways = channels.unencrypted() if network == TRUSTED else channels
+            made[name] = ZmqTransport(ways, peer_host, pool)
         else:  # imports an optional package, so only when it is there
             module = import_module(f"kvtransfer.transports.{name}")
-            made[name] = module.TRANSPORT(context, peer_host, pool)
+            made[name] = module.TRANSPORT(channels, peer_host, pool)
     return made

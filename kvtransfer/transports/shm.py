@@ -6,6 +6,9 @@
            ── LeaseQuery ──► only after a digest was wrong: was it the lease?
            ◄── LeaseState ──
 
+The address is a path and whose path it is: the same path may exist on the reader's own host, or in its
+container, and belong to anybody. Each end checks the other's uid.
+
 A stopped source can still be read; a killed one closes the socket. The memory goes with its last
 mapping, and nothing is left in the file system but a socket path that the next start replaces.
 """
@@ -28,7 +31,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.api import wire
-from engine.api.errors import PeerLost, ProtocolError, TransferError
+from engine.api.errors import OutOfReach, PeerLost, ProtocolError, TransferError
+from engine.api.ids import files_identity
+from engine.huge_pages import populate
 from kvtransfer.runs import join_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.copying import BlockCopy, CopyCrew, blocks_of
@@ -54,8 +59,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_FRAME_BYTES = 64 << 10
+MAX_POPULATED_BYTES = 4 << 30
+"""Larger pools are entered into the page table as they are read: a connect may not take seconds."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _CREDENTIALS = struct.Struct("3i")
+_AT = "@"
 GREETING = b"G"
 QUERY = b"Q"
 
@@ -64,18 +72,33 @@ _query_decoder: wire.Decoder[LeaseQuery] = wire.Decoder(LeaseQuery)
 _state_decoder: wire.Decoder[LeaseState] = wire.Decoder(LeaseState)
 
 
+def path_at(address: str) -> Path:
+    """The path in an address. Raises OutOfReach when it is a path of another host or container."""
+    path, _, identity = address.rpartition(_AT)
+    if identity != files_identity():
+        raise OutOfReach("its files are not ours: another host, or another container")
+    return Path(path)
+
+
+def _uid_of(connection: socket.socket) -> int:
+    """The user at the other end."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return int(_CREDENTIALS.unpack(credentials)[1])
+
+
 class ShmServer:
     """A thread that hands the pool's read-only descriptor to processes of the same user."""
 
     name = "shm"
 
     def __init__(self, pool: LocalPool, path: Path) -> None:
-        self.address = str(path)
+        self.address = f"{path}{_AT}{files_identity()}"
         self.dropped_messages = 0
         self._pool = pool
+        self._path = path
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind(self.address)
+        self._listener.bind(str(path))
         path.chmod(0o600)
         self._listener.listen(128)
         self._listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
@@ -103,11 +126,7 @@ class ShmServer:
             log.warning("could not accept a reader: %s", error)
             self.dropped_messages += 1
             return
-        credentials = connection.getsockopt(
-            socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size
-        )
-        _, uid, _ = _CREDENTIALS.unpack(credentials)
-        if uid != os.getuid():
+        if (uid := _uid_of(connection)) != os.getuid():
             log.warning("refused a reader of uid %d; only this worker's own user may read", uid)
             connection.close()
             return
@@ -152,7 +171,7 @@ class ShmServer:
                 key.fileobj.close()
         self._wake_writer.close()
         self._selector.close()
-        Path(self.address).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
 
 
 class ShmLink:
@@ -170,7 +189,9 @@ class ShmLink:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.settimeout(timeout_s)
-            self._socket.connect(address)
+            self._socket.connect(str(path_at(address)))
+            if (uid := _uid_of(self._socket)) != os.getuid():
+                raise PeerLost(f"another user, uid {uid}, listens at {address}")
             answer, descriptor = self._greet(greeting)
             self._socket.settimeout(0)
             self._map = _map_read_only(descriptor, answer.num_blocks * answer.block_bytes)
@@ -180,6 +201,8 @@ class ShmLink:
                 raise
             raise PeerLost(f"cannot reach {address}: {error}") from error
         self._source = np.frombuffer(self._map, dtype=np.uint8).reshape(answer.num_blocks, -1)
+        if self._source.nbytes <= MAX_POPULATED_BYTES:
+            populate(self._source.ctypes.data, self._source.nbytes, writable=False)
         self._target = blocks_of(pool.memory)
 
     def _greet(self, greeting: Greeting) -> tuple[Answer, int]:

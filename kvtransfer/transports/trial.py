@@ -6,8 +6,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-import zmq
-
+from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.api.errors import TransferError
 from engine.block_pool import BlockPool
@@ -37,12 +36,12 @@ def round_trip_s(name: str, directory: Path) -> float:
         raise AssertionError("an empty pool has room")
     leases.grant(_NAME, hold, 10 * LIMIT_S)
     local = LocalPool(memory, leases, _NAME)
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    channels = Channels()
     try:
         made = make_transports(
             name,
             local,
-            context=context,
+            channels=channels,
             socket_path=directory / f"{name}.sock",
             peer_host="127.0.0.1",
         )
@@ -50,7 +49,7 @@ def round_trip_s(name: str, directory: Path) -> float:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise TransferError(f"{type(error).__name__}: {error}") from error
     finally:
-        context.destroy(linger=0)
+        channels.context.destroy(linger=0)
 
 
 def _read_a_block(transport: Transport, memory: KvMemory) -> float:

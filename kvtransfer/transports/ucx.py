@@ -23,12 +23,12 @@ import msgspec
 import zmq
 
 from engine.api import wire
+from engine.api.addresses import host_of, is_loopback, tcp_endpoint
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.exchange import (
     READ,
-    Context,
     ReadReply,
     RequestLink,
     RequestServer,
@@ -40,6 +40,7 @@ from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.api.channels import Channels
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Greeting
 
@@ -80,7 +81,7 @@ class UcxWorker:
             "TCP_RX_SEG_SIZE": _SEGMENT,
             "RNDV_SCHEME": "get_zcopy",
         }
-        if host.startswith("127.") or host == "localhost":
+        if is_loopback(host):
             options["NET_DEVICES"] = "lo"  # no listener beyond loopback
         features = (api.Feature.TAG, api.Feature.WAKEUP)
         self._context = api.UCXContext(options, feature_flags=features)
@@ -137,8 +138,8 @@ class UcxServer(RequestServer):
 
     name = "ucx"
 
-    def __init__(self, context: Context, host: str, port: int, pool: LocalPool) -> None:
-        super().__init__(context, f"tcp://{host}:{port or '*'}", pool)
+    def __init__(self, channels: Channels, host: str, port: int, pool: LocalPool) -> None:
+        super().__init__(channels, tcp_endpoint(host, port), pool)
         self._ucx = UcxWorker(host)
         self._endpoints: dict[bytes, Any] = {}
         self._sending: deque[tuple[Any, memoryview]] = deque()
@@ -146,12 +147,15 @@ class UcxServer(RequestServer):
         self.start()
 
     def before_wait(self) -> int | None:
-        """Drive UCX until it sleeps; for a while longer as long as blocks are under way."""
+        """Drive UCX until it sleeps; for a while longer as long as blocks are under way and nobody asks for more."""
         self._ucx.progress()
         self._reap()
         until_s = time.perf_counter() + _SPIN_S
         while self._sending and time.perf_counter() < until_s:
-            self._ucx.progress()
+            if int(self.router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                return 0
+            for _ in range(_DRIVES):
+                self._ucx.progress()
             self._reap()
         return None if self._ucx.may_wait() else 0
 
@@ -206,17 +210,16 @@ class UcxServer(RequestServer):
 
 @dataclass(slots=True)
 class _Asked:
-    """A request under way."""
+    """A request under way; `receives` are those that have not been proven, in order, with their blocks."""
 
     number: int
-    position: int
-    num_blocks: int
-    receives: list[Any]
+    receives: deque[tuple[Any, int]]
     is_answered: bool = False
 
     @property
     def is_over(self) -> bool:
-        return self.is_answered and all(receive.completed for receive in self.receives)
+        """Whether the reply came, and the next of its receives has ended, if any is left."""
+        return self.is_answered and (not self.receives or self.receives[0][0].completed)
 
 
 class UcxLink(RequestLink):
@@ -225,11 +228,16 @@ class UcxLink(RequestLink):
     name = "ucx"
 
     def __init__(
-        self, context: Context, address: str, greeting: Greeting, pool: LocalPool, timeout_s: float
+        self,
+        channels: Channels,
+        address: str,
+        greeting: Greeting,
+        pool: LocalPool,
+        timeout_s: float,
     ) -> None:
         self._memory = pool.memory
         self._endpoint: Any = None
-        super().__init__(context, address, greeting, 64 << 10)
+        super().__init__(channels, address, greeting, 64 << 10)
         self.open(timeout_s)
         try:
             self._attach(address, timeout_s)
@@ -238,7 +246,7 @@ class UcxLink(RequestLink):
             raise
 
     def _attach(self, address: str, timeout_s: float) -> None:
-        self._ucx = UcxWorker(address.removeprefix("tcp://").rpartition(":")[0])
+        self._ucx = UcxWorker(host_of(address))
         self.send(ATTACH, Attach(address=self._ucx.address))
         self.await_message(time.perf_counter() + timeout_s, "the exchange of addresses")
         try:
@@ -258,7 +266,8 @@ class UcxLink(RequestLink):
         timeout_s: float,
         landed: Landed = ignore_landed,
     ) -> None:
-        """See KvLink: a window of requests, each received into its own target blocks."""
+        """See KvLink: a window of requests, each received into its own target blocks. Each run is proven when
+        it has come, while the next ones are on their way in the kernel."""
         until_s = time.perf_counter() + timeout_s
         per_request = max(MAX_REQUEST_BYTES // self._memory.block_bytes, 1)
         waiting = deque(group_runs(source_ids, target_ids, per_request, MAX_RUNS))
@@ -267,30 +276,36 @@ class UcxLink(RequestLink):
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < WINDOW:
-                    under_way.append(self._begin(lease_id, waiting.popleft(), position))
-                    position += under_way[-1].num_blocks
+                    under_way.append(self._begin(lease_id, waiting.popleft()))
                 self._await_first(under_way, until_s)
-                asked = under_way.popleft()
-                landed(asked.position, asked.position + asked.num_blocks)
+                if not under_way[0].receives:
+                    under_way.popleft()
+                    continue
+                _, num_blocks = under_way[0].receives.popleft()
+                landed(position, position + num_blocks)
+                position += num_blocks
         except BaseException:
-            self._end([receive for asked in under_way for receive in asked.receives])
+            self._end([receive for asked in under_way for receive, _ in asked.receives])
             raise
 
-    def _begin(self, lease_id: str, runs: list[Run], position: int) -> _Asked:
+    def _begin(self, lease_id: str, runs: list[Run]) -> _Asked:
         number = self.ask(READ, lease_id, [(run.source, run.length) for run in runs])
         size, buffer = self._memory.block_bytes, self._memory.buffer
-        receives = [
-            self._ucx.receive(
-                self._endpoint,
-                buffer[run.target * size : (run.target + run.length) * size],
-                (number << _TAG_SHIFT) + index,
+        receives = deque(
+            (
+                self._ucx.receive(
+                    self._endpoint,
+                    buffer[run.target * size : (run.target + run.length) * size],
+                    (number << _TAG_SHIFT) + index,
+                ),
+                run.length,
             )
             for index, run in enumerate(runs)
-        ]
-        return _Asked(number, position, sum(run.length for run in runs), receives)
+        )
+        return _Asked(number, receives)
 
     def _await_first(self, under_way: deque[_Asked], until_s: float) -> None:
-        """Return when the oldest request is over; raise what went wrong with any."""
+        """Return when the oldest request's next run has come, or all of it; raise what went wrong with any."""
         first = under_way[0]
         self._ucx.progress()
         spin_until_s = time.perf_counter() + _SPIN_S
@@ -305,8 +320,8 @@ class UcxLink(RequestLink):
                 self._note_reply(under_way)
             for _ in range(_DRIVES):
                 self._ucx.progress()
-        for receive in first.receives:
-            self._check(receive)
+        if first.receives:
+            self._check(first.receives[0][0])
 
     def _note_reply(self, under_way: deque[_Asked]) -> None:
         try:
@@ -343,19 +358,19 @@ class UcxTransport:
 
     name = "ucx"
 
-    def __init__(self, context: Context, host: str, pool: LocalPool) -> None:
-        self._context = context
+    def __init__(self, channels: Channels, host: str, pool: LocalPool) -> None:
+        self._channels = channels
         self._host = host
         self._pool = pool
 
     def serve(self) -> UcxServer:
         """Bind a free port."""
-        return UcxServer(self._context, self._host, 0, self._pool)
+        return UcxServer(self._channels, self._host, 0, self._pool)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> UcxLink:
         """See Transport."""
         greeting = greeting_for(self._pool, incarnation)
-        return UcxLink(self._context, address, greeting, self._pool, timeout_s)
+        return UcxLink(self._channels, address, greeting, self._pool, timeout_s)
 
     def close(self) -> None:
         """Nothing is shared."""

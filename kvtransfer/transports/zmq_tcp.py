@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import zmq
 
 from engine.api import wire
+from engine.api.addresses import tcp_endpoint
 from engine.api.errors import TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.exchange import (
     READ,
-    Context,
     ReadReply,
     RequestLink,
     RequestServer,
@@ -33,6 +33,7 @@ from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from engine.api.channels import Channels
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Greeting
 
@@ -46,8 +47,8 @@ class ZmqServer(RequestServer):
 
     name = "zmq"
 
-    def __init__(self, context: Context, endpoint: str, pool: LocalPool) -> None:
-        super().__init__(context, endpoint, pool)
+    def __init__(self, channels: Channels, endpoint: str, pool: LocalPool) -> None:
+        super().__init__(channels, endpoint, pool)
         self.start()
 
     def answer(self, identity: bytes, kind: bytes, body: bytes) -> None:
@@ -82,10 +83,15 @@ class ZmqLink(RequestLink):
     name = "zmq"
 
     def __init__(
-        self, context: Context, address: str, greeting: Greeting, pool: LocalPool, timeout_s: float
+        self,
+        channels: Channels,
+        address: str,
+        greeting: Greeting,
+        pool: LocalPool,
+        timeout_s: float,
     ) -> None:
         self._memory = pool.memory
-        super().__init__(context, address, greeting, MAX_REQUEST_BYTES + pool.memory.block_bytes)
+        super().__init__(channels, address, greeting, MAX_REQUEST_BYTES + pool.memory.block_bytes)
         self.open(timeout_s)
 
     def read(
@@ -133,19 +139,19 @@ class ZmqTransport:
 
     name = "zmq"
 
-    def __init__(self, context: Context, host: str, pool: LocalPool) -> None:
-        self._context = context
+    def __init__(self, channels: Channels, host: str, pool: LocalPool) -> None:
+        self._channels = channels
         self._host = host
         self._pool = pool
 
     def serve(self) -> ZmqServer:
         """Bind a free port."""
-        return ZmqServer(self._context, f"tcp://{self._host}:0", self._pool)
+        return ZmqServer(self._channels, tcp_endpoint(self._host), self._pool)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> ZmqLink:
         """See Transport."""
         greeting = greeting_for(self._pool, incarnation)
-        return ZmqLink(self._context, address, greeting, self._pool, timeout_s)
+        return ZmqLink(self._channels, address, greeting, self._pool, timeout_s)
 
     def close(self) -> None:
         """Nothing is shared; the context is its maker's."""

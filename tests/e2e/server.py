@@ -12,13 +12,15 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
 BATON = Path(sys.executable).parent / "baton"
 MOCK = (sys.executable, "-m", "tests.e2e.mock_engine")
 """`baton`, but its workers run the attesting mock: many requests a second, and no weights."""
+PACED = (sys.executable, "-m", "tests.e2e.paced_engine")
+"""As MOCK, but a step takes as long as on an accelerator: streams last, and cost no processor time."""
 READY_TIMEOUT_S = 180.0
 
 
@@ -31,7 +33,12 @@ def free_port() -> int:
 class Server:
     """`with Server("--pd", "1p1d") as server:`; ended by SIGINT, and by SIGKILL if that does not do."""
 
-    def __init__(self, *arguments: str, program: tuple[str, ...] = (str(BATON),)) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        program: tuple[str, ...] = (str(BATON),),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the server
@@ -41,6 +48,7 @@ class Server:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
         self.client = httpx.Client(base_url=self.url, timeout=120.0)
         self._await_ready(started + READY_TIMEOUT_S)
@@ -134,7 +142,7 @@ class Server:
                 self.process.wait()
         self._log.close()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import zmq
 
+from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.block_pool import BlockPool, Hold
 from engine.kv_memory import KvMemory
 from kvtransfer.lease import LeaseTable
 from kvtransfer.transport import KvServer, LocalPool
 from kvtransfer.transports.select import make_transports
-from kvtransfer.transports.shm import ShmServer
+from kvtransfer.transports.shm import ShmServer, path_at
 from kvtransfer.transports.zmq_tcp import ZmqServer
 
 if TYPE_CHECKING:
@@ -87,18 +87,18 @@ class Source:
 def serve(source: Source) -> KvServer:
     """As a worker would, or at the address of an earlier start."""
     spec, pool = source.spec, source.local_pool
-    context: zmq.Context = zmq.Context.instance()
+    channels = Channels()
     if spec["address"] and spec["transport"] == "shm":
-        return ShmServer(pool, Path(spec["address"]))
+        return ShmServer(pool, path_at(spec["address"]))
     if spec["address"] and spec["transport"] == "zmq":
-        return ZmqServer(context, spec["address"], pool)
+        return ZmqServer(channels, spec["address"], pool)
     if spec["address"]:
         module = import_module(f"kvtransfer.transports.{spec['transport']}")
-        return module.SERVER(context, "127.0.0.1", int(spec["address"].rpartition(":")[2]), pool)
+        return module.SERVER(channels, "127.0.0.1", int(spec["address"].rpartition(":")[2]), pool)
     made = make_transports(
         spec["transport"],
         pool,
-        context=context,
+        channels=channels,
         socket_path=Path(spec["run_directory"]) / f"{spec['incarnation']}.shm",
         peer_host="127.0.0.1",
     )

@@ -11,8 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import zmq
-
+from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.api.messages import PeerAddress
 from engine.block_pool import BlockPool, Hold
@@ -165,7 +164,8 @@ class Reader:
     ) -> None:
         self.memory = KvMemory(num_blocks, block_bytes)
         self.pool = BlockPool(num_blocks)
-        self.context: zmq.Context = zmq.Context()
+        channels = Channels()
+        self.context = channels.context
         local = LocalPool(self.memory, LeaseTable(SystemClock()), "reader", FINGERPRINT)
         self.transports: dict[str, Transport]
         if transport == "inprocess":
@@ -174,7 +174,7 @@ class Reader:
             self.transports = make_transports(
                 transport,
                 local,
-                context=self.context,
+                channels=channels,
                 socket_path=run_directory / "reader.shm",
                 peer_host="127.0.0.1",
             )

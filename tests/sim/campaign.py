@@ -4,11 +4,13 @@ usage: python -m tests.sim.campaign [--seeds N] [--first SEED] [--verbose]
 
 C1  every token equals the oracle          C2  no admitted request lost while a worker survives
 C3  exactly once, in order (equality)      C4  every stream ends within the time limit
-C5  blocks, leases, offers, sequences and reservations are zero when the load is over
+C5  blocks, leases, offers, sequences and reservations are zero when the load is over, and when a drained worker leaves
+C6  the pools are in the end what was wanted: coordinator, launcher and workers agree on who there is, and as what
 
 Faults: lost, repeated and reordered messages, deaths, pauses, flipped bits, partitions, slow workers and
 links, cancelled requests, chats of two turns, a third of the seeds with no headroom (preemptions), a quarter with a death
-of the coordinator, whose open streams may be cut and are counted.
+of the coordinator, whose open streams may be cut and are counted. In half of the seeds the pools are scaled, drained
+and flipped meanwhile.
 """
 
 from __future__ import annotations
@@ -19,13 +21,23 @@ import hashlib
 import logging
 import random
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import coordinator.ledger
 from coordinator.lifecycle import MAX_WORKER_DEATHS
 from coordinator.service_api import Generation
 from coordinator.stream import EventStream
-from engine.api.errors import BatonError, InternalError, Overloaded, RequestAborted, WorkerLost
+from engine.api.errors import (
+    BatonError,
+    InternalError,
+    NoLauncher,
+    Overloaded,
+    PoolConflict,
+    RequestAborted,
+    WorkerLost,
+    WorkerNotFound,
+)
 from engine.api.sampling import SamplingParams
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
@@ -50,6 +62,7 @@ class Report:
     replays: int = 0
     transfer_failures: int = 0
     fetched_blocks: int = 0
+    scalings: int = 0
     faults: int = 0
     trace: str = ""
 
@@ -65,6 +78,7 @@ class Campaign:
         self.chatting = self.rng.choice([0.0, 0.5])
         self.cancelling = self.rng.choice([0.15, 0.15, 0.5])
         self.restarts_coordinator = self.rng.random() < 0.25
+        self.scales = self.rng.random() < 0.5
         self.load_s = self.rng.choice([0.2, 1.0, 3.0])
         self.usual_delay_s = cluster.network.faults.delay_s
 
@@ -82,6 +96,7 @@ class Campaign:
         await faults
         await self.cluster.quiet()
         self.report.violations += [f"C5: {leak}" for leak in self.cluster.leaks()]
+        self.report.violations += [f"C6: {misfit}" for misfit in self.cluster.misfits()]
         self._close()
 
     def _close(self) -> None:
@@ -167,6 +182,8 @@ class Campaign:
             if self.restarts_coordinator:
                 faults.append(self._restart_coordinator)
             await self.rng.choice(faults)()
+            if self.scales:
+                await self.rng.choice([self._scale, self._scale, self._drain, self._flip])()
             self.report.faults += 1
 
     def _victim(self) -> str:
@@ -203,6 +220,21 @@ class Campaign:
         self.report.replays += self.cluster.service.replays
         self.report.transfer_failures += self.cluster.service.transfer_failures
         self.cluster.restart_coordinator()
+
+    async def _scale(self) -> None:
+        with suppress(NoLauncher):  # a coordinator that has just begun
+            self.cluster.scaler.scale(self.rng.randrange(5), self.rng.randrange(1, 5))
+            self.report.scalings += 1
+
+    async def _drain(self) -> None:
+        with suppress(WorkerNotFound, PoolConflict, NoLauncher):
+            self.cluster.scaler.drain(self._victim())
+            self.report.scalings += 1
+
+    async def _flip(self) -> None:
+        with suppress(WorkerNotFound, PoolConflict, NoLauncher):
+            self.cluster.scaler.set_role(self._victim(), self.rng.choice(["prefill", "decode"]))
+            self.report.scalings += 1
 
     async def _partition(self) -> None:
         pair = self.rng.sample([*sorted(self.cluster.workers), "coordinator"], 2)
@@ -256,6 +288,7 @@ COUNTED = (
     "transfer_failures",
     "preemptions",
     "fetched_blocks",
+    "scalings",
     "faults",
 )
 

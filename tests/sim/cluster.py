@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from coordinator.membership import Membership
+from coordinator.scaling import Scaler
 from coordinator.service import ClusterService
 from coordinator.service_api import Generation, StreamEvent
 from coordinator.stream import EventStream
@@ -16,11 +17,14 @@ from engine.api.errors import WorkerLost
 from engine.api.messages import WorkerMessage
 from engine.attesting import attested_tokens
 from engine.prefix_cache import root_key
+from tests.sim.launcher import NAME, SimLauncher
 from tests.sim.network import Faults, Network
 from tests.sim.virtual_loop import VirtualClock, VirtualLoop
 from tests.sim.worker import BLOCK_SIZE, FINGERPRINT, Memory, Policy, SimWorker
 
 DEATH_SEEN_S = 0.018
+DRAIN_GRACE_S = 0.5
+LAUNCHER = NAME.encode()
 
 
 class StreamCut(WorkerLost):
@@ -51,10 +55,12 @@ class Cluster:
         self._corrupt_next = False
         self._decoder = wire.Decoder[WorkerMessage](WorkerMessage)
         self.workers: dict[str, SimWorker] = {}
+        self.left_with: list[str] = []
         self._expected = {"prefill": prefill, "decode": decode}
         self._start_coordinator()
-        self._roles = {f"prefill-{i}": "prefill" for i in range(prefill)}
-        self._roles |= {f"decode-{i}": "decode" for i in range(decode)}
+        roles = {f"prefill-{i}": "prefill" for i in range(prefill)}
+        roles |= {f"decode-{i}": "decode" for i in range(decode)}
+        self.launcher = SimLauncher(self, roles, seed + 2, self.network.faults.lose)
 
     def _start_coordinator(self) -> None:
         self.service = ClusterService(
@@ -64,13 +70,19 @@ class Cluster:
             clock=self.clock,
             send=self._to_worker,
         )
-        self.membership = Membership(self.service)
+        self.membership = Membership(self.service, DRAIN_GRACE_S)
+
+    @property
+    def scaler(self) -> Scaler:
+        """Of the coordinator that runs now."""
+        return self.membership.scaler
 
     def start(self) -> None:
         """Start every process."""
         self.membership.start()
-        for worker_id in self._roles:
+        for worker_id in self.launcher.slots:
             self.restart(worker_id)
+        self.launcher.greet()
 
     def new_incarnation(self) -> str:
         """Numbered, so that a seed gives the same trace."""
@@ -80,6 +92,9 @@ class Cluster:
     # ---- wiring
 
     def _to_worker(self, identity: bytes, message: Any) -> bool:
+        if identity == LAUNCHER:
+            self.launcher.order(message)
+            return True
         worker = self.workers.get(identity.decode())
         if worker is None or not worker.alive:
             return False
@@ -98,6 +113,10 @@ class Cluster:
             self.membership.on_message(worker.worker_id.encode(), decoded)
 
         self.network.send(worker.worker_id, "coordinator", message, deliver)
+
+    def hear_launcher(self, frame: bytes) -> None:
+        """The launcher speaks to the coordinator that runs now."""
+        self.membership.on_message(LAUNCHER, self._decoder.decode(frame))
 
     def to_peer(
         self, sender: SimWorker, receiver: str, kind: str, name: bytes, message: Any
@@ -126,11 +145,22 @@ class Cluster:
                 self.service.lose_worker(worker_id, "process exited")
 
         self.loop.call_later(DEATH_SEEN_S, seen)
+        self.launcher.exited(worker_id)
+
+    def terminate(self, worker: SimWorker) -> None:
+        """SIGTERM. One that said Goodbye must have nothing left."""
+        if worker.alive and self.workers[worker.worker_id] is worker:
+            if worker.farewell.is_said:
+                self.left_with += self._leaks_of(worker)
+            self.kill(worker.worker_id)
 
     def restart(self, worker_id: str) -> None:
-        """A new start of the worker, empty."""
+        """A new start of the worker, empty; nothing where the launcher has no place for it."""
+        slot, before = self.launcher.slots.get(worker_id), self.workers.get(worker_id)
+        if slot is None or slot.leaving or (before is not None and before.alive):
+            return
         self.workers[worker_id] = SimWorker(
-            self, worker_id, self._roles[worker_id], self.num_blocks, self.policy
+            self, worker_id, slot.role, self.num_blocks, self.policy
         )
 
     def restart_coordinator(self) -> None:
@@ -196,23 +226,34 @@ class Cluster:
 
     def leaks(self) -> list[str]:
         """Everything that should be zero and is not."""
-        found = []
+        found = [f"left with {leak}" for leak in self.left_with]
         if self.service.lives or self.service.ledger.num_reservations():
             found.append(f"coordinator: {len(self.service.lives)} lives")
         for worker in self.workers.values():
-            if not worker.alive:
-                continue
-            counts = worker.pool.counts()
-            numbers = {
-                "held": counts.held,
-                "leases": len(worker.leases),
-                "offers": len(worker.prefill.offers),
-                "sequences": worker.decode.num_sequences,
-                "fetches": len(worker.decode.fetches),
-                "unbalanced": int(not worker.pool.is_balanced()),
-            }
-            found += [f"{worker.worker_id}: {k}={v}" for k, v in numbers.items() if v]
+            if worker.alive:
+                found += self._leaks_of(worker)
         return found
+
+    def _leaks_of(self, worker: SimWorker) -> list[str]:
+        numbers = {
+            "held": worker.pool.counts().held,
+            "leases": len(worker.leases),
+            "offers": len(worker.prefill.offers),
+            "sequences": worker.decode.num_sequences,
+            "fetches": len(worker.decode.fetches),
+            "unbalanced": int(not worker.pool.is_balanced()),
+        }
+        return [f"{worker.worker_id}: {k}={v}" for k, v in numbers.items() if v]
+
+    def misfits(self) -> list[str]:
+        """Where the pools are not what is wanted, once nothing moves any more."""
+        pools, registry = self.service.pools, self.service.registry
+        wanted = {slot.worker_id: (slot.role, slot.leaving) for slot in pools}
+        running = {name: (slot.role, slot.leaving) for name, slot in self.launcher.slots.items()}
+        ready = {r.worker_id: (r.role, not r.is_ready) for r in registry}
+        told = {r.worker_id: (self.workers[r.worker_id].role, not r.is_ready) for r in registry}
+        seen = {"launcher": running, "registry": ready, "workers": told}
+        return [f"{name} has {s}, wanted {wanted}" for name, s in seen.items() if s != wanted]
 
 
 def run(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
+from deploy.farewell import Farewell
 from deploy.worker_parts import BlockProofs
 from engine.allocation import Allocator
 from engine.api import wire
@@ -20,14 +21,18 @@ from engine.api.messages import (
     AuditReply,
     CoordinatorMessage,
     Decode,
+    Drain,
     Fence,
     Gone,
+    Goodbye,
     Heartbeat,
     Hello,
     Outputs,
     PeerAddress,
     PeerMessage,
     Prefill,
+    RoleChanged,
+    SetRole,
     Welcome,
 )
 from engine.api.worker_load import WorkerLoad
@@ -103,6 +108,7 @@ class SimWorker:
         self.steps = 0
         self.heard = 0
         self.is_registered = False
+        self.farewell = Farewell()
         self.inbox: list[tuple[str, bytes, bytes]] = []
         self.results: list[tuple[tuple[str, int], str | None]] = []
         self._turn_due = False
@@ -173,8 +179,18 @@ class SimWorker:
         step_s = STEP_S * self.slowness * self.rng.uniform(0.5, 2.0) if stepped else 0.0
         self._busy_until_s = self.cluster.clock.now_s() + step_s
         self._flush()
+        self._leave_when_drained()
         if stepped:
             self._wake()
+
+    def _leave_when_drained(self) -> None:
+        """As deploy.worker."""
+        is_empty = not (self.prefill.offers or self.decode.num_sequences or len(self.leases))
+        if self.farewell.is_due(self.cluster.clock.now_s(), is_empty=is_empty):
+            self.is_registered = False
+            incarnation = self.context.incarnation
+            goodbye = Goodbye(incarnation=incarnation, reason="d", worker_id=self.worker_id)
+            self._tell(goodbye)
 
     def _hear(self, kind: str, sender: bytes, frame: bytes) -> None:
         try:
@@ -191,7 +207,7 @@ class SimWorker:
             self.cluster.network.counts["undecodable"] += 1
 
     def _obey(self, message: CoordinatorMessage) -> None:
-        if message.incarnation != self.context.incarnation:
+        if message.incarnation != self.context.incarnation or self.farewell.is_said:
             return
         self.heard = max(self.heard, message.seq)
         match message:
@@ -216,6 +232,12 @@ class SimWorker:
                 self._hello()
             case Audit():
                 self._tell(self._account(message.audit_id))
+            case SetRole():
+                self.role = message.role
+                told = RoleChanged(incarnation=message.incarnation, role=self.role)
+                self._tell(told)
+            case Drain():
+                self.farewell.begin()
             case _:
                 pass
 
@@ -268,7 +290,7 @@ class SimWorker:
         return f"{self.worker_id}/{self.context.incarnation}".encode()
 
     def _hello(self) -> None:
-        if self.alive and not self.is_registered:
+        if self.alive and not self.is_registered and not self.farewell.is_said:
             self._tell(self._introduction())
             self.cluster.loop.call_later(1.0, self._hello)
 
@@ -295,6 +317,7 @@ class SimWorker:
             max_num_seqs=32,
             max_num_batched_tokens=16,
             backend="attesting",
+            draining=self.farewell.is_begun,
         )
 
     def _heartbeat(self) -> None:
@@ -313,6 +336,8 @@ class SimWorker:
                 )
             )
             self._wake()
+        elif self.farewell.is_begun:
+            self._wake()  # to say Goodbye again
         self.cluster.loop.call_later(HEARTBEAT_S, self._heartbeat)
 
     # ---- how it fetches: kvtransfer.shared_prefix.BlockFetcher

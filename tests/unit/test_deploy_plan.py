@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from deploy.affinity import parse_affinity, parse_cores, quota_cores, share_cores
+from deploy.backoff import Backoff
 from deploy.config import resolve
-from deploy.launcher import Backoff
 from deploy.memory import (
     GIB,
     MIB,

@@ -9,6 +9,7 @@ import pytest
 import zmq
 
 from coordinator.registry import Registry
+from engine.api.channels import Channels
 from engine.api.fingerprint import Fingerprint
 from engine.api.messages import Hello, PeerAddress, PeerRefuse, Pulled
 from engine.api.worker_load import STEP_TOKEN_BUCKETS, BlockCounts, WorkerLoad
@@ -74,9 +75,9 @@ def test_coordinator_refuses_a_worker_that_differs(field: str, value: object) ->
 
 def met(tmp_path: Path, theirs: Fingerprint) -> FromReader | FromSource:
     """The first thing either side hears after a reader with `theirs` said Pulled."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    source = PeerNetwork(context, f"ipc://{tmp_path}/a", "prefill-0", "i", OURS)
-    reader = PeerNetwork(context, f"ipc://{tmp_path}/b", "decode-0", "j", theirs)
+    channels = Channels()
+    source = PeerNetwork(channels, f"ipc://{tmp_path}/a", "prefill-0", "i", OURS)
+    reader = PeerNetwork(channels, f"ipc://{tmp_path}/b", "decode-0", "j", theirs)
     try:
         said = Pulled(incarnation="j", request_id="r", attempt=1)
         reader.send_to_source(address("prefill-0", source.address), said)
@@ -90,7 +91,7 @@ def met(tmp_path: Path, theirs: Fingerprint) -> FromReader | FromSource:
     finally:
         reader.close()
         source.close()
-        context.term()
+        channels.context.term()
 
 
 @pytest.mark.parametrize(("field", "value"), DIFFERENCES)

@@ -1,0 +1,40 @@
+"""`baton serve` over a mock whose steps take their time, as an accelerator's do: many streams live at once, and the
+processor is free.
+
+usage: python -m tests.e2e.paced_engine serve [OPTIONS]
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import msgspec
+
+import deploy.serve
+from deploy.cli import main
+from deploy.launcher import Launcher, Modules
+from deploy.plan import Plan
+from tests.e2e.mock_engine import mocked
+
+MORE_BLOCKS = 8
+
+
+def roomy(*arguments: Any) -> Plan:
+    """The plan, with pools for many streams: a mock's block takes 256 bytes."""
+    plan = mocked(*arguments)
+    return Plan(
+        plan.coordinator,
+        tuple(
+            msgspec.structs.replace(worker, num_blocks=worker.num_blocks * MORE_BLOCKS)
+            for worker in plan.workers
+        ),
+    )
+
+
+if __name__ == "__main__":
+    modules = Modules(worker="tests.e2e.paced_worker")
+    vars(deploy.serve)["make_plan"] = roomy
+    vars(deploy.serve)["Launcher"] = functools.partial(Launcher, modules=modules)
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""A worker process whose attesting mock takes `STEP_S` for every step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import deploy.engine_start
+from deploy.worker_main import main
+from engine.api.sampling import SampledToken
+from engine.attesting import AttestingRunner
+
+STEP_S = 0.04
+
+
+class PacedRunner(AttestingRunner):
+    """The sleep stands for the accelerator: nothing waits for it that a real step would not hold up."""
+
+    def execute(self, batch: Sequence[Any]) -> list[SampledToken | None]:
+        time.sleep(STEP_S)
+        return super().execute(batch)
+
+
+if __name__ == "__main__":
+    vars(deploy.engine_start)["AttestingRunner"] = PacedRunner
+    sys.exit(main())

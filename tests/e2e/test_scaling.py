@@ -1,0 +1,281 @@
+"""Pools that grow, shrink and change roles under load: real processes, every token checked, nothing lost and nothing left."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.cli import main
+from deploy.memory import available_bytes
+from tests.e2e.crowd import Asked, Crowd, mock_root, stream_one
+from tests.e2e.server import MOCK, PACED, Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+ARGUMENTS = ("--dtype", "float32", "--kv-cache-memory", "512MiB", "--max-num-seqs", "256")
+USERS, STREAMS = 140, 100
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server("--pd", "1p1d", "--drain-grace", "2", *ARGUMENTS, program=PACED) as server:
+        yield server
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> float:
+    """Wait for a condition of the outside world; how long it took."""
+    started, pause = time.monotonic(), threading.Event()
+    while not condition():
+        assert time.monotonic() - started < seconds, f"{what} did not happen"
+        pause.wait(0.02)
+    return time.monotonic() - started
+
+
+def scale(server: Server, **wanted: int) -> dict[str, Any]:
+    reply = server.client.post("/cluster/scale", json=wanted)
+    assert reply.status_code == 200, reply.text
+    answer: dict[str, Any] = reply.json()
+    return answer
+
+
+def drain(server: Server, worker: str) -> int:
+    return server.client.post(f"/cluster/workers/{worker}/drain").status_code
+
+
+def states(server: Server) -> dict[str, tuple[str, str]]:
+    """Role and state by worker, of those that are here."""
+    return {w["id"]: (w["role"], w["state"]) for w in server.cluster()["workers"]}
+
+
+def is_streaming(server: Server, count: int) -> bool:
+    """Whether so many answers are being written."""
+    return int(server.cluster()["requests"]["phases"]["decode"]) >= count
+
+
+def is_shape(server: Server, prefill: int, decode: int) -> bool:
+    """Whether exactly so many workers are there, ready, and nobody leaves."""
+    view = server.cluster()
+    ready = [w["role"] for w in view["workers"] if w["state"] == "ready"]
+    wanted = {"prefill": prefill, "decode": decode}
+    is_full = all(ready.count(role) == count for role, count in wanted.items())
+    is_quiet = not view["scaling"]["leaving"] and not view["lost"]
+    return is_full and is_quiet and len(view["workers"]) == prefill + decode
+
+
+def settle(server: Server) -> None:
+    """Nothing is live, every account adds up and nothing is held."""
+    until(lambda: server.cluster()["requests"]["live"] == 0, "the end of all requests")
+    until(lambda: not any(w["holds"] for w in server.audit()["workers"]), "the end of all holds")
+    audit = server.audit()
+    assert audit["balanced"], audit
+    assert audit["coordinator"]["reservations"] == 0
+    assert all(worker["leases"] == worker["transfers"] == 0 for worker in audit["workers"])
+
+
+def asked(seed: int, length: int, max_tokens: int) -> Asked:
+    rng = random.Random(seed)
+    return Asked([rng.randrange(100, 49_000) for _ in range(length)], max_tokens, seed)
+
+
+def test_pools_grow_and_shrink_while_a_hundred_requests_stream(server: Server) -> None:
+    before = len(server.descendants())
+    with Crowd(server.url, USERS, (80, 160)) as crowd:
+        until(lambda: is_streaming(server, STREAMS), "the load", 60)
+        assert scale(server, prefill=3, decode=2)["target"] == {"prefill": 3, "decode": 2}
+        until(lambda: is_shape(server, 3, 2), "3p2d", 60)
+        crowd.await_more(USERS)
+        until(lambda: is_streaming(server, STREAMS), "the load", 60)
+        scale(server, prefill=1, decode=1)
+        until(lambda: is_shape(server, 1, 1), "1p1d", 60)
+        crowd.await_more(USERS)
+    assert crowd.failures == []
+    settle(server)
+    until(lambda: len(server.descendants()) == before, "the end of the processes")
+    view = server.cluster()
+    assert view["target"] == {"prefill": 1, "decode": 1}
+    assert view["lost"] == []
+    print(f"{crowd.completed} answers, {crowd.tokens} tokens, {view['replays']} replays")
+
+
+def test_scaling_again_changes_nothing_and_the_last_word_counts(server: Server) -> None:
+    assert scale(server, prefill=2)["started"] == ["prefill-1"]
+    assert scale(server, prefill=2)["started"] == []
+    assert scale(server, prefill=3, decode=2)["started"] == ["prefill-2", "decode-1"]
+    scale(server, prefill=1, decode=1)
+    until(lambda: is_shape(server, 1, 1), "1p1d", 60)
+    assert scale(server, prefill=1, decode=1)["drained"] == []
+
+
+def test_flip_takes_less_than_a_second_and_keeps_the_cache(server: Server) -> None:
+    scale(server, prefill=2)
+    until(lambda: is_shape(server, 2, 1), "2p1d")
+    first = asked(1, 200, 4)
+    assert stream_one(server.url, first) == first.expected(mock_root())
+    with Crowd(server.url, 30) as crowd:
+        until(lambda: server.cluster()["requests"]["live"] >= 30, "the load")
+        started = time.monotonic()
+        assert (
+            server.client.post(
+                "/cluster/workers/prefill-0/role", json={"role": "decode"}
+            ).status_code
+            == 200
+        )
+        assert states(server)["prefill-0"] == ("decode", "ready")
+        assert time.monotonic() - started < 1.0
+        assert server.client.post(
+            "/cluster/workers/decode-0/role", json={"role": "prefill"}
+        ).json()["target"] == {"prefill": 2, "decode": 1}
+        crowd.await_more(100)
+    assert crowd.failures == []
+    cached = server.complete(**first.body() | {"stream": False})["usage"]
+    assert cached["prompt_tokens_details"]["cached_tokens"] >= 192
+    settle(server)
+
+
+def test_flipped_worker_keeps_its_role_over_restarts_of_everything(server: Server) -> None:
+    scale(server, prefill=2)
+    until(lambda: is_shape(server, 2, 1), "2p1d")
+    server.client.post("/cluster/workers/prefill-1/role", json={"role": "decode"})
+    for pid in (server.coordinator_pid(), None):
+        victim = pid or next(
+            w["pid"] for w in server.cluster()["workers"] if w["id"] == "prefill-1"
+        )
+        os.kill(victim, signal.SIGKILL)
+        until(lambda v=victim: not Path(f"/proc/{v}").exists(), "the death")
+        until(lambda: server.is_healthy() and is_shape(server, 1, 2), "1p2d", 60)
+        assert states(server)["prefill-1"] == ("decode", "ready")
+
+
+def test_drained_worker_hands_over_what_outlasts_the_grace(server: Server) -> None:
+    scale(server, decode=2)
+    until(lambda: is_shape(server, 1, 2), "1p2d")
+    requests = [asked(seed, 20, 150) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(stream_one, server.url, request) for request in requests]
+        until(lambda: server.cluster()["requests"]["phases"]["decode"] == 8, "the streams")
+        assert drain(server, "decode-0") == 200
+        assert states(server)["decode-0"] == ("decode", "draining")
+        gone_s = until(lambda: is_shape(server, 1, 1), "the drain", 60)
+        for request, answer in zip(requests, answers, strict=True):
+            assert answer.result() == request.expected(mock_root())
+    assert gone_s > 0
+    assert "decode-0" not in states(server)
+    settle(server)
+
+
+def test_prefill_worker_stays_until_its_blocks_are_read(server: Server) -> None:
+    """The reader is stopped in the middle of a handoff: the drained worker waits for it, and the bytes are right."""
+    scale(server, prefill=2)
+    until(lambda: is_shape(server, 2, 1), "2p1d")
+    reader = server.worker("decode")["pid"]
+    requests = [asked(seed, 400, 8) for seed in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        os.kill(reader, signal.SIGSTOP)
+        try:
+            answers = [pool.submit(stream_one, server.url, request) for request in requests]
+            until(lambda: held(server, "prefill-1") > 0, "blocks promised to the reader", 2)
+            assert drain(server, "prefill-1") == 200
+            threading.Event().wait(1.0)
+            assert states(server)["prefill-1"] == ("prefill", "draining")
+            assert held(server, "prefill-1") > 0
+        finally:
+            os.kill(reader, signal.SIGCONT)
+        for request, answer in zip(requests, answers, strict=True):
+            assert answer.result() == request.expected(mock_root())
+    until(lambda: is_shape(server, 1, 1), "the drain")
+    assert server.cluster()["replays"] == 0
+    settle(server)
+
+
+def held(server: Server, worker: str) -> int:
+    """Blocks that a worker holds for others, as of its last heartbeat."""
+    return next(int(w["blocks"]["held"]) for w in server.cluster()["workers"] if w["id"] == worker)
+
+
+def test_workers_killed_while_the_pools_change_cost_no_request(server: Server) -> None:
+    with Crowd(server.url, 40) as crowd:
+        until(lambda: server.cluster()["requests"]["live"] >= 40, "the load")
+        scale(server, prefill=2, decode=3)
+        until(lambda: len(states(server)) >= 4, "new workers", 60)
+        os.kill(server.worker("decode")["pid"], signal.SIGKILL)
+        until(lambda: is_shape(server, 2, 3), "2p3d", 60)
+        scale(server, prefill=1, decode=1)
+        leaving = [w for w in server.cluster()["workers"] if w["state"] == "draining"]
+        for worker in leaving[:2]:
+            os.kill(worker["pid"], signal.SIGKILL)
+        until(lambda: is_shape(server, 1, 1), "1p1d", 60)
+        crowd.await_more(60)
+    assert crowd.failures == []
+    settle(server)
+
+
+def test_coordinator_killed_during_a_drain_goes_on_with_it(server: Server) -> None:
+    scale(server, prefill=2, decode=2)
+    until(lambda: is_shape(server, 2, 2), "2p2d", 60)
+    reader = next(w["pid"] for w in server.cluster()["workers"] if w["id"] == "decode-0")
+    os.kill(reader, signal.SIGSTOP)
+    try:
+        assert drain(server, "decode-0") == 200
+        assert drain(server, "prefill-0") == 200
+        os.kill(server.coordinator_pid(), signal.SIGKILL)
+    finally:
+        os.kill(reader, signal.SIGCONT)
+    until(lambda: server.is_healthy() and is_shape(server, 1, 1), "1p1d", 60)
+    assert set(states(server)) == {"prefill-1", "decode-1"}
+    request = asked(5, 50, 20)
+    assert stream_one(server.url, request) == request.expected(mock_root())
+    settle(server)
+
+
+def test_coordinator_killed_after_scaling_finds_the_pools_as_they_were(server: Server) -> None:
+    scale(server, prefill=3, decode=2)
+    until(lambda: is_shape(server, 3, 2), "3p2d", 60)
+    pids = {w["id"]: w["pid"] for w in server.cluster()["workers"]}
+    os.kill(server.coordinator_pid(), signal.SIGKILL)
+    until(lambda: server.is_healthy() and is_shape(server, 3, 2), "3p2d again", 60)
+    assert {w["id"]: w["pid"] for w in server.cluster()["workers"]} == pids
+    scale(server, prefill=1, decode=1)
+    until(lambda: is_shape(server, 1, 1), "1p1d", 60)
+    os.kill(server.coordinator_pid(), signal.SIGKILL)
+    until(lambda: server.is_healthy() and is_shape(server, 1, 1), "1p1d again", 60)
+
+
+def test_commands_change_the_pools_and_say_what_is_wrong(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = ("--url", server.url)
+    assert main(["scale", "prefill=2", *url]) == 0
+    assert main(["role", "prefill-1", "decode", *url]) == 0
+    assert main(["drain", "decode-0", *url]) == 0
+    assert "done: decode-0 left" in capsys.readouterr().out
+    assert states(server) == {
+        "prefill-0": ("prefill", "ready"),
+        "prefill-1": ("decode", "ready"),
+    }
+    assert main(["drain", "prefill-1", *url]) == 1
+    assert "add one first: baton scale decode=2" in capsys.readouterr().err
+    assert main(["scale", "decode=0", *url]) == 1
+    assert "at least one decode worker" in capsys.readouterr().err
+    assert main(["drain", "decode-7", *url]) == 1
+    assert "there are: prefill-0, prefill-1" in capsys.readouterr().err
+
+
+def test_worker_that_does_not_fit_into_memory_is_refused_with_numbers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    third = str(int(available_bytes() * 0.3))
+    with Server("--pd", "1p1d", "--kv-cache-memory", third, program=MOCK) as server:
+        assert main(["scale", "prefill=2", "--url", server.url]) == 1
+        assert "prefill-1 was not started: a KV pool of" in capsys.readouterr().err
+        view = server.cluster()
+        assert view["target"] == {"prefill": 1, "decode": 1}
+        assert "now available; free memory" in view["scaling"]["refused"][0]["reason"]
+        assert is_shape(server, 1, 1)
