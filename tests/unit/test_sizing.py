@@ -32,8 +32,13 @@ def test_the_fewest_of_both_are_found(prefill, decode) -> None:
 
 def test_every_shape_is_measured_once() -> None:
     seen: list[tuple[int, int]] = []
-    measure = hill(5, 3)
-    sizing = Sizing(lambda p, d: (seen.append((p, d)), measure(p, d))[1], 1.0, 32)
+    slope = hill(5, 3)
+
+    def measure(prefill: int, decode: int) -> Point:
+        seen.append((prefill, decode))
+        return slope(prefill, decode)
+
+    sizing = Sizing(measure, 1.0, 32)
     sizing.best()
     assert len(seen) == len(set(seen)) == len(sizing.points)
 
