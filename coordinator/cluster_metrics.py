@@ -43,6 +43,7 @@ class ClusterCollector(Collector):
         yield from self._aliases(view, workers)
         yield self._replicas(workers)
         yield self._wanted(view.get("target", {}))
+        yield from self._autoscaler(view.get("autoscaler", {}))
         yield self._blocks(workers)
         yield self._requests(workers)
         yield from self._totals(view, workers)
@@ -97,6 +98,28 @@ class ClusterCollector(Collector):
         for role, count in target.items():
             family.add_metric((role,), count)
         return family
+
+    def _autoscaler(self, shown: dict[str, Any]) -> Iterable[Metric]:
+        """What the planner thinks; nothing where it is off."""
+        if not shown.get("enabled"):
+            return
+        needed = GaugeMetricFamily(
+            "baton_autoscaler_needed", "Workers that the planner would have", labels=("role",)
+        )
+        for role, count in shown["needs"].items():
+            needed.add_metric((role,), count)
+        yield needed
+        decisions = CounterMetricFamily(
+            "baton_autoscaler_decisions", "What the planner decided", labels=("decision",)
+        )
+        for decision, count in shown["counts"].items():
+            decisions.add_metric((decision,), count)
+        yield decisions
+        yield GaugeMetricFamily(
+            "baton_autoscaler_trouble",
+            "1 while an order of the planner was given up",
+            float(shown["trouble"] is not None),
+        )
 
     def _blocks(self, workers: list[dict[str, Any]]) -> Metric:
         labels = ("worker", "role", "state")

@@ -24,8 +24,8 @@ SHORT_S, LONG_S, SLOW_S = 30.0, 120.0, 600.0
 COLD_REQUESTS = 3
 COLD_S = 10.0
 NO_TARGETS = Targets(math.inf, math.inf)
-MEMORY_STEPS = 400.0
-"""Steps of which a fit of the step's cost remembers half of the weight."""
+MEMORY_S = 60.0
+"""After so many seconds of steps, a fit of the step's cost remembers half of the weight."""
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class StepFit:
 
     def add(self, sequences: float, seconds: float, steps: int) -> None:
         """`steps` steps of mean size `sequences` took `seconds` each."""
-        keep = 0.5 ** (steps / MEMORY_STEPS)
+        keep = 0.5 ** (steps * seconds / MEMORY_S)
         self.weight = self.weight * keep + steps
         self.n = self.n * keep + steps * sequences
         self.t = self.t * keep + steps * seconds
@@ -86,6 +86,7 @@ class DemandBook:
     _prompts: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _outputs: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _resident: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
+    _first_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(LONG_S, 10.0))
     _judged: deque[tuple[float, bool, bool | None]] = field(default_factory=deque)
     _finished_by: dict[str, int] = field(default_factory=dict)
     _counters: dict[str, _Counters] = field(default_factory=dict)
@@ -114,12 +115,13 @@ class DemandBook:
         told = attempt.reports.get(worker, {})
         if attempt.prefill_worker is not None and "prefill_s" in told:
             self._service_s.add(now_s, told["prefill_s"] + told.get("prefix_fetch_s", 0.0))
-        ttft_s = timeline.attempts[0].first_s or attempt.first_s
+        ttft_s = (timeline.attempts[0].first_s or attempt.first_s) - timeline.submitted_s
+        self._first_s.add(now_s, ttft_s)
         tpot = None
         if num_output > 1 and timeline.replays == 0:
             mean_s = (attempt.last_s - attempt.first_s) / (num_output - 1)
             tpot = mean_s <= self.targets.tpot_s
-        self._judge(now_s, ttft=ttft_s - timeline.submitted_s <= self.targets.ttft_s, tpot=tpot)
+        self._judge(now_s, ttft=ttft_s <= self.targets.ttft_s, tpot=tpot)
 
     def _is_cold(self, worker_id: str) -> bool:
         """Count what a worker finished; its first few say nothing."""
@@ -174,6 +176,10 @@ class DemandBook:
     def output_tokens(self, now_s: float) -> Distribution:
         """Lengths of what was written."""
         return self._outputs.over(now_s, SLOW_S)
+
+    def first_token_s(self, now_s: float) -> float:
+        """From a request to its first token, in the mean; 0 unknown."""
+        return self._first_s.over(now_s, LONG_S).mean
 
     def resident_tokens(self, now_s: float) -> float:
         """Tokens that a sequence holds in the mean, each moment of its writing counted alike; 0 unknown."""

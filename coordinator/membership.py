@@ -36,6 +36,8 @@ from engine.api.messages import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coordinator.registry import WorkerRecord
     from coordinator.service import ClusterService
     from engine.api.messages import LauncherOrder, WorkerMessage
@@ -52,6 +54,7 @@ class Membership:
     def __init__(self, service: ClusterService, drain_grace_s: float = GRACE_S) -> None:
         self.service = service
         self.scaler = Scaler(service, self.tell_launcher, drain_grace_s)
+        self.on_tick: Callable[[], None] = lambda: None
         self.dropped_messages = 0
         self._host = host_identity()
         self._pidfds: dict[str, int] = {}
@@ -65,6 +68,7 @@ class Membership:
     def _tick(self) -> None:
         self.service.tick()
         self.scaler.tick()
+        self.on_tick()
         self._close_watches()
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 

@@ -1,7 +1,7 @@
 """How many workers of each role are needed, now and lately. Owns the needs' history and what reality taught; pure.
 
 A need is taken twice from the models in `coordinator.capacity`: `now`, at the measured rate, and `relaxed`, at
-that rate and a quarter more. Workers are added for `now` and removed by the highest `relaxed` of a long window:
+that rate and a quarter more. Workers are added for `now` and removed by what covered `relaxed` through a long window:
 between the two lies the hysteresis. Where a role misses its target although the models say it has enough, the
 load of each of its workers at that moment is remembered, and no worker is planned to carry as much for a while.
 """
@@ -26,10 +26,12 @@ from coordinator.observations import ROLES
 if TYPE_CHECKING:
     from coordinator.observations import Limits, Observations, Targets
 
-RELAXED = 1.15
+RELAXED = 1.1
 """Workers are removed only if the rest could carry this much of the load."""
 MIN_SAMPLES = 20
 """Finished requests before the models are believed."""
+FORGIVEN = 0.1
+"""A window's highest needs that do not keep workers from being removed: a spike is over when it is over."""
 BURST_SIGMAS = 5.0
 """The short window's rate counts when it is above the long one's by more than chance would have it."""
 FULL_SHARE = 0.9
@@ -83,7 +85,7 @@ def decode_demand(seen: Observations, rate: float | None = None) -> DecodeDemand
         return None
     tokens = max(seen.output_tokens.mean - 1.0, 0.0)
     rate = rate_now(seen) if rate is None else rate
-    prefilling = rate * seen.service_s.mean
+    prefilling = rate * max(seen.first_token_s, seen.service_s.mean)
     return DecodeDemand(rate, tokens, seen.step, seen.room_sequences, prefilling)
 
 
@@ -95,17 +97,6 @@ def attainment(seen: Observations, targets: Targets, role: str, workers: int) ->
         return prefill_attainment(prefill_demand(seen), workers, targets.ttft_s)
     demand = decode_demand(seen)
     return 1.0 if demand is None else decode_attainment(demand, workers, targets.tpot_s)
-
-
-def is_decode_full(seen: Observations) -> bool:
-    """Whether requests wait because every decode worker writes as many answers as it can.
-
-    Promised blocks alone do not tell: where prefill is the bottleneck, they are promised to prompts that wait there.
-    """
-    decoders = seen.of("decode", "ready")
-    return bool(seen.queued_requests and decoders) and all(
-        w.running >= FULL_SHARE * seen.room_sequences for w in decoders
-    )
 
 
 @dataclass(slots=True)
@@ -154,12 +145,27 @@ class Needs:
         """For so long, requests are judged that met the state of before."""
         return HELD_S + 2 * self.targets.ttft_s
 
+    def is_decode_full(self, seen: Observations) -> bool:
+        """Whether requests wait because every decode worker has as many as it can take.
+
+        Promised blocks alone do not tell: where prompts queue for prefill beyond what the target allows, it is
+        for them that the blocks are promised, and more decode workers would only let more prompts queue."""
+        decoders = seen.of("decode", "ready")
+        if not seen.queued_requests or not decoders:
+            return False
+        if all(w.running >= FULL_SHARE * seen.room_sequences for w in decoders):
+            return True
+        is_promised = all(w.kv_share >= FULL_SHARE for w in decoders)
+        return is_promised and self._waits_s(seen, 0) <= self._slack_s(seen)
+
     def floor(self, role: str, now_s: float, window_s: float) -> int | None:
-        """The highest relaxed need of the window; None when the window is not known in full."""
-        recent = [need for at_s, need in self._history[role] if at_s >= now_s - window_s]
+        """What covered the relaxed need for all but FORGIVEN of the window; None when the window is not known
+        in full."""
+        history = self._history[role]
+        recent = sorted(need for at_s, need in history if at_s >= now_s - window_s)
         if not recent or now_s - self._since_s[role] < window_s:
             return None
-        return max(recent)
+        return max(recent[math.ceil((1.0 - FORGIVEN) * len(recent)) - 1], history[-1][1])
 
     # ---- the models
 
@@ -182,30 +188,36 @@ class Needs:
             fewest(rate_now(seen)),
             f"{rate_now(seen):.2f} requests/s keep {busy:.2f} prefill busy",
         )
-        queue = self._for_queue(seen, busy)
-        if queue or is_decode_full(seen):
+        queue, backlog_s = self._for_queue(seen, busy)
+        if queue or self.is_decode_full(seen):
             self._queued_s = seen.now_s
         if queue > now:
-            now, why = queue, f"{self._backlog_s(seen):.1f} s of prompts wait"
+            now, why = queue, f"{backlog_s:.1f} s of prompts wait"
         return Need(now, max(fewest(relaxed_rate(seen)), now), why, busy)
 
-    def _backlog_s(self, seen: Observations) -> float:
-        """Seconds that one worker would need for all prompts that wait."""
+    def _slack_s(self, seen: Observations) -> float:
+        """How long a prompt may wait for a prefill worker."""
+        return max(self.targets.ttft_s - seen.service_s.mean, 0.25 * self.targets.ttft_s)
+
+    def _backlog_s(self, seen: Observations, queued_tokens: int) -> float:
+        """Seconds that one worker would need for those prompts, and all that are at workers."""
         if seen.prefill_tokens_per_s <= 0:
             return 0.0
-        queued = 0 if is_decode_full(seen) else seen.queued_tokens
-        queued += sum(w.queued_tokens for w in seen.of("prefill", "ready"))
-        return queued / seen.prefill_tokens_per_s
+        tokens = queued_tokens + sum(w.queued_tokens for w in seen.of("prefill", "ready"))
+        return tokens / seen.prefill_tokens_per_s
 
-    def _for_queue(self, seen: Observations, busy: float) -> int:
-        """Workers that end the wait soon, when the newest request would wait beyond its target."""
-        ready = len(seen.of("prefill", "ready"))
-        backlog_s = self._backlog_s(seen)
-        slack_s = max(self.targets.ttft_s - seen.service_s.mean, 0.25 * self.targets.ttft_s)
-        if not ready or backlog_s / ready <= slack_s:
-            return 0
+    def _waits_s(self, seen: Observations, queued_tokens: int) -> float:
+        """How long the newest prompt waits for a prefill worker."""
+        return self._backlog_s(seen, queued_tokens) / max(len(seen.of("prefill", "ready")), 1)
+
+    def _for_queue(self, seen: Observations, busy: float) -> tuple[int, float]:
+        """Workers that end the wait soon, when the newest request would wait beyond its target; and the backlog."""
+        queued = 0 if self.is_decode_full(seen) else seen.queued_tokens
+        backlog_s = self._backlog_s(seen, queued)
+        if self._waits_s(seen, queued) <= self._slack_s(seen):
+            return 0, backlog_s
         recover_s = max(RECOVER_S, 4 * self.targets.ttft_s)
-        return math.ceil(busy + backlog_s / recover_s)
+        return math.ceil(busy + backlog_s / recover_s), backlog_s
 
     def _decode(self, seen: Observations) -> Need:
         present = seen.present()["decode"]
@@ -225,7 +237,7 @@ class Needs:
         load /= max(fits, 1.0)
         now = fewest(demand)
         why = f"{fits:.0f} sequences fit a decode worker, {demand.rate_per_s:.2f} requests/s come"
-        if is_decode_full(seen):
+        if self.is_decode_full(seen):
             more = math.ceil(seen.queued_requests / max(fits, 1.0))
             if present + more > now:
                 now, why = present + min(more, max(present, 1)), "decode workers are full"
@@ -233,7 +245,7 @@ class Needs:
 
     def _unknown(self, seen: Observations, role: str, present: int) -> Need:
         """Too few samples: only a queue that is too old is believed, one worker at a time."""
-        is_its_queue = is_decode_full(seen) == (role == "decode")
+        is_its_queue = self.is_decode_full(seen) == (role == "decode")
         if seen.oldest_wait_s > self.targets.ttft_s and is_its_queue:
             why = f"a request has waited {seen.oldest_wait_s:.1f} s"
             return Need(present + 1, present + 1, why)

@@ -41,7 +41,8 @@ class Held:
 class Observations:
     """The cluster at `now_s`. `rate_short`, `_long` and `_slow` are requests a second over half a minute, two
     and ten minutes. Rates and distributions are of warm workers only; `queued_tokens` wait at the
-    coordinator, those of workers are in `workers`."""
+    coordinator, those of workers are in `workers`;
+    `first_token_s` is the mean of the last two minutes."""
 
     now_s: float
     workers: tuple[WorkerSight, ...]
@@ -57,6 +58,7 @@ class Observations:
     service_s: Distribution = field(default_factory=Distribution)
     prompt_tokens: Distribution = field(default_factory=Distribution)
     output_tokens: Distribution = field(default_factory=Distribution)
+    first_token_s: float = 0.0
     step: StepCost | None = None
     room_sequences: float = 64.0
     ttft: Held = field(default_factory=Held)

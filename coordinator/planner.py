@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from coordinator.needs import Needs, attainment, is_decode_full
+from coordinator.needs import Needs, attainment
 from coordinator.observations import ROLES, Flip, Hold, Scale
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Planner:
         """The idlest worker that the other role can spare, judged by the other's need of a minute."""
         other = ROLES[1 - ROLES.index(role)]
         floor = self.needs.floor(other, seen.now_s, self.tuning.flip_window_s)
-        if floor is None or (other == "decode" and is_decode_full(seen)):
+        if floor is None or (other == "decode" and self.needs.is_decode_full(seen)):
             return None
         spare = len(seen.of(other, "ready")) - max(floor, self.limits.of(other).least)
         if spare <= 0:
@@ -258,6 +258,8 @@ class Planner:
         if pause_s < tuning.down_pause_s or seen.queued_requests or any(self._short_ticks.values()):
             return None
         for role in ROLES:
+            if self.needs.last[role].relaxed >= before[role] <= self.limits.of(role).most:
+                continue
             floor = self.needs.floor(role, seen.now_s, self._down_window_s[role])
             if floor is not None:
                 step = max(1, int(tuning.down_share * before[role]))

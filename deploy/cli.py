@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from deploy.options import OPTIONS, REFUSALS, Option
+from deploy.options import OPTIONS, Option
+from deploy.refusals import REFUSALS
 from engine.api.clock import SystemClock
 from engine.api.errors import BatonError, ConfigError
 

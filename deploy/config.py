@@ -10,7 +10,9 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploy.options import ALIASES, BY_NAME, OPTIONS, REFUSALS, Option
+from deploy.autoscale import limits_of, targets_of
+from deploy.options import ALIASES, BY_NAME, OPTIONS, Option
+from deploy.refusals import REFUSALS
 from deploy.topology import Pools
 from engine.api.errors import ConfigError
 
@@ -51,6 +53,8 @@ class ServeConfig:
     ray_worker_cpus: float | None
     kv_lease_duration: float
     drain_grace: float
+    autoscale: tuple[str, ...]
+    slo: tuple[str, ...]
     max_queued_requests: int
     api_key: tuple[str, ...]
     chat_template: str | None
@@ -169,6 +173,25 @@ def _check(config: ServeConfig) -> None:
             "--transport: 0p1d moves no KV blocks; leave --transport out, or use --pd 1p1d"
         )
 
+    _check_autoscale(config)
+
+
+def _check_autoscale(config: ServeConfig) -> None:
+    """The pools must begin within their ranges."""
+    targets_of(config.slo)
+    if not config.autoscale:
+        return
+    limits, pools = limits_of(config.autoscale), config.pools
+    for role, count in (("prefill", pools.prefill), ("decode", pools.decode)):
+        allowed = limits.of(role)
+        if not allowed.least <= count <= allowed.most:
+            raise ConfigError(
+                f"--autoscale: {role}={allowed.least}..{allowed.most} does not hold the {count} of "
+                f"--pd {pools}; begin within the range"
+            )
+    if pools.total > limits.budget:
+        raise ConfigError(f"--autoscale: --pd {pools} is more than total={limits.budget}")
+
 
 def describe(resolved: Resolved) -> str:
     """Every value and its source, as a YAML file that `--config` takes back."""
@@ -193,6 +216,7 @@ def _unset(name: str) -> str:
         "ray-worker-cpus": "1, and none beside slots",
         "seed": "drawn for each request",
         "otlp-traces-endpoint": "no traces",
+        "autoscale": "the pools stay as they are",
     }.get(name, "none")
 
 

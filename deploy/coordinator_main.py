@@ -21,9 +21,11 @@ import uvicorn
 import uvloop
 
 from coordinator.app import SamplingDefaults, ServedModel, create_app
+from coordinator.autoscaler import Autoscaler
 from coordinator.control_socket import ControlSocket
 from coordinator.membership import Membership
 from coordinator.service import ClusterService
+from deploy.autoscale import limits_of, targets_of
 from deploy.child import follow_parent, harden, log_to_stderr
 from deploy.owner_watch import OwnerWatch
 from deploy.specs import CoordinatorSpec
@@ -57,8 +59,15 @@ class CoordinatorProcess:
         self.service.router.relieves = spec.local_prefill
         self.service.on_ready_change = self._tell_ready
         self.membership = Membership(self.service, spec.drain_grace_s)
+        if spec.autoscale:
+            self._autoscale(spec)
         self.owner = OwnerWatch(spec.owner_silence_s, self.service, self.clock)
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
+
+    def _autoscale(self, spec: CoordinatorSpec) -> None:
+        limits, targets = limits_of(spec.autoscale), targets_of(spec.slo)
+        autoscaler = Autoscaler(self.service, self.membership.scaler, targets, limits)
+        self.membership.on_tick = autoscaler.tick
 
     def _open_traces(self, endpoint: str | None) -> TraceSink | None:
         if endpoint is None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from deploy.affinity import parse_affinity
+from deploy.autoscale import DEFAULT_SLO, autoscale_text, slo_text
 from deploy.memory import parse_bytes
 from deploy.ray_launch.ray_address import parse_ray_address
 from deploy.topology import Pools, parse_pd
@@ -274,6 +275,22 @@ OPTIONS = (
         metavar="SECONDS",
     ),
     Option(
+        "autoscale",
+        autoscale_text,
+        (),
+        "size the pools by load, as prefill=1..4,decode=1..8 or with total=10 (default: off)",
+        kind="several",
+        metavar="RANGE",
+    ),
+    Option(
+        "slo",
+        slo_text,
+        DEFAULT_SLO,
+        "what --autoscale holds, in ms: ttft:2000 tpot:100, and goal:0.9 of all requests",
+        kind="several",
+        metavar="TARGET",
+    ),
+    Option(
         "max-queued-requests",
         whole(0),
         1024,
@@ -315,81 +332,3 @@ OPTIONS = (
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 ALIASES = {alias: option.name for option in OPTIONS for alias in option.aliases}
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """An option of other servers that means nothing here; its `accepted` values change nothing."""
-
-    name: str
-    reason: str
-    short: str | None = None
-    accepted: tuple[str, ...] = ()
-
-
-REFUSALS = (
-    Refusal(
-        "trust-remote-code",
-        "Baton never runs code that comes with a model; remove the flag",
-        accepted=("false",),
-    ),
-    Refusal(
-        "tensor-parallel-size",
-        "tensor parallelism is not there yet; use 1, and more workers with --pd 2p2d",
-        "-tp",
-        ("1",),
-    ),
-    Refusal(
-        "pipeline-parallel-size",
-        "pipeline parallelism is not there; use 1, and more workers with --pd 2p2d",
-        "-pp",
-        ("1",),
-    ),
-    Refusal("data-parallel-size", "add workers with --pd 2p2d instead", "-dp", ("1",)),
-    Refusal(
-        "gpu-memory-utilization",
-        "there is no GPU backend yet; size the KV pool with --kv-cache-memory 2GiB",
-    ),
-    Refusal("mem-fraction-static", "size the KV pool with --kv-cache-memory 2GiB"),
-    Refusal(
-        "kv-cache-dtype", "KV is kept in the model's --dtype; remove the flag", accepted=("auto",)
-    ),
-    Refusal(
-        "quantization",
-        "weights are computed in --dtype; GGUF files are read and expanded; remove the flag",
-        accepted=("none",),
-    ),
-    Refusal(
-        "load-format",
-        "the format is found from the files (safetensors or GGUF); remove the flag",
-        accepted=("auto", "safetensors", "gguf"),
-    ),
-    Refusal("tokenizer", "the tokenizer is read from the model itself; remove the flag"),
-    Refusal("generation-config", "the model's own is used; remove the flag", accepted=("auto",)),
-    Refusal(
-        "enforce-eager",
-        "there are no CUDA graphs here; remove the flag",
-        accepted=("", "true", "false"),
-    ),
-    Refusal(
-        "enable-chunked-prefill",
-        "prefill is always chunked; remove the flag",
-        accepted=("", "true"),
-    ),
-    Refusal("kv-transfer-config", "workers are paired by Baton itself; choose with --transport"),
-    Refusal(
-        "disaggregation-mode", "one command starts both pools; choose their sizes with --pd 1p1d"
-    ),
-    Refusal(
-        "kv-load-failure-policy",
-        "a failed transfer is always computed again; remove the flag",
-        accepted=("recompute",),
-    ),
-    Refusal("tool-call-parser", "tool calling is not there yet"),
-    Refusal("enable-auto-tool-choice", "tool calling is not there yet"),
-    Refusal("reasoning-parser", "reasoning parsing is not there yet"),
-    Refusal("download-dir", "set the BATON_CACHE variable instead"),
-    Refusal("uds", "a unix socket is not offered; use --host and --port"),
-    Refusal("ssl-keyfile", "TLS is not offered; put a proxy in front"),
-    Refusal("ssl-certfile", "TLS is not offered; put a proxy in front"),
-)

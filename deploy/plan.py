@@ -111,6 +111,8 @@ def _coordinator(
         max_queued_requests=config.max_queued_requests,
         local_prefill=config.local_prefill == "auto",
         drain_grace_s=config.drain_grace,
+        autoscale=config.autoscale,
+        slo=config.slo,
         chat_template=template,
         log_level=config.log_level,
         root_path=config.root_path,

@@ -69,6 +69,8 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int = 1024
     local_prefill: bool = True
     drain_grace_s: float = 30.0
+    autoscale: tuple[str, ...] = ()
+    slo: tuple[str, ...] = ()
     chat_template: str | None = None
     log_level: str = "info"
     root_path: str = ""

@@ -315,3 +315,17 @@ def test_worker_that_does_not_fit_into_memory_is_refused_with_numbers(
         assert view["target"] == {"prefill": 1, "decode": 1}
         assert "now available; free memory" in view["scaling"]["refused"][0]["reason"]
         assert is_shape(server, 1, 1)
+
+
+def test_the_autoscaler_starts_what_the_target_needs() -> None:
+    """A TPOT that one decode worker cannot hold: the second is started, as far as the range goes, and tokens are right."""
+    flags = ("--autoscale", "prefill=1..1", "decode=1..2", "--slo", "ttft:60000", "tpot:0.001")
+    with Server("--pd", "1p1d", *flags, *ARGUMENTS, program=PACED) as server:
+        with Crowd(server.url, 12, (20, 40)) as crowd:
+            until(lambda: is_shape(server, 1, 2), "the second decode worker", 90.0)
+            crowd.await_more(12)
+        assert crowd.failures == []
+        shown = server.cluster()["autoscaler"]
+        assert shown["enabled"]
+        assert [d["decode"] for d in shown["decisions"] if d["decision"] == "scale"][-1] == 2
+        settle(server)

@@ -6,7 +6,8 @@ import pytest
 
 from deploy import cli, serve
 from deploy.config import describe, resolve
-from deploy.options import ALIASES, BY_NAME, OPTIONS, REFUSALS
+from deploy.options import ALIASES, BY_NAME, OPTIONS
+from deploy.refusals import REFUSALS
 from deploy.topology import Pools, parse_pd
 from engine.api.errors import ConfigError
 

@@ -32,13 +32,13 @@ def test_the_fewest_of_both_are_found(prefill, decode) -> None:
 
 def test_every_shape_is_measured_once() -> None:
     seen: list[tuple[int, int]] = []
-    measure = hill(5, 3)
+    slope = hill(5, 3)
 
-    def count(prefill: int, decode: int) -> Point:
+    def measure(prefill: int, decode: int) -> Point:
         seen.append((prefill, decode))
-        return measure(prefill, decode)
+        return slope(prefill, decode)
 
-    sizing = Sizing(count, 1.0, 32)
+    sizing = Sizing(measure, 1.0, 32)
     sizing.best()
     assert len(seen) == len(set(seen)) == len(sizing.points)
 
