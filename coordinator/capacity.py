@@ -39,11 +39,13 @@ MAX_WORKERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class PrefillDemand:
-    """Requests a second, what one needs of a worker in seconds, and how bursty they come (1: Poisson)."""
+    """Requests a second, what one needs of a worker in seconds, and how bursty they come (1: Poisson).
+    `wait_scale` is how much of the modelled wait is really seen."""
 
     rate_per_s: float
     service_s: Distribution
     arrival_scv: float = 1.0
+    wait_scale: float = 1.0
 
     @property
     def busy_workers(self) -> float:
@@ -108,6 +110,7 @@ def prefill_attainment(demand: PrefillDemand, workers: int, ttft_s: float) -> fl
         return 0.0
     waits = waiting_probability(workers, busy)
     mean_s = service.mean / (workers - busy) * (demand.arrival_scv + service.scv) / 2
+    mean_s *= demand.wait_scale
     attained = 0.0
     for seconds, share in zip(service.values, service.shares, strict=True):
         slack_s = ttft_s - seconds

@@ -35,6 +35,9 @@ FORGIVEN = 0.1
 BURST_SIGMAS = 5.0
 """The short window's rate counts when it is above the long one's by more than chance would have it."""
 FULL_SHARE = 0.9
+FULL_KEPT_S = 600.0
+"""Decode workers that were full do not become fewer for so long: requests were waiting, or were refused."""
+WAIT_MARGIN, WAIT_STEP, LEAST_WAIT = 0.01, 1.01, 0.2
 HELD_S = 60.0
 """How far back requests are looked at, to see whether targets are held."""
 RECOVER_S = 30.0
@@ -73,10 +76,12 @@ def relaxed_rate(seen: Observations) -> float:
     return RELAXED * max(rate_now(seen), seen.rate_slow)
 
 
-def prefill_demand(seen: Observations, rate: float | None = None) -> PrefillDemand:
+def prefill_demand(
+    seen: Observations, rate: float | None = None, wait_scale: float = 1.0
+) -> PrefillDemand:
     """What comes to the prefill workers."""
     rate = rate_now(seen) if rate is None else rate
-    return PrefillDemand(rate, seen.service_s, seen.arrival_scv)
+    return PrefillDemand(rate, seen.service_s, seen.arrival_scv, wait_scale)
 
 
 def decode_demand(seen: Observations, rate: float | None = None) -> DecodeDemand | None:
@@ -87,16 +92,6 @@ def decode_demand(seen: Observations, rate: float | None = None) -> DecodeDemand
     rate = rate_now(seen) if rate is None else rate
     prefilling = rate * max(seen.first_token_s, seen.service_s.mean)
     return DecodeDemand(rate, tokens, seen.step, seen.room_sequences, prefilling)
-
-
-def attainment(seen: Observations, targets: Targets, role: str, workers: int) -> float:
-    """What the models expect of so many workers; 1 when they know nothing."""
-    if workers <= 0:
-        return 0.0
-    if role == "prefill":
-        return prefill_attainment(prefill_demand(seen), workers, targets.ttft_s)
-    demand = decode_demand(seen)
-    return 1.0 if demand is None else decode_attainment(demand, workers, targets.tpot_s)
 
 
 @dataclass(slots=True)
@@ -119,6 +114,8 @@ class Needs:
     _history: dict[str, deque[tuple[float, int]]] = field(
         default_factory=lambda: {role: deque() for role in ROLES}
     )
+    wait_scale: float = 1.0
+    _full: tuple[int, float] = (0, float("-inf"))
     _since_s: dict[str, float] = field(default_factory=dict)
     _queued_s: float = float("-inf")
     _misses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
@@ -126,6 +123,8 @@ class Needs:
 
     def update(self, seen: Observations, *, is_settled: bool) -> dict[str, Need]:
         """Needs as of now. `is_settled`: what is seen is the work of the workers that are there."""
+        if is_settled:
+            self._compare_waits(seen)
         for role in ROLES:
             need = self._prefill(seen) if role == "prefill" else self._decode(seen)
             if is_settled:
@@ -139,6 +138,30 @@ class Needs:
             while history and history[0][0] < seen.now_s - self.kept_s:
                 history.popleft()
         return self.last
+
+    def attainment(self, seen: Observations, role: str, workers: int) -> float:
+        """What the models expect of so many workers; 1 when they know nothing."""
+        if workers <= 0:
+            return 0.0
+        if role == "prefill":
+            demand = prefill_demand(seen, wait_scale=self.wait_scale)
+            return prefill_attainment(demand, workers, self.targets.ttft_s)
+        load = decode_demand(seen)
+        return 1.0 if load is None else decode_attainment(load, workers, self.targets.tpot_s)
+
+    def _compare_waits(self, seen: Observations) -> None:
+        """Move the scale of waits towards what is seen: slowly down, three times as fast up.
+
+        Real waits are shorter where decode workers compute prompts too and where a tail is cut by the router,
+        longer where its choices are poor. Where hardly anybody waits there is nothing to compare."""
+        ready = len(seen.of("prefill", "ready"))
+        if seen.ttft.count < MIN_SAMPLES or seen.service_s.count < MIN_SAMPLES or not ready:
+            return
+        expected = self.attainment(seen, "prefill", ready)
+        if seen.ttft.share > expected + WAIT_MARGIN:
+            self.wait_scale = max(self.wait_scale / WAIT_STEP, LEAST_WAIT)
+        elif seen.ttft.share < expected - WAIT_MARGIN:
+            self.wait_scale = min(self.wait_scale * WAIT_STEP**3, 1.0)
 
     @property
     def echo_s(self) -> float:
@@ -165,7 +188,9 @@ class Needs:
         recent = sorted(need for at_s, need in history if at_s >= now_s - window_s)
         if not recent or now_s - self._since_s[role] < window_s:
             return None
-        return max(recent[math.ceil((1.0 - FORGIVEN) * len(recent)) - 1], history[-1][1])
+        floor = max(recent[math.ceil((1.0 - FORGIVEN) * len(recent)) - 1], history[-1][1])
+        count, until_s = self._full
+        return max(floor, count) if role == "decode" and now_s < until_s else floor
 
     # ---- the models
 
@@ -176,7 +201,7 @@ class Needs:
         goal = reachable_goal(self.targets.goal, seen.service_s.share_within(self.targets.ttft_s))
 
         def fewest(rate: float) -> int:
-            demand = prefill_demand(seen, rate)
+            demand = prefill_demand(seen, rate, self.wait_scale)
             return fewest_workers(
                 lambda n: prefill_attainment(demand, n, self.targets.ttft_s),
                 goal,
@@ -241,6 +266,7 @@ class Needs:
             more = math.ceil(seen.queued_requests / max(fits, 1.0))
             if present + more > now:
                 now, why = present + min(more, max(present, 1)), "decode workers are full"
+                self._full = (present + 1, seen.now_s + FULL_KEPT_S)
         return Need(now, max(fewest(relaxed), now), why, load)
 
     def _unknown(self, seen: Observations, role: str, present: int) -> Need:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from coordinator.needs import Needs, attainment
+from coordinator.needs import Needs
 from coordinator.observations import ROLES, Flip, Hold, Scale
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Tuning:
     up_ticks: int = 2
     down_window_s: float = 300.0
     max_down_window_s: float = 1200.0
-    down_pause_s: float = 60.0
+    down_pause_s: float = 30.0
     flip_window_s: float = 60.0
     flip_pause_s: float = 60.0
     dwell_s: float = 30.0
@@ -178,7 +178,7 @@ class Planner:
         """Start what the roles lack, the one that is worse off first, within ranges and budget."""
         target, room = self._committed(seen), self._room(seen)
         before = dict(target)
-        short = sorted(short, key=lambda r: attainment(seen, self.targets, r, before[r]))
+        short = sorted(short, key=lambda r: self.needs.attainment(seen, r, before[r]))
         while room > 0 and any(target[r] < self._wanted(r) for r in short):
             for role in short:
                 if room > 0 and target[role] < self._wanted(role):
@@ -246,7 +246,7 @@ class Planner:
         return Hold(f"{role} needs more, and the limits allow none: {self.needs.last[role].why}")
 
     def _expected(self, seen: Observations, role: str, change: int) -> float:
-        return attainment(seen, self.targets, role, seen.present()[role] + change)
+        return self.needs.attainment(seen, role, seen.present()[role] + change)
 
     # ---- fewer
 
