@@ -106,6 +106,7 @@ class Autoscaler:
             service_s=demand.service_s(now_s),
             prompt_tokens=demand.prompt_tokens(now_s),
             output_tokens=demand.output_tokens(now_s),
+            prefill_share=demand.prefill_share(now_s),
             first_token_s=demand.first_token_s(now_s),
             step=demand.step.cost(),
             room_sequences=self._room(records, now_s),

@@ -87,6 +87,7 @@ class DemandBook:
     _outputs: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _resident: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _first_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(LONG_S, 10.0))
+    _at_prefill: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _judged: deque[tuple[float, bool, bool | None]] = field(default_factory=deque)
     _finished_by: dict[str, int] = field(default_factory=dict)
     _counters: dict[str, _Counters] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class DemandBook:
             return
         self._outputs.add(now_s, num_output)
         self._resident.add(now_s, num_prompt + num_output / 2, max(num_output, 1))
+        self._at_prefill.add(now_s, float(attempt.prefill_worker is not None))
         told = attempt.reports.get(worker, {})
         if attempt.prefill_worker is not None and "prefill_s" in told:
             self._service_s.add(now_s, told["prefill_s"] + told.get("prefix_fetch_s", 0.0))
@@ -180,6 +182,11 @@ class DemandBook:
     def first_token_s(self, now_s: float) -> float:
         """From a request to its first token, in the mean; 0 unknown."""
         return self._first_s.over(now_s, LONG_S).mean
+
+    def prefill_share(self, now_s: float) -> float:
+        """How many prompts prefill workers computed, and not decode workers themselves; 1 unknown."""
+        placed = self._at_prefill.over(now_s, SLOW_S)
+        return placed.mean if placed.count else 1.0
 
     def resident_tokens(self, now_s: float) -> float:
         """Tokens that a sequence holds in the mean, each moment of its writing counted alike; 0 unknown."""

@@ -37,7 +37,9 @@ BURST_SIGMAS = 5.0
 FULL_SHARE = 0.9
 FULL_KEPT_S = 600.0
 """Decode workers that were full do not become fewer for so long: requests were waiting, or were refused."""
-WAIT_MARGIN, WAIT_STEP, LEAST_WAIT = 0.01, 1.01, 0.2
+WAIT_MARGIN, WAIT_STEP, LEAST_WAIT = 0.01, 1.02, 0.2
+LEAST_SHARE = 0.5
+"""Relief by decode workers is not counted on for more than the rest."""
 HELD_S = 60.0
 """How far back requests are looked at, to see whether targets are held."""
 RECOVER_S = 30.0
@@ -79,8 +81,9 @@ def relaxed_rate(seen: Observations) -> float:
 def prefill_demand(
     seen: Observations, rate: float | None = None, wait_scale: float = 1.0
 ) -> PrefillDemand:
-    """What comes to the prefill workers."""
+    """What comes to the prefill workers: decode workers that relieve them go on doing so."""
     rate = rate_now(seen) if rate is None else rate
+    rate *= max(seen.prefill_share, LEAST_SHARE)
     return PrefillDemand(rate, seen.service_s, seen.arrival_scv, wait_scale)
 
 
@@ -121,9 +124,12 @@ class Needs:
     _misses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
     _lessons: dict[str, _Lesson] = field(default_factory=dict)
 
-    def update(self, seen: Observations, *, is_settled: bool) -> dict[str, Need]:
-        """Needs as of now. `is_settled`: what is seen is the work of the workers that are there."""
-        if is_settled:
+    def update(
+        self, seen: Observations, *, is_settled: bool, is_comparable: bool = False
+    ) -> dict[str, Need]:
+        """Needs as of now. `is_settled`: what is seen is the work of the workers that are there;
+        `is_comparable`: for the most part."""
+        if is_comparable:
             self._compare_waits(seen)
         for role in ROLES:
             need = self._prefill(seen) if role == "prefill" else self._decode(seen)

@@ -42,7 +42,8 @@ class Observations:
     """The cluster at `now_s`. `rate_short`, `_long` and `_slow` are requests a second over half a minute, two
     and ten minutes. Rates and distributions are of warm workers only; `queued_tokens` wait at the
     coordinator, those of workers are in `workers`;
-    `first_token_s` is the mean of the last two minutes."""
+    `first_token_s` is the mean of the last two minutes,
+    `prefill_share` how many prompts prefill workers computed, and not decode workers themselves."""
 
     now_s: float
     workers: tuple[WorkerSight, ...]
@@ -59,6 +60,7 @@ class Observations:
     prompt_tokens: Distribution = field(default_factory=Distribution)
     output_tokens: Distribution = field(default_factory=Distribution)
     first_token_s: float = 0.0
+    prefill_share: float = 1.0
     step: StepCost | None = None
     room_sequences: float = 64.0
     ttft: Held = field(default_factory=Held)

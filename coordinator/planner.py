@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from coordinator.needs import Needs
+from coordinator.needs import HELD_S, Needs
 from coordinator.observations import ROLES, Flip, Hold, Scale
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ class Planner:
         self._note_done(seen)
         settle_s = self.tuning.settle_s + self.needs.echo_s
         is_settled = self.order is None and seen.now_s - self._changed_s >= settle_s
-        self.needs.update(seen, is_settled=is_settled)
+        is_comparable = self.order is None and seen.now_s - self._changed_s >= HELD_S
+        self.needs.update(seen, is_settled=is_settled, is_comparable=is_comparable)
         self._count_short(seen)
         return self._urgent(seen) or self._awaited(seen) or self._fewer(seen) or self._content()
 
