@@ -58,7 +58,8 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
 
     `admin_keys` open `/metrics` and `/cluster*`; without them `api_keys` do. `chat_template` and
     `sampling_defaults` are the operator's word over the model's files. `traces` is told of every
-    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed. Raises ConfigError for files that cannot be used.
+    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed. Raises
+    ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())

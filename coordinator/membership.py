@@ -48,13 +48,17 @@ MAX_STRIKES = 4
 """Heartbeats in a row that must miss a request before it is replayed."""
 
 
+def _nothing() -> None:
+    """What a tick does besides, until somebody wants more."""
+
+
 class Membership:
     """Turns messages of workers into calls of the service, and those of the launcher into calls of the scaler."""
 
     def __init__(self, service: ClusterService, drain_grace_s: float = GRACE_S) -> None:
         self.service = service
         self.scaler = Scaler(service, self.tell_launcher, drain_grace_s)
-        self.on_tick: Callable[[], None] = lambda: None
+        self.on_tick: Callable[[], None] = _nothing
         self.dropped_messages = 0
         self._host = host_identity()
         self._pidfds: dict[str, int] = {}

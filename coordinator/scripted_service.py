@@ -59,6 +59,37 @@ class ScriptedStream:
 
 
 @dataclass
+class ScriptedPools:
+    """Pools whose sizes are whatever was asked last; `asked` remembers every call, `refusal` is raised instead."""
+
+    target: dict[str, int] = field(default_factory=lambda: {"prefill": 1, "decode": 1})
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    refusal: BatonError | None = None
+
+    def _take(self, *call: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.asked.append(call)
+
+    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+        """Reached at once."""
+        self._take("scale", prefill, decode)
+        given = {"prefill": prefill, "decode": decode}
+        self.target |= {role: count for role, count in given.items() if count is not None}
+        return {"target": self.target, "started": [], "drained": []}
+
+    def drain(self, worker_id: str) -> dict[str, Any]:
+        """Nobody leaves."""
+        self._take("drain", worker_id)
+        return {"id": worker_id, "role": "prefill", "target": self.target}
+
+    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+        """Nobody changes."""
+        self._take("set_role", worker_id, role)
+        return {"id": worker_id, "role": role, "target": self.target}
+
+
+@dataclass
 class ScriptedService:
     """`scripts` are used up in order, then `default` again and again; `refusal` is raised instead."""
 

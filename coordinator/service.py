@@ -76,7 +76,7 @@ class ClusterService:
         self.replays = 0
         self.transfer_failures = 0
         self.demand = DemandBook()
-        self.autoscaler: Callable[[], dict[str, Any]] = lambda: {"enabled": False}
+        self.autoscaler: Callable[[], dict[str, Any]] = _no_autoscaler
         self.on_ready_change: Callable[[], None] = lambda: None
         self._send = send
         self._queue: deque[RequestLife] = deque()
@@ -383,6 +383,11 @@ class ClusterService:
         for life in list(self.lives.values()):
             error = WorkerLost("every worker was lost and none came back in time")
             self._end(life, StreamEvent(error=error), "no worker")
+
+
+def _no_autoscaler() -> dict[str, Any]:
+    """What is told of the autoscaler where there is none."""
+    return {"enabled": False}
 
 
 def _worker_error(reason: str | None) -> BatonError | None:

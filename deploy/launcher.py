@@ -94,7 +94,7 @@ class Launcher:
         self._directory, self._clock, self._say = directory, clock, say
         self._shutdown_timeout_s = shutdown_timeout_s
         self._modules = modules or Modules()
-        self.available_bytes = available_bytes
+        self.available_bytes: Callable[[], int] = available_bytes
         self._slots: dict[str, Slot] = {}
         self._timers: set[asyncio.TimerHandle] = set()
         self._stopping = False

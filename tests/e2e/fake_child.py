@@ -18,15 +18,21 @@ from deploy.child import follow_parent
 
 
 def coordinate(endpoint: str, ready_fd: int, journal: Path) -> None:
-    """Say ready, then write the type of every message into the journal."""
+    """Say ready, then write every message into the journal, and answer with the orders in the file beside it
+    (one a line, in hex) that were not sent yet."""
     socket = zmq.Context().socket(zmq.ROUTER)
     socket.bind(endpoint)
     os.write(ready_fd, b'ready {"backend": "fake"}\n')
     os.close(ready_fd)
+    orders, sent = journal.with_name("orders"), 0
     while True:
-        _, frame = socket.recv_multipart()
+        identity, frame = socket.recv_multipart()
         with journal.open("ab") as file:
             file.write(frame.replace(b"\n", b" ") + b"\n")
+        lines = orders.read_text().splitlines() if orders.exists() else []
+        for line in lines[sent:]:
+            socket.send_multipart([identity, bytes.fromhex(line)])
+        sent = len(lines)
 
 
 def main() -> None:

@@ -6,6 +6,8 @@ usage: python -m tests.e2e.launcher_driver RUN_ROOT
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import sys
 from pathlib import Path
 
@@ -54,6 +56,9 @@ def main() -> int:
     with run_directory(Path(sys.argv[1])) as directory:
         plan = make_plan(config, MODEL, Host((0,), None, 1 << 34), directory, 0)
         launcher = Launcher(plan, directory, SystemClock(), tell, 1.0, Modules(FAKE, FAKE))
+        available = Path(os.environ["BATON_TEST_BEHAVIOUR"]) / "available"
+        if available.exists():
+            launcher.available_bytes = functools.partial(int, available.read_text())
         try:
             asyncio.run(launcher.run(lambda news: tell("READY", news)))
         except BatonError as error:

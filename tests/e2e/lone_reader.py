@@ -12,6 +12,7 @@ from deploy.model_source import prepare
 from deploy.topology import cache_directory
 from engine.api import wire
 from engine.api.clock import SystemClock
+from engine.api.ids import files_identity
 from engine.api.messages import Found, Lookup, PeerAddress, PeerHello, PeerMessage, Pulled
 from engine.attesting import SLOT_BYTES
 from engine.kv_memory import KvMemory
@@ -41,7 +42,7 @@ class LoneReader:
             incarnation=worker["incarnation"],
             host="",
             control=f"ipc://{stem}.peer",
-            transports={"shm": f"{stem}.shm"},
+            transports={"shm": f"{stem}.shm@{files_identity()}"},
         )
         self._directory = directory
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -79,10 +79,15 @@ def first_difference(model: Any, prompt: list[int], tokens: list[int]) -> int | 
     """Where `tokens` leave the model's greedy path after `prompt`; None when they never do.
 
     One forward pass over prompt and tokens: if every token is the argmax after what precedes it, the
-    whole is the greedy path, by induction.
+    whole is the greedy path, by induction. What was asked before, of another shape's answers, is remembered.
     """
+    return _first_difference(model, tuple(prompt), tuple(tokens))
+
+
+@cache
+def _first_difference(model: Any, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> int | None:
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([prompt + tokens])).logits[0]
+        logits = model(input_ids=torch.tensor([[*prompt, *tokens]])).logits[0]
     chosen = logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist()
     return next(
         (i for i, pair in enumerate(zip(chosen, tokens, strict=False)) if pair[0] != pair[1]), None

@@ -10,8 +10,12 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
+
+from engine.api import wire
+from engine.api.messages import RetireOrder, RoleOrder, ScaleOrder, StopOrder
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -203,3 +207,99 @@ def test_children_of_a_killed_launcher_die_and_the_next_one_cleans_up(driven) ->
     two = driven()
     two.wait_for("READY")
     assert not left.exists()
+
+
+def order(behaviour: Path, message: msgspec.Struct) -> None:
+    """Have the fake coordinator say it, in answer to the launcher's next hello."""
+    with (behaviour / "orders").open("a") as file:
+        file.write(wire.encode(message).hex() + "\n")
+
+
+def journal_says(behaviour: Path, *words: bytes) -> None:
+    """Wait until one message to the coordinator has all these words."""
+    deadline = time.perf_counter() + 10
+    while True:
+        journal = behaviour / "journal"
+        lines = journal.read_bytes().splitlines() if journal.exists() else []
+        if any(all(word in line for word in words) for line in lines):
+            return
+        assert time.perf_counter() < deadline, lines[-3:]
+        time.sleep(0.02)
+
+
+def end(one: Driven) -> None:
+    one.process.send_signal(signal.SIGINT)
+    assert one.end() == 0
+
+
+def test_ordered_worker_is_started_and_listed(driven, behaviour) -> None:
+    one = driven()
+    one.wait_for("READY")
+    order(behaviour, ScaleOrder(worker_id="prefill-1", role="prefill"))
+    order(behaviour, ScaleOrder(worker_id="prefill-1", role="prefill"))
+    one.wait_for("prefill-1 runs")
+    journal_says(behaviour, b"LauncherHello", b"prefill-1")
+    assert set(one.children()) == {"coordinator", "prefill-0", "decode-0", "prefill-1"}
+    assert sum("prefill-1 runs" in line for line in one.lines) == 1
+    end(one)
+
+
+def test_stopped_worker_is_gone_for_good(driven, behaviour) -> None:
+    one = driven()
+    one.wait_for("READY")
+    one.wait_for("prefill-0 runs")
+    order(behaviour, StopOrder(worker_id="prefill-0"))
+    journal_says(behaviour, b"WorkerExited", b"prefill-0", b"restart_in_s\xc0")
+    assert set(one.children()) == {"coordinator", "decode-0"}
+    order(behaviour, StopOrder(worker_id="coordinator"))
+    order(behaviour, ScaleOrder(worker_id="prefill-0", role="prefill"))
+    one.wait_for("prefill-0 runs", count=2)
+    assert "coordinator" in one.children()
+    end(one)
+
+
+def test_retired_worker_runs_on_and_is_not_started_again(driven, behaviour) -> None:
+    one = driven()
+    one.wait_for("READY")
+    one.wait_for("prefill-0 runs")
+    order(behaviour, RetireOrder(worker_id="prefill-0"))
+    journal_says(behaviour, b"LauncherHello", b"leaving\xc3")
+    one.children()["prefill-0"].kill()
+    journal_says(behaviour, b"WorkerExited", b"prefill-0", b"restart_in_s\xc0")
+    assert not any("starting it again" in line for line in one.lines)
+    end(one)
+
+
+def test_flipped_worker_is_started_again_in_its_new_role(driven, behaviour) -> None:
+    one = driven()
+    one.wait_for("READY")
+    one.wait_for("prefill-0 runs")
+    order(behaviour, RoleOrder(worker_id="prefill-0", role="decode"))
+    (directory,) = run_directories(driven)
+    deadline = time.perf_counter() + 5
+    while b'"role":"decode"' not in (directory / "prefill-0.json").read_bytes():
+        assert time.perf_counter() < deadline
+        time.sleep(0.02)
+    one.children()["prefill-0"].kill()
+    one.wait_for("prefill-0 runs", count=2)
+    end(one)
+
+
+def test_ordered_worker_that_cannot_work_is_refused_with_its_own_words(driven, behaviour) -> None:
+    (behaviour / "decode-1").write_text("refuse")
+    one = driven()
+    one.wait_for("READY")
+    order(behaviour, ScaleOrder(worker_id="decode-1", role="decode"))
+    journal_says(behaviour, b"ScaleRefused", b"decode-1", b"block size 3 is odd")
+    assert not any("starting it again" in line for line in one.lines)
+    end(one)
+
+
+def test_worker_whose_pool_does_not_fit_is_refused_with_numbers(driven, behaviour) -> None:
+    (behaviour / "available").write_text(str(1 << 20))
+    one = driven()
+    one.wait_for("READY")
+    order(behaviour, ScaleOrder(worker_id="decode-1", role="decode"))
+    journal_says(behaviour, b"ScaleRefused", b"1.0 MiB now available")
+    assert "decode-1" not in one.children()
+    end(one)

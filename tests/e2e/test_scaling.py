@@ -329,3 +329,49 @@ def test_the_autoscaler_starts_what_the_target_needs() -> None:
         assert shown["enabled"]
         assert [d["decode"] for d in shown["decisions"] if d["decision"] == "scale"][-1] == 2
         settle(server)
+
+
+def test_pool_of_a_worker_that_left_is_unmapped_everywhere(server: Server) -> None:
+    scale(server, prefill=2)
+    until(lambda: is_shape(server, 2, 1), "2p1d")
+    reader = server.worker("decode")["pid"]
+    with Crowd(server.url, 20) as crowd:
+        crowd.await_more(40)
+    assert crowd.failures == []
+    assert num_pools(reader) == 3
+    for _ in range(2):
+        scale(server, prefill=1)
+        until(lambda: num_pools(reader) == 2, "the end of the mapping")
+        scale(server, prefill=2)
+        until(lambda: is_shape(server, 2, 1) and num_pools(reader) == 3, "2p1d")
+
+
+def num_pools(pid: int) -> int:
+    """KV pools that a process has mapped, its own included."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return len({line.split()[4] for line in lines if "memfd:baton-kv" in line})
+
+
+def test_real_model_answers_alike_while_its_pools_change() -> None:
+    """Greedy, float32: the same text before, during and after, from whichever workers."""
+    sizes = ("--dtype", "float32", "--kv-cache-memory", "256MiB", "--drain-grace", "1")
+    with Server("--pd", "1p1d", *sizes) as server:
+        bodies = [greedy(f"Tell me about the number {index}.") for index in range(6)]
+        before = [server.complete(**body)["choices"][0]["token_ids"] for body in bodies]
+        with ThreadPoolExecutor(6) as pool:
+            during = [pool.submit(functools.partial(server.complete, **body)) for body in bodies]
+            scale(server, decode=2)
+            until(lambda: is_shape(server, 1, 2), "1p2d", 60)
+            during += [pool.submit(functools.partial(server.complete, **body)) for body in bodies]
+            until(lambda: server.cluster()["requests"]["phases"]["decode"] > 2, "streams")
+            assert drain(server, "decode-0") == 200
+            until(lambda: is_shape(server, 1, 1), "1p1d", 60)
+            found = [answer.result()["choices"][0]["token_ids"] for answer in during]
+        assert found == before * 2
+        assert list(states(server)) == ["prefill-0", "decode-1"]
+        settle(server)
+
+
+def greedy(prompt: str) -> dict[str, Any]:
+    sizes = {"max_tokens": 48, "temperature": 0, "ignore_eos": True}
+    return {"model": "smollm2-135m", "prompt": prompt, "return_token_ids": True, **sizes}

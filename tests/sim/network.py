@@ -36,11 +36,16 @@ class Network:
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     cut: set[frozenset[str]] = field(default_factory=set)
     _last_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    _held_s: dict[tuple[str, str], float] = field(default_factory=dict)
     _lose_next: set[tuple[str, str]] = field(default_factory=set)
 
     def lose_next(self, sender: str, receiver: str) -> None:
         """The next message that is not a Ping on this link vanishes."""
         self._lose_next.add((sender, receiver))
+
+    def hold_back(self, sender: str, receiver: str, seconds: float) -> None:
+        """What is sent on this link from now on arrives so much later, in order."""
+        self._held_s[(sender, receiver)] = seconds
 
     def send(
         self,
@@ -73,6 +78,7 @@ class Network:
         self, link: tuple[str, str], frame: bytes, deliver: Callable[[bytes], None]
     ) -> None:
         at_s = self.loop.time() + self.rng.uniform(*self.faults.delay_s)
+        at_s += self._held_s.get(link, 0.0)
         if self.rng.random() < self.faults.reorder:
             self.counts["reordered"] += 1
         else:

@@ -128,11 +128,30 @@ def test_prefill_worker_keeps_its_blocks_until_the_reader_has_them() -> None:
         cluster.scaler.drain(name)
         await cluster.sleep(1.4)
         assert len(holder.leases) == 1
+        assert not holder.farewell.is_said
         assert states(cluster)[name] == "draining"
         assert await cluster.drain(stream) == cluster.oracle(request)
         assert cluster.service.replays == 0
         await settle(cluster)
         assert name not in states(cluster)
+
+    run(scenario, prefill=2, decode=1)
+
+
+def test_reader_may_tell_later_than_the_holder_leaves() -> None:
+    """The reader's news that it has everything travels slowly: the holder, which knows already, is let go later."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        request = generation("a", 60)
+        stream = cluster.service.submit(request)
+        holder = cluster.service.lives["a"].prefill_worker
+        assert holder is not None
+        cluster.scaler.drain(holder)
+        cluster.network.hold_back("decode-0", "coordinator", 0.4)
+        assert await cluster.drain(stream) == cluster.oracle(request)
+        assert cluster.service.replays == 0
+        await settle(cluster)
 
     run(scenario, prefill=2, decode=1)
 
@@ -178,6 +197,22 @@ def test_flipped_worker_comes_back_in_its_new_role() -> None:
         await cluster.sleep(0.1)
         cluster.restart("prefill-0")
         cluster.restart_coordinator()
+        await settle(cluster)
+        assert cluster.service.pools.target == {"prefill": 1, "decode": 2}
+
+    run(scenario, prefill=2, decode=1)
+
+
+def test_flipped_worker_keeps_its_role_when_killed() -> None:
+    """Also where the launcher starts it again as what it was."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.scaler.set_role("prefill-0", "decode")
+        cluster.kill("prefill-0")
+        await cluster.sleep(0.1)
+        cluster.launcher.slots["prefill-0"].role = "prefill"
+        cluster.restart("prefill-0")
         await settle(cluster)
         assert cluster.service.pools.target == {"prefill": 1, "decode": 2}
 
@@ -245,7 +280,7 @@ def test_refused_worker_lowers_the_target_and_is_shown() -> None:
 def test_draining_worker_gets_no_work() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        long = generation("long", 5, 400)
+        long = generation("long", 40, 400)
         stream = cluster.service.submit(long)
         await cluster.sleep(0.05)
         leaving = cluster.service.lives["long"].decode_worker
@@ -254,7 +289,7 @@ def test_draining_worker_gets_no_work() -> None:
         record = cluster.service.registry.get(leaving)
         assert record is not None
         assert record.state is WorkerState.DRAINING
-        others = [cluster.service.submit(generation(str(i), 9)) for i in range(6)]
+        others = [cluster.service.submit(generation(str(i), 41)) for i in range(6)]
         used = {
             life.decode_worker for name, life in cluster.service.lives.items() if name != "long"
         }

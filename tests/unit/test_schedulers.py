@@ -82,7 +82,8 @@ def test_prefix_hit_computes_only_the_rest_and_always_one_token() -> None:
     pool = scheduler.allocator.pool
     first = sequence(pool, "first", list(range(8)))
     scheduler.add(first)
-    scheduler.update(scheduler.schedule())
+    while scheduler.has_work:
+        scheduler.update(scheduler.schedule())
     first.hold.release()
     same, longer = sequence(pool, "same", list(range(8))), sequence(pool, "longer", [*range(8), 9])
     scheduler.add(same)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.app import EdgeLimits, create_app
-from coordinator.scripted_service import ScriptedService, say
+from coordinator.scripted_service import ScriptedPools, ScriptedService, say
 from engine.api.errors import ConfigError
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
@@ -274,13 +274,21 @@ async def test_no_body_causes_a_server_error(client, service, fields):
 # ---- keys
 
 OPEN = {"/health", "/live"}
-ADMIN = {"/metrics", "/cluster", "/cluster/audit"}
+ADMIN = {
+    "/metrics",
+    "/cluster",
+    "/cluster/audit",
+    "/cluster/scale",
+    "/cluster/workers/w/drain",
+    "/cluster/workers/w/role",
+}
 
 
 def routes_of(app):
     found = []
     for path, methods in app.openapi()["paths"].items():
-        found += [(method.upper(), path.replace("{model_id}", "tiny")) for method in methods]
+        filled = path.replace("{model_id}", "tiny").replace("{worker_id}", "w")
+        found += [(method.upper(), filled) for method in methods]
     return [*found, ("GET", "/openapi.json"), ("GET", "/docs")]
 
 
@@ -292,10 +300,15 @@ async def status(app, method, path, headers):
 
 async def test_every_route_but_two_needs_a_key(served_model):
     app = create_app(
-        service=ScriptedService(), model=served_model, api_keys=["k1", "k2"], admin_keys=["boss"]
+        service=ScriptedService(),
+        model=served_model,
+        api_keys=["k1", "k2"],
+        admin_keys=["boss"],
+        pools=ScriptedPools(),
     )
     routes = routes_of(app)
-    assert len(routes) >= 13
+    assert {path for _, path in routes} >= ADMIN
+    assert len(routes) >= 16
     for method, path in routes:
         right = "boss" if path in ADMIN else "k2"
         wrong = "k1" if path in ADMIN else "boss"
