@@ -98,7 +98,7 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
         if workers:
             table.add_row(f"{role} KV", _capacity(workers))
     if spec.host not in ("127.0.0.1", "localhost", "::1") and not spec.api_keys:
-        table.add_row("[yellow]open[/yellow]", f"listening on {spec.host} without --api-key")
+        table.add_row("[yellow]open[/yellow]", f"listening on {spec.host} without keys: --no-auth")
     table.add_row("ready", f"after {ready_s:.1f} s; Ctrl-C ends it")
     console.print()
     console.print(table)

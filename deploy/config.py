@@ -14,6 +14,7 @@ from deploy.autoscale import limits_of, targets_of
 from deploy.options import ALIASES, BY_NAME, OPTIONS, Option
 from deploy.refusals import REFUSALS
 from deploy.topology import Pools
+from engine.api.addresses import is_loopback
 from engine.api.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ServeConfig:
     slo: tuple[str, ...]
     max_queued_requests: int
     api_key: tuple[str, ...]
+    auth: bool
     chat_template: str | None
     otlp_traces_endpoint: str | None
     root_path: str
@@ -173,7 +175,17 @@ def _check(config: ServeConfig) -> None:
             "--transport: 0p1d moves no KV blocks; leave --transport out, or use --pd 1p1d"
         )
 
+    _check_keys(config)
     _check_autoscale(config)
+
+
+def _check_keys(config: ServeConfig) -> None:
+    """Nothing listens beyond loopback without keys, unless the operator vouches for who can reach it."""
+    if config.auth and not config.api_key and not is_loopback(config.host):
+        raise ConfigError(
+            f"--host: {config.host} is reached from other hosts and there is no --api-key; set BATON_API_KEY "
+            "to what clients must send, or say --no-auth if something else decides who reaches this port"
+        )
 
 
 def _check_autoscale(config: ServeConfig) -> None:

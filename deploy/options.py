@@ -306,6 +306,13 @@ OPTIONS = (
         metavar="KEY",
         secret=True,
     ),
+    Option(
+        "auth",
+        switch,
+        ON,
+        "refuse to listen beyond loopback without keys; --no-auth where something else guards the port",
+        kind="switch",
+    ),
     Option("chat-template", text, None, "Jinja template: a file, or the text itself"),
     Option(
         "otlp-traces-endpoint",

@@ -67,6 +67,20 @@ def test_printed_config_is_a_file_that_gives_the_same(tmp_path) -> None:
     assert resolve({}, {}, file).config == first.config
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "node-7"])
+def test_listening_beyond_loopback_without_keys_is_refused(host) -> None:
+    with pytest.raises(ConfigError, match=r"--host.*BATON_API_KEY.*--no-auth"):
+        resolve({"host": host}, {})
+    assert resolve({"host": host, "api-key": ["k"]}, {}).config.host == host
+    assert resolve({"host": host}, {"BATON_API_KEY": "k"}).config.host == host
+    assert resolve({"host": host, "auth": False}, {}).config.host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_loopback_needs_no_keys(host) -> None:
+    assert resolve({"host": host}, {}).config.api_key == ()
+
+
 def test_printed_config_hides_keys() -> None:
     text = describe(resolve({"api-key": ["secret-1", "secret-2"]}, {}))
     assert "secret" not in text
