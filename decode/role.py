@@ -100,6 +100,11 @@ class DecodeRole:
         return self.scheduler.has_work
 
     @property
+    def is_empty(self) -> bool:
+        """Whether no sequence is here, and no fetch, cancelled ones included, holds blocks."""
+        return not self._sequences and not self.fetches
+
+    @property
     def num_sequences(self) -> int:
         """Sequences here, in any state."""
         return len(self._sequences)

@@ -251,7 +251,7 @@ class Worker:
 
     def _leave_when_drained(self) -> None:
         now_s = self.parts.context.clock.now_s()
-        is_empty = not (self.prefill.offers or self.decode.num_sequences or len(self.parts.leases))
+        is_empty = self.prefill.is_empty and self.decode.is_empty and not len(self.parts.leases)
         if self._farewell.is_due(now_s, is_empty=is_empty):
             self.is_registered = False  # no heartbeat from now on: this start is over
             self.prefill.lender.is_open = False

@@ -88,6 +88,11 @@ class PrefillRole:
         """Whether a step may compute something."""
         return self.scheduler.has_work
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is offered, and no fetch, cancelled ones included, holds blocks."""
+        return not self.offers and not self.prefixes.fetches
+
     def prefill(self, message: Prefill) -> None:
         """Take a prompt; a second message for the same attempt changes nothing."""
         key = (message.request_id, message.attempt)

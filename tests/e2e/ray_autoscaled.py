@@ -1,6 +1,6 @@
 """A Ray whose autoscaler is awake: it starts a node (a raylet of its own) when somebody asks for resources.
 
-    baton ─ request_resources ─► head's autoscaler ─► fake_multinode provider ─► raylet with a slot
+baton ─ request_resources ─► head's autoscaler ─► fake_multinode provider ─► raylet with a slot
 """
 
 from __future__ import annotations
@@ -119,11 +119,11 @@ class AutoscaledRay:
 
     def _processes(self) -> list[psutil.Process]:
         """All processes of this Ray: its directory is in their command lines."""
-        found = []
-        for process in psutil.process_iter(["cmdline", "exe"]):
-            if any(self._directory.name in word for word in process.info["cmdline"] or []):
-                found.append(process)
-        return found
+        return [
+            process
+            for process in psutil.process_iter(["cmdline", "exe"])
+            if any(self._directory.name in word for word in process.info["cmdline"] or [])
+        ]
 
     def __enter__(self) -> AutoscaledRay:
         return self

@@ -185,7 +185,7 @@ class SimWorker:
 
     def _leave_when_drained(self) -> None:
         """As deploy.worker."""
-        is_empty = not (self.prefill.offers or self.decode.num_sequences or len(self.leases))
+        is_empty = self.prefill.is_empty and self.decode.is_empty and not len(self.leases)
         if self.farewell.is_due(self.cluster.clock.now_s(), is_empty=is_empty):
             self.is_registered = self.prefill.lender.is_open = False
             incarnation = self.context.incarnation

@@ -111,3 +111,31 @@ def test_fence_in_the_middle_of_a_read_gives_the_blocks_back() -> None:
     worker._obey(Fence(incarnation="d1"))
     assert held(role) == 0
     assert role.fetches == {}
+
+
+def test_worker_is_not_empty_while_a_cancelled_read_still_writes() -> None:
+    """It was: a drained worker said Goodbye over blocks that a read was still writing to."""
+    role = role_with_a_read()
+    role.end(KEY)
+    assert role.num_sequences == 0
+    assert not role.is_empty
+    role.pulled(KEY, None)
+    assert role.is_empty
+
+
+def test_drained_worker_says_goodbye_after_its_last_read() -> None:
+    role = role_with_a_read()
+    said: list[object] = []
+    worker = Worker.__new__(Worker)
+    worker.decode, worker._farewell = role, Farewell()
+    prefill = SimpleNamespace(is_empty=True, lender=SimpleNamespace(is_open=True))
+    worker.prefill = prefill  # type: ignore[assignment]
+    worker.parts = SimpleNamespace(context=role.context, leases=())  # type: ignore[assignment]
+    worker.outbox = SimpleNamespace(tell=said.append)  # type: ignore[assignment]
+    worker._farewell.begin()
+    role.end(KEY)
+    worker._leave_when_drained()
+    assert said == []
+    role.pulled(KEY, None)
+    worker._leave_when_drained()
+    assert len(said) == 1
