@@ -15,7 +15,6 @@ import torch
 
 from engine.api.errors import ConfigError
 from engine.checkpoint import parse_config, read_json
-from engine.prepare import plan_tensors
 from engine.prepared import (
     ALIGNMENT_BYTES,
     FORMAT_VERSION,
@@ -25,6 +24,7 @@ from engine.prepared import (
     PreparedManifest,
     TensorPlace,
 )
+from engine.weight_shapes import plan_tensors
 
 SPREAD = 0.02
 

@@ -264,6 +264,10 @@ class KernelStep:
         )
         return output
 
+    def sampled(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows whose logits are wanted."""
+        return rows[torch.from_numpy(self._batch.sample_rows)]
+
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(first half) * second half."""
         rows, width = gate_up.shape

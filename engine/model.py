@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from engine.api.model_config import ModelConfig
     from engine.ragged_batch import RaggedBatch
@@ -62,6 +62,10 @@ class Step(Protocol):
         """Rotate q and k, store k and v in the blocks, attend; [T, heads * dim]."""
         ...
 
+    def sampled(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of [T, …] the rows whose logits are wanted."""
+        ...
+
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(first half) * second half of each row."""
         ...
@@ -92,15 +96,17 @@ class Model:
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         """Compute the KV of every new token; [len(sample_rows), vocab] float32 logits."""
-        step = self.backend.begin(batch)
+        return self.run(self.backend.begin(batch))
+
+    def run(self, step: Step) -> torch.Tensor:
+        """`forward` of a batch that is prepared."""
         residual, delta = step.embed(self.weights.embed), None
         last = len(self.weights.layers) - 1
         for index, layer in enumerate(self.weights.layers):
             hidden, residual = step.add_norm(residual, delta, layer.input_norm)
             attended = step.attend(layer.qkv(hidden), index, layer)
             if index == last:  # the KV is complete: from here on only the sampled rows matter
-                rows = torch.from_numpy(batch.sample_rows).to(residual.device)
-                attended, residual = attended[rows], residual[rows]
+                attended, residual = step.sampled(attended), step.sampled(residual)
             delta = layer.out(attended)
             hidden, residual = step.add_norm(residual, delta, layer.post_norm)
             delta = layer.down(step.silu_mul(layer.gate_up(hidden)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from engine.api.errors import ConfigError, InternalError
+from engine.api.errors import ConfigError
 from engine.cpu_backend import CpuBackend, load_packed, supports
 from engine.kv_cache import kv_tensor
 from engine.kv_memory import KvMemory
@@ -20,6 +20,7 @@ from engine.model import Model
 from engine.prepared import kv_block_bytes, read_manifest
 from engine.ragged_batch import RaggedBatch, ragged_batch
 from engine.sampler import sample
+from engine.step_limits import check_contexts
 from engine.torch_backend import TorchBackend
 from engine.weights import MappedWeights, load_weights
 
@@ -90,23 +91,12 @@ class ModelRunner:
         """One step: KV of every scheduled token, and a next token where `samples` is true."""
         if not batch:
             return []
-        self._check_contexts(batch)
+        check_contexts(batch, self.block_size, self.max_context_tokens)
         sampling = [entry.sequence for entry in batch if entry.samples]
         with torch.inference_mode():
             logits = self._model.forward(ragged_batch(batch, self.block_size))
             chosen = iter(sample(logits, sampling))
         return [next(chosen) if entry.samples else None for entry in batch]
-
-    def _check_contexts(self, batch: SequenceOf[Scheduled]) -> None:
-        """The kernels trust positions and tables, so what a scheduler must never send stops here."""
-        for entry in batch:
-            sequence = entry.sequence
-            end = sequence.num_computed_tokens + entry.num_tokens
-            room = min(self.max_context_tokens, len(sequence.block_table) * self.block_size)
-            if entry.num_tokens < 1 or end > min(room, sequence.num_tokens):
-                raise InternalError(
-                    f"{sequence.request_id}: step to {end} tokens of {sequence.num_tokens}, room for {room}"
-                )
 
     def warm_up(self) -> None:
         """Run a tiny prefill and decode in the first blocks, then clear them; only while the pool is all free."""

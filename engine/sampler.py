@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     FloatArray = npt.NDArray[np.float32]
 
-_GREEDY_TEMPERATURE = 1e-5
+GREEDY_TEMPERATURE = 1e-5
 _MASK_64 = (1 << 64) - 1
 _MAX_BIAS = 1e9
 
@@ -49,13 +49,14 @@ def is_plain_greedy(sequence: Sequence) -> bool:
     """Whether the best raw logit is the answer and nothing else is asked for."""
     params = sequence.sampling
     return (
-        params.temperature < _GREEDY_TEMPERATURE
+        params.temperature < GREEDY_TEMPERATURE
         and params.logprobs is None
-        and not _changes_logits(params, sequence)
+        and not changes_logits(params, sequence)
     )
 
 
-def _changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
+def changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
+    """Whether a bias, a penalty or a minimum length alters the model's own logits."""
     return (
         bool(params.logit_bias)
         or params.repetition_penalty != 1.0
@@ -68,8 +69,8 @@ def _changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
 def _choose(raw: torch.Tensor, best_id: int, sequence: Sequence) -> SampledToken:
     params = sequence.sampling
     token_id = best_id
-    changes = _changes_logits(params, sequence)
-    if changes or params.temperature >= _GREEDY_TEMPERATURE:
+    changes = changes_logits(params, sequence)
+    if changes or params.temperature >= GREEDY_TEMPERATURE:
         logits = np.array(raw.numpy(force=True), dtype=np.float32)
         if changes:
             _apply_bias(logits, params, sequence)
@@ -117,7 +118,7 @@ def uniform_draw(seed: int, position: int) -> float:
 
 def draw(logits: FloatArray, params: SamplingParams, uniform: float) -> int:
     """The token at quantile `uniform` of the filtered distribution, tokens in order of id."""
-    if params.temperature < _GREEDY_TEMPERATURE:
+    if params.temperature < GREEDY_TEMPERATURE:
         return int(logits.argmax())
     scaled = (logits - logits.max()) / np.float32(params.temperature)
     weights = np.exp(scaled)  # the best token has weight 1

@@ -80,6 +80,10 @@ class TorchStep:
         window = config.sliding_window
         return paged_attention(query, self._kv, layer, self._batch, window).reshape(rows, -1)
 
+    def sampled(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows whose logits are wanted."""
+        return rows[torch.from_numpy(self._batch.sample_rows).to(rows.device)]
+
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(first half) * second half."""
         gate, up = gate_up.chunk(2, dim=-1)

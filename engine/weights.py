@@ -8,7 +8,7 @@ it spends no time on page tables (docs/LOG.md), else straight from the file.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
 
     from engine.model import Backend, Linear
     from engine.prepared import PreparedManifest
+
+
+class WeightSource(Protocol):
+    """Tensors of a model by their name in engine.weight_shapes."""
+
+    def find(self, name: str) -> torch.Tensor | None:
+        """The tensor, or None when the model has none of that name."""
+        ...
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor, which must be there."""
+        ...
 
 
 class MappedWeights:
@@ -71,7 +83,7 @@ class MappedWeights:
         return tensor
 
 
-def load_weights(mapped: MappedWeights, num_layers: int, backend: Backend) -> ModelWeights:
+def load_weights(mapped: WeightSource, num_layers: int, backend: Backend) -> ModelWeights:
     """Every weight, the matrices in the form that `backend` multiplies with."""
 
     def linear(name: str) -> Linear:

@@ -21,9 +21,10 @@ from engine.checkpoint import parse_config, read_safetensors
 from engine.embedded import REQUIREMENT, fetch_embedded
 from engine.gguf_file import GgufFile, check_bounds, hugging_face_name, unpermute
 from engine.gguf_tokenizer import build_tokenizer
-from engine.prepare import plan_tensors, prepare
+from engine.prepare import prepare
 from engine.prepared import find_prepared, fingerprint, kv_block_bytes, read_manifest
 from engine.rope import inverse_frequencies, rope_table, rotate
+from engine.weight_shapes import plan_tensors
 from engine.weights import MappedWeights
 
 LLAMA: dict[str, Any] = {

@@ -1,0 +1,95 @@
+"""CUDA graphs of decode steps. Owns the sizes that are captured and the arrays that the graphs read and write.
+
+A step of S sequences runs in the smallest graph of at least S rows; the rows beyond are padding. One graph is
+a step from embedding to the best token of each row, so that launching it costs the host one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from engine.cuda.backend import CudaBackend, CudaStep
+from engine.cuda.step_inputs import DecodeInputs
+
+if TYPE_CHECKING:
+    from engine.model import Model
+    from engine.ragged_batch import RaggedBatch
+
+
+def graph_sizes(most: int) -> list[int]:
+    """1, 2, 4, every 8 to 64, every 16 to 128, every 32 to 256, every 64 beyond; `most` is the last."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, 256, 32)]
+    sizes += range(256, most + 1, 64)
+    return [*(size for size in sizes if size < most), most]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a step says of R rows: `logits` [R, vocab] float32, and `greedy` [2, R] int64, the best token of
+    each row and whether its logit is a finite number."""
+
+    logits: torch.Tensor
+    greedy: torch.Tensor
+
+
+def choices_of(logits: torch.Tensor) -> Choices:
+    """The greedy answer beside the logits; of equal logits the lowest token id is taken."""
+    values, ids = logits.max(dim=-1)
+    return Choices(logits, torch.stack((ids, torch.isfinite(values).to(torch.int64))))
+
+
+class _Graph:
+    """One captured size."""
+
+    def __init__(self, size: int, tables: torch.Tensor) -> None:
+        self.arrays = DecodeInputs(size, tables)
+        self.graph = torch.cuda.CUDAGraph()
+        self.choices: Choices | None = None
+
+
+class DecodeGraphs:
+    """Graphs for up to `max_num_seqs` sequences, captured once; one at a time runs."""
+
+    def __init__(self, model: Model, backend: CudaBackend, max_num_seqs: int, max_context: int):
+        block_size = backend.kv.shape[4]
+        self._model = model
+        self._backend = backend
+        self._sizes = graph_sizes(max_num_seqs)
+        width = -(-max_context // block_size)
+        shape = (self._sizes[-1], -(-width // 16) * 16)
+        self._tables = torch.zeros(shape, dtype=torch.int32, device=backend.kv.device)
+        self._graphs: dict[int, _Graph] = {}
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture every size, the largest first, in one pool of memory."""
+        pool = None
+        for size in reversed(self._sizes):
+            graph = _Graph(size, self._tables)
+            self._compute(graph)  # compiles the kernels
+            torch.cuda.synchronize()
+            with torch.cuda.graph(graph.graph, pool=pool):
+                graph.choices = self._compute(graph)
+            pool = graph.graph.pool()
+            self._graphs[size] = graph
+
+    def _compute(self, graph: _Graph) -> Choices:
+        return choices_of(self._model.run(CudaStep(self._backend, graph.arrays.inputs)))
+
+    def fits(self, batch: RaggedBatch) -> bool:
+        """Whether a graph can run this batch: every sequence has one new token, and they are not too many."""
+        fits = batch.num_tokens == batch.num_sequences == len(batch.sample_rows)
+        return bool(self._graphs) and fits and batch.num_tokens <= self._sizes[-1]
+
+    def run(self, batch: RaggedBatch) -> Choices:
+        """Start the step; the result is valid until the next `run` and has one row a sequence."""
+        count = batch.num_sequences
+        size = next(size for size in self._sizes if size >= count)
+        graph = self._graphs[size]
+        self._backend.staging.upload_into(graph.arrays, batch)
+        graph.graph.replay()
+        assert graph.choices is not None
+        return Choices(graph.choices.logits[:count], graph.choices.greedy[:, :count])

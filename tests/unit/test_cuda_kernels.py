@@ -1,0 +1,171 @@
+"""Triton kernels against plain torch: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+from engine.attention import paged_attention, token_slots  # noqa: E402
+from engine.cuda.kernels.activations import silu_mul  # noqa: E402
+from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention  # noqa: E402
+from engine.cuda.kernels.norms import add_rms_norm  # noqa: E402
+from engine.cuda.kernels.prefill_attention import prefill_attention  # noqa: E402
+from engine.cuda.kernels.rope_store import rope_and_store  # noqa: E402
+from engine.ragged_batch import RaggedBatch  # noqa: E402
+from engine.rope import rotate  # noqa: E402
+from engine.torch_backend import rms_norm  # noqa: E402
+
+BLOCK_SIZE = 16
+DTYPES = [torch.float32, torch.float16]  # the interpreter cuts bfloat16 off instead of rounding it
+if DEVICE == "cuda":
+    DTYPES.append(torch.bfloat16)
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape).to(dtype).to(DEVICE)
+
+
+def check(found: torch.Tensor, expected: torch.Tensor) -> None:
+    limit = TOLERANCE[expected.dtype]
+    torch.testing.assert_close(found.float(), expected.float(), rtol=limit, atol=limit)
+
+
+@dataclass
+class Case:
+    """Sequences with `news` new tokens each at the end of `contexts`, over scattered blocks."""
+
+    news: list[int]
+    contexts: list[int]
+    heads: int = 6
+    kv_heads: int = 2
+    dim: int = 64
+    layers: int = 2
+
+    def __post_init__(self) -> None:
+        sizes = [-(-context // BLOCK_SIZE) for context in self.contexts]
+        self.num_blocks = sum(sizes) + 3
+        order = torch.randperm(self.num_blocks).tolist()
+        tables = np.zeros((len(sizes), max(sizes) + 1), dtype=np.int32)
+        for row, size in enumerate(sizes):
+            tables[row, :size] = [order.pop() for _ in range(size)]
+        starts = np.concatenate([[0], np.cumsum(self.news)]).astype(np.int32)
+        spans = zip(self.contexts, self.news, strict=True)
+        positions = np.concatenate([np.arange(c - n, c) for c, n in spans]).astype(np.int32)
+        self.batch = RaggedBatch(
+            token_ids=np.zeros(len(positions), dtype=np.int64),
+            positions=positions,
+            query_starts=starts,
+            context_lengths=np.array(self.contexts, dtype=np.int32),
+            block_tables=tables,
+            sample_rows=starts[1:].astype(np.int64) - 1,
+        )
+
+    def pool(self, dtype: torch.dtype) -> torch.Tensor:
+        shape = (self.num_blocks, self.layers, 2, self.kv_heads, BLOCK_SIZE, self.dim)
+        return random(*shape, dtype=dtype)
+
+    def on_device(self) -> dict[str, torch.Tensor]:
+        names = ("block_tables", "query_starts", "context_lengths", "positions")
+        return {name: torch.from_numpy(getattr(self.batch, name)).to(DEVICE) for name in names}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [64, 576])
+def test_norm_is_that_of_the_reference_to_the_bit_of_its_dtype(dtype, size) -> None:
+    residual, delta, weight = (random(*s, dtype=dtype) for s in ((5, size), (5, size), (size,)))
+    expected_total = residual + delta
+    expected = rms_norm(expected_total, weight, 1e-5)
+    check(add_rms_norm(residual.clone(), None, weight, 1e-5)[0], rms_norm(residual, weight, 1e-5))
+    normed, total = add_rms_norm(residual, delta, weight, 1e-5)
+    assert torch.equal(total, expected_total)
+    check(normed, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_activation(dtype) -> None:
+    gate_up = random(3, 2 * 1500, dtype=dtype)
+    gate, up = gate_up.chunk(2, dim=-1)
+    check(silu_mul(gate_up), torch.nn.functional.silu(gate) * up)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_norms", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(9, 3, 64), (4, 4, 128), (16, 2, 64)])
+def test_rotation_and_store(dtype, with_norms, heads, kv_heads, dim) -> None:
+    case = Case([3, 1, 20], [10, 33, 20], heads, kv_heads, dim)
+    kv = case.pool(dtype)
+    expected_kv = kv.clone()
+    rows = len(case.batch.positions)
+    qkv = random(rows, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    rope = random(64, dim)
+    norms = (random(dim, dtype=dtype), random(dim, dtype=dtype)) if with_norms else None
+    slots = token_slots(case.batch, BLOCK_SIZE).to(DEVICE)
+    q, k, v = torch.split(qkv.view(rows, -1, dim).clone(), [heads, kv_heads, kv_heads], dim=1)
+    if norms is not None:
+        q, k = rms_norm(q, norms[0], 1e-6), rms_norm(k, norms[1], 1e-6)
+    table_rows = rope[torch.from_numpy(case.batch.positions).to(DEVICE).long()]
+    q, k = rotate(q, table_rows), rotate(k, table_rows)
+    blocks, offsets = slots // BLOCK_SIZE, slots % BLOCK_SIZE
+    expected_kv[blocks[:-1], 1, 0, :, offsets[:-1]] = k[:-1]
+    expected_kv[blocks[:-1], 1, 1, :, offsets[:-1]] = v[:-1]
+    slots[-1] = -1
+    positions = case.on_device()["positions"]
+    rope_and_store(qkv, rope, positions, slots, kv, 1, heads, norms, 1e-6)
+    check(qkv.view(rows, -1, dim), torch.cat((q, k, v), dim=1))
+    check(kv, expected_kv)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("programs", [1, 64])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 64), (4, 4, 128), (16, 2, 64)])
+def test_decode_attention(dtype, window, programs, heads, kv_heads, dim) -> None:
+    case = Case([1, 1, 1, 1], [1, 16, 75, 130], heads, kv_heads, dim)
+    kv = case.pool(dtype)
+    query = random(4, heads, dim, dtype=dtype)
+    on_device = case.on_device()
+    expected = paged_attention(query, kv, 1, case.batch, window).reshape(4, -1)
+    wide = torch.cat((query.reshape(4, -1), random(4, 32, dtype=dtype)), dim=1)
+    tiles = DecodeTiles(tokens=32, programs=programs)
+    arguments = (on_device["block_tables"], on_device["context_lengths"], heads, window, tiles)
+    check(decode_attention(wide, kv, 1, *arguments), expected)
+
+
+@pytest.mark.parametrize("programs", [1, 64])
+def test_padding_rows_of_decode_attention_give_zeros(programs) -> None:
+    case = Case([1, 1], [40, 40])
+    contexts = torch.tensor([40, 0], dtype=torch.int32, device=DEVICE)
+    query = random(2, 6 * 64)
+    tiles = DecodeTiles(tokens=32, programs=programs)
+    tables = case.on_device()["block_tables"]
+    found = decode_attention(query, case.pool(torch.float32), 0, tables, contexts, 6, None, tiles)
+    assert found[0].abs().sum() > 0
+    assert torch.equal(found[1], torch.zeros_like(found[1]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 64), (4, 4, 128)])
+@pytest.mark.parametrize(
+    ("news", "contexts"), [([140], [140]), ([70, 1, 33], [70, 90, 128]), ([100], [333])]
+)
+def test_prefill_attention(dtype, window, heads, kv_heads, dim, news, contexts) -> None:
+    case = Case(news, contexts, heads, kv_heads, dim)
+    kv = case.pool(dtype)
+    query = random(sum(news), heads, dim, dtype=dtype)
+    expected = paged_attention(query, kv, 1, case.batch, window).reshape(sum(news), -1)
+    on_device = case.on_device()
+    wide = torch.cat((query.reshape(sum(news), -1), random(sum(news), 32, dtype=dtype)), dim=1)
+    arguments = (on_device["query_starts"], on_device["context_lengths"], max(news), heads, window)
+    found = prefill_attention(wide, kv, 1, on_device["block_tables"], *arguments)
+    check(found, expected)
