@@ -1,0 +1,152 @@
+"""How the tiles of the attention kernels and the products of few rows do, one after another, for choosing defaults.
+
+usage: python -m benchmarks.gpu_bench.kernel_candidates
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from benchmarks.gpu_bench.timing import copy_gb_per_s, device_ms
+from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention
+from engine.cuda.kernels.prefill_attention import PrefillTiles, prefill_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEADS, KV_HEADS, DIM, BLOCK_SIZE, CONTEXT, LAYERS = 32, 8, 128, 16, 2048, 8
+PRODUCTS = {
+    "qkv": (6144, 4096),
+    "out": (4096, 4096),
+    "gate_up": (28672, 4096),
+    "down": (4096, 14336),
+    "head": (128256, 4096),
+}
+
+
+def graph_ms(work: Callable[[], Any], calls: int) -> float:
+    """Time of one of the `calls` that `work` makes, launched by a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return device_ms(graph.replay, repeats=7) / calls
+
+
+def pool(num_blocks: int) -> torch.Tensor:
+    shape = (num_blocks, LAYERS, 2, KV_HEADS, BLOCK_SIZE, DIM)
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def tables_of(count: int, width: int) -> torch.Tensor:
+    order = torch.randperm(count * width, device="cuda").to(torch.int32)
+    return order.view(count, width)
+
+
+def attempt(name: str, measure: Callable[[], str]) -> None:
+    try:
+        print(name, measure(), flush=True)
+    except Exception as error:  # noqa: BLE001 - a candidate that cannot run is a finding
+        print(name, "failed:", f"{type(error).__name__}: {error}"[:160], flush=True)
+
+
+def decode_candidates() -> None:
+    kv = pool(256 * CONTEXT // BLOCK_SIZE)
+    for count in (1, 16, 64, 256):
+        query = torch.randn(count, 6144, device="cuda", dtype=torch.bfloat16)
+        tables = tables_of(count, CONTEXT // BLOCK_SIZE)
+        contexts = torch.full((count,), CONTEXT, dtype=torch.int32, device="cuda")
+        num_bytes = count * CONTEXT * KV_HEADS * DIM * 4
+        aims = (256, 1024) if count == 1 else (512, 1024, 2048)
+        for tokens, (warps, stages), programs in itertools.product(
+            (32, 64, 128), ((4, 3), (2, 3), (4, 2), (8, 3)), aims
+        ):
+            if (tokens, warps) in ((32, 8), (128, 2)):
+                continue
+            tiles = DecodeTiles(tokens, warps, stages, programs)
+
+            def run(tiles: DecodeTiles = tiles) -> None:
+                for layer in range(LAYERS):
+                    decode_attention(query, kv, layer, tables, contexts, HEADS, None, tiles)  # noqa: B023
+
+            def told(run: Callable[[], None] = run) -> str:
+                ms = graph_ms(run, LAYERS)
+                return f"{1000 * ms:.1f} us {num_bytes / ms / 1e6:.0f} GB/s"  # noqa: B023
+
+            attempt(f"decode {count} {tiles}", told)
+
+
+def prefill_candidates() -> None:
+    kv = pool(8192 // BLOCK_SIZE)
+    for length in (2048, 8192):
+        qkv = torch.randn(length, 6144, device="cuda", dtype=torch.bfloat16)
+        tables = tables_of(1, length // BLOCK_SIZE)
+        starts = torch.tensor([0, length], dtype=torch.int32, device="cuda")
+        contexts = starts[1:].clone()
+        flops = 2 * length**2 * HEADS * DIM
+
+        def told(run: Callable[[], Any]) -> str:
+            ms = device_ms(run, repeats=5)
+            return f"{1000 * ms:.0f} us {flops / ms / 1e9:.0f} TFLOP/s"  # noqa: B023
+
+        for queries, tokens, warps, stages in (
+            (128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (128, 64, 4, 3),
+            (64, 64, 4, 3), (64, 128, 4, 2), (128, 32, 4, 4),
+        ):  # fmt: skip
+            tiles = PrefillTiles(queries, tokens, warps, stages)
+            arguments = (tables, starts, contexts, length, HEADS, None, tiles)
+            attempt(
+                f"prefill {length} {tiles}",
+                lambda a=arguments: told(lambda: prefill_attention(qkv, kv, 1, *a)),  # type: ignore[misc]  # noqa: B023
+            )
+        q = qkv[:, :4096].view(1, length, HEADS, DIM).transpose(1, 2)
+        k = qkv[:, 4096:5120].view(1, length, KV_HEADS, DIM).transpose(1, 2)
+        v = qkv[:, 5120:].view(1, length, KV_HEADS, DIM).transpose(1, 2)
+        for kind in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+
+            def dense(kind: Any = kind, q: Any = q, k: Any = k, v: Any = v) -> torch.Tensor:
+                with sdpa_kernel(kind):
+                    return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+            attempt(f"prefill {length} {kind}", lambda d=dense: told(d))  # type: ignore[misc]
+
+
+def product_candidates() -> None:
+    limit = copy_gb_per_s()
+    for name, shape in PRODUCTS.items():
+        copies = max(1, min(8, (400 << 20) // (2 * shape[0] * shape[1])))
+        weights = [torch.randn(*shape, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+        for rows in (1, 4, 16, 64, 256):
+            x = torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16)
+
+            def run(x: torch.Tensor = x, weights: list[torch.Tensor] = weights) -> None:
+                for _ in range(4):
+                    for weight in weights:
+                        linear(x, weight)
+
+            def told(
+                run: Callable[[], None] = run, calls: int = 4 * copies, shape: Any = shape
+            ) -> str:
+                ms = graph_ms(run, calls)
+                rate = 2 * shape[0] * shape[1] / ms / 1e6
+                return f"{1000 * ms:.1f} us {rate:.0f} GB/s {rate / limit:.2f} of copy"
+
+            attempt(f"cuBLAS {name} {rows}", told)
+
+
+def main() -> None:
+    product_candidates()
+    decode_candidates()
+    prefill_candidates()
+
+
+if __name__ == "__main__":
+    main()
