@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.block_rows import BlockRows
+
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
@@ -50,8 +52,10 @@ class RaggedBatch:
         return len(self.context_lengths)
 
 
-def ragged_batch(entries: SequenceOf[Scheduled], block_size: int) -> RaggedBatch:
-    """The arrays of one step, in the order of `entries`."""
+def ragged_batch(
+    entries: SequenceOf[Scheduled], block_size: int, known: BlockRows | None = None
+) -> RaggedBatch:
+    """The arrays of one step, in the order of `entries`; `known` remembers block tables between steps."""
     computed = [entry.sequence.num_computed_tokens for entry in entries]
     counts = [entry.num_tokens for entry in entries]
     ends = np.cumsum([0, *counts], dtype=np.int32)
@@ -66,13 +70,13 @@ def ragged_batch(entries: SequenceOf[Scheduled], block_size: int) -> RaggedBatch
         positions=starts + np.arange(ends[-1], dtype=np.int32),
         query_starts=ends,
         context_lengths=contexts,
-        block_tables=_block_tables(entries, -(-contexts // block_size)),
+        block_tables=_block_tables(entries, -(-contexts // block_size), known or BlockRows()),
         sample_rows=np.array(rows, dtype=np.int64),
     )
 
 
-def _block_tables(entries: SequenceOf[Scheduled], sizes: Int32Array) -> Int32Array:
+def _block_tables(entries: SequenceOf[Scheduled], sizes: Int32Array, rows: BlockRows) -> Int32Array:
     tables = np.zeros((len(entries), int(sizes.max())), dtype=np.int32)
-    for row, entry, size in zip(tables, entries, sizes.tolist(), strict=True):
-        row[:size] = entry.sequence.block_table[:size]
+    for table, entry, size in zip(tables, entries, sizes.tolist(), strict=True):
+        table[:size] = rows.row(entry.sequence.hold)[:size]
     return tables

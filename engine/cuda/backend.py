@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +18,25 @@ from engine.rope import rope_table
 
 if TYPE_CHECKING:
     from engine.api.model_config import ModelConfig
-    from engine.model import LayerWeights, Linear, Step
+    from engine.model import LayerWeights, Step
     from engine.ragged_batch import RaggedBatch
 
 
 def device_name(device: torch.device) -> str:
     """For people: `NVIDIA H100 80GB HBM3`, or the interpreter that tests use."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreted kernels"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """cuBLAS's product of [T, in] rows with an [out, in] weight."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, out]."""
+        return linear(x, self.weight, self.bias)
 
 
 class CudaBackend:
@@ -39,10 +51,10 @@ class CudaBackend:
         self.rope = rope_table(config, self.max_context_tokens).to(kv.device)
         self.staging = InputStaging(kv.device, kv.shape[4])
 
-    def linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        """cuBLAS's product with the plain weight."""
+    def linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
+        """A product with the plain weight."""
         del name
-        return partial(linear, weight=weight, bias=bias)
+        return Product(weight, bias)
 
     def begin(self, batch: RaggedBatch) -> Step:
         """Upload the batch."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.cuda.backend import CudaBackend, CudaStep
+from engine.cuda.few_rows import MAX_ROWS, FewRowsModel
 from engine.cuda.step_inputs import DecodeInputs
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class _Graph:
     """One captured size."""
 
     def __init__(self, size: int, tables: torch.Tensor) -> None:
+        self.size = size
         self.arrays = DecodeInputs(size, tables)
         self.graph = torch.cuda.CUDAGraph()
         self.choices: Choices | None = None
@@ -62,6 +64,8 @@ class DecodeGraphs:
         shape = (self._sizes[-1], -(-width // 16) * 16)
         self._tables = torch.zeros(shape, dtype=torch.int32, device=backend.kv.device)
         self._graphs: dict[int, _Graph] = {}
+        few_rows = FewRowsModel(model.weights, model.config.rms_norm_eps)
+        self._few_rows = few_rows if few_rows.serves() else None
 
     @torch.inference_mode()
     def capture(self) -> None:
@@ -77,7 +81,9 @@ class DecodeGraphs:
             self._graphs[size] = graph
 
     def _compute(self, graph: _Graph) -> Choices:
-        return choices_of(self._model.run(CudaStep(self._backend, graph.arrays.inputs)))
+        step = CudaStep(self._backend, graph.arrays.inputs)
+        few = self._few_rows if graph.size <= MAX_ROWS else None
+        return choices_of(self._model.run(step) if few is None else few.run(step))
 
     def fits(self, batch: RaggedBatch) -> bool:
         """Whether a graph can run this batch: every sequence has one new token, and they are not too many."""

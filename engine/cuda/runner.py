@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from engine.block_rows import BlockRows
 from engine.cuda.backend import CudaBackend
 from engine.cuda.decode_graphs import Choices, DecodeGraphs, choices_of
 from engine.cuda.sampler import DeviceSampler
@@ -72,6 +73,7 @@ class CudaRunner:
         self.backend = backend.description
         self.max_context_tokens = backend.max_context_tokens
         self._kv = kv
+        self._rows = BlockRows()
         self._model = Model(config, loaded, backend)
         self._sampler = DeviceSampler(kv.device)
         self._graphs = DecodeGraphs(self._model, backend, max_num_seqs, self.max_context_tokens)
@@ -83,7 +85,7 @@ class CudaRunner:
         check_contexts(batch, self.block_size, self.max_context_tokens)
         sampling = [entry.sequence for entry in batch if entry.samples]
         with torch.inference_mode():
-            choices = self._start(ragged_batch(batch, self.block_size))
+            choices = self._start(ragged_batch(batch, self.block_size, self._rows))
             chosen = iter(self._sampler.choose(choices, sampling))
         return [next(chosen) if entry.samples else None for entry in batch]
 

@@ -20,6 +20,7 @@ from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention  
 from engine.cuda.kernels.norms import add_rms_norm  # noqa: E402
 from engine.cuda.kernels.prefill_attention import prefill_attention  # noqa: E402
 from engine.cuda.kernels.rope_store import rope_and_store  # noqa: E402
+from engine.cuda.kernels.skinny_product import ProductTiles, skinny_product, tiles_for  # noqa: E402
 from engine.ragged_batch import RaggedBatch  # noqa: E402
 from engine.rope import rotate  # noqa: E402
 from engine.torch_backend import rms_norm  # noqa: E402
@@ -169,3 +170,35 @@ def test_prefill_attention(dtype, window, heads, kv_heads, dim, news, contexts) 
     arguments = (on_device["query_starts"], on_device["context_lengths"], max(news), heads, window)
     found = prefill_attention(wide, kv, 1, on_device["block_tables"], *arguments)
     check(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 5, 16])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_product_of_few_rows_added_to_the_residual(dtype, rows, with_bias) -> None:
+    x, weight = random(rows, 192, dtype=dtype), random(96, 192, dtype=dtype) / 14
+    bias = random(96, dtype=dtype) if with_bias else None
+    residual = random(rows, 96, dtype=dtype)
+    expected = residual + torch.nn.functional.linear(x, weight, bias)
+    tiles = ProductTiles(16, 64)
+    found = skinny_product(x, weight, bias, into=residual, tiles=tiles)
+    assert found is residual
+    check(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_normed_and_gated_product_of_few_rows(dtype, with_bias) -> None:
+    x, weight = random(3, 128, dtype=dtype), random(2 * 64, 128, dtype=dtype) / 11
+    gain, bias = random(128, dtype=dtype), random(2 * 64, dtype=dtype) if with_bias else None
+    normed = rms_norm(x, gain, 1e-5)
+    gate, up = torch.nn.functional.linear(normed, weight, bias).chunk(2, dim=-1)
+    found = skinny_product(x, weight, bias, norm=(gain, 1e-5), gated=True)
+    check(found, torch.nn.functional.silu(gate) * up)
+    plain = skinny_product(x, weight, bias, norm=(gain, 1e-5))
+    check(plain, torch.nn.functional.linear(normed, weight, bias))
+
+
+def test_sizes_that_no_tile_divides_are_told() -> None:
+    assert tiles_for(960, 576) == ProductTiles(32, 64)
+    assert tiles_for(100, 576) is None

@@ -19,6 +19,7 @@ from engine.api.model_config import ModelConfig  # noqa: E402
 from engine.api.sampling import SamplingParams  # noqa: E402
 from engine.block_pool import BlockPool  # noqa: E402
 from engine.cuda.dummy_weights import DummyWeights  # noqa: E402
+from engine.cuda.few_rows import FewRowsModel  # noqa: E402
 from engine.cuda.runner import CudaRunner  # noqa: E402
 from engine.cuda.sampler import Draws, draw_rows  # noqa: E402
 from engine.model import Model  # noqa: E402
@@ -128,6 +129,24 @@ def test_chunks_mixed_batches_and_decode_steps_agree_with_the_reference(shape) -
     for _ in range(3):
         pair.step((first, 1), (second, 1), (third, 1))
     pair.step((second, 1))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=["llama", "qwen2", "qwen3", "window", "tied"])
+def test_few_row_kernels_agree_with_the_reference(shape) -> None:
+    torch.manual_seed(4)
+    pair = Pair(shape)
+    first, second = pair.begin("a", 17), pair.begin("b", 9)
+    pair.step((first, 16), (second, 8))
+    batch = [Scheduled(first, 1), Scheduled(second, 1)]
+    arrays = ragged_batch(batch, BLOCK_SIZE)
+    with torch.inference_mode():
+        backend = pair.runner._model.backend
+        few = FewRowsModel(pair.runner._model.weights, shape.rms_norm_eps)
+        assert few.serves()
+        found = few.run(backend.begin(arrays))  # type: ignore[arg-type]
+        expected = pair.reference.forward(arrays)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(pair.runner._kv, pair.kv, rtol=1e-4, atol=1e-4)
 
 
 def test_chunk_that_samples_nothing_has_no_token_and_all_its_kv() -> None:
