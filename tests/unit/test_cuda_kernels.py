@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 from engine.attention import paged_attention, token_slots  # noqa: E402
 from engine.cuda.kernels.activations import silu_mul  # noqa: E402
+from engine.cuda.kernels.block_hash import BlockHash, reference_hash  # noqa: E402
 from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention  # noqa: E402
 from engine.cuda.kernels.norms import add_rms_norm  # noqa: E402
 from engine.cuda.kernels.prefill_attention import prefill_attention  # noqa: E402
@@ -202,3 +203,40 @@ def test_normed_and_gated_product_of_few_rows(dtype, with_bias) -> None:
 def test_sizes_that_no_tile_divides_are_told() -> None:
     assert tiles_for(960, 576) == ProductTiles(32, 64)
     assert tiles_for(100, 576) is None
+
+
+@pytest.mark.parametrize("block_bytes", [256, 8192, 23040, 100_000, 1 << 18])
+def test_block_hash_is_that_of_the_reference(block_bytes) -> None:
+    pool = torch.randint(0, 256, (3 * block_bytes,), dtype=torch.uint8).to(DEVICE)
+    found = BlockHash(block_bytes, torch.device(DEVICE)).hash(
+        pool, torch.tensor([2, 0], device=DEVICE)
+    )
+    rows = pool.cpu().numpy().reshape(3, -1)
+    assert found.cpu().numpy().astype("<i8")[0].tobytes() == reference_hash(rows[2])
+    assert found.cpu().numpy().astype("<i8")[1].tobytes() == reference_hash(rows[0])
+
+
+def test_copy_gives_the_hash_of_what_it_wrote() -> None:
+    size = 20_000
+    source = torch.randint(0, 256, (4 * size,), dtype=torch.uint8).to(DEVICE)
+    target = torch.zeros(3 * size, dtype=torch.uint8, device=DEVICE)
+    ids = (torch.tensor([3, 1], device=DEVICE), torch.tensor([0, 2], device=DEVICE))
+    found = BlockHash(size, torch.device(DEVICE)).copy(source, target, *ids).cpu().numpy()
+    before, after = source.cpu().numpy().reshape(4, -1), target.cpu().numpy().reshape(3, -1)
+    assert (after[0] == before[3]).all()
+    assert (after[2] == before[1]).all()
+    assert not after[1].any()
+    assert found.astype("<i8")[0].tobytes() == reference_hash(before[3])
+
+
+def test_block_hash_tells_blocks_apart_that_faults_make() -> None:
+    block = np.random.default_rng(1).integers(0, 256, 40_960, dtype=np.uint8)
+    faulty = [block.copy() for _ in range(7)]
+    faulty[0][12345] ^= 1
+    faulty[1][:4], faulty[1][4:8] = block[4:8], block[:4]
+    faulty[2][:4096], faulty[2][4096:8192] = block[4096:8192], block[:4096]
+    faulty[3][:8192], faulty[3][8192:16384] = block[8192:16384], block[:8192]
+    faulty[4][-4096:] = 0
+    faulty[5][:] = 0
+    faulty[6] = np.roll(block, 4)
+    assert len({reference_hash(b) for b in (block, *faulty)}) == 8

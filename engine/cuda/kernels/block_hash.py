@@ -1,0 +1,135 @@
+"""The raw hash of KV blocks on the device, alone or of what a copy just wrote. Owns its definition.
+
+NH (Black et al., UMAC, CRYPTO 1999) over 32-bit words, in two lanes of 64 bits with keys of their own:
+
+    sum over chunks c and i < 1024 of  (a[c,i] + (k[i] ^ x[c])) · (b[c,i] + (l[i] ^ y[c]))   mod 2^64
+
+a chunk is 8 KiB, a its first half and b its second; words beyond the block are 0. A word's key depends on its
+place, so moved and swapped words show as well as changed ones. The sums are of integers: any order gives the same.
+Two blocks that differ are taken for equal with a probability of about 2^-64, faults being no attackers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+HALF = 1024
+"""Words of half a chunk."""
+CHUNK_WORDS = 2 * HALF
+_CHUNKS = 8
+"""Chunks of a program."""
+
+
+def hash_keys(words_per_block: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """([4, HALF] word keys, [chunks, 4] chunk keys); the same everywhere."""
+    num_chunks = -(-words_per_block // CHUNK_WORDS)
+    padded = -(-num_chunks // _CHUNKS) * _CHUNKS
+    stream = hashlib.shake_128(b"baton-nh128").digest(4 * (4 * HALF + 4 * padded))
+    words = np.frombuffer(stream, dtype="<i4")
+    return words[: 4 * HALF].reshape(4, HALF), words[4 * HALF :].reshape(padded, 4)
+
+
+def reference_hash(block: npt.NDArray[Any]) -> bytes:
+    """The 16 bytes of one block, in numpy."""
+    words = np.ascontiguousarray(block).view(np.uint32)
+    keys, chunk_keys = (table.view(np.uint32) for table in hash_keys(len(words)))
+    padded = np.zeros((len(chunk_keys), 2, HALF), dtype=np.uint32)
+    padded.reshape(-1)[: len(words)] = words
+    lanes = []
+    for lane in range(2):
+        first = padded[:, 0] + (keys[2 * lane] ^ chunk_keys[:, 2 * lane, None])
+        second = padded[:, 1] + (keys[2 * lane + 1] ^ chunk_keys[:, 2 * lane + 1, None])
+        lanes.append((first.astype(np.uint64) * second.astype(np.uint64)).sum(dtype=np.uint64))
+    return np.array(lanes, dtype="<u8").tobytes()
+
+
+@triton.jit
+def _wide(words, keys, chunk_key):
+    keyed = words + (keys ^ chunk_key)
+    return keyed.to(tl.uint32, bitcast=True).to(tl.uint64)
+
+
+@triton.jit
+def _hash_blocks(
+    source, target, source_ids, target_ids, keys, chunk_keys, sums, words_per_block, num_groups,
+    COPIES: tl.constexpr, HALF: tl.constexpr, CHUNKS: tl.constexpr,
+):  # fmt: skip
+    index, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    words = tl.arange(0, HALF)
+    key_0, key_1 = tl.load(keys + words), tl.load(keys + HALF + words)
+    key_2, key_3 = tl.load(keys + 2 * HALF + words), tl.load(keys + 3 * HALF + words)
+    block = source + tl.load(source_ids + index) * words_per_block
+    copied = target + tl.load(target_ids + index) * words_per_block
+    sum_0, sum_1 = tl.zeros([HALF], tl.uint64), tl.zeros([HALF], tl.uint64)
+    for step in tl.static_range(CHUNKS):
+        chunk = group * CHUNKS + step
+        places = chunk * (2 * HALF) + words
+        first = tl.load(block + places, mask=places < words_per_block, other=0)
+        second = tl.load(block + HALF + places, mask=places + HALF < words_per_block, other=0)
+        if COPIES:
+            tl.store(copied + places, first, mask=places < words_per_block)
+            tl.store(copied + HALF + places, second, mask=places + HALF < words_per_block)
+        chunk_key = chunk_keys + 4 * chunk
+        sum_0 += _wide(first, key_0, tl.load(chunk_key)) * _wide(
+            second, key_1, tl.load(chunk_key + 1)
+        )
+        sum_1 += _wide(first, key_2, tl.load(chunk_key + 2)) * _wide(
+            second, key_3, tl.load(chunk_key + 3)
+        )
+    place = sums + (index * num_groups + group) * 2
+    tl.store(place, tl.sum(sum_0, axis=0).to(tl.int64, bitcast=True))
+    tl.store(place + 1, tl.sum(sum_1, axis=0).to(tl.int64, bitcast=True))
+
+
+class BlockHash:
+    """The hash of blocks of one size, with its keys on the device."""
+
+    def __init__(self, block_bytes: int, device: torch.device) -> None:
+        """`block_bytes` must be a multiple of 16."""
+        self._words = block_bytes // 4
+        keys, chunk_keys = hash_keys(self._words)
+        self._keys = torch.from_numpy(keys.copy()).to(device)
+        self._chunk_keys = torch.from_numpy(chunk_keys.copy()).to(device)
+        self._groups = len(chunk_keys) // _CHUNKS
+
+    def hash(self, pool: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """[N, 2] int64 of the blocks `ids` [N] int64 of a pool of bytes."""
+        return self._run(pool, pool, ids, ids, copies=False)
+
+    def copy(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        source_ids: torch.Tensor,
+        target_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """Copy blocks from one pool into another; the hash of the words that were written."""
+        return self._run(source, target, source_ids, target_ids, copies=True)
+
+    def _run(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        source_ids: torch.Tensor,
+        target_ids: torch.Tensor,
+        *,
+        copies: bool,
+    ) -> torch.Tensor:
+        count = source_ids.shape[0]
+        shape = (count, self._groups, 2)
+        sums = torch.empty(shape, dtype=torch.int64, device=target.device)
+        _hash_blocks[(count, self._groups)](
+            source.view(torch.int32), target.view(torch.int32), source_ids, target_ids,
+            self._keys, self._chunk_keys, sums, self._words, self._groups,
+            COPIES=copies, HALF=HALF, CHUNKS=_CHUNKS, num_warps=8,
+        )  # fmt: skip
+        return sums.sum(dim=1)
