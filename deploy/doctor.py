@@ -21,7 +21,7 @@ from deploy.model_source import resolve_dtype
 from deploy.serve import claim_port
 from deploy.topology import cache_directory
 from engine.api.errors import ConfigError, TransferError
-from kvtransfer.transports.select import chosen_names, usable
+from kvtransfer.transports.select import ROADS_OF, chosen_names, usable
 from kvtransfer.transports.trial import round_trip_s
 
 if TYPE_CHECKING:
@@ -132,6 +132,11 @@ def transports() -> Iterator[Check]:
         for name, reason in usable().items():
             if reason is not None:
                 yield Check(f"transport {name}", "weak", reason)
+                continue
+            if name not in ROADS_OF["host"]:
+                yield Check(
+                    f"transport {name}", "good", "for blocks on a GPU: --device cuda takes it"
+                )
                 continue
             try:
                 seconds = round_trip_s(name, Path(directory))

@@ -43,16 +43,18 @@ if TYPE_CHECKING:
     from engine.api.fingerprint import Fingerprint
     from engine.api.messages import BlockOffer
     from engine.context import WorkerContext
-    from engine.kv_memory import KvMemory
     from engine.runner_api import Runner
     from engine.sequence import Sequence
     from kvtransfer.puller import Key
+    from kvtransfer.transport import BlockMemory
 
 
 class BlockProofs:
     """Digest headers and digests of a sequence's blocks."""
 
-    def __init__(self, memory: KvMemory, pool: BlockPool, block_size: int, context: WorkerContext):
+    def __init__(
+        self, memory: BlockMemory, pool: BlockPool, block_size: int, context: WorkerContext
+    ):
         self._memory = memory
         self._pool = pool
         self._block_size = block_size
@@ -67,19 +69,30 @@ class BlockProofs:
             identity = partial_block_identity(sequence.request_id, sequence.attempt)
         return digest_header(self._context.fingerprint_hash, identity, index, generation)
 
-    def cached_digest(self, key: bytes, index: int, block_id: int) -> bytes:
+    def cached_digests(
+        self, keys: SequenceOf[bytes], first_index: int, block_ids: SequenceOf[int]
+    ) -> list[bytes]:
         """See kvtransfer.shared_prefix.BlockProver."""
-        generation = self._pool.generation(block_id)
-        identity = full_block_identity(key)
-        header = digest_header(self._context.fingerprint_hash, identity, index, generation)
-        return block_digest(header, self._memory.block(block_id))
+        fingerprint, generation = self._context.fingerprint_hash, self._pool.generation
+        headers = [
+            digest_header(fingerprint, full_block_identity(key), index, generation(block_id))
+            for index, (key, block_id) in enumerate(zip(keys, block_ids, strict=True), first_index)
+        ]
+        return self._digests(headers, block_ids)
 
-    def digest(self, sequence: Sequence, index: int) -> bytes:
-        """Digest of the sequence's block `index` as it lies in the local pool."""
-        block_id = sequence.block_table[index]
-        generation = self._pool.generation(block_id)
-        header = self.header(sequence, index, generation, sequence.num_computed_tokens)
-        return block_digest(header, self._memory.block(block_id))
+    def digests(self, sequence: Sequence, indices: SequenceOf[int]) -> list[bytes]:
+        """See kvtransfer.shared_prefix.BlockProver."""
+        block_ids = [sequence.block_table[index] for index in indices]
+        computed, generation = sequence.num_computed_tokens, self._pool.generation
+        headers = [
+            self.header(sequence, index, generation(block_id), computed)
+            for index, block_id in zip(indices, block_ids, strict=True)
+        ]
+        return self._digests(headers, block_ids)
+
+    def _digests(self, headers: list[bytes], block_ids: SequenceOf[int]) -> list[bytes]:
+        materials = self._memory.materials(block_ids) if block_ids else []
+        return [block_digest(*pair) for pair in zip(headers, materials, strict=True)]
 
 
 class PullingFetcher:
@@ -129,7 +142,7 @@ class WorkerParts:
         self,
         spec: WorkerSpec,
         runner: Runner,
-        memory: KvMemory,
+        memory: BlockMemory,
         fingerprint: Fingerprint,
         context: WorkerContext,
     ) -> None:

@@ -9,15 +9,21 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 from engine.api.errors import ConfigError
 from engine.huge_pages import map_aligned, populate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class KvMemory:
     """`num_blocks` blocks of `block_bytes` each, contiguous, allocated at construction and not at first touch."""
+
+    kind = "host"
 
     def __init__(self, num_blocks: int, block_bytes: int) -> None:
         self.num_blocks = num_blocks
@@ -42,6 +48,19 @@ class KvMemory:
         """The bytes of one block, writable."""
         start = block_id * self.block_bytes
         return self.buffer[start : start + self.block_bytes]
+
+    def materials(self, block_ids: Sequence[int]) -> list[memoryview]:
+        """What stands for each block in its digest: its bytes."""
+        return [self.block(block_id) for block_id in block_ids]
+
+    def readable(self, first: int, count: int) -> memoryview:
+        """The bytes of `count` blocks from `first` on, where they lie."""
+        return self.buffer[first * self.block_bytes : (first + count) * self.block_bytes]
+
+    writable = readable
+
+    def written(self, first: int, count: int) -> None:
+        """The bytes are where they belong already."""
 
     def close(self) -> None:
         """Give the memory back; views still alive keep the mapping until they die."""

@@ -8,7 +8,9 @@
     80  8   generation of the source block
     88  4   0
 
-The header is hashed with the block's bytes, so right bytes in the wrong place fail as well.
+The header is hashed with what stands for the block (its memory's `materials`), so right bytes in the wrong place
+fail as well: the block's own bytes in host memory (digest "xxh3-128" of the fingerprint), on a GPU 16 bytes of a hash
+made there ("nh128-xxh3").
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 _HEADER = struct.Struct("<8s32s32sqqI")
 _MAGIC = b"baton-k1"
 DIGEST_BYTES = 16
+DIGEST_NAMES = {"host": "xxh3-128", "cuda": "nh128-xxh3"}
+"""The fingerprint's name of it for each kind of memory."""
 
 
 def full_block_identity(key: bytes) -> bytes:
@@ -43,8 +47,8 @@ def digest_header(fingerprint: bytes, identity: bytes, index: int, generation: i
     return _HEADER.pack(_MAGIC, fingerprint, identity, index, generation, 0)
 
 
-def block_digest(header: bytes, block: Buffer) -> bytes:
-    """xxh3-128 of header and block, 16 bytes; about 26 GB/s a core."""
+def block_digest(header: bytes, material: Buffer) -> bytes:
+    """xxh3-128 of header and what stands for the block, 16 bytes; about 26 GB/s a core."""
     state = xxhash.xxh3_128(header)
-    state.update(block)
+    state.update(material)
     return state.digest()

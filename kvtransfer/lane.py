@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from engine.api.messages import PeerAddress
-    from engine.kv_memory import KvMemory
     from kvtransfer.pull import Key, PullJob
-    from kvtransfer.transport import KvLink, Transport
+    from kvtransfer.transport import BlockMemory, KvLink, Transport
 
 log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 3.0
@@ -48,7 +47,7 @@ MAX_STRIKES = 3
 class Proof:
     """The digest check of one job, called from whatever threads the link copies with."""
 
-    def __init__(self, job: PullJob, memory: KvMemory) -> None:
+    def __init__(self, job: PullJob, memory: BlockMemory) -> None:
         self._job = job
         self._memory = memory
         self._lock = threading.Lock()
@@ -58,9 +57,9 @@ class Proof:
     def landed(self, first: int, end: int) -> None:
         """See kvtransfer.transport.Landed; raises DigestMismatch."""
         job, start_s = self._job, time.perf_counter()
-        for index in range(first, end):
-            block = self._memory.block(job.target_ids[index])
-            if block_digest(job.headers[index], block) != job.digests[index]:
+        materials = self._memory.materials(job.target_ids[first:end])
+        for index, material in enumerate(materials, first):
+            if block_digest(job.headers[index], material) != job.digests[index]:
                 raise DigestMismatch(
                     f"block {job.source_ids[index]} is not what {job.source.worker_id} promised"
                 )
@@ -75,7 +74,7 @@ class Lane:
     def __init__(
         self,
         source: PeerAddress,
-        memory: KvMemory,
+        memory: BlockMemory,
         transports: Mapping[str, Transport],
         deliver: Callable[[PullDone], None],
     ) -> None:

@@ -20,8 +20,7 @@ from kvtransfer.pull import Key, PullCounters, PullDone, PullJob
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from engine.kv_memory import KvMemory
-    from kvtransfer.transport import Transport
+    from kvtransfer.transport import BlockMemory, Transport
 
 __all__ = ["Key", "PullCounters", "PullDone", "PullJob", "Puller"]
 MAX_LANES = 256
@@ -32,7 +31,7 @@ _Start = tuple[str, str]
 class Puller:
     """One lane for each start of a worker that we pull from; all methods are for the engine loop."""
 
-    def __init__(self, memory: KvMemory, transports: Mapping[str, Transport]) -> None:
+    def __init__(self, memory: BlockMemory, transports: Mapping[str, Transport]) -> None:
         self.counters = PullCounters()
         self._memory = memory
         self._transports = transports

@@ -35,12 +35,15 @@ Key = tuple[str, int]
 class BlockProver(Protocol):
     """Digests of blocks of the local pool."""
 
-    def digest(self, sequence: Sequence, index: int) -> bytes:
-        """Digest of the sequence's block `index` as it lies in the pool now."""
+    def digests(self, sequence: Sequence, indices: SequenceOf[int]) -> list[bytes]:
+        """Digests of the sequence's blocks `indices` as they lie in the pool now."""
         ...
 
-    def cached_digest(self, key: bytes, index: int, block_id: int) -> bytes:
-        """Digest of a cached full block with content key `key`, as block `index` of a reader's prompt."""
+    def cached_digests(
+        self, keys: SequenceOf[bytes], first_index: int, block_ids: SequenceOf[int]
+    ) -> list[bytes]:
+        """Digests of cached full blocks with content keys `keys`, as the blocks of a reader's prompt from
+        `first_index` on."""
         ...
 
 
@@ -117,22 +120,18 @@ class Lender:
             attempt=message.attempt,
             lease_id=lease_id,
             first_block=message.first_block,
-            offers=[
-                self._offer(block_key, index, block_id)
-                for index, (block_key, block_id) in enumerate(
-                    zip(message.keys, hold.block_ids, strict=False), start=message.first_block
-                )
-            ],
+            offers=self._offers(message, hold.block_ids),
         )
         if not self._outbox.reply(identity, found):
             self.end(key)
 
-    def _offer(self, key: bytes, index: int, block_id: int) -> BlockOffer:
-        return BlockOffer(
-            block_id=block_id,
-            generation=self._pool.generation(block_id),
-            digest=self._exchange.prover.cached_digest(key, index, block_id),
-        )
+    def _offers(self, message: Lookup, block_ids: SequenceOf[int]) -> list[BlockOffer]:
+        keys, prover = message.keys[: len(block_ids)], self._exchange.prover
+        digests = prover.cached_digests(keys, message.first_block, block_ids)
+        return [
+            BlockOffer(block_id=block_id, generation=self._pool.generation(block_id), digest=digest)
+            for block_id, digest in zip(block_ids, digests, strict=True)
+        ]
 
     def end(self, key: Key) -> None:
         """The reader has what it wants, or wants nothing any more. Idempotent."""

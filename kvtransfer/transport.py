@@ -11,15 +11,46 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from engine.api.errors import ConfigError
+from engine.kv_memory import KvMemory
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.kv_memory import KvMemory
+    from typing_extensions import Buffer
+
     from kvtransfer.lease import LeaseTable
 
 Landed = Callable[[int, int], None]
 """Called as landed(first, end) once target_ids[first:end] hold what was read, each position once, in
 any order, from the reading thread or a helper of it. What it raises ends the read."""
+
+
+class BlockMemory(Protocol):
+    """A pool's bytes, in host memory or on a GPU. `kind` is host or cuda; `fd` stands for it towards processes of
+    this host."""
+
+    kind: str
+    num_blocks: int
+    block_bytes: int
+    size_bytes: int
+    fd: int
+
+    def materials(self, block_ids: Sequence[int]) -> Sequence[Buffer]:
+        """What stands for each block in its digest, see kvtransfer.digest."""
+        ...
+
+    def readable(self, first: int, count: int) -> memoryview:
+        """The bytes of a run of blocks, for as long as the view lives."""
+        ...
+
+    def writable(self, first: int, count: int) -> memoryview:
+        """Where to put the bytes of a run of blocks, until `written`; one at a time in a thread."""
+        ...
+
+    def written(self, first: int, count: int) -> None:
+        """The run that `writable` gave is filled; returns when the blocks have it."""
+        ...
 
 
 def ignore_landed(first: int, end: int) -> None:
@@ -32,10 +63,19 @@ class LocalPool:
     """The pool of this worker as a transport needs it. `fingerprint` is the hash of what its bytes
     mean; two pools that both say one must say the same."""
 
-    memory: KvMemory
+    memory: BlockMemory
     leases: LeaseTable
     incarnation: str
     fingerprint: bytes = b""
+
+    @property
+    def host_memory(self) -> KvMemory:
+        """The pool's memory for roads that read it in place. Raises ConfigError when it is on a GPU."""
+        if not isinstance(self.memory, KvMemory):
+            raise ConfigError(
+                f"this road needs blocks in host memory; they are on {self.memory.kind}"
+            )
+        return self.memory
 
 
 class KvServer(Protocol):

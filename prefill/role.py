@@ -21,6 +21,8 @@ from engine.api.messages import Announce, Attach, BlockOffer, Gone, Lookup, Outp
 from kvtransfer.shared_prefix import Lender, PeerOutbox, PrefixReader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
     from engine.api.messages import PeerMessage, Prefill
     from engine.api.sampling import SampledToken
     from engine.context import WorkerContext
@@ -217,14 +219,15 @@ class PrefillRole:
         num_blocks = -(-num_tokens // block_size) if done else num_tokens // block_size
         if num_blocks <= offer.announced and not done:
             return
-        indices = [] if offer.finish_reason else range(offer.announced, num_blocks)
+        first = num_blocks if offer.finish_reason else offer.announced
+        indices = range(first, num_blocks)
         message = Announce(
             incarnation=self.context.incarnation,
             request_id=sequence.request_id,
             attempt=sequence.attempt,
             lease_id=offer.lease_id,
             first_block=offer.announced,
-            offers=[self._block_offer(sequence, index) for index in indices],
+            offers=self._block_offers(sequence, indices),
             num_tokens=num_tokens,
             last=done,
             first_token=offer.first_token,
@@ -235,13 +238,14 @@ class PrefillRole:
         if offer.finish_reason:
             self.end(sequence.key)
 
-    def _block_offer(self, sequence: Sequence, index: int) -> BlockOffer:
-        block_id = sequence.block_table[index]
-        return BlockOffer(
-            block_id=block_id,
-            generation=self.scheduler.allocator.pool.generation(block_id),
-            digest=self.prover.digest(sequence, index),
-        )
+    def _block_offers(self, sequence: Sequence, indices: SequenceOf[int]) -> list[BlockOffer]:
+        pool, table = self.scheduler.allocator.pool, sequence.block_table
+        return [
+            BlockOffer(
+                block_id=table[index], generation=pool.generation(table[index]), digest=digest
+            )
+            for index, digest in zip(indices, self.prover.digests(sequence, indices), strict=True)
+        ]
 
     def end(self, key: Key) -> None:
         """The request is over here: aborted or finished. Idempotent; the blocks stay in the prefix cache."""

@@ -73,7 +73,7 @@ class DeviceMemory:
     def _stream(self) -> torch.cuda.Stream:
         """A stream of the calling thread."""
         if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream(self._device)
+            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream: torch.cuda.Stream = self._local.stream
         return stream
 
@@ -105,11 +105,16 @@ class DeviceMemory:
             hashes = self._hash.copy(peer.tensor, self._tensor, ids[:count], ids[count:]).cpu()
         self._fresh.update(zip(target_ids, _split(hashes), strict=True))
 
+    def forget(self, block_ids: Sequence[int]) -> None:
+        """Whatever `copy_from` noted of these blocks is not asked for any more."""
+        for block_id in block_ids:
+            self._fresh.pop(block_id, None)
+
     def readable(self, first: int, count: int) -> memoryview:
         """The bytes of `count` blocks from `first` on, copied to pinned memory of their own."""
         with torch.cuda.stream(self._stream()):
             host = self._span(first, count).to("cpu", non_blocking=False)
-        return memoryview(host.numpy())
+        return memoryview(host.numpy())  # type: ignore[arg-type]
 
     def writable(self, first: int, count: int) -> memoryview:
         """Host memory for `count` blocks from `first` on; what is in it goes to the device by `written`."""

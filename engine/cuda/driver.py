@@ -26,11 +26,11 @@ class DriverError(BatonError):
 
 
 class _Location(Structure):
-    _fields_ = (("type", c_int), ("id", c_int))
+    _fields_ = (("type", c_int), ("id", c_int))  # type: ignore[mutable-override]
 
 
 class _Flags(Structure):
-    _fields_ = (
+    _fields_ = (  # type: ignore[mutable-override]
         ("compression", c_ubyte),
         ("gpu_direct_rdma", c_ubyte),
         ("usage", c_ushort),
@@ -39,7 +39,7 @@ class _Flags(Structure):
 
 
 class _Properties(Structure):
-    _fields_ = (
+    _fields_ = (  # type: ignore[mutable-override]
         ("type", c_int),
         ("handle_types", c_int),
         ("location", _Location),
@@ -49,7 +49,7 @@ class _Properties(Structure):
 
 
 class _Access(Structure):
-    _fields_ = (("location", _Location), ("flags", c_int))
+    _fields_ = (("location", _Location), ("flags", c_int))  # type: ignore[mutable-override]
 
 
 @functools.cache
@@ -133,7 +133,7 @@ class Mapping:
             ctypes.c_void_p(descriptor),
             _POSIX_DESCRIPTOR,
         )
-        return cls(handle.value, num_bytes, device, writable=True)
+        return cls(handle.value, num_bytes, device, writable=False)
 
     def export(self) -> int:
         """A descriptor by which another process can import the memory; the caller closes it."""

@@ -46,7 +46,7 @@ class InProcessLink:
         self._directory = directory
         self._address = address
         self._incarnation = incarnation
-        self._memory = pool.memory
+        self._memory = pool.host_memory
         self._interrupted = False
 
     def source(self) -> LocalPool:
@@ -71,7 +71,7 @@ class InProcessLink:
         """See KvLink."""
         self.confirm(lease_id, source_ids, timeout_s)
         for position, (source, target) in enumerate(zip(source_ids, target_ids, strict=True)):
-            self._memory.block(target)[:] = self.source().memory.block(source)
+            self._memory.block(target)[:] = self.source().host_memory.block(source)
             landed(position, position + 1)
 
     def confirm(self, lease_id: str, source_ids: Sequence[int], timeout_s: float) -> None:

@@ -93,7 +93,7 @@ class NixlServer(RequestServer):
     def __init__(self, channels: Channels, host: str, port: int, pool: LocalPool) -> None:
         super().__init__(channels, tcp_endpoint(host, port), pool)
         self._agent = Agent(pool.incarnation, host)
-        self._registrations = Registrations(self._agent, pool.memory)
+        self._registrations = Registrations(self._agent, pool.host_memory)
         self._attaching_until_s = 0.0
         self._nonce = np.frombuffer(secrets.token_bytes(NONCE_BYTES), dtype=np.uint8).copy()
         self._nonce_extent: Extent = (int(self._nonce.ctypes.data), NONCE_BYTES)
@@ -159,8 +159,8 @@ class NixlLink(RequestLink):
     ) -> None:
         super().__init__(channels, address, greeting, MAX_METADATA_BYTES + (64 << 10))
         self._agent = agent
-        self._memory = pool.memory
-        self._target_base = address_of(pool.memory)
+        self._memory = pool.host_memory
+        self._target_base = address_of(pool.host_memory)
         self._source_base = 0
         self._source = ""
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.api.addresses import is_loopback
 from engine.api.errors import ConfigError
+from kvtransfer.transports.cuda_ipc import CudaTransport
 from kvtransfer.transports.rdma import has_rdma
 from kvtransfer.transports.shm import ShmTransport
 from kvtransfer.transports.zmq_tcp import ZmqTransport
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from engine.api.channels import Channels
     from kvtransfer.transport import LocalPool, Transport
 
-PREFERENCE = ("shm", "nixl", "ucx", "zmq")
-"""Best first. shm copies at memory speed but needs one host. nixl reads one-sidedly over RDMA, so
+PREFERENCE = ("cuda", "shm", "nixl", "ucx", "zmq")
+"""Best first. cuda copies from GPU memory to GPU memory of one host. shm copies at memory speed but needs one host. nixl reads one-sidedly over RDMA, so
 the source's cores do nothing; ucx reaches RDMA too. zmq works everywhere, and over plain TCP it is
 faster than nixl and ucx (docs/LOG.md): `auto` takes those two only where there is an RDMA device."""
 _NEED_RDMA = ("nixl", "ucx")
@@ -28,6 +28,9 @@ _BARE = ("nixl", "ucx")
 """Neither encrypts nor authenticates what it carries."""
 TRUSTED = "trusted"
 """The value of --kv-network by which an operator vouches for everybody on the network."""
+
+ROADS_OF = {"host": ("shm", "nixl", "ucx", "zmq"), "cuda": ("cuda", "zmq")}
+"""What serves each kind of memory; blocks on a GPU go over zmq by way of pinned memory."""
 
 _PACKAGES = {
     "nixl": (("nixl_cu12", "nixl_cu13", "nixl"), "nixl-cu12"),
@@ -41,6 +44,8 @@ def usable() -> dict[str, str | None]:
 
 
 def _obstacle(name: str) -> str | None:
+    if name == "cuda" and not Path("/dev/nvidiactl").exists():
+        return "for blocks on a GPU (--device cuda): there is no NVIDIA GPU here"
     if name == "shm" and not hasattr(os, "memfd_create"):
         return "needs memfd_create (Linux)"
     modules, package = _PACKAGES.get(name, ((), ""))
@@ -49,11 +54,13 @@ def _obstacle(name: str) -> str | None:
     return None
 
 
-def chosen_names(choice: str, peer_host: str = "127.0.0.1", network: str = "") -> tuple[str, ...]:
-    """The transports that `--transport` and `--kv-network` allow at `peer_host`, best first."""
+def chosen_names(
+    choice: str, peer_host: str = "127.0.0.1", network: str = "", kind: str = "host"
+) -> tuple[str, ...]:
+    """The transports that `--transport` and `--kv-network` allow at `peer_host` for memory of that kind, best first."""
     may_be_bare = is_loopback(peer_host) or network == TRUSTED
     if choice == "auto":
-        works = [name for name, reason in usable().items() if reason is None]
+        works = [n for n, reason in usable().items() if reason is None and n in ROADS_OF[kind]]
         has_device = has_rdma() and may_be_bare
         return tuple(name for name in works if has_device or name not in _NEED_RDMA)
     if choice in _BARE and not may_be_bare:
@@ -65,6 +72,11 @@ def chosen_names(choice: str, peer_host: str = "127.0.0.1", network: str = "") -
     if reason is not None:
         known = ", ".join(PREFERENCE)
         raise ConfigError(f"--transport {choice}: {reason}; choose auto or one of {known}")
+    if choice not in ROADS_OF[kind]:
+        roads = ", ".join(ROADS_OF[kind])
+        raise ConfigError(
+            f"--transport {choice}: it does not reach blocks in {kind} memory; choose auto or one of {roads}"
+        )
     return (choice,)
 
 
@@ -80,8 +92,10 @@ def make_transports(
     """The chosen transports by name, best first. `socket_path` is where shm listens. On a trusted
     network blocks go unencrypted; what nixl and ucx agree on beforehand is encrypted there too."""
     made: dict[str, Transport] = {}
-    for name in chosen_names(choice, peer_host, network):
-        if name == "shm":
+    for name in chosen_names(choice, peer_host, network, pool.memory.kind):
+        if name == "cuda":
+            made[name] = CudaTransport(pool, socket_path.with_suffix(".cuda"))
+        elif name == "shm":
             made[name] = ShmTransport(pool, socket_path)
         elif name == "zmq":
             ways = channels.unencrypted() if network == TRUSTED else channels

@@ -193,7 +193,7 @@ class UcxServer(RequestServer):
         self.send(identity, READ, ReadReply(number=request.number, error=error))
         if error:
             return
-        memory, size = self.pool.memory, self.pool.memory.block_bytes
+        memory, size = self.pool.host_memory, self.pool.memory.block_bytes
         for index, (first, count) in enumerate(request.runs):
             view = memory.buffer[first * size : (first + count) * size]
             tag = (request.number << _TAG_SHIFT) + index
@@ -235,7 +235,7 @@ class UcxLink(RequestLink):
         pool: LocalPool,
         timeout_s: float,
     ) -> None:
-        self._memory = pool.memory
+        self._memory = pool.host_memory
         self._endpoint: Any = None
         super().__init__(channels, address, greeting, 64 << 10)
         self.open(timeout_s)

@@ -62,10 +62,9 @@ class ZmqServer(RequestServer):
             self.send(identity, READ, header)
             return
         self.router.send_multipart([identity, READ, wire.encode(header)], zmq.SNDMORE)
-        memory, size = self.pool.memory, self.pool.memory.block_bytes
         last = len(request.runs) - 1
         for position, (first, count) in enumerate(request.runs):
-            view = memory.buffer[first * size : (first + count) * size]
+            view = self.pool.memory.readable(first, count)
             self.router.send(view, zmq.SNDMORE if position < last else 0, copy=False)
 
 
@@ -123,13 +122,13 @@ class ZmqLink(RequestLink):
         """One reply into its blocks."""
         if self.receive_header().number != asked.number:
             raise TransferError("a reply came out of order")
-        size = self._memory.block_bytes
         for run in asked.runs:
             if not self.socket.getsockopt(zmq.RCVMORE):
                 raise TransferError("a reply was shorter than asked for")
-            target = self._memory.buffer[run.target * size : (run.target + run.length) * size]
+            target = self._memory.writable(run.target, run.length)
             if self.socket.recv_into(target) != len(target):
                 raise TransferError("a reply's frame has another length than asked for")
+            self._memory.written(run.target, run.length)
         if self.socket.getsockopt(zmq.RCVMORE):
             raise TransferError("a reply was longer than asked for")
 

@@ -24,8 +24,8 @@ from engine.api.errors import OutOfReach, PeerLost
 from engine.api.ids import files_identity
 from engine.api.messages import PeerAddress, Pulled
 from kvtransfer.peers import FromReader, PeerNetwork
+from kvtransfer.transports.descriptors import path_at
 from kvtransfer.transports.select import usable
-from kvtransfer.transports.shm import path_at
 from tests.e2e.fault_proxy import Fault, FaultProxy
 from tests.e2e.launcher_driver import MODEL
 from tests.e2e.transport_rig import ProcessPeer, Reader, start_peer

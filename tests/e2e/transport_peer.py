@@ -19,8 +19,9 @@ from engine.block_pool import BlockPool, Hold
 from engine.kv_memory import KvMemory
 from kvtransfer.lease import LeaseTable
 from kvtransfer.transport import KvServer, LocalPool
+from kvtransfer.transports.descriptors import path_at
 from kvtransfer.transports.select import make_transports
-from kvtransfer.transports.shm import ShmServer, path_at
+from kvtransfer.transports.shm import ShmServer
 from kvtransfer.transports.zmq_tcp import ZmqServer
 
 if TYPE_CHECKING:

@@ -79,6 +79,9 @@ class Memory:
     def block(self, block_id: int) -> memoryview:
         return self._bytes[block_id * self.block_bytes : (block_id + 1) * self.block_bytes]
 
+    def materials(self, block_ids: SequenceOf[int]) -> list[memoryview]:
+        return [self.block(block_id) for block_id in block_ids]
+
 
 @dataclass
 class Policy:

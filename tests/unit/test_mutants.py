@@ -180,9 +180,9 @@ def landed_bytes_are_proven() -> None:
     header = digest_header(b"f" * 32, b"i" * 32, 0, 1)
     source = PeerAddress(worker_id="P", incarnation="p", host="", control="", transports={})
     job = PullJob(("r", 1), source, "l", [0], [0], [header], [block_digest(header, b"right")])
-    memory = SimpleNamespace(block=lambda _: b"wrong")
+    memory = SimpleNamespace(materials=lambda ids: [b"wrong" for _ in ids])
     try:
-        Proof(job, memory).landed(0, 1)  # type: ignore[arg-type]
+        Proof(job, memory).landed(0, 1)
     except DigestMismatch:
         return
     raise AssertionError("wrong bytes were taken")

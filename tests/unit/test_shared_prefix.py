@@ -43,8 +43,10 @@ class Surroundings:
         self.replies.append(message)
         return self.is_reader_there
 
-    def cached_digest(self, key: bytes, index: int, block_id: int) -> bytes:
-        return key
+    def cached_digests(
+        self, keys: list[bytes], first_index: int, block_ids: list[int]
+    ) -> list[bytes]:
+        return list(keys)
 
     def fetch(self, source, lease_id, sequence, first_block, offers, timeout_s) -> None:
         self.reads.append(len(offers))
