@@ -330,12 +330,12 @@ def run_pull(namespace: argparse.Namespace) -> int:
     from rich.console import Console
 
     from deploy.banner import PrepareProgress
-    from deploy.model_source import prepare
+    from deploy.model_source import prepare, resolve_dtype
     from deploy.options import dtype
     from deploy.topology import cache_directory
 
     try:
-        wanted = dtype(namespace.dtype)
+        wanted = resolve_dtype(dtype(namespace.dtype))
     except ValueError as error:
         raise ConfigError(f"--dtype: {error}") from None
     with PrepareProgress(Console(stderr=True)) as progress:

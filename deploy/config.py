@@ -38,11 +38,14 @@ class ServeConfig:
     dtype: str
     max_model_len: int | None
     block_size: int
-    max_num_seqs: int
-    max_num_batched_tokens: int
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
     kv_cache_memory: int | None
     enable_prefix_caching: bool
     seed: int | None
+    device: str
+    gpu_memory_utilization: str
+    load_format: str
     backend: str
     transport: str
     kv_network: str
@@ -225,6 +228,8 @@ def _unset(name: str) -> str:
         "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each",
         "served-model-name": "the model's name",
         "chat-template": "the model's",
+        "max-num-seqs": "64, on a GPU 256",
+        "max-num-batched-tokens": "512, on a GPU 8192",
         "ray-worker-cpus": "1, and none beside slots",
         "seed": "drawn for each request",
         "otlp-traces-endpoint": "no traces",

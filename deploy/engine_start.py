@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.kv_memory import KvMemory
-from engine.prepared import fingerprint
+from engine.prepared import fingerprint, kv_block_bytes, read_manifest
+from kvtransfer.digest import DIGEST_NAMES
 
 if TYPE_CHECKING:
     from deploy.specs import WorkerSpec
     from engine.api.fingerprint import Fingerprint
     from engine.runner_api import Runner
+    from kvtransfer.transport import BlockMemory
 
 MOCK_BACKEND = "mock"
 
@@ -23,7 +27,7 @@ class StartedEngine:
     """A runner, the memory it writes to, and what its blocks mean."""
 
     runner: Runner
-    memory: KvMemory
+    memory: BlockMemory
     fingerprint: Fingerprint
 
 
@@ -31,6 +35,8 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     """Load, reserve and warm up; ConfigError says what cannot work."""
     directory = Path(spec.model.directory)
     layout = fingerprint(directory, spec.block_size)
+    if spec.device == "cuda":
+        return _start_on_gpu(spec, directory, layout)
     if spec.backend == MOCK_BACKEND:
         memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
         return StartedEngine(AttestingRunner(memory, spec.block_size), memory, layout)
@@ -47,3 +53,17 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     runner = ModelRunner.load(directory, options)
     runner.warm_up()
     return StartedEngine(runner, runner.kv_memory, layout)
+
+
+def _start_on_gpu(spec: WorkerSpec, directory: Path, layout: Fingerprint) -> StartedEngine:
+    from engine.cuda.device_memory import DeviceMemory
+    from engine.cuda.runner import CudaRunner
+
+    block_bytes = kv_block_bytes(spec.model.config, spec.block_size, read_manifest(directory).dtype)
+    memory = DeviceMemory(spec.num_blocks, block_bytes)
+    runner = CudaRunner.load(
+        directory, memory, block_size=spec.block_size, max_num_seqs=spec.max_num_seqs
+    )
+    runner.warm_up()
+    digest = DIGEST_NAMES[memory.kind]
+    return StartedEngine(runner, memory, msgspec.structs.replace(layout, digest=digest))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.backoff import Backoff
+from deploy.gpu_plan import least_used
 from deploy.launcher_control import ControlLink
 from deploy.launcher_process import ChildProcess
 from deploy.memory import available_bytes, check_one_more
@@ -149,7 +150,7 @@ class Launcher:
         slot.started_s = self._clock.now_s()
         slot.process = ChildProcess(
             command,
-            child_environment(slot.num_threads),
+            child_environment(slot.num_threads, _gpu_of(slot.spec)),
             on_line=lambda line: self._say(slot.name, line),
             on_exit=lambda status: self._on_exit(slot, status),
             pass_fds=(writing,) if is_coordinator else _inherited(slot.spec),
@@ -238,9 +239,12 @@ class Launcher:
         now_s = self._clock.now_s()
         slots = [slot for slot in self._slots.values() if isinstance(slot.spec, WorkerSpec)]
         starting = sum(now_s - slot.started_s < SETTLE_S for slot in slots)
-        model = self.plan.workers[0]
+        model = self.plan.like(order.role)
         try:
-            check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
+            if (
+                model.device == "cpu"
+            ):  # a GPU's own memory is asked for by the worker, whose start may fail
+                check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
         except ConfigError as error:
             self._refuse(order.worker_id, str(error))
             return
@@ -252,6 +256,7 @@ class Launcher:
             role=order.role,
             cores=cores,
             num_threads=len(cores) or model.num_threads,
+            visible_devices=least_used(workers, model),
         )
         self._add(Slot(spec.worker_id, spec, spec.num_threads, is_new=True))
 
@@ -337,6 +342,10 @@ def _start_failure(slot: Slot, status: int) -> Exception:
     said = f": {lines[0]}" if lines else ""
     message = f"{slot.name} {ending(status)} while starting{said}"
     return ConfigError(message) if status == 2 else WorkerLost(message)
+
+
+def _gpu_of(spec: CoordinatorSpec | WorkerSpec) -> str | None:
+    return spec.visible_devices if isinstance(spec, WorkerSpec) else None
 
 
 def _inherited(spec: CoordinatorSpec | WorkerSpec) -> tuple[int, ...]:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from engine.prepared import Dtype
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
+DUMMY = "dummy"
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -75,11 +76,12 @@ def find_source(model: str) -> Source:
     return Source("hub", model, model)
 
 
-def resolve_dtype(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> Dtype:
-    """auto is bfloat16 where the processor computes in it, else float32."""
-    if dtype == "bfloat16" or (dtype == "auto" and _BF16_FLAGS & _cpu_flags(cpuinfo)):
-        return "bfloat16"
-    return "float32"
+def resolve_dtype(dtype: str, device: str = "cpu", cpuinfo: Path = Path("/proc/cpuinfo")) -> Dtype:
+    """auto is bfloat16 on a GPU and where the processor computes in it, else float32."""
+    if dtype != "auto":
+        return "bfloat16" if dtype == "bfloat16" else "float32"
+    computes = device == "cuda" or _BF16_FLAGS & _cpu_flags(cpuinfo)
+    return "bfloat16" if computes else "float32"
 
 
 def _cpu_flags(cpuinfo: Path) -> set[str]:
@@ -121,17 +123,20 @@ def _download(hub_id: str) -> Path:
 def prepare(
     model: str,
     served_names: tuple[str, ...],
-    dtype: str,
+    dtype: Dtype,
     cache: Path,
     progress: Callable[[str, float], None],
+    *,
+    is_dummy: bool = False,
 ) -> PreparedModel:
-    """A model that workers can map: fetched, and converted once. ConfigError when it cannot be."""
-    source, concrete = find_source(model), resolve_dtype(dtype)
+    """A model that workers can map: fetched, and converted once. ConfigError when it cannot be. A dummy one has
+    a shape and a tokenizer, and no weights."""
+    source = find_source(model)
     files = fetch(source, cache, progress)
-    directory = find_prepared(files, cache, concrete)
+    directory = find_prepared(files, cache, dtype, is_dummy=is_dummy)
     if directory is None:
-        _convert(files, cache, concrete, progress)
-        directory = find_prepared(files, cache, concrete)
+        _convert(files, cache, (dtype, *([DUMMY] if is_dummy else [])), progress)
+        directory = find_prepared(files, cache, dtype, is_dummy=is_dummy)
     if directory is None:
         raise ConfigError(f"model: preparing {model!r} left nothing in {cache}; is the disk full?")
     manifest = read_manifest(directory)
@@ -147,9 +152,9 @@ def prepare(
 
 
 def _convert(
-    files: Path, cache: Path, dtype: Dtype, progress: Callable[[str, float], None]
+    files: Path, cache: Path, how: tuple[str, ...], progress: Callable[[str, float], None]
 ) -> None:
-    command = [sys.executable, "-P", "-m", "deploy.prepare_main", str(files), str(cache), dtype]
+    command = [sys.executable, "-P", "-m", "deploy.prepare_main", str(files), str(cache), *how]
     failure = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=child_environment()) as child:
         assert child.stdout is not None

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from deploy.affinity import parse_affinity
 from deploy.autoscale import DEFAULT_SLO, autoscale_text, slo_text
+from deploy.gpu_plan import DEFAULT_UTILIZATION, utilization_text
 from deploy.memory import parse_bytes
 from deploy.ray_launch.ray_address import parse_ray_address
 from deploy.topology import Pools, parse_pd
@@ -114,6 +115,11 @@ def dtype(value: str) -> str:
     return choice("auto", "float32", "bfloat16")({"float": "float32"}.get(value, value))
 
 
+def load_format(value: str) -> str:
+    """What vLLM calls safetensors and gguf is found from the files."""
+    return choice("auto", "dummy")({"safetensors": "auto", "gguf": "auto"}.get(value, value))
+
+
 def block_size(value: str) -> int:
     """A power of two: kernels and block keys rely on it."""
     number = whole(1, 256)(value)
@@ -163,7 +169,7 @@ OPTIONS = (
         "dtype",
         dtype,
         "auto",
-        "auto, float32 or bfloat16; auto is bfloat16 where the CPU computes in it",
+        "auto, float32 or bfloat16; auto is bfloat16 where the processor computes in it",
     ),
     Option(
         "max-model-len",
@@ -177,16 +183,16 @@ OPTIONS = (
     Option(
         "max-num-seqs",
         whole(1, 4096),
-        64,
-        "sequences running at once on a worker",
+        None,
+        "sequences running at once on a worker (default: 64, on a GPU 256)",
         ("max-running-requests",),
         "N",
     ),
     Option(
         "max-num-batched-tokens",
         whole(16, 1 << 20),
-        512,
-        "tokens in one step: a prefill chunk",
+        None,
+        "tokens in one step: a prefill chunk (default: 512, on a GPU 8192)",
         ("chunked-prefill-size",),
         "N",
     ),
@@ -201,6 +207,27 @@ OPTIONS = (
     Option("enable-prefix-caching", switch, ON, "reuse KV blocks of equal prefixes", kind="switch"),
     Option(
         "seed", whole(0), None, "seed of requests that bring none (default: drawn)", metavar="N"
+    ),
+    Option(
+        "device",
+        choice("auto", "cpu", "cuda"),
+        "auto",
+        "auto (a GPU where there is one), cpu or cuda",
+    ),
+    Option(
+        "gpu-memory-utilization",
+        utilization_text,
+        DEFAULT_UTILIZATION,
+        "part of a GPU for all its workers, or each role's as prefill=0.3,decode=0.6",
+        ("mem-fraction-static",),
+        "PART",
+    ),
+    Option(
+        "load-format",
+        load_format,
+        "auto",
+        "auto, or dummy: random weights of the model's shape, for measuring on a GPU",
+        metavar="FORMAT",
     ),
     Option(
         "backend",

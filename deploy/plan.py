@@ -6,6 +6,7 @@ Reads what the host has, and starts nothing.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.affinity import allowed_cores, quota_cores, share_cores
+from deploy.gpu_plan import assign, check_free, parse_utilization, pool_bytes_on
+from deploy.gpus import find_gpus, obstacle
 from deploy.memory import available_bytes, check_fits, default_kv_bytes, format_bytes
 from deploy.specs import CoordinatorSpec, PreparedModel, WorkerSpec
 from engine.api.errors import ConfigError
@@ -20,6 +23,7 @@ from engine.prepared import ELEMENT_BYTES
 
 if TYPE_CHECKING:
     from deploy.config import ServeConfig
+    from deploy.gpus import Gpu
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,12 @@ class Host:
     cores: tuple[int, ...]
     quota: float | None
     available_bytes: int
+    gpus: tuple[Gpu, ...] = ()
 
     @classmethod
     def here(cls) -> Host:
         """Read from the kernel."""
-        return cls(allowed_cores(), quota_cores(), available_bytes())
+        return cls(allowed_cores(), quota_cores(), available_bytes(), find_gpus())
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,10 @@ class Plan:
         workers = (msgspec.structs.replace(w, weights_fd=weights_fd) for w in self.workers)
         return Plan(self.coordinator, tuple(workers))
 
+    def like(self, role: str) -> WorkerSpec:
+        """A worker of that role, or any where none is planned: what one more is made like."""
+        return next((worker for worker in self.workers if worker.role == role), self.workers[0])
+
     @property
     def kv_tokens(self) -> int:
         """Tokens that one worker's KV pool holds."""
@@ -58,9 +67,10 @@ def make_plan(
     config: ServeConfig, model: PreparedModel, host: Host, run_directory: Path, port: int
 ) -> Plan:
     """Specs of all processes; ConfigError when the flags, the model and the host do not fit together."""
-    kv_bytes = pool_bytes(config, host)
-    num_blocks = count_blocks(config, model, kv_bytes)
-    max_model_len = context_length(config, model, num_blocks * config.block_size)
+    device = device_of(config, host)
+    places = _on_gpus(config, model, host) if device == "cuda" else _on_cpu(config, model, host)
+    kv_tokens = min(place.num_blocks for place in places) * config.block_size
+    max_model_len = context_length(config, model, kv_tokens)
     control = f"ipc://{run_directory / 'control.sock'}"
     shares = share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
     workers = tuple(
@@ -70,25 +80,92 @@ def make_plan(
             model=model,
             control=control,
             run_directory=str(run_directory),
+            device=device,
+            visible_devices=place.gpu,
             backend=config.backend,
             transport=config.transport,
             kv_network=config.kv_network,
             cores=share.cores,
             num_threads=share.num_threads,
             block_size=config.block_size,
-            num_blocks=num_blocks,
-            kv_cache_bytes=kv_bytes,
+            num_blocks=place.num_blocks,
+            kv_cache_bytes=place.kv_bytes,
             max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_seqs=limits_on(config, device)[1],
+            max_num_batched_tokens=limits_on(config, device)[0],
             enable_prefix_caching=config.enable_prefix_caching,
             lease_duration_s=config.kv_lease_duration,
             log_level=config.log_level,
         )
-        for (worker_id, role), share in zip(config.pools.worker_ids(), shares, strict=True)
+        for (worker_id, role), share, place in zip(
+            config.pools.worker_ids(), shares, places, strict=True
+        )
     )
     template = place_template(config.chat_template, run_directory)
     return Plan(_coordinator(config, model, control, port, max_model_len, template), workers)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One worker's KV pool, and the UUID of its GPU."""
+
+    kv_bytes: int
+    num_blocks: int
+    gpu: str | None = None
+
+
+def _on_cpu(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Place]:
+    kv_bytes = pool_bytes(config, host)
+    place = _Place(kv_bytes, count_blocks(config, model, kv_bytes))
+    return [place] * config.pools.total
+
+
+def _on_gpus(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Place]:
+    utilization = parse_utilization(config.gpu_memory_utilization)
+    roles = [role for _, role in config.pools.worker_ids()]
+    gpus = assign(len(roles), host.gpus)
+    uses = Counter(gpu.uuid for gpu in gpus)
+    limits = limits_on(config, "cuda")
+    places, taken = [], Counter[str]()
+    for role, gpu in zip(roles, gpus, strict=True):
+        room = pool_bytes_on(gpu, role, uses[gpu.uuid], utilization, model, limits)
+        kv_bytes = room if config.kv_cache_memory is None else config.kv_cache_memory
+        if kv_bytes > room:
+            raise ConfigError(
+                f"--kv-cache-memory: {format_bytes(kv_bytes)} are more than the {format_bytes(room)} that "
+                f"--gpu-memory-utilization leaves a {role} worker for its pool"
+            )
+        places.append(_Place(kv_bytes, count_blocks(config, model, kv_bytes), gpu.uuid))
+        taken[gpu.uuid] += (
+            int(utilization.part(role, uses[gpu.uuid]) * gpu.total_bytes) - room + kv_bytes
+        )
+    check_free(host.gpus, taken)
+    return places
+
+
+def device_of(config: ServeConfig, host: Host) -> str:
+    """cpu or cuda; ConfigError when a GPU is asked for and cannot be used."""
+    reason = obstacle(host.gpus)
+    if config.device == "cuda" and reason is not None:
+        raise ConfigError(f"--device cuda: {reason}; --device auto computes on the CPU then")
+    on_gpu = config.device == "cuda" or (
+        config.device == "auto" and config.backend == "auto" and reason is None
+    )
+    if config.device == "cuda" and config.backend != "auto":
+        raise ConfigError(
+            f"--backend {config.backend}: it computes on CPUs; leave it out, or --device"
+        )
+    if config.load_format == "dummy" and not on_gpu:
+        raise ConfigError(
+            "--load-format: dummy weights are made on a GPU; use --device cuda, or auto"
+        )
+    return "cuda" if on_gpu else "cpu"
+
+
+def limits_on(config: ServeConfig, device: str) -> tuple[int, int]:
+    """Most tokens and most sequences of one step."""
+    tokens, sequences = (8192, 256) if device == "cuda" else (512, 64)
+    return config.max_num_batched_tokens or tokens, config.max_num_seqs or sequences
 
 
 def _coordinator(
@@ -122,7 +199,7 @@ def _coordinator(
 
 
 def pool_bytes(config: ServeConfig, host: Host) -> int:
-    """Bytes of one worker's KV pool, checked against what is free now."""
+    """Bytes of one worker's KV pool in host memory, checked against what is free now."""
     workers = config.pools.total
     chosen = config.kv_cache_memory
     kv_bytes = default_kv_bytes(host.available_bytes, workers) if chosen is None else chosen

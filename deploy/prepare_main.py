@@ -1,6 +1,6 @@
 """The child that converts a model: needs torch, so the launcher does not import it.
 
-usage: python -m deploy.prepare_main SOURCE CACHE DTYPE      writes a PrepareNews a line
+usage: python -m deploy.prepare_main SOURCE CACHE DTYPE [dummy]      writes a PrepareNews a line
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 
 from deploy.child import follow_parent
-from deploy.model_source import PrepareNews
+from deploy.model_source import DUMMY, PrepareNews
 from engine.api.errors import BatonError
 from engine.prepare import prepare
 
@@ -30,13 +30,14 @@ def tell(news: PrepareNews) -> None:
 def main() -> int:
     """Exit status 0 when the prepared directory is there, 2 when the model cannot be served."""
     follow_parent(os.getppid())
-    source, cache, dtype = sys.argv[1:]
+    source, cache, dtype, *rest = sys.argv[1:]
     try:
         prepare(
             Path(source),
             Path(cache),
             cast("Dtype", dtype),
             lambda stage, fraction: tell(PrepareNews(stage=stage, fraction=fraction)),
+            is_dummy=rest == [DUMMY],
         )
     except (BatonError, OSError) as error:
         tell(PrepareNews(error=str(error)))

@@ -35,11 +35,6 @@ REFUSALS = (
     ),
     Refusal("data-parallel-size", "add workers with --pd 2p2d instead", "-dp", ("1",)),
     Refusal(
-        "gpu-memory-utilization",
-        "there is no GPU backend yet; size the KV pool with --kv-cache-memory 2GiB",
-    ),
-    Refusal("mem-fraction-static", "size the KV pool with --kv-cache-memory 2GiB"),
-    Refusal(
         "kv-cache-dtype", "KV is kept in the model's --dtype; remove the flag", accepted=("auto",)
     ),
     Refusal(
@@ -47,16 +42,11 @@ REFUSALS = (
         "weights are computed in --dtype; GGUF files are read and expanded; remove the flag",
         accepted=("none",),
     ),
-    Refusal(
-        "load-format",
-        "the format is found from the files (safetensors or GGUF); remove the flag",
-        accepted=("auto", "safetensors", "gguf"),
-    ),
     Refusal("tokenizer", "the tokenizer is read from the model itself; remove the flag"),
     Refusal("generation-config", "the model's own is used; remove the flag", accepted=("auto",)),
     Refusal(
         "enforce-eager",
-        "there are no CUDA graphs here; remove the flag",
+        "decode steps on a GPU always run as CUDA graphs; remove the flag",
         accepted=("", "true", "false"),
     ),
     Refusal(

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from deploy.banner import ChildLines, PrepareProgress, show_banner
 from deploy.launcher import Launcher
-from deploy.model_source import prepare
-from deploy.plan import Host, make_plan, pool_bytes
+from deploy.model_source import prepare, resolve_dtype
+from deploy.plan import Host, device_of, make_plan, pool_bytes
 from deploy.ray_launch.choice import choose_ray
 from deploy.ray_launch.owner import RayLauncher
 from deploy.run_directory import run_directory
@@ -37,12 +37,19 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
     """Exit status 0 after a stop that was asked for; ConfigError or WorkerLost otherwise."""
     console = Console(stderr=True, highlight=False)
     host = Host.here()
-    pool_bytes(config, host)  # fail before a download rather than after it
+    device = device_of(config, host)  # fail before a download rather than after it
+    if device == "cpu":
+        pool_bytes(config, host)
     check_tracing(config.otlp_traces_endpoint)
     port = claim_port(config.host, config.port)
     with PrepareProgress(console) as progress:
         model = prepare(
-            config.model, config.served_model_name, config.dtype, cache_directory(), progress
+            config.model,
+            config.served_model_name,
+            resolve_dtype(config.dtype, device),
+            cache_directory(),
+            progress,
+            is_dummy=config.load_format == "dummy",
         )
     with run_directory() as directory:
         plan = make_plan(config, model, host, directory, port)
@@ -51,7 +58,8 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
             choice = choose_ray(config, directory, len(host.cores))
             launcher = RayLauncher(plan, choice, clock, ChildLines(console))
         else:
-            plan = plan.sharing(weights_memory(model, host))
+            if device == "cpu":
+                plan = plan.sharing(weights_memory(model, host))
             launcher = Launcher(
                 plan, directory, clock, ChildLines(console), config.shutdown_timeout
             )

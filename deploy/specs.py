@@ -23,7 +23,7 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. `cores` empty means not pinned; `control` is the coordinator's ZeroMQ endpoint;
     `weights_fd` is an inherited memfd
-    that all workers of the host share; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
+    that all workers of the host share; `device` is cpu or cuda, `visible_devices` the UUID of the worker's GPU; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
     A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted.
     Without a parent that holds it: `generation` grows from start to start of one worker id, and the worker ends after
     `silence_limit_s` without a word of the coordinator."""
@@ -49,6 +49,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     enable_prefix_caching: bool = True
     lease_duration_s: float = 30.0
     weights_fd: int | None = None
+    device: str = "cpu"
+    visible_devices: str | None = None
     generation: int = 0
     silence_limit_s: float | None = None
     log_level: str = "info"

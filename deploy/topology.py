@@ -85,6 +85,11 @@ def ray_address_file() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
 
 
+def visible_devices() -> str | None:
+    """CUDA_VISIBLE_DEVICES, by which others decide which GPUs are ours."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def has_ray_token() -> bool:
     """Whether Ray's clients would find a token, and nothing says whether to use it."""
     if os.environ.get("RAY_AUTH_MODE"):
@@ -94,8 +99,8 @@ def has_ray_token() -> bool:
     return any(os.environ.get(name) for name in places) or default.is_file()
 
 
-def child_environment(num_threads: int | None = None) -> dict[str, str]:
-    """This environment without secrets, with thread pools sized to `num_threads` where given."""
+def child_environment(num_threads: int | None = None, gpu: str | None = None) -> dict[str, str]:
+    """This environment without secrets, with thread pools sized to `num_threads` and only `gpu` visible where given."""
     variables = {name: value for name, value in os.environ.items() if name not in SECRETS}
     variables["PYTHONUNBUFFERED"] = "1"
     variables["TOKENIZERS_PARALLELISM"] = "false"
@@ -103,4 +108,6 @@ def child_environment(num_threads: int | None = None) -> dict[str, str]:
         variables.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
         # Spinning threads lose their core to clients and coordinator: measured 5x slower steps.
         variables.setdefault("OMP_WAIT_POLICY", "passive")
+    if gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = gpu
     return variables

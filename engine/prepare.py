@@ -49,29 +49,37 @@ _RAW_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float1
 
 
 def prepare(
-    source: Path, cache_root: Path, dtype: Dtype, progress: Callable[[str, float], None]
+    source: Path,
+    cache_root: Path,
+    dtype: Dtype,
+    progress: Callable[[str, float], None],
+    *,
+    is_dummy: bool = False,
 ) -> Path:
     """The prepared directory of `source` (Hugging Face directory or .gguf), made if it is not there.
 
-    `progress(stage, fraction)`. ConfigError when the source cannot be served.
+    `progress(stage, fraction)`. A dummy has a shape and a tokenizer only. ConfigError when the source cannot be
+    served.
     """
-    target = prepared_directory(source, cache_root, dtype)
+    target = prepared_directory(source, cache_root, dtype, is_dummy=is_dummy)
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(target.name + ".lock")):
-        if find_prepared(source, cache_root, dtype) is None:
-            _prepare_into(target, source, dtype, progress)
+        if find_prepared(source, cache_root, dtype, is_dummy=is_dummy) is None:
+            _prepare_into(target, source, dtype, None if is_dummy else progress)
     return target
 
 
 def _prepare_into(
-    target: Path, source: Path, dtype: Dtype, progress: Callable[[str, float], None]
+    target: Path, source: Path, dtype: Dtype, progress: Callable[[str, float], None] | None
 ) -> None:
+    """Without `progress` the weights are left out."""
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
     try:
         if source.is_dir():
             config = read_config(source)
+            raws = () if progress is None else read_tensors(source)
             tensors: dict[str, Callable[[], torch.Tensor]] = {
-                name: functools.partial(_from_raw, raw) for name, raw in read_tensors(source)
+                name: functools.partial(_from_raw, raw) for name, raw in raws
             }
             _copy_side_files(source, partial)
         else:
@@ -79,9 +87,11 @@ def _prepare_into(
             config = file.config()
             tensors = {name: functools.partial(_from_numpy, read) for name, read in file.tensors()}
             _write_gguf_side_files(file, config, partial)
-        places, weights_hash = _write_weights(
-            partial / WEIGHTS_NAME, config, tensors, dtype, progress
-        )
+        places: dict[str, TensorPlace] = {}
+        weights_hash = _dummy_hash(config, dtype)
+        if progress is not None:
+            path = partial / WEIGHTS_NAME
+            places, weights_hash = _write_weights(path, config, tensors, dtype, progress)
         manifest = PreparedManifest(
             format_version=FORMAT_VERSION,
             source=str(source),
@@ -154,6 +164,12 @@ def _write_weights(
             progress("convert", (done + 1) / len(plan))
         _pad(file)
     return places, digest.hexdigest()
+
+
+def _dummy_hash(config: ModelConfig, dtype: Dtype) -> str:
+    """Dummy weights follow from the shape: engine.cuda.dummy_weights."""
+    shape = msgspec.json.encode(config) + dtype.encode()
+    return f"dummy-{hashlib.blake2b(shape, digest_size=8).hexdigest()}"
 
 
 def _pad(file: BinaryIO) -> int:

@@ -41,7 +41,8 @@ class TensorPlace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PreparedManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What model.json says. `weights_hash` covers the bytes of weights.bin and its table."""
+    """What model.json says. `weights_hash` covers the bytes of weights.bin and its table. Without
+    `tensors` the weights are random, made by the engine."""
 
     format_version: int
     source: str
@@ -69,17 +70,22 @@ def source_files(source: Path) -> list[Path]:
     )
 
 
-def prepared_directory(source: Path, cache_root: Path, dtype: Dtype) -> Path:
-    """Where the prepared form of `source` belongs, whether it is there or not."""
+def prepared_directory(
+    source: Path, cache_root: Path, dtype: Dtype, *, is_dummy: bool = False
+) -> Path:
+    """Where the prepared form of `source` belongs, whether it is there or not; the dummy form has no weights."""
     source = source.resolve()
     parts = [str(source), dtype, str(FORMAT_VERSION), *map(_stamp, source_files(source))]
     key = hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
-    return cache_root / "prepared" / f"{source.stem}-{dtype}-{key}"
+    kind = f"{dtype}-dummy" if is_dummy else dtype
+    return cache_root / "prepared" / f"{source.stem}-{kind}-{key}"
 
 
-def find_prepared(source: Path, cache_root: Path, dtype: Dtype) -> Path | None:
+def find_prepared(
+    source: Path, cache_root: Path, dtype: Dtype, *, is_dummy: bool = False
+) -> Path | None:
     """The prepared directory of `source` if it is complete, else None."""
-    directory = prepared_directory(source, cache_root, dtype)
+    directory = prepared_directory(source, cache_root, dtype, is_dummy=is_dummy)
     return directory if (directory / MANIFEST_NAME).exists() else None
 
 

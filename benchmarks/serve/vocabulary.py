@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from coordinator.tokenizer import TextTokenizer
-from deploy.model_source import find_source, prepare
+from deploy.model_source import find_source, prepare, resolve_dtype
 from deploy.topology import cache_directory
 from engine.api.errors import ConfigError
 
@@ -93,4 +93,6 @@ def tokenizer_directory(name: str) -> Path:
         return directory
     if find_source(name).kind == "hub":
         raise ConfigError(f"{name!r} is no directory with a tokenizer.json")
-    return Path(prepare(name, (), "auto", cache_directory(), lambda *_: None).directory)
+    return Path(
+        prepare(name, (), resolve_dtype("auto"), cache_directory(), lambda *_: None).directory
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.model_source import prepare
+from deploy.model_source import DUMMY, prepare, resolve_dtype
 from deploy.topology import cache_directory
 from engine.api.errors import ConfigError
 from engine.prepared import read_manifest
@@ -26,7 +26,14 @@ def model_here(model: PreparedModel, source: str) -> PreparedModel:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "preparing.lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        found = prepare(source, model.served_names, model.dtype, cache, lambda *_: None)
+        found = prepare(
+            source,
+            model.served_names,
+            resolve_dtype(model.dtype),
+            cache,
+            lambda *_: None,
+            is_dummy=model.weights_hash.startswith(DUMMY),
+        )
     if not _is_same(Path(found.directory), model):
         raise ConfigError(
             f"model: {source!r} is not the same on this node ({found.weights_hash[:12]}) as where Baton was "

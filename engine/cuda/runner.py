@@ -13,14 +13,17 @@ import torch
 from engine.block_rows import BlockRows
 from engine.cuda.backend import CudaBackend
 from engine.cuda.decode_graphs import Choices, DecodeGraphs, choices_of
+from engine.cuda.dummy_weights import DummyWeights
 from engine.cuda.sampler import DeviceSampler
 from engine.model import Model
+from engine.prepared import read_manifest
 from engine.ragged_batch import ragged_batch
 from engine.step_limits import check_contexts
-from engine.weights import load_weights
+from engine.weights import MappedWeights, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
+    from pathlib import Path
 
     from engine.api.model_config import ModelConfig
     from engine.api.sampling import SampledToken
@@ -77,6 +80,27 @@ class CudaRunner:
         self._model = Model(config, loaded, backend)
         self._sampler = DeviceSampler(kv.device)
         self._graphs = DecodeGraphs(self._model, backend, max_num_seqs, self.max_context_tokens)
+
+    @classmethod
+    def load(
+        cls, prepared: Path, memory: BlockMemory, *, block_size: int, max_num_seqs: int
+    ) -> CudaRunner:
+        """The model of a prepared directory on the device of `memory`; random weights where it has none."""
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        manifest = read_manifest(prepared)
+        config, dtype = manifest.config, getattr(torch, manifest.dtype)
+        device = memory.tensor().device
+        weights: WeightSource = DummyWeights(config, dtype, device)
+        if manifest.tensors:
+            weights = MappedWeights(prepared, manifest, device)
+        return cls(
+            config,
+            weights,
+            memory,
+            block_size=block_size,
+            dtype=dtype,
+            max_num_seqs=max_num_seqs,
+        )
 
     def execute(self, batch: SequenceOf[Scheduled]) -> list[SampledToken | None]:
         """One step: KV of every scheduled token, and a next token where `samples` is true."""

@@ -18,6 +18,7 @@ import torch
 
 from engine.api.errors import InternalError
 from engine.api.sampling import SampledToken
+from engine.cuda.sizing import DRAWN_ROWS
 from engine.sampler import (
     GREEDY_TEMPERATURE,
     changes_logits,
@@ -123,10 +124,11 @@ class DeviceSampler:
         ]
         if drawn:
             answers = answers.clone()
-            answers[0, self._rows(drawn)] = draw_rows(
-                choices.logits[self._rows(drawn)],
-                Draws.of([sequences[row] for row in drawn], self._device),
-            )
+            for start in range(0, len(drawn), DRAWN_ROWS):
+                rows = drawn[start : start + DRAWN_ROWS]
+                places = self._rows(rows)
+                draws = Draws.of([sequences[row] for row in rows], self._device)
+                answers[0, places] = draw_rows(choices.logits[places], draws)
         tokens, finite = self._fetch(answers)
         if not all(finite):
             raise InternalError("the model computed logits that are not finite numbers")

@@ -6,6 +6,7 @@ Moments inside a transfer are hit through the digest check, which runs as blocks
 from __future__ import annotations
 
 import random
+import threading
 import time
 
 import pytest
@@ -67,16 +68,18 @@ def rig(request, tmp_path):
 
 @pytest.fixture
 def at_landing(monkeypatch):
-    """at_landing(n, act): when the n-th digest is checked, `act` runs first, once."""
+    """at_landing(n, act): when the n-th digest is checked, `act` runs first, once. Another thread that copies for the
+    same read waits meanwhile: it would be through before the act is."""
 
     def install(number, act):
-        counted = 0
+        counted, lock = 0, threading.Lock()
 
         def digest(header, block):
             nonlocal counted
-            counted += 1
-            if counted == number:
-                act()
+            with lock:
+                counted += 1
+                if counted == number:
+                    act()
             return block_digest(header, block)
 
         monkeypatch.setattr(kvtransfer.lane, "block_digest", digest)

@@ -72,6 +72,9 @@ class Memory:
         start = block_id * self.block_bytes
         return memoryview(self.content)[start : start + self.block_bytes]
 
+    def materials(self, block_ids: SequenceOf[int]) -> list[memoryview]:
+        return [self.block(block_id) for block_id in block_ids]
+
 
 def fingerprint(block_size: int) -> Fingerprint:
     return Fingerprint(

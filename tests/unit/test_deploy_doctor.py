@@ -16,7 +16,7 @@ def checks() -> dict[str, doctor.Check]:
 
 
 def test_every_transport_is_stated() -> None:
-    assert set(checks()) == {f"transport {name}" for name in ("shm", "nixl", "ucx", "zmq")}
+    assert set(checks()) == {f"transport {name}" for name in ("cuda", "shm", "nixl", "ucx", "zmq")}
 
 
 def test_shm_and_zmq_carry_a_block() -> None:

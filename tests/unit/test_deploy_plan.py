@@ -205,11 +205,11 @@ def test_sources_are_told_apart(tmp_path) -> None:
 def test_auto_dtype_asks_the_processor(tmp_path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("flags\t\t: fpu avx512_bf16\n")
-    assert resolve_dtype("auto", cpuinfo) == "bfloat16"
-    assert resolve_dtype("float32", cpuinfo) == "float32"
+    assert resolve_dtype("auto", "cpu", cpuinfo) == "bfloat16"
+    assert resolve_dtype("float32", "cpu", cpuinfo) == "float32"
     cpuinfo.write_text("flags\t\t: fpu avx2\n")
-    assert resolve_dtype("auto", cpuinfo) == "float32"
-    assert resolve_dtype("auto", tmp_path / "absent") == "float32"
+    assert resolve_dtype("auto", "cpu", cpuinfo) == "float32"
+    assert resolve_dtype("auto", "cpu", tmp_path / "absent") == "float32"
 
 
 def test_run_directory_is_private_and_temporary(tmp_path) -> None:
