@@ -1,11 +1,13 @@
 """How the tiles of the attention kernels and the products of few rows do, one after another, for choosing defaults.
 
-usage: python -m benchmarks.gpu_bench.kernel_candidates
+usage: python -m benchmarks.gpu_bench.kernel_candidates [PART …]       parts: cublas, skinny, decode, prefill
+       BATON_COMPILE_ONLY=1 runs each once, so that several processes can fill Triton's cache before the timing
 """
 
 from __future__ import annotations
 
-import itertools
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +17,13 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from benchmarks.gpu_bench.timing import copy_gb_per_s, device_ms
 from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention
 from engine.cuda.kernels.prefill_attention import PrefillTiles, prefill_attention
+from engine.cuda.kernels.skinny_product import ProductTiles, skinny_product
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HEADS, KV_HEADS, DIM, BLOCK_SIZE, CONTEXT, LAYERS = 32, 8, 128, 16, 2048, 8
+COMPILE_ONLY = bool(os.environ.get("BATON_COMPILE_ONLY"))
 PRODUCTS = {
     "qkv": (6144, 4096),
     "out": (4096, 4096),
@@ -31,6 +35,9 @@ PRODUCTS = {
 
 def graph_ms(work: Callable[[], Any], calls: int) -> float:
     """Time of one of the `calls` that `work` makes, launched by a CUDA graph."""
+    if COMPILE_ONLY:
+        work()
+        return 1.0
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         work()
@@ -65,21 +72,19 @@ def decode_candidates() -> None:
         tables = tables_of(count, CONTEXT // BLOCK_SIZE)
         contexts = torch.full((count,), CONTEXT, dtype=torch.int32, device="cuda")
         num_bytes = count * CONTEXT * KV_HEADS * DIM * 4
-        aims = (256, 1024) if count == 1 else (512, 1024, 2048)
-        for tokens, (warps, stages), programs in itertools.product(
-            (32, 64, 128), ((4, 3), (2, 3), (4, 2), (8, 3)), aims
-        ):
-            if (tokens, warps) in ((32, 8), (128, 2)):
-                continue
+        for tokens, warps, stages, programs in (
+            (64, 4, 3, 1024), (64, 2, 3, 1024), (64, 2, 3, 512), (64, 4, 3, 512), (32, 2, 3, 512),
+            (32, 2, 3, 256), (128, 4, 3, 512), (64, 4, 2, 512), (64, 2, 4, 512), (32, 1, 3, 512),
+        ):  # fmt: skip
             tiles = DecodeTiles(tokens, warps, stages, programs)
 
             def run(tiles: DecodeTiles = tiles) -> None:
                 for layer in range(LAYERS):
-                    decode_attention(query, kv, layer, tables, contexts, HEADS, None, tiles)  # noqa: B023
+                    decode_attention(query, kv, layer, tables, contexts, HEADS, None, tiles)
 
             def told(run: Callable[[], None] = run) -> str:
                 ms = graph_ms(run, LAYERS)
-                return f"{1000 * ms:.1f} us {num_bytes / ms / 1e6:.0f} GB/s"  # noqa: B023
+                return f"{1000 * ms:.1f} us {num_bytes / ms / 1e6:.0f} GB/s"
 
             attempt(f"decode {count} {tiles}", told)
 
@@ -94,8 +99,8 @@ def prefill_candidates() -> None:
         flops = 2 * length**2 * HEADS * DIM
 
         def told(run: Callable[[], Any]) -> str:
-            ms = device_ms(run, repeats=5)
-            return f"{1000 * ms:.0f} us {flops / ms / 1e9:.0f} TFLOP/s"  # noqa: B023
+            ms = device_ms(run, repeats=1 if COMPILE_ONLY else 5)
+            return f"{1000 * ms:.0f} us {flops / ms / 1e9:.0f} TFLOP/s"
 
         for queries, tokens, warps, stages in (
             (128, 64, 8, 3), (128, 64, 8, 2), (128, 128, 8, 2), (128, 64, 4, 3),
@@ -105,7 +110,7 @@ def prefill_candidates() -> None:
             arguments = (tables, starts, contexts, length, HEADS, None, tiles)
             attempt(
                 f"prefill {length} {tiles}",
-                lambda a=arguments: told(lambda: prefill_attention(qkv, kv, 1, *a)),  # type: ignore[misc]  # noqa: B023
+                lambda a=arguments: told(lambda: prefill_attention(qkv, kv, 1, *a)),  # type: ignore[misc]
             )
         q = qkv[:, :4096].view(1, length, HEADS, DIM).transpose(1, 2)
         k = qkv[:, 4096:5120].view(1, length, KV_HEADS, DIM).transpose(1, 2)
@@ -142,10 +147,52 @@ def product_candidates() -> None:
             attempt(f"cuBLAS {name} {rows}", told)
 
 
+def skinny_candidates() -> None:
+    limit = 1.0 if COMPILE_ONLY else copy_gb_per_s()
+    for name, (rows_out, columns) in PRODUCTS.items():
+        if name == "head":
+            continue
+        copies = max(1, (400 << 20) // (2 * rows_out * columns))
+        shape = (rows_out, columns)
+        weights = [torch.randn(*shape, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+        gain = torch.ones(columns, device="cuda", dtype=torch.bfloat16)
+        gated, normed = name == "gate_up", name in ("qkv", "gate_up")
+        out_size = rows_out // 2 if gated else rows_out
+        for outs, ins, warps, stages in (
+            (32, 256, 4, 5), (16, 256, 4, 5), (32, 128, 4, 5), (16, 128, 4, 6), (32, 256, 8, 4),
+            (32, 128, 2, 5), (16, 512, 4, 3), (64, 128, 4, 4),
+        ):  # fmt: skip
+            tiles = ProductTiles(outs, ins, warps, stages)
+            for rows in (1, 16):
+                x = torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
+                into = None if normed else torch.zeros(rows, out_size, device="cuda", dtype=x.dtype)
+
+                def run(x: Any = x, into: Any = into, tiles: ProductTiles = tiles) -> None:
+                    for weight in weights:
+                        norm = (gain, 1e-5) if normed else None
+                        skinny_product(
+                            x, weight, None, norm=norm, gated=gated, into=into, tiles=tiles
+                        )  # fmt: skip
+
+                def told(run: Callable[[], None] = run) -> str:
+                    ms = graph_ms(run, copies)
+                    rate = 2 * rows_out * columns / ms / 1e6
+                    return f"{1000 * ms:.1f} us {rate:.0f} GB/s {rate / limit:.2f} of copy"
+
+                attempt(f"skinny {name} {rows} {tiles}", told)
+
+
+PARTS = {
+    "cublas": product_candidates,
+    "skinny": skinny_candidates,
+    "decode": decode_candidates,
+    "prefill": prefill_candidates,
+}
+
+
 def main() -> None:
-    product_candidates()
-    decode_candidates()
-    prefill_candidates()
+    for part in sys.argv[1:] or PARTS:
+        PARTS[part]()
 
 
 if __name__ == "__main__":

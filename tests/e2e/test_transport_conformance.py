@@ -8,10 +8,12 @@ from __future__ import annotations
 import random
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import kvtransfer.lane
+import kvtransfer.transports.cuda_ipc
 from engine.api.errors import (
     DigestMismatch,
     LayoutMismatch,
@@ -33,33 +35,42 @@ def _road(name):
     return pytest.param(name, marks=[*marks, pytest.mark.nixl])
 
 
-ROADS = ["inprocess", "shm", "zmq", _road("ucx"), _road("nixl")]
+def _on_gpu(name):
+    """A road between pools on a GPU, as road@cuda."""
+    marks = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason="no NVIDIA GPU")]
+    return pytest.param(f"{name}@cuda", marks=marks)
+
+
+GPU = Path("/dev/nvidiactl").exists()
+ROADS = ["inprocess", "shm", "zmq", _road("ucx"), _road("nixl"), _on_gpu("cuda"), _on_gpu("zmq")]
 REMOTE_ROADS = ROADS[1:]
 
 
 class Rig:
     """Makes peers and readers of one road, and checks at the end that nothing is left."""
 
-    def __init__(self, transport, directory):
-        self.transport = transport
+    def __init__(self, road, directory):
+        self.transport, _, memory = road.partition("@")
+        self.memory = memory or "host"
         self.directory = directory
         self.made = []
 
     def peer(self, **overrides):
-        peer = start_peer(self.transport, self.directory, **overrides)
+        peer = start_peer(self.transport, self.directory, memory=self.memory, **overrides)
         self.made.append(peer)
         if not overrides.pop("unleased", False):
             peer.do("lease", "lease", list(range(peer.spec["num_blocks"])))
         return peer
 
     def reader(self, num_blocks=128, block_bytes=4096):
-        reader = Reader(self.transport, self.directory, num_blocks, block_bytes)
+        reader = Reader(self.transport, self.directory, num_blocks, block_bytes, self.memory)
         self.made.append(reader)
         return reader
 
 
 @pytest.fixture(params=ROADS)
-def rig(request, tmp_path):
+def rig(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(kvtransfer.transports.cuda_ipc, "PIECE_BYTES", MIB)
     rig = Rig(request.param, tmp_path)
     yield rig
     for made in reversed(rig.made):

@@ -18,7 +18,8 @@ from engine.api.clock import SystemClock
 from engine.block_pool import BlockPool, Hold
 from engine.kv_memory import KvMemory
 from kvtransfer.lease import LeaseTable
-from kvtransfer.transport import KvServer, LocalPool
+from kvtransfer.transport import BlockMemory, KvServer, LocalPool
+from kvtransfer.transports.cuda_ipc import CudaServer
 from kvtransfer.transports.descriptors import path_at
 from kvtransfer.transports.select import make_transports
 from kvtransfer.transports.shm import ShmServer
@@ -33,14 +34,35 @@ def content(seed: int, block_id: int, block_bytes: int) -> bytes:
     return np.random.Generator(np.random.SFC64([seed, block_id])).bytes(block_bytes)
 
 
+def new_memory(kind: str, num_blocks: int, block_bytes: int) -> BlockMemory:
+    """A pool in host memory, or on a GPU."""
+    if kind == "host":
+        return KvMemory(num_blocks, block_bytes)
+    module = import_module("engine.cuda.device_memory")
+    return module.DeviceMemory(num_blocks, block_bytes)
+
+
+def material(kind: str, block: bytes) -> bytes:
+    """What stands for a block in its digest, by the reference."""
+    if kind == "host":
+        return block
+    module = import_module("engine.cuda.kernels.block_hash")
+    return module.reference_hash(np.frombuffer(block, dtype=np.uint8))
+
+
+def put(memory: BlockMemory, block_id: int, block: bytes) -> None:
+    memory.writable(block_id, 1)[:] = block
+    memory.written(block_id, 1)
+
+
 class Source:
     """The pool, its leases and its server."""
 
     def __init__(self, spec: dict, serve: Callable[[Source], KvServer]) -> None:
         self.spec = spec
-        self.memory = KvMemory(spec["num_blocks"], spec["block_bytes"])
+        self.memory = new_memory(spec["memory"], spec["num_blocks"], spec["block_bytes"])
         for block_id in range(spec["num_blocks"]):
-            self.memory.block(block_id)[:] = content(spec["seed"], block_id, spec["block_bytes"])
+            put(self.memory, block_id, content(spec["seed"], block_id, spec["block_bytes"]))
         self.pool = BlockPool(spec["num_blocks"])
         self.leases = LeaseTable(SystemClock())
         self.server = serve(self)
@@ -64,17 +86,19 @@ class Source:
     def overwrite(self, block_ids: list[int], byte: int) -> None:
         """Give the blocks to another sequence."""
         for block_id in block_ids:
-            self.memory.block(block_id)[:] = bytes([byte]) * self.memory.block_bytes
+            put(self.memory, block_id, bytes([byte]) * self.memory.block_bytes)
 
     def flip(self, block_id: int, offset: int) -> None:
         """One wrong bit."""
-        self.memory.block(block_id)[offset] ^= 1
+        block = bytearray(self.memory.readable(block_id, 1))
+        block[offset] ^= 1
+        put(self.memory, block_id, bytes(block))
 
     def is_unharmed(self) -> bool:
         """Whether every block still holds what it was filled with."""
         spec = self.spec
         return all(
-            self.memory.block(i) == content(spec["seed"], i, spec["block_bytes"])
+            self.memory.readable(i, 1) == content(spec["seed"], i, spec["block_bytes"])
             for i in range(spec["num_blocks"])
         )
 
@@ -91,6 +115,8 @@ def serve(source: Source) -> KvServer:
     channels = Channels()
     if spec["address"] and spec["transport"] == "shm":
         return ShmServer(pool, path_at(spec["address"]))
+    if spec["address"] and spec["transport"] == "cuda":
+        return CudaServer(pool, path_at(spec["address"]))
     if spec["address"] and spec["transport"] == "zmq":
         return ZmqServer(channels, spec["address"], pool)
     if spec["address"]:

@@ -15,14 +15,13 @@ from engine.api.channels import Channels
 from engine.api.clock import SystemClock
 from engine.api.messages import PeerAddress
 from engine.block_pool import BlockPool, Hold
-from engine.kv_memory import KvMemory
 from kvtransfer.digest import block_digest, digest_header, full_block_identity
 from kvtransfer.lease import LeaseTable
 from kvtransfer.puller import PullDone, Puller, PullJob
 from kvtransfer.transport import KvServer, LocalPool, Transport
 from kvtransfer.transports.inprocess import Directory, InProcessTransport
 from kvtransfer.transports.select import make_transports
-from tests.e2e.transport_peer import Source, content
+from tests.e2e.transport_peer import Source, content, material, new_memory
 
 ROOT = Path(__file__).parents[2]
 FINGERPRINT = b"f" * 32
@@ -45,6 +44,7 @@ class Peer:
             "seed": 1,
             "fingerprint": FINGERPRINT.hex(),
             "address": "",
+            "memory": "host",
             **overrides,
         }
         self.name = "prefill-0"
@@ -160,9 +160,14 @@ class Reader:
     """A pool that pulls, with the rule that blocks are freed when the result has come."""
 
     def __init__(
-        self, transport: str, run_directory: Path, num_blocks: int, block_bytes: int = 4096
+        self,
+        transport: str,
+        run_directory: Path,
+        num_blocks: int,
+        block_bytes: int = 4096,
+        memory: str = "host",
     ) -> None:
-        self.memory = KvMemory(num_blocks, block_bytes)
+        self.memory = new_memory(memory, num_blocks, block_bytes)
         self.pool = BlockPool(num_blocks)
         channels = Channels()
         self.context = channels.context
@@ -193,7 +198,7 @@ class Reader:
             digest_header(FINGERPRINT, full_block_identity(b"%d" % i), i, 1) for i in source_ids
         ]
         digests = [
-            block_digest(header, peer.content(i))
+            block_digest(header, material(self.memory.kind, peer.content(i)))
             for header, i in zip(headers, source_ids, strict=True)
         ]
         job = PullJob(
@@ -223,7 +228,7 @@ class Reader:
         job = done.job
         if done.error is None:
             for source, target in zip(job.source_ids, job.target_ids, strict=True):
-                assert self.memory.block(target) == peer.content(source)
+                assert self.memory.readable(target, 1) == peer.content(source)
         self.holds.pop(job.key).release()
 
     def pull(self, peer: Peer, source_ids: list[int], **overrides) -> PullDone:

@@ -1,0 +1,130 @@
+"""1P1D on one GPU against one colocated worker on the same GPU, over HTTP, at a low and a high load.
+
+usage: python -m benchmarks.gpu_bench.serve_pair [--shape llama-8b] [--shapes 0p1d,1p1d] [--rates 2,inf]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_bench.model_directory import write_directory
+from benchmarks.gpu_bench.shapes import SHAPES
+
+INPUT_TOKENS, OUTPUT_TOKENS = 2048, 128
+KEYS = (
+    "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "median_itl_ms", "p99_itl_ms",
+    "output_throughput", "total_token_throughput", "request_throughput", "completed", "duration",
+)  # fmt: skip
+READY_WITHIN_S = 120.0
+
+
+class GpuServer:
+    """`baton serve` with random weights; ended by SIGINT."""
+
+    def __init__(self, model: Path, pools: str, log: Path, *more: str) -> None:
+        self._log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "deploy.cli", "serve", str(model), "--pd", pools, "--port", "0"),
+                    *("--load-format", "dummy", "--device", "cuda", "--max-model-len", "8192", *more),
+                ],
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        self.url = self._await_url()
+
+    def log(self) -> str:
+        """What it said."""
+        return self._log.read_text()
+
+    def _await_url(self) -> str:
+        started = time.perf_counter()
+        while (found := re.search(r"(http://127\.0\.0\.1:\d+)/v1", self.log())) is None:
+            if self.process.poll() is not None or time.perf_counter() - started > READY_WITHIN_S:
+                raise RuntimeError(f"the server did not start:\n{self.log()[-3000:]}")
+            time.sleep(0.1)
+        return found[1]
+
+    def close(self) -> None:
+        """End it and wait."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def load(
+    server: GpuServer,
+    model: Path,
+    directory: Path,
+    rate: str,
+    lengths: tuple[int, int],
+    prompts: int,
+) -> dict[str, Any]:
+    """One run of `baton bench serve`."""
+    output = directory / "run.json"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "deploy.cli", "bench", "serve", "--url", server.url),
+            *("--tokenizer", str(model), "--dataset-name", "random", "--seed", "3", "--ignore-eos"),
+            *("--random-input-len", str(lengths[0]), "--random-output-len", str(lengths[1])),
+            *("--num-prompts", str(prompts), "--request-rate", rate, "--output", str(output)),
+            *("--num-warmups", "2", "--disable-tqdm", "--max-client-share", "1"),
+        ],
+        check=True, stdout=subprocess.DEVNULL, timeout=120,
+    )  # fmt: skip
+    found = json.loads(output.read_text())
+    return {key: found.get(key) for key in KEYS}
+
+
+def measure(
+    shape: str, shapes: list[str], rates: list[str], lengths: tuple[int, int], seconds: float
+) -> list[dict[str, Any]]:
+    """A row for each shape and rate; a rate's run lasts about `seconds`, and `inf` sends 64 at once."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name:
+        directory, model = Path(name), Path(name) / shape
+        model.mkdir()
+        write_directory(SHAPES[shape], model)
+        for pools in shapes:
+            server = GpuServer(model, pools, directory / "log")
+            try:
+                for rate in rates:
+                    prompts = 64 if rate == "inf" else max(8, int(float(rate) * seconds))
+                    row = load(server, model, directory, rate, lengths, prompts)
+                    rows.append({"pools": pools, "rate": rate, "prompts": prompts, **row})
+                    print(json.dumps(rows[-1]), flush=True)
+            except (subprocess.SubprocessError, OSError, ValueError) as error:
+                print(f"{pools}: {error}\n{server.log()[-3000:]}", flush=True)
+                rows.append({"pools": pools, "error": f"{error}"})
+            finally:
+                server.close()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
+    parser.add_argument("--shapes", default="0p1d,1p1d")
+    parser.add_argument("--rates", default="2,8")
+    parser.add_argument("--lengths", default=f"{INPUT_TOKENS},{OUTPUT_TOKENS}")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    arguments = parser.parse_args()
+    first, second = (int(word) for word in arguments.lengths.split(","))
+    shapes, rates = arguments.shapes.split(","), arguments.rates.split(",")
+    measure(arguments.shape, shapes, rates, (first, second), arguments.seconds)
+
+
+if __name__ == "__main__":
+    main()
