@@ -7,7 +7,7 @@ a step from embedding to the best token of each row, so that launching it costs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,8 @@ from engine.cuda.step_inputs import DecodeInputs
 if TYPE_CHECKING:
     from engine.model import Model
     from engine.ragged_batch import RaggedBatch
+
+_TRIALS = 8
 
 
 def graph_sizes(most: int) -> list[int]:
@@ -42,6 +44,21 @@ def choices_of(logits: torch.Tensor) -> Choices:
     return Choices(logits, torch.stack((ids, torch.isfinite(values).to(torch.int64))))
 
 
+class Forward(NamedTuple):
+    """One way to compute a step of few rows."""
+
+    name: str
+    is_few_rows: bool
+    early: bool
+
+
+WAYS = (
+    Forward("cublas", is_few_rows=False, early=False),
+    Forward("few-rows", is_few_rows=True, early=False),
+    Forward("few-rows-early", is_few_rows=True, early=True),
+)
+
+
 class _Graph:
     """One captured size."""
 
@@ -64,26 +81,42 @@ class DecodeGraphs:
         shape = (self._sizes[-1], -(-width // 16) * 16)
         self._tables = torch.zeros(shape, dtype=torch.int32, device=backend.kv.device)
         self._graphs: dict[int, _Graph] = {}
-        few_rows = FewRowsModel(model.weights, model.config.rms_norm_eps)
-        self._few_rows = few_rows if few_rows.serves() else None
+        self._few_rows = FewRowsModel(model.weights)
+        self._pool: Any = None
+        self.way = WAYS[0]
+        self.times_ms: dict[str, float] = {}
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture every size, the largest first, in one pool of memory."""
-        pool = None
+        """Capture every size, the largest first, in one pool of memory; for few rows the way that is fastest here."""
         for size in reversed(self._sizes):
-            graph = _Graph(size, self._tables)
-            self._compute(graph)  # compiles the kernels
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph.graph, pool=pool):
-                graph.choices = self._compute(graph)
-            pool = graph.graph.pool()
-            self._graphs[size] = graph
+            if size <= MAX_ROWS and size == max(s for s in self._sizes if s <= MAX_ROWS):
+                self.way = self._fastest(size)
+            way = self.way if size <= MAX_ROWS else WAYS[0]
+            self._graphs[size] = self._captured(size, way)
 
-    def _compute(self, graph: _Graph) -> Choices:
-        step = CudaStep(self._backend, graph.arrays.inputs)
-        few = self._few_rows if graph.size <= MAX_ROWS else None
-        return choices_of(self._model.run(step) if few is None else few.run(step))
+    def _fastest(self, size: int) -> Forward:
+        """Of the ways that can be taken, by the time of some steps over an empty context."""
+        if not self._few_rows.serves():
+            return WAYS[0]
+        has_early = torch.cuda.get_device_capability(self._backend.kv.device) >= (9, 0)
+        ways = [way for way in WAYS if has_early or not way.early]
+        self.times_ms = {way.name: _step_ms(self._captured(size, way).graph) for way in ways}
+        return min(ways, key=lambda way: self.times_ms[way.name])
+
+    def _captured(self, size: int, way: Forward) -> _Graph:
+        graph = _Graph(size, self._tables)
+        self._compute(graph, way)  # compiles the kernels
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph.graph, pool=self._pool):
+            graph.choices = self._compute(graph, way)
+        self._pool = graph.graph.pool()
+        return graph
+
+    def _compute(self, graph: _Graph, way: Forward) -> Choices:
+        step = CudaStep(self._backend, graph.arrays.inputs, early=way.early)
+        run = self._few_rows.run if way.is_few_rows else self._model.run
+        return choices_of(run(step))
 
     def fits(self, batch: RaggedBatch) -> bool:
         """Whether a graph can run this batch: every sequence has one new token, and they are not too many."""
@@ -99,3 +132,20 @@ class DecodeGraphs:
         graph.graph.replay()
         assert graph.choices is not None
         return Choices(graph.choices.logits[:count], graph.choices.greedy[:, :count])
+
+
+def _step_ms(graph: torch.cuda.CUDAGraph) -> float:
+    """The least time of some replays."""
+    times: list[float] = []
+    for _ in range(_TRIALS):
+        start, end = (_timed_event() for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return min(times)
+
+
+def _timed_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from engine.api.errors import ConfigError
@@ -36,6 +35,35 @@ class _Array:
 
 def _bytes_of(mapping: Mapping, num_bytes: int, device: torch.device) -> torch.Tensor:
     return torch.as_tensor(_Array(mapping.address, num_bytes), device=device)
+
+
+class _Lane:
+    """A stream, and pinned memory for the small arrays that go to and fro. Each call waits for the stream at its end,
+    so nothing is overwritten that is still read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._device = device
+        self._pinned = torch.empty(0, dtype=torch.int64)
+
+    def _room(self, count: int) -> torch.Tensor:
+        if count > len(self._pinned):
+            self._pinned = torch.empty(2 * count, dtype=torch.int64, pin_memory=True)
+        return self._pinned[:count]
+
+    def upload(self, numbers: Sequence[int]) -> torch.Tensor:
+        """int64 on the device, once the stream gets there."""
+        host = self._room(len(numbers))
+        host.numpy()[:] = numbers
+        return host.to(self._device, non_blocking=True)
+
+    def fetch(self, hashes: torch.Tensor) -> list[bytes]:
+        """16 bytes of each row; waits for the stream. May be called once after an `upload`."""
+        host = self._room(hashes.numel())
+        host.copy_(hashes.view(-1), non_blocking=True)
+        self.stream.synchronize()
+        data = host.numpy().astype("<i8").tobytes()
+        return [data[start : start + 16] for start in range(0, len(data), 16)]
 
 
 class DeviceMemory:
@@ -70,19 +98,13 @@ class DeviceMemory:
         """All of it as uint8."""
         return self._tensor
 
-    def _stream(self) -> torch.cuda.Stream:
-        """A stream of the calling thread."""
-        if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream: torch.cuda.Stream = self._local.stream
-        return stream
-
-    def _ids(self, block_ids: Sequence[int]) -> torch.Tensor:
-        return (
-            torch.tensor(block_ids, dtype=torch.int64)
-            .pin_memory()
-            .to(self._device, non_blocking=True)
-        )
+    @property
+    def _lane(self) -> _Lane:
+        """Of the calling thread."""
+        if not hasattr(self._local, "lane"):
+            self._local.lane = _Lane(self._device)
+        lane: _Lane = self._local.lane
+        return lane
 
     def materials(self, block_ids: Sequence[int]) -> list[bytes]:
         """What stands for each block in its digest: 16 bytes of hash, made on the device. Those that `copy_from`
@@ -90,20 +112,21 @@ class DeviceMemory:
         known = {block_id: self._fresh.pop(block_id, None) for block_id in block_ids}
         missing = [block_id for block_id, found in known.items() if found is None]
         if missing:
-            with torch.cuda.stream(self._stream()):
-                hashes = self._hash.hash(self._tensor, self._ids(missing)).cpu()
-            known.update(zip(missing, _split(hashes), strict=True))
+            lane = self._lane
+            with torch.cuda.stream(lane.stream):
+                hashes = self._hash.hash(self._tensor, lane.upload(missing))
+                known.update(zip(missing, lane.fetch(hashes), strict=True))
         return [found for block_id in block_ids if (found := known[block_id]) is not None]
 
     def copy_from(
         self, peer: PeerPool, source_ids: Sequence[int], target_ids: Sequence[int]
     ) -> None:
         """Blocks of another worker's pool into ours; returns when they are there."""
-        with torch.cuda.stream(self._stream()):
-            ids = self._ids([*source_ids, *target_ids])
-            count = len(source_ids)
-            hashes = self._hash.copy(peer.tensor, self._tensor, ids[:count], ids[count:]).cpu()
-        self._fresh.update(zip(target_ids, _split(hashes), strict=True))
+        lane, count = self._lane, len(source_ids)
+        with torch.cuda.stream(lane.stream):
+            ids = lane.upload([*source_ids, *target_ids])
+            hashes = self._hash.copy(peer.tensor, self._tensor, ids[:count], ids[count:])
+            self._fresh.update(zip(target_ids, lane.fetch(hashes), strict=True))
 
     def forget(self, block_ids: Sequence[int]) -> None:
         """Whatever `copy_from` noted of these blocks is not asked for any more."""
@@ -112,7 +135,7 @@ class DeviceMemory:
 
     def readable(self, first: int, count: int) -> memoryview:
         """The bytes of `count` blocks from `first` on, copied to pinned memory of their own."""
-        with torch.cuda.stream(self._stream()):
+        with torch.cuda.stream(self._lane.stream):
             host = self._span(first, count).to("cpu", non_blocking=False)
         return memoryview(host.numpy())  # type: ignore[arg-type]
 
@@ -127,7 +150,7 @@ class DeviceMemory:
 
     def written(self, first: int, count: int) -> None:
         """The last `writable` of this thread is filled: bring it to the device."""
-        with torch.cuda.stream(stream := self._stream()):
+        with torch.cuda.stream(stream := self._lane.stream):
             staging: torch.Tensor = self._local.staging[: count * self.block_bytes]
             self._span(first, count).copy_(staging, non_blocking=True)
         stream.synchronize()
@@ -161,9 +184,3 @@ class PeerPool:
         """Unmap; no copy from it may be under way."""
         del self.tensor
         self._mapping.close()
-
-
-def _split(hashes: torch.Tensor) -> list[bytes]:
-    """16 bytes of each row."""
-    rows: Any = hashes.numpy().astype("<i8")
-    return [row.tobytes() for row in np.ascontiguousarray(rows)]

@@ -1,9 +1,9 @@
-"""The forward pass of at most 16 new tokens in seven kernels a layer. Owns the order of fused operations.
+"""The forward pass of at most 16 new tokens, its kernels chained. Owns the order of fused operations.
 
-    norm·qkv ─► rotate, store ─► attend (─► join splits) ─► out + residual ─► norm·gate·up·silu ─► down + residual
+    norm ─► qkv ─► rotate, store ─► attend ─► (join splits) ─► out + residual ─► norm ─► gate·up·silu ─► down + residual
 
-Such steps take as long as reading the weights. cuBLAS and separate kernels for norms, activation and sums take
-a fifth more than that, most of it between kernels.
+Such steps take as long as reading the weights, and the time between kernels counts: each kernel starts before the one
+in front has ended, and reads its first weights ahead.
 """
 
 from __future__ import annotations
@@ -32,34 +32,31 @@ def _product(linear: Linear) -> Product:
 class FewRowsModel:
     """The same weights as engine.model.Model, multiplied by kernels of this package."""
 
-    def __init__(self, weights: ModelWeights, epsilon: float) -> None:
+    def __init__(self, weights: ModelWeights) -> None:
         self._weights = weights
-        self._epsilon = epsilon
 
     def serves(self) -> bool:
         """Whether the kernels' tiles divide every product of the model."""
-        shapes = []
+        found = []
         for layer in self._weights.layers:
             rows, columns = _product(layer.gate_up).weight.shape
-            shapes.append((rows // 2, columns))
-            for part in (layer.qkv, layer.out, layer.down):
-                rows, columns = _product(part).weight.shape
-                shapes.append((rows, columns))
-        return all(tiles_for(*shape) is not None for shape in shapes)
+            found.append(tiles_for(rows // 2, columns, gated=True))
+            whole = (layer.qkv, layer.out, layer.down)
+            found += [tiles_for(*_product(part).weight.shape) for part in whole]
+        return None not in found
 
     def run(self, step: CudaStep) -> torch.Tensor:
         """As engine.model.Model.run, for a step whose every row is sampled."""
-        epsilon = self._epsilon
-        residual = step.embed(self._weights.embed)
+        early, residual = step.early, step.embed(self._weights.embed)
         for index, layer in enumerate(self._weights.layers):
             qkv, out = _product(layer.qkv), _product(layer.out)
             gate_up, down = _product(layer.gate_up), _product(layer.down)
-            norm = (layer.input_norm, epsilon)
-            rows = skinny_product(residual, qkv.weight, qkv.bias, norm=norm)
+            normed, _ = step.add_norm(residual, None, layer.input_norm)
+            rows = skinny_product(normed, qkv.weight, qkv.bias, early=early)
             attended = step.attend(rows, index, layer)
-            skinny_product(attended, out.weight, out.bias, into=residual)
-            norm = (layer.post_norm, epsilon)
-            hidden = skinny_product(residual, gate_up.weight, gate_up.bias, norm=norm, gated=True)
-            skinny_product(hidden, down.weight, down.bias, into=residual)
+            skinny_product(attended, out.weight, out.bias, into=residual, early=early)
+            normed, _ = step.add_norm(residual, None, layer.post_norm)
+            hidden = skinny_product(normed, gate_up.weight, gate_up.bias, gated=True, early=early)
+            skinny_product(hidden, down.weight, down.bias, into=residual, early=early)
         normed, _ = step.add_norm(residual, None, self._weights.norm)
         return self._weights.head(normed).float()

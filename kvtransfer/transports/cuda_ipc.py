@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Answer, Greeting
 
-PIECE_BYTES = 256 << 20
-"""A read that is interrupted ends within one piece: a fraction of a millisecond."""
+PIECE_BYTES = 1 << 30
+"""A read that is interrupted ends within one piece: a millisecond."""
 
 
 class PeerPool(Protocol):

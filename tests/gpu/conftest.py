@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-
-from tests.unit.edge.conftest import build_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 VOCAB = 384
 SHAPE = {
@@ -53,7 +52,12 @@ def write_model(name: str, directory: Path) -> Any:
         if parameter_name.endswith(("bias", "norm.weight")):
             torch.nn.init.normal_(parameter, mean=0.7, std=0.3)
     model.save_pretrained(directory)
-    build_tokenizer().save(str(directory / "tokenizer.json"))
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    words = {word: index for index, word in enumerate(["<|im_end|>", "<|im_start|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(words, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>"}
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from tests.e2e.server import Server
 
 PROMPTS = [[5 + (7 * i + j) % 350 for j in range(40 + 60 * i)] for i in range(6)]
 COMMON = ("--device", "cuda", "--max-model-len", "1024", "--kv-cache-memory", "256MiB")
+
+
+def server_of(*arguments: str) -> Server:
+    """Without an installed `baton`: the GPU's machine may have the sources only."""
+    return Server(*arguments, program=(sys.executable, "-m", "deploy.cli"))
 
 
 def answers(server: Server, model: str, **changes: Any) -> list[list[int]]:
@@ -37,7 +43,7 @@ def answers(server: Server, model: str, **changes: Any) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def colocated(small_model: Path) -> tuple[list[list[int]], list[list[int]]]:
-    with Server(str(small_model), "--pd", "0p1d", *COMMON, "--dtype", "float32") as server:
+    with server_of(str(small_model), "--pd", "0p1d", *COMMON, "--dtype", "float32") as server:
         name = small_model.name
         return answers(server, name), answers(server, name, temperature=0.9, top_p=0.9)
 
@@ -47,7 +53,7 @@ def test_disaggregated_tokens_are_the_colocated_ones(
     small_model: Path, colocated: tuple[list[list[int]], list[list[int]]], transport: str
 ) -> None:
     options = ("--pd", "1p1d", "--transport", transport, "--local-prefill", "off")
-    with Server(str(small_model), *options, *COMMON, "--dtype", "float32") as server:
+    with server_of(str(small_model), *options, *COMMON, "--dtype", "float32") as server:
         name = small_model.name
         assert answers(server, name) == colocated[0]
         assert answers(server, name, temperature=0.9, top_p=0.9) == colocated[1]
@@ -58,7 +64,7 @@ def test_disaggregated_tokens_are_the_colocated_ones(
 
 
 def test_request_survives_the_death_of_either_worker(small_model: Path) -> None:
-    with Server(str(small_model), "--pd", "1p1d", *COMMON) as server:
+    with server_of(str(small_model), "--pd", "1p1d", *COMMON) as server:
         name = small_model.name
         expected = answers(server, name)
         for role in ("prefill", "decode"):

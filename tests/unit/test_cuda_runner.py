@@ -141,7 +141,7 @@ def test_few_row_kernels_agree_with_the_reference(shape) -> None:
     arrays = ragged_batch(batch, BLOCK_SIZE)
     with torch.inference_mode():
         backend = pair.runner._model.backend
-        few = FewRowsModel(pair.runner._model.weights, shape.rms_norm_eps)
+        few = FewRowsModel(pair.runner._model.weights)
         assert few.serves()
         found = few.run(backend.begin(arrays))  # type: ignore[arg-type]
         expected = pair.reference.forward(arrays)

@@ -27,6 +27,8 @@ HALF = 1024
 CHUNK_WORDS = 2 * HALF
 _CHUNKS = 8
 """Chunks of a program."""
+_TOGETHER = 2
+"""Chunks that are loaded before the first of them is stored."""
 
 
 def hash_keys(words_per_block: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -53,41 +55,42 @@ def reference_hash(block: npt.NDArray[Any]) -> bytes:
 
 
 @triton.jit
-def _wide(words, keys, chunk_key):
-    keyed = words + (keys ^ chunk_key)
+def _wide(words, keys, chunk_keys):
+    keyed = words + (keys[None, :] ^ chunk_keys[:, None])
     return keyed.to(tl.uint32, bitcast=True).to(tl.uint64)
 
 
 @triton.jit
 def _hash_blocks(
     source, target, source_ids, target_ids, keys, chunk_keys, sums, words_per_block, num_groups,
-    COPIES: tl.constexpr, HALF: tl.constexpr, CHUNKS: tl.constexpr,
+    COPIES: tl.constexpr, HALF: tl.constexpr, CHUNKS: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
     index, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    words = tl.arange(0, HALF)
+    words, some = tl.arange(0, HALF), tl.arange(0, TOGETHER)
     key_0, key_1 = tl.load(keys + words), tl.load(keys + HALF + words)
     key_2, key_3 = tl.load(keys + 2 * HALF + words), tl.load(keys + 3 * HALF + words)
     block = source + tl.load(source_ids + index) * words_per_block
     copied = target + tl.load(target_ids + index) * words_per_block
-    sum_0, sum_1 = tl.zeros([HALF], tl.uint64), tl.zeros([HALF], tl.uint64)
-    for step in tl.static_range(CHUNKS):
-        chunk = group * CHUNKS + step
-        places = chunk * (2 * HALF) + words
-        first = tl.load(block + places, mask=places < words_per_block, other=0)
-        second = tl.load(block + HALF + places, mask=places + HALF < words_per_block, other=0)
+    sum_0 = tl.zeros([TOGETHER, HALF], tl.uint64)
+    sum_1 = tl.zeros([TOGETHER, HALF], tl.uint64)
+    for step in tl.static_range(0, CHUNKS, TOGETHER):
+        chunks = group * CHUNKS + step + some
+        places = chunks[:, None] * (2 * HALF) + words[None, :]
+        inside, inside_too = places < words_per_block, places + HALF < words_per_block
+        first = tl.load(block + places, mask=inside, other=0)
+        second = tl.load(block + HALF + places, mask=inside_too, other=0)
         if COPIES:
-            tl.store(copied + places, first, mask=places < words_per_block)
-            tl.store(copied + HALF + places, second, mask=places + HALF < words_per_block)
-        chunk_key = chunk_keys + 4 * chunk
-        sum_0 += _wide(first, key_0, tl.load(chunk_key)) * _wide(
-            second, key_1, tl.load(chunk_key + 1)
-        )
-        sum_1 += _wide(first, key_2, tl.load(chunk_key + 2)) * _wide(
-            second, key_3, tl.load(chunk_key + 3)
-        )
+            tl.store(copied + places, first, mask=inside)
+            tl.store(copied + HALF + places, second, mask=inside_too)
+        chunk_key = chunk_keys + 4 * chunks
+        left, right = tl.load(chunk_key), tl.load(chunk_key + 1)
+        sum_0 += _wide(first, key_0, left) * _wide(second, key_1, right)
+        left, right = tl.load(chunk_key + 2), tl.load(chunk_key + 3)
+        sum_1 += _wide(first, key_2, left) * _wide(second, key_3, right)
     place = sums + (index * num_groups + group) * 2
-    tl.store(place, tl.sum(sum_0, axis=0).to(tl.int64, bitcast=True))
-    tl.store(place + 1, tl.sum(sum_1, axis=0).to(tl.int64, bitcast=True))
+    total_0, total_1 = tl.sum(tl.sum(sum_0, axis=0), axis=0), tl.sum(tl.sum(sum_1, axis=0), axis=0)
+    tl.store(place, total_0.to(tl.int64, bitcast=True))
+    tl.store(place + 1, total_1.to(tl.int64, bitcast=True))
 
 
 class BlockHash:
@@ -130,6 +133,6 @@ class BlockHash:
         _hash_blocks[(count, self._groups)](
             source.view(torch.int32), target.view(torch.int32), source_ids, target_ids,
             self._keys, self._chunk_keys, sums, self._words, self._groups,
-            COPIES=copies, HALF=HALF, CHUNKS=_CHUNKS, num_warps=8,
+            COPIES=copies, HALF=HALF, CHUNKS=_CHUNKS, TOGETHER=_TOGETHER, num_warps=8,
         )  # fmt: skip
         return sums.sum(dim=1)

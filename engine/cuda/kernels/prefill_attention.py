@@ -22,7 +22,7 @@ class PrefillTiles:
 
     queries: int = 128
     tokens: int = 64
-    warps: int = 8
+    warps: int = 4
     stages: int = 3
 
 

@@ -1,9 +1,9 @@
 """Products of at most 16 rows, which take as long as reading the weight: read it once, in order, and do the rest beside it.
 
-    x [T, in] ─ (norm) ─► · weight [out, in]ᵀ ─► (+ bias) ─► (silu · up) ─► (+ residual) ─► [T, out]
+    x [T, in] · weight [out, in]ᵀ ─► (+ bias) ─► (silu · up) ─► (+ residual) ─► [T, out]
 
-The norm needs no pass of its own: a row's scale is known when its products are, and multiplies them. A program
-owns some outputs and all of `in`, so sums need no second kernel and come out the same every time.
+A program owns some outputs and all of `in`, so sums need no second kernel and come out the same every time. Launched
+early it reads its first weights ahead while the kernel in front still runs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.cuda.kernels.early_launch import allow_next, await_previous, launch_options, read_ahead
+
 MAX_ROWS = 16
-_OUTS = (32, 16)
 _INS = (256, 128, 64, 32, 16)
+_GATED_INS = (128, 64, 32, 16)
+_LINE = 64
+"""Elements of two bytes in a cache line."""
+_AHEAD = 2048
+"""Inputs whose weights are read ahead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,35 +37,33 @@ class ProductTiles:
 
 @triton.jit
 def _skinny_product(
-    x, gain, weight, bias, output, num_rows, epsilon,
+    x, weight, bias, output, num_rows,
     IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
-    ROWS: tl.constexpr, NORMED: tl.constexpr, GATED: tl.constexpr, ADDS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    ROWS: tl.constexpr, GATED: tl.constexpr, ADDS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    EARLY: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = output.dtype.element_ty
     rows, ins = tl.arange(0, ROWS), tl.arange(0, INS)
     outs = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
     is_row = (rows < num_rows)[:, None]
     lines = weight + outs.to(tl.int64)[None, :] * IN
+    if EARLY:
+        allow_next()
+        ahead = lines + (tl.arange(0, LINES) * LINE)[:, None]
+        read_ahead(ahead)
+        if GATED:
+            read_ahead(ahead + OUT * IN)
+        await_previous()
     total = tl.zeros([ROWS, OUTS], tl.float32)
     up_total = tl.zeros([ROWS, OUTS], tl.float32)
-    squares = tl.zeros([ROWS], tl.float32)
     for start in range(0, IN, INS):
         columns = start + ins
         part = tl.load(lines + columns[:, None], eviction_policy="evict_first")
         a = tl.load(x + rows[:, None] * IN + columns[None, :], mask=is_row, other=0.0)
-        if NORMED:
-            wide = a.to(tl.float32)
-            squares += tl.sum(wide * wide, axis=1)
-            a = (wide * tl.load(gain + columns).to(tl.float32)[None, :]).to(dtype)
         total = tl.dot(a, part, total, input_precision="ieee")
         if GATED:
-            part = tl.load(lines + OUT * IN + columns[:, None], eviction_policy="evict_first")
-            up_total = tl.dot(a, part, up_total, input_precision="ieee")
-    if NORMED:
-        scale = tl.rsqrt(squares / IN + epsilon)[:, None]
-        total *= scale
-        up_total *= scale
+            up_part = tl.load(lines + OUT * IN + columns[:, None], eviction_policy="evict_first")
+            up_total = tl.dot(a, up_part, up_total, input_precision="ieee")
     if HAS_BIAS:
         total += tl.load(bias + outs).to(tl.float32)[None, :]
         if GATED:
@@ -74,10 +78,10 @@ def _skinny_product(
     tl.store(places, total.to(dtype), mask=is_row)
 
 
-def tiles_for(out_size: int, in_size: int) -> ProductTiles | None:
+def tiles_for(out_size: int, in_size: int, *, gated: bool = False) -> ProductTiles | None:
     """A tile that divides both sizes; None when there is none."""
-    outs = next((size for size in _OUTS if out_size % size == 0), None)
-    ins = next((size for size in _INS if in_size % size == 0), None)
+    outs = next((size for size in (32, 16) if out_size % size == 0), None)
+    ins = next((size for size in (_GATED_INS if gated else _INS) if in_size % size == 0), None)
     return None if outs is None or ins is None else ProductTiles(outs, ins)
 
 
@@ -86,30 +90,29 @@ def skinny_product(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     *,
-    norm: tuple[torch.Tensor, float] | None = None,
     gated: bool = False,
     into: torch.Tensor | None = None,
     tiles: ProductTiles | None = None,
+    early: bool = False,
 ) -> torch.Tensor:
     """[T, out] of [T, in] contiguous rows, T at most 16, and [out, in] contiguous weight.
 
-    `norm` is (gain [in], epsilon) of an RMS norm before the product. With `gated` the weight's first half makes
-    gates and its second half what they multiply: out is half its rows. The result is added `into` a tensor, in
-    place, when one is given.
+    With `gated` the weight's first half makes gates and its second half what they multiply: out is half its rows.
+    The result is added `into` a tensor, in place, when one is given.
     """
     num_rows, in_size = x.shape
     out_size = weight.shape[0] // 2 if gated else weight.shape[0]
     if tiles is None:
-        tiles = tiles_for(out_size, in_size)
+        tiles = tiles_for(out_size, in_size, gated=gated)
     assert tiles is not None
     output = into
     if output is None:
         output = torch.empty(num_rows, out_size, dtype=x.dtype, device=x.device)
-    gain, epsilon = norm if norm is not None else (x, 0.0)
+    lines = max(1, min(_AHEAD, in_size & -in_size) // _LINE)
     _skinny_product[(out_size // tiles.outs,)](
-        x, gain, weight, weight if bias is None else bias, output, num_rows, epsilon,
-        IN=in_size, OUT=out_size, OUTS=tiles.outs, INS=tiles.ins, ROWS=MAX_ROWS,
-        NORMED=norm is not None, GATED=gated, ADDS=into is not None, HAS_BIAS=bias is not None,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        x, weight, weight if bias is None else bias, output, num_rows,
+        IN=in_size, OUT=out_size, OUTS=tiles.outs, INS=tiles.ins, ROWS=MAX_ROWS, GATED=gated,
+        ADDS=into is not None, HAS_BIAS=bias is not None, EARLY=early, LINES=lines, LINE=_LINE,
+        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(early=early),
     )  # fmt: skip
     return output
