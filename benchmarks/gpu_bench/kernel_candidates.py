@@ -1,6 +1,6 @@
 """How the tiles of the attention kernels and the products of few rows do, one after another, for choosing defaults.
 
-usage: python -m benchmarks.gpu_bench.kernel_candidates [PART …]       parts: cublas, skinny, decode, prefill
+usage: python -m benchmarks.gpu_bench.kernel_candidates [PART …]       parts: hash, cublas, skinny, decode, prefill
        BATON_COMPILE_ONLY=1 runs each once, so that several processes can fill Triton's cache before the timing
 """
 
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.gpu_bench.timing import copy_gb_per_s, device_ms
+from engine.cuda.kernels.block_hash import BlockHash, HashTiles
 from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention
 from engine.cuda.kernels.prefill_attention import PrefillTiles, prefill_attention
 from engine.cuda.kernels.skinny_product import ProductTiles, skinny_product
@@ -158,7 +159,7 @@ def skinny_candidates() -> None:
         gated, adds = name == "gate_up", name in ("out", "down")
         out_size = rows_out // 2 if gated else rows_out
         for outs, ins, warps, stages in (
-            (32, 256, 4, 5), (32, 128, 4, 5), (32, 128, 4, 4), (16, 256, 4, 5), (16, 256, 4, 4), (32, 256, 4, 3),
+            (32, 256, 4, 5), (32, 256, 4, 6), (32, 256, 4, 7), (32, 128, 4, 5), (32, 128, 4, 7), (32, 128, 8, 6),
         ):  # fmt: skip
             tiles = ProductTiles(outs, ins, warps, stages)
             for rows in (1, 16):
@@ -177,7 +178,27 @@ def skinny_candidates() -> None:
                 attempt(f"skinny {name} {rows} {tiles}", told)
 
 
+def hash_candidates() -> None:
+    size, count = 2 << 20, 256
+    source, target = (torch.empty(count * size, dtype=torch.uint8, device="cuda") for _ in range(2))
+    ids = torch.randperm(count, device="cuda")
+    copy_ms = graph_ms(lambda: target.copy_(source), 1)
+    for chunks, together, warps in (
+        (8, 2, 8), (8, 1, 8), (8, 4, 8), (16, 2, 8), (4, 2, 8), (8, 2, 4), (8, 1, 4), (8, 2, 16),
+        (16, 1, 8), (4, 4, 16), (4, 1, 8), (2, 2, 8),
+    ):  # fmt: skip
+        tiles = HashTiles(chunks, together, warps)
+        made = BlockHash(size, source.device, tiles)
+
+        def told(made: BlockHash = made) -> str:
+            ms = graph_ms(lambda: made.copy(source, target, ids, ids), 1)
+            return f"{1000 * ms:.1f} us {copy_ms / ms:.2f} of copy"
+
+        attempt(f"hash {tiles}", told)
+
+
 PARTS = {
+    "hash": hash_candidates,
     "cublas": product_candidates,
     "skinny": skinny_candidates,
     "decode": decode_candidates,

@@ -167,7 +167,7 @@ def main() -> None:
     bench = Bench(SHAPES[arguments.shape], max(batches), max(max(batches) * 2048, 16384))
     print(f"ready after {time.perf_counter() - started:.1f} s", flush=True)
     graphs = bench.runner._graphs  # noqa: SLF001 - which way it chose for few rows
-    print(json.dumps({"few_rows_ms": graphs.times_ms, "chosen": graphs.way.name}), flush=True)
+    print(json.dumps({"few_rows_ms": graphs.times_ms}), flush=True)
     copy, gemm = limits["copy_gb_per_s"], limits["bf16_gemm_tflop_per_s"]
     for count in batches:
         attempt(lambda count=count: bench.decode(count, 2048, copy))  # type: ignore[misc]

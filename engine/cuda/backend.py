@@ -64,10 +64,8 @@ class CudaBackend:
 class CudaStep:
     """One step of kernels; nothing in it waits for the device."""
 
-    def __init__(self, backend: CudaBackend, inputs: StepInputs, *, early: bool = False) -> None:
-        """`early`: every kernel starts before the one in front has ended (engine.cuda.kernels.early_launch)."""
+    def __init__(self, backend: CudaBackend, inputs: StepInputs) -> None:
         self._backend = backend
-        self.early = early
         self._config = backend.config
         self._inputs = inputs
 
@@ -85,7 +83,7 @@ class CudaStep:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(normed, residual + delta)."""
         epsilon = self._config.rms_norm_eps
-        return add_rms_norm(residual, delta, weight, epsilon, early=self.early)
+        return add_rms_norm(residual, delta, weight, epsilon)
 
     def attend(self, qkv: torch.Tensor, layer: int, weights: LayerWeights) -> torch.Tensor:
         """Rotate and store in one kernel, attend in another."""
@@ -96,18 +94,11 @@ class CudaStep:
         heads, window, kv = config.num_heads, config.sliding_window, backend.kv
         rope_and_store(
             qkv, backend.rope, inputs.positions, inputs.slots, kv, layer, heads, norms,
-            config.rms_norm_eps, early=self.early,
+            config.rms_norm_eps,
         )  # fmt: skip
         if inputs.max_queries == 1:
             return decode_attention(
-                qkv,
-                kv,
-                layer,
-                inputs.block_tables,
-                inputs.contexts,
-                heads,
-                window,
-                early=self.early,
+                qkv, kv, layer, inputs.block_tables, inputs.contexts, heads, window
             )
         return prefill_attention(
             qkv, kv, layer, inputs.block_tables, inputs.query_starts, inputs.contexts,

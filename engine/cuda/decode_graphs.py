@@ -7,7 +7,7 @@ a step from embedding to the best token of each row, so that launching it costs 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from engine.ragged_batch import RaggedBatch
 
 _TRIALS = 8
+_PARTS = (64, 32, 16, 8, 4, 2)
+"""Of the vocabulary, when the best token is looked for."""
 
 
 def graph_sizes(most: int) -> list[int]:
@@ -40,23 +42,14 @@ class Choices:
 
 def choices_of(logits: torch.Tensor) -> Choices:
     """The greedy answer beside the logits; of equal logits the lowest token id is taken."""
-    values, ids = logits.max(dim=-1)
+    rows, vocab = logits.shape
+    parts = next((count for count in _PARTS if vocab % count == 0), 1)
+    values, places = logits.view(rows, parts, vocab // parts).max(
+        dim=-1
+    )  # one row alone keeps one processor busy
+    values, part = values.max(dim=-1)
+    ids = part * (vocab // parts) + places.gather(-1, part.unsqueeze(-1)).squeeze(-1)
     return Choices(logits, torch.stack((ids, torch.isfinite(values).to(torch.int64))))
-
-
-class Forward(NamedTuple):
-    """One way to compute a step of few rows."""
-
-    name: str
-    is_few_rows: bool
-    early: bool
-
-
-WAYS = (
-    Forward("cublas", is_few_rows=False, early=False),
-    Forward("few-rows", is_few_rows=True, early=False),
-    Forward("few-rows-early", is_few_rows=True, early=True),
-)
 
 
 class _Graph:
@@ -83,40 +76,31 @@ class DecodeGraphs:
         self._graphs: dict[int, _Graph] = {}
         self._few_rows = FewRowsModel(model.weights)
         self._pool: Any = None
-        self.way = WAYS[0]
         self.times_ms: dict[str, float] = {}
+        self.few_rows_are_faster = False
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture every size, the largest first, in one pool of memory; for few rows the way that is fastest here."""
+        """Capture every size, the largest first, in one pool of memory; for few rows the way that is faster here."""
+        few = max(size for size in self._sizes if size <= MAX_ROWS)
+        if self._few_rows.serves():
+            ways = {"cublas": False, "few_rows": True}
+            graphs = {name: self._captured(few, few_rows=way) for name, way in ways.items()}
+            self.times_ms = {name: _step_ms(graph.graph) for name, graph in graphs.items()}
+            self.few_rows_are_faster = self.times_ms["few_rows"] < self.times_ms["cublas"]
         for size in reversed(self._sizes):
-            if size <= MAX_ROWS and size == max(s for s in self._sizes if s <= MAX_ROWS):
-                self.way = self._fastest(size)
-            way = self.way if size <= MAX_ROWS else WAYS[0]
-            self._graphs[size] = self._captured(size, way)
+            way = self.few_rows_are_faster and size <= MAX_ROWS
+            self._graphs[size] = self._captured(size, few_rows=way)
 
-    def _fastest(self, size: int) -> Forward:
-        """Of the ways that can be taken, by the time of some steps over an empty context."""
-        if not self._few_rows.serves():
-            return WAYS[0]
-        has_early = torch.cuda.get_device_capability(self._backend.kv.device) >= (9, 0)
-        ways = [way for way in WAYS if has_early or not way.early]
-        self.times_ms = {way.name: _step_ms(self._captured(size, way).graph) for way in ways}
-        return min(ways, key=lambda way: self.times_ms[way.name])
-
-    def _captured(self, size: int, way: Forward) -> _Graph:
+    def _captured(self, size: int, *, few_rows: bool) -> _Graph:
         graph = _Graph(size, self._tables)
-        self._compute(graph, way)  # compiles the kernels
+        run = self._few_rows.run if few_rows else self._model.run
+        choices_of(run(CudaStep(self._backend, graph.arrays.inputs)))  # compiles the kernels
         torch.cuda.synchronize()
         with torch.cuda.graph(graph.graph, pool=self._pool):
-            graph.choices = self._compute(graph, way)
+            graph.choices = choices_of(run(CudaStep(self._backend, graph.arrays.inputs)))
         self._pool = graph.graph.pool()
         return graph
-
-    def _compute(self, graph: _Graph, way: Forward) -> Choices:
-        step = CudaStep(self._backend, graph.arrays.inputs, early=way.early)
-        run = self._few_rows.run if way.is_few_rows else self._model.run
-        return choices_of(run(step))
 
     def fits(self, batch: RaggedBatch) -> bool:
         """Whether a graph can run this batch: every sequence has one new token, and they are not too many."""

@@ -1,9 +1,8 @@
-"""The forward pass of at most 16 new tokens, its kernels chained. Owns the order of fused operations.
+"""The forward pass of at most 16 new tokens. Owns the order of fused operations.
 
     norm ─► qkv ─► rotate, store ─► attend ─► (join splits) ─► out + residual ─► norm ─► gate·up·silu ─► down + residual
 
-Such steps take as long as reading the weights, and the time between kernels counts: each kernel starts before the one
-in front has ended, and reads its first weights ahead.
+Such steps take as long as reading the weights, and the time between kernels counts.
 """
 
 from __future__ import annotations
@@ -47,16 +46,16 @@ class FewRowsModel:
 
     def run(self, step: CudaStep) -> torch.Tensor:
         """As engine.model.Model.run, for a step whose every row is sampled."""
-        early, residual = step.early, step.embed(self._weights.embed)
+        residual = step.embed(self._weights.embed)
         for index, layer in enumerate(self._weights.layers):
             qkv, out = _product(layer.qkv), _product(layer.out)
             gate_up, down = _product(layer.gate_up), _product(layer.down)
             normed, _ = step.add_norm(residual, None, layer.input_norm)
-            rows = skinny_product(normed, qkv.weight, qkv.bias, early=early)
+            rows = skinny_product(normed, qkv.weight, qkv.bias)
             attended = step.attend(rows, index, layer)
-            skinny_product(attended, out.weight, out.bias, into=residual, early=early)
+            skinny_product(attended, out.weight, out.bias, into=residual)
             normed, _ = step.add_norm(residual, None, layer.post_norm)
-            hidden = skinny_product(normed, gate_up.weight, gate_up.bias, gated=True, early=early)
-            skinny_product(hidden, down.weight, down.bias, into=residual, early=early)
+            hidden = skinny_product(normed, gate_up.weight, gate_up.bias, gated=True)
+            skinny_product(hidden, down.weight, down.bias, into=residual)
         normed, _ = step.add_norm(residual, None, self._weights.norm)
         return self._weights.head(normed).float()

@@ -201,6 +201,8 @@ def test_gated_product_of_few_rows(dtype, with_bias) -> None:
 
 def test_sizes_that_no_tile_divides_are_told() -> None:
     assert tiles_for(960, 576) == ProductTiles(32, 64)
+    assert tiles_for(4096, 14336) == ProductTiles(32, 256)
+    assert tiles_for(6144, 4096) == ProductTiles(32, 128)
     assert tiles_for(100, 576) is None
 
 

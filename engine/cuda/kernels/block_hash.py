@@ -12,6 +12,7 @@ Two blocks that differ are taken for equal with a probability of about 2^-64, fa
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,16 +26,23 @@ if TYPE_CHECKING:
 HALF = 1024
 """Words of half a chunk."""
 CHUNK_WORDS = 2 * HALF
-_CHUNKS = 8
-"""Chunks of a program."""
-_TOGETHER = 2
-"""Chunks that are loaded before the first of them is stored."""
+CHUNK_MULTIPLE = 16
+"""Keys are made for a multiple of so many chunks."""
+
+
+@dataclass(frozen=True, slots=True)
+class HashTiles:
+    """Chunks of a program, those loaded before the first of them is stored, and warps."""
+
+    chunks: int = 8
+    together: int = 2
+    warps: int = 8
 
 
 def hash_keys(words_per_block: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """([4, HALF] word keys, [chunks, 4] chunk keys); the same everywhere."""
     num_chunks = -(-words_per_block // CHUNK_WORDS)
-    padded = -(-num_chunks // _CHUNKS) * _CHUNKS
+    padded = -(-num_chunks // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
     stream = hashlib.shake_128(b"baton-nh128").digest(4 * (4 * HALF + 4 * padded))
     words = np.frombuffer(stream, dtype="<i4")
     return words[: 4 * HALF].reshape(4, HALF), words[4 * HALF :].reshape(padded, 4)
@@ -44,6 +52,7 @@ def reference_hash(block: npt.NDArray[Any]) -> bytes:
     """The 16 bytes of one block, in numpy."""
     words = np.ascontiguousarray(block).view(np.uint32)
     keys, chunk_keys = (table.view(np.uint32) for table in hash_keys(len(words)))
+    chunk_keys = chunk_keys[: -(-len(words) // CHUNK_WORDS)]
     padded = np.zeros((len(chunk_keys), 2, HALF), dtype=np.uint32)
     padded.reshape(-1)[: len(words)] = words
     lanes = []
@@ -84,9 +93,12 @@ def _hash_blocks(
             tl.store(copied + HALF + places, second, mask=inside_too)
         chunk_key = chunk_keys + 4 * chunks
         left, right = tl.load(chunk_key), tl.load(chunk_key + 1)
-        sum_0 += _wide(first, key_0, left) * _wide(second, key_1, right)
+        is_chunk = (chunks * (2 * HALF) < words_per_block)[:, None]
+        product = _wide(first, key_0, left) * _wide(second, key_1, right)
+        sum_0 += tl.where(is_chunk, product, 0)
         left, right = tl.load(chunk_key + 2), tl.load(chunk_key + 3)
-        sum_1 += _wide(first, key_2, left) * _wide(second, key_3, right)
+        product = _wide(first, key_2, left) * _wide(second, key_3, right)
+        sum_1 += tl.where(is_chunk, product, 0)
     place = sums + (index * num_groups + group) * 2
     total_0, total_1 = tl.sum(tl.sum(sum_0, axis=0), axis=0), tl.sum(tl.sum(sum_1, axis=0), axis=0)
     tl.store(place, total_0.to(tl.int64, bitcast=True))
@@ -96,13 +108,17 @@ def _hash_blocks(
 class BlockHash:
     """The hash of blocks of one size, with its keys on the device."""
 
-    def __init__(self, block_bytes: int, device: torch.device) -> None:
+    def __init__(
+        self, block_bytes: int, device: torch.device, tiles: HashTiles | None = None
+    ) -> None:
         """`block_bytes` must be a multiple of 16."""
+        self._tiles = tiles or HashTiles()
         self._words = block_bytes // 4
         keys, chunk_keys = hash_keys(self._words)
         self._keys = torch.from_numpy(keys.copy()).to(device)
         self._chunk_keys = torch.from_numpy(chunk_keys.copy()).to(device)
-        self._groups = len(chunk_keys) // _CHUNKS
+        num_chunks = -(-self._words // CHUNK_WORDS)
+        self._groups = -(-num_chunks // self._tiles.chunks)
 
     def hash(self, pool: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """[N, 2] int64 of the blocks `ids` [N] int64 of a pool of bytes."""
@@ -133,6 +149,7 @@ class BlockHash:
         _hash_blocks[(count, self._groups)](
             source.view(torch.int32), target.view(torch.int32), source_ids, target_ids,
             self._keys, self._chunk_keys, sums, self._words, self._groups,
-            COPIES=copies, HALF=HALF, CHUNKS=_CHUNKS, TOGETHER=_TOGETHER, num_warps=8,
+            COPIES=copies, HALF=HALF, CHUNKS=self._tiles.chunks, TOGETHER=self._tiles.together,
+            num_warps=self._tiles.warps,
         )  # fmt: skip
         return sums.sum(dim=1)

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.cuda.kernels.early_launch import allow_next, await_previous, launch_options
 from engine.cuda.kernels.softmax import averaged, fold
 
 _LOG2_E = 1.4426950408889634
@@ -40,12 +39,9 @@ def _attend_split(
     query_stride, table_stride, layer, num_layers, window, scale,
     GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
-    WINDOWED: tl.constexpr, EARLY: tl.constexpr,
+    WINDOWED: tl.constexpr,
 ):  # fmt: skip
     sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    if EARLY:
-        allow_next()
-        await_previous()
     context = tl.load(contexts + sequence)
     begin = 0
     if WINDOWED:
@@ -92,12 +88,7 @@ def _attend_split(
 
 
 @triton.jit
-def _join_splits(
-    partial, logs, output, DIM: tl.constexpr, SPLITS: tl.constexpr, EARLY: tl.constexpr
-):
-    if EARLY:
-        allow_next()
-        await_previous()
+def _join_splits(partial, logs, output, DIM: tl.constexpr, SPLITS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     splits, columns = tl.arange(0, SPLITS), tl.arange(0, DIM)
     log = tl.load(logs + row * SPLITS + splits)
@@ -125,8 +116,6 @@ def decode_attention(
     num_heads: int,
     window: int | None,
     tiles: DecodeTiles = DEFAULT_TILES,
-    *,
-    early: bool = False,
 ) -> torch.Tensor:
     """[S, heads * dim]: softmax(q k / sqrt(dim)) v over the first contexts[s] tokens of each sequence.
 
@@ -148,12 +137,12 @@ def decode_attention(
         query.stride(0), block_tables.stride(0), layer, kv.shape[1], window or 0, _LOG2_E * dim**-0.5,
         GROUP=group, ROWS=max(MIN_ROWS, triton.next_power_of_2(group)), NUM_KV_HEADS=num_kv_heads,
         DIM=dim, BLOCK_SIZE=block_size, TOKENS=tiles.tokens, SPLITS=splits,
-        WINDOWED=window is not None, EARLY=early, num_warps=tiles.warps, num_stages=tiles.stages,
-        **launch_options(early=early),
+        WINDOWED=window is not None, num_warps=tiles.warps, num_stages=tiles.stages,
+
     )  # fmt: skip
     if splits > 1:
         _join_splits[(num_sequences * num_heads,)](
-            partial, logs, output, DIM=dim, SPLITS=splits, EARLY=early,
-            num_warps=1 if splits < MAX_SPLITS else 2, **launch_options(early=early),
+            partial, logs, output, DIM=dim, SPLITS=splits,
+            num_warps=1 if splits < MAX_SPLITS else 2,
         )  # fmt: skip
     return output

@@ -6,20 +6,15 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.cuda.kernels.early_launch import allow_next, await_previous, launch_options
-
 
 @triton.jit
 def _add_rms_norm(
     residual, delta, weight, normed, num_columns, epsilon,
-    HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr,
+    HAS_DELTA: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * num_columns
     columns = tl.arange(0, BLOCK)
     inside = columns < num_columns
-    if EARLY:
-        allow_next()
-        await_previous()
     total = tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
     if HAS_DELTA:
         total += tl.load(delta + row + columns, mask=inside, other=0.0).to(tl.float32)
@@ -37,8 +32,6 @@ def add_rms_norm(
     delta: torch.Tensor | None,
     weight: torch.Tensor,
     epsilon: float,
-    *,
-    early: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(norm of residual + delta, residual + delta), both [T, hidden]; the sum replaces `residual`."""
     num_rows, num_columns = residual.shape
@@ -46,7 +39,7 @@ def add_rms_norm(
     block = triton.next_power_of_2(num_columns)
     _add_rms_norm[(num_rows,)](
         residual, residual if delta is None else delta, weight, normed, num_columns, epsilon,
-        HAS_DELTA=delta is not None, BLOCK=block, EARLY=early,
-        num_warps=min(max(block // 512, 1), 16), **launch_options(early=early),
+        HAS_DELTA=delta is not None, BLOCK=block,
+        num_warps=min(max(block // 512, 1), 16),
     )  # fmt: skip
     return normed, residual

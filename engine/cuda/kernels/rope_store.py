@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from engine.cuda.kernels.early_launch import allow_next, await_previous, launch_options
-
 if TYPE_CHECKING:
     import torch
 
@@ -35,7 +33,7 @@ def _normed(first, second, weight, half_columns, epsilon, dtype: tl.constexpr, H
 def _rope_store(
     qkv, rope, positions, slots, kv, q_norm, k_norm, epsilon, layer, num_layers,
     NUM_HEADS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, HALF: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr, EARLY: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, HAS_NORM: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = qkv.dtype.element_ty
     dim: tl.constexpr = 2 * HALF
@@ -44,9 +42,6 @@ def _rope_store(
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     columns = tl.arange(0, HALF)
     inside = (heads < all_heads)[:, None]
-    if EARLY:
-        allow_next()
-        await_previous()
     places = qkv + token * all_heads * dim + heads[:, None] * dim + columns[None, :]
     raw_first = tl.load(places, mask=inside, other=0.0)
     raw_second = tl.load(places + HALF, mask=inside, other=0.0)
@@ -88,8 +83,6 @@ def rope_and_store(
     num_heads: int,
     norms: tuple[torch.Tensor, torch.Tensor] | None,
     epsilon: float,
-    *,
-    early: bool = False,
 ) -> None:
     """Rotate q and k of [T, (heads + 2 kv_heads) * dim] in place, and store k and v in the pool.
 
@@ -102,6 +95,6 @@ def rope_and_store(
     _rope_store[grid](
         qkv, rope, positions, slots, kv, q_norm, k_norm, epsilon, layer, kv.shape[1],
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HALF=head_dim // 2, BLOCK_SIZE=block_size,
-        HEADS=_HEADS, HAS_NORM=norms is not None, EARLY=early, num_warps=4,
-        **launch_options(early=early),
+        HEADS=_HEADS, HAS_NORM=norms is not None, num_warps=4,
+
     )  # fmt: skip

@@ -2,8 +2,7 @@
 
     x [T, in] · weight [out, in]ᵀ ─► (+ bias) ─► (silu · up) ─► (+ residual) ─► [T, out]
 
-A program owns some outputs and all of `in`, so sums need no second kernel and come out the same every time. Launched
-early it reads its first weights ahead while the kernel in front still runs.
+A program owns some outputs and all of `in`, so sums need no second kernel and come out the same every time.
 """
 
 from __future__ import annotations
@@ -14,15 +13,10 @@ import torch
 import triton
 import triton.language as tl
 
-from engine.cuda.kernels.early_launch import allow_next, await_previous, launch_options, read_ahead
-
 MAX_ROWS = 16
-_INS = (256, 128, 64, 32, 16)
-_GATED_INS = (128, 64, 32, 16)
-_LINE = 64
-"""Elements of two bytes in a cache line."""
-_AHEAD = 2048
-"""Inputs whose weights are read ahead."""
+_INS = (128, 64, 32, 16)
+_FEW_PROGRAMS = 160
+"""About as many as there are multiprocessors: then one program has one to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +34,12 @@ def _skinny_product(
     x, weight, bias, output, num_rows,
     IN: tl.constexpr, OUT: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
     ROWS: tl.constexpr, GATED: tl.constexpr, ADDS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    EARLY: tl.constexpr, LINES: tl.constexpr, LINE: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = output.dtype.element_ty
     rows, ins = tl.arange(0, ROWS), tl.arange(0, INS)
     outs = tl.program_id(0) * OUTS + tl.arange(0, OUTS)
     is_row = (rows < num_rows)[:, None]
     lines = weight + outs.to(tl.int64)[None, :] * IN
-    if EARLY:
-        allow_next()
-        ahead = lines + (tl.arange(0, LINES) * LINE)[:, None]
-        read_ahead(ahead)
-        if GATED:
-            read_ahead(ahead + OUT * IN)
-        await_previous()
     total = tl.zeros([ROWS, OUTS], tl.float32)
     up_total = tl.zeros([ROWS, OUTS], tl.float32)
     for start in range(0, IN, INS):
@@ -79,10 +65,14 @@ def _skinny_product(
 
 
 def tiles_for(out_size: int, in_size: int, *, gated: bool = False) -> ProductTiles | None:
-    """A tile that divides both sizes; None when there is none."""
+    """A tile that divides both sizes; None when there is none. Where programs are few each needs more in flight."""
     outs = next((size for size in (32, 16) if out_size % size == 0), None)
-    ins = next((size for size in (_GATED_INS if gated else _INS) if in_size % size == 0), None)
-    return None if outs is None or ins is None else ProductTiles(outs, ins)
+    ins = next((size for size in _INS if in_size % size == 0), None)
+    if outs is None or ins is None:
+        return None
+    if in_size % 256 == 0 and not gated and out_size // outs <= _FEW_PROGRAMS:
+        ins = 256
+    return ProductTiles(outs, ins)
 
 
 def skinny_product(
@@ -93,7 +83,6 @@ def skinny_product(
     gated: bool = False,
     into: torch.Tensor | None = None,
     tiles: ProductTiles | None = None,
-    early: bool = False,
 ) -> torch.Tensor:
     """[T, out] of [T, in] contiguous rows, T at most 16, and [out, in] contiguous weight.
 
@@ -108,11 +97,10 @@ def skinny_product(
     output = into
     if output is None:
         output = torch.empty(num_rows, out_size, dtype=x.dtype, device=x.device)
-    lines = max(1, min(_AHEAD, in_size & -in_size) // _LINE)
     _skinny_product[(out_size // tiles.outs,)](
         x, weight, weight if bias is None else bias, output, num_rows,
         IN=in_size, OUT=out_size, OUTS=tiles.outs, INS=tiles.ins, ROWS=MAX_ROWS, GATED=gated,
-        ADDS=into is not None, HAS_BIAS=bias is not None, EARLY=early, LINES=lines, LINE=_LINE,
-        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(early=early),
+        ADDS=into is not None, HAS_BIAS=bias is not None,
+        num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return output
