@@ -80,6 +80,12 @@ def least_used(workers: Sequence[WorkerSpec], first: WorkerSpec) -> str | None:
     return min(uses, key=lambda uuid: (uses[uuid], uuid))
 
 
+def gpu_part(workers: Sequence[WorkerSpec]) -> float:
+    """Of a GPU for each worker, where they share GPUs as these do."""
+    uses = Counter(worker.visible_devices for worker in workers)
+    return 1.0 / max(uses.values())
+
+
 def pool_bytes_on(
     gpu: Gpu,
     role: str,

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.gpu_bench.model_directory import write_directory
@@ -80,12 +81,21 @@ def load(
             *("--tokenizer", str(model), "--dataset-name", "random", "--seed", "3", "--ignore-eos"),
             *("--random-input-len", str(lengths[0]), "--random-output-len", str(lengths[1])),
             *("--num-prompts", str(prompts), "--request-rate", rate, "--output", str(output)),
-            *("--num-warmups", "2", "--disable-tqdm", "--max-client-share", "1"),
+            *("--num-warmups", "2", "--disable-tqdm", "--max-client-share", "1", "--save-detailed"),
         ],
         check=True, stdout=subprocess.DEVNULL, timeout=120,
     )  # fmt: skip
     found = json.loads(output.read_text())
-    return {key: found.get(key) for key in KEYS}
+    told = {key: found.get(key) for key in KEYS}
+    told["first_gap_ms"] = first_gap_ms(found.get("itls") or [])
+    return told
+
+
+def first_gap_ms(gaps: list[list[float]]) -> float | None:
+    """How much longer the second token takes than a later one does, in the median over requests; `gaps` in seconds.
+    With two pools this is the handover."""
+    extra = [1000 * (own[0] - median(own[1:])) for own in gaps if len(own) > 2]
+    return median(extra) if extra else None
 
 
 def measure(

@@ -35,7 +35,7 @@ def build(shape: str) -> Any:
         )
         torch.set_default_dtype(torch.float32)
     model.set_attn_implementation("paged|sdpa")
-    return model.eval()
+    return model.requires_grad_(requires_grad=False)
 
 
 def measure(shape: str, prompts: int, lengths: tuple[int, int]) -> dict[str, Any]:

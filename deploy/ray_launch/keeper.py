@@ -95,7 +95,7 @@ class Keeper:
         self._started_s = self._clock.now_s()
         self._child = ChildProcess(
             command,
-            child_environment(order.num_threads),
+            child_environment(order.num_threads, order.gpu),
             on_line=lambda line: self._tell(Line(name=order.name, text=line)),
             on_exit=self._on_exit,
             pass_fds=(writing,) if order.tells_ready else (),

@@ -28,13 +28,16 @@ def choose_placement(asked: str, offered: Mapping[str, float], *, is_ours: bool)
     return "slots" if any(offered.get(slot) for slot in SLOTS) else "cpus"
 
 
-def demand_of(role: str, placement: str, worker_cpus: float | None) -> Demand:
-    """What Ray must find for a worker of that role."""
+def demand_of(
+    role: str, placement: str, worker_cpus: float | None, num_gpus: float = 0.0
+) -> Demand:
+    """What Ray must find for a worker of that role; `num_gpus` is its part of one, and Ray shows it that one only."""
     if placement == "ours":
         return Demand()
     if placement == "slots":
-        return Demand(num_cpus=worker_cpus or 0.0, resources={f"{role}_slot": 1.0})
-    return Demand(num_cpus=1.0 if worker_cpus is None else worker_cpus)
+        slot = {f"{role}_slot": 1.0}
+        return Demand(num_cpus=worker_cpus or 0.0, num_gpus=num_gpus, resources=slot)
+    return Demand(num_cpus=1.0 if worker_cpus is None else worker_cpus, num_gpus=num_gpus)
 
 
 def spell(demand: Demand) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deploy.gpu_plan import gpu_part, least_used
 from deploy.plan import next_share
 from deploy.ray_launch.node_directory import CONTROL_NAME, node_directory
 from deploy.ray_launch.own_ray import LOOPBACK
@@ -137,7 +138,8 @@ class Posts:
         assert self.control is not None
         keys = self._keys.for_worker() if self._keys else None
         spec = msgspec.structs.replace(spec, control=self.control, keys=keys)
-        demand = demand_of(spec.role, self.placement, self.choice.worker_cpus)
+        gpus = gpu_part(self._plan.workers) if spec.device == "cuda" else 0.0
+        demand = demand_of(spec.role, self.placement, self.choice.worker_cpus, gpus)
         post = self._posts[spec.worker_id] = Post(spec.worker_id, spec, demand)
         return post
 
@@ -160,12 +162,21 @@ class Posts:
         if self.choice.own is None:
             used = [spec.cores for spec in others]
             cores, num_threads = share_of(node, post.demand, used, pin=self.choice.pin)
-            post.spec = replace(post.spec, peer_host=node.ip, cores=cores, num_threads=num_threads)
+            post.spec = replace(
+                post.spec,
+                peer_host=node.ip,
+                cores=cores,
+                num_threads=num_threads,
+                visible_devices=None,  # the seat sees the GPU that Ray gave it
+            )
         elif post.is_new:
             mine = tuple({core for spec in self._plan.workers for core in spec.cores})
             cores = next_share(others, mine)
             num_threads = len(cores) or post.spec.num_threads
-            post.spec = replace(post.spec, cores=cores, num_threads=num_threads)
+            gpu = least_used(others, post.spec)
+            post.spec = replace(
+                post.spec, cores=cores, num_threads=num_threads, visible_devices=gpu
+            )
 
     def start(self, post: Post) -> Run:
         """What to run if nothing of it runs there yet, as a start later than all before."""

@@ -232,6 +232,7 @@ class KeeperOrder(msgspec.Struct, frozen=True, kw_only=True):
     spec_path: str
     run_directory: str
     num_threads: int
+    gpu: str | None = None
     node_id: str
     session: str
     tells_ready: bool

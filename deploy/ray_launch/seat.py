@@ -143,6 +143,7 @@ class Seat:
             spec_path=str(order_file.with_suffix(".json")),
             run_directory=str(_run_directory(order_file)),
             num_threads=run.num_threads,
+            gpu=spec.visible_devices if isinstance(spec, WorkerSpec) else None,
             node_id=here[0],
             session=here[1],
             tells_ready=self._name == COORDINATOR,

@@ -14,7 +14,10 @@ import pytest
 from tests.e2e.server import Server
 
 PROMPTS = [[5 + (7 * i + j) % 350 for j in range(40 + 60 * i)] for i in range(6)]
-COMMON = ("--device", "cuda", "--max-model-len", "1024", "--kv-cache-memory", "256MiB")
+COMMON = (
+    *("--device", "cuda", "--max-model-len", "1024", "--kv-cache-memory", "256MiB"),
+    *("--max-num-seqs", "8"),
+)
 
 
 def server_of(*arguments: str) -> Server:

@@ -187,18 +187,6 @@ def test_product_of_few_rows_added_to_the_residual(dtype, rows, with_bias) -> No
     check(found, expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("with_bias", [False, True])
-def test_gated_product_of_few_rows(dtype, with_bias) -> None:
-    x, weight = random(3, 128, dtype=dtype), random(2 * 64, 128, dtype=dtype) / 11
-    bias = random(2 * 64, dtype=dtype) if with_bias else None
-    gate, up = torch.nn.functional.linear(x, weight, bias).chunk(2, dim=-1)
-    expected = torch.nn.functional.silu(gate) * up
-    check(skinny_product(x, weight, bias, gated=True), expected)
-    plain = torch.nn.functional.linear(x, weight, bias)
-    check(skinny_product(x, weight, bias), plain)
-
-
 def test_sizes_that_no_tile_divides_are_told() -> None:
     assert tiles_for(960, 576) == ProductTiles(32, 64)
     assert tiles_for(4096, 14336) == ProductTiles(32, 256)

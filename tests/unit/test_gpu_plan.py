@@ -12,6 +12,7 @@ from deploy.config import resolve
 from deploy.gpu_plan import (
     assign,
     check_free,
+    gpu_part,
     least_used,
     parse_utilization,
     pool_bytes_on,
@@ -150,6 +151,11 @@ def test_one_worker_more_goes_to_the_gpu_with_the_fewest() -> None:
     made = plan(GPUS[:2], pd="2p1d")
     assert least_used(made.workers, made.workers[0]) == "GPU-b"
     assert least_used((), made.workers[1]) == "GPU-b"
+
+
+def test_ray_reserves_the_part_of_a_gpu_that_a_worker_has() -> None:
+    assert gpu_part(plan(GPUS[:1], pd="1p1d").workers) == 0.5
+    assert gpu_part(plan(GPUS, pd="1p1d").workers) == 1.0
 
 
 def test_small_pool_is_what_is_left() -> None:

@@ -75,6 +75,8 @@ def test_what_a_worker_asks_for() -> None:
     assert demand_of("decode", "slots", 4).bundle() == {"CPU": 4, "decode_slot": 1.0}
     assert demand_of("decode", "cpus", None).bundle() == {"CPU": 1.0}
     assert demand_of("decode", "ours", None).bundle() == {}
+    assert demand_of("decode", "slots", None, 0.5).bundle() == {"GPU": 0.5, "decode_slot": 1.0}
+    assert demand_of("decode", "cpus", None, 1.0).bundle() == {"CPU": 1.0, "GPU": 1.0}
     assert spell(demand_of("decode", "slots", None)) == "decode_slot 1"
 
 

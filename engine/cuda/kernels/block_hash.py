@@ -36,7 +36,7 @@ class HashTiles:
 
     chunks: int = 8
     together: int = 2
-    warps: int = 8
+    warps: int = 4
 
 
 def hash_keys(words_per_block: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
