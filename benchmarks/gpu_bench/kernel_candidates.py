@@ -16,7 +16,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from benchmarks.gpu_bench.timing import copy_gb_per_s, device_ms
 from engine.cuda.kernels.block_hash import BlockHash, HashTiles
-from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention
+from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention, new_arrivals
 from engine.cuda.kernels.prefill_attention import PrefillTiles, prefill_attention
 from engine.cuda.kernels.skinny_product import ProductTiles, skinny_product
 
@@ -78,10 +78,13 @@ def decode_candidates() -> None:
             (32, 2, 3, 256), (128, 4, 3, 512), (64, 4, 2, 512), (64, 2, 4, 512), (32, 1, 3, 512),
         ):  # fmt: skip
             tiles = DecodeTiles(tokens, warps, stages, programs)
+            arrivals = new_arrivals(query.device, tiles)
 
             def run(tiles: DecodeTiles = tiles) -> None:
                 for layer in range(LAYERS):
-                    decode_attention(query, kv, layer, tables, contexts, HEADS, None, tiles)
+                    decode_attention(
+                        query, kv, layer, tables, contexts, HEADS, None, arrivals, tiles
+                    )
 
             def told(run: Callable[[], None] = run) -> str:
                 ms = graph_ms(run, LAYERS)

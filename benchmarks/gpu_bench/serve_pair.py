@@ -1,6 +1,7 @@
 """1P1D on one GPU against one colocated worker on the same GPU, over HTTP, at a low and a high load.
 
-usage: python -m benchmarks.gpu_bench.serve_pair [--shape llama-8b] [--shapes 0p1d,1p1d] [--rates 2,inf]
+usage: python -m benchmarks.gpu_bench.serve_pair [--shape llama-8b] [--pools 0p1d,1p1d]
+           [--loads 2:2048:128,8:2048:128,inf:512:128]      requests a second, prompt tokens, output tokens
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.gpu_bench.model_directory import write_directory
 from benchmarks.gpu_bench.shapes import SHAPES
 
-INPUT_TOKENS, OUTPUT_TOKENS = 2048, 128
+LOADS = "2:2048:128,8:2048:128,inf:512:128"
+BURST = 64
+"""Requests at once where the rate is inf."""
 KEYS = (
     "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "median_itl_ms", "p99_itl_ms",
     "output_throughput", "total_token_throughput", "request_throughput", "completed", "duration",
@@ -65,22 +68,31 @@ class GpuServer:
             self.process.wait()
 
 
-def load(
-    server: GpuServer,
-    model: Path,
-    directory: Path,
-    rate: str,
-    lengths: tuple[int, int],
-    prompts: int,
-) -> dict[str, Any]:
+class Load(NamedTuple):
+    """Requests a second, as `baton bench serve` takes it; tokens in and out; how many requests."""
+
+    rate: str
+    input_tokens: int
+    output_tokens: int
+    prompts: int
+
+    @classmethod
+    def parse(cls, text: str, seconds: float) -> Load:
+        """`2:2048:128`, for about so many seconds."""
+        rate, input_tokens, output_tokens = text.split(":")
+        prompts = BURST if rate == "inf" else max(8, int(float(rate) * seconds))
+        return cls(rate, int(input_tokens), int(output_tokens), prompts)
+
+
+def run_load(server: GpuServer, model: Path, directory: Path, load: Load) -> dict[str, Any]:
     """One run of `baton bench serve`."""
     output = directory / "run.json"
     subprocess.run(
         [
             *(sys.executable, "-m", "deploy.cli", "bench", "serve", "--url", server.url),
             *("--tokenizer", str(model), "--dataset-name", "random", "--seed", "3", "--ignore-eos"),
-            *("--random-input-len", str(lengths[0]), "--random-output-len", str(lengths[1])),
-            *("--num-prompts", str(prompts), "--request-rate", rate, "--output", str(output)),
+            *("--random-input-len", str(load.input_tokens), "--random-output-len", str(load.output_tokens)),
+            *("--num-prompts", str(load.prompts), "--request-rate", load.rate, "--output", str(output)),
             *("--num-warmups", "2", "--disable-tqdm", "--max-client-share", "1", "--save-detailed"),
         ],
         check=True, stdout=subprocess.DEVNULL, timeout=120,
@@ -98,26 +110,23 @@ def first_gap_ms(gaps: list[list[float]]) -> float | None:
     return median(extra) if extra else None
 
 
-def measure(
-    shape: str, shapes: list[str], rates: list[str], lengths: tuple[int, int], seconds: float
-) -> list[dict[str, Any]]:
-    """A row for each shape and rate; a rate's run lasts about `seconds`, and `inf` sends 64 at once."""
+def measure(shape: str, pools: list[str], loads: list[Load]) -> list[dict[str, Any]]:
+    """A row for each shape of the pools and each load."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         directory, model = Path(name), Path(name) / shape
         model.mkdir()
         write_directory(SHAPES[shape], model)
-        for pools in shapes:
-            server = GpuServer(model, pools, directory / "log")
+        for shape_of_pools in pools:
+            server = GpuServer(model, shape_of_pools, directory / "log")
             try:
-                for rate in rates:
-                    prompts = 64 if rate == "inf" else max(8, int(float(rate) * seconds))
-                    row = load(server, model, directory, rate, lengths, prompts)
-                    rows.append({"pools": pools, "rate": rate, "prompts": prompts, **row})
+                for load in loads:
+                    found = run_load(server, model, directory, load)
+                    rows.append({"pools": shape_of_pools, **load._asdict(), **found})
                     print(json.dumps(rows[-1]), flush=True)
             except (subprocess.SubprocessError, OSError, ValueError) as error:
-                print(f"{pools}: {error}\n{server.log()[-3000:]}", flush=True)
-                rows.append({"pools": pools, "error": f"{error}"})
+                print(f"{shape_of_pools}: {error}\n{server.log()[-3000:]}", flush=True)
+                rows.append({"pools": shape_of_pools, "error": f"{error}"})
             finally:
                 server.close()
     return rows
@@ -126,14 +135,12 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
-    parser.add_argument("--shapes", default="0p1d,1p1d")
-    parser.add_argument("--rates", default="2,8")
-    parser.add_argument("--lengths", default=f"{INPUT_TOKENS},{OUTPUT_TOKENS}")
+    parser.add_argument("--pools", default="0p1d,1p1d")
+    parser.add_argument("--loads", default=LOADS)
     parser.add_argument("--seconds", type=float, default=15.0)
     arguments = parser.parse_args()
-    first, second = (int(word) for word in arguments.lengths.split(","))
-    shapes, rates = arguments.shapes.split(","), arguments.rates.split(",")
-    measure(arguments.shape, shapes, rates, (first, second), arguments.seconds)
+    loads = [Load.parse(text, arguments.seconds) for text in arguments.loads.split(",")]
+    measure(arguments.shape, arguments.pools.split(","), loads)
 
 
 if __name__ == "__main__":

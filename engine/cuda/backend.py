@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import linear
 
 from engine.cuda.kernels.activations import silu_mul
-from engine.cuda.kernels.decode_attention import decode_attention
+from engine.cuda.kernels.decode_attention import decode_attention, new_arrivals
 from engine.cuda.kernels.norms import add_rms_norm
 from engine.cuda.kernels.prefill_attention import prefill_attention
 from engine.cuda.kernels.rope_store import rope_and_store
@@ -49,6 +49,7 @@ class CudaBackend:
         self.description = f"cuda ({device_name(kv.device)})"
         self.max_context_tokens = min(config.max_position_embeddings, kv.shape[0] * kv.shape[4])
         self.rope = rope_table(config, self.max_context_tokens).to(kv.device)
+        self.arrivals = new_arrivals(kv.device)
         self.staging = InputStaging(kv.device, kv.shape[4])
 
     def linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Product:
@@ -98,7 +99,14 @@ class CudaStep:
         )  # fmt: skip
         if inputs.max_queries == 1:
             return decode_attention(
-                qkv, kv, layer, inputs.block_tables, inputs.contexts, heads, window
+                qkv,
+                kv,
+                layer,
+                inputs.block_tables,
+                inputs.contexts,
+                heads,
+                window,
+                backend.arrivals,
             )
         return prefill_attention(
             qkv, kv, layer, inputs.block_tables, inputs.query_starts, inputs.contexts,

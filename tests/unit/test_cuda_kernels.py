@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 from engine.attention import paged_attention, token_slots  # noqa: E402
 from engine.cuda.kernels.activations import silu_mul  # noqa: E402
 from engine.cuda.kernels.block_hash import BlockHash, reference_hash  # noqa: E402
-from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention  # noqa: E402
+from engine.cuda.kernels.decode_attention import DecodeTiles, decode_attention, new_arrivals  # noqa: E402
 from engine.cuda.kernels.norms import add_rms_norm  # noqa: E402
 from engine.cuda.kernels.prefill_attention import prefill_attention  # noqa: E402
 from engine.cuda.kernels.rope_store import rope_and_store  # noqa: E402
@@ -139,8 +139,11 @@ def test_decode_attention(dtype, window, programs, heads, kv_heads, dim) -> None
     expected = paged_attention(query, kv, 1, case.batch, window).reshape(4, -1)
     wide = torch.cat((query.reshape(4, -1), random(4, 32, dtype=dtype)), dim=1)
     tiles = DecodeTiles(tokens=32, programs=programs)
-    arguments = (on_device["block_tables"], on_device["context_lengths"], heads, window, tiles)
-    check(decode_attention(wide, kv, 1, *arguments), expected)
+    arrivals = new_arrivals(torch.device(DEVICE), tiles)
+    places = (on_device["block_tables"], on_device["context_lengths"], heads, window)
+    for _ in range(3):  # the counters are as they were
+        check(decode_attention(wide, kv, 1, *places, arrivals, tiles), expected)
+    assert not arrivals.any()
 
 
 @pytest.mark.parametrize("programs", [1, 64])
@@ -150,7 +153,8 @@ def test_padding_rows_of_decode_attention_give_zeros(programs) -> None:
     query = random(2, 6 * 64)
     tiles = DecodeTiles(tokens=32, programs=programs)
     tables = case.on_device()["block_tables"]
-    found = decode_attention(query, case.pool(torch.float32), 0, tables, contexts, 6, None, tiles)
+    places = (tables, contexts, 6, None, new_arrivals(torch.device(DEVICE), tiles))
+    found = decode_attention(query, case.pool(torch.float32), 0, *places, tiles)
     assert found[0].abs().sum() > 0
     assert torch.equal(found[1], torch.zeros_like(found[1]))
 

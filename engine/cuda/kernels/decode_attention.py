@@ -34,8 +34,26 @@ DEFAULT_TILES = DecodeTiles()
 
 
 @triton.jit
+def _join(
+    partial, logs, output, first, GROUP: tl.constexpr, DIM: tl.constexpr, SPLITS: tl.constexpr
+):
+    """The parts of GROUP heads, `first` being the first part of the first, weighted by their logarithms."""
+    splits, columns = tl.arange(0, SPLITS), tl.arange(0, DIM)
+    for member in tl.static_range(GROUP):
+        parts = first + member * SPLITS + splits
+        log = tl.load(logs + parts, cache_modifier=".cg")
+        best = tl.max(log, axis=0)
+        weights = tl.exp2(log - tl.where(best == float("-inf"), 0.0, best))
+        found = tl.load(partial + parts[:, None] * DIM + columns[None, :], cache_modifier=".cg")
+        weight = tl.sum(weights, axis=0)
+        joined = tl.sum(found * weights[:, None], axis=0) / tl.where(weight > 0, weight, 1.0)
+        row = first // SPLITS + member
+        tl.store(output + row * DIM + columns, joined.to(output.dtype.element_ty))
+
+
+@triton.jit
 def _attend_split(
-    query, kv, block_tables, contexts, output, partial, logs,
+    query, kv, block_tables, contexts, output, partial, logs, arrivals,
     query_stride, table_stride, layer, num_layers, window, scale,
     GROUP: tl.constexpr, ROWS: tl.constexpr, NUM_KV_HEADS: tl.constexpr, DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TOKENS: tl.constexpr, SPLITS: tl.constexpr,
@@ -85,20 +103,17 @@ def _attend_split(
         tl.store(partial + row[:, None] * DIM + columns[None, :], total, mask=is_head)
         log = tl.where(weight > 0, best + tl.log2(tl.where(weight > 0, weight, 1.0)), float("-inf"))
         tl.store(logs + row, log, mask=rows < GROUP)
+        tl.debug_barrier()  # what all threads wrote comes before the arrival of one
+        arrival = arrivals + sequence * NUM_KV_HEADS + kv_head
+        if tl.atomic_add(arrival, 1, sem="acq_rel") == SPLITS - 1:
+            head_parts = (sequence.to(tl.int64) * NUM_KV_HEADS + kv_head) * GROUP * SPLITS
+            _join(partial, logs, output, head_parts, GROUP, DIM, SPLITS)
+            tl.store(arrival, 0)
 
 
-@triton.jit
-def _join_splits(partial, logs, output, DIM: tl.constexpr, SPLITS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64)
-    splits, columns = tl.arange(0, SPLITS), tl.arange(0, DIM)
-    log = tl.load(logs + row * SPLITS + splits)
-    best = tl.max(log, axis=0)
-    best = tl.where(best == float("-inf"), 0.0, best)
-    weights = tl.exp2(log - best)
-    parts = tl.load(partial + (row * SPLITS + splits)[:, None] * DIM + columns[None, :])
-    all_weight = tl.sum(weights, axis=0)
-    joined = tl.sum(parts * weights[:, None], axis=0) / tl.where(all_weight > 0, all_weight, 1.0)
-    tl.store(output + row * DIM + columns, joined.to(output.dtype.element_ty))
+def new_arrivals(device: torch.device, tiles: DecodeTiles = DEFAULT_TILES) -> torch.Tensor:
+    """Counters of programs that are done; zero between steps."""
+    return torch.zeros(tiles.programs, dtype=torch.int32, device=device)
 
 
 def num_splits(num_sequences: int, num_kv_heads: int, programs: int) -> int:
@@ -115,6 +130,7 @@ def decode_attention(
     contexts: torch.Tensor,
     num_heads: int,
     window: int | None,
+    arrivals: torch.Tensor,
     tiles: DecodeTiles = DEFAULT_TILES,
 ) -> torch.Tensor:
     """[S, heads * dim]: softmax(q k / sqrt(dim)) v over the first contexts[s] tokens of each sequence.
@@ -133,16 +149,11 @@ def decode_attention(
         partial = torch.empty(*shape, dim, dtype=torch.float32, device=query.device)
         logs = torch.empty(shape, dtype=torch.float32, device=query.device)
     _attend_split[(num_sequences, num_kv_heads, splits)](
-        query, kv, block_tables, contexts, output, partial, logs,
+        query, kv, block_tables, contexts, output, partial, logs, arrivals,
         query.stride(0), block_tables.stride(0), layer, kv.shape[1], window or 0, _LOG2_E * dim**-0.5,
         GROUP=group, ROWS=max(MIN_ROWS, triton.next_power_of_2(group)), NUM_KV_HEADS=num_kv_heads,
         DIM=dim, BLOCK_SIZE=block_size, TOKENS=tiles.tokens, SPLITS=splits,
         WINDOWED=window is not None, num_warps=tiles.warps, num_stages=tiles.stages,
 
     )  # fmt: skip
-    if splits > 1:
-        _join_splits[(num_sequences * num_heads,)](
-            partial, logs, output, DIM=dim, SPLITS=splits,
-            num_warps=1 if splits < MAX_SPLITS else 2,
-        )  # fmt: skip
     return output
