@@ -83,7 +83,7 @@ class DecodeGraphs:
     def capture(self) -> None:
         """Capture every size, the largest first, in one pool of memory; for few rows the way that is faster here."""
         few = max(size for size in self._sizes if size <= MAX_ROWS)
-        if self._few_rows.serves():
+        if self._backend.kv.element_size() == 2 and self._few_rows.serves():
             ways = {"cublas": False, "few_rows": True}
             graphs = {name: self._captured(few, few_rows=way) for name, way in ways.items()}
             self.times_ms = {name: _step_ms(graph.graph) for name, graph in graphs.items()}

@@ -46,7 +46,7 @@ def answers(server: Server, model: str, **changes: Any) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def colocated(small_model: Path) -> tuple[list[list[int]], list[list[int]]]:
-    with server_of(str(small_model), "--pd", "0p1d", *COMMON, "--dtype", "float32") as server:
+    with server_of(str(small_model), "--pd", "0p1d", *COMMON) as server:
         name = small_model.name
         return answers(server, name), answers(server, name, temperature=0.9, top_p=0.9)
 
@@ -56,7 +56,7 @@ def test_disaggregated_tokens_are_the_colocated_ones(
     small_model: Path, colocated: tuple[list[list[int]], list[list[int]]], transport: str
 ) -> None:
     options = ("--pd", "1p1d", "--transport", transport, "--local-prefill", "off")
-    with server_of(str(small_model), *options, *COMMON, "--dtype", "float32") as server:
+    with server_of(str(small_model), *options, *COMMON) as server:
         name = small_model.name
         assert answers(server, name) == colocated[0]
         assert answers(server, name, temperature=0.9, top_p=0.9) == colocated[1]

@@ -31,6 +31,8 @@ class DecodeTiles:
 
 
 DEFAULT_TILES = DecodeTiles()
+WIDE_ELEMENT_TILES = DecodeTiles(tokens=32, warps=4, stages=2)
+"""For float32, which tensor cores do not multiply exactly: fewer products for each thread to write out."""
 
 
 @triton.jit
@@ -131,13 +133,15 @@ def decode_attention(
     num_heads: int,
     window: int | None,
     arrivals: torch.Tensor,
-    tiles: DecodeTiles = DEFAULT_TILES,
+    tiles: DecodeTiles | None = None,
 ) -> torch.Tensor:
     """[S, heads * dim]: softmax(q k / sqrt(dim)) v over the first contexts[s] tokens of each sequence.
 
     `query` is [S, any], its first heads * dim columns the rotated queries; `contexts` [S] int32 count the new
     token too, 0 marks a padding row, which gives zeros. With `window`, only the last so many tokens are seen.
     """
+    if tiles is None:
+        tiles = WIDE_ELEMENT_TILES if query.dtype == torch.float32 else DEFAULT_TILES
     num_sequences = query.shape[0]
     num_kv_heads, block_size, dim = kv.shape[3:]
     group = num_heads // num_kv_heads
@@ -154,6 +158,5 @@ def decode_attention(
         GROUP=group, ROWS=max(MIN_ROWS, triton.next_power_of_2(group)), NUM_KV_HEADS=num_kv_heads,
         DIM=dim, BLOCK_SIZE=block_size, TOKENS=tiles.tokens, SPLITS=splits,
         WINDOWED=window is not None, num_warps=tiles.warps, num_stages=tiles.stages,
-
     )  # fmt: skip
     return output

@@ -27,7 +27,7 @@ class PrefillTiles:
 
 
 DEFAULT_TILES = PrefillTiles()
-WIDE_ELEMENT_TILES = PrefillTiles(queries=64, tokens=32, warps=4, stages=2)
+WIDE_ELEMENT_TILES = PrefillTiles(queries=32, tokens=32, warps=4, stages=2)
 """For float32, whose tiles take twice the room."""
 
 
