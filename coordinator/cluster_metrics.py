@@ -100,25 +100,23 @@ class ClusterCollector(Collector):
         return family
 
     def _autoscaler(self, shown: dict[str, Any]) -> Iterable[Metric]:
-        """What the planner thinks; nothing where it is off."""
-        if not shown.get("enabled"):
-            return
+        """What the planner thinks; names without samples where it is off."""
         needed = GaugeMetricFamily(
             "baton_autoscaler_needed", "Workers that the planner would have", labels=("role",)
         )
-        for role, count in shown["needs"].items():
+        for role, count in shown.get("needs", {}).items():
             needed.add_metric((role,), count)
         yield needed
         decisions = CounterMetricFamily(
             "baton_autoscaler_decisions", "What the planner decided", labels=("decision",)
         )
-        for decision, count in shown["counts"].items():
+        for decision, count in shown.get("counts", {}).items():
             decisions.add_metric((decision,), count)
         yield decisions
         yield GaugeMetricFamily(
             "baton_autoscaler_trouble",
             "1 while an order of the planner was given up",
-            float(shown["trouble"] is not None),
+            float(shown["trouble"] is not None) if shown.get("enabled") else None,
         )
 
     def _blocks(self, workers: list[dict[str, Any]]) -> Metric:

@@ -44,14 +44,12 @@ class WorkerRecord:
     identity: bytes
     role: str
     state: WorkerState
+    load: WorkerLoad
     last_seen_s: float
     step: int = -1
     step_moved_s: float = 0.0
     sent_seq: int = 0
     told_role: str = ""
-    load: WorkerLoad = field(
-        default_factory=lambda: WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
-    )
 
     @property
     def worker_id(self) -> str:
@@ -94,6 +92,13 @@ class LifetimeTotals:
             self.stepped_tokens + load.stepped_tokens,
             [ours + theirs for ours, theirs in zip(self.step_sizes, sizes, strict=True)],
         )
+
+
+def _empty_pool(hello: Hello) -> WorkerLoad:
+    """What is known of a worker until its first heartbeat: the size of its pool."""
+    return WorkerLoad(
+        blocks=BlockCounts(total=hello.num_blocks, free=hello.num_blocks, cached=0, held=0)
+    )
 
 
 class Registry:
@@ -145,6 +150,7 @@ class Registry:
             last_seen_s=now_s,
             step_moved_s=now_s,
             told_role=hello.role,
+            load=_empty_pool(hello),
         )
         self._records[hello.worker_id] = self._by_incarnation[hello.incarnation] = record
         self._generations[hello.worker_id] = hello.generation

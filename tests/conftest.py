@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    """Kernels run in Triton's interpreter. It must know before anything imports Triton."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

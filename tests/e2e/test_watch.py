@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pty
@@ -38,8 +39,23 @@ class Terminal:
         until_s = time.monotonic() + seconds
         while text.encode() not in self.seen:
             assert time.monotonic() < until_s, self.seen.decode(errors="replace")
-            if select.select([self._ours], [], [], 0.1)[0]:
+            self._read()
+
+    def interrupt(self, seconds: float = 5.0) -> int:
+        """Ctrl-C; its status. Read on: a full terminal would keep it from its last words."""
+        self.process.send_signal(signal.SIGINT)
+        until_s = time.monotonic() + seconds
+        while (status := self.process.poll()) is None:
+            assert time.monotonic() < until_s, "still there after Ctrl-C"
+            self._read()
+        return status
+
+    def _read(self) -> None:
+        if select.select([self._ours], [], [], 0.1)[0]:
+            try:
                 self.seen += os.read(self._ours, 1 << 16)
+            except OSError as error:  # the last writer is gone
+                assert error.errno == errno.EIO  # noqa: PT017 - on Linux this is how a terminal ends
 
     def close(self) -> None:
         if self.process.poll() is None:
@@ -57,7 +73,6 @@ def test_watch_follows_a_server_until_ctrl_c() -> None:
             terminal.seen = b""
             terminal.wait_for("process exited")
             terminal.wait_for("● ready")
-            terminal.process.send_signal(signal.SIGINT)
-            assert terminal.process.wait(5) == 0
+            assert terminal.interrupt() == 0
         finally:
             terminal.close()

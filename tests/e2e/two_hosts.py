@@ -153,7 +153,7 @@ class SpreadCluster:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def _plan(self, options: dict[str, str]) -> Plan:
-        config = resolve({"host": ADDRESSES["a"], **options}, {}).config
+        config = resolve({"host": ADDRESSES["a"], "auth": "false", **options}, {}).config
         model = prepare(config.model, (), "float32", cache_directory(), lambda *_: None)
         plan = make_plan(config, model, Host.here(), self.directory, HTTP_PORT + self._number)
         control = f"tcp://{ADDRESSES['a']}:{CONTROL_PORT + self._number}"
