@@ -164,6 +164,14 @@ class RequestServer:
         """One answer."""
         self.router.send_multipart([identity, kind, wire.encode(message)])
 
+    def tell(self, identity: bytes, kind: bytes, message: msgspec.Struct) -> None:
+        """What a reader did not just ask for; it may have left."""
+        try:
+            self.send(identity, kind, message)
+        except zmq.ZMQError as error:
+            log.debug("dropped news for a reader: %s", error)
+            self.dropped_messages += 1
+
     def close(self) -> None:
         """Stop the thread and close; readers get PeerLost."""
         os.eventfd_write(self._stop, 1)

@@ -128,6 +128,8 @@ def error_named(text: str) -> TransferError:
     kind, _, detail = text.partition(": ")
     if kind == "lease":
         return LeaseExpired(detail)
+    if kind == "endpoint":
+        return PeerLost(f"the connection ended: {detail}")
     if kind == "incarnation":
         return PeerLost(f"restarted: {detail}")
     return TransferError(text)

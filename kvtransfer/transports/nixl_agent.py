@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from engine.api.addresses import is_loopback
-from engine.api.errors import TransferError
+from engine.api.errors import PeerLost, TransferError
 from kvtransfer.transports.rdma import has_rdma
 
 if TYPE_CHECKING:
@@ -31,11 +31,12 @@ Extent = tuple[int, int]
 
 
 def _call(do: Callable[..., Any], *arguments: Any) -> Any:
-    """Whatever NIXL raises becomes a TransferError."""
+    """Whatever NIXL raises becomes a TransferError; PeerLost when it says that the other end is gone."""
     try:
         return do(*arguments)
     except Exception as error:  # each of its dozen classes derives from Exception alone
-        raise TransferError(f"NIXL: {type(error).__name__}: {error}") from error
+        kind = PeerLost if "RemoteDisconnect" in type(error).__name__ else TransferError
+        raise kind(f"NIXL: {type(error).__name__}: {error}") from error
 
 
 def address_of(memory: KvMemory) -> int:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 import zmq
@@ -133,6 +133,24 @@ _set_aside: list[tuple[UcxWorker, list[Any]]] = []
 """Workers that must not be driven, nor destroyed, which would drive them."""
 
 
+def _failure(request: Any) -> str:
+    """Why a request that is over has failed; empty when it has not."""
+    try:
+        request.check_error()
+    except Exception as error:  # noqa: BLE001 - ucxx has a class for each status
+        return str(error) or type(error).__name__
+    return ""
+
+
+class _Sending(NamedTuple):
+    """A send under way; the view must live as long."""
+
+    request: Any
+    view: memoryview
+    reader: bytes
+    number: int
+
+
 class UcxServer(RequestServer):
     """Answers reads by sending from the pool's own memory."""
 
@@ -142,7 +160,7 @@ class UcxServer(RequestServer):
         super().__init__(channels, tcp_endpoint(host, port), pool)
         self._ucx = UcxWorker(host)
         self._endpoints: dict[bytes, Any] = {}
-        self._sending: deque[tuple[Any, memoryview]] = deque()
+        self._sending: deque[_Sending] = deque()
         self.poller.register(self._ucx.fileno, zmq.POLLIN)
         self.start()
 
@@ -160,9 +178,14 @@ class UcxServer(RequestServer):
         return None if self._ucx.may_wait() else 0
 
     def _reap(self) -> None:
-        """Forget sends that are over. A failed one tells of a reader that left."""
-        while self._sending and self._sending[0][0].completed:
-            self._sending.popleft()
+        """Forget sends that are over. A failed one tells of a reader that left, or of a way to it that broke: if it
+        is still there, it learns that its blocks will not come."""
+        while self._sending and self._sending[0].request.completed:
+            ended = self._sending.popleft()
+            if error := _failure(ended.request):
+                log.info("a send over UCX failed: %s", error)
+                reply = ReadReply(number=ended.number, error=f"endpoint: {error}")
+                self.tell(ended.reader, READ, reply)
 
     def answer(self, identity: bytes, kind: bytes, body: bytes) -> None:
         """ATTACH or READ."""
@@ -197,11 +220,12 @@ class UcxServer(RequestServer):
         for index, (first, count) in enumerate(request.runs):
             view = memory.buffer[first * size : (first + count) * size]
             tag = (request.number << _TAG_SHIFT) + index
-            self._sending.append((self._ucx.send(endpoint, view, tag), view))
+            sent = self._ucx.send(endpoint, view, tag)
+            self._sending.append(_Sending(sent, view, identity, request.number))
 
     def at_end(self) -> None:
         """Close every endpoint."""
-        sending = [request for request, _ in self._sending]
+        sending = [sending.request for sending in self._sending]
         for endpoint in self._endpoints.values():
             self._ucx.end(endpoint, [])
         self._ucx.progress()
@@ -337,10 +361,8 @@ class UcxLink(RequestLink):
         raise TransferError("a reply to nothing that was asked")
 
     def _check(self, receive: Any) -> None:
-        try:
-            receive.check_error()
-        except Exception as error:  # ucxx has a class for each status
-            raise PeerLost(f"UCX: {error}") from error
+        if error := _failure(receive):
+            raise PeerLost(f"UCX: {error}")
 
     def _end(self, receives: list[Any]) -> None:
         endpoint, self._endpoint = self._endpoint, None

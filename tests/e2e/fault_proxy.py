@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CHUNK_BYTES = 64 << 10
 _RESET = struct.pack("ii", 1, 0)
@@ -23,16 +24,26 @@ class Fault:
     stall_at: int | None = None
 
 
+class Way(NamedTuple):
+    """Where a connection goes, and whether it is the source of blocks that made it. Others than those between source
+    and reader are not tested: they pass unharmed."""
+
+    target: tuple[str, int]
+    is_from_source: bool = False
+    is_tested: bool = True
+
+
 class FaultProxy:
     """Listens on a free port; `did` is set once the fault has happened."""
 
-    def __init__(self, host: str, port: int, fault: Fault) -> None:
+    def __init__(self, target: tuple[str, int], fault: Fault) -> None:
         self.fault = fault
         self.did = threading.Event()
         self.passed_bytes = 0
-        self._target = (host, port)
+        self._target = target
         self._closing = threading.Event()
         self._sockets: list[socket.socket] = []
+        self._tested: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -41,15 +52,29 @@ class FaultProxy:
     def _accept(self) -> None:
         while True:
             try:
-                reader, _ = self._listener.accept()
-                server = socket.create_connection(self._target)
+                near, peer = self._listener.accept()
             except OSError:
                 return
-            self._sockets += [reader, server]
-            for work in ((reader, server, Fault()), (server, reader, self.fault)):
+            way = self.way(peer[1])
+            try:
+                far = socket.create_connection(way.target)
+            except OSError:
+                near.close()
+                continue
+            self._sockets += [near, far]
+            if way.is_tested:
+                self._tested += [near, far]
+            fault = self.fault if way.is_tested else Fault()
+            source, reader = (near, far) if way.is_from_source else (far, near)
+            for work in ((reader, source, Fault()), (source, reader, fault)):
                 thread = threading.Thread(target=self._pump, args=work, daemon=True)
                 self._threads.append(thread)
                 thread.start()
+
+    def way(self, port: int) -> Way:
+        """Where a connection from this port goes."""
+        del port
+        return Way(self._target)
 
     def _pump(self, source: socket.socket, target: socket.socket, fault: Fault) -> None:
         passed = 0
@@ -84,8 +109,8 @@ class FaultProxy:
         return data, False
 
     def break_connections(self) -> None:
-        """End every connection that runs now; new ones are accepted."""
-        for end in self._sockets:
+        """End every connection under test that runs now; new ones are accepted."""
+        for end in self._tested:
             if end.fileno() >= 0:
                 end.shutdown(socket.SHUT_RDWR)
 

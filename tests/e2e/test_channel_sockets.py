@@ -158,7 +158,7 @@ def test_a_reader_is_still_known_after_its_connection_broke() -> None:
     with channels(OURS.for_worker()) as there, channels(OURS.for_worker()) as here:
         source = PeerNetwork(there, LOOPBACK, "prefill-0", "i", LAYOUT)
         reader = PeerNetwork(here, LOOPBACK, "decode-0", "j", LAYOUT)
-        proxy = FaultProxy("127.0.0.1", int(source.address.rpartition(":")[2]), Fault())
+        proxy = FaultProxy(("127.0.0.1", int(source.address.rpartition(":")[2])), Fault())
         address = PeerAddress(
             worker_id="prefill-0",
             incarnation="i",

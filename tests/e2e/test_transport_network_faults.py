@@ -1,7 +1,6 @@
 """A network that cuts, resets, stalls, delays and corrupts, between a reader and its source over zmq.
 
-The ucx and nixl roads choose their own connections below a proxy's sight; what they can deliver
-wrongly is in the conformance suite, where the source's bytes are changed.
+The ucx and nixl roads are in `test_transport_detours.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Path:
         self.peer.do("lease", "lease", ALL)
         target = urlsplit(self.peer.address.transports["zmq"])
         assert target.port is not None
-        self.proxy = FaultProxy("127.0.0.1", target.port, fault)
+        self.proxy = FaultProxy(("127.0.0.1", target.port), fault)
         self.direct = self.peer.address
         self.through = self.peer.address_at(f"tcp://127.0.0.1:{self.proxy.port}")
         self.reader = Reader("zmq", directory, NUM_BLOCKS, BLOCK_BYTES)
