@@ -30,6 +30,7 @@ def server() -> Iterator[RayServer]:
 
 
 def test_banner_says_where_everything_runs(server: RayServer) -> None:
+    server.say("nodes ")
     log = server.log()
     assert re.search(r"launcher\s+ray 2\.\d+\.\d+ at 127\.0\.0\.1:\d+ \(started for this", log)
     assert re.search(r"nodes\s+\S+ 127\.0\.0\.1: coordinator, prefill-0, decode-0", log)

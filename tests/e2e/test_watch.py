@@ -41,7 +41,7 @@ class Terminal:
             assert time.monotonic() < until_s, self.seen.decode(errors="replace")
             self._read()
 
-    def interrupt(self, seconds: float = 5.0) -> int:
+    def interrupt(self, seconds: float = 15.0) -> int:
         """Ctrl-C; its status. Read on: a full terminal would keep it from its last words."""
         self.process.send_signal(signal.SIGINT)
         until_s = time.monotonic() + seconds
