@@ -26,7 +26,7 @@ NEW_TOKENS = 24
 REPEATS = 7
 
 
-def _token_times(url: str, prompt: list[int]) -> list[float]:
+def token_times(url: str, prompt: list[int]) -> list[float]:
     """When each token of one streamed completion arrived."""
     address = urlsplit(url)
     connection = http.client.HTTPConnection(address.hostname or "127.0.0.1", address.port or 8000)
@@ -65,7 +65,7 @@ def measure_handover(url: str) -> Handover:
     for _ in range(REPEATS + 1):
         prompt = [3 + number % 200 for number in secrets.token_bytes(PROMPT_TOKENS)]
         started_s = time.perf_counter()
-        times = _token_times(url, prompt)
+        times = token_times(url, prompt)
         steps = [later - earlier for earlier, later in itertools.pairwise(times)]
         gaps.append((steps[0] - statistics.median(steps[1:])) * 1e3)
         ttfts.append((times[0] - started_s) * 1e3)

@@ -12,7 +12,7 @@ import zmq
 
 from kvtransfer.transports import zmq_tcp
 from kvtransfer.transports.nixl_agent import Agent, address_of
-from kvtransfer.transports.ucx import UcxWorker
+from kvtransfer.transports.ucx_worker import UcxWorker
 
 if TYPE_CHECKING:
     from benchmarks.kv_transfer import Bench

@@ -24,7 +24,7 @@ from kvtransfer.lease import LeaseTable
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.nixl_agent import Agent, address_of
 from kvtransfer.transports.select import make_transports
-from kvtransfer.transports.ucx import UcxWorker
+from kvtransfer.transports.ucx_worker import UcxWorker
 
 INCARNATION = "bench-source"
 FINGERPRINT = b"f" * 32

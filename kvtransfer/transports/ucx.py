@@ -16,14 +16,13 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 import zmq
 
 from engine.api import wire
-from engine.api.addresses import host_of, is_loopback, tcp_endpoint
+from engine.api.addresses import host_of, tcp_endpoint
 from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
@@ -36,6 +35,7 @@ from kvtransfer.transports.exchange import (
     request_decoder,
 )
 from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
+from kvtransfer.transports.ucx_worker import UcxWorker, failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,9 +50,6 @@ WINDOW = 4
 MAX_REQUEST_BYTES = 4 << 20
 MAX_READERS = 1024
 ATTACH = b"A"
-_SEGMENT = "1m"
-"""Over TCP the default segment of 8 KiB halves the rate."""
-_END_S = 0.5
 _DRIVES = 20
 _SPIN_S = 0.005
 """How long an end drives UCX without sleeping while blocks are under way: a wake-up costs 0.1 ms, and a
@@ -67,79 +64,6 @@ class Attach(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 _attach_decoder: wire.Decoder[Attach] = wire.Decoder(Attach)
-
-
-class UcxWorker:
-    """One UCX context and worker, used by one thread; waits on a descriptor instead of spinning."""
-
-    def __init__(self, host: str) -> None:
-        api = import_module("ucxx._lib.libucxx")
-        self._api = api
-        self._array = import_module("ucxx._lib.arr").Array
-        options = {
-            "TCP_TX_SEG_SIZE": _SEGMENT,
-            "TCP_RX_SEG_SIZE": _SEGMENT,
-            "RNDV_SCHEME": "get_zcopy",
-        }
-        if is_loopback(host):
-            options["NET_DEVICES"] = "lo"  # no listener beyond loopback
-        features = (api.Feature.TAG, api.Feature.WAKEUP)
-        self._context = api.UCXContext(options, feature_flags=features)
-        self._worker = api.UCXWorker(self._context)
-        self._worker.init_blocking_progress_mode()
-        self.fileno: int = self._worker.epoll_file_descriptor
-        self.address = bytes(self._worker.address)
-
-    def connect(self, address: bytes) -> Any:
-        """An endpoint to the worker at `address`, with peer error mode."""
-        theirs = self._api.UCXAddress.create_from_buffer(address)
-        return self._api.UCXEndpoint.create_from_worker_address(
-            self._worker, theirs, endpoint_error_handling=True
-        )
-
-    def send(self, endpoint: Any, view: memoryview, tag: int) -> Any:
-        """Start sending; the view must live until the request has completed."""
-        return endpoint.tag_send(self._array(view), self._api.UCXXTag(tag))
-
-    def receive(self, endpoint: Any, view: memoryview, tag: int) -> Any:
-        """Start receiving into the view."""
-        return endpoint.tag_recv(self._array(view), self._api.UCXXTag(tag))
-
-    def progress(self) -> None:
-        """Do whatever can be done now."""
-        self._worker.progress()
-
-    def may_wait(self) -> bool:
-        """Whether the descriptor will tell of what happens next; else progress again first."""
-        return bool(self._worker.arm())
-
-    def end(self, endpoint: Any, requests: list[Any]) -> None:
-        """Close the endpoint; afterwards none of the requests touches memory any more.
-
-        A rendezvous with a stopped process cannot always be ended. Its bytes would be written by
-        this worker's own progress, so the worker is then kept and never driven again."""
-        endpoint.close_blocking()
-        self._worker.cancel_inflight_requests()
-        until_s = time.perf_counter() + _END_S
-        while not all(request.completed for request in requests):
-            if time.perf_counter() > until_s:
-                log.warning("a read over UCX could not be ended; its worker is set aside")
-                _set_aside.append((self, requests))
-                return
-            self._worker.progress()
-
-
-_set_aside: list[tuple[UcxWorker, list[Any]]] = []
-"""Workers that must not be driven, nor destroyed, which would drive them."""
-
-
-def _failure(request: Any) -> str:
-    """Why a request that is over has failed; empty when it has not."""
-    try:
-        request.check_error()
-    except Exception as error:  # noqa: BLE001 - ucxx has a class for each status
-        return str(error) or type(error).__name__
-    return ""
 
 
 class _Sending(NamedTuple):
@@ -182,7 +106,7 @@ class UcxServer(RequestServer):
         is still there, it learns that its blocks will not come."""
         while self._sending and self._sending[0].request.completed:
             ended = self._sending.popleft()
-            if error := _failure(ended.request):
+            if error := failure(ended.request):
                 log.info("a send over UCX failed: %s", error)
                 reply = ReadReply(number=ended.number, error=f"endpoint: {error}")
                 self.tell(ended.reader, READ, reply)
@@ -361,7 +285,7 @@ class UcxLink(RequestLink):
         raise TransferError("a reply to nothing that was asked")
 
     def _check(self, receive: Any) -> None:
-        if error := _failure(receive):
+        if error := failure(receive):
             raise PeerLost(f"UCX: {error}")
 
     def _end(self, receives: list[Any]) -> None:
