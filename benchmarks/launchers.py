@@ -1,9 +1,10 @@
 """What Ray costs a request: time to first token under `--launcher ray` and under `--launcher local`.
 
-usage: python -m benchmarks.launchers [--pairs 60] [--prompts 32,512] [--output FILE]
+usage: python -m benchmarks.launchers [--pairs 60] [--prompts 32,512] [--baton COMMAND] [--output FILE]
 
 Both servers run, and requests go to them in turn, one at a time, every prompt new: what else the machine does meets
-both alike. Ray's own processes idle beside both (about 0.06 of a core). The last line is JSON.
+both alike. Ray's own processes idle beside both (about 0.06 of a core). `--baton "python -m tests.e2e.mock_engine"` leaves out
+the model, whose time varies by more than Ray could cost. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ def ttft_ms(url: str, prompt_tokens: int) -> float:
     return (token_times(url, prompt)[0] - started_s) * 1e3
 
 
-def serve(launcher: str, directory: Path, stack: ExitStack) -> str:
+def serve(baton: list[str], launcher: str, directory: Path, stack: ExitStack) -> str:
     """The URL of a server that ends with the stack."""
     port = free_port()
-    url, baton = f"http://127.0.0.1:{port}", Path(sys.executable).parent / "baton"
-    command = [str(baton), "serve", *SIZE, "--port", str(port), *LAUNCHERS[launcher]]
+    url = f"http://127.0.0.1:{port}"
+    command = [*baton, "serve", *SIZE, "--port", str(port), *LAUNCHERS[launcher]]
     process = start(command, directory / launcher)
     stack.callback(end, process)
     await_ready(url, process)
@@ -69,11 +70,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--prompts", default="32,512")
+    parser.add_argument("--baton", default=str(Path(sys.executable).parent / "baton"))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    told = {"command": sys.argv[1:], "environment": environment()}
+    told: dict[str, object] = {"command": sys.argv[1:], "environment": environment()}
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        urls = {launcher: serve(launcher, Path(directory), stack) for launcher in LAUNCHERS}
+        baton = arguments.baton.split()
+        urls = {name: serve(baton, name, Path(directory), stack) for name in LAUNCHERS}
         lengths = [int(word) for word in arguments.prompts.split(",")]
         told["ttft"] = [compare(urls, tokens, arguments.pairs) for tokens in lengths]
     line = json.dumps(told)
