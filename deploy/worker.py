@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from deploy.farewell import Farewell
+from deploy.introduction import Introduction
 from deploy.silence import SilenceLimit
 from engine.api import wire
 from engine.api.errors import ConfigError, ProtocolError
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 IDLE_POLL_MS = 100
-HELLO_EVERY_S = 1.0
 
 
 class WorkerOutbox:
@@ -109,7 +109,7 @@ class Worker:
         self.prefill, self.decode = parts.build_roles(self.outbox)
         self._heard_s = parts.context.clock.now_s()
         self._silence = SilenceLimit(parts.spec.silence_limit_s, self._heard_s)
-        self._next_hello_s = 0.0
+        self._introduction = Introduction(parts.spec.control)
         self._next_expiry_s = 0.0
 
     def run(self) -> None:
@@ -145,10 +145,8 @@ class Worker:
 
     def _say_hello(self) -> None:
         now_s = self.parts.context.clock.now_s()
-        if self.is_registered or self._farewell.is_said or now_s < self._next_hello_s:
-            return
-        self._next_hello_s = now_s + HELLO_EVERY_S
-        self.outbox.tell(self.parts.hello(self.role, draining=self._farewell.is_begun))
+        if not (self.is_registered or self._farewell.is_said) and self._introduction.is_due(now_s):
+            self.outbox.tell(self.parts.hello(self.role, draining=self._farewell.is_begun))
 
     def _hear(self, timeout_ms: int) -> None:
         poller = zmq.Poller()
@@ -214,6 +212,7 @@ class Worker:
         match message:
             case Welcome():
                 self.is_registered = True
+                self._introduction.answered()
             case Refuse():
                 raise ConfigError(f"the coordinator refused this worker: {message.reason}")
             case SetRole():

@@ -157,6 +157,7 @@ def test_a_worker_with_another_clusters_keys_never_registers(cluster: SpreadClus
     process = cluster.spawn("b", "decode-9", spec)
     cluster.until(lambda: "decode-9 engine ready" in cluster.log(), "started", 30)
     check_tokens(cluster, 11)
+    cluster.until(lambda: "channel keys of the same cluster?" in cluster.log(), "told", 30)
     assert process.poll() is None
     names = [worker["id"] for worker in cluster.get("/cluster").json()["workers"]]
     assert sorted(names) == ["decode-0", "prefill-0"]
