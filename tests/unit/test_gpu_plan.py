@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import deploy.plan
+from benchmarks.gpu_bench.shapes import SHAPES
 from deploy.config import resolve
 from deploy.gpu_plan import (
     assign,
@@ -21,24 +22,11 @@ from deploy.gpus import Gpu, choose
 from deploy.plan import Host, device_of, make_plan
 from deploy.specs import PreparedModel
 from engine.api.errors import ConfigError
-from engine.api.model_config import ModelConfig
 from engine.cuda.sizing import reserve_bytes, weight_bytes
 
 GIB = 1 << 30
 GPUS = tuple(Gpu(f"GPU-{letter}", "H100", 80 * GIB, 79 * GIB) for letter in "abc")
-CONFIG = ModelConfig(
-    family="llama",
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    rms_norm_eps=1e-5,
-    rope_theta=5e5,
-    max_position_embeddings=131072,
-)
+CONFIG = SHAPES["llama-8b"]
 MODEL = PreparedModel(
     name="llama",
     served_names=("llama",),
