@@ -14,9 +14,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import urllib.request
+from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.duel import environment
 from benchmarks.servers import await_ready, end, start
@@ -29,6 +33,12 @@ OUT = ROOT / "benchmarks" / "results" / "client-agreement.json"
 BATON_PORT, METRONOME_PORT = 8201, 8202
 TTFT_MS, ITL_MS = 50, 10
 WIDEST = 0.05
+OWN = {
+    "mean_ttft_ms": "vllm:time_to_first_token_seconds",
+    "mean_itl_ms": "vllm:inter_token_latency_seconds",
+    "mean_e2el_ms": "vllm:e2e_request_latency_seconds",
+}
+"""Means that Baton measures of itself."""
 LOAD = (
     *("--backend", "openai", "--dataset-name", "random", "--random-input-len", "128"),
     *("--random-output-len", "32", "--num-prompts", "40", "--request-rate", "2"),
@@ -86,7 +96,7 @@ def warm_up(url: str) -> None:
 def client_command(client: str, url: str, model: str, home: Path, seed: int) -> list[str]:
     """The command line of one client."""
     if client == "vllm":
-        program = [str(home / "venv/bin/vllm"), "bench", "serve"]
+        program = [str(home / "venv/bin/vllm"), "bench", "serve", "--ready-check-timeout-sec", "0"]
     else:  # the other client knows no token ids, so like is compared with like
         program = [sys.executable, "-m", "deploy.cli", "bench", "serve", "--prompt-format", "text"]
     server = ["--base-url", url, "--model", model, "--tokenizer", str(home / "smollm2-hf")]
@@ -114,7 +124,10 @@ def compare(name: str, home: Path, seeds: list[int], before: dict[str, Any]) -> 
             order = ("baton", "vllm") if seed % 2 == 0 else ("vllm", "baton")
             for client in order:
                 command = client_command(client, url, model, home, seed)
-                runs[client].append(measure(command, Path(temporary)))
+                earlier = account(url) if name == "baton" else {}
+                run = measure(command, Path(temporary))
+                told = means(earlier, account(url)) if earlier else {}
+                runs[client].append({**run, "server": told})
         commands = {
             client: " ".join(client_command(client, url, model, home, seeds[0])) for client in runs
         }
@@ -125,7 +138,44 @@ def compare(name: str, home: Path, seeds: list[int], before: dict[str, Any]) -> 
         "seeds": before.get("seeds", []) + seeds,
         "figures": rows,
         "widest_difference": max(abs(entry["ratio"] - 1) for entry in rows),
+        "against_the_server": against_the_server(runs) if name == "baton" else {},
         "client": before.get("client", []) + [run["client"] for run in runs["baton"]],
+    }
+
+
+def account(url: str) -> dict[str, tuple[float, float]]:
+    """Sum and number of what the server itself has measured so far, by figure."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as reply:
+        families = text_string_to_metric_families(reply.read().decode())
+    values: dict[str, float] = defaultdict(float)
+    for family in families:
+        for sample in family.samples:
+            values[sample.name] += sample.value
+    return {
+        figure: (values[f"{name}_sum"], values[f"{name}_count"]) for figure, name in OWN.items()
+    }
+
+
+def means(
+    earlier: dict[str, tuple[float, float]], later: dict[str, tuple[float, float]]
+) -> dict[str, float]:
+    """The server's own means in between, in ms."""
+    return {
+        figure: 1000
+        * (later[figure][0] - earlier[figure][0])
+        / (later[figure][1] - earlier[figure][1])
+        for figure in OWN
+    }
+
+
+def against_the_server(runs: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, list[float]]]:
+    """Each run's means over what the server measured in that run. Where two clients differ and these do not, it was
+    the server that was slower."""
+    return {
+        figure: {
+            c: [run[figure] / run["server"][figure] for run in found] for c, found in runs.items()
+        }
+        for figure in OWN
     }
 
 
@@ -148,6 +198,9 @@ def show(comparison: dict[str, Any]) -> None:
         far = "  <- apart" if abs(entry["ratio"] - 1) > WIDEST else ""
         figures = f"{entry['baton']:12.3f}{entry['vllm']:12.3f}{entry['ratio']:9.3f}"
         print(f"  {entry['figure']:<26}{figures}{far}")
+    for figure, clients in comparison["against_the_server"].items():
+        ratios = {client: [round(ratio, 3) for ratio in found] for client, found in clients.items()}
+        print(f"  {figure} over the server's own: {ratios}")
 
 
 def main() -> int:
