@@ -111,17 +111,15 @@ def main(argv: list[str]) -> int:
     threads = arguments.threads or max(1, len(allowed_cores()) // 2)
     if threads > len(allowed_cores()):
         raise ConfigError(f"--threads: {threads} is more than the {len(allowed_cores())} cores")
+    dtype = resolve_dtype(arguments.dtype)
     with ExitStack() as stack:
         if arguments.random is not None:
-            dtype = resolve_dtype(arguments.dtype)
             name, directory = (
                 f"random {arguments.random}",
                 _random_directory(arguments.random, dtype, stack),
             )
         else:
-            model = prepare(
-                arguments.model, (), arguments.dtype, cache_directory(), lambda *_: None
-            )
+            model = prepare(arguments.model, (), dtype, cache_directory(), lambda *_: None)
             name, directory = model.name, model.directory
         spec = EngineSpec(
             directory=directory,

@@ -55,6 +55,14 @@ def test_engine_reports_every_batch_and_context(engine_report) -> None:
     assert cases == [(1, 20), (3, 20)]
 
 
+def test_engine_takes_the_embedded_model() -> None:
+    """In the default dtype of this processor."""
+    sizes = ("--prompts", "16", "--batches", "1", "--contexts", "16", "--chunk", "32")
+    report = bench("engine", "smollm2-135m", *sizes)
+    assert report["model"] == "smollm2-135m"
+    assert report["dtype"] in ("float32", "bfloat16")
+
+
 def test_engine_measures_the_machine_in_the_same_run(engine_report) -> None:
     limits = engine_report["limits"]
     assert min(limits["read_gb_per_s"], *limits["gemm_gflops"].values()) > 0.1
