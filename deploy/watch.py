@@ -5,6 +5,7 @@ Two `GET /cluster` a second; a server that goes away is said and waited for.
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,7 @@ def watch(url: str, api_key: str | None) -> int:
     """Draw until Ctrl-C, which is status 0; ServerError when there is no server at the start."""
     if not sys.stdout.isatty():
         raise ConfigError("status --watch: needs a terminal; use --json in a pipe or a file")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     console, stop = Console(), threading.Event()
     with status_client(url, api_key) as client:
         first = read_cluster(client)
