@@ -81,10 +81,12 @@ def main() -> None:
     proxy.fault = Fault()
     proxy.break_connections()
     told["healed"] = healed = pull(reader, peer)
+    told["healed_at_once"] = healed["error"] is None
     if (
         healed["error"] == "PeerLost"
     ):  # UCX had begun anew by itself, on a connection that was broken just now
         told["healed"] = pull(reader, peer)
+    told["connections_after"] = proxy.connections
     told["source_ended"] = peer.process.poll()
     told["unharmed"] = told["source_ended"] is None and peer.do("is_unharmed")
     reader.close()

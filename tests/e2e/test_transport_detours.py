@@ -99,8 +99,11 @@ def check_source(found):
 
 
 def test_no_fault_and_a_connection_that_broke_while_idle(detoured):
+    """The second pull is right at its first try, over connections made since."""
     found = detoured(Fault())
     assert found["broken"]["error"] is None
+    assert found["healed_at_once"], found
+    assert found["connections_after"] > found["connections"]
     check_source(found)
 
 

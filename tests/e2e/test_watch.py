@@ -27,7 +27,18 @@ class Terminal:
         self._ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
         self.process = subprocess.Popen(
-            [str(BATON), "status", "--watch", "--url", url],
+            # as a job that a script starts with &: it ignores SIGINT from its start
+            [
+                "sh",
+                "-c",
+                "trap '' INT; exec \"$@\"",
+                "sh",
+                str(BATON),
+                "status",
+                "--watch",
+                "--url",
+                url,
+            ],
             stdout=theirs,
             stderr=theirs,
             env=dict(os.environ, TERM="xterm-256color"),

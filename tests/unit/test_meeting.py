@@ -64,6 +64,14 @@ def hello(worker_id: str, fingerprint: Fingerprint) -> Hello:
     )
 
 
+def test_a_pool_has_its_size_before_the_first_heartbeat() -> None:
+    offered = hello("prefill-0", OURS)
+    record = Registry().register(offered, b"", 0.0)
+    blocks = record.load.blocks
+    assert (blocks.total, blocks.free, blocks.held) == (offered.num_blocks, offered.num_blocks, 0)
+    assert offered.num_blocks > 0
+
+
 @pytest.mark.parametrize(("field", "value"), DIFFERENCES)
 def test_coordinator_refuses_a_worker_that_differs(field: str, value: object) -> None:
     registry = Registry()
