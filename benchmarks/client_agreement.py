@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.duel import environment
+from benchmarks.environment import environment
 from benchmarks.servers import await_ready, end, start
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from benchmarks.duel import environment
+from benchmarks.environment import environment
 from benchmarks.stamped_cluster import ClusterSpec
 from benchmarks.stamped_tokens import Stamps
 from deploy.model_source import prepare

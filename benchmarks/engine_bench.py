@@ -19,8 +19,8 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.duel import environment
 from benchmarks.engine_spec import EngineSpec
+from benchmarks.environment import environment
 from deploy.affinity import allowed_cores
 from deploy.model_source import prepare, resolve_dtype
 from deploy.topology import cache_directory, child_environment

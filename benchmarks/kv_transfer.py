@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.environment import environment
 from benchmarks.handover_gap import Handover, measure_handover, serve_and_measure
 from benchmarks.kv_bare import COPIES, BareNixl, BareUcx, BareZmq
 from benchmarks.kv_plot import write_plot
@@ -339,6 +340,7 @@ def digest_share(results: list[Result], handover: Handover | None) -> float | No
 def main(argv: list[str]) -> int:
     """Run and print; 0 when every transfer was right."""
     arguments = _arguments(argv)
+    stamp = environment()
     results: list[Result] = []
     for name in arguments.model:
         model = MODELS[name]
@@ -355,6 +357,7 @@ def main(argv: list[str]) -> int:
     measured = {} if arguments.no_handover else handovers(arguments.url)
     gaps = {name: measured[name].gap_ms if name in measured else None for name in GAP_TRANSPORTS}
     report = {
+        "environment": stamp,
         "transfers": [result.as_json() for result in results],
         "handover_gap_ms": gaps,
         "ttft_ms": {name: handover.ttft_ms for name, handover in measured.items()},

@@ -19,7 +19,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.duel import environment
+from benchmarks.environment import environment
 from benchmarks.handover_gap import token_times
 from benchmarks.servers import await_ready, end, free_port, start
 

@@ -20,7 +20,7 @@ from benchmarks.cluster_sim.chart import write_chart
 from benchmarks.cluster_sim.cluster import SimCluster
 from benchmarks.cluster_sim.policies import Planned, QueueLength, Reactive, Static
 from benchmarks.cluster_sim.scoring import score
-from benchmarks.duel import environment
+from benchmarks.environment import environment
 from coordinator.observations import Limits, Range
 from engine.api.clock import SystemClock
 from engine.api.errors import ConfigError

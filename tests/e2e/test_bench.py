@@ -25,10 +25,15 @@ SHAPE = {
 }
 
 
-def bench(*arguments: str) -> dict[str, Any]:
+def bench(*arguments: str, cwd: Path | None = None) -> dict[str, Any]:
     """The last line's JSON."""
     done = subprocess.run(
-        [str(BATON), "bench", *arguments], capture_output=True, text=True, timeout=200, check=False
+        [str(BATON), "bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        cwd=cwd,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -55,10 +60,11 @@ def test_engine_reports_every_batch_and_context(engine_report) -> None:
     assert cases == [(1, 20), (3, 20)]
 
 
-def test_engine_takes_the_embedded_model() -> None:
-    """In the default dtype of this processor."""
+def test_engine_takes_the_embedded_model_from_any_folder(tmp_path: Path) -> None:
+    """In the default dtype of this processor; `tmp_path` is in no checkout."""
     sizes = ("--prompts", "16", "--batches", "1", "--contexts", "16", "--chunk", "32")
-    report = bench("engine", "smollm2-135m", *sizes)
+    report = bench("engine", "smollm2-135m", *sizes, cwd=tmp_path)
+    assert report["host"]["cores"]
     assert report["model"] == "smollm2-135m"
     assert report["dtype"] in ("float32", "bfloat16")
 
