@@ -10,9 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+RESULTS = "benchmarks/results"
+
 
 def environment() -> dict[str, Any]:
-    """Processor, kernel, versions, load, and the commit; None for that outside a checkout."""
+    """Processor, kernel, versions, load, and the commit of Baton; None for that outside its checkout."""
     cpu = next(
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -20,7 +22,7 @@ def environment() -> dict[str, Any]:
     )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit_of(Path(__file__)),
         "cpu": cpu,
         "cores": os.cpu_count(),
         "kernel": platform.release(),
@@ -29,12 +31,19 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def commit_of(file: Path) -> str | None:
+    """The commit of the checkout that holds `file`, with "-dirty" where files other than results differ from it. None
+    where git does not know the file: what is installed inside somebody else's checkout is not of their commit."""
     git = shutil.which("git")
-    if git is None:
+    if git is None or _git(git, file, "ls-files", "--error-unmatch", file.name) is None:
         return None
-    command = [git, "rev-parse", "--short", "HEAD"]
+    commit = _git(git, file, "rev-parse", "--short", "HEAD")
+    changed = _git(git, file, "diff", "--name-only", "HEAD", "--", ":/", f":(top,exclude){RESULTS}")
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(git: str, file: Path, *arguments: str) -> str | None:
     done = subprocess.run(
-        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        [git, *arguments], cwd=file.parent, capture_output=True, text=True, check=False
     )
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
