@@ -8,6 +8,10 @@ preempts. On its prefill worker it reserves the prompt until the decode side has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 HEADROOM_TOKENS = 256
 
@@ -23,6 +27,9 @@ class _Sum:
 
     def __len__(self) -> int:
         return len(self._amounts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._amounts)
 
     def __setitem__(self, request_id: str, amount: int) -> None:
         self.total += amount - self._amounts.get(request_id, 0)
@@ -122,6 +129,11 @@ class Ledger:
         """Share of the worker's blocks that is promised, 0 to 1 and beyond."""
         account = self._accounts[worker_id]
         return account.used_blocks / max(account.capacity_blocks, 1)
+
+    def request_ids(self, worker_id: str) -> list[str]:
+        """Requests that have blocks there, for either leg; always in the same order."""
+        account = self._accounts[worker_id]
+        return list(dict.fromkeys((*account.decode_blocks, *account.prefill_blocks)))
 
     def capacity_blocks(self) -> int:
         """Blocks of the largest pool and, with it, of the longest request."""

@@ -81,7 +81,7 @@ class RequestLife:
     replays: int = 0
     num_cached_tokens: int = 0
     order_seqs: dict[str, int] = field(default_factory=dict)
-    strikes: int = 0
+    strikes: dict[str, int] = field(default_factory=dict)
     timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ class RequestLife:
         self.prefill_worker, self.decode_worker = prefill_worker, decode_worker
         self.phase = Phase.DECODE if prefill_worker is None else Phase.PREFILL
         self.order_seqs.clear()
-        self.strikes = 0
+        self.strikes.clear()
         return self.attempt
 
     def is_current(self, attempt: int) -> bool:
@@ -157,6 +157,11 @@ class RequestLife:
         seq = self.order_seqs.get(worker_id)
         in_flight = self.phase in (Phase.PREFILL, Phase.DECODE)
         return in_flight and worker_id == leg and seq is not None and seq <= heard
+
+    def strike(self, worker_id: str) -> int:
+        """That worker's heartbeat missed the request once more: how many in a row have."""
+        self.strikes[worker_id] = self.strikes.get(worker_id, 0) + 1
+        return self.strikes[worker_id]
 
     def requeue(self, *, is_failure: bool = True) -> Verdict:
         """The attempt ended without anybody dying: replay, within reason when it failed."""

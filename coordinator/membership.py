@@ -150,19 +150,21 @@ class Membership:
         Outputs travel on another connection than heartbeats, so a difference counts only when it
         lasts for several heartbeats.
         """
-        here, lives = set(heartbeat.live), self.service.lives
-        for life in list(lives.values()):
-            key = (life.request_id, life.attempt)
-            if key in here or not life.is_missed_by(worker.worker_id, heartbeat.heard):
-                continue
-            life.strikes += 1
-            if life.strikes >= MAX_STRIKES:
-                self.service.replay(life, f"{worker.worker_id} does not know the request")
+        self._replay_missed(worker.worker_id, set(heartbeat.live), heartbeat.heard)
         for request_id, attempt in heartbeat.live:
-            known = lives.get(request_id)
+            known = self.service.lives.get(request_id)
             if known is None or not known.is_current(attempt):
                 self._abort_stray(worker, request_id, attempt)
         self.service.send(worker, Ping(incarnation=worker.incarnation))
+
+    def _replay_missed(self, worker_id: str, here: set[tuple[str, int]], heard: int) -> None:
+        """What has blocks reserved there and that the worker should have and has not, too often in a row."""
+        lives = map(self.service.lives.get, self.service.ledger.request_ids(worker_id))
+        for life in list(filter(None, lives)):
+            if (life.request_id, life.attempt) in here or not life.is_missed_by(worker_id, heard):
+                life.strikes.pop(worker_id, None)
+            elif life.strike(worker_id) >= MAX_STRIKES:
+                self.service.replay(life, f"{worker_id} does not know the request")
 
     def _abort_stray(self, worker: WorkerRecord, request_id: str, attempt: int) -> None:
         order = Abort(

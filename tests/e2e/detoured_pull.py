@@ -88,6 +88,8 @@ def main() -> None:
         told["healed"] = pull(reader, peer)
     told["connections_after"] = proxy.connections
     told["source_ended"] = peer.process.poll()
+    if told["source_ended"] is not None:
+        print(peer.last_words(), file=sys.stderr)
     told["unharmed"] = told["source_ended"] is None and peer.do("is_unharmed")
     reader.close()
     peer.close()

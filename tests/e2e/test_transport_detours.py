@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -28,6 +29,7 @@ pytestmark = [
 ]
 HERE = Path(__file__).parent
 MARGIN_S = 1.5
+ENDED_BY_UCX = (-signal.SIGABRT, -signal.SIGSEGV)
 CUTS = [Fault(cut_at=at, reset=reset) for at in (0, 200, 5_000_000) for reset in (False, True)]
 
 
@@ -87,14 +89,14 @@ def detoured(request, library, tmp_path):
 
 
 def check_source(found):
-    """It is unharmed and serves on, in two tries at most; or, over NIXL, the library ended its process, see
-    docs/failure-modes.md."""
+    """It is unharmed and serves on, in two tries at most; or, over NIXL, the library ended its process by a signal,
+    see docs/failure-modes.md. UCX's message is most often "Endpoint timeout", but not always."""
     if found["source_ended"] is None:
         assert found["unharmed"]
         assert found["healed"]["error"] is None, json.dumps(found, indent=1)
     else:
         assert found["road"] == "nixl"
-        assert "Fatal: unexpected error: Endpoint timeout" in found["log"]
+        assert found["source_ended"] in ENDED_BY_UCX, found["log"][-4000:]
         assert found["healed"]["error"] == "PeerLost"
 
 

@@ -113,6 +113,11 @@ class ProcessPeer(Peer):
         self.process.kill()
         self.process.wait()
 
+    def last_words(self) -> str:
+        """What a process that ended had printed and nobody had read: UCX prints there too."""
+        assert self.process.stdout is not None
+        return self.process.stdout.read()
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)

@@ -162,7 +162,7 @@ class CoordinatorSide:
         """The last of several alike in a row, with no message under way between the two."""
         record = self.service.registry.by_incarnation(incarnation)
         for life in self.service.lives.values():
-            life.strikes = MAX_STRIKES - 1
+            life.strikes[worker_id] = MAX_STRIKES - 1
         beat = Heartbeat(
             incarnation=incarnation,
             identity=worker_id.encode(),
