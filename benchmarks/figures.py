@@ -44,9 +44,10 @@ def table(path: Path) -> str:
 
 
 def written(readme: str) -> str:
-    """The README with its figures block made anew."""
+    """The README with its figures block made anew, from the newest result of each kind."""
     results = sorted((ROOT / "benchmarks" / "results").glob("*-duel-*.json"))
-    block = "\n\n".join(table(path) for path in results)
+    newest = {path.name[len("YYYY-MM-DD") :]: path for path in results}
+    block = "\n\n".join(table(newest[kind]) for kind in sorted(newest, reverse=True))
     head, _, rest = readme.partition(BEGIN)
     _, _, tail = rest.partition(END)
     return f"{head}{BEGIN}\n{block}\n{END}{tail}"

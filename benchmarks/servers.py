@@ -41,7 +41,9 @@ def await_ready(url: str, process: subprocess.Popen[bytes]) -> float:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGINT to the server's own session, SIGKILL if that does not do."""
+    """SIGINT to the server's own session, SIGKILL if that does not do; nothing if it ended by itself."""
+    if process.poll() is not None:
+        return
     os.killpg(process.pid, signal.SIGINT)
     try:
         process.wait(timeout=20)
