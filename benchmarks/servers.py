@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -41,15 +42,17 @@ def await_ready(url: str, process: subprocess.Popen[bytes]) -> float:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGINT to the server's own session, SIGKILL if that does not do; nothing if it ended by itself."""
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGINT)
-    try:
+    """SIGINT to the server's own session; SIGKILL to what is left of it once the server has ended, or after a while."""
+    _signal_session(process, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    _signal_session(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # nothing is left
+        os.killpg(process.pid, number)
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -63,6 +63,28 @@ GIVE_UP_S = 7200.0
 """Virtual seconds after the last arrival by which every request must have ended."""
 
 
+def introduction(worker_id: str, incarnation: str, role: str, hardware: Hardware) -> Hello:
+    """How a worker that is only simulated offers itself."""
+    return Hello(
+        worker_id=worker_id,
+        incarnation=incarnation,
+        role=role,
+        pid=1,
+        host="sim",
+        boot_id="sim",
+        fingerprint=FINGERPRINT,
+        address=PeerAddress(
+            worker_id=worker_id, incarnation=incarnation, host="sim", control="", transports={}
+        ),
+        num_blocks=hardware.kv_tokens // hardware.block_size,
+        block_size=hardware.block_size,
+        max_model_len=1 << 20,
+        max_num_seqs=hardware.max_num_seqs,
+        max_num_batched_tokens=hardware.max_num_batched_tokens,
+        backend="sim",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How one request ended. `error` is the error's name, for those that did not end well."""
@@ -285,25 +307,7 @@ class SimCluster:
             return
         incarnation = f"{worker_id}.{next(self._order)}"
         self.workers[worker_id] = SimWorker(self, worker_id, incarnation, self.hardware)
-        hardware = self.hardware
-        hello = Hello(
-            worker_id=worker_id,
-            incarnation=incarnation,
-            role=role,
-            pid=1,
-            host="sim",
-            boot_id="sim",
-            fingerprint=FINGERPRINT,
-            address=PeerAddress(
-                worker_id=worker_id, incarnation=incarnation, host="sim", control="", transports={}
-            ),
-            num_blocks=hardware.kv_tokens // hardware.block_size,
-            block_size=hardware.block_size,
-            max_model_len=1 << 20,
-            max_num_seqs=hardware.max_num_seqs,
-            max_num_batched_tokens=hardware.max_num_batched_tokens,
-            backend="sim",
-        )
+        hello = introduction(worker_id, incarnation, role, self.hardware)
         self.membership.on_message(worker_id.encode(), hello)
         self.service.pump()
 

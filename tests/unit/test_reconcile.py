@@ -11,10 +11,10 @@ from engine.api.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
 
-def admitted(cluster: Cluster) -> RequestLife:
-    generation = Generation("r", list(range(20)), SamplingParams(max_tokens=9, temperature=0.0))
+def admitted(cluster: Cluster, name: str = "r") -> RequestLife:
+    generation = Generation(name, list(range(20)), SamplingParams(max_tokens=9, temperature=0.0))
     cluster.service.submit(generation)
-    return cluster.service.lives["r"]
+    return cluster.service.lives[name]
 
 
 def worker(cluster: Cluster, worker_id: str) -> WorkerRecord:
@@ -77,8 +77,31 @@ def test_workers_without_a_part_and_orders_under_way_do_not_count() -> None:
         for _ in range(MAX_STRIKES):
             for worker_id in others:
                 beat(cluster, worker_id)
-            for worker_id in filter(None, legs):
-                beat(cluster, worker_id, heard=worker(cluster, worker_id).sent_seq - 1)
+            for worker_id, order in life.order_seqs.items():
+                beat(cluster, worker_id, heard=order - 1)
+        assert life.strikes == {}
         assert life.attempt == 1
+
+    run(scenario, prefill=2, decode=2)
+
+
+def test_a_heartbeat_looks_at_the_requests_of_its_worker_only(monkeypatch) -> None:
+    looked: list[str] = []
+
+    def look(life: RequestLife, *_: object) -> bool:
+        looked.append(life.request_id)
+        return False
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        lives = [admitted(cluster, f"{number}") for number in range(8)]
+        monkeypatch.setattr(RequestLife, "is_missed_by", look)
+        for record in cluster.service.registry:
+            looked.clear()
+            beat(cluster, record.worker_id)
+            own = [life.request_id for life in lives if life.needs(record.worker_id)]
+            assert sorted(looked) == own
+            assert 0 < len(own) < len(lives)
+        monkeypatch.undo()
 
     run(scenario, prefill=2, decode=2)
