@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.api.model_config import ModelConfig
+    from protocol.model_config import ModelConfig
 
 BUFFER_BYTES = 512 << 20
 GEMM_ROWS = 512

@@ -13,9 +13,8 @@ from typing import Any, get_args
 import msgspec
 import torch
 
-from engine.api.errors import ConfigError
-from engine.checkpoint import parse_config, read_json
-from engine.prepared import (
+from engine.checkpoints.hugging_face import parse_config, read_json
+from engine.checkpoints.prepared import (
     ALIGNMENT_BYTES,
     FORMAT_VERSION,
     MANIFEST_NAME,
@@ -24,7 +23,8 @@ from engine.prepared import (
     PreparedManifest,
     TensorPlace,
 )
-from engine.weight_shapes import plan_tensors
+from engine.model.weight_shapes import plan_tensors
+from protocol.errors import ConfigError
 
 SPREAD = 0.02
 

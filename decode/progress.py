@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.sequence import Sequence
+    from engine.kv.sequence import Sequence
 
 
 @dataclass(slots=True)

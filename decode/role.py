@@ -13,27 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from decode.progress import Progress
-from engine.api.messages import (
-    Announce,
-    Attach,
-    Gone,
-    Output,
-    PeerRefuse,
-    Pulled,
-    Renew,
-    TransferFailed,
-)
+from protocol.messages.peers import Announce, Attach, Gone, PeerRefuse, Pulled, Renew
+from protocol.messages.reports import Output, TransferFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from decode.scheduler import DecodeScheduler
-    from engine.api.messages import Decode, PeerAddress, PeerMessage
-    from engine.api.sampling import SampledToken
     from engine.context import WorkerContext
+    from engine.kv.sequence import Scheduled, Sequence
     from engine.runner_api import Runner
-    from engine.sequence import Scheduled, Sequence
-    from kvtransfer.shared_prefix import BlockFetcher
+    from kvtransfer.sharing.shared_prefix import BlockFetcher
+    from protocol.messages.orders import Decode
+    from protocol.messages.peers import PeerMessage
+    from protocol.messages.records import PeerAddress
+    from protocol.sampling import SampledToken
 
 Key = tuple[str, int]
 RENEW_EVERY_S = 5.0

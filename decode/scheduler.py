@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from engine.sequence import Scheduled, Sequence, SequenceStatus
+from engine.kv.sequence import Scheduled, Sequence, SequenceStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.allocation import Allocator
+    from engine.kv.allocation import Allocator
 
 Key = tuple[str, int]
 

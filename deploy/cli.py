@@ -11,23 +11,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from deploy.options import OPTIONS, Option
-from deploy.refusals import REFUSALS
-from engine.api.clock import SystemClock
-from engine.api.errors import BatonError, ConfigError
+from deploy.config.options import OPTIONS, Option
+from deploy.config.refusals import REFUSALS
+from protocol.clock import SystemClock
+from protocol.errors import BatonError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import httpx
 
-    from deploy.config import Resolved
+    from deploy.config.serve_config import Resolved
 
 BENCHES = {
     "serve": ("benchmarks.serve.main", "load on any OpenAI endpoint, and what it felt"),
-    "kv": ("benchmarks.kv_transfer", "how fast KV blocks move between processes"),
-    "engine": ("benchmarks.engine_bench", "how fast the engine's steps are, without HTTP"),
-    "coordinator": ("benchmarks.coordinator_bench", "what the coordinator adds to every token"),
+    "kv": ("benchmarks.kv.transfer", "how fast KV blocks move between processes"),
+    "engine": ("benchmarks.engine.bench", "how fast the engine's steps are, without HTTP"),
+    "coordinator": ("benchmarks.coordinator.bench", "what the coordinator adds to every token"),
     "cluster": ("benchmarks.cluster_sim.main", "policies of scaling on a simulated cluster"),
 }
 """Module and purpose of each benchmark; they live in the repository, beside the packages."""
@@ -82,7 +82,7 @@ def plain(argument: str) -> str:
 
 def explain_unknown(argument: str) -> str:
     """One line about an argument that no parser took."""
-    from deploy.config import did_you_mean
+    from deploy.config.serve_config import did_you_mean
 
     if not argument.startswith("-"):
         return f"unexpected argument {argument!r}"
@@ -208,8 +208,8 @@ def _add_option(parser: Parser, option: Option) -> None:
 
 def resolve_arguments(namespace: argparse.Namespace) -> Resolved:
     """The configuration that parsed arguments, environment and file give together."""
-    from deploy.config import resolve
-    from deploy.topology import environment
+    from deploy.config.serve_config import resolve
+    from deploy.config.topology import environment
 
     given = vars(namespace)
     for refusal in REFUSALS:
@@ -239,19 +239,19 @@ def run_serve(namespace: argparse.Namespace) -> int:
     started_s = clock.now_s()
     resolved = resolve_arguments(namespace)
     if namespace.print_config:
-        from deploy.config import describe
+        from deploy.config.serve_config import describe
 
         print(describe(resolved))
         return 0
-    from deploy.serve import serve
+    from deploy.commands.serve import serve
 
     return serve(resolved.config, clock, started_s)
 
 
 def run_chat(namespace: argparse.Namespace) -> int:
     """`baton chat`."""
-    from deploy.chat import Chat
-    from deploy.topology import environment
+    from deploy.commands.chat import Chat
+    from deploy.config.topology import environment
 
     chat = Chat(
         namespace.url,
@@ -265,12 +265,12 @@ def run_chat(namespace: argparse.Namespace) -> int:
 
 def run_status(namespace: argparse.Namespace) -> int:
     """`baton status`."""
-    from deploy.status import show_status
-    from deploy.topology import environment
+    from deploy.commands.status import show_status
+    from deploy.config.topology import environment
 
     key = namespace.api_key or environment().get("BATON_API_KEY")
     if namespace.watch:
-        from deploy.watch import watch
+        from deploy.commands.watch import watch
 
         return watch(namespace.url, key)
     return show_status(namespace.url, key, as_json=namespace.json)
@@ -278,7 +278,7 @@ def run_status(namespace: argparse.Namespace) -> int:
 
 def run_scale(namespace: argparse.Namespace) -> int:
     """`baton scale`."""
-    from deploy.scale import parse_wanted, scale
+    from deploy.commands.scale import parse_wanted, scale
 
     with _pool_client(namespace) as client:
         return scale(client, parse_wanted(namespace.wanted), _patience_s(namespace))
@@ -286,7 +286,7 @@ def run_scale(namespace: argparse.Namespace) -> int:
 
 def run_drain(namespace: argparse.Namespace) -> int:
     """`baton drain`."""
-    from deploy.scale import drain
+    from deploy.commands.scale import drain
 
     with _pool_client(namespace) as client:
         return drain(client, namespace.worker, _patience_s(namespace))
@@ -294,22 +294,22 @@ def run_drain(namespace: argparse.Namespace) -> int:
 
 def run_role(namespace: argparse.Namespace) -> int:
     """`baton role`."""
-    from deploy.scale import set_role
+    from deploy.commands.scale import set_role
 
     with _pool_client(namespace) as client:
         return set_role(client, namespace.worker, namespace.role)
 
 
 def _pool_client(namespace: argparse.Namespace) -> httpx.Client:
-    from deploy.status import status_client
-    from deploy.topology import environment
+    from deploy.commands.status import status_client
+    from deploy.config.topology import environment
 
     return status_client(namespace.url, namespace.api_key or environment().get("BATON_API_KEY"))
 
 
 def _patience_s(namespace: argparse.Namespace) -> float | None:
     """How long to wait for the pools; None when not at all."""
-    from deploy.options import seconds
+    from deploy.config.options import seconds
 
     try:
         patience_s = seconds(namespace.timeout)
@@ -320,7 +320,7 @@ def _patience_s(namespace: argparse.Namespace) -> float | None:
 
 def run_doctor(namespace: argparse.Namespace) -> int:
     """`baton doctor`."""
-    from deploy.doctor import show_checks
+    from deploy.commands.doctor import show_checks
 
     return show_checks(namespace.port)
 
@@ -329,10 +329,10 @@ def run_pull(namespace: argparse.Namespace) -> int:
     """`baton pull`."""
     from rich.console import Console
 
-    from deploy.banner import PrepareProgress
-    from deploy.model_source import prepare, resolve_dtype
-    from deploy.options import dtype
-    from deploy.topology import cache_directory
+    from deploy.commands.banner import PrepareProgress
+    from deploy.config.options import dtype
+    from deploy.config.topology import cache_directory
+    from deploy.host.model_source import prepare, resolve_dtype
 
     try:
         wanted = resolve_dtype(dtype(namespace.dtype))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Protocol
 
-from engine.api.sampling import SampledToken
+from protocol.sampling import SampledToken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.sequence import Scheduled, Sequence
+    from engine.kv.sequence import Scheduled, Sequence
 
 SLOT_BYTES = 16
 VOCAB_SIZE = 50_000

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.api.clock import Clock
+    from protocol.clock import Clock
 
 
 @dataclass(slots=True)

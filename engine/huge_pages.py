@@ -12,7 +12,7 @@ import os
 import weakref
 from typing import Any
 
-from engine.api.errors import ConfigError
+from protocol.errors import ConfigError
 
 HUGE_BYTES = 2 << 20
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 22, 23, 25

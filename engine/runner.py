@@ -12,27 +12,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from engine.api.errors import ConfigError
-from engine.cpu_backend import CpuBackend, load_packed, supports
-from engine.kv_cache import kv_tensor
-from engine.kv_memory import KvMemory
-from engine.model import Model
-from engine.prepared import kv_block_bytes, read_manifest
-from engine.ragged_batch import RaggedBatch, ragged_batch
-from engine.sampler import sample
+from engine.checkpoints.prepared import kv_block_bytes, read_manifest
+from engine.cpu.backend import CpuBackend, load_packed, supports
+from engine.kv.pool_memory import KvMemory
+from engine.kv.pool_tensor import kv_tensor
+from engine.model.decoder import Model
+from engine.model.ragged_batch import RaggedBatch, ragged_batch
+from engine.model.weights import MappedWeights, load_weights
+from engine.reference.backend import TorchBackend
+from engine.sampling.sampler import sample
 from engine.step_limits import check_contexts
-from engine.torch_backend import TorchBackend
-from engine.weights import MappedWeights, load_weights
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Sequence as SequenceOf
     from pathlib import Path
 
-    from engine.api.sampling import SampledToken
-    from engine.model import Backend
-    from engine.prepared import PreparedManifest
-    from engine.sequence import Scheduled
+    from engine.checkpoints.prepared import PreparedManifest
+    from engine.kv.sequence import Scheduled
+    from engine.model.decoder import Backend
+    from protocol.sampling import SampledToken
 
 _WARM_UP_TOKENS = 16
 
@@ -41,7 +41,7 @@ _WARM_UP_TOKENS = 16
 class RunnerOptions:
     """How a runner computes. `backend` is auto, cpu or torch; `kernel_cache` is where compiled
     kernels are kept, None for no kernels. `shared_weights_fd` is an inherited memfd that all workers
-    share (engine.shared_weights); without one the weights are mapped from their file."""
+    share (engine.model.shared_weights); without one the weights are mapped from their file."""
 
     num_blocks: int
     block_size: int = 16

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.api.sampling import SampledToken
-    from engine.sequence import Scheduled
+    from engine.kv.sequence import Scheduled
+    from protocol.sampling import SampledToken
 
 
 class Runner(Protocol):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.api.errors import InternalError
+from protocol.errors import InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.sequence import Scheduled
+    from engine.kv.sequence import Scheduled
 
 
 def check_contexts(batch: SequenceOf[Scheduled], block_size: int, max_context_tokens: int) -> None:

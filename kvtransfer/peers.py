@@ -13,22 +13,16 @@ from typing import TYPE_CHECKING
 
 import zmq
 
-from engine.api import wire
-from engine.api.errors import LayoutMismatch, ProtocolError
-from engine.api.messages import (
-    Gone,
-    PeerHello,
-    PeerMessage,
-    PeerRefuse,
-    PeerWelcome,
-)
+from protocol import wire
+from protocol.errors import LayoutMismatch, ProtocolError
+from protocol.messages.peers import Gone, PeerHello, PeerMessage, PeerRefuse, PeerWelcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.api.channels import Channels
-    from engine.api.fingerprint import Fingerprint
-    from engine.api.messages import PeerAddress
+    from protocol.channels import Channels
+    from protocol.fingerprint import Fingerprint
+    from protocol.messages.records import PeerAddress
 
 MAX_READERS = 1024
 PeerKey = tuple[str, str]

@@ -2,7 +2,7 @@
 
 Every pool is a server and every consumer pulls: a `KvServer` makes one pool readable, a `KvLink`
 copies blocks of one remote pool into the local one. Nothing here verifies: a link says which blocks
-have landed, and `kvtransfer.puller` checks each digest then, over the local bytes.
+have landed, and `kvtransfer.pulling.puller` checks each digest then, over the local bytes.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from engine.api.errors import ConfigError
-from engine.kv_memory import KvMemory
+from engine.kv.pool_memory import KvMemory
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from typing_extensions import Buffer
 
-    from kvtransfer.lease import LeaseTable
+    from kvtransfer.promises.lease import LeaseTable
 
 Landed = Callable[[int, int], None]
 """Called as landed(first, end) once target_ids[first:end] hold what was read, each position once, in
@@ -37,7 +37,7 @@ class BlockMemory(Protocol):
     fd: int
 
     def materials(self, block_ids: Sequence[int]) -> Sequence[Buffer]:
-        """What stands for each block in its digest, see kvtransfer.digest."""
+        """What stands for each block in its digest, see kvtransfer.promises.digest."""
         ...
 
     def readable(self, first: int, count: int) -> memoryview:

@@ -6,7 +6,7 @@
 
 The first token goes to the client from here and to the decode worker with the last announcement.
 Blocks stay leased until the reader says Pulled, the coordinator says Abort, or the lease expires.
-A prompt whose beginning another worker has cached fetches that first (`kvtransfer.shared_prefix`);
+A prompt whose beginning another worker has cached fetches that first (`kvtransfer.sharing.shared_prefix`);
 cached blocks of this worker are lent in the same way, whichever role computed them.
 """
 
@@ -16,20 +16,22 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from engine.api.ids import new_lease_id
-from engine.api.messages import Announce, Attach, BlockOffer, Gone, Lookup, Output, Pulled, Renew
-from kvtransfer.shared_prefix import Lender, PeerOutbox, PrefixReader
+from kvtransfer.sharing.shared_prefix import Lender, PeerOutbox, PrefixReader
+from protocol.ids import new_lease_id
+from protocol.messages.peers import Announce, Attach, BlockOffer, Gone, Lookup, Pulled, Renew
+from protocol.messages.reports import Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.api.messages import PeerMessage, Prefill
-    from engine.api.sampling import SampledToken
     from engine.context import WorkerContext
+    from engine.kv.sequence import Sequence
     from engine.runner_api import Runner
-    from engine.sequence import Sequence
-    from kvtransfer.shared_prefix import BlockExchange
+    from kvtransfer.sharing.shared_prefix import BlockExchange
     from prefill.scheduler import PrefillScheduler
+    from protocol.messages.orders import Prefill
+    from protocol.messages.peers import PeerMessage
+    from protocol.sampling import SampledToken
 
 MAX_EARLY_ATTACHES = 4096
 EARLY_ATTACH_S = 30.0

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from engine.sequence import Scheduled, Sequence, SequenceStatus
+from engine.kv.sequence import Scheduled, Sequence, SequenceStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.allocation import Allocator
+    from engine.kv.allocation import Allocator
 
 LAST_CHUNKS = 4
 """A prompt's end is computed in a chunk of at most a step's tokens divided by this, about: only what that

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from benchmarks.cluster_sim.calibration import Hardware, load_calibration
 from benchmarks.cluster_sim.workload import Shape, SimRequest, random_workload, trace_workload
-from deploy.autoscale import targets_of
-from engine.api.errors import ConfigError
+from deploy.config.autoscale import targets_of
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from coordinator.observations import Targets
+    from coordinator.planning.observations import Targets
 
 DEFAULT_CALIBRATION = Path(__file__).parents[1] / "results" / "2026-11-23-engine.json"
 

@@ -15,24 +15,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.cluster_sim.worker import SimWorker
-from coordinator.membership import Membership
-from coordinator.registry import WorkerState
-from coordinator.service import ClusterService
-from coordinator.service_api import Generation
-from engine.api.errors import BatonError
-from engine.api.fingerprint import Fingerprint
-from engine.api.messages import (
-    Goodbye,
-    Heartbeat,
-    Hello,
-    LauncherHello,
-    Outputs,
-    PeerAddress,
-    ScaleOrder,
-    StopOrder,
-    WorkerExited,
-)
-from engine.api.sampling import SamplingParams
+from coordinator.cluster.membership import Membership
+from coordinator.cluster.registry import WorkerState
+from coordinator.cluster.service import ClusterService
+from coordinator.cluster.service_api import Generation
+from protocol.errors import BatonError
+from protocol.fingerprint import Fingerprint
+from protocol.messages.launcher import LauncherHello, ScaleOrder, StopOrder, WorkerExited
+from protocol.messages.records import PeerAddress
+from protocol.messages.reports import Goodbye, Heartbeat, Hello, Outputs
+from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,8 +32,8 @@ if TYPE_CHECKING:
     from benchmarks.cluster_sim.calibration import Hardware
     from benchmarks.cluster_sim.policies import Policy
     from benchmarks.cluster_sim.workload import SimRequest
-    from coordinator.stream import EventStream
-    from engine.api.messages import Output
+    from coordinator.cluster.stream import EventStream
+    from protocol.messages.reports import Output
 
 FINGERPRINT = Fingerprint(
     model="sim",
@@ -97,7 +89,7 @@ class Ended:
 
 
 class InstantProbes:
-    """Stands for coordinator.probe, which needs an event loop: a worker that said hello is ready."""
+    """Stands for coordinator.cluster.probe, which needs an event loop: a worker that said hello is ready."""
 
     def tick(self, service: ClusterService) -> None:
         """Every starting worker is ready."""
@@ -110,7 +102,7 @@ class InstantProbes:
 
 
 class SimClock:
-    """engine.api.clock.Clock of the simulation."""
+    """protocol.clock.Clock of the simulation."""
 
     def __init__(self) -> None:
         self.at_s = 0.0

@@ -21,9 +21,9 @@ from benchmarks.cluster_sim.cluster import SimCluster
 from benchmarks.cluster_sim.policies import Planned, QueueLength, Reactive, Static
 from benchmarks.cluster_sim.scoring import score
 from benchmarks.environment import environment
-from coordinator.observations import Limits, Range
-from engine.api.clock import SystemClock
-from engine.api.errors import ConfigError
+from coordinator.planning.observations import Limits, Range
+from protocol.clock import SystemClock
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse

@@ -18,7 +18,7 @@ from benchmarks.cluster_sim.cluster import SimCluster
 from benchmarks.cluster_sim.policies import Static
 from benchmarks.cluster_sim.scoring import score
 from benchmarks.cluster_sim.sizing import Point, Sizing
-from engine.api.errors import ConfigError
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse

@@ -12,12 +12,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from coordinator.autoscaler import Autoscaler
-from coordinator.observations import ROLES
+from coordinator.cluster.autoscaler import Autoscaler
+from coordinator.planning.observations import ROLES
 
 if TYPE_CHECKING:
     from benchmarks.cluster_sim.cluster import SimCluster
-    from coordinator.observations import Limits, Targets
+    from coordinator.planning.observations import Limits, Targets
 
 
 class Policy(Protocol):

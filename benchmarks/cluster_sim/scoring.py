@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.cluster_sim.cluster import Ended, SimCluster
-    from coordinator.observations import Targets
+    from coordinator.planning.observations import Targets
 
 
 def holds(ended: Ended, targets: Targets) -> bool:

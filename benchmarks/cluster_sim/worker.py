@@ -12,9 +12,10 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.api.messages import Abort, Decode, Drain, Output, Prefill
-from engine.api.sampling import SampledToken
-from engine.api.worker_load import BlockCounts, WorkerLoad
+from protocol.messages.orders import Abort, Decode, Drain, Prefill
+from protocol.messages.reports import Output
+from protocol.sampling import SampledToken
+from protocol.worker_load import BlockCounts, WorkerLoad
 
 if TYPE_CHECKING:
     from benchmarks.cluster_sim.calibration import Hardware

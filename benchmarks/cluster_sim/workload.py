@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.serve.arrivals import Traffic, schedule
 from benchmarks.serve.random_prompts import read_trace
-from engine.api.errors import ConfigError
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path

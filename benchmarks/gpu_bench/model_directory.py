@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from engine.api.model_config import ModelConfig
+    from protocol.model_config import ModelConfig
 
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_bench.timing import device_ms
-from engine.api.clock import SystemClock
-from engine.api.messages import PeerAddress
-from engine.block_pool import BlockPool, Hold
 from engine.cuda.device_memory import DeviceMemory
-from kvtransfer.digest import block_digest, digest_header, full_block_identity
-from kvtransfer.lease import LeaseTable
-from kvtransfer.puller import Puller, PullJob
+from engine.kv.block_pool import BlockPool, Hold
+from kvtransfer.promises.digest import block_digest, digest_header, full_block_identity
+from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.pulling.puller import Puller, PullJob
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.cuda_ipc import CudaTransport
+from protocol.clock import SystemClock
+from protocol.messages.records import PeerAddress
 
 BLOCK_BYTES = 2 << 20
 """16 tokens of Llama-3.1-8B."""

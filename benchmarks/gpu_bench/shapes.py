@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.api.model_config import ModelConfig, RopeScaling
+from protocol.model_config import ModelConfig, RopeScaling
 
 SHAPES = {
     "llama-8b": ModelConfig(

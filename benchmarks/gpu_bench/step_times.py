@@ -15,17 +15,17 @@ import torch
 
 from benchmarks.gpu_bench.shapes import SHAPES, head_parameters, product_parameters
 from benchmarks.gpu_bench.timing import ceilings, device_ms
-from engine.api.sampling import SamplingParams
-from engine.block_pool import BlockPool
 from engine.cuda.dummy_weights import DummyWeights
 from engine.cuda.runner import CudaRunner
-from engine.ragged_batch import ragged_batch
-from engine.sequence import Scheduled, Sequence
+from engine.kv.block_pool import BlockPool
+from engine.kv.sequence import Scheduled, Sequence
+from engine.model.ragged_batch import ragged_batch
+from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from engine.api.model_config import ModelConfig
+    from protocol.model_config import ModelConfig
 
 BLOCK_SIZE = 16
 ELEMENT_BYTES = 2

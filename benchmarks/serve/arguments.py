@@ -13,7 +13,7 @@ from benchmarks.serve.arrivals import Traffic
 from benchmarks.serve.arrivals import check as check_traffic
 from benchmarks.serve.measure import METRICS, SLO_METRICS
 from benchmarks.serve.overhead import Limits
-from engine.api.errors import ConfigError
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from engine.api.errors import ConfigError
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ import msgspec
 
 from benchmarks.serve.answer import Answer, error_text
 from benchmarks.serve.connection import Connection, ConnectionLost, Lags, Origin
-from engine.api.errors import BatonError, ConfigError
+from protocol.errors import BatonError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

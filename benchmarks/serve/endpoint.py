@@ -15,7 +15,7 @@ from benchmarks.serve.progress import LiveProgress
 from benchmarks.serve.request import PATHS, BodyMaker
 from benchmarks.serve.result import Measured, error_counts
 from benchmarks.serve.search import RateSearch
-from engine.api.errors import BatonError
+from protocol.errors import BatonError
 
 if TYPE_CHECKING:
     import argparse

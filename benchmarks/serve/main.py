@@ -21,8 +21,8 @@ from benchmarks.serve.report import report_page
 from benchmarks.serve.result import detailed, error_counts, file_name, make_result
 from benchmarks.serve.table import comparison_table, result_table
 from benchmarks.serve.vocabulary import Vocabulary, load_vocabulary
-from deploy.topology import environment
-from engine.api.errors import ConfigError
+from deploy.config.topology import environment
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse

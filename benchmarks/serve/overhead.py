@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.api.errors import BatonError
+from protocol.errors import BatonError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.serve.request import BenchRequest
-from engine.api.errors import ConfigError
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 
-from engine.api.errors import ConfigError
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

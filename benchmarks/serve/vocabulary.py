@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from coordinator.tokenizer import TextTokenizer
-from deploy.model_source import find_source, prepare, resolve_dtype
-from deploy.topology import cache_directory
-from engine.api.errors import ConfigError
+from coordinator.edge.text.tokenizer import TextTokenizer
+from deploy.config.topology import cache_directory
+from deploy.host.model_source import find_source, prepare, resolve_dtype
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,12 +14,12 @@ from engine.cuda.kernels.norms import add_rms_norm
 from engine.cuda.kernels.prefill_attention import prefill_attention
 from engine.cuda.kernels.rope_store import rope_and_store
 from engine.cuda.step_inputs import InputStaging, StepInputs
-from engine.rope import rope_table
+from engine.model.rope import rope_table
 
 if TYPE_CHECKING:
-    from engine.api.model_config import ModelConfig
-    from engine.model import LayerWeights, Step
-    from engine.ragged_batch import RaggedBatch
+    from engine.model.decoder import LayerWeights, Step
+    from engine.model.ragged_batch import RaggedBatch
+    from protocol.model_config import ModelConfig
 
 
 def device_name(device: torch.device) -> str:
@@ -43,7 +43,7 @@ class CudaBackend:
     """Weights as they are, on the device; attention reads the blocks in place."""
 
     def __init__(self, config: ModelConfig, kv: torch.Tensor) -> None:
-        """`kv` is the pool on the device, in the shape of engine.kv_cache."""
+        """`kv` is the pool on the device, in the shape of engine.kv.pool_tensor."""
         self.config = config
         self.kv = kv
         self.description = f"cuda ({device_name(kv.device)})"

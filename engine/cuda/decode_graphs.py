@@ -16,8 +16,8 @@ from engine.cuda.few_rows import MAX_ROWS, FewRowsModel
 from engine.cuda.step_inputs import DecodeInputs
 
 if TYPE_CHECKING:
-    from engine.model import Model
-    from engine.ragged_batch import RaggedBatch
+    from engine.model.decoder import Model
+    from engine.model.ragged_batch import RaggedBatch
 
 _TRIALS = 8
 _PARTS = (64, 32, 16, 8, 4, 2)

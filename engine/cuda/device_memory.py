@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.api.errors import ConfigError
 from engine.cuda.driver import DriverError, Mapping, rounded_size
 from engine.cuda.kernels.block_hash import BlockHash
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ import functools
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_size_t, c_ubyte, c_uint64, c_ushort
 from typing import Any
 
-from engine.api.errors import BatonError
+from protocol.errors import BatonError
 
 _PINNED = 1
 _POSIX_DESCRIPTOR = 1

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.api.errors import InternalError
-from engine.weight_shapes import plan_tensors
+from engine.model.weight_shapes import plan_tensors
+from protocol.errors import InternalError
 
 if TYPE_CHECKING:
-    from engine.api.model_config import ModelConfig
+    from protocol.model_config import ModelConfig
 
 _SPREAD = 0.02
 
 
 class DummyWeights:
-    """As engine.weights.MappedWeights; the same seed gives the same weights on the same kind of device."""
+    """As engine.model.weights.MappedWeights; the same seed gives the same weights on the same kind of device."""
 
     def __init__(
         self, config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int = 0

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.api.errors import InternalError
 from engine.cuda.backend import Product
 from engine.cuda.kernels.skinny_product import MAX_ROWS, skinny_product, tiles_for
+from protocol.errors import InternalError
 
 if TYPE_CHECKING:
     import torch
 
     from engine.cuda.backend import CudaStep
-    from engine.model import Linear, ModelWeights
+    from engine.model.decoder import Linear, ModelWeights
 
 __all__ = ["MAX_ROWS", "FewRowsModel"]
 
@@ -30,7 +30,7 @@ def _product(linear: Linear) -> Product:
 
 
 class FewRowsModel:
-    """The same weights as engine.model.Model, multiplied by kernels of this package."""
+    """The same weights as engine.model.decoder.Model, multiplied by kernels of this package."""
 
     def __init__(self, weights: ModelWeights) -> None:
         self._weights = weights
@@ -44,7 +44,7 @@ class FewRowsModel:
         return None not in found
 
     def run(self, step: CudaStep) -> torch.Tensor:
-        """As engine.model.Model.run, for a step whose every row is sampled."""
+        """As engine.model.decoder.Model.run, for a step whose every row is sampled."""
         residual = step.embed(self._weights.embed)
         for index, layer in enumerate(self._weights.layers):
             qkv, out = _product(layer.qkv), _product(layer.out)

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from engine.block_rows import BlockRows
+from engine.checkpoints.prepared import read_manifest
 from engine.cuda.backend import CudaBackend
 from engine.cuda.decode_graphs import Choices, DecodeGraphs, choices_of
 from engine.cuda.dummy_weights import DummyWeights
 from engine.cuda.sampler import DeviceSampler
-from engine.model import Model
-from engine.prepared import read_manifest
-from engine.ragged_batch import ragged_batch
+from engine.kv.block_rows import BlockRows
+from engine.model.decoder import Model
+from engine.model.ragged_batch import ragged_batch
+from engine.model.weights import MappedWeights, load_weights
 from engine.step_limits import check_contexts
-from engine.weights import MappedWeights, load_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
     from pathlib import Path
 
-    from engine.api.model_config import ModelConfig
-    from engine.api.sampling import SampledToken
-    from engine.ragged_batch import RaggedBatch
-    from engine.sequence import Scheduled
-    from engine.weights import WeightSource
+    from engine.kv.sequence import Scheduled
+    from engine.model.ragged_batch import RaggedBatch
+    from engine.model.weights import WeightSource
+    from protocol.model_config import ModelConfig
+    from protocol.sampling import SampledToken
 
 
 class BlockMemory(Protocol):
@@ -46,7 +46,7 @@ class BlockMemory(Protocol):
 def pool_tensor(
     memory: BlockMemory, config: ModelConfig, block_size: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The pool in the shape of engine.kv_cache; writing to it writes to the blocks."""
+    """The pool in the shape of engine.kv.pool_tensor; writing to it writes to the blocks."""
     per_block = (config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
     return memory.tensor().view(dtype).view(memory.num_blocks, *per_block)
 

@@ -1,8 +1,8 @@
-"""Choosing tokens on the device. Owns one copy of the answers to the host; the definition is engine.sampler's.
+"""Choosing tokens on the device. Owns one copy of the answers to the host; the definition is engine.sampling.sampler's.
 
     all greedy            best token of each row, chosen with the logits
     temperature, top-k…   filtered and drawn on the device, all rows at once
-    bias, penalties, logprobs: those rows go to the host, to engine.sampler itself
+    bias, penalties, logprobs: those rows go to the host, to engine.sampling.sampler itself
 
 A draw is at the quantile of (seed, position) in order of token id, as on the host: sums run in float64, but an
 exponential may differ in its last bit, so a draw that falls between two tokens may fall to the other one.
@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from engine.api.errors import InternalError
-from engine.api.sampling import SampledToken
 from engine.cuda.sizing import DRAWN_ROWS
-from engine.sampler import (
+from engine.sampling.sampler import (
     GREEDY_TEMPERATURE,
     changes_logits,
     is_plain_greedy,
     sample,
     uniform_draw,
 )
+from protocol.errors import InternalError
+from protocol.sampling import SampledToken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from engine.cuda.decode_graphs import Choices
-    from engine.sequence import Sequence
+    from engine.kv.sequence import Sequence
 
 
 def needs_host(sequence: Sequence) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from engine.weight_shapes import plan_tensors
+from engine.model.weight_shapes import plan_tensors
 
 if TYPE_CHECKING:
-    from engine.api.model_config import ModelConfig
+    from protocol.model_config import ModelConfig
 
 _RUNTIME_BYTES = 3 << 29
 """Context, cuBLAS workspaces, captured graphs: 1.5 GiB, more than was seen."""

@@ -15,7 +15,7 @@ import torch
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from engine.ragged_batch import Int64Array, RaggedBatch
+    from engine.model.ragged_batch import Int64Array, RaggedBatch
 
 _ALIGNMENT = 16
 """Bytes: kernels are compiled for aligned arrays."""
@@ -24,7 +24,7 @@ _ELEMENT = {torch.int64: 8, torch.int32: 4}
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """Arrays of T tokens and S sequences on the device; see engine.ragged_batch.RaggedBatch for the fields.
+    """Arrays of T tokens and S sequences on the device; see engine.model.ragged_batch.RaggedBatch for the fields.
 
     `slots` [T] int64 is block * block_size + offset, -1 for a padding row; `sample_rows` is None where every row
     is sampled; `max_queries` is the most new tokens of one sequence, on the host.

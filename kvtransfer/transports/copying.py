@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.api.errors import PeerLost
 from kvtransfer.runs import Run, group_runs
+from protocol.errors import PeerLost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
-    from engine.kv_memory import KvMemory
+    from engine.kv.pool_memory import KvMemory
     from kvtransfer.transport import Landed
 
     Blocks = npt.NDArray[np.uint8]

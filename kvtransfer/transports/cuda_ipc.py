@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, cast
 
-from engine.api.errors import BatonError, ConfigError, PeerLost, TransferError
 from kvtransfer.transport import BlockMemory, ignore_landed
 from kvtransfer.transports.descriptors import DescriptorLink, DescriptorServer
 from kvtransfer.transports.handshake import greeting_for
+from protocol.errors import BatonError, ConfigError, PeerLost, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,9 +22,6 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.api import wire
-from engine.api.errors import OutOfReach, PeerLost, ProtocolError, TransferError
-from engine.api.ids import files_identity
 from kvtransfer.runs import join_runs
 from kvtransfer.transports.handshake import (
     MAX_RUNS,
@@ -39,6 +36,9 @@ from kvtransfer.transports.handshake import (
     error_named,
     refusal,
 )
+from protocol import wire
+from protocol.errors import OutOfReach, PeerLost, ProtocolError, TransferError
+from protocol.ids import files_identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import zmq
 
-from engine.api import wire
-from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import join_runs
 from kvtransfer.transports.handshake import (
     MAX_RUNS,
@@ -35,12 +33,14 @@ from kvtransfer.transports.handshake import (
     error_named,
     refusal,
 )
+from protocol import wire
+from protocol.errors import PeerLost, ProtocolError, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.api.channels import Channels
     from kvtransfer.transport import LocalPool
+    from protocol.channels import Channels
 
 log = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 << 10

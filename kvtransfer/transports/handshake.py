@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from engine.api import wire
-from engine.api.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError
+from protocol import wire
+from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

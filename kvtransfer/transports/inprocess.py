@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.api.errors import LeaseExpired, PeerLost, TransferError
 from kvtransfer.transport import LocalPool, ignore_landed
 from kvtransfer.transports.handshake import answer_of, check_answer, greeting_for
+from protocol.errors import LeaseExpired, PeerLost, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,9 +21,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import numpy as np
 
-from engine.api import wire
-from engine.api.addresses import tcp_endpoint
-from engine.api.errors import PeerLost, ProtocolError, TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.exchange import (
@@ -34,13 +31,16 @@ from kvtransfer.transports.exchange import (
 )
 from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
 from kvtransfer.transports.nixl_agent import Agent, Extent, Registrations, address_of
+from protocol import wire
+from protocol.addresses import tcp_endpoint
+from protocol.errors import PeerLost, ProtocolError, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.api.channels import Channels
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Greeting
+    from protocol.channels import Channels
 
 log = logging.getLogger(__name__)
 MAX_REQUEST_BYTES = 16 << 20

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.api.addresses import is_loopback
-from engine.api.errors import PeerLost, TransferError
 from kvtransfer.transports.rdma import has_rdma
+from protocol.addresses import is_loopback
+from protocol.errors import PeerLost, TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from engine.kv_memory import KvMemory
+    from engine.kv.pool_memory import KvMemory
 
 MODULES = ("nixl_cu12", "nixl_cu13", "nixl")
 Extent = tuple[int, int]

@@ -8,16 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.api.addresses import is_loopback
-from engine.api.errors import ConfigError
 from kvtransfer.transports.cuda_ipc import CudaTransport
 from kvtransfer.transports.rdma import has_rdma
 from kvtransfer.transports.shm import ShmTransport
 from kvtransfer.transports.zmq_tcp import ZmqTransport
+from protocol.addresses import is_loopback
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.api.channels import Channels
     from kvtransfer.transport import LocalPool, Transport
+    from protocol.channels import Channels
 
 PREFERENCE = ("cuda", "shm", "nixl", "ucx", "zmq")
 """Best first. cuda copies from GPU memory to GPU memory of one host. shm copies at memory speed but needs one host. nixl reads one-sidedly over RDMA, so

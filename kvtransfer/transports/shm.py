@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.api.errors import TransferError
 from engine.huge_pages import populate
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.copying import BlockCopy, CopyCrew, blocks_of
 from kvtransfer.transports.descriptors import DescriptorLink, DescriptorServer
 from kvtransfer.transports.handshake import greeting_for
+from protocol.errors import TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,14 +6,14 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from engine.api.channels import Channels
-from engine.api.clock import SystemClock
-from engine.api.errors import TransferError
-from engine.block_pool import BlockPool
-from engine.kv_memory import KvMemory
-from kvtransfer.lease import LeaseTable
+from engine.kv.block_pool import BlockPool
+from engine.kv.pool_memory import KvMemory
+from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.select import make_transports
+from protocol.channels import Channels
+from protocol.clock import SystemClock
+from protocol.errors import TransferError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ import time
 from importlib import import_module
 from typing import Any
 
-from engine.api.addresses import is_loopback
+from protocol.addresses import is_loopback
 
 log = logging.getLogger(__name__)
 _SEGMENT = "1m"

@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import zmq
 
-from engine.api import wire
-from engine.api.addresses import tcp_endpoint
-from engine.api.errors import TransferError
 from kvtransfer.runs import Run, group_runs
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.exchange import (
@@ -29,13 +26,16 @@ from kvtransfer.transports.exchange import (
     request_decoder,
 )
 from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
+from protocol import wire
+from protocol.addresses import tcp_endpoint
+from protocol.errors import TransferError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from engine.api.channels import Channels
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Greeting
+    from protocol.channels import Channels
 
 WINDOW = 6
 """Requests under way at once."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx
 
-from deploy.model_source import prepare
-from deploy.topology import cache_directory
+from deploy.config.topology import cache_directory
+from deploy.host.model_source import prepare
 from engine.attesting import attested_tokens
-from engine.prefix_cache import root_key
-from engine.prepared import fingerprint
+from engine.checkpoints.prepared import fingerprint
+from engine.kv.prefix_cache import root_key
 
 MODEL = "smollm2-135m"
 BLOCK_SIZE = 16

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zmq
 
-from deploy.child import follow_parent
+from deploy.processes.child import follow_parent
 
 
 def coordinate(endpoint: str, ready_fd: int, journal: Path) -> None:

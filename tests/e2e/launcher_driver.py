@@ -11,14 +11,14 @@ import os
 import sys
 from pathlib import Path
 
-from deploy.config import resolve
-from deploy.launcher import Launcher, Modules
-from deploy.plan import Host, make_plan
-from deploy.run_directory import run_directory
-from deploy.specs import PreparedModel
-from engine.api.clock import SystemClock
-from engine.api.errors import BatonError, ConfigError
-from engine.api.model_config import ModelConfig
+from deploy.config.serve_config import resolve
+from deploy.host.run_directory import run_directory
+from deploy.launch.local.launcher import Launcher, Modules
+from deploy.launch.plan import Host, make_plan
+from protocol.clock import SystemClock
+from protocol.errors import BatonError, ConfigError
+from protocol.model_config import ModelConfig
+from protocol.specs import PreparedModel
 
 CONFIG = ModelConfig(
     family="llama",
@@ -51,7 +51,7 @@ def tell(*words: object) -> None:
 
 
 def main() -> int:
-    """As `deploy.serve`, with fakes."""
+    """As `deploy.commands.serve`, with fakes."""
     config = resolve({"pd": "1p1d"}, {}).config
     with run_directory(Path(sys.argv[1])) as directory:
         plan = make_plan(config, MODEL, Host((0,), None, 1 << 34), directory, 0)

@@ -8,21 +8,22 @@ from typing import Any
 
 import zmq
 
-from deploy.model_source import prepare
-from deploy.topology import cache_directory
-from engine.api import wire
-from engine.api.clock import SystemClock
-from engine.api.ids import files_identity
-from engine.api.messages import Found, Lookup, PeerAddress, PeerHello, PeerMessage, Pulled
+from deploy.config.topology import cache_directory
+from deploy.host.model_source import prepare
 from engine.attesting import SLOT_BYTES
-from engine.kv_memory import KvMemory
-from engine.prefix_cache import block_keys, root_key
-from engine.prepared import fingerprint
-from kvtransfer.digest import digest_header, full_block_identity
-from kvtransfer.lease import LeaseTable
-from kvtransfer.puller import Puller, PullJob
+from engine.checkpoints.prepared import fingerprint
+from engine.kv.pool_memory import KvMemory
+from engine.kv.prefix_cache import block_keys, root_key
+from kvtransfer.promises.digest import digest_header, full_block_identity
+from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.pulling.puller import Puller, PullJob
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.shm import ShmTransport
+from protocol import wire
+from protocol.clock import SystemClock
+from protocol.ids import files_identity
+from protocol.messages.peers import Found, Lookup, PeerHello, PeerMessage, Pulled
+from protocol.messages.records import PeerAddress
 
 BLOCK_SIZE = 16
 REQUEST = ("lone", 1)

@@ -10,10 +10,10 @@ from typing import Any
 
 import msgspec
 
-import deploy.serve
+import deploy.commands.serve
 from deploy.cli import main
-from deploy.engine_start import MOCK_BACKEND
-from deploy.plan import Plan, make_plan
+from deploy.launch.plan import Plan, make_plan
+from worker.engine_start import MOCK_BACKEND
 
 
 def mocked(*arguments: Any) -> Plan:
@@ -24,5 +24,5 @@ def mocked(*arguments: Any) -> Plan:
 
 
 if __name__ == "__main__":
-    vars(deploy.serve)["make_plan"] = mocked
+    vars(deploy.commands.serve)["make_plan"] = mocked
     sys.exit(main())

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-import deploy.serve
+import deploy.commands.serve
 from deploy.cli import main
-from deploy.launcher import Launcher, Modules
-from deploy.plan import Plan
+from deploy.launch.local.launcher import Launcher, Modules
+from deploy.launch.plan import Plan
 from tests.e2e.mock_engine import mocked
 
 MORE_BLOCKS = 8
@@ -35,6 +35,6 @@ def roomy(*arguments: Any) -> Plan:
 
 if __name__ == "__main__":
     modules = Modules(worker="tests.e2e.paced_worker")
-    vars(deploy.serve)["make_plan"] = roomy
-    vars(deploy.serve)["Launcher"] = functools.partial(Launcher, modules=modules)
+    vars(deploy.commands.serve)["make_plan"] = roomy
+    vars(deploy.commands.serve)["Launcher"] = functools.partial(Launcher, modules=modules)
     sys.exit(main())

@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import deploy.engine_start
-from deploy.worker_main import main
-from engine.api.sampling import SampledToken
+import worker.engine_start
+from deploy.processes.worker_main import main
 from engine.attesting import AttestingRunner
+from protocol.sampling import SampledToken
 
 STEP_S = 0.04
 
@@ -24,5 +24,5 @@ class PacedRunner(AttestingRunner):
 
 
 if __name__ == "__main__":
-    vars(deploy.engine_start)["AttestingRunner"] = PacedRunner
+    vars(worker.engine_start)["AttestingRunner"] = PacedRunner
     sys.exit(main())

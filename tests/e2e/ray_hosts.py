@@ -12,7 +12,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from deploy.topology import cache_directory
+from deploy.config.topology import cache_directory
 from tests.e2e.hosts import HOME, Host, Network
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from deploy.child import follow_parent
+from deploy.processes.child import follow_parent
 
 
 def add(cluster: Cluster, resources: dict[str, float]) -> dict[str, Any]:

@@ -77,8 +77,8 @@ class RayServer(Server):
         """The launch id: its directory is named after it."""
         for pid in self.descendants():
             line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if "deploy.ray_launch.agent" in line:
-                self._launch = line[line.index("deploy.ray_launch.agent") + 2]
+            if "deploy.launch.ray.agent" in line:
+                self._launch = line[line.index("deploy.launch.ray.agent") + 2]
         return self._launch
 
     def directory(self) -> Path:

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from transformers import LlamaConfig, LlamaForCausalLM
 
-from engine.prepared import read_manifest
+from engine.checkpoints.prepared import read_manifest
 
 
 @cache

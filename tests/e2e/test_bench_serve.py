@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.edge.conftest import build_tokenizer
+from tests.unit.coordinator.edge.conftest import build_tokenizer
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ WITHIN_MS = 1.0
 @contextmanager
 def metronome(*flags: object) -> Iterator[str]:
     """URL of a server that answers at known times."""
-    command = [sys.executable, "-m", "benchmarks.metronome", *map(str, flags)]
+    command = [sys.executable, "-m", "benchmarks.peers.metronome", *map(str, flags)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stdout is not None
         try:

@@ -17,19 +17,20 @@ import psutil
 import pytest
 import zmq
 
-from deploy.specs import CoordinatorSpec, WorkerSpec
-from engine.api.channel_keys import Channel, ChannelKeys, ClusterKeys, KeyPair
-from engine.api.channels import Channels
-from engine.api.errors import OutOfReach, PeerLost
-from engine.api.ids import files_identity
-from engine.api.messages import PeerAddress, Pulled
 from kvtransfer.peers import FromReader, PeerNetwork
 from kvtransfer.transports.descriptors import path_at
 from kvtransfer.transports.select import usable
+from protocol.channel_keys import Channel, ChannelKeys, ClusterKeys, KeyPair
+from protocol.channels import Channels
+from protocol.errors import OutOfReach, PeerLost
+from protocol.ids import files_identity
+from protocol.messages.peers import Pulled
+from protocol.messages.records import PeerAddress
+from protocol.specs import CoordinatorSpec, WorkerSpec
 from tests.e2e.fault_proxy import Fault, FaultProxy
 from tests.e2e.launcher_driver import MODEL
 from tests.e2e.transport_rig import ProcessPeer, Reader, start_peer
-from tests.unit.test_meeting import OURS as LAYOUT
+from tests.unit.kvtransfer.test_meeting import OURS as LAYOUT
 
 pytestmark = pytest.mark.e2e
 OURS = ClusterKeys.generate()
@@ -253,7 +254,7 @@ def test_a_coordinator_without_keys_does_not_start_beyond_loopback(
         max_model_len=64,
         block_size=16,
     )
-    ended = started("deploy.coordinator_main", spec, tmp_path)
+    ended = started("deploy.processes.coordinator_main", spec, tmp_path)
     assert ended.returncode == 2
     assert "put ClusterKeys.generate() into the specs" in ended.stderr
 
@@ -267,7 +268,7 @@ def test_a_worker_without_keys_does_not_start_beyond_loopback(tmp_path: Path) ->
         run_directory=str(tmp_path),
         peer_host="10.213.7.9",
     )
-    ended = started("deploy.worker_main", spec, tmp_path)
+    ended = started("deploy.processes.worker_main", spec, tmp_path)
     assert ended.returncode == 2
     assert "peer_host: tcp://10.213.7.9:0 can be reached from other hosts" in ended.stderr
 

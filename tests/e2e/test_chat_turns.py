@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from deploy.model_source import prepare
-from deploy.topology import cache_directory
+from deploy.config.topology import cache_directory
+from deploy.host.model_source import prepare
 from tests.e2e.reference import first_difference, smollm2
 from tests.e2e.server import Server
 

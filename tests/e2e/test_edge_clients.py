@@ -10,10 +10,10 @@ import pytest
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from coordinator.app import ServedModel, create_app
-from coordinator.scripted_service import ScriptedService, say
-from coordinator.tokenizer import TextTokenizer
-from engine.api.model_config import ModelConfig
+from coordinator.cluster.scripted_service import ScriptedService, say
+from coordinator.edge.http.app import ServedModel, create_app
+from coordinator.edge.text.tokenizer import TextTokenizer
+from protocol.model_config import ModelConfig
 
 pytestmark = pytest.mark.e2e
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from deploy.topology import cache_directory
-from engine.api.errors import InternalError
-from engine.api.sampling import SamplingParams
-from engine.block_pool import BlockPool
-from engine.embedded import fetch_embedded
-from engine.prepare import prepare
-from engine.prepared import read_manifest
-from engine.ragged_batch import ragged_batch
+from deploy.config.topology import cache_directory
+from engine.checkpoints.embedded import fetch_embedded
+from engine.checkpoints.prepare import prepare
+from engine.checkpoints.prepared import read_manifest
+from engine.kv.block_pool import BlockPool
+from engine.kv.sequence import Scheduled, Sequence
+from engine.model.ragged_batch import ragged_batch
+from engine.model.weights import MappedWeights
 from engine.runner import ModelRunner, RunnerOptions
-from engine.sequence import Scheduled, Sequence
-from engine.weights import MappedWeights
+from protocol.errors import InternalError
+from protocol.sampling import SamplingParams
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -14,8 +14,8 @@ import msgspec
 import psutil
 import pytest
 
-from engine.api import wire
-from engine.api.messages import RetireOrder, RoleOrder, ScaleOrder, StopOrder
+from protocol import wire
+from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, StopOrder
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]

@@ -125,7 +125,7 @@ def test_lost_ray_costs_no_request_and_comes_back(server: RayServer) -> None:
 def test_a_machine_that_is_shut_down_is_left(server: RayServer) -> None:
     """SIGTERM to a keeper: what a machine says to everybody before it goes."""
     with Load(server) as load:
-        server.one("ray_launch.keeper decode-0").terminate()
+        server.one("launch.ray.keeper decode-0").terminate()
         server.say("the machine of decode-0 will be taken away")
         until(lambda: "decode-0" not in server.pids(), "decode-0 leaving")
         until(lambda: len(server.pids()) == 3, "another in its place")

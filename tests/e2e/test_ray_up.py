@@ -169,7 +169,11 @@ def test_a_submitted_job_serves_and_answers(served: Cluster) -> None:
 
 def test_workers_sit_on_nodes_of_their_role(served: Cluster) -> None:
     engines = {
-        name: [line for line in served.hosts[name].processes() if "deploy.worker_main" in line]
+        name: [
+            line
+            for line in served.hosts[name].processes()
+            if "deploy.processes.worker_main" in line
+        ]
         for name in (HEAD, *WORKERS)
     }
     assert engines[HEAD] == []

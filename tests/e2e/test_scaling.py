@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from deploy.cli import main
-from deploy.memory import available_bytes
+from deploy.host.memory import available_bytes
 from tests.e2e.crowd import Asked, Crowd, mock_root, stream_one
 from tests.e2e.lone_reader import LoneReader
 from tests.e2e.server import MOCK, PACED, Server

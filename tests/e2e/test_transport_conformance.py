@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-import kvtransfer.lane
+import kvtransfer.pulling.lane
 import kvtransfer.transports.cuda_ipc
-from engine.api.errors import (
+from kvtransfer.promises.digest import block_digest
+from kvtransfer.transports.select import usable
+from protocol.errors import (
     DigestMismatch,
     LayoutMismatch,
     LeaseExpired,
     PeerLost,
     TransferError,
 )
-from kvtransfer.digest import block_digest
-from kvtransfer.transports.select import usable
 from tests.e2e.transport_rig import Reader, start_peer
 
 pytestmark = [pytest.mark.e2e]
@@ -95,7 +95,7 @@ def at_landing(monkeypatch):
                     act()
             return block_digest(header, block)
 
-        monkeypatch.setattr(kvtransfer.lane, "block_digest", digest)
+        monkeypatch.setattr(kvtransfer.pulling.lane, "block_digest", digest)
 
     return install
 

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from engine.api.errors import DigestMismatch, PeerLost, TransferError
 from kvtransfer.transports import zmq_tcp
+from protocol.errors import DigestMismatch, PeerLost, TransferError
 from tests.e2e.fault_proxy import Fault, FaultProxy
 from tests.e2e.transport_rig import Reader, start_peer
 

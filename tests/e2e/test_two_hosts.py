@@ -11,12 +11,11 @@ import msgspec
 import pytest
 import zmq
 
-from deploy.engine_start import start_engine
-from engine.api.channel_keys import ClusterKeys, KeyPair
-from engine.api.messages import LauncherHello
-from engine.api.wire import encode
 from engine.attesting import _slot, attested_tokens
-from engine.prefix_cache import root_key
+from engine.kv.prefix_cache import root_key
+from protocol.channel_keys import ClusterKeys, KeyPair
+from protocol.messages.launcher import LauncherHello
+from protocol.wire import encode
 from tests.e2e.two_hosts import (
     ADDRESSES,
     CONTROL_PORT,
@@ -27,6 +26,7 @@ from tests.e2e.two_hosts import (
     obstacle,
     run,
 )
+from worker.engine_start import start_engine
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 CONTROL = f"tcp://{ADDRESSES['a']}:{CONTROL_PORT}"

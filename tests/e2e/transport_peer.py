@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.api.channels import Channels
-from engine.api.clock import SystemClock
-from engine.block_pool import BlockPool, Hold
-from engine.kv_memory import KvMemory
-from kvtransfer.lease import LeaseTable
+from engine.kv.block_pool import BlockPool, Hold
+from engine.kv.pool_memory import KvMemory
+from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.transport import BlockMemory, KvServer, LocalPool
 from kvtransfer.transports.cuda_ipc import CudaServer
 from kvtransfer.transports.descriptors import path_at
 from kvtransfer.transports.select import make_transports
 from kvtransfer.transports.shm import ShmServer
 from kvtransfer.transports.zmq_tcp import ZmqServer
+from protocol.channels import Channels
+from protocol.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,16 +11,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.api.channels import Channels
-from engine.api.clock import SystemClock
-from engine.api.messages import PeerAddress
-from engine.block_pool import BlockPool, Hold
-from kvtransfer.digest import block_digest, digest_header, full_block_identity
-from kvtransfer.lease import LeaseTable
-from kvtransfer.puller import PullDone, Puller, PullJob
+from engine.kv.block_pool import BlockPool, Hold
+from kvtransfer.promises.digest import block_digest, digest_header, full_block_identity
+from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.pulling.puller import PullDone, Puller, PullJob
 from kvtransfer.transport import KvServer, LocalPool, Transport
 from kvtransfer.transports.inprocess import Directory, InProcessTransport
 from kvtransfer.transports.select import make_transports
+from protocol.channels import Channels
+from protocol.clock import SystemClock
+from protocol.messages.records import PeerAddress
 from tests.e2e.transport_peer import Source, content, material, new_memory
 
 ROOT = Path(__file__).parents[2]

@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 import httpx
 import msgspec
 
-from deploy.config import resolve
-from deploy.engine_start import MOCK_BACKEND
-from deploy.model_source import prepare
-from deploy.plan import Host, Plan, make_plan
-from deploy.topology import cache_directory
-from engine.api.channel_keys import ClusterKeys
+from deploy.config.serve_config import resolve
+from deploy.config.topology import cache_directory
+from deploy.host.model_source import prepare
+from deploy.launch.plan import Host, Plan, make_plan
+from protocol.channel_keys import ClusterKeys
+from worker.engine_start import MOCK_BACKEND
 
 ROOT = Path(__file__).parents[2]
 ADDRESSES = {"a": "10.213.7.1", "b": "10.213.7.2"}

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from engine.api.sampling import SamplingParams
-from engine.block_pool import BlockPool
-from engine.prepare import prepare
-from engine.prepared import kv_block_bytes, read_manifest
-from engine.sequence import Scheduled, Sequence
+from engine.checkpoints.prepare import prepare
+from engine.checkpoints.prepared import kv_block_bytes, read_manifest
+from engine.kv.block_pool import BlockPool
+from engine.kv.sequence import Scheduled, Sequence
+from protocol.sampling import SamplingParams
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 256

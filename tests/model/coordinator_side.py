@@ -6,20 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from coordinator.lifecycle import MAX_REPLAYS, MAX_WORKER_DEATHS, Phase
-from coordinator.membership import MAX_STRIKES, Membership
-from coordinator.registry import WorkerState
-from coordinator.service import ClusterService
-from coordinator.service_api import Generation
-from engine.api.errors import Overloaded, RequestAborted, WorkerLost
-from engine.api.messages import Heartbeat, Ping, Welcome
-from engine.api.sampling import SamplingParams
-from engine.api.worker_load import BlockCounts, WorkerLoad
+from coordinator.cluster.lifecycle import MAX_REPLAYS, MAX_WORKER_DEATHS, Phase
+from coordinator.cluster.membership import MAX_STRIKES, Membership
+from coordinator.cluster.registry import WorkerState
+from coordinator.cluster.service import ClusterService
+from coordinator.cluster.service_api import Generation
+from protocol.errors import Overloaded, RequestAborted, WorkerLost
+from protocol.messages.orders import Ping, Welcome
+from protocol.messages.reports import Heartbeat
+from protocol.sampling import SamplingParams
+from protocol.worker_load import BlockCounts, WorkerLoad
 from tests.model.worker_side import Frozen, Letter, Violation
 
 if TYPE_CHECKING:
-    from coordinator.service_api import StreamEvent
-    from engine.api.messages import WorkerMessage
+    from coordinator.cluster.service_api import StreamEvent
+    from protocol.messages.reports import WorkerMessage
     from tests.model.configuration import Configuration
 
 NO_LOAD = WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
@@ -38,7 +39,7 @@ class TrustingProbes:
 
 
 class Hints:
-    """Stands in for coordinator.router.PrefixMemory: right or wrong, it is the same for equal prompts."""
+    """Stands in for coordinator.cluster.router.PrefixMemory: right or wrong, it is the same for equal prompts."""
 
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
@@ -79,7 +80,7 @@ class Client:
 
 
 class Stream:
-    """Stands in for coordinator.stream.EventStream."""
+    """Stands in for coordinator.cluster.stream.EventStream."""
 
     def __init__(self, side: CoordinatorSide, request_id: str) -> None:
         self.side = side

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
 
-import coordinator.ledger
+import coordinator.cluster.ledger
 from tests.model.configuration import BOUNDED, COMPLETE, Configuration
 from tests.model.moves import Move, Moves, World
 from tests.model.worker_side import Violation
@@ -127,12 +127,12 @@ def _apply(label: str, move: Move) -> World:
 @contextmanager
 def _headroom(tokens: int) -> Iterator[None]:
     """How much output the ledger reserves ahead: less makes workers run short, and preempt."""
-    before = coordinator.ledger.HEADROOM_TOKENS
-    coordinator.ledger.HEADROOM_TOKENS = tokens
+    before = coordinator.cluster.ledger.HEADROOM_TOKENS
+    coordinator.cluster.ledger.HEADROOM_TOKENS = tokens
     try:
         yield
     finally:
-        coordinator.ledger.HEADROOM_TOKENS = before
+        coordinator.cluster.ledger.HEADROOM_TOKENS = before
 
 
 def main() -> int:

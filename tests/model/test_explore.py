@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-import deploy.worker_parts
-import kvtransfer.digest
-from engine.api.ids import new_lease_id
+import kvtransfer.promises.digest
+import worker.wiring
+from protocol.ids import new_lease_id
 from tests.model.configuration import BOUNDED, KINDS, ONE, TWO, Configuration, Faults
 from tests.model.explore import Explorer, Found
 
@@ -50,7 +50,7 @@ def test_faultless_pair_of_requests_has_one_end() -> None:
 
 
 def test_search_finds_what_a_missing_digest_lets_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (kvtransfer.digest, deploy.worker_parts):
+    for module in (kvtransfer.promises.digest, worker.wiring):
         monkeypatch.setattr(module, "block_digest", lambda header, block: b"")
     found = Explorer(Configuration("flip", ONE, faults=Faults(flip=1))).run(20_000)
     assert found.violation is not None

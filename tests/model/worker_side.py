@@ -10,40 +10,33 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-import kvtransfer.shared_prefix
+import kvtransfer.sharing.shared_prefix
 import prefill.role
 from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
-from deploy.worker_parts import BlockProofs
-from engine.allocation import Allocator
-from engine.api.fingerprint import Fingerprint
-from engine.api.messages import (
-    Abort,
-    CoordinatorMessage,
-    Decode,
-    Fence,
-    Hello,
-    Lookup,
-    Outputs,
-    PeerAddress,
-    PeerMessage,
-    Prefill,
-)
 from engine.attesting import SLOT_BYTES, AttestingRunner, attested_tokens
-from engine.block_pool import BlockPool
 from engine.context import WorkerContext
-from engine.prefix_cache import root_key
-from kvtransfer import digest
-from kvtransfer.lease import LeaseTable
-from kvtransfer.shared_prefix import BlockExchange
+from engine.kv.allocation import Allocator
+from engine.kv.block_pool import BlockPool
+from engine.kv.prefix_cache import root_key
+from kvtransfer.promises import digest
+from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.sharing.shared_prefix import BlockExchange
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
+from protocol.fingerprint import Fingerprint
+from protocol.messages.orders import Abort, CoordinatorMessage, Decode, Fence, Prefill
+from protocol.messages.peers import Lookup, PeerMessage
+from protocol.messages.records import PeerAddress
+from protocol.messages.reports import Hello, Outputs
+from worker.wiring import BlockProofs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.api.messages import BlockOffer, Output, TransferFailed
-    from engine.sequence import Sequence
+    from engine.kv.sequence import Sequence
+    from protocol.messages.peers import BlockOffer
+    from protocol.messages.reports import Output, TransferFailed
     from tests.model.configuration import Configuration
 
 NOW_S = 100.0
@@ -175,7 +168,7 @@ class WorkerSide:
     # ---- events
 
     def order(self, message: CoordinatorMessage) -> None:
-        """As deploy.worker.Worker._obey."""
+        """As worker.process.Worker._obey."""
         if message.incarnation != self.context.incarnation:
             return
         match message:
@@ -194,7 +187,7 @@ class WorkerSide:
                 pass
 
     def _start_over(self) -> None:
-        """As deploy.worker.Worker._start_over: the puller is closed, and its results go with it."""
+        """As worker.process.Worker._start_over: the puller is closed, and its results go with it."""
         self.prefill.drop_all()
         self.decode.drop_all()
         self.start += 1
@@ -235,7 +228,7 @@ class WorkerSide:
     def reader(self, identity: bytes, message: PeerMessage) -> None:
         if isinstance(message, Lookup):
             self.asked += 1
-            vars(kvtransfer.shared_prefix)["new_lease_id"] = lambda: f"loan{self.asked}"
+            vars(kvtransfer.sharing.shared_prefix)["new_lease_id"] = lambda: f"loan{self.asked}"
         self.prefill.hear(identity, message)
 
     def source(self, name: tuple[str, str], message: PeerMessage) -> None:
@@ -330,7 +323,7 @@ class WorkerSide:
         offers: SequenceOf[BlockOffer],
         timeout_s: float,
     ) -> None:
-        """As deploy.worker_parts.PullingFetcher."""
+        """As worker.wiring.PullingFetcher."""
         del timeout_s
         indices = range(first_block, first_block + len(offers))
         self.reads.append(

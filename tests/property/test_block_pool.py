@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.block_pool import BlockPool, Hold
+from engine.kv.block_pool import BlockPool, Hold
 
 NUM_BLOCKS = 7
 

@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from engine.api.clock import ManualClock
-from engine.block_pool import BlockPool, Hold
-from kvtransfer.lease import LeaseTable
+from engine.kv.block_pool import BlockPool, Hold
+from kvtransfer.promises.lease import LeaseTable
+from protocol.clock import ManualClock
 
 NUM_BLOCKS = 12
 NAMES = st.sampled_from(["a", "b", "c", "d"])

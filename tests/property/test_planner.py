@@ -7,18 +7,18 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordinator.capacity import (
+from coordinator.planning.capacity import (
     DecodeDemand,
     PrefillDemand,
     StepCost,
     decode_attainment,
     prefill_attainment,
 )
-from coordinator.needs import Needs
-from coordinator.observations import Flip, Held, Limits, Range, Scale
-from coordinator.planner import Planner
-from coordinator.sketch import distribution
-from tests.unit.planner_rig import TARGETS, observe, sights, steady, toy
+from coordinator.planning.needs import Needs
+from coordinator.planning.observations import Flip, Held, Limits, Range, Scale
+from coordinator.planning.planner import Planner
+from coordinator.planning.sketch import distribution
+from tests.unit.coordinator.planning.planner_rig import TARGETS, observe, sights, steady, toy
 
 RANGES = st.tuples(st.integers(1, 4), st.integers(0, 6)).map(lambda t: Range(t[0], t[0] + t[1]))
 SERVICES = st.lists(st.floats(0.01, 5.0), min_size=20, max_size=40).map(distribution)

@@ -24,11 +24,11 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-import coordinator.ledger
-from coordinator.lifecycle import MAX_WORKER_DEATHS
-from coordinator.service_api import Generation
-from coordinator.stream import EventStream
-from engine.api.errors import (
+import coordinator.cluster.ledger
+from coordinator.cluster.lifecycle import MAX_WORKER_DEATHS
+from coordinator.cluster.service_api import Generation
+from coordinator.cluster.stream import EventStream
+from protocol.errors import (
     BatonError,
     InternalError,
     NoLauncher,
@@ -38,7 +38,7 @@ from engine.api.errors import (
     WorkerLost,
     WorkerNotFound,
 )
-from engine.api.sampling import SamplingParams
+from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
 from tests.sim.worker import BLOCK_SIZE, Policy
@@ -261,8 +261,8 @@ def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None 
         await campaign.run()
 
     blocks = num_blocks or rng.choice([20, 48, 96, 400])
-    headroom = coordinator.ledger.HEADROOM_TOKENS
-    coordinator.ledger.HEADROOM_TOKENS = rng.choice([0, headroom, headroom])
+    headroom = coordinator.cluster.ledger.HEADROOM_TOKENS
+    coordinator.cluster.ledger.HEADROOM_TOKENS = rng.choice([0, headroom, headroom])
     try:
         run(
             scenario,
@@ -274,7 +274,7 @@ def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None 
             policy=policy,
         )
     finally:
-        coordinator.ledger.HEADROOM_TOKENS = headroom
+        coordinator.cluster.ledger.HEADROOM_TOKENS = headroom
     return found[0].report
 
 

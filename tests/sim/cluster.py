@@ -7,16 +7,16 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from coordinator.membership import Membership
-from coordinator.scaling import Scaler
-from coordinator.service import ClusterService
-from coordinator.service_api import Generation, StreamEvent
-from coordinator.stream import EventStream
-from engine.api import wire
-from engine.api.errors import WorkerLost
-from engine.api.messages import WorkerMessage
+from coordinator.cluster.membership import Membership
+from coordinator.cluster.scaling import Scaler
+from coordinator.cluster.service import ClusterService
+from coordinator.cluster.service_api import Generation, StreamEvent
+from coordinator.cluster.stream import EventStream
 from engine.attesting import attested_tokens
-from engine.prefix_cache import root_key
+from engine.kv.prefix_cache import root_key
+from protocol import wire
+from protocol.errors import WorkerLost
+from protocol.messages.reports import WorkerMessage
 from tests.sim.launcher import NAME, SimLauncher
 from tests.sim.network import Faults, Network
 from tests.sim.virtual_loop import VirtualClock, VirtualLoop

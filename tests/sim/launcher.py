@@ -6,8 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engine.api import wire
-from engine.api.messages import (
+from protocol import wire
+from protocol.messages.launcher import (
     LauncherHello,
     LauncherOrder,
     LauncherWorker,
@@ -38,7 +38,7 @@ class SimSlot:
 
 
 class SimLauncher:
-    """As deploy.launcher, without processes. Its line to the coordinator keeps the order, and may lose."""
+    """As deploy.launch.local.launcher, without processes. Its line to the coordinator keeps the order, and may lose."""
 
     def __init__(self, cluster: Cluster, roles: dict[str, str], seed: int, lose: float) -> None:
         self.cluster = cluster

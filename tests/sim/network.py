@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.api import wire
+from protocol import wire
 from tests.sim.virtual_loop import VirtualLoop
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from coordinator.service_api import Generation
-from engine.api.sampling import SamplingParams
+from coordinator.cluster.service_api import Generation
+from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
 pytestmark = pytest.mark.sim

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from coordinator.service_api import Generation
-from engine.api.sampling import SamplingParams
+from coordinator.cluster.service_api import Generation
+from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 from tests.sim.worker import BLOCK_SIZE
 

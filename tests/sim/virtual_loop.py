@@ -34,7 +34,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualClock:
-    """engine.api.clock.Clock over a VirtualLoop."""
+    """protocol.clock.Clock over a VirtualLoop."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop

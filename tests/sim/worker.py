@@ -8,48 +8,42 @@ from typing import TYPE_CHECKING
 
 from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
-from deploy.farewell import Farewell
-from deploy.worker_parts import BlockProofs
-from engine.allocation import Allocator
-from engine.api import wire
-from engine.api.errors import ProtocolError
-from engine.api.fingerprint import Fingerprint
-from engine.api.messages import (
+from engine.attesting import SLOT_BYTES, AttestingRunner
+from engine.context import WorkerContext
+from engine.kv.allocation import Allocator
+from engine.kv.block_pool import BlockPool
+from kvtransfer.promises.digest import block_digest
+from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.sharing.shared_prefix import BlockExchange
+from prefill.role import PrefillRole
+from prefill.scheduler import PrefillScheduler
+from protocol import wire
+from protocol.errors import ProtocolError
+from protocol.fingerprint import Fingerprint
+from protocol.messages.orders import (
     Abort,
-    Announce,
     Audit,
-    AuditReply,
     CoordinatorMessage,
     Decode,
     Drain,
     Fence,
-    Gone,
-    Goodbye,
-    Heartbeat,
-    Hello,
-    Outputs,
-    PeerAddress,
-    PeerMessage,
     Prefill,
-    RoleChanged,
     SetRole,
     Welcome,
 )
-from engine.api.worker_load import WorkerLoad
-from engine.attesting import SLOT_BYTES, AttestingRunner
-from engine.block_pool import BlockPool
-from engine.context import WorkerContext
-from kvtransfer.digest import block_digest
-from kvtransfer.lease import LeaseTable
-from kvtransfer.shared_prefix import BlockExchange
-from prefill.role import PrefillRole
-from prefill.scheduler import PrefillScheduler
+from protocol.messages.peers import Announce, Gone, PeerMessage
+from protocol.messages.records import PeerAddress
+from protocol.messages.reports import AuditReply, Goodbye, Heartbeat, Hello, Outputs, RoleChanged
+from protocol.worker_load import WorkerLoad
+from worker.farewell import Farewell
+from worker.wiring import BlockProofs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.api.messages import BlockOffer, Output, TransferFailed
-    from engine.sequence import Sequence
+    from engine.kv.sequence import Sequence
+    from protocol.messages.peers import BlockOffer
+    from protocol.messages.reports import Output, TransferFailed
     from tests.sim.cluster import Cluster
 
 BLOCK_SIZE = 4
@@ -187,7 +181,7 @@ class SimWorker:
             self._wake()
 
     def _leave_when_drained(self) -> None:
-        """As deploy.worker."""
+        """As worker.process."""
         is_empty = self.prefill.is_empty and self.decode.is_empty and not len(self.leases)
         if self.farewell.is_due(self.cluster.clock.now_s(), is_empty=is_empty):
             self.is_registered = self.prefill.lender.is_open = False
@@ -343,7 +337,7 @@ class SimWorker:
             self._wake()  # to say Goodbye again
         self.cluster.loop.call_later(HEARTBEAT_S, self._heartbeat)
 
-    # ---- how it fetches: kvtransfer.shared_prefix.BlockFetcher
+    # ---- how it fetches: kvtransfer.sharing.shared_prefix.BlockFetcher
 
     def fetch(
         self,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.service_api import Generation
-from engine.api.errors import Overloaded
-from engine.api.messages import Goodbye
-from engine.api.sampling import SamplingParams
+from coordinator.cluster.service_api import Generation
+from protocol.errors import Overloaded
+from protocol.messages.reports import Goodbye
+from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
 

@@ -12,39 +12,32 @@ from types import SimpleNamespace
 
 import pytest
 
-import deploy.worker_parts
-import kvtransfer.digest
-import kvtransfer.lane
-from coordinator.ledger import Ledger
-from coordinator.lifecycle import Delivery, Phase, RequestLife
+import kvtransfer.promises.digest
+import kvtransfer.pulling.lane
+import worker.wiring
+from coordinator.cluster.ledger import Ledger
+from coordinator.cluster.lifecycle import Delivery, Phase, RequestLife
 from decode.role import DecodeRole, Fetch
-from deploy.worker import Worker
-from engine.api.errors import DigestMismatch
-from engine.api.ids import new_lease_id
-from engine.api.messages import (
-    Announce,
-    Attach,
-    Fence,
-    Lookup,
-    Output,
-    Outputs,
-    PeerAddress,
-    Prefill,
-    Pulled,
-)
-from engine.api.sampling import SampledToken, SamplingParams
-from engine.block_pool import BlockPool, Hold
-from engine.prefix_cache import block_keys, root_key
-from kvtransfer.digest import block_digest, digest_header
-from kvtransfer.lane import Proof
-from kvtransfer.lease import LeaseTable
-from kvtransfer.pull import PullJob
-from kvtransfer.shared_prefix import Lender, PrefixReader
+from engine.kv.block_pool import BlockPool, Hold
+from engine.kv.prefix_cache import block_keys, root_key
+from kvtransfer.promises.digest import block_digest, digest_header
+from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.pulling.lane import Proof
+from kvtransfer.pulling.pull import PullJob
+from kvtransfer.sharing.shared_prefix import Lender, PrefixReader
 from prefill.role import Offer, PrefillRole
+from protocol.errors import DigestMismatch
+from protocol.ids import new_lease_id
+from protocol.messages.orders import Fence, Prefill
+from protocol.messages.peers import Announce, Attach, Lookup, Pulled
+from protocol.messages.records import PeerAddress
+from protocol.messages.reports import Output, Outputs
+from protocol.sampling import SampledToken, SamplingParams
 from tests.model.configuration import COMPLETE, ONE, Configuration, Faults
 from tests.model.coordinator_side import CoordinatorSide
 from tests.model.explore import Explorer
 from tests.model.worker_side import WorkerSide
+from worker.process import Worker
 
 Patch = pytest.MonkeyPatch
 PAIR = Configuration("mutants", ONE, chunk_tokens=1)
@@ -172,7 +165,9 @@ def place_is_part_of_the_proof() -> None:
         digest_header(b"f" * 32, b"i" * 32, index, generation)
         for index, generation in ((0, 1), (1, 1), (0, 2))
     ]
-    digests = {kvtransfer.digest.block_digest(header, b"the same bytes") for header in headers}
+    digests = {
+        kvtransfer.promises.digest.block_digest(header, b"the same bytes") for header in headers
+    }
     assert len(digests) == len(headers)
 
 
@@ -252,7 +247,7 @@ def free_on_abort_while_a_read_is_in_flight(patch: Patch) -> None:
 
 
 def skip_digest(patch: Patch) -> None:
-    for module in (kvtransfer.digest, kvtransfer.lane, deploy.worker_parts):
+    for module in (kvtransfer.promises.digest, kvtransfer.pulling.lane, worker.wiring):
         patch.setattr(module, "block_digest", lambda header, block: b"")
 
 
@@ -337,8 +332,10 @@ def serve_from_an_expired_lease(patch: Patch) -> None:
 
 
 def digest_without_the_header(patch: Patch) -> None:
-    digest = kvtransfer.digest.block_digest
-    patch.setattr(kvtransfer.digest, "block_digest", lambda header, block: digest(b"", block))
+    digest = kvtransfer.promises.digest.block_digest
+    patch.setattr(
+        kvtransfer.promises.digest, "block_digest", lambda header, block: digest(b"", block)
+    )
 
 
 def never_release_the_ledger(patch: Patch) -> None:
@@ -414,7 +411,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.mutate.__name__)
 def test_mutant_is_killed(case: Case, monkeypatch: Patch) -> None:
-    for module in ("prefill.role", "kvtransfer.shared_prefix"):
+    for module in ("prefill.role", "kvtransfer.sharing.shared_prefix"):
         monkeypatch.setattr(f"{module}.new_lease_id", new_lease_id)  # the explorer sets its own
     case.check()
     case.mutate(monkeypatch)

@@ -1,4 +1,4 @@
-"""Residual sum and RMS norm in one pass. Owns the rounding: that of engine.torch_backend.rms_norm."""
+"""Residual sum and RMS norm in one pass. Owns the rounding: that of engine.reference.backend.rms_norm."""
 
 from __future__ import annotations
 

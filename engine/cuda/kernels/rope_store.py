@@ -86,7 +86,7 @@ def rope_and_store(
 ) -> None:
     """Rotate q and k of [T, (heads + 2 kv_heads) * dim] in place, and store k and v in the pool.
 
-    `rope` is engine.rope's table on the device; `slots` [T] int64 is block * block_size + offset, -1 for a
+    `rope` is engine.model.rope's table on the device; `slots` [T] int64 is block * block_size + offset, -1 for a
     padding row, which is not stored; `norms` are the weights of q's and k's per-head norm.
     """
     num_kv_heads, block_size, head_dim = kv.shape[3:]

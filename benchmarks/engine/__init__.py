@@ -1,0 +1,1 @@
+"""The engine's steps against the machine's limits."""

@@ -1,0 +1,1 @@
+"""Baton beside other servers and clients, in the same run."""

@@ -1,0 +1,1 @@
+"""Live requests and workers: admission, routing, recovery, scaling."""

@@ -1,0 +1,186 @@
+"""The planner's eyes and hands. Owns when it is asked and what became of its decisions; decides nothing.
+
+service ─► DemandBook ─┐
+registry, ledger ──────┴─► Observations ─► Planner ─► Scaler
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from coordinator.cluster.registry import WorkerState
+from coordinator.planning.demand import LONG_S, SHORT_S, SLOW_S, DemandBook
+from coordinator.planning.observations import Flip, Hold, Observations, Scale, WorkerSight
+from coordinator.planning.planner import Planner
+from protocol.errors import BatonError
+
+if TYPE_CHECKING:
+    from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.service import ClusterService
+    from coordinator.planning.observations import Decision, Limits, State, Targets
+
+log = logging.getLogger(__name__)
+EVERY_S = 2.0
+KEPT_DECISIONS = 20
+
+
+class PoolOrders(Protocol):
+    """What carries a decision out: `coordinator.cluster.scaling.Scaler`."""
+
+    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+        """Bring the pools to these numbers."""
+        ...
+
+    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+        """Flip a worker."""
+        ...
+
+
+class Autoscaler:
+    """Asked by the tick of the service; at most one decision every EVERY_S seconds."""
+
+    def __init__(
+        self, service: ClusterService, scaler: PoolOrders, targets: Targets, limits: Limits
+    ) -> None:
+        self.demand = DemandBook(targets)
+        self.planner = Planner(targets, limits)
+        self.decisions: deque[tuple[float, Decision]] = deque(maxlen=KEPT_DECISIONS)
+        self.counts = {"hold": 0, "flip": 0, "scale": 0, "refused": 0}
+        self.last: Decision = Hold("nothing was decided yet")
+        self._service = service
+        self._scaler = scaler
+        self._asked_s = float("-inf")
+        self._since_s: dict[str, tuple[tuple[str, str, WorkerState], float]] = {}
+        service.demand, service.autoscaler = self.demand, self.view
+
+    def tick(self) -> None:
+        """Ask the planner when it is time, and do what it says."""
+        now_s = self._service.clock.now_s()
+        if now_s - self._asked_s < EVERY_S:
+            return
+        self._asked_s = now_s
+        self.last = self.planner.decide(self.observe(now_s))
+        self._obey(self.last, now_s)
+
+    def _obey(self, decision: Decision, now_s: float) -> None:
+        self.counts[type(decision).__name__.lower()] += 1
+        if isinstance(decision, Hold):
+            return
+        self.decisions.append((now_s, decision))
+        log.info("autoscaler: %s", decision.reason)
+        try:
+            if isinstance(decision, Flip):
+                self._scaler.set_role(decision.worker_id, decision.role)
+            else:
+                self._scaler.scale(prefill=decision.prefill, decode=decision.decode)
+        except BatonError as error:
+            self.counts["refused"] += 1
+            log.warning("the autoscaler's order was refused (%s); it is given again later", error)
+
+    # ---- observations
+
+    def observe(self, now_s: float) -> Observations:
+        """What the planner is told now."""
+        service, demand = self._service, self.demand
+        records = list(service.registry)
+        self._since_s = {r.worker_id: self._since(r, now_s) for r in records}
+        demand.forget({record.worker_id for record in records})
+        workers = tuple(self._sight(record, now_s) for record in records)
+        queue = service.queued
+        short, seconds = demand.arrivals.in_window(now_s, SHORT_S)
+        ttft, tpot = demand.held(now_s)
+        return Observations(
+            now_s=now_s,
+            workers=workers,
+            queued_requests=len(queue),
+            queued_tokens=sum(life.num_tokens for life in queue),
+            oldest_wait_s=max((now_s - life.arrival_s for life in queue), default=0.0),
+            rate_short=short / seconds,
+            rate_long=demand.arrivals.rate(now_s, LONG_S),
+            rate_slow=demand.arrivals.rate(now_s, SLOW_S),
+            short_count=short,
+            arrival_scv=demand.arrivals.dispersion(now_s, SLOW_S),
+            prefill_tokens_per_s=demand.prefill_tokens_per_s,
+            service_s=demand.service_s(now_s),
+            prompt_tokens=demand.prompt_tokens(now_s),
+            output_tokens=demand.output_tokens(now_s),
+            prefill_share=demand.prefill_share(now_s),
+            first_token_s=demand.first_token_s(now_s),
+            step=demand.step.cost(),
+            room_sequences=self._room(records, now_s),
+            ttft=ttft,
+            tpot=tpot,
+        )
+
+    def _since(
+        self, record: WorkerRecord, now_s: float
+    ) -> tuple[tuple[str, str, WorkerState], float]:
+        """Since when the worker has been exactly this."""
+        what = (record.incarnation, record.role, record.state)
+        known = self._since_s.get(record.worker_id)
+        return known if known is not None and known[0] == what else (what, now_s)
+
+    def _sight(self, record: WorkerRecord, now_s: float) -> WorkerSight:
+        in_state_s = now_s - self._since_s[record.worker_id][1]
+        state: State = "ready"
+        if record.state is WorkerState.STARTING:
+            state = "starting"
+        elif record.state is WorkerState.DRAINING or self._service.pools.is_leaving(
+            record.worker_id
+        ):
+            state = "draining"
+        if state == "ready":
+            self.demand.looked(record.worker_id, record.load, in_state_s)
+        ledger = self._service.ledger
+        return WorkerSight(
+            worker_id=record.worker_id,
+            role=record.role,
+            state=state,
+            in_state_s=in_state_s,
+            queued_tokens=ledger.queued_prefill_tokens(record.worker_id),
+            running=record.load.running,
+            kv_share=ledger.decode_share(record.worker_id),
+            silent_s=now_s - record.last_seen_s,
+        )
+
+    def _room(self, records: list[WorkerRecord], now_s: float) -> float:
+        """Sequences that fit a decode worker, by its limit and by its blocks."""
+        decoders = [r for r in records if r.role == "decode"] or records
+        if not decoders:
+            return 64.0
+        resident = self.demand.resident_tokens(now_s)
+        tokens = min(r.hello.num_blocks * r.hello.block_size for r in decoders)
+        most = min(r.hello.max_num_seqs for r in decoders)
+        return min(most, tokens / resident) if resident > 0 else most
+
+    # ---- what is shown
+
+    def view(self) -> dict[str, Any]:
+        """`autoscaler` of `GET /cluster`."""
+        now_s = self._service.clock.now_s()
+        return {
+            "enabled": True,
+            "last_decision": type(self.last).__name__.lower(),
+            "reason": self.last.reason,
+            "needs": {role: need.now for role, need in self.planner.needs.last.items()},
+            "trouble": self.planner.trouble,
+            "counts": dict(self.counts),
+            "decisions": [
+                {"for_s": round(now_s - at_s, 1), **_decision_json(decision)}
+                for at_s, decision in self.decisions
+            ],
+        }
+
+
+def _decision_json(decision: Decision) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "decision": type(decision).__name__.lower(),
+        "reason": decision.reason,
+    }
+    if isinstance(decision, Flip):
+        shown |= {"worker": decision.worker_id, "role": decision.role}
+    elif isinstance(decision, Scale):
+        shown |= {"prefill": decision.prefill, "decode": decision.decode}
+    return shown

@@ -1,0 +1,93 @@
+"""The control ROUTER on the event loop. Owns one socket and its readiness; must not know what messages mean.
+
+ZeroMQ's descriptor is edge-triggered: after it fires, and after every send, the socket is drained
+until it says EAGAIN, or a message would wait for the next edge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import zmq
+
+from protocol import wire
+from protocol.channels import Channels
+from protocol.errors import ProtocolError
+from protocol.messages.reports import WorkerMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import msgspec
+
+    from protocol.channel_keys import ChannelKeys
+
+MAX_MESSAGES_A_TURN = 256
+
+
+class ControlSocket:
+    """Receives WorkerMessages from any peer, sends to peers by identity."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        on_message: Callable[[bytes, WorkerMessage], None],
+        keys: ChannelKeys | None = None,
+    ) -> None:
+        self.dropped_messages = 0
+        self._on_message = on_message
+        self._decoder: wire.Decoder[WorkerMessage] = wire.Decoder(WorkerMessage)
+        self._channels = Channels(keys)
+        self._socket = self._channels.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self._socket.setsockopt(zmq.SNDHWM, 100_000)
+        self._socket.setsockopt(zmq.RCVHWM, 100_000)
+        self.address = self._channels.listen(self._socket, endpoint, "control")
+        self._fd = int(self._socket.FD)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Receive on the running event loop from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._fd, self._drain)
+        self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        if self._socket.closed or self._loop is None:
+            return
+        for _ in range(MAX_MESSAGES_A_TURN):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._receive(frames)
+        self._loop.call_soon(self._drain)  # let others run, then go on
+
+    def _receive(self, frames: list[bytes]) -> None:
+        try:
+            message = self._decoder.decode(frames[-1])
+        except ProtocolError:
+            self.dropped_messages += 1
+            return
+        self._on_message(frames[0], message)
+
+    def send(self, identity: bytes, message: msgspec.Struct) -> bool:
+        """False when the peer is not connected or does not read."""
+        try:
+            self._socket.send_multipart([identity, wire.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError:  # EHOSTUNREACH, EAGAIN: its silence or its exit tells the rest
+            self.dropped_messages += 1
+            return False
+        if self._loop is not None:
+            self._loop.call_soon(self._drain)
+        return True
+
+    def close(self) -> None:
+        """Stop receiving and close."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._fd)
+        self._socket.close()
+        self._channels.close()
+        self._channels.context.term()

@@ -1,0 +1,191 @@
+"""The life of one request, whatever happens to its workers. Owns phase, attempt and emitted tokens; pure.
+
+    event                         QUEUED     PREFILL            DECODE             FINISHED
+    dispatch(P, D)                PREFILL    -                  -                  -
+    dispatch(None, D)             DECODE     -                  -                  -
+    output from P                 -          tokens             tokens (repeat)    dropped
+    output from D                 -          DECODE, tokens     tokens             dropped
+    output with finish_reason     -          FINISHED           FINISHED           dropped
+    output with error             -          FINISHED           FINISHED           dropped
+    transfer failed               -          QUEUED (replay)    -                  dropped
+    P drained, grace over         -          QUEUED (replay)    -                  -
+    D drained, grace over         -          QUEUED (replay)    QUEUED (replay)    -
+    P lost                        -          QUEUED (replay)    -                  -
+    D lost                        -          QUEUED (replay)    QUEUED (replay)    -
+    cancel, deadline              FINISHED   FINISHED           FINISHED           -
+
+A replay is a new attempt whose prompt is prompt plus emitted tokens; every message of an older
+attempt is dropped. `index` of an output makes tokens exactly-once: what is known is skipped, a gap
+is a lost message and replays.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from coordinator.cluster.timeline import Timeline
+
+if TYPE_CHECKING:
+    from coordinator.cluster.service_api import Generation
+    from protocol.messages.reports import Output
+    from protocol.sampling import SampledToken
+
+MAX_WORKER_DEATHS = 2
+MAX_REPLAYS = 8
+
+
+class Phase(enum.Enum):
+    """Where a request is."""
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+
+
+class Verdict(enum.Enum):
+    """What an event asks of the coordinator."""
+
+    NOTHING = "nothing"
+    REPLAY = "replay"
+    POISON = "poison"
+
+
+@dataclass(slots=True)
+class Delivery:
+    """New tokens for the client, in order, and whether they are the last."""
+
+    tokens: list[SampledToken] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    has_gap: bool = False
+    adopted: bool = False
+
+
+@dataclass(slots=True)
+class RequestLife:
+    """Invariant: `emitted` is exactly what the client has been given, in order."""
+
+    generation: Generation
+    arrival_s: float
+    deadline_s: float
+    phase: Phase = Phase.QUEUED
+    attempt: int = 0
+    prefill_worker: str | None = None
+    decode_worker: str | None = None
+    emitted: list[int] = field(default_factory=list)
+    worker_deaths: int = 0
+    replays: int = 0
+    num_cached_tokens: int = 0
+    order_seqs: dict[str, int] = field(default_factory=dict)
+    strikes: dict[str, int] = field(default_factory=dict)
+    timeline: Timeline = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.timeline = Timeline(self.arrival_s)
+
+    @property
+    def request_id(self) -> str:
+        """The server's id of the request."""
+        return self.generation.request_id
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What a replay computes: the prompt and everything emitted. Not to be changed."""
+        prompt = self.generation.prompt_token_ids
+        return prompt + self.emitted if self.emitted else prompt
+
+    @property
+    def num_tokens(self) -> int:
+        """How many those are."""
+        return len(self.generation.prompt_token_ids) + len(self.emitted)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that may still come."""
+        return self.generation.sampling.max_tokens - len(self.emitted)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.phase is Phase.FINISHED
+
+    def dispatch(self, prefill_worker: str | None, decode_worker: str) -> int:
+        """Sent to a pair; returns the attempt's number."""
+        self.attempt += 1
+        self.prefill_worker, self.decode_worker = prefill_worker, decode_worker
+        self.phase = Phase.DECODE if prefill_worker is None else Phase.PREFILL
+        self.order_seqs.clear()
+        self.strikes.clear()
+        return self.attempt
+
+    def is_current(self, attempt: int) -> bool:
+        """Whether a message of that attempt still means something."""
+        return attempt == self.attempt and self.phase in (Phase.PREFILL, Phase.DECODE)
+
+    def deliver(self, output: Output, worker_id: str) -> Delivery:
+        """Take an output of the current attempt."""
+        delivery = Delivery()
+        if output.error is not None:
+            self.phase = Phase.FINISHED
+            delivery.error = output.error
+            return delivery
+        if output.index > len(self.emitted):
+            delivery.has_gap = True
+            return delivery
+        if worker_id == self.decode_worker and self.phase is Phase.PREFILL:
+            self.phase = Phase.DECODE
+            delivery.adopted = True
+        delivery.tokens = output.tokens[len(self.emitted) - output.index :]
+        self.emitted.extend(token.token_id for token in delivery.tokens)
+        if not self.emitted or output.num_cached_tokens:
+            self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.finish_reason is not None:
+            self.phase = Phase.FINISHED
+            delivery.finish_reason = output.finish_reason
+            delivery.stop_token_id = output.stop_token_id
+        return delivery
+
+    def is_missed_by(self, worker_id: str, heard: int) -> bool:
+        """Whether a worker that obeyed order `heard`, and does not have this request, should have it."""
+        leg = self.decode_worker
+        if self.phase is Phase.PREFILL and worker_id == self.prefill_worker:
+            leg = worker_id
+        seq = self.order_seqs.get(worker_id)
+        in_flight = self.phase in (Phase.PREFILL, Phase.DECODE)
+        return in_flight and worker_id == leg and seq is not None and seq <= heard
+
+    def strike(self, worker_id: str) -> int:
+        """That worker's heartbeat missed the request once more: how many in a row have."""
+        self.strikes[worker_id] = self.strikes.get(worker_id, 0) + 1
+        return self.strikes[worker_id]
+
+    def requeue(self, *, is_failure: bool = True) -> Verdict:
+        """The attempt ended without anybody dying: replay, within reason when it failed."""
+        if self.phase in (Phase.QUEUED, Phase.FINISHED):
+            return Verdict.NOTHING
+        self.replays += is_failure
+        self.phase = Phase.QUEUED
+        self.prefill_worker = self.decode_worker = None
+        return Verdict.POISON if self.replays > MAX_REPLAYS else Verdict.REPLAY
+
+    def needs(self, worker_id: str) -> bool:
+        """Whether the request cannot go on without that worker."""
+        if self.phase is Phase.PREFILL:
+            return worker_id in (self.prefill_worker, self.decode_worker)
+        return self.phase is Phase.DECODE and worker_id == self.decode_worker
+
+    def lose_worker(self, worker_id: str) -> Verdict:
+        """A worker died."""
+        if not self.needs(worker_id):
+            return Verdict.NOTHING
+        self.worker_deaths += 1
+        verdict = self.requeue()
+        return Verdict.POISON if self.worker_deaths > MAX_WORKER_DEATHS else verdict
+
+    def end(self) -> None:
+        """Cancelled, out of time, or refused."""
+        self.phase = Phase.FINISHED

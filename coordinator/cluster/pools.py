@@ -1,0 +1,210 @@
+"""How many workers there should be, and which. Owns the slots of the two pools; pure.
+
+    ordered ──► kept ──retire──► leaving ──(drained, stopped)──► gone
+       └── refused by the launcher ──► gone
+
+A slot is a place for a worker and outlives its restarts. What is wanted is the slots that are kept, and is
+written nowhere else: a worker that dies leaves its slot, a flip of its role moves the slot to the other pool.
+A coordinator starts with placeholders, one for each worker that its launcher was told to run; the launcher's
+list and the workers' own hellos take their places.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from protocol.errors import InvalidRequest
+from protocol.ids import MAX_WORKERS
+from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping
+
+    from protocol.messages.launcher import LauncherOrder, LauncherWorker
+
+ROLES = ("prefill", "decode")
+MIN_WANTED = {"prefill": 0, "decode": 1}
+"""Without a prefill worker the decode workers compute the prompts; the answers need at least one of them."""
+_INDEX = re.compile(r"(\d+)$")
+
+
+@dataclass(slots=True)
+class Slot:
+    """One worker's place. `is_known`: its role is the coordinator's own word, or the worker's, no placeholder's.
+    `is_ordered`: the launcher was asked for it and has not listed it yet; `is_listed`: it did once.
+    `machine_until_s`: when its machine will be taken away, if it will be. `told_s`: when the last order about it left."""
+
+    worker_id: str
+    role: str
+    leaving: bool = False
+    is_known: bool = False
+    is_ordered: bool = False
+    is_listed: bool = False
+    drain_until_s: float | None = None
+    machine_until_s: float | None = None
+    told_s: float = float("-inf")
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether nobody has spoken of it: it is what a launcher was once told to run."""
+        return not (self.is_known or self.is_listed)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A worker that the launcher would not start."""
+
+    worker_id: str
+    role: str
+    reason: str
+    at_s: float
+
+
+class Candidate(NamedTuple):
+    """A worker that could be drained; `load` is its share of promised blocks."""
+
+    worker_id: str
+    is_registered: bool
+    is_ready: bool
+    load: float
+
+
+def check_wanted(wanted: Mapping[str, int]) -> None:
+    """Raise InvalidRequest, naming the field, for numbers that cannot be."""
+    for role, count in wanted.items():
+        if role not in ROLES:
+            raise InvalidRequest(f"{role!r} is not a role: write prefill or decode", "role")
+        if count < MIN_WANTED[role]:
+            reason = "at least one decode worker writes the answers" if count == 0 else "negative"
+            raise InvalidRequest(f"{role}: {count} is too few: {reason}", role)
+        if count > MAX_WORKERS:
+            raise InvalidRequest(f"{role}: {count} is more than {MAX_WORKERS} workers", role)
+    total = sum(wanted.values())
+    if total > MAX_WORKERS:
+        role = max(wanted, key=lambda name: wanted[name])
+        raise InvalidRequest(
+            f"{role}: {total} workers in both pools are more than {MAX_WORKERS}", role
+        )
+
+
+def new_names(role: str, count: int, taken: Collection[str]) -> list[str]:
+    """The first `count` names of the role that nobody has."""
+    names: list[str] = []
+    index = 0
+    while len(names) < count:
+        if (name := f"{role}-{index}") not in taken:
+            names.append(name)
+        index += 1
+    return names
+
+
+def choose_surplus(candidates: Iterable[Candidate], count: int) -> list[str]:
+    """Which `count` workers cost least to drain: those that do not serve, then the least loaded, newest first."""
+
+    def cost(worker: Candidate) -> tuple[bool, bool, float, int]:
+        return worker.is_registered, worker.is_ready, worker.load, -index_of(worker.worker_id)
+
+    return [worker.worker_id for worker in sorted(candidates, key=cost)[:count]]
+
+
+def index_of(worker_id: str) -> int:
+    """`prefill-3` → 3; 0 for a name without a number."""
+    match = _INDEX.search(worker_id)
+    return int(match[1]) if match else 0
+
+
+class Pools:
+    """One slot a worker id. `refusals` are of the last scaling; `launcher` is who starts workers, if anybody;
+    `away` why it can do nothing now."""
+
+    def __init__(self, expected: Mapping[str, int]) -> None:
+        self._slots: dict[str, Slot] = {}
+        self.refusals: list[Refusal] = []
+        self.launcher: str | None = None
+        self.away = ""
+        for role, count in expected.items():
+            for name in new_names(role, count, self._slots):
+                self._slots[name] = Slot(name, role)
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(list(self._slots.values()))
+
+    def get(self, worker_id: str) -> Slot | None:
+        """The worker's slot."""
+        return self._slots.get(worker_id)
+
+    def kept(self, role: str) -> list[Slot]:
+        """Slots of that role that stay."""
+        return [slot for slot in self._slots.values() if slot.role == role and not slot.leaving]
+
+    @property
+    def target(self) -> dict[str, int]:
+        """How many workers of each role are wanted."""
+        return {role: len(self.kept(role)) for role in ROLES}
+
+    def is_leaving(self, worker_id: str) -> bool:
+        """Whether the worker is to go and not come back."""
+        slot = self._slots.get(worker_id)
+        return slot is not None and slot.leaving
+
+    def order(self, role: str, count: int, taken: Collection[str]) -> list[Slot]:
+        """New slots, under names that neither slots nor `taken` have."""
+        names = new_names(role, count, {*self._slots, *taken})
+        for name in names:
+            self._slots[name] = Slot(name, role, is_known=True, is_ordered=True)
+        return [self._slots[name] for name in names]
+
+    def remove(self, worker_id: str) -> Slot | None:
+        """The worker is gone for good."""
+        return self._slots.pop(worker_id, None)
+
+    def joined(self, worker_id: str, role: str) -> Slot:
+        """A worker says hello as `role`. Its slot's role holds, where that is more than a placeholder's."""
+        slot = self._slots.get(worker_id)
+        if slot is None:
+            self._fill_placeholder(role)
+            slot = self._slots[worker_id] = Slot(worker_id, role)
+        elif not slot.is_known:
+            slot.role = role
+        slot.is_known = True
+        return slot
+
+    def _fill_placeholder(self, role: str) -> None:
+        """A worker of another name than expected stands for one of them."""
+        unknown = [slot for slot in self.kept(role) if not slot.is_known]
+        if unknown:
+            del self._slots[unknown[-1].worker_id]
+
+    def listed(
+        self, workers: Iterable[LauncherWorker], registered: Collection[str]
+    ) -> list[LauncherOrder]:
+        """The launcher's whole list came: take from it what is new here, and say what it must hear again. What
+        neither the launcher has nor is registered, nobody will start again."""
+        there = {worker.worker_id: worker for worker in workers}
+        orders: list[LauncherOrder] = []
+        for slot in self:
+            worker = there.get(slot.worker_id)
+            if worker is not None:
+                orders += self._compare(slot, worker)
+            elif slot.is_ordered and not slot.leaving:
+                orders.append(ScaleOrder(worker_id=slot.worker_id, role=slot.role))
+            elif slot.worker_id not in registered:
+                del self._slots[slot.worker_id]
+        for name in there.keys() - self._slots.keys():
+            worker = there[name]
+            self._slots[name] = Slot(name, worker.role, worker.leaving, is_listed=True)
+        return orders
+
+    def _compare(self, slot: Slot, worker: LauncherWorker) -> list[LauncherOrder]:
+        slot.is_ordered, slot.is_listed = False, True
+        orders: list[LauncherOrder] = []
+        if not slot.is_known:
+            slot.role = worker.role
+        elif slot.role != worker.role:
+            orders.append(RoleOrder(worker_id=slot.worker_id, role=slot.role))
+        if slot.leaving and not worker.leaving:
+            orders.append(RetireOrder(worker_id=slot.worker_id))
+        slot.leaving = slot.leaving or worker.leaving
+        return orders

@@ -1,0 +1,207 @@
+"""Who the workers are and how they are. Owns liveness, role and load; pure: told of time, never asks.
+
+    starting ──probe passed──► ready ──drain──► draining ──► dead (forgotten)
+        └───────────────────────┴── exit, silence, no progress ──► dead
+
+A record belongs to one incarnation. What speaks for a dead incarnation is fenced.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from protocol.errors import LayoutMismatch
+from protocol.worker_load import STEP_TOKEN_BUCKETS, BlockCounts, WorkerLoad
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from protocol.messages.reports import Heartbeat, Hello
+
+SILENCE_S = 2.5
+"""A worker that sends no heartbeat for this long is lost."""
+STALL_S = 15.0
+"""A busy worker whose step counter does not move for this long is lost."""
+MAX_FENCED = 4096
+
+
+class WorkerState(enum.Enum):
+    """Whether a worker may be given work."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class WorkerRecord:
+    """One incarnation of one worker. `role` is what it is given work as, `told_role` what it knows of that."""
+
+    hello: Hello
+    identity: bytes
+    role: str
+    state: WorkerState
+    load: WorkerLoad
+    last_seen_s: float
+    step: int = -1
+    step_moved_s: float = 0.0
+    sent_seq: int = 0
+    told_role: str = ""
+
+    @property
+    def worker_id(self) -> str:
+        """The worker's name, kept over restarts."""
+        return self.hello.worker_id
+
+    @property
+    def incarnation(self) -> str:
+        """This start of the worker."""
+        return self.hello.incarnation
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes new work."""
+        return self.state is WorkerState.READY
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """A worker that was lost and has not come back."""
+
+    role: str
+    reason: str
+    at_s: float
+
+
+@dataclass(slots=True)
+class LifetimeTotals:
+    """Sums over every worker there was, as of each one's last heartbeat: they never go back."""
+
+    preemptions: int = 0
+    stepped_tokens: int = 0
+    step_sizes: list[int] = field(default_factory=lambda: [0] * (len(STEP_TOKEN_BUCKETS) + 1))
+
+    def plus(self, load: WorkerLoad) -> LifetimeTotals:
+        """With one worker more."""
+        sizes = load.step_sizes or [0] * len(self.step_sizes)
+        return LifetimeTotals(
+            self.preemptions + load.preemptions,
+            self.stepped_tokens + load.stepped_tokens,
+            [ours + theirs for ours, theirs in zip(self.step_sizes, sizes, strict=True)],
+        )
+
+
+def _empty_pool(hello: Hello) -> WorkerLoad:
+    """What is known of a worker until its first heartbeat: the size of its pool."""
+    return WorkerLoad(
+        blocks=BlockCounts(total=hello.num_blocks, free=hello.num_blocks, cached=0, held=0)
+    )
+
+
+class Registry:
+    """At most one record a worker id; `departures` are the ids that had one and should have. `_past` is
+    what workers did that are gone."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, WorkerRecord] = {}
+        self._by_incarnation: dict[str, WorkerRecord] = {}
+        self.departures: dict[str, Departure] = {}
+        self._past = LifetimeTotals()
+        self._fenced: OrderedDict[str, None] = OrderedDict()
+        self._generations: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[WorkerRecord]:
+        return iter(list(self._records.values()))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, worker_id: str) -> WorkerRecord | None:
+        """The live record of a worker."""
+        return self._records.get(worker_id)
+
+    def by_incarnation(self, incarnation: str) -> WorkerRecord | None:
+        """The live record of exactly that start."""
+        return self._by_incarnation.get(incarnation)
+
+    def refusal(self, hello: Hello) -> str | None:
+        """Why this worker cannot join, naming the field that differs; None when it can."""
+        if hello.generation < self._generations.get(hello.worker_id, 0):
+            return f"a newer start of {hello.worker_id} has taken its place"
+        for record in self._records.values():
+            if record.worker_id == hello.worker_id:
+                continue
+            try:
+                record.hello.fingerprint.check_same(hello.fingerprint)
+            except LayoutMismatch as error:
+                return f"{hello.worker_id} differs from {record.worker_id}: {error}"
+        return None
+
+    def register(self, hello: Hello, identity: bytes, now_s: float) -> WorkerRecord:
+        """Add a worker that was not refused; an older incarnation must have been removed before."""
+        record = WorkerRecord(
+            hello=hello,
+            identity=identity,
+            role=hello.role,
+            state=WorkerState.STARTING,
+            last_seen_s=now_s,
+            step_moved_s=now_s,
+            told_role=hello.role,
+            load=_empty_pool(hello),
+        )
+        self._records[hello.worker_id] = self._by_incarnation[hello.incarnation] = record
+        self._generations[hello.worker_id] = hello.generation
+        self.departures.pop(hello.worker_id, None)
+        return record
+
+    def remove(self, worker_id: str, reason: str, now_s: float) -> WorkerRecord | None:
+        """A worker is lost; its incarnation is fenced from now on."""
+        record = self._records.pop(worker_id, None)
+        if record is not None:
+            self._by_incarnation.pop(record.incarnation, None)
+            self.departures[worker_id] = Departure(record.role, reason, now_s)
+            self._past = self._past.plus(record.load)
+            self._fenced[record.incarnation] = None
+            if len(self._fenced) > MAX_FENCED:
+                self._fenced.popitem(last=False)
+        return record
+
+    def forget(self, worker_id: str) -> None:
+        """A worker that was removed left as planned: nobody waits for it."""
+        self.departures.pop(worker_id, None)
+
+    def lifetime(self) -> LifetimeTotals:
+        """Sums over workers that are here and workers that are gone."""
+        totals = self._past
+        for record in self._records.values():
+            totals = totals.plus(record.load)
+        return totals
+
+    def is_fenced(self, incarnation: str) -> bool:
+        """Whether that start of a worker was given up."""
+        return incarnation in self._fenced
+
+    def heartbeat(self, message: Heartbeat, now_s: float) -> bool:
+        """Note a sign of life; False when it is for no live record."""
+        record = self.by_incarnation(message.incarnation)
+        if record is None:
+            return False
+        record.last_seen_s = now_s
+        record.load = message.load
+        if message.step != record.step or not message.busy:
+            record.step = message.step
+            record.step_moved_s = now_s
+        return True
+
+    def lost(self, now_s: float) -> list[tuple[WorkerRecord, str]]:
+        """Workers that must be given up now, and why."""
+        found = []
+        for record in self._records.values():
+            if now_s - record.last_seen_s > SILENCE_S:
+                found.append((record, f"no heartbeat for {SILENCE_S:g} s"))
+            elif now_s - record.step_moved_s > STALL_S:
+                found.append((record, f"no progress for {STALL_S:g} s"))
+        return found

@@ -1,0 +1,210 @@
+"""Which pair of workers serves a request. Owns the choice and the memory of prefixes; pure.
+
+Prefill: least queued prompt tokens, counting tokens the worker probably has cached as already done,
+and those that it can read from another worker's cache as nearly so. Where prompts queue, a decode worker
+that would be done sooner computes one itself. Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
+A pair whose transfer just failed is avoided for a while.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from coordinator.cluster.ledger import Ledger
+    from coordinator.cluster.lifecycle import RequestLife
+    from coordinator.cluster.registry import WorkerRecord
+
+PREFIX_STRIDE_BLOCKS = 4
+FETCH_WORTH = 0.9
+"""What a token read from another worker's cache saves, as a share of one that is cached already."""
+MAX_PREFIXES = 65_536
+TOKEN_BYTES = 8
+BAD_PAIR_S = 5.0
+SHARE_SLACK = 0.1
+RELIEF_SPEED = 0.4
+"""How fast a decode worker computes prompts beside its answers, a prefill worker being 1."""
+RELIEF_CHUNKS = 8
+"""A decode worker computes a prompt in pieces of a step's tokens divided by this: answers being written there
+wait for one piece, not for a whole step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`prefill` None: the decode worker computes the prompt itself. `prefix_source` probably has the
+    first `prefix_source_tokens` cached, more than the prefill worker. `chunk_tokens`: how much of a
+    prompt the decode worker may compute in one step, beside the answers that it writes; 0 is no limit."""
+
+    prefill: WorkerRecord | None
+    decode: WorkerRecord
+    chunk_tokens: int = 0
+    prefix_source: WorkerRecord | None = None
+    prefix_source_tokens: int = 0
+
+
+class PrefixMemory:
+    """Which workers have which prefix, in strides of some tokens; least recently used first out.
+
+    It is a hint and proves nothing, so its hash need be quick and not hard to collide with."""
+
+    def __init__(self, stride_tokens: int) -> None:
+        self._stride = stride_tokens
+        self._workers: OrderedDict[bytes, set[str]] = OrderedDict()
+        self._last: tuple[Sequence[int], str, list[bytes]] | None = None
+
+    def _keys(self, token_ids: Sequence[int], salt: str) -> list[bytes]:
+        """Of the prompt's strides. A route is looked up and then remembered: the second time costs nothing."""
+        if self._last is not None and self._last[0] is token_ids and self._last[1] == salt:
+            return self._last[2]
+        keys = list(self._chain(token_ids, salt))
+        self._last = (token_ids, salt, keys)
+        return keys
+
+    def _chain(self, token_ids: Sequence[int], salt: str) -> Iterable[bytes]:
+        parent = salt.encode()
+        size = self._stride * TOKEN_BYTES
+        tokens = array("q", token_ids).tobytes()
+        for end in range(size, len(tokens) + 1, size):
+            stride = tokens[end - size : end]
+            parent = xxhash.xxh3_128_digest(parent + stride)
+            yield parent
+
+    def remember(self, token_ids: Sequence[int], salt: str, worker_ids: Iterable[str]) -> None:
+        """These workers will hold the prefix."""
+        names = set(worker_ids)
+        for key in self._keys(token_ids, salt):
+            known = self._workers.get(key)
+            if known is None:
+                self._workers[key] = set(names)
+            else:
+                known |= names
+                self._workers.move_to_end(key)
+        while len(self._workers) > MAX_PREFIXES:
+            self._workers.popitem(last=False)
+
+    def hits(self, token_ids: Sequence[int], salt: str) -> dict[str, int]:
+        """Probable cached tokens of this prompt on each worker."""
+        found: dict[str, int] = {}
+        for index, key in enumerate(self._keys(token_ids, salt), start=1):
+            names = self._workers.get(key)
+            if not names:
+                break
+            found.update(dict.fromkeys(names, index * self._stride))
+        return found
+
+    def forget(self, worker_id: str) -> None:
+        """The worker's cache is gone."""
+        for names in self._workers.values():
+            names.discard(worker_id)
+
+
+class Router:
+    """Chooses routes from what registry and ledger say."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.prefixes = PrefixMemory(PREFIX_STRIDE_BLOCKS * ledger.block_size)
+        self.relieves = True
+        self._bad_pairs: dict[tuple[str, str], float] = {}
+
+    def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
+        """A transfer between the two failed."""
+        self._bad_pairs[(prefill_id, decode_id)] = now_s + BAD_PAIR_S
+
+    def finished(self, life: RequestLife) -> None:
+        """The next turn of a chat finds its history at the worker that generated it."""
+        if life.decode_worker is not None:
+            salt = life.generation.cache_salt
+            self.prefixes.remember(life.token_ids, salt, [life.decode_worker])
+
+    def choose(
+        self,
+        workers: Iterable[WorkerRecord],
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        salt: str,
+        now_s: float,
+    ) -> Route | None:
+        """The best pair with room for the request, or None when it must wait."""
+        ready = [worker for worker in workers if worker.is_ready]
+        decoders = [w for w in ready if w.role == "decode"]
+        prefillers = [w for w in ready if w.role == "prefill"] if decoders else []
+        need = self.ledger.decode_need(len(token_ids), max_new_tokens)
+        fitting = [w for w in decoders or ready if self.ledger.fits_decode(w.worker_id, need)]
+        if not fitting:
+            return None
+        hits = self.prefixes.hits(token_ids, salt)
+        decode = self._choose_decode(fitting, hits)
+        if not prefillers:
+            return Route(None, decode)
+        prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
+        if prefill is None:
+            return None
+        if self.relieves and self._is_sooner_at(decode, prefill, len(token_ids), hits):
+            return Route(None, decode, max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1))
+        source = self._choose_source(ready, prefill, hits)
+        num_tokens = hits[source.worker_id] if source else 0
+        return Route(prefill, decode, 0, source, num_tokens)
+
+    def _is_sooner_at(
+        self, decode: WorkerRecord, prefill: WorkerRecord, num_tokens: int, hits: dict[str, int]
+    ) -> bool:
+        """Whether the decode worker, beside its answers, computes the prompt before the prefill worker
+        gets to its end. Not on account of less than one step: streams that are being written pay for it."""
+
+        def work(worker: WorkerRecord) -> int:
+            queued = self.ledger.queued_prefill_tokens(worker.worker_id)
+            return queued + max(num_tokens - hits.get(worker.worker_id, 0), 0)
+
+        step_tokens = prefill.hello.max_num_batched_tokens
+        has_queue = self.ledger.queued_prefill_tokens(prefill.worker_id) >= step_tokens
+        return has_queue and work(decode) / RELIEF_SPEED < work(prefill)
+
+    def _choose_source(
+        self, ready: list[WorkerRecord], prefill: WorkerRecord, hits: dict[str, int]
+    ) -> WorkerRecord | None:
+        """The worker with the longest prefix, if that is longer than what `prefill` has itself.
+
+        A worker with prompts to compute answers only between chunks, later than it would help."""
+        here = hits.get(prefill.worker_id, 0)
+        holders = [
+            w
+            for w in ready
+            if hits.get(w.worker_id, 0) > here
+            and not self.ledger.queued_prefill_tokens(w.worker_id)
+        ]
+        return max(holders, key=lambda w: hits[w.worker_id], default=None)
+
+    def _choose_decode(self, fitting: list[WorkerRecord], hits: dict[str, int]) -> WorkerRecord:
+        shares = {w.worker_id: self.ledger.decode_share(w.worker_id) for w in fitting}
+        limit = min(shares.values()) + SHARE_SLACK
+        near = [w for w in fitting if shares[w.worker_id] <= limit]
+        return max(near, key=lambda w: (hits.get(w.worker_id, 0), -shares[w.worker_id]))
+
+    def _choose_prefill(
+        self,
+        prefillers: list[WorkerRecord],
+        decode: WorkerRecord,
+        token_ids: Sequence[int],
+        hits: dict[str, int],
+        now_s: float,
+    ) -> WorkerRecord | None:
+        need = self.ledger.num_blocks(len(token_ids))
+        fitting = [w for w in prefillers if self.ledger.fits_prefill(w.worker_id, need)]
+        good = [
+            w for w in fitting if self._bad_pairs.get((w.worker_id, decode.worker_id), 0.0) <= now_s
+        ]
+        fetched = FETCH_WORTH * max(hits.values(), default=0)
+
+        def cost(worker: WorkerRecord) -> float:
+            saved = max(hits.get(worker.worker_id, 0), fetched)
+            return self.ledger.queued_prefill_tokens(worker.worker_id) - saved
+
+        return min(good or fitting, key=cost, default=None)

@@ -1,0 +1,302 @@
+"""Bringing the pools to what is wanted, while they serve. Owns the orders of scaling; the numbers are in `coordinator.cluster.pools`.
+
+    scale ──► more wanted:  ScaleOrder ─► launcher ─► Hello ─► probe ─► ready
+        └──► fewer wanted:  no new work ─► Drain ─► Goodbye ─► StopOrder ─► launcher ─► gone
+    set_role ─► SetRole, RoleOrder: routing changes at once; what the worker has goes on
+
+Everything here is a target: called again, it changes nothing, and what was lost on the way is sent again by
+`tick`. A drain begins only when another decode worker is ready, so that somebody serves at every moment.
+What is not over after the grace is computed elsewhere, by the path of every replay.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from coordinator.cluster.pools import ROLES, Candidate, Refusal, check_wanted, choose_surplus
+from coordinator.cluster.registry import WorkerState
+from protocol.errors import InvalidRequest, NoLauncher, PoolConflict, WorkerNotFound
+from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, StopOrder
+from protocol.messages.orders import Drain, Forget, SetRole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coordinator.cluster.pools import Slot
+    from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.service import ClusterService
+    from protocol.messages.launcher import LauncherHello, LauncherOrder, ScaleRefused
+
+log = logging.getLogger(__name__)
+GRACE_S = 30.0
+"""How long a draining worker may go on with what it has."""
+LEASES_S = 60.0
+"""After the grace, how long its leases may take to end before it is given up."""
+MOVE_S = 5.0
+"""Before a machine is taken away, how long moving the rest may take."""
+AGAIN_S = 1.0
+"""An order that shows no effect is sent again after this long."""
+
+
+class Scaler:
+    """The pools' slots, made true: by orders to workers, and to the launcher through `tell`."""
+
+    def __init__(
+        self,
+        service: ClusterService,
+        tell: Callable[[LauncherOrder], bool],
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self.grace_s = grace_s
+        self._service = service
+        self._pools = service.pools
+        self._tell = tell
+
+    # ---- what operators and the autoscaler ask
+
+    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+        """Bring the pools to these numbers of workers; None leaves a pool as it is. Returns the target and
+        what was begun. Raises InvalidRequest, or NoLauncher: then it is not even known how many there are."""
+        target = self._pools.target
+        asked = {"prefill": prefill, "decode": decode}
+        wanted = {role: target[role] if count is None else count for role, count in asked.items()}
+        check_wanted(wanted)
+        self._need_launcher()
+        if wanted != target:
+            self._check_launcher_acts()
+        self._pools.refusals.clear()
+        started = [name for r in ROLES for name in self._start(r, wanted[r] - target[r])]
+        drained = [name for r in ROLES for name in self._surplus(r, target[r] - wanted[r])]
+        for worker_id in drained:
+            self._retire(worker_id)
+        self.tick()
+        self._service.on_ready_change()
+        return {"target": self._pools.target, "started": started, "drained": drained}
+
+    def drain(self, worker_id: str) -> dict[str, Any]:
+        """Take a worker out of its pool for good: no new work, and it leaves when it has none. Raises
+        WorkerNotFound, or PoolConflict for the last decode worker."""
+        slot = self._slot(worker_id)
+        if not slot.leaving:
+            self._check_launcher_acts()
+            decoders = [s for s in self._pools.kept("decode") if not s.is_placeholder]
+            if decoders == [slot]:
+                raise PoolConflict(
+                    f"{worker_id} is the last decode worker; add one first: baton scale decode=2"
+                )
+            self._retire(worker_id)
+            self.tick()
+        return {"id": worker_id, "role": slot.role, "target": self._pools.target}
+
+    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+        """Move a worker to the other pool, at once: it keeps its cache and whatever it is at. Raises
+        WorkerNotFound, InvalidRequest, or PoolConflict when no decode worker would be left to serve."""
+        slot = self._slot(worker_id)
+        if role not in ROLES:
+            raise InvalidRequest(f"role: {role!r} is none: write prefill or decode", "role")
+        if slot.leaving:
+            raise PoolConflict(f"{worker_id} is leaving; flip another worker, or start one")
+        if slot.role != role:
+            if slot.role == "decode":
+                self._check_other_decoder(worker_id)
+            self._flip(slot, role)
+        return {"id": worker_id, "role": role, "target": self._pools.target}
+
+    def evacuate(self, worker_ids: list[str], deadline_s: float) -> None:
+        """The machine of these workers will be taken away: another one for each, then no more work for them.
+        Nothing is refused here: what cannot be started, or not in time, is replayed when the machine is gone."""
+        until_s = self._service.clock.now_s() + deadline_s
+        for worker_id in worker_ids:
+            slot = self._pools.get(worker_id)
+            if slot is not None and not slot.leaving:
+                slot.machine_until_s = until_s
+                self._start(slot.role, 1)
+                self._retire(worker_id)
+        self.tick()
+
+    def _check_launcher_acts(self) -> None:
+        if self._pools.away:
+            raise NoLauncher(
+                f"workers can be neither started nor stopped now: {self._pools.away}; serving goes on"
+            )
+
+    def _slot(self, worker_id: str) -> Slot:
+        slot = self._pools.get(worker_id)
+        if slot is None:
+            here = ", ".join(sorted(slot.worker_id for slot in self._pools))
+            raise WorkerNotFound(f"there is no worker {worker_id!r}; there are: {here}", "worker")
+        if slot.is_placeholder:
+            self._need_launcher()
+            raise PoolConflict(f"{worker_id} has not been seen yet; look with baton status")
+        return slot
+
+    def _need_launcher(self) -> None:
+        if self._pools.launcher is None:
+            raise NoLauncher(
+                "no launcher is connected, so workers can be neither started nor counted; "
+                "if the server has just started, try again in a second"
+            )
+
+    def _check_other_decoder(self, worker_id: str) -> None:
+        if not self._serving("decode", but=worker_id):
+            raise PoolConflict(
+                f"{worker_id} is the only decode worker that is ready; "
+                "make another one first: baton scale decode=2, or baton role WORKER decode"
+            )
+
+    def _serving(self, role: str, but: str = "") -> list[WorkerRecord]:
+        """Ready workers of the role that stay."""
+        records = [self._service.registry.get(slot.worker_id) for slot in self._pools.kept(role)]
+        return [r for r in records if r is not None and r.is_ready and r.worker_id != but]
+
+    # ---- more
+
+    def _start(self, role: str, count: int) -> list[str]:
+        """Order that many; none when the count is negative."""
+        taken = [record.worker_id for record in self._service.registry]
+        slots = self._pools.order(role, count, taken)
+        for slot in slots:
+            slot.told_s = self._service.clock.now_s()
+            log.info("ordering %s", slot.worker_id)
+            self._tell(ScaleOrder(worker_id=slot.worker_id, role=role))
+        return [slot.worker_id for slot in slots]
+
+    # ---- fewer
+
+    def _surplus(self, role: str, count: int) -> list[str]:
+        if count <= 0:
+            return []
+        return choose_surplus([self._candidate(slot) for slot in self._pools.kept(role)], count)
+
+    def _candidate(self, slot: Slot) -> Candidate:
+        record = self._service.registry.get(slot.worker_id)
+        if record is None:
+            return Candidate(slot.worker_id, is_registered=False, is_ready=False, load=0.0)
+        load = self._service.ledger.decode_share(slot.worker_id)
+        return Candidate(slot.worker_id, is_registered=True, is_ready=record.is_ready, load=load)
+
+    def _retire(self, worker_id: str) -> None:
+        slot = self._slot(worker_id)
+        slot.leaving = True
+        log.info("%s is to leave", worker_id)
+        self._tell(RetireOrder(worker_id=worker_id))
+        if self._service.registry.get(worker_id) is None:
+            self._service.registry.forget(worker_id)
+
+    def tick(self) -> None:
+        """Several times a second: begin the drains that may begin, end those that take too long, say again."""
+        now_s = self._service.clock.now_s()
+        for slot in self._pools:
+            record = self._service.registry.get(slot.worker_id)
+            if slot.leaving:
+                self._see_off(slot, record, now_s)
+            elif record is not None and record.told_role != record.role:
+                self._tell_role(record)
+
+    def _see_off(self, slot: Slot, record: WorkerRecord | None, now_s: float) -> None:
+        if record is None:
+            self._stop(slot, now_s)
+            return
+        if record.state is not WorkerState.DRAINING or slot.drain_until_s is None:
+            if record.is_ready and not self._serving("decode"):
+                return
+            self._begin_drain(slot, record, now_s)
+        if slot.drain_until_s is not None and now_s > slot.drain_until_s:
+            self._hurry(slot.worker_id, now_s - slot.drain_until_s)
+        self._order_drain(slot, record, now_s)
+
+    def _begin_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:
+        """Also of one that says itself that it drains: a coordinator before this one began it."""
+        record.state = WorkerState.DRAINING
+        slot.drain_until_s, slot.told_s = now_s + self.grace_s, float("-inf")
+        if slot.machine_until_s is not None:
+            slot.drain_until_s = min(slot.drain_until_s, slot.machine_until_s - MOVE_S)
+        log.info("draining %s: %g s for what it has", slot.worker_id, slot.drain_until_s - now_s)
+
+    def _hurry(self, worker_id: str, late_s: float) -> None:
+        """The grace is over: what is still there goes on elsewhere, if anybody can take it."""
+        if any(life.needs(worker_id) for life in self._service.lives.values()):
+            if self._serving("decode"):
+                self._service.move_off(worker_id, "its worker is being drained")
+        elif late_s > LEASES_S:
+            self._service.lose_worker(worker_id, "it was told to leave and did not")
+
+    def _order_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:
+        if now_s - slot.told_s >= AGAIN_S:
+            slot.told_s = now_s
+            self._service.send(record, Drain(incarnation=record.incarnation))
+
+    def _stop(self, slot: Slot, now_s: float) -> None:
+        """Nothing of it is left here: its process may end."""
+        if now_s - slot.told_s >= AGAIN_S:
+            slot.told_s = now_s
+            if not self._tell(StopOrder(worker_id=slot.worker_id)):
+                self._pools.remove(slot.worker_id)  # nobody runs it: what is left leaves by itself
+
+    # ---- flips
+
+    def _flip(self, slot: Slot, role: str) -> None:
+        slot.role, slot.is_known = role, True
+        log.info("%s plays %s from now on", slot.worker_id, role)
+        self._tell(RoleOrder(worker_id=slot.worker_id, role=role))
+        record = self._service.registry.get(slot.worker_id)
+        if record is not None:
+            record.role = role
+            self._tell_role(record)
+        self._service.pump()
+        self._service.on_ready_change()
+
+    def _tell_role(self, record: WorkerRecord) -> None:
+        self._service.send(record, SetRole(incarnation=record.incarnation, role=record.role))
+
+    # ---- what workers and the launcher say
+
+    def launcher_said(self, hello: LauncherHello) -> None:
+        """It is there; and, where it says so, what it runs."""
+        self._pools.launcher, self._pools.away = hello.launcher, hello.away
+        if hello.workers is None:
+            return
+        before = self._pools.target
+        registry = self._service.registry
+        here = {record.worker_id for record in registry}
+        for order in self._pools.listed(hello.workers, here):
+            self._tell(order)
+        for worker_id in [name for name in registry.departures if self._pools.get(name) is None]:
+            registry.forget(worker_id)
+        if self._pools.target != before:
+            self._service.on_ready_change()
+
+    def joined(self, record: WorkerRecord) -> None:
+        """A worker was registered: its slot says what it plays, and whether it stays."""
+        slot = self._pools.joined(record.worker_id, record.role)
+        record.role = slot.role
+        if record.hello.draining and not slot.leaving:
+            slot.leaving = True
+            self._tell(RetireOrder(worker_id=record.worker_id))
+        if slot.leaving and (record.hello.draining or slot.drain_until_s is not None):
+            record.state = WorkerState.DRAINING
+
+    def left(self, worker_id: str) -> None:
+        """A worker has nothing left to do: its process may end now."""
+        slot = self._pools.get(worker_id)
+        if slot is not None and self._service.registry.get(worker_id) is None:
+            slot.leaving, slot.told_s = True, float("-inf")
+            self._stop(slot, self._service.clock.now_s())
+
+    def gone(self, worker_id: str) -> None:
+        """Its process ended and will not be started again; others hold roads to it that lead nowhere."""
+        self._pools.remove(worker_id)
+        self._service.registry.forget(worker_id)
+        for record in self._service.registry:
+            self._service.send(record, Forget(incarnation=record.incarnation, worker_id=worker_id))
+
+    def refused(self, message: ScaleRefused) -> None:
+        """The launcher cannot start what was ordered: the target comes down to what there is."""
+        slot = self._pools.remove(message.worker_id)
+        self._service.registry.forget(message.worker_id)
+        if slot is not None:
+            log.warning("%s was not started: %s", message.worker_id, message.reason)
+            now_s = self._service.clock.now_s()
+            refusal = Refusal(message.worker_id, slot.role, message.reason, now_s)
+            self._pools.refusals.append(refusal)

@@ -1,0 +1,97 @@
+"""What the HTTP edge needs of the cluster. Owns the seam between text and token ids; no implementation.
+
+The edge turns text into a `Generation` and `StreamEvent`s back into text; the service behind it
+knows workers and token ids only. Tests of the edge use an in-memory service.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from coordinator.cluster.timeline import Timeline
+    from protocol.errors import BatonError
+    from protocol.sampling import SampledToken, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One choice to generate: token ids in, sampling resolved (seed set, max_tokens within context)."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    deadline_in_s: float = 600.0
+    cache_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """Some more tokens, in order and exactly once; the last event has `finish_reason` or `error`.
+
+    `finish_reason` is "stop" (with `stop_token_id` when a requested stop token ended it) or
+    "length". `num_cached_tokens` is how much of the prompt came from a prefix cache. `at_s` is when
+    the event left the service, on the edge's own clock; None when nobody noted it.
+    """
+
+    tokens: list[SampledToken] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: BatonError | None = None
+    num_cached_tokens: int = 0
+    at_s: float | None = None
+
+
+class TokenStream(Protocol):
+    """The events of one generation. Leaving early must be told with `cancel`.
+
+    `timeline` says where the time went, and grows with the events.
+    """
+
+    timeline: Timeline
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
+
+    def cancel(self, reason: str) -> None:
+        """Abort in every pool and free the blocks; idempotent, harmless after the end."""
+        ...
+
+
+class Service(Protocol):
+    """The cluster as the edge sees it."""
+
+    def submit(self, generation: Generation) -> TokenStream:
+        """Admit a generation, or raise Overloaded (429 + Retry-After) or WorkerLost (503) at once."""
+        ...
+
+    def is_ready(self) -> bool:
+        """Whether a request sent now could be served."""
+        ...
+
+    def cluster(self) -> dict[str, Any]:
+        """`GET /cluster`: see ARCHITECTURE §8 for the shape."""
+        ...
+
+    async def audit(self) -> dict[str, Any]:
+        """`GET /cluster/audit`: every worker's account and the coordinator's own, with `balanced`."""
+        ...
+
+
+class PoolControl(Protocol):
+    """The sizes of the pools as the edge sees them. Every call sets a target and returns at once; its answer
+    has `target`, the wanted workers of each role."""
+
+    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+        """Start or drain workers to reach these numbers; None leaves a pool alone."""
+        ...
+
+    def drain(self, worker_id: str) -> dict[str, Any]:
+        """Let a worker finish and leave; WorkerNotFound, PoolConflict."""
+        ...
+
+    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+        """Move a worker to the other pool; WorkerNotFound, PoolConflict."""
+        ...

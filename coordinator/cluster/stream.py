@@ -1,0 +1,47 @@
+"""The way of tokens from the cluster to one HTTP response. Owns the buffer between them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from coordinator.cluster.service_api import StreamEvent
+    from coordinator.cluster.timeline import Timeline
+
+
+class EventStream:
+    """A queue of StreamEvents; iteration ends after the event with a finish reason or an error.
+
+    Tokens wait as ids, a few bytes each and at most `max_tokens` of them, so a slow reader costs
+    little and stops nobody.
+    """
+
+    def __init__(
+        self, request_id: str, timeline: Timeline, on_cancel: Callable[[str, str], None]
+    ) -> None:
+        self.timeline = timeline
+        self._request_id = request_id
+        self._on_cancel = on_cancel
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self.is_over = False
+
+    def put(self, event: StreamEvent) -> None:
+        """Add an event; nothing after the last."""
+        if self.is_over:
+            return
+        self.is_over = event.finish_reason is not None or event.error is not None
+        self._events.put_nowait(event)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        while True:
+            event = await self._events.get()
+            yield event
+            if event.finish_reason is not None or event.error is not None:
+                return
+
+    def cancel(self, reason: str) -> None:
+        """The reader is gone: abort everywhere."""
+        self._on_cancel(self._request_id, reason)

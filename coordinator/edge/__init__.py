@@ -1,0 +1,1 @@
+"""HTTP and text: from a client's bytes to token ids and back."""

@@ -1,0 +1,219 @@
+"""One HTTP request's generations, from admission to the last event. Owns their streams and who cancels them.
+
+However a request ends, `close` is called: streams that have not ended are cancelled, so the pools
+free their blocks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.edge.answers.choice_meter import ABORT, ERROR, ChoiceMeter
+from coordinator.edge.answers.request_record import RequestRecord, timings_of
+from coordinator.edge.text.choice_text import ChoiceText, TextDelta, TextOptions
+from protocol.errors import BatonError, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from coordinator.cluster.service_api import Generation, Service, StreamEvent, TokenStream
+    from coordinator.edge.answers.request_record import RequestFacts, TraceSink
+    from coordinator.edge.apis.openai.replies import Timings
+    from coordinator.edge.telemetry.metrics import EdgeMetrics
+    from coordinator.edge.text.tokenizer import TextTokenizer
+    from protocol.clock import Clock
+
+UNFINISHED = "a stream ended without a finish reason"
+CLIENT_LEFT = ("client_disconnected", "client_stalled")
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What every run of one application shares."""
+
+    service: Service
+    tokenizer: TextTokenizer
+    metrics: EdgeMetrics
+    clock: Clock
+    traces: TraceSink | None = None
+
+
+class MergedEvents:
+    """Events of several streams in the order they come, as (stream's index, event)."""
+
+    def __init__(self, streams: Sequence[TokenStream]) -> None:
+        self._single: AsyncIterator[StreamEvent] | None = None
+        self._pumps: list[asyncio.Task[None]] = []
+        self._arrived: asyncio.Queue[tuple[int, StreamEvent | Exception]] = asyncio.Queue()
+        if len(streams) == 1:
+            self._single = aiter(streams[0])
+        else:
+            self._pumps = [
+                asyncio.create_task(self._pump(index, stream))
+                for index, stream in enumerate(streams)
+            ]
+
+    async def next(self) -> tuple[int, StreamEvent]:
+        """The next event. A stream that ends without a last event is a bug: InternalError."""
+        if self._single is not None:
+            try:
+                return 0, await anext(self._single)
+            except StopAsyncIteration as error:
+                raise InternalError(UNFINISHED) from error
+        index, item = await self._arrived.get()
+        if isinstance(item, Exception):
+            raise item
+        return index, item
+
+    async def _pump(self, index: int, stream: TokenStream) -> None:
+        is_last = False
+        try:
+            async for event in stream:
+                is_last = event.finish_reason is not None or event.error is not None
+                self._arrived.put_nowait((index, event))
+        except Exception as error:  # noqa: BLE001 - told to the reader, who raises it
+            self._arrived.put_nowait((index, error))
+            return
+        if not is_last:
+            self._arrived.put_nowait((index, InternalError(UNFINISHED)))
+
+    def close(self) -> None:
+        """Read no more."""
+        for pump in self._pumps:
+            pump.cancel()
+
+
+def error_kind(error: BaseException) -> str:
+    """What metrics and traces call an error: its type in OpenAI's shape where it has one."""
+    return error.error_type if isinstance(error, BatonError) else InternalError.error_type
+
+
+class GenerationRun:
+    """Submits every choice of a request and turns their events into text, until all have ended."""
+
+    def __init__(
+        self,
+        generations: Sequence[Generation],
+        options: TextOptions,
+        facts: RequestFacts,
+        context: RunContext,
+    ) -> None:
+        self.generations = generations
+        self.facts = facts
+        self.error: str | None = None
+        self._context = context
+        self._sink = context.traces
+        self._is_admitted = False
+        self._streams: list[TokenStream] = []
+        self._events: MergedEvents | None = None
+        self.texts = [ChoiceText(context.tokenizer, options) for _ in generations]
+        self._meters = [
+            ChoiceMeter(context.metrics, facts.arrival_s, len(generation.prompt_token_ids))
+            for generation in generations
+        ]
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that a prefix cache held, all prompts together."""
+        return sum(meter.num_cached_tokens for meter in self._meters)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far, all choices together."""
+        return sum(text.num_tokens for text in self.texts)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every choice has its finish reason."""
+        return all(text.finish_reason is not None for text in self.texts)
+
+    def submit(self) -> None:
+        """Admit all choices or none; raises what the service raises."""
+        try:
+            for generation in self.generations:
+                self._streams.append(self._context.service.submit(generation))
+        except BaseException as error:
+            self.error = error_kind(error)
+            self.close("another choice of the request was refused")
+            raise
+        self._events = MergedEvents(self._streams)
+        self._is_admitted = True
+        for stream, meter in zip(self._streams, self._meters, strict=True):
+            meter.begin(stream.timeline)
+        per_prompt = self.facts.choices_per_prompt
+        for generation in self.generations[::per_prompt]:
+            prompt, max_tokens = generation.prompt_token_ids, generation.sampling.max_tokens
+            self._context.metrics.started(len(prompt), per_prompt, max_tokens)
+
+    async def next_delta(self) -> tuple[int, TextDelta] | None:
+        """The next text of any choice, or None when all have ended; raises a choice's error."""
+        assert self._events is not None, "submit first"
+        while not self.is_over:
+            index, event = await self._events.next()
+            if self.texts[index].finish_reason is not None:
+                continue
+            if event.error is not None:
+                raise event.error
+            delta = self._take(index, event)
+            if delta.text or delta.finish_reason is not None:
+                return index, delta
+        return None
+
+    def _take(self, index: int, event: StreamEvent) -> TextDelta:
+        text = self.texts[index]
+        before = text.num_tokens
+        delta = text.push(event)
+        now_s = self._context.clock.now_s()
+        self._meters[index].event(event, text.num_tokens - before, now_s)
+        if delta.finish_reason is not None:
+            self._choice_ended(index, event, delta.finish_reason, now_s)
+        return delta
+
+    def _choice_ended(self, index: int, event: StreamEvent, reason: str, now_s: float) -> None:
+        self._meters[index].ended(reason, now_s)
+        if not self.is_over:  # the last one ends when its text is on its way: see `finish`
+            self._meters[index].settle(reason, now_s)
+        if event.finish_reason is None:
+            self._streams[index].cancel("a stop string was found")
+
+    def finish(self) -> Timings:
+        """Everything but the last bytes is sent: the request ends now. Only when `is_over`."""
+        now_s = self._context.clock.now_s()
+        for last in [meter for meter in self._meters if not meter.is_settled]:
+            last.ended_s = now_s
+        self._settle(ABORT, now_s)
+        return timings_of(self._meters)
+
+    def _settle(self, failure: str, now_s: float) -> None:
+        """Count every choice, once; none of a request that was refused."""
+        if not self._is_admitted:
+            return
+        self._is_admitted = False
+        per_prompt = self.facts.choices_per_prompt
+        for meter in self._meters:
+            meter.settle(failure, now_s)
+        for first in range(0, len(self._meters), per_prompt):
+            sizes = [meter.num_tokens for meter in self._meters[first : first + per_prompt]]
+            self._context.metrics.longest(max(sizes))
+
+    def close(self, reason: str) -> None:
+        """Cancel what has not ended, and tell the trace; idempotent."""
+        for stream, text in zip(self._streams, self.texts, strict=False):
+            if text.finish_reason is None:
+                stream.cancel(reason)
+        self._streams = []
+        if self._events is not None:
+            self._events.close()
+        if self.error is None and not self.is_over:  # the task was cancelled: the server stops
+            self.error = InternalError.error_type
+        failure = ABORT if self.error in CLIENT_LEFT else ERROR
+        self._settle(failure, self._context.clock.now_s())
+        self._trace()
+
+    def _trace(self) -> None:
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sampling, now_s = self.generations[0].sampling, self._context.clock.now_s()
+            sink.record(RequestRecord(self.facts, sampling, self._meters, now_s, self.error))

@@ -1,0 +1,1 @@
+"""One folder a dialect: what clients send and get."""

@@ -1,0 +1,192 @@
+"""What clients get. Owns the JSON shapes of answers and chunks; encoded by msgspec, not by pydantic per token.
+
+A key that is not asked for is absent (`usage`, `token_ids`), a key that has no value is null
+(`logprobs`, `finish_reason`): clients tell the two apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+if TYPE_CHECKING:
+    from coordinator.edge.text.tokenizer import TextTokenizer
+    from protocol.sampling import SampledToken
+
+LOWEST_LOGPROB = -9999.0
+"""Stands for minus infinity, which JSON cannot say."""
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """How much of the prompt was not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """Token counts of a whole request."""
+
+    prompt_tokens: int
+    total_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(msgspec.Struct):
+    """One alternative at one position."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(msgspec.Struct):
+    """One chosen token with its alternatives."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(msgspec.Struct):
+    """`logprobs` of a chat choice."""
+
+    content: list[ChatLogprob]
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """`logprobs` of a completion choice: parallel lists."""
+
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
+class Delta(msgspec.Struct):
+    """What a chat chunk adds."""
+
+    role: str | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+
+
+class ChatChunkChoice(msgspec.Struct):
+    """One choice in a chat chunk."""
+
+    index: int
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatMessage(msgspec.Struct):
+    """The answer of a chat."""
+
+    role: str
+    content: str
+
+
+class ChatChoice(msgspec.Struct):
+    """One choice of a whole chat answer."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionChoice(msgspec.Struct):
+    """One choice of a completion: the same in a chunk and in a whole answer."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | UnsetType | None = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class Timings(msgspec.Struct):
+    """`baton`: where the time of one answer went. `spans_ms` are consecutive and sum to `e2e_ms`."""
+
+    spans_ms: dict[str, float]
+    e2e_ms: float
+    ttft_ms: float
+    choice: int
+    prefill_worker: str | None
+    decode_worker: str | None
+    replays: int
+    transfer_bytes: int
+
+
+Choice = ChatChunkChoice | ChatChoice | CompletionChoice
+
+
+class Reply(msgspec.Struct):
+    """An answer or a chunk of one."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    baton: Timings | UnsetType = UNSET
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode(reply: Reply) -> bytes:
+    """JSON."""
+    return _encoder.encode(reply)
+
+
+def chat_logprobs(tokens: list[SampledToken], tokenizer: TextTokenizer) -> ChatLogprobs:
+    """Chat form; bytes are exact where text cannot be (part of a character)."""
+    content = []
+    for token in tokens:
+        if token.logprob is None:
+            continue
+        top = [
+            _top_logprob(token_id, logprob, tokenizer) for token_id, logprob in token.logprob.top
+        ]
+        own = _top_logprob(token.token_id, token.logprob.logprob, tokenizer)
+        content.append(ChatLogprob(own.token, own.logprob, own.bytes, top))
+    return ChatLogprobs(content)
+
+
+def _top_logprob(token_id: int, logprob: float, tokenizer: TextTokenizer) -> TopLogprob:
+    text, exact = tokenizer.token_text(token_id), tokenizer.token_bytes(token_id)
+    return TopLogprob(text, max(logprob, LOWEST_LOGPROB), list(exact))
+
+
+def completion_logprobs(
+    tokens: list[SampledToken], tokenizer: TextTokenizer, text_offset: int
+) -> CompletionLogprobs:
+    """Completions form; `text_offset` is where the first token's text begins."""
+    told = CompletionLogprobs([], [], [], [])
+    for token in tokens:
+        if token.logprob is None:
+            continue
+        text = tokenizer.token_text(token.token_id)
+        logprob = max(token.logprob.logprob, LOWEST_LOGPROB)
+        top = {
+            tokenizer.token_text(token_id): max(value, LOWEST_LOGPROB)
+            for token_id, value in token.logprob.top
+        }
+        told.text_offset.append(text_offset)
+        told.token_logprobs.append(logprob)
+        told.tokens.append(text)
+        told.top_logprobs.append({text: logprob} | top)
+        text_offset += len(text)
+    return told

@@ -1,0 +1,107 @@
+"""POST /tokenize and /detokenize, and GET /v1/models: what the edge answers alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from coordinator.edge.apis.openai.routes import body_schema
+from coordinator.edge.apis.openai.types import DetokenizeRequest, TokenizeRequest
+from coordinator.edge.apis.openai.validation import check_fields, parse_object
+from protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from coordinator.edge.served_model import Edge
+
+
+def json_response(content: object) -> Response:
+    """A JSON answer."""
+    return Response(orjson.dumps(content), media_type="application/json")
+
+
+def parse_tokenize(body: bytes) -> TokenizeRequest:
+    """Exactly one of `prompt` and `messages`."""
+    request = check_fields(parse_object(body), TokenizeRequest)
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequest("give either prompt or messages", "prompt")
+    return request
+
+
+def parse_detokenize(body: bytes) -> DetokenizeRequest:
+    """Token ids."""
+    return check_fields(parse_object(body), DetokenizeRequest)
+
+
+class TextRoutes:
+    """Endpoints that need the tokenizer and the model's card only."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter()
+        tokenize, detokenize = body_schema(TokenizeRequest), body_schema(DetokenizeRequest)
+        post = ["POST"]
+        add = router.add_api_route
+        add("/tokenize", self.tokenize, methods=post, response_model=None, openapi_extra=tokenize)
+        add(
+            "/detokenize",
+            self.detokenize,
+            methods=post,
+            response_model=None,
+            openapi_extra=detokenize,
+        )
+        add("/v1/models", self.models, methods=["GET"], response_model=None)
+        add("/v1/models/{model_id:path}", self.model, methods=["GET"], response_model=None)
+        return router
+
+    async def tokenize(self, request: Request) -> Response:
+        """Token ids of a text or of a conversation."""
+        edge = self._edge
+        asked = await edge.read(request, parse_tokenize)
+        edge.check_model(asked.model)
+        if asked.prompt is None:
+            tokens = await edge.reader.chat(asked)
+        else:
+            special = asked.add_special_tokens is not False
+            tokens = await edge.reader.text(asked.prompt, add_special_tokens=special)
+        names = None
+        if asked.return_token_strs:
+            names = [edge.context.tokenizer.token_name(token_id) for token_id in tokens]
+        told = {"count": len(tokens), "max_model_len": edge.model.max_model_len}
+        return json_response(told | {"tokens": tokens, "token_strs": names})
+
+    async def detokenize(self, request: Request) -> Response:
+        """Text of token ids, special tokens included."""
+        edge = self._edge
+        asked = await edge.read(request, parse_detokenize)
+        edge.check_model(asked.model)
+        edge.vocabulary.check(asked.tokens, "tokens")
+        text = edge.context.tokenizer.decode(asked.tokens, skip_special_tokens=False)
+        return json_response({"prompt": text})
+
+    async def models(self) -> Response:
+        """A card for every served name."""
+        cards = [self._card(name) for name in self._edge.model.served_names]
+        return json_response({"object": "list", "data": cards})
+
+    async def model(self, model_id: str) -> Response:
+        """One card."""
+        self._edge.check_model(model_id)
+        return json_response(self._card(model_id))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        return {
+            "id": name,
+            "object": "model",
+            "created": self._edge.created,
+            "owned_by": "baton",
+            "root": self._edge.model.name,
+            "parent": None,
+            "max_model_len": self._edge.model.max_model_len,
+            "permission": [],
+        }

@@ -1,0 +1,224 @@
+"""What clients may send. Owns the pydantic models behind `/openapi.json`; no meaning beyond types and ranges.
+
+Unknown fields are accepted and ignored, as the field's servers do. Known fields that this server
+cannot honour are in `UNSUPPORTED`: a value that would change the answer is refused by name, a value
+that asks for nothing (null, "none", false) passes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from coordinator.edge.http import limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def _number(value: object) -> object:
+    """Numbers only: pydantic alone would take "0.5" and true."""
+    if isinstance(value, str | bool):
+        raise ValueError("Input should be a valid number")  # noqa: TRY004 - pydantic wants ValueError
+    return value
+
+
+def _few_biases(value: object) -> object:
+    """Counted first: pydantic would collect an error for every entry of a huge object."""
+    if isinstance(value, dict) and len(value) > limits.MAX_LOGIT_BIAS:
+        raise ValueError(f"logit_bias has at most {limits.MAX_LOGIT_BIAS} entries")
+    return value
+
+
+def _stop_string(value: str) -> str:
+    if not value:
+        raise ValueError("a stop string cannot be empty")
+    if len(value.encode()) > limits.MAX_STOP_BYTES:
+        raise ValueError(f"a stop string has at most {limits.MAX_STOP_BYTES} bytes")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Penalty = Annotated[Float, Field(ge=-2, le=2)]
+StopString = Annotated[str, AfterValidator(_stop_string)]
+Stops = Annotated[list[StopString], Field(fail_fast=True, max_length=limits.MAX_STOP_STRINGS)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]], Field(fail_fast=True)
+]
+Texts = Annotated[list[Annotated[str, Field(strict=True)]], Field(fail_fast=True)]
+
+
+class Lenient(BaseModel):
+    """Unknown fields are kept and ignored."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class StreamOptions(Lenient):
+    """What a stream tells besides text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(Lenient):
+    """Fields that both generation endpoints share."""
+
+    model: str | None = None
+    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    min_tokens: Annotated[Int, Field(ge=0)] | None = None
+    n: Annotated[Int, Field(ge=1, le=limits.MAX_CHOICES)] | None = None
+    temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[Int, Field(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[Float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[Float, Field(gt=0, le=2)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[Annotated[int, Field(ge=0)], Annotated[Float, Field(ge=-100, le=100)]],
+            BeforeValidator(_few_biases),
+            Field(max_length=limits.MAX_LOGIT_BIAS),
+        ]
+        | None
+    ) = None
+    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | Stops | None = None
+    stop_token_ids: Annotated[TokenIds, Field(max_length=limits.MAX_STOP_TOKEN_IDS)] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    return_timings: bool | None = None
+    cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARACTERS)] | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def wants_continuous_usage(self) -> bool:
+        """Whether every chunk carries usage so far."""
+        return self.wants_usage and bool(
+            self.stream_options and self.stream_options.continuous_usage_stats
+        )
+
+
+class ContentPart(Lenient):
+    """One part of a message; only text is served."""
+
+    type: str
+    text: str | None = None
+
+
+class Message(Lenient):
+    """One turn of a conversation."""
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str | Annotated[list[ContentPart], Field(fail_fast=True)] | None = None
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[
+        list[Message], Field(fail_fast=True, min_length=1, max_length=limits.MAX_MESSAGES)
+    ]
+    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    add_special_tokens: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: str | TokenIds | Texts | Annotated[list[TokenIds], Field(fail_fast=True)]
+    echo: bool | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
+    add_special_tokens: bool | None = None
+
+
+class TokenizeRequest(Lenient):
+    """POST /tokenize: a text, or a conversation through the chat template."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: (
+        Annotated[
+            list[Message], Field(fail_fast=True, min_length=1, max_length=limits.MAX_MESSAGES)
+        ]
+        | None
+    ) = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(Lenient):
+    """POST /detokenize."""
+
+    model: str | None = None
+    tokens: TokenIds
+
+
+def _one_of(*harmless: object) -> Callable[[object], bool]:
+    return lambda value: any(value == other and type(value) is type(other) for other in harmless)
+
+
+def _is_text_format(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and value.get("type") == "text")
+
+
+def _is_text_only(value: object) -> bool:
+    return value in (None, [], ["text"])
+
+
+_NO: object = False
+_NOTHING = _one_of(None, _NO, "", 0, [], {})
+_ABSENT = _one_of(None)
+
+UNSUPPORTED: dict[str, Callable[[object], bool]] = {
+    "allowed_token_ids": _ABSENT,
+    "audio": _ABSENT,
+    "bad_words": _NOTHING,
+    "best_of": _one_of(None, 1),
+    "chat_template": _ABSENT,
+    "documents": _NOTHING,
+    "echo": _NOTHING,
+    "function_call": _one_of(None, "none", "auto"),
+    "functions": _NOTHING,
+    "guided_choice": _ABSENT,
+    "guided_grammar": _ABSENT,
+    "guided_json": _ABSENT,
+    "guided_regex": _ABSENT,
+    "length_penalty": _one_of(None, 1, 1.0),
+    "logits_processors": _NOTHING,
+    "modalities": _is_text_only,
+    "prompt_embeds": _ABSENT,
+    "prompt_logprobs": _one_of(None, _NO),
+    "repetition_detection": _ABSENT,
+    "response_format": _is_text_format,
+    "return_tokens_as_token_ids": _NOTHING,
+    "structured_outputs": _ABSENT,
+    "suffix": _one_of(None, ""),
+    "thinking_token_budget": _ABSENT,
+    "tool_choice": _one_of(None, "none", "auto"),
+    "truncate_prompt_tokens": _ABSENT,
+    "use_beam_search": _NOTHING,
+}
+"""Known fields and which of their values ask for nothing; `echo` is served by completions only."""

@@ -1,0 +1,120 @@
+"""The HTTP application. Owns which routes there are and which keys they need; decides nothing else.
+
+request ─► RequestIds ─► KeyGuard ─► routes_* ─► validation, prompts ─► GenerationRun ─► Service
+                                                                             │
+response ◄──────────── sse ◄── reply_format ◄── choice_text ◄── StreamEvent ─┘
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from coordinator.edge.answers.generation_run import RunContext
+from coordinator.edge.answers.sampling_defaults import SamplingDefaults, Vocabulary
+from coordinator.edge.apis.openai.routes import GenerationRoutes
+from coordinator.edge.apis.openai.text_routes import TextRoutes
+from coordinator.edge.http import error_replies
+from coordinator.edge.http.auth import KeyGuard
+from coordinator.edge.http.limits import EdgeLimits
+from coordinator.edge.http.request_ids import RequestIds
+from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
+from coordinator.edge.operations.routes_pools import PoolRoutes
+from coordinator.edge.operations.routes_ui import UiRoutes
+from coordinator.edge.served_model import Edge, ServedModel
+from coordinator.edge.telemetry.metrics import EdgeMetrics
+from coordinator.edge.text.chat_template import ChatTemplate
+from coordinator.edge.text.prompts import PromptReader
+from coordinator.edge.text.tokenizer import TextTokenizer
+from protocol.clock import SystemClock, wall_time_s
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from coordinator.cluster.service_api import PoolControl, Service
+    from coordinator.edge.answers.request_record import TraceSink
+    from protocol.clock import Clock
+
+__all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "create_app"]
+
+
+def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
+    *,
+    service: Service,
+    model: ServedModel,
+    api_keys: Sequence[str] = (),
+    admin_keys: Sequence[str] = (),
+    clock: Clock | None = None,
+    limits: EdgeLimits | None = None,
+    root_path: str = "",
+    chat_template: Path | None = None,
+    sampling_defaults: SamplingDefaults | None = None,
+    traces: TraceSink | None = None,
+    pools: PoolControl | None = None,
+) -> FastAPI:
+    """The application over `service`.
+
+    `admin_keys` open `/metrics` and `/cluster*`; without them `api_keys` do. `chat_template` and
+    `sampling_defaults` are the operator's word over the model's files. `traces` is told of every
+    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed. Raises
+    ConfigError for files that cannot be used.
+    """
+    clock = clock or SystemClock()
+    metrics = EdgeMetrics(model.name, service.cluster, clock, version())
+    edge = _make_edge(
+        model,
+        RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock, traces),
+        limits or EdgeLimits(),
+        ChatTemplate.from_directory(model.directory, chat_template),
+        sampling_defaults,
+    )
+    app = FastAPI(
+        title="Baton",
+        version=version(),
+        root_path=root_path,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.add_middleware(RequestIds)
+    error_replies.install(app, metrics)
+    guard, admin_guard = KeyGuard(api_keys), KeyGuard(admin_keys or api_keys)
+    app.include_router(OpenRoutes(service).router())
+    app.include_router(UiRoutes().router())
+    app.include_router(_guarded(app, edge), dependencies=[Depends(guard)])
+    admin = AdminRoutes(service, metrics).router()
+    app.include_router(admin, dependencies=[Depends(admin_guard)])
+    if pools is not None:
+        scaling = PoolRoutes(pools, edge.limits).router()
+        app.include_router(scaling, dependencies=[Depends(admin_guard)])
+    return app
+
+
+def _guarded(app: FastAPI, edge: Edge) -> APIRouter:
+    router = APIRouter()
+    router.include_router(GenerationRoutes(edge).router())
+    router.include_router(TextRoutes(edge).router())
+    document(app, router)
+    return router
+
+
+def _make_edge(
+    model: ServedModel,
+    context: RunContext,
+    limits: EdgeLimits,
+    template: ChatTemplate,
+    sampling_defaults: SamplingDefaults | None,
+) -> Edge:
+    own = SamplingDefaults.from_directory(model.directory)
+    eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
+    return Edge(
+        model=model,
+        context=context,
+        reader=PromptReader(context.tokenizer, template, limits, context.clock),
+        limits=limits,
+        defaults=sampling_defaults or own,
+        vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids),
+        created=int(wall_time_s()),
+    )

@@ -1,0 +1,43 @@
+"""`X-Request-Id` on every answer. Owns the label: a client's own when it is short and printable, else ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import MutableHeaders
+
+from coordinator.edge.http.limits import MAX_REQUEST_ID_CHARACTERS
+from protocol.ids import new_request_id
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class RequestIds:
+    """ASGI middleware: adds the header to whatever the application answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on; the label is in `request.state.request_label`."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        label = _label(scope)
+        scope.setdefault("state", {})["request_label"] = label
+
+        async def labelled(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = label
+            await send(message)
+
+        await self._app(scope, receive, labelled)
+
+
+def _label(scope: Scope) -> str:
+    own = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
+    label = str(own, "latin-1")
+    if 0 < len(label) <= MAX_REQUEST_ID_CHARACTERS and label.isascii() and label.isprintable():
+        return label
+    return new_request_id()

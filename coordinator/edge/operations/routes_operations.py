@@ -1,0 +1,99 @@
+"""Health, version, metrics and the view of the cluster. Owns which of them are open to everybody."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import Response
+
+from coordinator.edge.apis.openai.text_routes import json_response
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from coordinator.cluster.service_api import Service
+    from coordinator.edge.telemetry.metrics import EdgeMetrics
+
+EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def version() -> str:
+    """The installed distribution's version, or that of a source tree."""
+    try:
+        return metadata.version("baton-serve")
+    except metadata.PackageNotFoundError:
+        return "0+source"
+
+
+class OpenRoutes:
+    """What load balancers ask without a key; tells nothing but one bit."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter()
+        for path, endpoint in (("/health", self.health), ("/live", self.live)):
+            router.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        return router
+
+    async def health(self) -> Response:
+        """200 when a request sent now could be served, else 503."""
+        return Response(status_code=200 if self._service.is_ready() else 503)
+
+    async def live(self) -> Response:
+        """200 as long as this process answers."""
+        return Response(status_code=200)
+
+
+class AdminRoutes:
+    """What operators ask."""
+
+    def __init__(self, service: Service, metrics: EdgeMetrics) -> None:
+        self._service = service
+        self._metrics = metrics
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter()
+        for path, endpoint in (
+            ("/metrics", self.metrics),
+            ("/cluster", self.cluster),
+            ("/cluster/audit", self.audit),
+        ):
+            router.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        return router
+
+    async def metrics(self) -> Response:
+        """Prometheus' text format."""
+        return Response(self._metrics.exposition(), headers={"content-type": EXPOSITION})
+
+    async def cluster(self) -> Response:
+        """Workers, blocks, live requests, and the last two minutes."""
+        return json_response(self._service.cluster() | {"recent": self._metrics.recent.view()})
+
+    async def audit(self) -> Response:
+        """Every account, and whether they add up."""
+        return json_response(await self._service.audit())
+
+
+def document(app: FastAPI, router: APIRouter) -> None:
+    """`/version`, `/openapi.json` and `/docs` behind the same keys as the rest."""
+
+    async def tell_version() -> Response:
+        return json_response({"version": version()})
+
+    async def openapi() -> Response:
+        return json_response(app.openapi())
+
+    async def docs() -> Response:
+        return get_swagger_ui_html(openapi_url=f"{app.root_path}/openapi.json", title="Baton")
+
+    add = router.add_api_route
+    add("/version", tell_version, methods=["GET"], response_model=None)
+    add("/openapi.json", openapi, methods=["GET"], response_model=None, include_in_schema=False)
+    add("/docs", docs, methods=["GET"], response_model=None, include_in_schema=False)

@@ -1,0 +1,80 @@
+"""Scaling over HTTP. Owns the bodies of `/cluster/scale` and of a worker's drain and role; the deciding is the scaler's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
+
+from coordinator.edge.apis.openai.routes import body_schema
+from coordinator.edge.apis.openai.text_routes import json_response
+from coordinator.edge.apis.openai.validation import check_fields, parse_object
+from coordinator.edge.http.request_body import read_body
+from protocol.errors import InvalidRequest
+from protocol.ids import MAX_WORKERS
+
+if TYPE_CHECKING:
+    from coordinator.cluster.service_api import PoolControl
+    from coordinator.edge.http.limits import EdgeLimits
+
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)]
+
+
+class ScaleRequest(BaseModel):
+    """How many workers each pool should have; a pool that is not named stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prefill: Count | None = None
+    decode: Count | None = None
+
+
+class RoleRequest(BaseModel):
+    """What a worker should do from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["prefill", "decode"]
+
+
+class PoolRoutes:
+    """What operators change. Every answer comes at once; `GET /cluster` shows how far it is."""
+
+    def __init__(self, pools: PoolControl, limits: EdgeLimits) -> None:
+        self._pools = pools
+        self._limits = limits
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter()
+        for path, endpoint, model in (
+            ("/cluster/scale", self.scale, ScaleRequest),
+            ("/cluster/workers/{worker_id}/role", self.role, RoleRequest),
+        ):
+            extra = body_schema(model)
+            router.add_api_route(
+                path, endpoint, methods=["POST"], response_model=None, openapi_extra=extra
+            )
+        drain = "/cluster/workers/{worker_id}/drain"
+        router.add_api_route(drain, self.drain, methods=["POST"], response_model=None)
+        return router
+
+    async def scale(self, request: Request) -> Response:
+        """Start or drain workers to reach the numbers."""
+        body = await read_body(request, self._limits)
+        asked = check_fields(parse_object(body), ScaleRequest)
+        if asked.prefill is None and asked.decode is None:
+            raise InvalidRequest("give prefill, decode, or both: how many workers", "prefill")
+        return json_response(self._pools.scale(asked.prefill, asked.decode))
+
+    async def drain(self, worker_id: str) -> Response:
+        """Let a worker finish what it has, and leave."""
+        return json_response(self._pools.drain(worker_id))
+
+    async def role(self, request: Request, worker_id: str) -> Response:
+        """Move a worker to the other pool; nothing it is at is interrupted."""
+        body = await read_body(request, self._limits)
+        asked = check_fields(parse_object(body), RoleRequest)
+        return json_response(self._pools.set_role(worker_id, asked.role))

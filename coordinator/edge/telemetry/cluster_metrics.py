@@ -1,0 +1,181 @@
+"""Gauges of the workers, read from the service when Prometheus asks. Owns no state of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from protocol.worker_load import STEP_TOKEN_BUCKETS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client.core import Metric
+
+BLOCK_STATES = ("free", "cached", "held")
+STAGES = ("waiting", "running", "transferring")
+
+
+class ClusterCollector(Collector):
+    """Turns one `GET /cluster` view into metric families."""
+
+    def __init__(self, model_name: str, cluster: Callable[[], dict[str, Any]]) -> None:
+        self._model_name = model_name
+        self._cluster = cluster
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not ask a service that is still starting."""
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Everything, as of now."""
+        view = self._cluster()
+        workers = view.get("workers", [])
+        yield from self._aliases(view, workers)
+        yield self._replicas(workers)
+        yield self._wanted(view.get("target", {}))
+        yield from self._autoscaler(view.get("autoscaler", {}))
+        yield self._blocks(workers)
+        yield self._requests(workers)
+        yield from self._totals(view, workers)
+
+    def _aliases(self, view: dict[str, Any], workers: list[dict[str, Any]]) -> Iterable[Metric]:
+        """The gauges that llm-d and the gateway extension route by.
+
+        A request is in both pools at once: it counts as waiting where it waits, else as running.
+        """
+        requests = view.get("requests", {})
+        live = requests.get("live", 0)
+        waiting = min(_sum(workers, "requests", "waiting") + requests.get("queued", 0), live)
+        total = _sum(workers, "blocks", "total")
+        usage = _sum(workers, "blocks", "held") / total if total else 0.0
+        yield self._gauge("vllm:num_requests_running", "Requests on workers", live - waiting)
+        yield self._gauge("vllm:num_requests_waiting", "Requests that wait", waiting)
+        yield self._gauge("vllm:kv_cache_usage_perc", "Blocks in use, 0 to 1", usage)
+        yield self._gauge("baton_requests_live", "Requests that have not ended", live)
+        yield self._phases(requests.get("phases", {}))
+        yield self._cache_config(workers, total)
+
+    def _phases(self, phases: dict[str, int]) -> Metric:
+        family = GaugeMetricFamily(
+            "baton_requests", "Live requests by phase", labels=("model_name", "phase")
+        )
+        for phase, count in phases.items():
+            family.add_metric((self._model_name, phase), count)
+        return family
+
+    def _cache_config(self, workers: list[dict[str, Any]], num_blocks: int) -> Metric:
+        """An info metric: its value is 1, its labels say the size of all pools together."""
+        labels = ("model_name", "engine", "block_size", "num_gpu_blocks")
+        family = GaugeMetricFamily("vllm:cache_config_info", "KV pools, all workers", labels=labels)
+        size = next((worker.get("block_size", 0) for worker in workers), 0)
+        family.add_metric((self._model_name, "0", str(size), str(num_blocks)), 1)
+        return family
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(name, text, labels=("model_name", "engine"))
+        family.add_metric((self._model_name, "0"), value)
+        return family
+
+    def _replicas(self, workers: list[dict[str, Any]]) -> Metric:
+        family = GaugeMetricFamily("baton_workers", "Workers", labels=("role", "state"))
+        states = Counter((worker["role"], worker["state"]) for worker in workers)
+        for labels, count in states.items():
+            family.add_metric(labels, count)
+        return family
+
+    def _wanted(self, target: dict[str, int]) -> Metric:
+        family = GaugeMetricFamily("baton_workers_target", "Workers wanted", labels=("role",))
+        for role, count in target.items():
+            family.add_metric((role,), count)
+        return family
+
+    def _autoscaler(self, shown: dict[str, Any]) -> Iterable[Metric]:
+        """What the planner thinks; names without samples where it is off."""
+        needed = GaugeMetricFamily(
+            "baton_autoscaler_needed", "Workers that the planner would have", labels=("role",)
+        )
+        for role, count in shown.get("needs", {}).items():
+            needed.add_metric((role,), count)
+        yield needed
+        decisions = CounterMetricFamily(
+            "baton_autoscaler_decisions", "What the planner decided", labels=("decision",)
+        )
+        for decision, count in shown.get("counts", {}).items():
+            decisions.add_metric((decision,), count)
+        yield decisions
+        yield GaugeMetricFamily(
+            "baton_autoscaler_trouble",
+            "1 while an order of the planner was given up",
+            float(shown["trouble"] is not None) if shown.get("enabled") else None,
+        )
+
+    def _blocks(self, workers: list[dict[str, Any]]) -> Metric:
+        labels = ("worker", "role", "state")
+        family = GaugeMetricFamily("baton_kv_blocks", "KV blocks by state", labels=labels)
+        for worker in workers:
+            for state in BLOCK_STATES:
+                count = worker.get("blocks", {}).get(state, 0)
+                family.add_metric((worker["id"], worker["role"], state), count)
+        return family
+
+    def _requests(self, workers: list[dict[str, Any]]) -> Metric:
+        labels = ("worker", "role", "stage")
+        family = GaugeMetricFamily("baton_worker_requests", "Requests by stage", labels=labels)
+        for worker in workers:
+            for stage in STAGES:
+                count = worker.get("requests", {}).get(stage, 0)
+                family.add_metric((worker["id"], worker["role"], stage), count)
+        return family
+
+    def _totals(self, view: dict[str, Any], workers: list[dict[str, Any]]) -> Iterable[Metric]:
+        """Counters that workers keep; they begin again when a worker does."""
+        names = sorted({name for worker in workers for name in worker.get("totals", {})})
+        for name in names:
+            family = CounterMetricFamily(
+                f"baton_worker_{name}", f"{name} of each worker", labels=("worker", "role")
+            )
+            for worker in workers:
+                value = worker.get("totals", {}).get(name, 0)
+                family.add_metric((worker["id"], worker["role"]), value)
+            yield family
+        for name in ("replays", "transfer_failures"):
+            family = CounterMetricFamily(f"baton_{name}", f"{name} seen by the coordinator")
+            family.add_metric((), view.get(name, 0))
+            yield family
+        yield from self._lifetime(view.get("lifetime"))
+
+    def _lifetime(self, lifetime: dict[str, Any] | None) -> Iterable[Metric]:
+        """Sums over all workers, those that are gone included."""
+        if lifetime is None:
+            return
+        labels, values = ("model_name", "engine"), (self._model_name, "0")
+        preemptions = CounterMetricFamily("vllm:num_preemptions", "Preemptions", labels=labels)
+        preemptions.add_metric(values, lifetime["preemptions"])
+        yield preemptions
+        sizes = HistogramMetricFamily(
+            "vllm:iteration_tokens_total", "Tokens in a step of any worker", labels=labels
+        )
+        bounds = [*map(float, STEP_TOKEN_BUCKETS), math.inf]
+        counts = itertools.accumulate(lifetime["step_sizes"])
+        buckets = [(_bound(b), float(n)) for b, n in zip(bounds, counts, strict=True)]
+        sizes.add_metric(values, buckets, lifetime["stepped_tokens"])
+        yield sizes
+
+
+def _bound(bound: float) -> str:
+    """A bucket's upper bound as Prometheus writes it."""
+    return "+Inf" if bound == math.inf else str(bound)
+
+
+def _sum(workers: list[dict[str, Any]], group: str, name: str) -> int:
+    return sum(int(worker.get(group, {}).get(name, 0)) for worker in workers)

@@ -1,0 +1,202 @@
+"""What comes and what it costs, as the planner needs it. Owns windows, length distributions and step costs; pure.
+
+Fed at admission, at each request's end, and with the counters of heartbeats. A worker's first requests and first
+seconds are left out: caches are cold, kernels are compiled, memory is touched for the first time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from coordinator.planning.capacity import StepCost
+from coordinator.planning.needs import HELD_S
+from coordinator.planning.observations import Held, Targets
+from coordinator.planning.sketch import Arrivals, Distribution, SlidingSketch
+
+if TYPE_CHECKING:
+    from coordinator.cluster.lifecycle import RequestLife
+    from protocol.worker_load import WorkerLoad
+
+SHORT_S, LONG_S, SLOW_S = 30.0, 120.0, 600.0
+COLD_REQUESTS = 3
+COLD_S = 10.0
+NO_TARGETS = Targets(math.inf, math.inf)
+MEMORY_S = 60.0
+"""After so many seconds of steps, a fit of the step's cost remembers half of the weight."""
+
+
+@dataclass(slots=True)
+class StepFit:
+    """seconds = base + per_sequence · n by least squares, older samples fading.
+
+    While all samples have nearly the same n the two cannot be told apart; a faint sample says that an empty
+    step costs half as much as the mean one, and vanishes beside real differences."""
+
+    weight: float = 0.0
+    n: float = 0.0
+    t: float = 0.0
+    nn: float = 0.0
+    nt: float = 0.0
+
+    def add(self, sequences: float, seconds: float, steps: int) -> None:
+        """`steps` steps of mean size `sequences` took `seconds` each."""
+        keep = 0.5 ** (steps * seconds / MEMORY_S)
+        self.weight = self.weight * keep + steps
+        self.n = self.n * keep + steps * sequences
+        self.t = self.t * keep + steps * seconds
+        self.nn = self.nn * keep + steps * sequences * sequences
+        self.nt = self.nt * keep + steps * sequences * seconds
+
+    def cost(self) -> StepCost | None:
+        """None before the first sample."""
+        if self.weight <= 0:
+            return None
+        faint = 0.02 * self.weight
+        weight, mean_s = self.weight + faint, self.t / self.weight
+        n, t = self.n, self.t + faint * 0.5 * mean_s
+        spread = weight * self.nn - n * n
+        slope = (weight * self.nt - n * t) / spread if spread > 1e-12 else 0.0
+        slope = min(max(slope, 0.0), t / n if n > 0 else 0.0)
+        return StepCost(max((t - slope * n) / weight, 0.0), slope)
+
+
+@dataclass(slots=True)
+class _Counters:
+    """What a worker had counted at its last look."""
+
+    prefill_tokens: int
+    decode_tokens: int
+    steps: int
+    step_s: float
+    in_state_s: float
+
+
+@dataclass(slots=True)
+class DemandBook:
+    """One for the cluster. `targets` say what counts as held."""
+
+    targets: Targets = NO_TARGETS
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    step: StepFit = field(default_factory=StepFit)
+    prefill_tokens_per_s: float = 0.0
+    _service_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
+    _prompts: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
+    _outputs: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
+    _resident: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
+    _first_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(LONG_S, 10.0))
+    _at_prefill: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
+    _judged: deque[tuple[float, bool, bool | None]] = field(default_factory=deque)
+    _finished_by: dict[str, int] = field(default_factory=dict)
+    _counters: dict[str, _Counters] = field(default_factory=dict)
+
+    # ---- the service's side
+
+    def arrived(self, now_s: float, num_prompt_tokens: int) -> None:
+        """A request was admitted or refused: it came."""
+        self.arrivals.add(now_s)
+        self._prompts.add(now_s, num_prompt_tokens)
+
+    def refused(self, now_s: float) -> None:
+        """It was turned away: no target was held."""
+        self._judge(now_s, ttft=False, tpot=None)
+
+    def finished(self, now_s: float, life: RequestLife) -> None:
+        """A request ended well."""
+        timeline, num_output = life.timeline, len(life.emitted)
+        num_prompt = len(life.generation.prompt_token_ids)
+        attempt = timeline.attempts[-1]
+        worker = attempt.prefill_worker or attempt.decode_worker
+        if attempt.first_s is None or attempt.last_s is None or self._is_cold(worker):
+            return
+        self._outputs.add(now_s, num_output)
+        self._resident.add(now_s, num_prompt + num_output / 2, max(num_output, 1))
+        self._at_prefill.add(now_s, float(attempt.prefill_worker is not None))
+        told = attempt.reports.get(worker, {})
+        if attempt.prefill_worker is not None and "prefill_s" in told:
+            self._service_s.add(now_s, told["prefill_s"] + told.get("prefix_fetch_s", 0.0))
+        ttft_s = (timeline.attempts[0].first_s or attempt.first_s) - timeline.submitted_s
+        self._first_s.add(now_s, ttft_s)
+        tpot = None
+        if num_output > 1 and timeline.replays == 0:
+            mean_s = (attempt.last_s - attempt.first_s) / (num_output - 1)
+            tpot = mean_s <= self.targets.tpot_s
+        self._judge(now_s, ttft=ttft_s <= self.targets.ttft_s, tpot=tpot)
+
+    def _is_cold(self, worker_id: str) -> bool:
+        """Count what a worker finished; its first few say nothing."""
+        count = self._finished_by.get(worker_id, 0) + 1
+        self._finished_by[worker_id] = count
+        return count <= COLD_REQUESTS
+
+    def _judge(self, now_s: float, *, ttft: bool, tpot: bool | None) -> None:
+        self._judged.append((now_s, ttft, tpot))
+        while self._judged[0][0] < now_s - HELD_S:
+            self._judged.popleft()
+
+    # ---- what heartbeats counted
+
+    def looked(self, worker_id: str, load: WorkerLoad, in_state_s: float) -> None:
+        """A worker's counters now; what it did since the last look is one sample."""
+        now = _Counters(
+            load.prefill_tokens, load.decode_tokens, load.steps, load.step_s, in_state_s
+        )
+        before = self._counters.get(worker_id)
+        self._counters[worker_id] = now
+        if before is None or now.steps < before.steps or before.in_state_s > in_state_s:
+            return
+        if in_state_s < COLD_S:
+            return
+        steps, seconds = now.steps - before.steps, now.step_s - before.step_s
+        prompt = now.prefill_tokens - before.prefill_tokens
+        written = now.decode_tokens - before.decode_tokens
+        if steps and written and not prompt:
+            self.step.add(written / steps, seconds / steps, steps)
+        elif prompt and not written and seconds > 0:
+            rate, share = prompt / seconds, min(seconds / 10.0, 1.0)
+            known = self.prefill_tokens_per_s
+            self.prefill_tokens_per_s = known + share * (rate - known) if known else rate
+
+    def forget(self, worker_ids: set[str]) -> None:
+        """Only these workers are there; one that comes back is cold."""
+        for name in set(self._counters) - worker_ids:
+            del self._counters[name]
+            self._finished_by.pop(name, None)
+
+    # ---- the planner's side
+
+    def service_s(self, now_s: float) -> Distribution:
+        """Seconds of a prefill worker for one prompt."""
+        return self._service_s.over(now_s, SLOW_S)
+
+    def prompt_tokens(self, now_s: float) -> Distribution:
+        """Lengths of what came."""
+        return self._prompts.over(now_s, SLOW_S)
+
+    def output_tokens(self, now_s: float) -> Distribution:
+        """Lengths of what was written."""
+        return self._outputs.over(now_s, SLOW_S)
+
+    def first_token_s(self, now_s: float) -> float:
+        """From a request to its first token, in the mean; 0 unknown."""
+        return self._first_s.over(now_s, LONG_S).mean
+
+    def prefill_share(self, now_s: float) -> float:
+        """How many prompts prefill workers computed, and not decode workers themselves; 1 unknown."""
+        placed = self._at_prefill.over(now_s, SLOW_S)
+        return placed.mean if placed.count else 1.0
+
+    def resident_tokens(self, now_s: float) -> float:
+        """Tokens that a sequence holds in the mean, each moment of its writing counted alike; 0 unknown."""
+        return self._resident.over(now_s, SLOW_S).mean
+
+    def held(self, now_s: float) -> tuple[Held, Held]:
+        """Of the last minute: first tokens in time, and following tokens in time."""
+        recent = [(ttft, tpot) for at_s, ttft, tpot in self._judged if at_s >= now_s - HELD_S]
+        return _held([ttft for ttft, _ in recent]), _held([p for _, p in recent if p is not None])
+
+
+def _held(verdicts: list[bool]) -> Held:
+    return Held(len(verdicts), sum(verdicts) / len(verdicts)) if verdicts else Held()

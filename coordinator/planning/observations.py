@@ -1,0 +1,141 @@
+"""What the planner is told and what it answers. Owns the shapes; decides nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from coordinator.planning.sketch import Distribution
+
+if TYPE_CHECKING:
+    from coordinator.planning.capacity import StepCost
+
+ROLES = ("prefill", "decode")
+State = Literal["starting", "ready", "draining"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSight:
+    """One worker. `in_state_s` is how long it has been what it is; `queued_tokens` are prompt tokens promised
+    to it and not computed; `silent_s` is the age of what it last told."""
+
+    worker_id: str
+    role: str
+    state: State
+    in_state_s: float
+    queued_tokens: int = 0
+    running: int = 0
+    kv_share: float = 0.0
+    silent_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How many requests were judged against a target lately, and the share that held it."""
+
+    count: float = 0.0
+    share: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """The cluster at `now_s`. `rate_short`, `_long` and `_slow` are requests a second over half a minute, two
+    and ten minutes. Rates and distributions are of warm workers only; `queued_tokens` wait at the
+    coordinator, those of workers are in `workers`;
+    `first_token_s` is the mean of the last two minutes,
+    `prefill_share` how many prompts prefill workers computed, and not decode workers themselves."""
+
+    now_s: float
+    workers: tuple[WorkerSight, ...]
+    queued_requests: int = 0
+    queued_tokens: int = 0
+    oldest_wait_s: float = 0.0
+    rate_short: float = 0.0
+    rate_long: float = 0.0
+    rate_slow: float = 0.0
+    short_count: int = 0
+    arrival_scv: float = 1.0
+    prefill_tokens_per_s: float = 0.0
+    service_s: Distribution = field(default_factory=Distribution)
+    prompt_tokens: Distribution = field(default_factory=Distribution)
+    output_tokens: Distribution = field(default_factory=Distribution)
+    first_token_s: float = 0.0
+    prefill_share: float = 1.0
+    step: StepCost | None = None
+    room_sequences: float = 64.0
+    ttft: Held = field(default_factory=Held)
+    tpot: Held = field(default_factory=Held)
+
+    def of(self, role: str, *states: str) -> list[WorkerSight]:
+        """Workers of a role in one of `states`."""
+        return [w for w in self.workers if w.role == role and w.state in states]
+
+    def present(self) -> dict[str, int]:
+        """Workers of each role that serve or will."""
+        return {role: len(self.of(role, "starting", "ready")) for role in ROLES}
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """In seconds. `goal` is the share of requests that must hold both."""
+
+    ttft_s: float
+    tpot_s: float
+    goal: float = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Workers of one role."""
+
+    least: int
+    most: int
+
+    def clamp(self, number: int) -> int:
+        """The nearest number within."""
+        return min(max(number, self.least), self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the planner may order. `budget` bounds all workers together, starting and draining ones too."""
+
+    prefill: Range
+    decode: Range
+    budget: int
+
+    def of(self, role: str) -> Range:
+        """The role's range."""
+        return self.prefill if role == "prefill" else self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Change nothing."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """Let a worker play the other role."""
+
+    worker_id: str
+    role: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Have so many workers of each role, by starting or draining."""
+
+    prefill: int
+    decode: int
+    reason: str
+
+    def of(self, role: str) -> int:
+        """The role's number."""
+        return self.prefill if role == "prefill" else self.decode
+
+
+Decision = Hold | Flip | Scale

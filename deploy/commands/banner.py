@@ -1,0 +1,150 @@
+"""What a person sees while Baton starts. Owns words and colours only; writes to standard error.
+
+The last thing printed is a curl line that works when pasted.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from deploy.host.memory import format_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from rich.console import Console
+
+    from deploy.launch.plan import Plan
+    from protocol.specs import WorkerSpec
+
+_COLOURS = {"prefill": "cyan", "decode": "green", "coordinator": "magenta"}
+_STAGES = {
+    "download": "fetching the model",
+    "extract": "unpacking the model",
+    "convert": "converting the model (once)",
+}
+
+
+class PrepareProgress:
+    """A progress bar that appears with the first stage; call it with (stage, fraction)."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._stage = ""
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Callable[[str, float], None]:
+        return self._update
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _update(self, stage: str, fraction: float) -> None:
+        if stage == "download":  # pip draws its own bar
+            self._console.print(_STAGES[stage] + " (once)")
+            return
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+        if stage != self._stage:
+            self._stage = stage
+            self._task = self._bar.add_task(_STAGES.get(stage, stage), total=1.0)
+        self._bar.update(self._task, completed=fraction)
+
+
+class ChildLines:
+    """Shows what children print, each line with its name; lines that begin with it are left as they are."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def __call__(self, name: str, line: str) -> None:
+        style = _COLOURS.get(name.partition("-")[0], "white")
+        shown = Text() if f" {name} " in line else Text(f"{name} ", style=style)
+        self._console.print(shown.append(line), soft_wrap=True)
+
+
+def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: float) -> None:
+    """URLs, model, pools, transport, backend, capacity, and a line to paste."""
+    spec, first = plan.coordinator, plan.workers[0]
+    url = f"http://{_reachable(spec.host)}:{spec.port}"
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[bold]Baton[/bold]", Text(f"{url}/v1", style="bold green"))
+    table.add_row("live page", Text(f"{url}/ui", style="green"))
+    table.add_row("model", f"{', '.join(spec.model.served_names)} · {spec.model.dtype}")
+    table.add_row("pools", _pools(plan))
+    table.add_row("transport", news.get("transport", _transport(plan)))
+    table.add_row("backend", news.get("backend", first.backend))
+    if "launcher" in news:
+        table.add_row("launcher", news["launcher"])
+        table.add_row("nodes", news["nodes"])
+    for role in ("prefill", "decode"):
+        workers = [worker for worker in plan.workers if worker.role == role]
+        if workers:
+            table.add_row(f"{role} KV", _capacity(workers))
+    if spec.host not in ("127.0.0.1", "localhost", "::1") and not spec.api_keys:
+        table.add_row("[yellow]open[/yellow]", f"listening on {spec.host} without keys: --no-auth")
+    table.add_row("ready", f"after {ready_s:.1f} s; Ctrl-C ends it")
+    console.print()
+    console.print(table)
+    console.print()
+    console.print(
+        Text(curl_line(url, spec.model.served_names[0], bool(spec.api_keys))), soft_wrap=True
+    )
+    console.print()
+
+
+def curl_line(url: str, model: str, with_key: bool) -> str:  # noqa: FBT001
+    """A request that streams an answer, ready for a shell."""
+    message = {"role": "user", "content": "What is the capital of France?"}
+    sampling = {"temperature": 0, "max_tokens": 64}
+    body = json.dumps({"model": model, "messages": [message], **sampling, "stream": True})
+    key = ' -H "Authorization: Bearer $BATON_API_KEY"' if with_key else ""
+    kind = ' -H "Content-Type: application/json"'
+    return f"curl -N {url}/v1/chat/completions{kind}{key} -d {shlex.quote(body)}"
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _pools(plan: Plan) -> str:
+    parts = []
+    for role in ("prefill", "decode"):
+        workers = [worker for worker in plan.workers if worker.role == role]
+        cores = " ".join("cores " + ",".join(map(str, w.cores)) for w in workers if w.cores)
+        parts.append(f"{len(workers)} {role}" + (f" ({cores})" if cores else ""))
+    return " + ".join(parts)
+
+
+def _transport(plan: Plan) -> str:
+    if all(worker.role == "decode" for worker in plan.workers):
+        return "none (colocated)"
+    return plan.workers[0].transport
+
+
+def _capacity(workers: list[WorkerSpec]) -> str:
+    first = workers[0]
+    tokens = first.num_blocks * first.block_size
+    at_once = min(first.max_num_seqs, max(1, tokens // first.max_model_len))
+    return (
+        f"{tokens * len(workers):,} tokens in {format_bytes(first.kv_cache_bytes * len(workers))} · "
+        f"{at_once * len(workers)} sequences of {first.max_model_len:,} at once"
+    )

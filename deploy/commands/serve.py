@@ -1,0 +1,120 @@
+"""`baton serve` from its configuration to its end. Owns the order of things; each thing is elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from deploy.commands.banner import ChildLines, PrepareProgress, show_banner
+from deploy.config.topology import cache_directory
+from deploy.host.model_source import prepare, resolve_dtype
+from deploy.host.run_directory import run_directory
+from deploy.launch.local.launcher import Launcher
+from deploy.launch.plan import Host, device_of, make_plan, pool_bytes
+from deploy.launch.ray.choice import choose_ray
+from deploy.launch.ray.owner import RayLauncher
+from engine.checkpoints.prepared import WEIGHTS_NAME
+from engine.model import shared_weights
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deploy.config.serve_config import ServeConfig
+    from protocol.clock import Clock
+    from protocol.specs import PreparedModel
+
+EXPORTER_MODULE = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+WEIGHTS_SHARE = 0.25
+"""Weights that take more of the available memory are mapped from their file, without a copy."""
+
+
+def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
+    """Exit status 0 after a stop that was asked for; ConfigError or WorkerLost otherwise."""
+    console = Console(stderr=True, highlight=False)
+    host = Host.here()
+    device = device_of(config, host)  # fail before a download rather than after it
+    if device == "cpu":
+        pool_bytes(config, host)
+    check_tracing(config.otlp_traces_endpoint)
+    port = claim_port(config.host, config.port)
+    with PrepareProgress(console) as progress:
+        model = prepare(
+            config.model,
+            config.served_model_name,
+            resolve_dtype(config.dtype, device),
+            cache_directory(),
+            progress,
+            is_dummy=config.load_format == "dummy",
+        )
+    with run_directory() as directory:
+        plan = make_plan(config, model, host, directory, port)
+        launcher: Launcher | RayLauncher
+        if config.launcher == "ray":
+            choice = choose_ray(config, directory, len(host.cores))
+            launcher = RayLauncher(plan, choice, clock, ChildLines(console))
+        else:
+            if device == "cpu":
+                plan = plan.sharing(weights_memory(model, host))
+            launcher = Launcher(
+                plan, directory, clock, ChildLines(console), config.shutdown_timeout
+            )
+
+        def on_ready(news: str) -> None:
+            told = {**read_news(news), **launcher.news}
+            show_banner(console, plan, told, clock.now_s() - started_s)
+
+        asyncio.run(launcher.run(on_ready))
+    return 0
+
+
+def check_tracing(endpoint: str | None) -> None:
+    """ConfigError when traces are wanted and the extra that sends them is not installed."""
+    if endpoint is None:
+        return
+    try:
+        found = all(find_spec(name) for name in ("opentelemetry.sdk.trace", EXPORTER_MODULE))
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise ConfigError(
+            "--otlp-traces-endpoint: OpenTelemetry is not installed; "
+            "run pip install 'baton-serve[otel]', or leave the flag out"
+        )
+
+
+def weights_memory(model: PreparedModel, host: Host) -> int | None:
+    """A memfd for one copy of the weights in huge pages; None when the copy would be too large."""
+    size = (Path(model.directory) / WEIGHTS_NAME).stat().st_size
+    return shared_weights.create() if size <= host.available_bytes * WEIGHTS_SHARE else None
+
+
+def read_news(line: str) -> dict[str, str]:
+    """What a coordinator may add to `ready`: a JSON object with backend and transport."""
+    try:
+        news = json.loads(line or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return {str(key): str(value) for key, value in news.items()} if isinstance(news, dict) else {}
+
+
+def claim_port(host: str, port: int) -> int:
+    """The port to listen on, known to be free now; 0 chooses one. ConfigError when it is taken."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ConfigError(f"--host: {host!r} is not an address of this machine: {error}") from error
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ConfigError(
+                f"--port: cannot listen on {host}:{port} ({error.strerror}); "
+                "choose another with --port, or --port 0 for any free one"
+            ) from error
+        return int(probe.getsockname()[1])

@@ -1,0 +1,106 @@
+"""What `--autoscale` and `--slo` mean. Owns their grammar; the planner owns what is made of it.
+
+prefill=1..4,decode=1..8,total=10        ranges of the pools, and of both together
+ttft:2000,tpot:100,goal:0.95             milliseconds, and the share of requests that must hold both
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from coordinator.planning.observations import Limits, Range, Targets
+from protocol.errors import ConfigError
+from protocol.ids import MAX_WORKERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+DEFAULT_SLO = ("ttft:2000", "tpot:100")
+"""MLPerf's server limits for an 8B model."""
+DEFAULT_GOAL = 0.9
+_RANGE = re.compile(r"(prefill|decode)=(\d{1,4})\.\.(\d{1,4})")
+_TOTAL = re.compile(r"total=(\d{1,4})")
+_TARGET = re.compile(r"(ttft|tpot):(\d+(?:\.\d+)?)(?:ms)?")
+_GOAL = re.compile(r"goal:(0?\.\d+)")
+
+
+def parts(text: str) -> list[str]:
+    """`a,b c` → a, b, c."""
+    return [part for part in re.split(r"[,\s]+", text.strip()) if part]
+
+
+def slo_text(text: str) -> str:
+    """One or more parts of --slo, as they are; ValueError says what to write."""
+    for part in parts(text):
+        if _TARGET.fullmatch(part) is None and _GOAL.fullmatch(part) is None:
+            raise ValueError(f"{part!r} is no target: write ttft:2000 tpot:100 (ms), or goal:0.95")
+    return text
+
+
+def autoscale_text(text: str) -> str:
+    """One or more parts of --autoscale, as they are; ValueError says what to write."""
+    for part in parts(text):
+        if _RANGE.fullmatch(part) is None and _TOTAL.fullmatch(part) is None:
+            raise ValueError(f"{part!r} is no range: write prefill=1..4,decode=1..8 or total=10")
+    return text
+
+
+def targets_of(texts: Iterable[str]) -> Targets:
+    """All of --slo; ConfigError names what is missing or twice."""
+    found: dict[str, float] = {}
+    for part in _all_parts(texts, slo_text, "--slo"):
+        name, _, number = part.partition(":")
+        if name in found:
+            raise ConfigError(f"--slo: {name} is there twice")
+        found[name] = float(number.removesuffix("ms"))
+    for name in ("ttft", "tpot"):
+        if found.get(name, 0.0) <= 0:
+            raise ConfigError(f"--slo: needs {name} in milliseconds, more than 0, as {name}:100")
+    return Targets(found["ttft"] / 1e3, found["tpot"] / 1e3, found.get("goal", DEFAULT_GOAL))
+
+
+def limits_of(texts: Iterable[str]) -> Limits:
+    """All of --autoscale; ConfigError names what is missing, twice or upside down."""
+    ranges: dict[str, Range] = {}
+    budget: int | None = None
+    for part in _all_parts(texts, autoscale_text, "--autoscale"):
+        total = _TOTAL.fullmatch(part)
+        if total is not None:
+            budget = int(total[1])
+            continue
+        match = _RANGE.fullmatch(part)
+        assert match is not None
+        role, least, most = match[1], int(match[2]), int(match[3])
+        if role in ranges:
+            raise ConfigError(f"--autoscale: {role} is there twice")
+        if not 1 <= least <= most <= MAX_WORKERS:
+            raise ConfigError(f"--autoscale: {part}: write 1 to {MAX_WORKERS}, the lower one first")
+        ranges[role] = Range(least, most)
+    for role in ("prefill", "decode"):
+        if role not in ranges:
+            raise ConfigError(f"--autoscale: says nothing of {role}; add {role}=1..4")
+    return _checked(Limits(ranges["prefill"], ranges["decode"], _budget(ranges, budget)))
+
+
+def _budget(ranges: dict[str, Range], budget: int | None) -> int:
+    most = sum(each.most for each in ranges.values())
+    return min(MAX_WORKERS, most) if budget is None else budget
+
+
+def _checked(limits: Limits) -> Limits:
+    least = limits.prefill.least + limits.decode.least
+    if not least <= limits.budget <= MAX_WORKERS:
+        raise ConfigError(f"--autoscale: total={limits.budget} must be {least} to {MAX_WORKERS}")
+    return limits
+
+
+def _all_parts(texts: Iterable[str], check: Callable[[str], str], flag: str) -> list[str]:
+    found: list[str] = []
+    for text in texts:
+        try:
+            check(text)
+        except ValueError as error:
+            raise ConfigError(f"{flag}: {error}") from None
+        found += parts(text)
+    return found

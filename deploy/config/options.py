@@ -1,0 +1,368 @@
+"""Every option of `baton serve`, once. Owns names, aliases, parsers and defaults.
+
+The command line, the environment, the YAML file and `--print-config` are all made from this table;
+which of them wins is decided in `deploy.config.serve_config`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
+from deploy.config.topology import Pools, parse_pd
+from deploy.host.affinity import parse_affinity
+from deploy.host.gpu_plan import DEFAULT_UTILIZATION, utilization_text
+from deploy.host.memory import parse_bytes
+from deploy.launch.ray.ray_address import parse_ray_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EMBEDDED_MODEL = "smollm2-135m"
+ON = True
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option. `name` is the long option without dashes, which is also its YAML key.
+
+    `parse` turns text into a value and raises ValueError with a sentence for people.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    default: Any
+    help: str
+    aliases: tuple[str, ...] = ()
+    metavar: str = "VALUE"
+    kind: Literal["value", "switch", "several"] = "value"
+    secret: bool = False
+
+    @property
+    def field(self) -> str:
+        """Its attribute in `ServeConfig`."""
+        return self.name.replace("-", "_")
+
+    @property
+    def variable(self) -> str:
+        """Its environment variable."""
+        return "BATON_" + self.field.upper()
+
+
+def text(value: str) -> str:
+    """Any text that says something."""
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+def whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
+    """A parser of whole numbers within bounds; `8k` is 8000 and `8K` is 8192, as in vLLM."""
+    units = {"k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}
+
+    def parse(value: str) -> int:
+        digits, unit = (value[:-1], units[value[-1]]) if value[-1:] in units else (value, 1)
+        if not digits.removeprefix("-").isdigit():
+            raise ValueError(f"{value!r} is not a whole number")
+        number = int(digits) * unit
+        if not minimum <= number <= maximum:
+            raise ValueError(f"{number} is outside {minimum}…{maximum}")
+        return number
+
+    return parse
+
+
+def seconds(value: str) -> float:
+    """A duration: `30`, `30s`, `1.5`."""
+    try:
+        number = float(value.removesuffix("s"))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of seconds") from None
+    if not math.isfinite(number) or not 0 < number <= 86400:
+        raise ValueError(f"{value} is outside 0…86400 seconds")
+    return number
+
+
+def cpus(value: str) -> float:
+    """A number of CPUs, as Ray counts them: `4`, `0.5`."""
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of CPUs") from None
+    if not math.isfinite(number) or not 0 <= number <= 4096:
+        raise ValueError(f"{value} is outside 0…4096 CPUs")
+    return number
+
+
+def choice(*names: str) -> Callable[[str], str]:
+    """A parser of one of `names`."""
+
+    def parse(value: str) -> str:
+        if value.lower() not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+        return value.lower()
+
+    return parse
+
+
+def dtype(value: str) -> str:
+    """auto, float32 or bfloat16."""
+    if value in ("half", "float16", "fp16"):
+        raise ValueError(f"{value!r} is not supported on CPUs: use bfloat16 or float32 (or auto)")
+    return choice("auto", "float32", "bfloat16")({"float": "float32"}.get(value, value))
+
+
+def load_format(value: str) -> str:
+    """What vLLM calls safetensors and gguf is found from the files."""
+    return choice("auto", "dummy")({"safetensors": "auto", "gguf": "auto"}.get(value, value))
+
+
+def block_size(value: str) -> int:
+    """A power of two: kernels and block keys rely on it."""
+    number = whole(1, 256)(value)
+    if number & (number - 1):
+        raise ValueError(f"{number} is not a power of two: use 16 or 32")
+    return number
+
+
+def traces_endpoint(value: str) -> str:
+    """A URL of an OTLP/HTTP collector; without a path it gets the one that collectors listen on."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"{value!r} is not an OTLP/HTTP address: write http://127.0.0.1:4318/v1/traces "
+            "(gRPC is not spoken)"
+        )
+    return value if parts.path.strip("/") else f"{value.rstrip('/')}/v1/traces"
+
+
+def switch(value: str) -> bool:
+    """What a variable or file may say for yes and no."""
+    word = value.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+OPTIONS = (
+    Option("model", text, EMBEDDED_MODEL, "what to serve", ("model-path",), "MODEL"),
+    Option(
+        "pd",
+        parse_pd,
+        Pools(1, 1),
+        "workers of each pool: 1p1d, 2p2d; 0p1d is one colocated worker",
+        metavar="xPyD",
+    ),
+    Option(
+        "prefill-replicas", whole(0, 256), None, "prefill workers, instead of --pd", metavar="N"
+    ),
+    Option("decode-replicas", whole(1, 256), None, "decode workers, instead of --pd", metavar="N"),
+    Option("host", text, "127.0.0.1", "address to listen on"),
+    Option("port", whole(0, 65535), 8000, "port to listen on; 0 takes a free one", metavar="N"),
+    Option("served-model-name", text, (), "names clients may use", kind="several", metavar="NAME"),
+    Option(
+        "dtype",
+        dtype,
+        "auto",
+        "auto, float32 or bfloat16; auto is bfloat16 where the processor computes in it",
+    ),
+    Option(
+        "max-model-len",
+        whole(1),
+        None,
+        "longest prompt plus output (default: the model's)",
+        ("context-length",),
+        "TOKENS",
+    ),
+    Option("block-size", block_size, 16, "tokens in one KV block", ("page-size",), "TOKENS"),
+    Option(
+        "max-num-seqs",
+        whole(1, 4096),
+        None,
+        "sequences running at once on a worker (default: 64, on a GPU 256)",
+        ("max-running-requests",),
+        "N",
+    ),
+    Option(
+        "max-num-batched-tokens",
+        whole(16, 1 << 20),
+        None,
+        "tokens in one step: a prefill chunk (default: 512, on a GPU 8192)",
+        ("chunked-prefill-size",),
+        "N",
+    ),
+    Option(
+        "kv-cache-memory",
+        parse_bytes,
+        None,
+        "KV pool of each worker, as 2GiB (default: a part of free memory)",
+        ("kv-cache-memory-bytes",),
+        "SIZE",
+    ),
+    Option("enable-prefix-caching", switch, ON, "reuse KV blocks of equal prefixes", kind="switch"),
+    Option(
+        "seed", whole(0), None, "seed of requests that bring none (default: drawn)", metavar="N"
+    ),
+    Option(
+        "device",
+        choice("auto", "cpu", "cuda"),
+        "auto",
+        "auto (a GPU where there is one), cpu or cuda",
+    ),
+    Option(
+        "gpu-memory-utilization",
+        utilization_text,
+        DEFAULT_UTILIZATION,
+        "part of a GPU for all its workers, or each role's as prefill=0.3,decode=0.6",
+        ("mem-fraction-static",),
+        "PART",
+    ),
+    Option(
+        "load-format",
+        load_format,
+        "auto",
+        "auto, or dummy: random weights of the model's shape, for measuring on a GPU",
+        metavar="FORMAT",
+    ),
+    Option(
+        "backend",
+        choice("auto", "cpu", "torch"),
+        "auto",
+        "auto, cpu (packed weights, C kernel) or torch (reference)",
+    ),
+    Option(
+        "transport",
+        choice("auto", "shm", "zmq", "ucx", "nixl"),
+        "auto",
+        "how KV blocks travel: auto, shm, zmq, ucx or nixl",
+        ("disaggregation-transfer-backend",),
+    ),
+    Option(
+        "kv-network",
+        choice("encrypted", "trusted"),
+        "encrypted",
+        "between hosts: encrypted; or trusted, where nobody but this cluster is: blocks go in clear",
+    ),
+    Option(
+        "local-prefill",
+        choice("auto", "off"),
+        "auto",
+        "auto: a decode worker computes a prompt where that is sooner than waiting for prefill; or off",
+    ),
+    Option(
+        "cpu-affinity",
+        parse_affinity,
+        "auto",
+        "auto, none, or cores as 0-3 or one list each as '0-1;2-3'",
+        metavar="LIST",
+    ),
+    Option(
+        "launcher",
+        choice("local", "ray"),
+        "local",
+        "what starts the processes: local (this machine), or ray (a cluster)",
+    ),
+    Option(
+        "ray-address",
+        parse_ray_address,
+        "auto",
+        "auto (RAY_ADDRESS, else a Ray that runs here, else local), local (start one), or HOST:PORT",
+        metavar="ADDRESS",
+    ),
+    Option(
+        "ray-placement",
+        choice("auto", "slots", "cpus"),
+        "auto",
+        "slots (prefill_slot, decode_slot), cpus, or auto: slots where a node offers any",
+    ),
+    Option(
+        "ray-worker-cpus",
+        cpus,
+        None,
+        "CPUs that Ray reserves for a worker (default: 1, and none beside slots)",
+        metavar="N",
+    ),
+    Option(
+        "kv-lease-duration",
+        seconds,
+        30.0,
+        "how long finished blocks are promised to the decode side",
+        metavar="SECONDS",
+    ),
+    Option(
+        "drain-grace",
+        seconds,
+        30.0,
+        "how long a worker that is drained goes on with its answers before they go on elsewhere",
+        metavar="SECONDS",
+    ),
+    Option(
+        "autoscale",
+        autoscale_text,
+        (),
+        "size the pools by load, as prefill=1..4,decode=1..8 or with total=10 (default: off)",
+        kind="several",
+        metavar="RANGE",
+    ),
+    Option(
+        "slo",
+        slo_text,
+        DEFAULT_SLO,
+        "what --autoscale holds, in ms: ttft:2000 tpot:100, and goal:0.9 of all requests",
+        kind="several",
+        metavar="TARGET",
+    ),
+    Option(
+        "max-queued-requests",
+        whole(0),
+        1024,
+        "beyond this many waiting requests, answer 429",
+        metavar="N",
+    ),
+    Option(
+        "api-key",
+        text,
+        (),
+        "key that clients must send; may be repeated",
+        kind="several",
+        metavar="KEY",
+        secret=True,
+    ),
+    Option(
+        "auth",
+        switch,
+        ON,
+        "refuse to listen beyond loopback without keys; --no-auth where something else guards the port",
+        kind="switch",
+    ),
+    Option("chat-template", text, None, "Jinja template: a file, or the text itself"),
+    Option(
+        "otlp-traces-endpoint",
+        traces_endpoint,
+        None,
+        "send OpenTelemetry traces there, over OTLP/HTTP: http://127.0.0.1:4318/v1/traces",
+        metavar="URL",
+    ),
+    Option("root-path", str, "", "path prefix set by a proxy in front"),
+    Option(
+        "log-level",
+        choice("debug", "info", "warning", "error", "critical"),
+        "info",
+        "debug, info, warning, error",
+        ("uvicorn-log-level",),
+    ),
+    Option(
+        "shutdown-timeout",
+        seconds,
+        2.0,
+        "after Ctrl-C or SIGTERM, how long children may take",
+        metavar="SECONDS",
+    ),
+)
+BY_NAME = {option.name: option for option in OPTIONS}
+ALIASES = {alias: option.name for option in OPTIONS for alias in option.aliases}

@@ -1,0 +1,249 @@
+"""The one frozen configuration of `baton serve`. Owns precedence: command line > environment > file > defaults.
+
+Where the model says something (its length, its sampling defaults), that stands between the file and
+the built-in defaults; it is known only once the model is prepared, so `deploy.launch.plan` fills it in.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deploy.config.autoscale import limits_of, targets_of
+from deploy.config.options import ALIASES, BY_NAME, OPTIONS, Option
+from deploy.config.refusals import REFUSALS
+from deploy.config.topology import Pools
+from protocol.addresses import is_loopback
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Every option of `baton serve`, resolved; None where only the model or the host can tell."""
+
+    model: str
+    pd: Pools
+    prefill_replicas: int | None
+    decode_replicas: int | None
+    host: str
+    port: int
+    served_model_name: tuple[str, ...]
+    dtype: str
+    max_model_len: int | None
+    block_size: int
+    max_num_seqs: int | None
+    max_num_batched_tokens: int | None
+    kv_cache_memory: int | None
+    enable_prefix_caching: bool
+    seed: int | None
+    device: str
+    gpu_memory_utilization: str
+    load_format: str
+    backend: str
+    transport: str
+    kv_network: str
+    local_prefill: str
+    cpu_affinity: str
+    launcher: str
+    ray_address: str
+    ray_placement: str
+    ray_worker_cpus: float | None
+    kv_lease_duration: float
+    drain_grace: float
+    autoscale: tuple[str, ...]
+    slo: tuple[str, ...]
+    max_queued_requests: int
+    api_key: tuple[str, ...]
+    auth: bool
+    chat_template: str | None
+    otlp_traces_endpoint: str | None
+    root_path: str
+    log_level: str
+    shutdown_timeout: float
+
+    @property
+    def pools(self) -> Pools:
+        """`pd`, with what --prefill-replicas and --decode-replicas say instead."""
+        prefill = self.pd.prefill if self.prefill_replicas is None else self.prefill_replicas
+        decode = self.pd.decode if self.decode_replicas is None else self.decode_replicas
+        return Pools(prefill, decode)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration and, for every option's name, where its value came from."""
+
+    config: ServeConfig
+    sources: dict[str, str]
+
+
+def resolve(
+    command_line: Mapping[str, Any],
+    environment: Mapping[str, str],
+    config_file: Path | None = None,
+) -> Resolved:
+    """Merge all sources. `command_line` maps option names to texts (a list for several); ConfigError
+    names the flag, variable or key that is wrong."""
+    given: dict[str, tuple[Any, str]] = {}
+    for name, raw in (read_file(config_file) if config_file else {}).items():
+        given[name] = (parse_yaml(BY_NAME[name], raw, f"{config_file}: {name}"), str(config_file))
+    for option in OPTIONS:
+        if option.variable in environment:
+            raw = environment[option.variable]
+            given[option.name] = (
+                parse_text(option, raw, option.variable),
+                f"environment {option.variable}",
+            )
+    for name, raw in command_line.items():
+        given[name] = (parse_text(BY_NAME[name], raw, f"--{name}"), "command line")
+    values = {o.field: given[o.name][0] if o.name in given else o.default for o in OPTIONS}
+    sources = {o.name: given[o.name][1] if o.name in given else DEFAULT for o in OPTIONS}
+    config = ServeConfig(**values)
+    _check(config)
+    return Resolved(config, sources)
+
+
+def parse_text(option: Option, raw: Any, where: str) -> Any:
+    """An option's value from the command line or the environment; ConfigError names `where`."""
+    if isinstance(raw, bool):
+        return raw
+    texts = raw if isinstance(raw, list) else raw.split(",") if option.kind == "several" else [raw]
+    try:
+        parsed = [
+            option.parse(text.strip() if option.kind == "several" else text) for text in texts
+        ]
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return tuple(parsed) if option.kind == "several" else parsed[-1]
+
+
+def parse_yaml(option: Option, raw: Any, where: str) -> Any:
+    """An option's value from a YAML scalar or, for several, a list."""
+    if isinstance(raw, bool) and option.kind == "switch":
+        return raw
+    if isinstance(raw, list) and option.kind == "several":
+        return parse_text(option, [str(item) for item in raw], where)
+    if raw is None or isinstance(raw, bool | list | dict):
+        raise ConfigError(f"{where}: {raw!r} is not a value for this option")
+    return parse_text(option, [str(raw)], where)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The options a YAML file sets, under their proper names; ConfigError on unknown keys."""
+    import yaml  # noqa: PLC0415 - 30 ms that only a config file costs
+
+    if not path.is_file():
+        raise ConfigError(f"--config: there is no file {path}")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: write options as `name: value` lines")
+    return {_known(str(key), path): value for key, value in document.items()}
+
+
+def _known(key: str, path: Path) -> str:
+    name = key.replace("_", "-").removeprefix("--")
+    name = ALIASES.get(name, name)
+    if name in BY_NAME:
+        return name
+    for refusal in REFUSALS:
+        if refusal.name == name:
+            raise ConfigError(f"{path}: {key}: {refusal.reason}")
+    raise ConfigError(f"{path}: unknown key {key!r}{did_you_mean(name, [*BY_NAME, *ALIASES])}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean …?` when something is near, else nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _check(config: ServeConfig) -> None:
+    """What no single option can see."""
+    if config.pools.total == 0 or config.pools.decode == 0:
+        raise ConfigError("--pd: at least one decode worker is needed, as in 1p1d or 0p1d")
+    if config.transport == "shm" and config.pools.prefill == 0:
+        raise ConfigError(
+            "--transport: 0p1d moves no KV blocks; leave --transport out, or use --pd 1p1d"
+        )
+
+    _check_keys(config)
+    _check_autoscale(config)
+
+
+def _check_keys(config: ServeConfig) -> None:
+    """Nothing listens beyond loopback without keys, unless the operator vouches for who can reach it."""
+    if config.auth and not config.api_key and not is_loopback(config.host):
+        raise ConfigError(
+            f"--host: {config.host} is reached from other hosts and there is no --api-key; set BATON_API_KEY "
+            "to what clients must send, or say --no-auth if something else decides who reaches this port"
+        )
+
+
+def _check_autoscale(config: ServeConfig) -> None:
+    """The pools must begin within their ranges."""
+    targets_of(config.slo)
+    if not config.autoscale:
+        return
+    limits, pools = limits_of(config.autoscale), config.pools
+    for role, count in (("prefill", pools.prefill), ("decode", pools.decode)):
+        allowed = limits.of(role)
+        if not allowed.least <= count <= allowed.most:
+            raise ConfigError(
+                f"--autoscale: {role}={allowed.least}..{allowed.most} does not hold the {count} of "
+                f"--pd {pools}; begin within the range"
+            )
+    if pools.total > limits.budget:
+        raise ConfigError(f"--autoscale: --pd {pools} is more than total={limits.budget}")
+
+
+def describe(resolved: Resolved) -> str:
+    """Every value and its source, as a YAML file that `--config` takes back."""
+    lines = []
+    for option in OPTIONS:
+        value, source = getattr(resolved.config, option.field), resolved.sources[option.name]
+        if option.secret and value:
+            lines.append(f"# {option.name}: {len(value)} hidden  # {source}")
+        elif value is None or value == ():
+            lines.append(f"# {option.name}:  # {source}: {_unset(option.name)}")
+        else:
+            lines.append(f"{option.name}: {_spell(value)}  # {source}")
+    return "\n".join(lines)
+
+
+def _unset(name: str) -> str:
+    return {
+        "max-model-len": "the model's, at most what the KV pool holds",
+        "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each",
+        "served-model-name": "the model's name",
+        "chat-template": "the model's",
+        "max-num-seqs": "64, on a GPU 256",
+        "max-num-batched-tokens": "512, on a GPU 8192",
+        "ray-worker-cpus": "1, and none beside slots",
+        "seed": "drawn for each request",
+        "otlp-traces-endpoint": "no traces",
+        "autoscale": "the pools stay as they are",
+    }.get(name, "none")
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_spell(item) for item in value) + "]"
+    if isinstance(value, str) and (
+        not value or not value.replace("-", "").replace(".", "").isalnum()
+    ):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value)

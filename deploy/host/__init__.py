@@ -1,0 +1,1 @@
+"""What a host offers: cores, memory, GPUs, models on disk."""

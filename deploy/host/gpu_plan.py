@@ -1,0 +1,121 @@
+"""How workers share the GPUs of a host, and what is left for their KV pools. Pure.
+
+a GPU   [ prefill-0: weights | activations | KV pool ][ decode-0: weights | activations | KV pool ][ free ]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deploy.host.memory import format_bytes
+from engine.checkpoints.prepared import ELEMENT_BYTES
+from engine.cuda.sizing import reserve_bytes, weight_bytes
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from deploy.host.gpus import Gpu
+    from protocol.specs import PreparedModel, WorkerSpec
+
+DEFAULT_UTILIZATION = "0.9"
+ROLES = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """`whole` of a GPU is for all its workers together, or each worker takes its role's part."""
+
+    whole: float | None
+    parts: dict[str, float]
+
+    def part(self, role: str, num_sharing: int) -> float:
+        """Of the GPU, for one worker of that role beside `num_sharing - 1` others."""
+        return self.parts[role] if self.whole is None else self.whole / num_sharing
+
+
+def parse_utilization(text: str) -> Utilization:
+    """`0.9`, or `prefill=0.3,decode=0.6`; ValueError says what to write."""
+    if "=" not in text:
+        return Utilization(_fraction(text), {})
+    parts = {}
+    for word in text.split(","):
+        role, _, value = word.strip().partition("=")
+        if role not in ROLES:
+            raise ValueError(f"{role!r} is no role: write prefill=0.3,decode=0.6")
+        parts[role] = _fraction(value)
+    if len(parts) != len(ROLES):
+        raise ValueError("names one role only: write prefill=0.3,decode=0.6, or one number")
+    return Utilization(None, parts)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number between 0 and 1") from None
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{text} is not between 0 and 1")
+    return value
+
+
+def utilization_text(text: str) -> str:
+    """Checked, kept as text."""
+    parse_utilization(text)
+    return text
+
+
+def assign(num_workers: int, gpus: Sequence[Gpu]) -> list[Gpu]:
+    """A GPU for each worker: one each while they last, then shared evenly."""
+    return [gpus[index % len(gpus)] for index in range(num_workers)]
+
+
+def least_used(workers: Sequence[WorkerSpec], first: WorkerSpec) -> str | None:
+    """Of the GPUs in use the one with the fewest workers, for one worker more like `first`."""
+    uses = Counter(worker.visible_devices for worker in workers if worker.visible_devices)
+    if not uses:
+        return first.visible_devices
+    return min(uses, key=lambda uuid: (uses[uuid], uuid))
+
+
+def gpu_part(workers: Sequence[WorkerSpec]) -> float:
+    """Of a GPU for each worker, where they share GPUs as these do."""
+    uses = Counter(worker.visible_devices for worker in workers)
+    return 1.0 / max(uses.values())
+
+
+def pool_bytes_on(
+    gpu: Gpu,
+    role: str,
+    num_sharing: int,
+    utilization: Utilization,
+    model: PreparedModel,
+    limits: tuple[int, int],
+) -> int:
+    """Bytes of a worker's KV pool there; `limits` are its batched tokens and sequences. ConfigError with the sum
+    when nothing is left."""
+    share = int(utilization.part(role, num_sharing) * gpu.total_bytes)
+    element_bytes = ELEMENT_BYTES["bfloat16" if model.dtype == "bfloat16" else "float32"]
+    weights = weight_bytes(model.config, element_bytes)
+    reserve = reserve_bytes(model.config, *limits)
+    left = share - weights - reserve
+    if left <= 0:
+        raise ConfigError(
+            f"--gpu-memory-utilization: a {role} worker's {format_bytes(share)} of {gpu.name} do not hold "
+            f"{format_bytes(weights)} of weights and {format_bytes(reserve)} for computing; give it a larger part, "
+            "put fewer workers on the GPU (--pd), or lower --max-num-batched-tokens"
+        )
+    return left
+
+
+def check_free(gpus: Sequence[Gpu], taken: dict[str, int]) -> None:
+    """Raise ConfigError when a GPU has less free now than its workers will take; `taken` by UUID."""
+    for gpu in gpus:
+        needed = taken.get(gpu.uuid, 0)
+        if needed > gpu.free_bytes:
+            raise ConfigError(
+                f"--gpu-memory-utilization: the workers would take {format_bytes(needed)} of {gpu.name}, and "
+                f"{format_bytes(gpu.free_bytes)} are free; end what uses it (nvidia-smi), or give a smaller part"
+            )

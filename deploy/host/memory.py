@@ -1,0 +1,101 @@
+"""Sizes of memory: reading and writing them, and how much of it a worker's KV pool may take.
+
+Must not know what the bytes are for; `deploy.launch.plan` turns them into blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from protocol.errors import ConfigError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "k": KIB,
+    "m": MIB,
+    "g": GIB,
+    "t": GIB * KIB,
+    "kib": KIB,
+    "mib": MIB,
+    "gib": GIB,
+    "tib": GIB * KIB,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+KV_SHARE = 0.10
+"""Default share of available memory that all KV pools of a host take together."""
+KV_MIN_BYTES, KV_MAX_BYTES = 256 * MIB, 4 * GIB
+"""Bounds of one worker's default pool."""
+KV_LIMIT = 0.80
+"""No flag may claim more than this share of what is available at start."""
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `512M` (binary), `1.5GB` (decimal) or plain bytes; ValueError otherwise."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size: write 2GiB, 512MiB, 1.5GB or a count of bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_bytes(size: int) -> str:
+    """The size in the largest binary unit that keeps it above one."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} B"
+
+
+def available_bytes(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+) -> int:
+    """Memory that can be taken now without swapping: the host's, or less where a cgroup says so."""
+    match = re.search(
+        r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"), re.MULTILINE
+    )
+    if match is None:
+        raise ConfigError(f"{meminfo} has no MemAvailable line: set --kv-cache-memory yourself")
+    host = int(match[1]) * KIB
+    limit = _read_limit(cgroup / "memory.max")
+    used = _read_limit(cgroup / "memory.current")
+    return host if limit is None or used is None else max(0, min(host, limit - used))
+
+
+def _read_limit(path: Path) -> int | None:
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="ascii").strip()
+    return int(text) if text.isdigit() else None
+
+
+def default_kv_bytes(available: int, num_workers: int) -> int:
+    """One worker's pool when no flag says otherwise: an even part of `KV_SHARE`, within bounds."""
+    return int(min(KV_MAX_BYTES, max(KV_MIN_BYTES, available * KV_SHARE / max(1, num_workers))))
+
+
+def check_fits(kv_bytes: int, num_workers: int, available: int) -> None:
+    """Raise ConfigError when the pools of all workers together cannot be had."""
+    if kv_bytes * num_workers > available * KV_LIMIT:
+        raise ConfigError(
+            f"--kv-cache-memory: {num_workers} workers x {format_bytes(kv_bytes)} do not fit in "
+            f"{KV_LIMIT:.0%} of the {format_bytes(available)} now available; "
+            "give a smaller size or fewer workers (--pd)"
+        )
+
+
+def check_one_more(kv_bytes: int, num_starting: int, available: int) -> None:
+    """Raise ConfigError when one worker more, beside those that have not taken their pools yet, would not fit."""
+    needed = kv_bytes * (num_starting + 1)
+    if needed > available * KV_LIMIT:
+        beside = f" beside {num_starting} that start now" if num_starting else ""
+        raise ConfigError(
+            f"a KV pool of {format_bytes(kv_bytes)} more{beside} does not fit in {KV_LIMIT:.0%} of the "
+            f"{format_bytes(available)} now available; free memory, or serve with a smaller --kv-cache-memory"
+        )

@@ -1,0 +1,1 @@
+"""On this machine: one supervised process tree."""

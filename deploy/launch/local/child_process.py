@@ -1,0 +1,104 @@
+"""One child process, watched through its pidfd. Owns its pipes and its end; restarting is decided in `deploy.launch.local.launcher`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_READ_BYTES = 1 << 16
+_TAIL_LINES = 20
+
+
+class ChildProcess:
+    """Runs from construction; `on_exit(status)` is called once, after its last line.
+
+    The child leads its own process group, so a terminal's Ctrl-C reaches the launcher alone.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None],
+        on_exit: Callable[[int], None],
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=pass_fds,
+            process_group=0,
+        )
+        assert self._popen.stdout is not None
+        self._output = self._popen.stdout
+        self._output_fd = self._output.fileno()
+        self._on_line, self._on_exit = on_line, on_exit
+        self._partial = b""
+        self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self.status: int | None = None
+        self._pidfd = os.pidfd_open(self._popen.pid)
+        os.set_blocking(self._output_fd, False)
+        self._loop.add_reader(self._output_fd, self._read)
+        self._loop.add_reader(self._pidfd, self._ended)
+
+    @property
+    def pid(self) -> int:
+        """The operating system's id."""
+        return self._popen.pid
+
+    @property
+    def running(self) -> bool:
+        """Not yet reaped."""
+        return self.status is None
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        if self.running:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and whatever it started, at once."""
+        if self.running:
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _read(self) -> bool:
+        """Hand on complete lines; False at the end of the pipe or when nothing more is there."""
+        try:
+            data = os.read(self._output_fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._loop.remove_reader(self._output_fd)
+            return False
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            self._tell(line)
+        return True
+
+    def _tell(self, line: bytes) -> None:
+        shown = line.decode("utf-8", "replace").rstrip()
+        if shown:
+            self.tail.append(shown)
+            self._on_line(shown)
+
+    def _ended(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        self.status = self._popen.wait()
+        os.close(self._pidfd)
+        while self._read():
+            pass
+        self._tell(self._partial)
+        self._loop.remove_reader(self._output_fd)
+        self._output.close()
+        self._on_exit(self.status)

@@ -1,0 +1,262 @@
+"""What will run on this host: one spec for every process. Owns the arithmetic from flags, model and host to specs.
+
+Reads what the host has, and starts nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from deploy.host.affinity import allowed_cores, quota_cores, share_cores
+from deploy.host.gpu_plan import assign, check_free, parse_utilization, pool_bytes_on
+from deploy.host.gpus import find_gpus, obstacle
+from deploy.host.memory import available_bytes, check_fits, default_kv_bytes, format_bytes
+from engine.checkpoints.prepared import ELEMENT_BYTES
+from protocol.errors import ConfigError
+from protocol.specs import CoordinatorSpec, PreparedModel, WorkerSpec
+
+if TYPE_CHECKING:
+    from deploy.config.serve_config import ServeConfig
+    from deploy.host.gpus import Gpu
+
+
+@dataclass(frozen=True)
+class Host:
+    """What this machine offers now."""
+
+    cores: tuple[int, ...]
+    quota: float | None
+    available_bytes: int
+    gpus: tuple[Gpu, ...] = ()
+
+    @classmethod
+    def here(cls) -> Host:
+        """Read from the kernel."""
+        return cls(allowed_cores(), quota_cores(), available_bytes(), find_gpus())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the launcher starts."""
+
+    coordinator: CoordinatorSpec
+    workers: tuple[WorkerSpec, ...]
+
+    def sharing(self, weights_fd: int | None) -> Plan:
+        """The same plan with a memfd for the weights that all workers inherit."""
+        workers = (msgspec.structs.replace(w, weights_fd=weights_fd) for w in self.workers)
+        return Plan(self.coordinator, tuple(workers))
+
+    def like(self, role: str) -> WorkerSpec:
+        """A worker of that role, or any where none is planned: what one more is made like."""
+        return next((worker for worker in self.workers if worker.role == role), self.workers[0])
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that one worker's KV pool holds."""
+        return self.workers[0].num_blocks * self.workers[0].block_size
+
+
+def make_plan(
+    config: ServeConfig, model: PreparedModel, host: Host, run_directory: Path, port: int
+) -> Plan:
+    """Specs of all processes; ConfigError when the flags, the model and the host do not fit together."""
+    device = device_of(config, host)
+    places = _on_gpus(config, model, host) if device == "cuda" else _on_cpu(config, model, host)
+    kv_tokens = min(place.num_blocks for place in places) * config.block_size
+    max_model_len = context_length(config, model, kv_tokens)
+    control = f"ipc://{run_directory / 'control.sock'}"
+    shares = share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
+    workers = tuple(
+        WorkerSpec(
+            worker_id=worker_id,
+            role=role,
+            model=model,
+            control=control,
+            run_directory=str(run_directory),
+            device=device,
+            visible_devices=place.gpu,
+            backend=config.backend,
+            transport=config.transport,
+            kv_network=config.kv_network,
+            cores=share.cores,
+            num_threads=share.num_threads,
+            block_size=config.block_size,
+            num_blocks=place.num_blocks,
+            kv_cache_bytes=place.kv_bytes,
+            max_model_len=max_model_len,
+            max_num_seqs=limits_on(config, device)[1],
+            max_num_batched_tokens=limits_on(config, device)[0],
+            enable_prefix_caching=config.enable_prefix_caching,
+            lease_duration_s=config.kv_lease_duration,
+            log_level=config.log_level,
+        )
+        for (worker_id, role), share, place in zip(
+            config.pools.worker_ids(), shares, places, strict=True
+        )
+    )
+    template = place_template(config.chat_template, run_directory)
+    return Plan(_coordinator(config, model, control, port, max_model_len, template), workers)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One worker's KV pool, and the UUID of its GPU."""
+
+    kv_bytes: int
+    num_blocks: int
+    gpu: str | None = None
+
+
+def _on_cpu(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Place]:
+    kv_bytes = pool_bytes(config, host)
+    place = _Place(kv_bytes, count_blocks(config, model, kv_bytes))
+    return [place] * config.pools.total
+
+
+def _on_gpus(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Place]:
+    utilization = parse_utilization(config.gpu_memory_utilization)
+    roles = [role for _, role in config.pools.worker_ids()]
+    gpus = assign(len(roles), host.gpus)
+    uses = Counter(gpu.uuid for gpu in gpus)
+    limits = limits_on(config, "cuda")
+    places, taken = [], Counter[str]()
+    for role, gpu in zip(roles, gpus, strict=True):
+        room = pool_bytes_on(gpu, role, uses[gpu.uuid], utilization, model, limits)
+        kv_bytes = room if config.kv_cache_memory is None else config.kv_cache_memory
+        if kv_bytes > room:
+            raise ConfigError(
+                f"--kv-cache-memory: {format_bytes(kv_bytes)} are more than the {format_bytes(room)} that "
+                f"--gpu-memory-utilization leaves a {role} worker for its pool"
+            )
+        places.append(_Place(kv_bytes, count_blocks(config, model, kv_bytes), gpu.uuid))
+        taken[gpu.uuid] += (
+            int(utilization.part(role, uses[gpu.uuid]) * gpu.total_bytes) - room + kv_bytes
+        )
+    check_free(host.gpus, taken)
+    return places
+
+
+def device_of(config: ServeConfig, host: Host) -> str:
+    """cpu or cuda; ConfigError when a GPU is asked for and cannot be used."""
+    reason = obstacle(host.gpus)
+    if config.device == "cuda" and reason is not None:
+        raise ConfigError(f"--device cuda: {reason}; --device auto computes on the CPU then")
+    on_gpu = config.device == "cuda" or (
+        config.device == "auto" and config.backend == "auto" and reason is None
+    )
+    if config.device == "cuda" and config.backend != "auto":
+        raise ConfigError(
+            f"--backend {config.backend}: it computes on CPUs; leave it out, or --device"
+        )
+    if config.load_format == "dummy" and not on_gpu:
+        raise ConfigError(
+            "--load-format: dummy weights are made on a GPU; use --device cuda, or auto"
+        )
+    return "cuda" if on_gpu else "cpu"
+
+
+def limits_on(config: ServeConfig, device: str) -> tuple[int, int]:
+    """Most tokens and most sequences of one step."""
+    tokens, sequences = (8192, 256) if device == "cuda" else (512, 64)
+    return config.max_num_batched_tokens or tokens, config.max_num_seqs or sequences
+
+
+def _coordinator(
+    config: ServeConfig,
+    model: PreparedModel,
+    control: str,
+    port: int,
+    max_model_len: int,
+    template: str | None,
+) -> CoordinatorSpec:
+    return CoordinatorSpec(
+        model=model,
+        control=control,
+        host=config.host,
+        port=port,
+        expected={"prefill": config.pools.prefill, "decode": config.pools.decode},
+        max_model_len=max_model_len,
+        block_size=config.block_size,
+        api_keys=config.api_key,
+        max_queued_requests=config.max_queued_requests,
+        local_prefill=config.local_prefill == "auto",
+        drain_grace_s=config.drain_grace,
+        autoscale=config.autoscale,
+        slo=config.slo,
+        chat_template=template,
+        log_level=config.log_level,
+        root_path=config.root_path,
+        otlp_traces_endpoint=config.otlp_traces_endpoint,
+        seed=secrets.randbits(63) if config.seed is None else config.seed,
+    )
+
+
+def pool_bytes(config: ServeConfig, host: Host) -> int:
+    """Bytes of one worker's KV pool in host memory, checked against what is free now."""
+    workers = config.pools.total
+    chosen = config.kv_cache_memory
+    kv_bytes = default_kv_bytes(host.available_bytes, workers) if chosen is None else chosen
+    check_fits(kv_bytes, workers, host.available_bytes)
+    return kv_bytes
+
+
+def count_blocks(config: ServeConfig, model: PreparedModel, kv_bytes: int) -> int:
+    """Whole blocks in `kv_bytes`; at least two, so that a prompt and its output have room."""
+    element_bytes = ELEMENT_BYTES["bfloat16" if model.dtype == "bfloat16" else "float32"]
+    block_bytes = config.block_size * model.config.kv_bytes_per_token(element_bytes)
+    if kv_bytes < 2 * block_bytes:
+        raise ConfigError(
+            f"--kv-cache-memory: {format_bytes(kv_bytes)} holds fewer than two blocks of "
+            f"{format_bytes(block_bytes)}; give at least {format_bytes(2 * block_bytes)}"
+        )
+    return kv_bytes // block_bytes
+
+
+def context_length(config: ServeConfig, model: PreparedModel, kv_tokens: int) -> int:
+    """Longest sequence: as asked and possible, else the model's own, at most what one pool holds."""
+    own, asked = model.config.max_position_embeddings, config.max_model_len
+    if asked is None:
+        return min(own, kv_tokens)
+    if asked > own:
+        raise ConfigError(
+            f"--max-model-len: {asked} is more than the {own} that {model.name} was made for"
+        )
+    if asked > kv_tokens:
+        raise ConfigError(
+            f"--max-model-len: {asked} tokens do not fit in a KV pool of {kv_tokens}; "
+            "give a smaller length or a larger --kv-cache-memory"
+        )
+    return asked
+
+
+def place_template(chosen: str | None, run_directory: Path) -> str | None:
+    """Path of the chat template: the file that was named, or one made of the text that was given."""
+    if chosen is None:
+        return None
+    if "{{" in chosen or "{%" in chosen:
+        placed = run_directory / "chat_template.jinja"
+        placed.write_text(chosen, encoding="utf-8")
+        return str(placed)
+    path = Path(chosen).expanduser()
+    if not path.is_file():
+        raise ConfigError(
+            f"--chat-template: there is no file {path}, and it is no Jinja text either"
+        )
+    return str(path.resolve())
+
+
+def next_share(workers: list[WorkerSpec], host_cores: tuple[int, ...]) -> tuple[int, ...]:
+    """Cores for one worker more: those least used by the workers now there."""
+    used = dict.fromkeys(host_cores, 0)
+    for worker in workers:
+        for core in worker.cores:
+            used[core] = used.get(core, 0) + 1
+    width = min((len(worker.cores) for worker in workers), default=1)
+    return tuple(sorted(sorted(used, key=lambda core: (used[core], core))[:width]))

@@ -1,0 +1,51 @@
+"""From flags and environment to a RayChoice. Owns what is asked of the machine before Ray is started or joined."""
+
+from __future__ import annotations
+
+import secrets
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.config.topology import has_ray_token, ray_address_file, ray_address_variable
+from deploy.launch.ray.own_ray import MISSING, plan_own_ray
+from deploy.launch.ray.posts import RayChoice
+from deploy.launch.ray.ray_address import LOCAL, find_ray
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from deploy.config.serve_config import ServeConfig
+
+
+def choose_ray(config: ServeConfig, directory: Path, num_cores: int) -> RayChoice:
+    """Which Ray, and how; ConfigError when it is not installed, or its address cannot be used."""
+    if find_spec("ray") is None:
+        raise ConfigError(MISSING)
+    address = find_ray(config.ray_address, ray_address_variable(), ray_address_file())
+    own = plan_own_ray(directory, num_cores) if address == LOCAL else None
+    if own is None and config.cpu_affinity not in ("auto", "none"):
+        raise ConfigError("--cpu-affinity: lists of cores are for one machine; use auto or none")
+    return RayChoice(
+        address=address if own is None else own.address,
+        own=own,
+        environment=own.environment if own else _own_token(config.ray_address),
+        launch=secrets.token_hex(5),
+        placement=config.ray_placement,
+        worker_cpus=config.ray_worker_cpus,
+        model_source=config.model,
+        chat_template=_text_of(config.chat_template),
+        pin=config.cpu_affinity == "auto",
+        shutdown_timeout_s=config.shutdown_timeout,
+    )
+
+
+def _own_token(asked: str) -> dict[str, str]:
+    """A Ray that was found, not named, gets this user's token if there is one: as Ray's own clients do."""
+    return {"RAY_AUTH_MODE": "token"} if asked == "auto" and has_ray_token() else {}
+
+
+def _text_of(chosen: str | None) -> str | None:
+    """The chat template itself: a node of the cluster may not have the file."""
+    if chosen is None or "{{" in chosen or "{%" in chosen:
+        return chosen
+    return Path(chosen).expanduser().read_text(encoding="utf-8")

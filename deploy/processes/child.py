@@ -1,0 +1,41 @@
+"""What every child process does first. Owns its tie to the launcher and its log format."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import signal
+import sys
+
+from protocol.errors import ConfigError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
+    """Die with the launcher: the kernel sends SIGKILL, or another signal, when it ends, however it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) != 0:
+        raise ConfigError(f"prctl failed: {os.strerror(ctypes.get_errno())}")
+    if parent_pid and os.getppid() != parent_pid:
+        raise SystemExit("the launcher is gone already")
+
+
+def harden() -> None:
+    """No core dumps (they hold prompts), private files, and room for connections of strangers."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    os.umask(0o077)
+
+
+def log_to_stderr(name: str, level: str) -> None:
+    """One line a record, prefixed with the process's name."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format=f"%(asctime)s %(levelname)-7s {name} %(message)s",
+        datefmt="%H:%M:%S",
+    )

@@ -1,0 +1,191 @@
+"""The coordinator process: HTTP edge, service and control socket on one event loop.
+
+usage: python -m deploy.processes.coordinator_main SPEC_FILE [--ready-fd N] [--parent PID]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import logging
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import uvicorn
+import uvloop
+
+from coordinator.cluster.autoscaler import Autoscaler
+from coordinator.cluster.control_socket import ControlSocket
+from coordinator.cluster.membership import Membership
+from coordinator.cluster.service import ClusterService
+from coordinator.edge.http.app import SamplingDefaults, ServedModel, create_app
+from deploy.config.autoscale import limits_of, targets_of
+from deploy.processes.child import follow_parent, harden, log_to_stderr
+from deploy.processes.owner_watch import OwnerWatch
+from engine.checkpoints import embedded
+from protocol.clock import SystemClock
+from protocol.errors import BatonError
+from protocol.specs import CoordinatorSpec
+
+if TYPE_CHECKING:
+    from coordinator.edge.answers.request_record import TraceSink
+    from protocol.messages.launcher import LauncherOrder
+    from protocol.messages.orders import CoordinatorMessage
+    from protocol.messages.reports import WorkerMessage
+
+log = logging.getLogger(__name__)
+
+
+class CoordinatorProcess:
+    """Wires the parts; everything runs on the event loop that calls `serve`."""
+
+    def __init__(self, spec: CoordinatorSpec, ready_fd: int | None) -> None:
+        self.spec = spec
+        self._ready_fd = ready_fd
+        self.clock = SystemClock()
+        self.control = ControlSocket(spec.control, self._on_message, spec.keys)
+        self.service = ClusterService(
+            model_name=spec.model.served_names[0],
+            block_size=spec.block_size,
+            expected=spec.expected,
+            clock=self.clock,
+            send=self._send,
+            max_queued_requests=spec.max_queued_requests,
+        )
+        self.service.router.relieves = spec.local_prefill
+        self.service.on_ready_change = self._tell_ready
+        self.membership = Membership(self.service, spec.drain_grace_s)
+        if spec.autoscale:
+            self._autoscale(spec)
+        self.owner = OwnerWatch(spec.owner_silence_s, self.service, self.clock)
+        self.traces = self._open_traces(spec.otlp_traces_endpoint)
+
+    def _autoscale(self, spec: CoordinatorSpec) -> None:
+        limits, targets = limits_of(spec.autoscale), targets_of(spec.slo)
+        autoscaler = Autoscaler(self.service, self.membership.scaler, targets, limits)
+        self.membership.on_tick = autoscaler.tick
+
+    def _open_traces(self, endpoint: str | None) -> TraceSink | None:
+        if endpoint is None:
+            return None
+        from coordinator.edge.telemetry.otlp_traces import OtlpTraces  # noqa: PLC0415 - an optional extra
+
+        return OtlpTraces(endpoint, self.clock)
+
+    def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
+        self.membership.on_message(identity, message)
+        self.owner.hear(message)
+
+    def _send(self, identity: bytes, message: CoordinatorMessage | LauncherOrder) -> bool:
+        return self.control.send(identity, message)
+
+    def _tell_ready(self) -> None:
+        """One line to the launcher, once, when every expected worker has proven itself."""
+        if self._ready_fd is not None and self.service.is_ready():
+            os.write(self._ready_fd, f"ready {self._news()}\n".encode())
+            os.close(self._ready_fd)
+            self._ready_fd = None
+
+    def _news(self) -> str:
+        """What the launcher shows: the engine, and the roads that every worker has."""
+        workers = list(self.service.registry)
+        roads = [set(worker.hello.address.transports) for worker in workers]
+        common = set.intersection(*roads) if roads else set()
+        news = {
+            "backend": ", ".join(sorted({worker.hello.backend for worker in workers})),
+            "transport": ", ".join(sorted(common)),
+        }
+        return msgspec.json.encode(news).decode()
+
+    async def serve(self) -> None:
+        """Until SIGTERM or SIGINT."""
+        self.control.start()
+        self.membership.start()
+        server = uvicorn.Server(self._uvicorn_config())
+        self.owner.start(lambda: self._stop(server))
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, server)
+        try:
+            await server._serve()  # noqa: SLF001 - `serve` would take the signal handlers
+        finally:
+            if self.traces is not None:
+                self.traces.close()
+            self.owner.close()
+            self.membership.close()
+            self.control.close()
+
+    def _stop(self, server: uvicorn.Server) -> None:
+        """Streams in flight end with an error event; then the server closes."""
+        for request_id in list(self.service.lives):
+            self.service.cancel(request_id, "the server is shutting down")
+        server.should_exit = True
+
+    def _sampling_defaults(self, directory: Path) -> SamplingDefaults:
+        """The model's own, with seeds drawn from `--seed` for requests that bring none."""
+        seeds = random.Random(self.spec.seed)
+        own = SamplingDefaults.from_directory(directory)
+        if self.spec.model.name == embedded.NAME:
+            own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
+        return dataclasses.replace(own, draw_seed=lambda: seeds.getrandbits(63))
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        spec = self.spec
+        model = ServedModel(
+            served_names=spec.model.served_names,
+            directory=Path(spec.model.directory),
+            config=spec.model.config,
+            max_model_len=spec.max_model_len,
+        )
+        app = create_app(
+            service=self.service,
+            model=model,
+            api_keys=spec.api_keys,
+            clock=self.clock,
+            root_path=spec.root_path,
+            chat_template=Path(spec.chat_template) if spec.chat_template else None,
+            sampling_defaults=self._sampling_defaults(model.directory),
+            traces=self.traces,
+            pools=self.membership.scaler,
+        )
+        return uvicorn.Config(
+            app,
+            host=spec.host,
+            port=spec.port,
+            loop="uvloop",
+            http="httptools",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            h11_max_incomplete_event_size=16 << 10,
+        )
+
+
+def main() -> int:
+    """Exit status: 0 after a stop, 2 when the spec cannot work."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--ready-fd", type=int)
+    parser.add_argument("--parent", type=int, default=0)
+    arguments = parser.parse_args()
+    follow_parent(arguments.parent)
+    harden()
+    spec = msgspec.json.decode(arguments.spec.read_bytes(), type=CoordinatorSpec)
+    log_to_stderr("coordinator", spec.log_level)
+    try:
+        process = CoordinatorProcess(spec, arguments.ready_fd)
+        uvloop.run(process.serve())
+    except BatonError as error:
+        log.error("%s", error)  # noqa: TRY400 - a message for people, not a traceback
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A coordinator that no parent holds: whether its launcher is still there. Owns the timer and what the end of it means."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from protocol.messages.launcher import LauncherGoodbye, LauncherHello
+from protocol.messages.orders import Refuse
+from worker.silence import SilenceLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coordinator.cluster.service import ClusterService
+    from protocol.clock import Clock
+    from protocol.messages.reports import WorkerMessage
+
+log = logging.getLogger(__name__)
+LOOK_EVERY_S = 1.0
+
+
+class OwnerWatch:
+    """Calls what `start` was given, once: when the launcher says goodbye, or says nothing for too long. The workers are sent
+    away first: they have no parent that would end them either."""
+
+    def __init__(self, limit_s: float | None, service: ClusterService, clock: Clock) -> None:
+        self._silence = SilenceLimit(limit_s, clock.now_s(), first_s=0.0)
+        self._service, self._clock = service, clock
+        self._end: Callable[[], None] = lambda: None
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_over = False
+
+    def start(self, end: Callable[[], None]) -> None:
+        """Look from now on; a coordinator with a parent needs no look."""
+        self._end = end
+        if self._silence.limit_s is not None and not self._is_over:
+            self._look()
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def hear(self, message: WorkerMessage) -> None:
+        """Any message; the launcher's count."""
+        if isinstance(message, LauncherHello):
+            self._silence.heard(self._clock.now_s())
+        elif isinstance(message, LauncherGoodbye):
+            self._finish("the launcher ends")
+
+    def _look(self) -> None:
+        if self._silence.is_over(self._clock.now_s()):
+            self._finish(f"no launcher for {self._silence.limit_s:g} s")
+            return
+        self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
+
+    def _finish(self, reason: str) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        log.warning("ending, and the workers too: %s", reason)
+        for worker in self._service.registry:
+            self._service.send(worker, Refuse(incarnation=worker.incarnation, reason=reason))
+        self._end()

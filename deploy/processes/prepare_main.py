@@ -1,0 +1,49 @@
+"""The child that converts a model: needs torch, so the launcher does not import it.
+
+usage: python -m deploy.processes.prepare_main SOURCE CACHE DTYPE [dummy]      writes a PrepareNews a line
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+
+from deploy.host.model_source import DUMMY, PrepareNews
+from deploy.processes.child import follow_parent
+from engine.checkpoints.prepare import prepare
+from protocol.errors import BatonError
+
+if TYPE_CHECKING:
+    from engine.checkpoints.prepared import Dtype
+
+
+def tell(news: PrepareNews) -> None:
+    """One line to the launcher."""
+    sys.stdout.buffer.write(msgspec.json.encode(news) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def main() -> int:
+    """Exit status 0 when the prepared directory is there, 2 when the model cannot be served."""
+    follow_parent(os.getppid())
+    source, cache, dtype, *rest = sys.argv[1:]
+    try:
+        prepare(
+            Path(source),
+            Path(cache),
+            cast("Dtype", dtype),
+            lambda stage, fraction: tell(PrepareNews(stage=stage, fraction=fraction)),
+            is_dummy=rest == [DUMMY],
+        )
+    except (BatonError, OSError) as error:
+        tell(PrepareNews(error=str(error)))
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

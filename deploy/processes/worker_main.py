@@ -1,0 +1,79 @@
+"""A worker process: pins itself, loads the engine, runs the loop.
+
+usage: python -m deploy.processes.worker_main SPEC_FILE [--parent PID]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from deploy.processes.child import follow_parent, harden, log_to_stderr
+from engine.context import WorkerContext
+from protocol.addresses import check_can_advertise, tcp_endpoint
+from protocol.channels import require_keys
+from protocol.clock import SystemClock
+from protocol.errors import BatonError
+from protocol.ids import new_incarnation
+from protocol.specs import WorkerSpec
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(spec: WorkerSpec) -> None:
+    """Serve until told to stop."""
+    check_network(spec)
+    if spec.cores:
+        os.sched_setaffinity(0, spec.cores)
+    # Torch starts threads when it is imported: it must be after the pinning.
+    from worker.engine_start import start_engine
+    from worker.process import Worker
+    from worker.wiring import WorkerParts
+
+    clock = SystemClock()
+    started_s = clock.now_s()
+    engine = start_engine(spec)
+    context = WorkerContext(
+        worker_id=spec.worker_id,
+        incarnation=new_incarnation(),
+        fingerprint_hash=engine.fingerprint.hash_bytes(),
+        clock=clock,
+        lease_duration_s=spec.lease_duration_s,
+    )
+    parts = WorkerParts(spec, engine.runner, engine.memory, engine.fingerprint, context)
+    log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)
+    Worker(parts).run()
+
+
+def check_network(spec: WorkerSpec) -> None:
+    """Before anything is loaded: ConfigError for addresses that may not be used as they are."""
+    check_can_advertise(spec.peer_host, "peer_host")
+    require_keys(tcp_endpoint(spec.peer_host), spec.keys, "peer_host")
+    require_keys(spec.control, spec.keys, "control")
+
+
+def main() -> int:
+    """Exit status: 0 after a stop, 2 when the spec cannot work; a crash is a traceback and 1."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--parent", type=int, default=0)
+    arguments = parser.parse_args()
+    follow_parent(arguments.parent)
+    harden()
+    spec = msgspec.json.decode(arguments.spec.read_bytes(), type=WorkerSpec)
+    log_to_stderr(spec.worker_id, spec.log_level)
+    try:
+        run_worker(spec)
+    except BatonError as error:
+        log.error("%s", error)  # noqa: TRY400 - a message for people, not a traceback
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The processor backend: C kernels and packed matrices."""

@@ -1,0 +1,126 @@
+"""One request inside a worker. Owns its tokens, its block table and how far it has been computed.
+
+WAITING ─► RUNNING ─► FINISHED          PREEMPTED is WAITING with nothing computed
+WAITING_FOR_REMOTE_KVS ─► RUNNING       (decode side of a handoff)
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.kv.prefix_cache import block_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from engine.kv.block_pool import Hold
+    from protocol.messages.records import PeerAddress
+    from protocol.sampling import SampledToken, SamplingParams
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is in its worker's scheduler."""
+
+    WAITING = "waiting"
+    WAITING_FOR_REMOTE_KVS = "waiting_for_remote_kvs"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens known so far, and the blocks that hold the KV of the first `num_computed_tokens`.
+
+    `token_ids` starts with the client's prompt (`num_prompt_tokens` long); everything after it is
+    output, including output of earlier attempts. `root` is the parent key of the first block.
+    `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
+    `chunk_tokens` limits what a step may compute of it, together with others so limited (0: no limit);
+    `prefix_fetch_s` is how long reading from there, or trying to, took.
+    """
+
+    request_id: str
+    attempt: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    root: bytes
+    hold: Hold
+    deadline_s: float = float("inf")
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_stored_blocks: int = 0
+    status: SequenceStatus = SequenceStatus.WAITING
+    keys: list[bytes] = field(default_factory=list)
+    arrival_s: float = 0.0
+    started_s: float = 0.0
+    prefix_source: PeerAddress | None = None
+    prefix_source_tokens: int = 0
+    prefix_fetch_s: float = 0.0
+    chunk_tokens: int = 0
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(request, attempt): what messages about this sequence name."""
+        return (self.request_id, self.attempt)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output together."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens after the client's prompt, earlier attempts included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def block_table(self) -> list[int]:
+        """Block ids in token order."""
+        return self.hold.block_ids
+
+    @property
+    def output_token_ids(self) -> SequenceOf[int]:
+        """Tokens after the client's prompt."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    def append(self, token: SampledToken) -> None:
+        """Add an output token; its KV is not computed yet."""
+        self.token_ids.append(token.token_id)
+
+    def extend_keys(self, block_size: int, limit_tokens: int) -> list[bytes]:
+        """Content keys of the full blocks within the first `limit_tokens` tokens."""
+        while (len(self.keys) + 1) * block_size <= limit_tokens:
+            start = len(self.keys) * block_size
+            parent = self.keys[-1] if self.keys else self.root
+            self.keys.append(block_key(parent, self.token_ids[start : start + block_size]))
+        return self.keys[: limit_tokens // block_size]
+
+    def finish_reason(self) -> tuple[str | None, int | None]:
+        """(reason, stop token) that the newest output token brings, or (None, None)."""
+        if self.num_output_tokens == 0:
+            return None, None
+        newest = self.token_ids[-1]
+        if self.num_output_tokens >= self.sampling.min_tokens:
+            if newest in self.sampling.stop_token_ids:
+                return "stop", newest
+            if newest in self.sampling.eos_token_ids and not self.sampling.ignore_eos:
+                return "stop", None
+        if self.num_output_tokens >= self.sampling.max_tokens:
+            return "length", None
+        return None, None
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """One sequence's share of a step: compute `num_tokens` more; `samples` when that reaches its end."""
+
+    sequence: Sequence
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether this step reaches the newest token, so that the next one can be chosen."""
+        return self.sequence.num_computed_tokens + self.num_tokens == self.sequence.num_tokens

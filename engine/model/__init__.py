@@ -1,0 +1,1 @@
+"""The decoder: its weights, its order of operations and one step's work as arrays."""

@@ -1,0 +1,1 @@
+"""Reading blocks off the engine's loop."""

@@ -1,0 +1,1 @@
+"""Cached blocks of one worker read by another."""

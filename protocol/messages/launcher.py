@@ -1,0 +1,89 @@
+"""What launcher and coordinator tell each other. Owns these wire types; who starts what is decided at the two ends.
+
+    launcher → coordinator   LauncherHello LauncherGoodbye NodeLeaving WorkerExited ScaleRefused
+    coordinator → launcher   ScaleOrder StopOrder RetireOrder RoleOrder
+
+Every order may be repeated and then changes nothing: a hello with its list of workers shows what was lost.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from protocol.messages.records import Message
+
+
+class LauncherWorker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A worker that the launcher runs, or will start again; `leaving`: it will not."""
+
+    worker_id: str
+    role: str
+    leaving: bool = False
+
+
+class LauncherHello(Message, frozen=True, kw_only=True):
+    """A launcher offers to start and stop workers. `workers` are all it has now: from them a coordinator
+    that was started again learns how many are wanted. None: this launcher does not say. `away` says why it can start and
+    stop nothing now, and is empty when it can."""
+
+    launcher: str
+    workers: list[LauncherWorker] | None = None
+    away: str = ""
+
+
+class LauncherGoodbye(Message, frozen=True, kw_only=True):
+    """The launcher ends, and everything with it: workers and coordinator end by themselves."""
+
+    launcher: str
+
+
+class NodeLeaving(Message, frozen=True, kw_only=True):
+    """The machine of these workers will be taken away in about `deadline_s`: others are wanted in their place."""
+
+    worker_ids: list[str]
+    deadline_s: float
+
+
+class WorkerExited(Message, frozen=True, kw_only=True):
+    """A worker process ended; `restart_in_s` is None when it will not be started again."""
+
+    worker_id: str
+    pid: int
+    status: int
+    restart_in_s: float | None
+
+
+class ScaleRefused(Message, frozen=True, kw_only=True):
+    """The ordered worker will not be started; `reason` is for people, with the numbers that do not fit."""
+
+    worker_id: str
+    reason: str
+
+
+class ScaleOrder(Message, frozen=True, kw_only=True):
+    """Ask the launcher to start a worker."""
+
+    worker_id: str
+    role: str
+
+
+class StopOrder(Message, frozen=True, kw_only=True):
+    """Ask the launcher to end a worker that has been drained; it is not restarted."""
+
+    worker_id: str
+
+
+class RetireOrder(Message, frozen=True, kw_only=True):
+    """The worker is being drained: leave its process alone, and do not start it again when it ends."""
+
+    worker_id: str
+
+
+class RoleOrder(Message, frozen=True, kw_only=True):
+    """The worker plays `role` now: start it again as that, if it must be started again."""
+
+    worker_id: str
+    role: str
+
+
+LauncherOrder = ScaleOrder | StopOrder | RetireOrder | RoleOrder

@@ -1,0 +1,108 @@
+"""What the coordinator tells a worker. Owns these wire types; what a worker makes of them is `worker.loop`.
+
+    coordinator → worker    Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain Forget
+
+Every order names the incarnation it speaks to, and a request's order its attempt: what is stale is counted
+and dropped. Prompts are token ids; no text reaches a worker.
+"""
+
+from __future__ import annotations
+
+from protocol.messages.records import Message, PeerAddress
+from protocol.sampling import SamplingParams
+
+
+class Order(Message, frozen=True, kw_only=True):
+    """Root of what a coordinator says. `incarnation` is the addressed start of the worker; `seq`
+    counts the orders to it, so that its heartbeat can say how far it has heard."""
+
+    incarnation: str
+    seq: int = 0
+
+
+class Ping(Order, frozen=True, kw_only=True):
+    """Nothing but its number: makes a lost order visible (see Heartbeat.heard)."""
+
+
+class Welcome(Order, frozen=True, kw_only=True):
+    """Registration accepted."""
+
+
+class Refuse(Order, frozen=True, kw_only=True):
+    """Registration refused; the worker exits with `reason`."""
+
+    reason: str
+
+
+class Prefill(Order, frozen=True, kw_only=True):
+    """Compute a prompt, choose its first token, and offer the blocks to `decode_worker`.
+
+    `token_ids` is prompt plus tokens already emitted (a replay); the first `num_prompt_tokens` of
+    them are the client's prompt. `prefix_source` probably has the first `prefix_source_tokens`
+    cached: what is not cached here may be read there instead of being computed.
+    """
+
+    request_id: str
+    attempt: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    deadline_in_s: float
+    cache_salt: str = ""
+    decode_worker: str = ""
+    prefix_source: PeerAddress | None = None
+    prefix_source_tokens: int = 0
+
+
+class Decode(Order, frozen=True, kw_only=True):
+    """Continue a prompt to its end. Without `source` the worker computes the prompt itself, at most
+    `chunk_tokens` of it in a step (0: no limit)."""
+
+    request_id: str
+    attempt: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    deadline_in_s: float
+    cache_salt: str = ""
+    source: PeerAddress | None = None
+    chunk_tokens: int = 0
+
+
+class Abort(Order, frozen=True, kw_only=True):
+    """End a request here, whatever its phase; also ends its lease. Idempotent."""
+
+    request_id: str
+    attempt: int
+    reason: str = ""
+
+
+class SetRole(Order, frozen=True, kw_only=True):
+    """Play another role from now on; nothing in flight is dropped."""
+
+    role: str
+
+
+class Fence(Order, frozen=True, kw_only=True):
+    """The coordinator gave this incarnation up: drop every sequence, come back as a new one."""
+
+
+class Drain(Order, frozen=True, kw_only=True):
+    """Finish what is here, keep leases until they end, then say Goodbye and wait to be stopped."""
+
+
+class Forget(Order, frozen=True, kw_only=True):
+    """That worker left: close the roads to it and give up the mapping of its memory."""
+
+    worker_id: str
+
+
+class Audit(Order, frozen=True, kw_only=True):
+    """Ask for the worker's full account of holds, leases, transfers, descriptors and tasks."""
+
+    audit_id: int
+
+
+CoordinatorMessage = (
+    Ping | Welcome | Refuse | Prefill | Decode | Abort | SetRole | Fence | Drain | Audit | Forget
+)

@@ -1,0 +1,153 @@
+"""What workers and launchers tell the coordinator. Owns a worker's wire types; a launcher's are `protocol.messages.launcher`.
+
+    worker → coordinator    Hello Heartbeat Outputs TransferFailed AuditReply RoleChanged Goodbye
+
+Every report names the incarnation it speaks for, and a request's report its attempt: what is stale is counted and dropped.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from protocol.fingerprint import Fingerprint
+from protocol.messages.launcher import (
+    LauncherGoodbye,
+    LauncherHello,
+    NodeLeaving,
+    ScaleRefused,
+    WorkerExited,
+)
+from protocol.messages.records import Message, PeerAddress
+from protocol.sampling import SampledToken
+from protocol.worker_load import BlockCounts, WorkerLoad
+
+
+class Hello(Message, frozen=True, kw_only=True):
+    """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it. `draining`:
+    another coordinator told it to drain, it takes no work. Of two starts that both live, the one of the higher
+    `generation` is the worker."""
+
+    worker_id: str
+    incarnation: str
+    role: str
+    pid: int
+    host: str
+    boot_id: str
+    fingerprint: Fingerprint
+    address: PeerAddress
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    backend: str
+    block_bytes: int = 0
+    generation: int = 0
+    served: list[str] = msgspec.field(default_factory=list)
+    draining: bool = False
+
+
+class Heartbeat(Message, frozen=True, kw_only=True):
+    """Sent by a thread beside the engine loop. `step` must move while `busy`. `live` names the request
+    attempts that are here, as of the moment when the order number `heard` had been obeyed.
+    `identity` is the routing id of the worker's control socket."""
+
+    incarnation: str
+    identity: bytes
+    step: int
+    busy: bool
+    load: WorkerLoad
+    heard: int = 0
+    live: list[tuple[str, int]] = msgspec.field(default_factory=list)
+
+
+class Output(Message, frozen=True, kw_only=True):
+    """Tokens of one request. `index` counts output tokens from 0 at the client's first token, so a
+    repeated or reordered Output changes nothing. `finish_reason` is None while it goes on. `spans`
+    are durations in seconds that ended with this output, never instants; `num_pulled_blocks` came
+    from another worker since the output before."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    index: int
+    tokens: list[SampledToken]
+    finish_reason: str | None = None
+    stop_token_id: int | None = None
+    error: str | None = None
+    num_cached_tokens: int = 0
+    num_pulled_blocks: int = 0
+    spans: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class Outputs(Message, frozen=True, kw_only=True):
+    """All outputs of one step, in one frame."""
+
+    incarnation: str
+    outputs: list[Output]
+
+
+class TransferFailed(Message, frozen=True, kw_only=True):
+    """The decode side could not get proven KV; it has dropped the attempt and its blocks."""
+
+    incarnation: str
+    request_id: str
+    attempt: int
+    source: str
+    reason: str
+
+
+class HoldAccount(Message, frozen=True, kw_only=True):
+    """One named hold of a pool."""
+
+    owner: str
+    blocks: int
+
+
+class AuditReply(Message, frozen=True, kw_only=True):
+    """A worker's conservation account; `balanced` when free + cached + held == total."""
+
+    incarnation: str
+    audit_id: int
+    worker_id: str
+    blocks: BlockCounts
+    holds: list[HoldAccount]
+    leases: int
+    transfers: int
+    sequences: int
+    fds: int
+    threads: int
+    shm_bytes: int
+    stale_releases: int
+    balanced: bool
+
+
+class RoleChanged(Message, frozen=True, kw_only=True):
+    """The worker plays `role` now."""
+
+    incarnation: str
+    role: str
+
+
+class Goodbye(Message, frozen=True, kw_only=True):
+    """The worker has nothing left to do here and may be stopped; said again until it is."""
+
+    incarnation: str
+    reason: str
+    worker_id: str = ""
+
+
+WorkerMessage = (
+    Hello
+    | Heartbeat
+    | Outputs
+    | TransferFailed
+    | AuditReply
+    | RoleChanged
+    | Goodbye
+    | LauncherHello
+    | LauncherGoodbye
+    | NodeLeaving
+    | WorkerExited
+    | ScaleRefused
+)

@@ -1,0 +1,82 @@
+"""What a child process is told at its start. Owns the two files that a launcher writes, mode 0600, in its run directory."""
+
+from __future__ import annotations
+
+import msgspec
+
+from protocol.channel_keys import ChannelKeys
+from protocol.model_config import ModelConfig
+
+
+class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model made ready on this host: everything in `directory`, and what it is called."""
+
+    name: str
+    served_names: tuple[str, ...]
+    directory: str
+    config: ModelConfig
+    dtype: str
+    weights_hash: str
+    tokenizer_hash: str
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. `cores` empty means not pinned; `control` is the coordinator's ZeroMQ endpoint;
+    `weights_fd` is an inherited memfd
+    that all workers of the host share; `device` is cpu or cuda, `visible_devices` the UUID of the worker's GPU; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
+    A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted.
+    Without a parent that holds it: `generation` grows from start to start of one worker id, and the worker ends after
+    `silence_limit_s` without a word of the coordinator."""
+
+    worker_id: str
+    role: str
+    model: PreparedModel
+    control: str
+    run_directory: str
+    backend: str = "auto"
+    transport: str = "auto"
+    peer_host: str = "127.0.0.1"
+    kv_network: str = "encrypted"
+    keys: ChannelKeys | None = None
+    cores: tuple[int, ...] = ()
+    num_threads: int = 1
+    block_size: int = 16
+    num_blocks: int = 0
+    kv_cache_bytes: int = 0
+    max_model_len: int = 8192
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    enable_prefix_caching: bool = True
+    lease_duration_s: float = 30.0
+    weights_fd: int | None = None
+    device: str = "cpu"
+    visible_devices: str | None = None
+    generation: int = 0
+    silence_limit_s: float | None = None
+    log_level: str = "info"
+
+
+class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
+    after `owner_silence_s` without a launcher it ends, and its workers with it."""
+
+    model: PreparedModel
+    control: str
+    host: str
+    port: int
+    expected: dict[str, int]
+    max_model_len: int
+    block_size: int
+    api_keys: tuple[str, ...] = ()
+    max_queued_requests: int = 1024
+    local_prefill: bool = True
+    drain_grace_s: float = 30.0
+    autoscale: tuple[str, ...] = ()
+    slo: tuple[str, ...] = ()
+    chat_template: str | None = None
+    log_level: str = "info"
+    root_path: str = ""
+    otlp_traces_endpoint: str | None = None
+    owner_silence_s: float | None = None
+    keys: ChannelKeys | None = None
+    seed: int = 0

@@ -1,0 +1,36 @@
+"""Servers that a benchmark started end with everything in their session."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers.servers import end, start
+
+LIMIT_S = 10.0
+STUBBORN_CHILD = "(trap '' INT; echo $BASHPID; exec sleep 100) & "
+
+
+def first_line(log: Path) -> str:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not log.read_text().endswith("\n"):
+        assert time.monotonic() < deadline_s
+    return log.read_text()
+
+
+@pytest.mark.parametrize("then", ["exit 2", "wait"])
+def test_nothing_of_a_session_outlives_its_end(tmp_path: Path, then: str) -> None:
+    server = start(["bash", "-c", STUBBORN_CHILD + then], tmp_path / "log")
+    child = os.pidfd_open(int(first_line(tmp_path / "log")))
+    try:
+        if then == "exit 2":
+            assert server.wait(LIMIT_S) == 2
+        end(server)
+        assert server.poll() is not None
+        assert select.select([child], [], [], LIMIT_S)[0], "a child lives on"
+    finally:
+        os.close(child)

@@ -1,0 +1,204 @@
+"""From what the service sees to observations, and from decisions to orders; grammar of the options."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.cluster_sim.cluster import SimCluster
+from benchmarks.cluster_sim.policies import Planned, Static
+from benchmarks.cluster_sim.workload import SimRequest, random_workload
+from coordinator.edge.telemetry.metrics import EdgeMetrics
+from coordinator.planning.demand import DemandBook, StepFit
+from coordinator.planning.observations import Hold, Limits, Range, Scale, Targets
+from coordinator.planning.sketch import Arrivals, Sketch, SlidingSketch
+from deploy.cli import main
+from deploy.config.autoscale import limits_of, targets_of
+from protocol.errors import ConfigError, NoLauncher
+from tests.unit.benchmarks.test_cluster_sim import HARDWARE, LIMITS, TARGETS
+
+
+def finished_cluster() -> tuple[SimCluster, Planned]:
+    policy = Planned(TARGETS, LIMITS)
+    cluster = SimCluster(random_workload(300, 1.0, (600, 40), 0.3, seed=1), HARDWARE, (1, 1))
+    cluster.run(policy)
+    return cluster, policy
+
+
+def test_rates_and_lengths_are_what_came() -> None:
+    cluster, policy = finished_cluster()
+    assert policy.autoscaler is not None
+    seen = policy.autoscaler.observe(cluster.now_s)
+    assert seen.rate_slow == pytest.approx(1.0, rel=0.1)
+    assert seen.prompt_tokens.mean == pytest.approx(600, rel=0.1)
+    assert seen.output_tokens.mean == pytest.approx(40, rel=0.1)
+
+
+def test_service_times_and_steps_are_what_they_cost() -> None:
+    cluster, policy = finished_cluster()
+    assert policy.autoscaler is not None
+    seen = policy.autoscaler.observe(cluster.now_s)
+    assert seen.service_s.mean == pytest.approx(0.6, rel=0.1)
+    assert seen.prefill_tokens_per_s == pytest.approx(1000, rel=0.1)
+    assert seen.step is not None
+    assert seen.step.seconds(2) == pytest.approx(0.012, rel=0.25)
+
+
+def test_the_first_requests_of_a_worker_are_not_believed() -> None:
+    requests = [SimRequest(i, 5.0 * i, 500, 5) for i in range(3)]
+    cluster = SimCluster(requests, HARDWARE, (1, 1))
+    cluster.run(Static())
+    assert cluster.service.demand.service_s(cluster.now_s).count == 0
+
+
+def test_an_order_that_is_refused_is_counted_and_given_again() -> None:
+    _, policy = finished_cluster()
+    autoscaler = policy.autoscaler
+    assert autoscaler is not None
+
+    class Refusing:
+        def scale(self, prefill=None, decode=None):
+            raise NoLauncher("nobody starts workers")
+
+        def set_role(self, worker_id, role):
+            raise NoLauncher("nobody starts workers")
+
+    autoscaler._scaler = Refusing()
+    autoscaler._obey(Scale(2, 1, "more"), 0.0)
+    assert autoscaler.counts["refused"] == 1
+
+
+def test_the_cluster_view_tells_the_last_decision() -> None:
+    cluster, _ = finished_cluster()
+    shown = cluster.service.cluster()["autoscaler"]
+    assert shown["enabled"] is True
+    assert shown["last_decision"] in ("hold", "flip", "scale")
+    assert shown["reason"]
+
+
+def test_off_is_said_too() -> None:
+    cluster = SimCluster([SimRequest(0, 0.0, 10, 2)], HARDWARE, (1, 1))
+    assert cluster.service.cluster()["autoscaler"] == {"enabled": False}
+    text = EdgeMetrics("m", cluster.service.cluster, cluster.clock).exposition().decode()
+    told = [line for line in text.splitlines() if "baton_autoscaler" in line]
+    assert len(told) == 6, "three names, with help and type"
+    assert all(line.startswith("#") for line in told), "and no sample"
+
+
+def test_metrics_tell_needs_and_decisions() -> None:
+    cluster, _ = finished_cluster()
+    text = EdgeMetrics("m", cluster.service.cluster, cluster.clock).exposition().decode()
+    assert 'baton_autoscaler_needed{role="prefill"}' in text
+    assert 'baton_autoscaler_decisions_total{decision="hold"}' in text
+    assert "baton_autoscaler_trouble 0.0" in text
+
+
+# ---- parts
+
+
+def test_a_quantile_is_within_its_bucket() -> None:
+    sketch = Sketch()
+    for value in range(1, 1001):
+        sketch.add(float(value))
+    found = sketch.distribution()
+    for share in (0.1, 0.5, 0.9, 0.99):
+        assert found.quantile(share) == pytest.approx(1000 * share, rel=0.05)
+    assert found.mean == pytest.approx(500.5)
+
+
+def test_old_values_leave_the_window() -> None:
+    sliding = SlidingSketch(60.0, 10.0)
+    sliding.add(0.0, 5.0)
+    sliding.add(100.0, 7.0)
+    assert sliding.over(100.0, 60.0).values == (7.0,)
+
+
+def test_even_arrivals_have_no_dispersion_and_batches_much() -> None:
+    even, batches = Arrivals(), Arrivals()
+    for second in range(600):
+        even.add(float(second))
+        if second % 20 == 0:
+            batches.add(float(second), 20)
+    assert even.dispersion(600.0, 600.0) == pytest.approx(0.25)
+    assert batches.dispersion(600.0, 600.0) > 5
+
+
+def test_a_step_fit_tells_base_and_slope_apart() -> None:
+    step = StepFit()
+    for n in (1, 4, 16, 8, 2):
+        step.add(n, 0.01 + 0.002 * n, 20)
+    cost = step.cost()
+    assert cost is not None
+    assert cost.seconds(10) == pytest.approx(0.03, rel=0.1)
+
+
+def test_a_step_fit_of_one_size_is_right_at_that_size() -> None:
+    step = StepFit()
+    for _ in range(20):
+        step.add(8, 0.03, 50)
+    cost = step.cost()
+    assert cost is not None
+    assert cost.seconds(8) == pytest.approx(0.03, rel=0.02)
+    assert cost.base_s > 0
+    assert cost.per_sequence_s > 0
+
+
+def test_targets_that_nobody_set_are_always_held() -> None:
+    book = DemandBook()
+    assert book.held(0.0)[0].share == 1.0
+    assert isinstance(Hold("x").reason, str)
+
+
+# ---- options
+
+
+def test_ranges_are_read() -> None:
+    assert limits_of(["prefill=1..4,decode=2..8"]) == Limits(Range(1, 4), Range(2, 8), 12)
+    assert limits_of(["prefill=1..4", "decode=1..8", "total=9"]).budget == 9
+
+
+def test_targets_are_read() -> None:
+    assert targets_of(["ttft:2000", "tpot:100"]) == Targets(2.0, 0.1, 0.9)
+    assert targets_of(["ttft:500ms,tpot:30,goal:0.95"]) == Targets(0.5, 0.03, 0.95)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prefill=1..4", "says nothing of decode"),
+        ("prefill=4..1,decode=1..2", "the lower one first"),
+        ("prefill=0..4,decode=1..2", "write 1 to"),
+        ("prefill=1..4,decode=1..2,total=1", "must be 2 to"),
+        ("prefill=1..4,prefill=1..4,decode=1..2", "there twice"),
+        ("prefill=1-4", "is no range"),
+    ],
+)
+def test_a_range_that_cannot_be_says_why(text, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        limits_of([text])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--autoscale", "prefill=2..4,decode=1..4"],
+            "--autoscale: prefill=2..4 does not hold the 1",
+        ),
+        (
+            ["--pd", "2p2d", "--autoscale", "prefill=1..4", "decode=1..4", "total=3"],
+            "more than total=3",
+        ),
+        (["--slo", "ttft:1"], "--slo: needs tpot"),
+        (["--slo", "tfft:1"], "'tfft:1' is no target"),
+    ],
+)
+def test_serve_refuses_what_cannot_be(arguments, said, capsys) -> None:
+    assert main(["serve", *arguments, "--print-config"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_print_config_shows_both(capsys) -> None:
+    assert main(["serve", "--autoscale", "prefill=1..2,decode=1..2", "--print-config"]) == 0
+    shown = capsys.readouterr().out
+    assert "autoscale: ['prefill=1..2,decode=1..2']" in shown
+    assert "slo: ['ttft:2000', 'tpot:100']" in shown

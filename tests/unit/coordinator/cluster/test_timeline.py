@@ -1,0 +1,150 @@
+"""A request's time, split into segments that leave nothing out and count nothing twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.cluster.service_api import Generation
+from coordinator.cluster.timeline import STAGES, Attempt, Timeline
+from protocol.sampling import SamplingParams
+from tests.sim.cluster import Cluster, run
+
+
+def spent(timeline: Timeline, until_s: float) -> dict[str, float]:
+    """Seconds by stage."""
+    found: dict[str, float] = {}
+    for segment in timeline.segments(until_s):
+        found[segment.stage] = found.get(segment.stage, 0.0) + segment.seconds
+    return found
+
+
+def handed_over() -> Timeline:
+    """Submitted at 10, dispatched at 11, first token at 16, second at 18, last at 20."""
+    timeline = Timeline(10.0)
+    timeline.dispatched("p", "d", 11.0)
+    prefill = {"queue_s": 1.0, "prefill_s": 3.5, "unheard_s": 0.25}
+    timeline.heard("p", prefill, 16.0, is_new=True)
+    adoption = {"wait_blocks_s": 0.1, "exposed_transfer_s": 0.5, "unheard_s": 0.0}
+    timeline.heard("d", adoption, 17.0, is_new=False)
+    timeline.heard("d", {"step_wait_s": 0.25, "first_step_s": 1.0}, 18.0, is_new=True)
+    timeline.heard("d", {}, 20.0, is_new=True)
+    return timeline
+
+
+def test_a_handoff_has_every_stage() -> None:
+    assert spent(handed_over(), 20.0) == {
+        "queue": 1.0,
+        "prefill_queue": 1.25,  # a part of what was not reported: the worker was in a step
+        "prefill": 3.5,
+        "control": 0.25 + 0.25,
+        "decode_wait": 0.25,
+        "exposed_transfer": 0.5,
+        "first_step": 1.0,
+        "decode": 2.0,
+    }
+
+
+@pytest.mark.parametrize("until_s", [16.0, 17.0, 18.5, 20.0, 25.0])
+def test_segments_sum_to_the_whole_wherever_it_is_cut(until_s: float) -> None:
+    assert sum(spent(handed_over(), until_s).values()) == pytest.approx(until_s - 10.0)
+
+
+def test_waiting_for_blocks_counts_only_beyond_the_prefill_it_overlaps() -> None:
+    timeline = Timeline(0.0)
+    timeline.dispatched("p", "d", 0.0)
+    timeline.heard("p", {"queue_s": 1.0, "prefill_s": 3.0}, 4.0, is_new=True)
+    timeline.heard("d", {"wait_blocks_s": 6.0, "exposed_transfer_s": 1.0}, 7.0, is_new=False)
+    timeline.heard("d", {"step_wait_s": 0.0, "first_step_s": 1.0}, 8.0, is_new=True)
+    assert spent(timeline, 8.0)["decode_wait"] == pytest.approx(2.0)
+
+
+def test_reports_longer_than_their_interval_are_cut() -> None:
+    timeline = Timeline(0.0)
+    timeline.dispatched("p", "d", 0.0)
+    timeline.heard("p", {"queue_s": 5.0, "prefill_s": 9.0}, 6.0, is_new=True)
+    assert spent(timeline, 6.0) == {
+        "queue": 0.0,
+        "prefill_queue": 5.0,
+        "prefill": 1.0,
+        "control": 0.0,
+        "decode": 0.0,
+    }
+
+
+def test_a_prompt_computed_where_it_decodes_has_no_handoff() -> None:
+    timeline = Timeline(0.0)
+    timeline.dispatched(None, "d", 0.5)
+    timeline.heard("d", {"queue_s": 1.0, "prefill_s": 2.0}, 3.5, is_new=True)
+    timeline.heard("d", {}, 5.0, is_new=True)
+    segments = timeline.segments(5.0)
+    assert {s.stage: s.seconds for s in segments if s.seconds} == {
+        "queue": 0.5,
+        "prefill_queue": 1.0,
+        "prefill": 2.0,
+        "decode": 1.5,
+    }
+    assert {s.role for s in segments if s.stage == "prefill"} == {"decode"}
+
+
+def test_a_failed_attempt_keeps_its_stages_and_what_it_lost_is_replay() -> None:
+    timeline = Timeline(0.0)
+    timeline.dispatched("p", "d", 1.0)
+    timeline.heard("p", {"queue_s": 0.0, "prefill_s": 2.0}, 3.0, is_new=True)
+    timeline.failed(7.0)
+    timeline.dispatched("p", "e", 8.0)
+    timeline.heard("p", {"queue_s": 0.0, "prefill_s": 3.0}, 11.0, is_new=True)
+    assert timeline.replays == 1
+    assert spent(timeline, 11.0) == {
+        "queue": 2.0,
+        "prefill_queue": 0.0,
+        "prefill": 5.0,
+        "control": 0.0,
+        "decode": 0.0,
+        "replay": 4.0,
+    }
+
+
+def test_what_was_under_way_when_a_client_left_is_said() -> None:
+    timeline = Timeline(0.0)
+    assert spent(timeline, 2.0) == {"queue": 2.0}
+    timeline.dispatched("p", "d", 2.0)
+    assert spent(timeline, 5.0) == {"queue": 2.0, "prefill": 3.0}
+
+
+def generation(name: str, max_tokens: int) -> Generation:
+    return Generation(name, [7] * 40, SamplingParams(max_tokens=max_tokens, temperature=0.0))
+
+
+@pytest.mark.parametrize(("prefill", "victim"), [(1, None), (0, None), (2, "prefill-0"), (1, "d")])
+def test_simulated_requests_add_up(prefill: int, victim: str | None) -> None:
+    """Production code on a virtual clock, with a death in the middle."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        streams = [cluster.service.submit(generation(str(i), 60)) for i in range(6)]
+        if victim:
+            await cluster.sleep(0.004)
+            cluster.kill(victim if victim != "d" else "decode-0")
+        ends_s: list[float] = []
+        for stream in streams:
+            at_s = [event.at_s async for event in stream if event.error is None]
+            assert at_s[-1] is not None
+            ends_s.append(at_s[-1])
+        for stream, end_s in zip(streams, ends_s, strict=True):
+            stages = spent(stream.timeline, end_s)
+            assert set(stages) <= set(STAGES)
+            assert min(stages.values()) >= 0.0
+            assert sum(stages.values()) == pytest.approx(end_s - stream.timeline.submitted_s)
+        lost = [stream.timeline for stream in streams if stream.timeline.replays]
+        assert bool(lost) == (victim is not None)
+        assert all(spent(t, e).get("replay", 0.0) > 0 for t in lost for e in [max(ends_s)])
+
+    run(scenario, prefill=prefill, decode=2)
+
+
+def test_a_prefix_that_was_read_elsewhere_is_a_stage_of_its_own() -> None:
+    attempt = Attempt(0.0, "P", "D", first_s=4.0, last_s=4.0)
+    attempt.reports["P"] = {"queue_s": 1.0, "prefix_fetch_s": 0.5, "prefill_s": 2.0}
+    stages = {segment.stage: segment.seconds for segment in attempt.segments(4.0)}
+    assert stages["prefix_fetch"] == 0.5
+    assert sum(stages.values()) == 4.0

@@ -1,0 +1,69 @@
+"""The engine that a spec asks for. Owns the choice between the real one and the attesting mock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.attesting import SLOT_BYTES, AttestingRunner
+from engine.checkpoints.prepared import fingerprint, kv_block_bytes, read_manifest
+from engine.kv.pool_memory import KvMemory
+from kvtransfer.promises.digest import DIGEST_NAMES
+
+if TYPE_CHECKING:
+    from engine.runner_api import Runner
+    from kvtransfer.transport import BlockMemory
+    from protocol.fingerprint import Fingerprint
+    from protocol.specs import WorkerSpec
+
+MOCK_BACKEND = "mock"
+
+
+@dataclass(frozen=True)
+class StartedEngine:
+    """A runner, the memory it writes to, and what its blocks mean."""
+
+    runner: Runner
+    memory: BlockMemory
+    fingerprint: Fingerprint
+
+
+def start_engine(spec: WorkerSpec) -> StartedEngine:
+    """Load, reserve and warm up; ConfigError says what cannot work."""
+    directory = Path(spec.model.directory)
+    layout = fingerprint(directory, spec.block_size)
+    if spec.device == "cuda":
+        return _start_on_gpu(spec, directory, layout)
+    if spec.backend == MOCK_BACKEND:
+        memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
+        return StartedEngine(AttestingRunner(memory, spec.block_size), memory, layout)
+    from engine.runner import ModelRunner, RunnerOptions
+
+    options = RunnerOptions(
+        num_blocks=spec.num_blocks,
+        block_size=spec.block_size,
+        backend=spec.backend,
+        num_threads=spec.num_threads,
+        kernel_cache=directory.parent.parent / "kernels",
+        shared_weights_fd=spec.weights_fd,
+    )
+    runner = ModelRunner.load(directory, options)
+    runner.warm_up()
+    return StartedEngine(runner, runner.kv_memory, layout)
+
+
+def _start_on_gpu(spec: WorkerSpec, directory: Path, layout: Fingerprint) -> StartedEngine:
+    from engine.cuda.device_memory import DeviceMemory
+    from engine.cuda.runner import CudaRunner
+
+    block_bytes = kv_block_bytes(spec.model.config, spec.block_size, read_manifest(directory).dtype)
+    memory = DeviceMemory(spec.num_blocks, block_bytes)
+    runner = CudaRunner.load(
+        directory, memory, block_size=spec.block_size, max_num_seqs=spec.max_num_seqs
+    )
+    runner.warm_up()
+    digest = DIGEST_NAMES[memory.kind]
+    return StartedEngine(runner, memory, msgspec.structs.replace(layout, digest=digest))
