@@ -365,7 +365,7 @@ def run_bench(name: str, arguments: list[str]) -> int:
 
 def run_plan(arguments: list[str]) -> int:
     """`baton plan …`, which has its own parser."""
-    from benchmarks.cluster_sim.plan import main as plan
+    from deploy.commands.plan import main as plan
 
     return plan(arguments)
 

@@ -1,1 +1,1 @@
-"""Clusters of any size without machines: production coordinator code, workers made of calibrated times."""
+"""`baton bench cluster`: policies of scaling compared on simulated clusters; the simulation itself is `simulation`."""

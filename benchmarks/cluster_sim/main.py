@@ -15,21 +15,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cluster_sim import arguments as flags
 from benchmarks.cluster_sim.chart import write_chart
-from benchmarks.cluster_sim.cluster import SimCluster
-from benchmarks.cluster_sim.policies import Planned, QueueLength, Reactive, Static
-from benchmarks.cluster_sim.scoring import score
+from benchmarks.cluster_sim.rules import QueueLength, Reactive
 from benchmarks.environment import environment
 from coordinator.planning.observations import Limits, Range
+from deploy.config import simulated as flags
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
+from simulation.cluster import SimCluster
+from simulation.policies import Planned, Static
+from simulation.scoring import score
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
-    from benchmarks.cluster_sim.policies import Policy
+    from simulation.cluster import Policy
 
 POLICIES = ("planned", "reactive", "queue")
 KEPT_SIZES = 400

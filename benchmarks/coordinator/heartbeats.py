@@ -16,8 +16,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cluster_sim.calibration import Hardware
-from benchmarks.cluster_sim.cluster import introduction
 from benchmarks.environment import environment
 from coordinator.cluster.membership import Membership
 from coordinator.cluster.router import Route
@@ -27,6 +25,8 @@ from protocol.clock import SystemClock
 from protocol.messages.reports import Heartbeat
 from protocol.sampling import SamplingParams
 from protocol.worker_load import BlockCounts, WorkerLoad
+from simulation.calibration import Hardware
+from simulation.cluster import introduction
 
 if TYPE_CHECKING:
     from coordinator.cluster.registry import WorkerRecord

@@ -9,11 +9,11 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from benchmarks.serve.arrivals import Traffic
 from benchmarks.serve.arrivals import check as check_traffic
 from benchmarks.serve.measure import METRICS, SLO_METRICS
 from benchmarks.serve.overhead import Limits
 from protocol.errors import ConfigError
+from simulation.traffic import Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,9 +12,9 @@ from benchmarks.serve.random_prompts import (
     TraceScale,
     prefix_requests,
     random_requests,
-    read_trace,
     trace_requests,
 )
+from simulation.traces import read_trace
 
 if TYPE_CHECKING:
     import argparse
@@ -49,7 +49,7 @@ class Dataset:
         if flags.dataset_name == "prefix_repetition":
             return prefix_requests(self._shape(), total, self._vocabulary(), self._format, seed)
         if flags.dataset_name in ("trace", "timed_trace"):
-            lines = read_trace(flags.dataset_path, total)
+            lines = read_trace(flags.dataset_path, total, "--dataset-path")
             return trace_requests(lines, self._scale(), self._vocabulary(), self._format, seed)
         requests = self._from_file(total)
         return requests if flags.no_oversample else oversample(requests, total, flags.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from benchmarks.serve import arrivals
+from benchmarks.serve.arrivals import own_times
 from benchmarks.serve.client import Client, parse_url
 from benchmarks.serve.load import OpenLoop, Prepared
 from benchmarks.serve.measure import attainment
@@ -16,16 +16,17 @@ from benchmarks.serve.request import PATHS, BodyMaker
 from benchmarks.serve.result import Measured, error_counts
 from benchmarks.serve.search import RateSearch
 from protocol.errors import BatonError
+from simulation.traffic import schedule
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from benchmarks.serve.arrivals import Traffic
     from benchmarks.serve.datasets import Dataset
     from benchmarks.serve.load import Run
     from benchmarks.serve.request import BenchRequest
     from benchmarks.serve.vocabulary import Vocabulary
+    from simulation.traffic import Traffic
 
 WARMUP_DRAW = 1_000_003
 """Number of the draw that warm-up prompts come from: none of them is measured."""
@@ -94,8 +95,8 @@ class Endpoint:
     async def measure(self, requests: Sequence[BenchRequest], traffic: Traffic) -> Measured:
         """One run; ClientBottleneck when its figures would be the client's."""
         flags = self._flags
-        own = arrivals.own_times(requests) if flags.self_timed else None
-        due_s = own or arrivals.schedule(traffic, len(requests), flags.seed)
+        own = own_times(requests) if flags.self_timed else None
+        due_s = own or schedule(traffic, len(requests), flags.seed)
         prepared = self._prepare(requests)
         watch = PoolWatch(timeline=flags.report is not None)
         progress = LiveProgress(self.name, len(requests), quiet=flags.disable_tqdm)

@@ -1,4 +1,4 @@
-"""Prompts that nobody wrote: random, with repeated prefixes, or shaped like a trace. Owns lengths and sharing; reads the trace file only.
+"""Prompts that nobody wrote: random, with repeated prefixes, or shaped like a trace. Owns lengths and sharing.
 
 `prompt_format` ids: the prompt is token ids, so its length is exact. text: made of words, decoded and fitted.
 """
@@ -9,16 +9,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
 import numpy as np
 
 from benchmarks.serve.request import BenchRequest
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from benchmarks.serve.vocabulary import Vocabulary
+    from simulation.traces import TraceLine
 
 PromptFormat = Literal["ids", "text"]
 
@@ -123,15 +121,6 @@ def prefix_requests(
     return [requests[index] for index in draw.permutation(len(requests))]
 
 
-class TraceLine(msgspec.Struct):
-    """Mooncake's trace format: one id in `hash_ids` for each chunk of prompt tokens; equal ids are equal tokens."""
-
-    timestamp: float
-    input_length: int
-    output_length: int
-    hash_ids: list[int] = []
-
-
 @dataclass(frozen=True)
 class TraceScale:
     """`chunk_tokens` a hash id, `seconds` a unit of its timestamps; lengths and times are multiplied by the rest."""
@@ -141,32 +130,6 @@ class TraceScale:
     length: float = 1.0
     output: float = 1.0
     time: float = 1.0
-
-
-def read_trace(path: Path, total: int) -> list[TraceLine]:
-    """The first `total` lines; ConfigError names a line that is not the format."""
-    lines: list[TraceLine] = []
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if len(lines) == total:
-                    break
-                if line.strip():
-                    lines.append(_trace_line(line, path, number))
-    except OSError as error:
-        raise ConfigError(f"--dataset-path: cannot read {path}: {error}") from None
-    if not lines:
-        raise ConfigError(f"--dataset-path: {path} has no requests")
-    return lines
-
-
-def _trace_line(line: bytes, path: Path, number: int) -> TraceLine:
-    try:
-        return msgspec.json.decode(line, type=TraceLine)
-    except msgspec.DecodeError as error:
-        raise ConfigError(
-            f"--dataset-path: {path} line {number} is no line of a trace: {error}"
-        ) from None
 
 
 def trace_requests(

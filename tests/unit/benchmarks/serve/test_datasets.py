@@ -14,16 +14,15 @@ from benchmarks.serve.file_prompts import custom_requests, oversample, sharegpt_
 from benchmarks.serve.random_prompts import (
     PrefixShape,
     RandomLengths,
-    TraceLine,
     TraceScale,
     prefix_requests,
     random_requests,
-    read_trace,
     trace_requests,
 )
 from benchmarks.serve.request import BenchRequest
 from benchmarks.serve.vocabulary import Vocabulary
 from protocol.errors import ConfigError
+from simulation.traces import TraceLine
 
 LENGTHS = RandomLengths(input_len=40, output_len=8, input_ratio=0.5, output_ratio=0.25)
 
@@ -136,13 +135,6 @@ def test_the_time_scale_shortens_the_hour(vocabulary: Vocabulary) -> None:
 def test_a_prompt_longer_than_its_hash_ids_is_filled_up(vocabulary: Vocabulary) -> None:
     (request,) = trace_requests([TraceLine(0, 30, 1, [1])], SCALE, vocabulary, "ids", 0)
     assert len(ids_of(request)) == 30
-
-
-def test_a_broken_line_of_a_trace_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "t.jsonl"
-    path.write_text('{"timestamp": 0, "input_length": 1, "output_length": 1}\n{"x": 1}\n')
-    with pytest.raises(ConfigError, match="line 2"):
-        read_trace(path, 10)
 
 
 def flags(*given: str) -> Dataset:

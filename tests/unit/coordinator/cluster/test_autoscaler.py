@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.cluster_sim.cluster import SimCluster
-from benchmarks.cluster_sim.policies import Planned, Static
-from benchmarks.cluster_sim.workload import SimRequest, random_workload
 from coordinator.edge.telemetry.metrics import EdgeMetrics
 from coordinator.planning.demand import DemandBook, StepFit
 from coordinator.planning.observations import Hold, Limits, Range, Scale, Targets
@@ -14,7 +11,10 @@ from coordinator.planning.sketch import Arrivals, Sketch, SlidingSketch
 from deploy.cli import main
 from deploy.config.autoscale import limits_of, targets_of
 from protocol.errors import ConfigError, NoLauncher
-from tests.unit.benchmarks.test_cluster_sim import HARDWARE, LIMITS, TARGETS
+from simulation.cluster import SimCluster
+from simulation.policies import Planned, Static
+from simulation.workload import SimRequest, random_workload
+from tests.unit.simulation.test_cluster import HARDWARE, LIMITS, TARGETS
 
 
 def finished_cluster() -> tuple[SimCluster, Planned]:

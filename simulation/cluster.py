@@ -12,9 +12,8 @@ import heapq
 import itertools
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from benchmarks.cluster_sim.worker import SimWorker
 from coordinator.cluster.membership import Membership
 from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.service import ClusterService
@@ -25,15 +24,15 @@ from protocol.messages.launcher import LauncherHello, ScaleOrder, StopOrder, Wor
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Goodbye, Heartbeat, Hello, Outputs
 from protocol.sampling import SamplingParams
+from simulation.worker import SimWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from benchmarks.cluster_sim.calibration import Hardware
-    from benchmarks.cluster_sim.policies import Policy
-    from benchmarks.cluster_sim.workload import SimRequest
     from coordinator.cluster.stream import EventStream
     from protocol.messages.reports import Output
+    from simulation.calibration import Hardware
+    from simulation.workload import SimRequest
 
 FINGERPRINT = Fingerprint(
     model="sim",
@@ -110,6 +109,18 @@ class SimClock:
     def now_s(self) -> float:
         """Virtual seconds."""
         return self.at_s
+
+
+class Policy(Protocol):
+    """Asked once a virtual second."""
+
+    def begin(self, cluster: SimCluster) -> None:
+        """Before the first arrival."""
+        ...
+
+    def tick(self, cluster: SimCluster) -> None:
+        """Decide, or not."""
+        ...
 
 
 class SimCluster:
@@ -235,10 +246,15 @@ class SimCluster:
         """What the trace says of a request."""
         return self.requests[int(request_id)] if request_id.isdigit() else None
 
-    def tell(self, worker: SimWorker, outputs: list[Output]) -> None:
+    def cached_on(self, worker_id: str, chunks: tuple[int, ...]) -> int:
+        """What a prefix can be fetched from there."""
+        worker = self.workers.get(worker_id)
+        return 0 if worker is None else worker.cached(chunks)
+
+    def tell(self, worker_id: str, incarnation: str, outputs: list[Output]) -> None:
         """A worker's step brought these."""
-        told = Outputs(incarnation=worker.incarnation, outputs=outputs)
-        self.membership.on_message(worker.worker_id.encode(), told)
+        told = Outputs(incarnation=incarnation, outputs=outputs)
+        self.membership.on_message(worker_id.encode(), told)
         for output in outputs:
             if output.finish_reason is not None:
                 self._note_end(output.request_id)
@@ -303,12 +319,10 @@ class SimCluster:
         self.membership.on_message(worker_id.encode(), hello)
         self.service.pump()
 
-    def goodbye(self, worker: SimWorker) -> None:
+    def goodbye(self, worker_id: str, incarnation: str) -> None:
         """A drained worker says so, at the end of this instant."""
-        message = Goodbye(
-            incarnation=worker.incarnation, worker_id=worker.worker_id, reason="drained"
-        )
-        self.at(self.now_s, self._left, (worker.worker_id, message))
+        message = Goodbye(incarnation=incarnation, worker_id=worker_id, reason="drained")
+        self.at(self.now_s, self._left, (worker_id, message))
 
     def _left(self, what: tuple[str, Goodbye]) -> None:
         self.membership.on_message(what[0].encode(), what[1])

@@ -1,4 +1,4 @@
-"""Flags that simulations share. Owns how workload, hardware and targets are read from the command line."""
+"""Flags of simulated clusters, for `baton plan` and `baton bench cluster`. Owns how workload, hardware and targets are read."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import argparse
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from benchmarks.cluster_sim.calibration import Hardware, load_calibration
-from benchmarks.cluster_sim.workload import Shape, SimRequest, random_workload, trace_workload
 from deploy.config.autoscale import targets_of
 from protocol.errors import ConfigError
+from simulation.calibration import DEFAULT_CALIBRATION, Hardware, load_calibration
+from simulation.workload import Shape, SimRequest, random_workload, trace_workload
 
 if TYPE_CHECKING:
     from coordinator.planning.observations import Targets
-
-DEFAULT_CALIBRATION = Path(__file__).parents[1] / "results" / "2026-11-23-engine.json"
 
 
 class Parser(argparse.ArgumentParser):
     """Errors are ConfigErrors, as everywhere in `baton`."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         """Raise instead of exiting."""
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 

@@ -12,13 +12,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.cluster_sim import arguments as flags
-from benchmarks.cluster_sim.calibration import calibrated_model
-from benchmarks.cluster_sim.cluster import SimCluster
-from benchmarks.cluster_sim.policies import Static
-from benchmarks.cluster_sim.scoring import score
-from benchmarks.cluster_sim.sizing import Point, Sizing
+from deploy.config import simulated as flags
 from protocol.errors import ConfigError
+from simulation.calibration import calibrated_model
+from simulation.cluster import SimCluster
+from simulation.policies import Static
+from simulation.scoring import score
+from simulation.sizing import Point, Sizing
 
 if TYPE_CHECKING:
     import argparse

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.serve.arrivals import Traffic, schedule
-from benchmarks.serve.random_prompts import read_trace
 from protocol.errors import ConfigError
+from simulation.traces import read_trace
+from simulation.traffic import Traffic, schedule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TRACE_CHUNK_TOKENS = 512
@@ -61,7 +62,7 @@ def trace_workload(path: Path, shape: Shape) -> list[SimRequest]:
     """A trace in Mooncake's format: milliseconds, and one hash id for each 512 prompt tokens."""
     if not 0 <= shape.swing < 1:
         raise ConfigError("--swing: must be at least 0 and less than 1")
-    lines = read_trace(path, shape.first)
+    lines = read_trace(path, shape.first, "--trace")
     start, span = lines[0].timestamp, max(lines[-1].timestamp - lines[0].timestamp, 1.0)
     chunk = max(1, round(TRACE_CHUNK_TOKENS * shape.length))
     bend = _bend(shape)
@@ -78,7 +79,7 @@ def trace_workload(path: Path, shape: Shape) -> list[SimRequest]:
     ]
 
 
-def _bend(shape: Shape):
+def _bend(shape: Shape) -> Callable[[float], float]:
     """Share of the requests → share of the time, so that the rate is 1 + swing · sin in the mean.
 
     The inverse of u - swing · (cos(2πwu) - 1) / (2πw), tabulated."""

@@ -1,8 +1,8 @@
-"""Who decides the pools' sizes in a simulation: nobody, simple rules, or the production autoscaler.
+"""What the production autoscaler is compared with: two rules that cluster schedulers offer for any service.
 
-The two rules are what cluster schedulers offer for any service. Reactive: one more or one fewer by thresholds of
-utilisation, with pauses. Queue length: as many as the outstanding requests divided by what one should have, at once
-up, and down to the highest wish of five minutes, as the Kubernetes horizontal autoscaler does.
+Reactive: one more or one fewer by thresholds of utilisation, with pauses. Queue length: as many as the outstanding
+requests divided by what one should have, at once up, and down to the highest wish of five minutes, as the Kubernetes
+horizontal autoscaler does.
 """
 
 from __future__ import annotations
@@ -10,54 +10,13 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from coordinator.cluster.autoscaler import Autoscaler
 from coordinator.planning.observations import ROLES
 
 if TYPE_CHECKING:
-    from benchmarks.cluster_sim.cluster import SimCluster
-    from coordinator.planning.observations import Limits, Targets
-
-
-class Policy(Protocol):
-    """Asked once a virtual second."""
-
-    def begin(self, cluster: SimCluster) -> None:
-        """Before the first arrival."""
-        ...
-
-    def tick(self, cluster: SimCluster) -> None:
-        """Decide, or not."""
-        ...
-
-
-class Static:
-    """The pools stay as they are."""
-
-    def begin(self, cluster: SimCluster) -> None:
-        """Nothing to prepare."""
-
-    def tick(self, cluster: SimCluster) -> None:
-        """Nothing to decide."""
-
-
-class Planned:
-    """The production autoscaler."""
-
-    def __init__(self, targets: Targets, limits: Limits) -> None:
-        self._targets, self._limits = targets, limits
-        self.autoscaler: Autoscaler | None = None
-
-    def begin(self, cluster: SimCluster) -> None:
-        """Wire it to the service and its scaler."""
-        self.autoscaler = Autoscaler(cluster.service, cluster.scaler, self._targets, self._limits)
-
-    def tick(self, cluster: SimCluster) -> None:
-        """As the service's tick does."""
-        del cluster
-        assert self.autoscaler is not None
-        self.autoscaler.tick()
+    from coordinator.planning.observations import Limits
+    from simulation.cluster import SimCluster
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from benchmarks.cluster_sim.cluster import Ended, SimCluster
     from coordinator.planning.observations import Targets
+    from simulation.cluster import Ended, SimCluster
 
 
 def holds(ended: Ended, targets: Targets) -> bool:

@@ -18,8 +18,8 @@ from protocol.sampling import SampledToken
 from protocol.worker_load import BlockCounts, WorkerLoad
 
 if TYPE_CHECKING:
-    from benchmarks.cluster_sim.calibration import Hardware
-    from benchmarks.cluster_sim.cluster import SimCluster
+    from simulation.calibration import Hardware
+    from simulation.surroundings import Surroundings
 
 TOKEN = SampledToken(token_id=0)
 REPORT_TOKENS = 64
@@ -65,7 +65,7 @@ class Sequence:
 class SimWorker:
     """Invariant: between events `turns` whole turns are under way, which end at the event that is scheduled."""
 
-    cluster: SimCluster
+    cluster: Surroundings
     worker_id: str
     incarnation: str
     hardware: Hardware
@@ -123,7 +123,7 @@ class SimWorker:
     def _leave_if_done(self) -> None:
         if self.draining and self.is_idle and self.alive:
             self.alive = False
-            self.cluster.goodbye(self)
+            self.cluster.goodbye(self.worker_id, self.incarnation)
 
     # ---- turns
 
@@ -166,7 +166,7 @@ class SimWorker:
         if finished is not None:
             self._prompt_done(finished, outputs)
         if outputs:
-            self.cluster.tell(self, outputs)
+            self.cluster.tell(self.worker_id, self.incarnation, outputs)
         self._take_inbox()
         self.in_turn = False
         self._plan()
@@ -215,13 +215,11 @@ class SimWorker:
         chunks = request.chunks if request is not None else ()
         size = request.chunk_tokens if request is not None else 1
         prompt.cached = min(self.cached(chunks) * size, prompt.num_tokens - 1)
-        source = self.cluster.workers.get(prompt.source)
-        if source is not None:
-            there = min(source.cached(chunks) * size, prompt.num_tokens - 1)
-            if there > prompt.cached:
-                fetched = there - prompt.cached
-                prompt.fetch_s = self.hardware.handoff_s + fetched * self.hardware.transfer_token_s
-                prompt.cached = there
+        there = self.cluster.cached_on(prompt.source, chunks) * size
+        if (there := min(there, prompt.num_tokens - 1)) > prompt.cached:
+            fetched = there - prompt.cached
+            prompt.fetch_s = self.hardware.handoff_s + fetched * self.hardware.transfer_token_s
+            prompt.cached = there
         computed = prompt.num_tokens - prompt.cached
         seconds = self.hardware.prompt_s(prompt.cached, prompt.num_tokens)
         prompt.left_s = seconds + prompt.fetch_s
