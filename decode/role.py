@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from decode.progress import Progress
+from protocol.failures import ErrorKind, Failure, failure_of
 from protocol.messages.peers import Announce, Attach, Gone, PeerRefuse, Pulled, Renew
 from protocol.messages.reports import Output, TransferFailed
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from engine.kv.sequence import Scheduled, Sequence
     from engine.runner_api import Runner
     from kvtransfer.sharing.shared_prefix import BlockFetcher
+    from protocol.errors import TransferError
     from protocol.messages.orders import Decode
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import PeerAddress
@@ -139,7 +141,7 @@ class DecodeRole:
     def hear(self, source: tuple[str, str], message: PeerMessage) -> None:
         """A message of a worker that we pull from; stale incarnations and attempts are dropped."""
         if isinstance(message, PeerRefuse):
-            self.lose_source(source[0], message.reason)
+            self.lose_source(source[0], Failure(ErrorKind.LAYOUT_MISMATCH, message.reason))
             return
         if not isinstance(message, Announce | Gone):
             return
@@ -151,7 +153,7 @@ class DecodeRole:
         ):
             return
         if isinstance(message, Gone):
-            self._fail(fetch, f"prefill worker says: {message.reason}")
+            self._fail(fetch, message.failure)
         else:
             self._announced(fetch, message)
 
@@ -161,10 +163,10 @@ class DecodeRole:
             self._forget(fetch)  # ended at its first token: the coordinator has it from the source
             return
         if message.offers and message.first_block != fetch.next_block:
-            self._fail(fetch, "an announcement was lost")
+            self._fail(fetch, _transfer("an announcement was lost"))
             return
         if fetch.next_block + len(message.offers) > len(sequence.block_table):
-            self._fail(fetch, "more blocks announced than the prompt has")
+            self._fail(fetch, _transfer("more blocks announced than the prompt has"))
             return
         if message.offers:
             fetch.pending += 1
@@ -180,7 +182,7 @@ class DecodeRole:
             fetch.unheard_s = self.context.unheard_s
             self._adopt_if_complete(fetch)
 
-    def pulled(self, key: Key, error: str | None) -> None:
+    def pulled(self, key: Key, error: TransferError | None) -> None:
         """One read of a fetch ended, proven or failed."""
         fetch = self.fetches.get(key)
         if fetch is None:
@@ -189,7 +191,7 @@ class DecodeRole:
         if fetch.is_over:
             self._drop_when_quiet(fetch)
         elif error is not None:
-            self._fail(fetch, error)
+            self._fail(fetch, failure_of(error))
         else:
             self._adopt_if_complete(fetch)
 
@@ -200,7 +202,7 @@ class DecodeRole:
             return
         expected = self.scheduler.allocator.num_blocks(sequence.num_tokens)
         if fetch.first_token is None or fetch.next_block != expected:
-            self._fail(fetch, "the last announcement is incomplete")
+            self._fail(fetch, _transfer("the last announcement is incomplete"))
             return
         now_s = self.context.clock.now_s()
         spans = {
@@ -227,7 +229,7 @@ class DecodeRole:
             ),
         )
 
-    def _fail(self, fetch: Fetch, reason: str) -> None:
+    def _fail(self, fetch: Fetch, failure: Failure) -> None:
         """Give the attempt back to the coordinator."""
         sequence = fetch.sequence
         self.outbox.transfer_failed(
@@ -236,7 +238,7 @@ class DecodeRole:
                 request_id=sequence.request_id,
                 attempt=sequence.attempt,
                 source=fetch.source.worker_id,
-                reason=reason,
+                failure=failure,
             )
         )
         self._forget(fetch)
@@ -256,11 +258,11 @@ class DecodeRole:
             self.fetches.pop(fetch.sequence.key, None)
             fetch.sequence.hold.release()
 
-    def lose_source(self, worker_id: str, reason: str) -> None:
+    def lose_source(self, worker_id: str, failure: Failure) -> None:
         """A source is gone or refuses us: every fetch from it fails."""
         for fetch in list(self.fetches.values()):
             if fetch.source.worker_id == worker_id and not fetch.is_over:
-                self._fail(fetch, reason)
+                self._fail(fetch, failure)
 
     def step(self) -> bool:
         """Advance every running sequence by one token (and prompts computed here by a chunk)."""
@@ -356,7 +358,7 @@ class DecodeRole:
                 index=sequence.num_output_tokens,
                 tokens=[],
                 finish_reason="error",
-                error="the request's deadline passed",
+                error=Failure(ErrorKind.DEADLINE_EXCEEDED, "the request's deadline passed"),
             )
         )
         self.end(sequence.key)
@@ -371,3 +373,7 @@ class DecodeRole:
         for fetch in list(self.fetches.values()):
             fetch.pending = 0
             self._drop_when_quiet(fetch)
+
+
+def _transfer(text: str) -> Failure:
+    return Failure(ErrorKind.TRANSFER, text)

@@ -15,6 +15,7 @@ import zmq
 
 from protocol import wire
 from protocol.errors import LayoutMismatch, ProtocolError
+from protocol.failures import ErrorKind, Failure
 from protocol.messages.peers import Gone, PeerHello, PeerMessage, PeerRefuse, PeerWelcome
 
 if TYPE_CHECKING:
@@ -97,7 +98,6 @@ class PeerNetwork:
             worker_id=self.worker_id,
             incarnation=self.incarnation,
             fingerprint=self.fingerprint,
-            reply_to=self.address,
         )
         socket.send(wire.encode(hello), zmq.NOBLOCK)
         self._sources[key] = socket
@@ -163,7 +163,7 @@ class PeerNetwork:
                 incarnation=self.incarnation,
                 request_id=request_id,
                 attempt=attempt,
-                reason="no handshake on this connection",
+                failure=Failure(ErrorKind.PROTOCOL, "no handshake on this connection"),
             ),
         )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from kvtransfer.sharing.shared_prefix import Lender, PeerOutbox, PrefixReader
+from protocol.failures import ErrorKind, Failure
 from protocol.ids import new_lease_id
 from protocol.messages.peers import Announce, Attach, BlockOffer, Gone, Lookup, Pulled, Renew
 from protocol.messages.reports import Output
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 MAX_EARLY_ATTACHES = 4096
 EARLY_ATTACH_S = 30.0
+UNHEARD_OF = Failure(ErrorKind.TRANSFER, "the prefill worker knows no such request")
+LEASE_OVER = Failure(ErrorKind.LEASE_EXPIRED, "the prefill worker's lease is over")
+TOO_LATE = Failure(
+    ErrorKind.DEADLINE_EXCEEDED, "the request's deadline passed before its prompt was computed"
+)
 Key = tuple[str, int]
 
 
@@ -138,23 +144,23 @@ class PrefillRole:
         """The reader's Attach overtook the coordinator's Prefill: keep it for a bounded while."""
         self._early[key] = (identity, message, self.context.clock.now_s() + EARLY_ATTACH_S)
         while len(self._early) > MAX_EARLY_ATTACHES:
-            self._gone(*self._early.popitem(last=False)[1][:2], "too many unknown requests")
+            self._gone(*self._early.popitem(last=False)[1][:2], UNHEARD_OF)
 
-    def _gone(self, identity: bytes, message: Attach | Renew, reason: str) -> None:
+    def _gone(self, identity: bytes, message: Attach | Renew, failure: Failure) -> None:
         self.outbox.reply(
             identity,
             Gone(
                 incarnation=self.context.incarnation,
                 request_id=message.request_id,
                 attempt=message.attempt,
-                reason=reason,
+                failure=failure,
             ),
         )
 
     def _renew(self, identity: bytes, message: Renew) -> None:
         offer = self.offers.get((message.request_id, message.attempt))
         if offer is None or not self.leases.renew(offer.lease_id, self.context.lease_duration_s):
-            self._gone(identity, message, "the lease is over")
+            self._gone(identity, message, LEASE_OVER)
 
     def step(self) -> bool:
         """Compute one batch of chunks; False when there was nothing to compute."""
@@ -275,10 +281,10 @@ class PrefillRole:
             if offer.lease_id in expired:
                 self._lapse(key, offer)
             elif now_s > offer.sequence.deadline_s and not offer.is_computed:
-                self._fail(offer, "the request's deadline passed before its prompt was computed")
+                self._fail(offer, TOO_LATE)
         for key in [k for k, (_, _, until_s) in self._early.items() if now_s > until_s]:
             identity, message, _ = self._early.pop(key)
-            self._gone(identity, message, "unknown request")
+            self._gone(identity, message, UNHEARD_OF)
 
     def _lapse(self, key: Key, offer: Offer) -> None:
         """The lease ran out before the reader said Pulled: tell it, if it ever attached."""
@@ -287,12 +293,12 @@ class PrefillRole:
                 incarnation=self.context.incarnation,
                 request_id=key[0],
                 attempt=key[1],
-                reason="the lease expired",
+                failure=LEASE_OVER,
             )
             self.outbox.reply(offer.reader, gone)
         self.end(key)
 
-    def _fail(self, offer: Offer, reason: str) -> None:
+    def _fail(self, offer: Offer, failure: Failure) -> None:
         sequence = offer.sequence
         self.outbox.output(
             Output(
@@ -302,7 +308,7 @@ class PrefillRole:
                 index=sequence.num_output_tokens,
                 tokens=[],
                 finish_reason="error",
-                error=reason,
+                error=failure,
             )
         )
         self.end(sequence.key)

@@ -98,11 +98,14 @@ class TransferError(BatonError):
 class LayoutMismatch(TransferError):
     """Two pools disagree about the meaning of their bytes; `field` names where."""
 
-    def __init__(self, field: str, ours: object, theirs: object) -> None:
-        super().__init__(f"KV layouts differ in {field}: ours {ours!r}, theirs {theirs!r}")
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
         self.field = field
-        self.ours = ours
-        self.theirs = theirs
+
+    @classmethod
+    def of(cls, field: str, ours: object, theirs: object) -> LayoutMismatch:
+        """What two values of one field make."""
+        return cls(f"KV layouts differ in {field}: ours {ours!r}, theirs {theirs!r}", field)
 
 
 class LeaseExpired(TransferError):

@@ -8,7 +8,7 @@ import msgspec
 
 from protocol.errors import LayoutMismatch
 
-PROTOCOL_MAJOR = 1
+PROTOCOL_MAJOR = 2
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,7 +35,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for field in self.__struct_fields__:
             ours_value, theirs_value = getattr(self, field), getattr(theirs, field)
             if ours_value != theirs_value:
-                raise LayoutMismatch(field, ours_value, theirs_value)
+                raise LayoutMismatch.of(field, ours_value, theirs_value)
 
     def hash_bytes(self) -> bytes:
         """32 bytes that stand for all fields: root of block keys, part of every digest header."""

@@ -6,6 +6,7 @@ import msgspec
 
 from protocol.channel_keys import ChannelKeys
 from protocol.model_config import ModelConfig
+from protocol.roles import Role
 
 
 class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +30,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     `silence_limit_s` without a word of the coordinator."""
 
     worker_id: str
-    role: str
+    role: Role
     model: PreparedModel
     control: str
     run_directory: str
@@ -64,7 +65,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     control: str
     host: str
     port: int
-    expected: dict[str, int]
+    expected: dict[Role, int]
     max_model_len: int
     block_size: int
     api_keys: tuple[str, ...] = ()

@@ -23,6 +23,7 @@ from protocol.fingerprint import Fingerprint
 from protocol.messages.launcher import LauncherHello, ScaleOrder, StopOrder, WorkerExited
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Goodbye, Heartbeat, Hello, Outputs
+from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from simulation.worker import SimWorker
 
@@ -54,7 +55,7 @@ GIVE_UP_S = 7200.0
 """Virtual seconds after the last arrival by which every request must have ended."""
 
 
-def introduction(worker_id: str, incarnation: str, role: str, hardware: Hardware) -> Hello:
+def introduction(worker_id: str, incarnation: str, role: Role, hardware: Hardware) -> Hello:
     """How a worker that is only simulated offers itself."""
     return Hello(
         worker_id=worker_id,
@@ -150,7 +151,7 @@ class SimCluster:
         self.service = ClusterService(
             model_name="sim",
             block_size=hardware.block_size,
-            expected={"prefill": pools[0], "decode": pools[1]},
+            expected={Role.PREFILL: pools[0], Role.DECODE: pools[1]},
             clock=self.clock,
             send=self._send,
             max_queued_requests=max_queued,
@@ -160,7 +161,7 @@ class SimCluster:
         self.membership = Membership(self.service)
         self.scaler = self.membership.scaler
         self.membership.on_message(LAUNCHER, LauncherHello(launcher="sim"))
-        for role, count in zip(("prefill", "decode"), pools, strict=True):
+        for role, count in zip((Role.PREFILL, Role.DECODE), pools, strict=True):
             for index in range(count):
                 self._processes.add(f"{role}-{index}")
                 self._join((f"{role}-{index}", role))
@@ -218,7 +219,7 @@ class SimCluster:
         self.worker_s += len(self._processes) * (self.now_s - self._counted_s)
         self._counted_s = self.now_s
         roles = Counter(record.role for record in self.service.registry)
-        size = (roles["prefill"], roles["decode"])
+        size = (roles[Role.PREFILL], roles[Role.DECODE])
         if not self.sizes or self.sizes[-1][1:] != size:
             self.sizes.append((self.now_s, *size))
 
@@ -309,7 +310,7 @@ class SimCluster:
         elif isinstance(order, StopOrder) and order.worker_id in self._processes:
             self.at(self.now_s, self._stopped, order.worker_id)
 
-    def _join(self, who: tuple[str, str]) -> None:
+    def _join(self, who: tuple[str, Role]) -> None:
         worker_id, role = who
         if worker_id not in self._processes:
             return

@@ -224,9 +224,8 @@ class Worker:
 
     def _collect_pulls(self) -> None:
         for done in self.parts.puller.poll():
-            error = None if done.error is None else f"{type(done.error).__name__}: {done.error}"
-            self.prefill.prefixes.pulled(done.job.key, error)
-            self.decode.pulled(done.job.key, error)
+            self.prefill.prefixes.pulled(done.job.key, done.error)
+            self.decode.pulled(done.job.key, done.error)
 
     def _expire(self) -> None:
         now_s = self.parts.context.clock.now_s()

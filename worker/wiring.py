@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from kvtransfer.transport import BlockMemory
     from protocol.fingerprint import Fingerprint
     from protocol.messages.peers import BlockOffer
+    from protocol.roles import Role
     from protocol.specs import WorkerSpec
     from worker.process import Worker, WorkerOutbox
 
@@ -246,7 +247,7 @@ class WorkerParts:
         )
         return prefill, decode
 
-    def hello(self, role: str, *, draining: bool) -> Hello:
+    def hello(self, role: Role, *, draining: bool) -> Hello:
         """How this worker introduces itself."""
         spec, incarnation = self.spec, self.context.incarnation
         host = socket.gethostname()

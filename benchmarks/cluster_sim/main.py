@@ -22,6 +22,7 @@ from coordinator.planning.observations import Limits, Range
 from deploy.config import simulated as flags
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
+from protocol.roles import Role
 from simulation.cluster import SimCluster
 from simulation.policies import Planned, Static
 from simulation.scoring import score
@@ -92,7 +93,7 @@ def _candidates(
         ),
         "queue": (
             f"queue {given.queue_each}",
-            lambda: QueueLength(limits, {"prefill": each[0], "decode": each[1]}),
+            lambda: QueueLength(limits, {Role.PREFILL: each[0], Role.DECODE: each[1]}),
         ),
     }
     found: list[tuple[str, tuple[int, int], Callable[[], Policy]]] = []

@@ -12,7 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coordinator.planning.observations import ROLES
+from coordinator.cluster.lifecycle import Phase
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from coordinator.planning.observations import Limits
@@ -29,7 +30,7 @@ class Reactive:
     window_s: float = 30.0
     up_pause_s: float = 30.0
     down_pause_s: float = 60.0
-    _changed_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(ROLES, 0.0))
+    _changed_s: dict[Role, float] = field(default_factory=lambda: dict.fromkeys(Role, 0.0))
     _busy: deque[tuple[float, dict[str, float]]] = field(default_factory=deque)
 
     def begin(self, cluster: SimCluster) -> None:
@@ -42,7 +43,7 @@ class Reactive:
         while self._busy[0][0] < now_s - self.window_s:
             self._busy.popleft()
         target = cluster.service.pools.target
-        for role in ROLES:
+        for role in Role:
             used = self._used(cluster, role)
             since_s = now_s - self._changed_s[role]
             wanted = target[role]
@@ -55,11 +56,11 @@ class Reactive:
                 self._changed_s[role] = now_s
                 cluster.scaler.scale(**{role: wanted})
 
-    def _used(self, cluster: SimCluster, role: str) -> float:
+    def _used(self, cluster: SimCluster, role: Role) -> float:
         records = [r for r in cluster.service.registry if r.role == role and r.is_ready]
         if not records:
             return 0.0
-        if role == "decode":
+        if role is Role.DECODE:
             ledger = cluster.service.ledger
             return sum(
                 max(ledger.decode_share(r.worker_id), r.load.running / r.hello.max_num_seqs)
@@ -76,10 +77,10 @@ class QueueLength:
     """Outstanding requests divided by `each` of the role."""
 
     limits: Limits
-    each: dict[str, float]
+    each: dict[Role, float]
     window_s: float = 300.0
-    _wishes: dict[str, deque[tuple[float, int]]] = field(
-        default_factory=lambda: {role: deque() for role in ROLES}
+    _wishes: dict[Role, deque[tuple[float, int]]] = field(
+        default_factory=lambda: {role: deque() for role in Role}
     )
 
     def begin(self, cluster: SimCluster) -> None:
@@ -89,12 +90,12 @@ class QueueLength:
         """Every fifteen seconds, as its model does."""
         if int(cluster.now_s) % 15:
             return
-        outstanding = dict.fromkeys(ROLES, 0)
+        outstanding = dict.fromkeys(Role, 0)
         for life in cluster.service.lives.values():
-            outstanding["decode" if life.phase.value == "decode" else "prefill"] += 1
+            outstanding[Role.DECODE if life.phase is Phase.DECODE else Role.PREFILL] += 1
         target = cluster.service.pools.target
         wanted = {}
-        for role in ROLES:
+        for role in Role:
             wishes = self._wishes[role]
             wishes.append((cluster.now_s, math.ceil(outstanding[role] / self.each[role])))
             while wishes[0][0] < cluster.now_s - self.window_s:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import environment
+from coordinator.cluster.lifecycle import RequestLife
 from coordinator.cluster.membership import Membership
 from coordinator.cluster.router import Route
 from coordinator.cluster.service import ClusterService
 from coordinator.cluster.service_api import Generation
 from protocol.clock import SystemClock
 from protocol.messages.reports import Heartbeat
+from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from protocol.worker_load import BlockCounts, WorkerLoad
 from simulation.calibration import Hardware
@@ -46,28 +48,29 @@ class Coordinator:
         self.service = ClusterService(
             model_name="none",
             block_size=HARDWARE.block_size,
-            expected={"prefill": 1, "decode": 1},
+            expected={Role.PREFILL: 1, Role.DECODE: 1},
             clock=self._clock,
             send=lambda identity, message: True,  # noqa: ARG005
         )
         self.membership = Membership(self.service)
         for number in range(workers):
-            self._join(number, "prefill" if number < workers * 3 // 5 else "decode")
+            self._join(number, Role.PREFILL if number < workers * 3 // 5 else Role.DECODE)
         self._dispatch(requests * workers)
 
-    def _join(self, number: int, role: str) -> None:
+    def _join(self, number: int, role: Role) -> None:
         name = f"{role}-{number}"
         hello = introduction(name, name, role, HARDWARE)
         self.membership.on_message(name.encode(), hello)
 
     def _dispatch(self, requests: int) -> None:
         workers = list(self.service.registry)
-        prefill = [worker for worker in workers if worker.role == "prefill"]
-        decode = [worker for worker in workers if worker.role == "decode"]
+        prefill = [worker for worker in workers if worker.role == Role.PREFILL]
+        decode = [worker for worker in workers if worker.role == Role.DECODE]
         for number in range(requests):
             generation = Generation(f"{number}", PROMPT, SamplingParams(max_tokens=9))
             route = Route(prefill[number % len(prefill)], decode[number % len(decode)])
-            self.service.probe(self.service._new_life(generation), route)  # noqa: SLF001
+            life = RequestLife(generation, 0.0, generation.deadline_in_s)
+            self.service.probe(life, route)
 
     def beat_s(self, worker: WorkerRecord) -> float:
         """Seconds that a heartbeat takes which names all of the worker's requests."""

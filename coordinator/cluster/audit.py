@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.cluster.lifecycle import Phase
 from protocol.messages.orders import Audit
+from protocol.roles import by_name
 
 if TYPE_CHECKING:
     from coordinator.cluster.registry import WorkerRecord
@@ -39,12 +40,13 @@ def cluster_view(service: ClusterService) -> dict[str, Any]:
         "ready": service.is_ready(),
         "workers": [_worker_json(record) for record in service.registry],
         "lost": _lost_json(service),
-        "target": service.pools.target,
+        "target": by_name(service.pools.target),
         "scaling": _scaling_json(service),
         "autoscaler": service.autoscaler(),
         "requests": {"live": len(service.lives), "queued": service.num_queued, "phases": phases},
         "replays": service.replays,
         "transfer_failures": service.transfer_failures,
+        "unknown_failures": service.unknown_failures,
         "lifetime": {
             "preemptions": lifetime.preemptions,
             "stepped_tokens": lifetime.stepped_tokens,

@@ -15,6 +15,7 @@ from coordinator.planning.demand import LONG_S, SHORT_S, SLOW_S, DemandBook
 from coordinator.planning.observations import Flip, Hold, Observations, Scale, WorkerSight
 from coordinator.planning.planner import Planner
 from protocol.errors import BatonError
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from coordinator.cluster.registry import WorkerRecord
@@ -33,7 +34,7 @@ class PoolOrders(Protocol):
         """Bring the pools to these numbers."""
         ...
 
-    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+    def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:
         """Flip a worker."""
         ...
 
@@ -147,7 +148,7 @@ class Autoscaler:
 
     def _room(self, records: list[WorkerRecord], now_s: float) -> float:
         """Sequences that fit a decode worker, by its limit and by its blocks."""
-        decoders = [r for r in records if r.role == "decode"] or records
+        decoders = [r for r in records if r.role == Role.DECODE] or records
         if not decoders:
             return 64.0
         resident = self.demand.resident_tokens(now_s)
@@ -164,7 +165,7 @@ class Autoscaler:
             "enabled": True,
             "last_decision": type(self.last).__name__.lower(),
             "reason": self.last.reason,
-            "needs": {role: need.now for role, need in self.planner.needs.last.items()},
+            "needs": {role.value: need.now for role, need in self.planner.needs.last.items()},
             "trouble": self.planner.trouble,
             "counts": dict(self.counts),
             "decisions": [

@@ -29,6 +29,7 @@ from coordinator.cluster.timeline import Timeline
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import Generation
+    from protocol.failures import Failure
     from protocol.messages.reports import Output
     from protocol.sampling import SampledToken
 
@@ -60,7 +61,7 @@ class Delivery:
     tokens: list[SampledToken] = field(default_factory=list)
     finish_reason: str | None = None
     stop_token_id: int | None = None
-    error: str | None = None
+    error: Failure | None = None
     has_gap: bool = False
     adopted: bool = False
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
 from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from protocol.messages.launcher import LauncherOrder, LauncherWorker
 
-ROLES = ("prefill", "decode")
-MIN_WANTED = {"prefill": 0, "decode": 1}
+MIN_WANTED = {Role.PREFILL: 0, Role.DECODE: 1}
 """Without a prefill worker the decode workers compute the prompts; the answers need at least one of them."""
 _INDEX = re.compile(r"(\d+)$")
 
@@ -37,7 +37,7 @@ class Slot:
     `machine_until_s`: when its machine will be taken away, if it will be. `told_s`: when the last order about it left."""
 
     worker_id: str
-    role: str
+    role: Role
     leaving: bool = False
     is_known: bool = False
     is_ordered: bool = False
@@ -57,7 +57,7 @@ class Refusal:
     """A worker that the launcher would not start."""
 
     worker_id: str
-    role: str
+    role: Role
     reason: str
     at_s: float
 
@@ -71,11 +71,9 @@ class Candidate(NamedTuple):
     load: float
 
 
-def check_wanted(wanted: Mapping[str, int]) -> None:
+def check_wanted(wanted: Mapping[Role, int]) -> None:
     """Raise InvalidRequest, naming the field, for numbers that cannot be."""
     for role, count in wanted.items():
-        if role not in ROLES:
-            raise InvalidRequest(f"{role!r} is not a role: write prefill or decode", "role")
         if count < MIN_WANTED[role]:
             reason = "at least one decode worker writes the answers" if count == 0 else "negative"
             raise InvalidRequest(f"{role}: {count} is too few: {reason}", role)
@@ -89,7 +87,7 @@ def check_wanted(wanted: Mapping[str, int]) -> None:
         )
 
 
-def new_names(role: str, count: int, taken: Collection[str]) -> list[str]:
+def new_names(role: Role, count: int, taken: Collection[str]) -> list[str]:
     """The first `count` names of the role that nobody has."""
     names: list[str] = []
     index = 0
@@ -119,7 +117,7 @@ class Pools:
     """One slot a worker id. `refusals` are of the last scaling; `launcher` is who starts workers, if anybody;
     `away` why it can do nothing now."""
 
-    def __init__(self, expected: Mapping[str, int]) -> None:
+    def __init__(self, expected: Mapping[Role, int]) -> None:
         self._slots: dict[str, Slot] = {}
         self.refusals: list[Refusal] = []
         self.launcher: str | None = None
@@ -135,21 +133,21 @@ class Pools:
         """The worker's slot."""
         return self._slots.get(worker_id)
 
-    def kept(self, role: str) -> list[Slot]:
+    def kept(self, role: Role) -> list[Slot]:
         """Slots of that role that stay."""
         return [slot for slot in self._slots.values() if slot.role == role and not slot.leaving]
 
     @property
-    def target(self) -> dict[str, int]:
+    def target(self) -> dict[Role, int]:
         """How many workers of each role are wanted."""
-        return {role: len(self.kept(role)) for role in ROLES}
+        return {role: len(self.kept(role)) for role in Role}
 
     def is_leaving(self, worker_id: str) -> bool:
         """Whether the worker is to go and not come back."""
         slot = self._slots.get(worker_id)
         return slot is not None and slot.leaving
 
-    def order(self, role: str, count: int, taken: Collection[str]) -> list[Slot]:
+    def order(self, role: Role, count: int, taken: Collection[str]) -> list[Slot]:
         """New slots, under names that neither slots nor `taken` have."""
         names = new_names(role, count, {*self._slots, *taken})
         for name in names:
@@ -160,7 +158,7 @@ class Pools:
         """The worker is gone for good."""
         return self._slots.pop(worker_id, None)
 
-    def joined(self, worker_id: str, role: str) -> Slot:
+    def joined(self, worker_id: str, role: Role) -> Slot:
         """A worker says hello as `role`. Its slot's role holds, where that is more than a placeholder's."""
         slot = self._slots.get(worker_id)
         if slot is None:
@@ -171,7 +169,7 @@ class Pools:
         slot.is_known = True
         return slot
 
-    def _fill_placeholder(self, role: str) -> None:
+    def _fill_placeholder(self, role: Role) -> None:
         """A worker of another name than expected stands for one of them."""
         unknown = [slot for slot in self.kept(role) if not slot.is_known]
         if unknown:

@@ -16,6 +16,7 @@ from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.router import Route
 from coordinator.cluster.service_api import Generation
 from protocol.ids import new_request_id
+from protocol.roles import Role
 from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ProbeBook:
         others.sort(key=lambda w: not w.is_ready)
         if not others:
             return Route(None, record)
-        if record.role == "decode":
+        if record.role == Role.DECODE:
             return Route(others[0], record)
         return Route(record, others[0])
 

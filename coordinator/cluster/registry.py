@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from protocol.messages.reports import Heartbeat, Hello
+    from protocol.roles import Role
 
 SILENCE_S = 2.5
 """A worker that sends no heartbeat for this long is lost."""
@@ -42,14 +43,14 @@ class WorkerRecord:
 
     hello: Hello
     identity: bytes
-    role: str
+    role: Role
     state: WorkerState
     load: WorkerLoad
     last_seen_s: float
     step: int = -1
     step_moved_s: float = 0.0
     sent_seq: int = 0
-    told_role: str = ""
+    told_role: Role | None = None
 
     @property
     def worker_id(self) -> str:
@@ -71,7 +72,7 @@ class WorkerRecord:
 class Departure:
     """A worker that was lost and has not come back."""
 
-    role: str
+    role: Role
     reason: str
     at_s: float
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from protocol.roles import Role
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -134,8 +136,8 @@ class Router:
     ) -> Route | None:
         """The best pair with room for the request, or None when it must wait."""
         ready = [worker for worker in workers if worker.is_ready]
-        decoders = [w for w in ready if w.role == "decode"]
-        prefillers = [w for w in ready if w.role == "prefill"] if decoders else []
+        decoders = [w for w in ready if w.role == Role.DECODE]
+        prefillers = [w for w in ready if w.role == Role.PREFILL] if decoders else []
         need = self.ledger.decode_need(len(token_ids), max_new_tokens)
         fitting = [w for w in decoders or ready if self.ledger.fits_decode(w.worker_id, need)]
         if not fitting:

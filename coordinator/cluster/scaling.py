@@ -14,11 +14,12 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from coordinator.cluster.pools import ROLES, Candidate, Refusal, check_wanted, choose_surplus
+from coordinator.cluster.pools import Candidate, Refusal, check_wanted, choose_surplus
 from coordinator.cluster.registry import WorkerState
-from protocol.errors import InvalidRequest, NoLauncher, PoolConflict, WorkerNotFound
+from protocol.errors import NoLauncher, PoolConflict, WorkerNotFound
 from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, StopOrder
 from protocol.messages.orders import Drain, Forget, SetRole
+from protocol.roles import Role, by_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,20 +60,20 @@ class Scaler:
         """Bring the pools to these numbers of workers; None leaves a pool as it is. Returns the target and
         what was begun. Raises InvalidRequest, or NoLauncher: then it is not even known how many there are."""
         target = self._pools.target
-        asked = {"prefill": prefill, "decode": decode}
+        asked = {Role.PREFILL: prefill, Role.DECODE: decode}
         wanted = {role: target[role] if count is None else count for role, count in asked.items()}
         check_wanted(wanted)
         self._need_launcher()
         if wanted != target:
             self._check_launcher_acts()
         self._pools.refusals.clear()
-        started = [name for r in ROLES for name in self._start(r, wanted[r] - target[r])]
-        drained = [name for r in ROLES for name in self._surplus(r, target[r] - wanted[r])]
+        started = [name for r in Role for name in self._start(r, wanted[r] - target[r])]
+        drained = [name for r in Role for name in self._surplus(r, target[r] - wanted[r])]
         for worker_id in drained:
             self._retire(worker_id)
         self.tick()
         self._service.on_ready_change()
-        return {"target": self._pools.target, "started": started, "drained": drained}
+        return {"target": by_name(self._pools.target), "started": started, "drained": drained}
 
     def drain(self, worker_id: str) -> dict[str, Any]:
         """Take a worker out of its pool for good: no new work, and it leaves when it has none. Raises
@@ -80,28 +81,26 @@ class Scaler:
         slot = self._slot(worker_id)
         if not slot.leaving:
             self._check_launcher_acts()
-            decoders = [s for s in self._pools.kept("decode") if not s.is_placeholder]
+            decoders = [s for s in self._pools.kept(Role.DECODE) if not s.is_placeholder]
             if decoders == [slot]:
                 raise PoolConflict(
                     f"{worker_id} is the last decode worker; add one first: baton scale decode=2"
                 )
             self._retire(worker_id)
             self.tick()
-        return {"id": worker_id, "role": slot.role, "target": self._pools.target}
+        return {"id": worker_id, "role": slot.role, "target": by_name(self._pools.target)}
 
-    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+    def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:
         """Move a worker to the other pool, at once: it keeps its cache and whatever it is at. Raises
         WorkerNotFound, InvalidRequest, or PoolConflict when no decode worker would be left to serve."""
         slot = self._slot(worker_id)
-        if role not in ROLES:
-            raise InvalidRequest(f"role: {role!r} is none: write prefill or decode", "role")
         if slot.leaving:
             raise PoolConflict(f"{worker_id} is leaving; flip another worker, or start one")
         if slot.role != role:
-            if slot.role == "decode":
+            if slot.role == Role.DECODE:
                 self._check_other_decoder(worker_id)
             self._flip(slot, role)
-        return {"id": worker_id, "role": role, "target": self._pools.target}
+        return {"id": worker_id, "role": role, "target": by_name(self._pools.target)}
 
     def evacuate(self, worker_ids: list[str], deadline_s: float) -> None:
         """The machine of these workers will be taken away: another one for each, then no more work for them.
@@ -139,20 +138,20 @@ class Scaler:
             )
 
     def _check_other_decoder(self, worker_id: str) -> None:
-        if not self._serving("decode", but=worker_id):
+        if not self._serving(Role.DECODE, but=worker_id):
             raise PoolConflict(
                 f"{worker_id} is the only decode worker that is ready; "
                 "make another one first: baton scale decode=2, or baton role WORKER decode"
             )
 
-    def _serving(self, role: str, but: str = "") -> list[WorkerRecord]:
+    def _serving(self, role: Role, but: str = "") -> list[WorkerRecord]:
         """Ready workers of the role that stay."""
         records = [self._service.registry.get(slot.worker_id) for slot in self._pools.kept(role)]
         return [r for r in records if r is not None and r.is_ready and r.worker_id != but]
 
     # ---- more
 
-    def _start(self, role: str, count: int) -> list[str]:
+    def _start(self, role: Role, count: int) -> list[str]:
         """Order that many; none when the count is negative."""
         taken = [record.worker_id for record in self._service.registry]
         slots = self._pools.order(role, count, taken)
@@ -164,7 +163,7 @@ class Scaler:
 
     # ---- fewer
 
-    def _surplus(self, role: str, count: int) -> list[str]:
+    def _surplus(self, role: Role, count: int) -> list[str]:
         if count <= 0:
             return []
         return choose_surplus([self._candidate(slot) for slot in self._pools.kept(role)], count)
@@ -199,7 +198,7 @@ class Scaler:
             self._stop(slot, now_s)
             return
         if record.state is not WorkerState.DRAINING or slot.drain_until_s is None:
-            if record.is_ready and not self._serving("decode"):
+            if record.is_ready and not self._serving(Role.DECODE):
                 return
             self._begin_drain(slot, record, now_s)
         if slot.drain_until_s is not None and now_s > slot.drain_until_s:
@@ -217,7 +216,7 @@ class Scaler:
     def _hurry(self, worker_id: str, late_s: float) -> None:
         """The grace is over: what is still there goes on elsewhere, if anybody can take it."""
         if any(life.needs(worker_id) for life in self._service.lives.values()):
-            if self._serving("decode"):
+            if self._serving(Role.DECODE):
                 self._service.move_off(worker_id, "its worker is being drained")
         elif late_s > LEASES_S:
             self._service.lose_worker(worker_id, "it was told to leave and did not")
@@ -236,7 +235,7 @@ class Scaler:
 
     # ---- flips
 
-    def _flip(self, slot: Slot, role: str) -> None:
+    def _flip(self, slot: Slot, role: Role) -> None:
         slot.role, slot.is_known = role, True
         log.info("%s plays %s from now on", slot.worker_id, role)
         self._tell(RoleOrder(worker_id=slot.worker_id, role=role))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
 from protocol.errors import RequestAborted
+from protocol.roles import Role
 from protocol.sampling import SampledToken
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ class ScriptedPools:
     def drain(self, worker_id: str) -> dict[str, Any]:
         """Nobody leaves."""
         self._take("drain", worker_id)
-        return {"id": worker_id, "role": "prefill", "target": self.target}
+        return {"id": worker_id, "role": Role.PREFILL, "target": self.target}
 
-    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+    def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:
         """Nobody changes."""
         self._take("set_role", worker_id, role)
         return {"id": worker_id, "role": role, "target": self.target}

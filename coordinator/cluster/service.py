@@ -33,7 +33,9 @@ from protocol.errors import (
     RequestAborted,
     WorkerLost,
 )
+from protocol.failures import ErrorKind, Failure, error_of
 from protocol.messages.orders import Abort
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,7 +61,7 @@ class ClusterService:
         *,
         model_name: str,
         block_size: int,
-        expected: dict[str, int],
+        expected: dict[Role, int],
         clock: Clock,
         send: Callable[[bytes, CoordinatorMessage | LauncherOrder], bool],
         max_queued_requests: int = 1024,
@@ -77,6 +79,7 @@ class ClusterService:
         self.lives: dict[str, RequestLife] = {}
         self.replays = 0
         self.transfer_failures = 0
+        self.unknown_failures = 0
         self.demand = DemandBook()
         self.autoscaler: Callable[[], dict[str, Any]] = _no_autoscaler
         self.on_ready_change: Callable[[], None] = lambda: None
@@ -90,17 +93,10 @@ class ClusterService:
 
     def submit(self, generation: Generation) -> EventStream:
         """Admit a generation or raise Overloaded at once; nothing is computed for what is refused."""
-        life = self._new_life(generation)
-        need = self._need(life)
-        self.demand.arrived(life.arrival_s, life.num_tokens)
-        self._check_room(need)
-        return self._admit(life)
-
-    def _new_life(self, generation: Generation) -> RequestLife:
         now_s = self.clock.now_s()
-        return RequestLife(generation, now_s, now_s + generation.deadline_in_s)
-
-    def _admit(self, life: RequestLife) -> EventStream:
+        life = RequestLife(generation, now_s, now_s + generation.deadline_in_s)
+        self.demand.arrived(now_s, life.num_tokens)
+        self._check_room(self._need(life))
         stream = EventStream(life.request_id, life.timeline, self.cancel)
         self.lives[life.request_id] = life
         self._streams[life.request_id] = stream
@@ -145,7 +141,7 @@ class ClusterService:
 
     def _decoders(self) -> list[WorkerRecord]:
         ready = [worker for worker in self.registry if worker.is_ready]
-        return [w for w in ready if w.role == "decode"] or ready
+        return [w for w in ready if w.role == Role.DECODE] or ready
 
     def cancel(self, request_id: str, reason: str) -> None:
         """Abort a request in every pool; harmless when it is over."""
@@ -238,7 +234,7 @@ class ClusterService:
             tokens=delivery.tokens,
             finish_reason=delivery.finish_reason,
             stop_token_id=delivery.stop_token_id,
-            error=_worker_error(delivery.error),
+            error=self._error(delivery.error),
             num_cached_tokens=life.num_cached_tokens,
             at_s=now_s,
         )
@@ -246,6 +242,13 @@ class ClusterService:
             self._end(life, event, "finished")
         elif delivery.tokens:
             self._streams[life.request_id].put(event)
+
+    def _error(self, failure: Failure | None) -> BatonError | None:
+        """What a worker's failure means to the client."""
+        if failure is None:
+            return None
+        self.unknown_failures += failure.kind is ErrorKind.UNKNOWN
+        return error_of(failure)
 
     def _account(self, life: RequestLife, worker: WorkerRecord, *, adopted: bool) -> None:
         """Keep the ledger true as the request moves from prefill to decode and grows."""
@@ -262,16 +265,17 @@ class ClusterService:
         """The decode side could not prove the KV: replay, and avoid the pair for a while."""
         life = self.lives.get(message.request_id)
         self.transfer_failures += 1
+        self.unknown_failures += message.failure.kind is ErrorKind.UNKNOWN
         log.warning(
             "transfer of request_id=%s from %s to %s failed (%s); replaying",
             message.request_id,
             message.source,
             worker.worker_id,
-            message.reason,
+            message.failure,
         )
         self.router.blame(message.source, worker.worker_id, self.clock.now_s())
         if life is not None and life.is_current(message.attempt):
-            self.replay(life, message.reason)
+            self.replay(life, str(message.failure))
 
     def replay(self, life: RequestLife, reason: str, *, is_failure: bool = True) -> None:
         """End this attempt everywhere and begin another, which goes on after the tokens that were sent."""
@@ -390,10 +394,3 @@ class ClusterService:
 def _no_autoscaler() -> dict[str, Any]:
     """What is told of the autoscaler where there is none."""
     return {"enabled": False}
-
-
-def _worker_error(reason: str | None) -> BatonError | None:
-    """What a worker's error means to the client."""
-    if reason is None:
-        return None
-    return DeadlineExceeded(reason) if "deadline" in reason else InternalError(reason)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from coordinator.cluster.timeline import Timeline
     from protocol.errors import BatonError
+    from protocol.roles import Role
     from protocol.sampling import SampledToken, SamplingParams
 
 
@@ -92,6 +93,6 @@ class PoolControl(Protocol):
         """Let a worker finish and leave; WorkerNotFound, PoolConflict."""
         ...
 
-    def set_role(self, worker_id: str, role: str) -> dict[str, Any]:
+    def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:
         """Move a worker to the other pool; WorkerNotFound, PoolConflict."""
         ...

@@ -21,7 +21,7 @@ from coordinator.planning.capacity import (
     prefill_attainment,
     reachable_goal,
 )
-from coordinator.planning.observations import ROLES
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from coordinator.planning.observations import Limits, Observations, Targets
@@ -113,26 +113,26 @@ class Needs:
     targets: Targets
     limits: Limits
     kept_s: float
-    last: dict[str, Need] = field(default_factory=dict)
-    _history: dict[str, deque[tuple[float, int]]] = field(
-        default_factory=lambda: {role: deque() for role in ROLES}
+    last: dict[Role, Need] = field(default_factory=dict)
+    _history: dict[Role, deque[tuple[float, int]]] = field(
+        default_factory=lambda: {role: deque() for role in Role}
     )
     wait_scale: float = 1.0
     _full: tuple[int, float] = (0, float("-inf"))
     _since_s: dict[str, float] = field(default_factory=dict)
     _queued_s: float = float("-inf")
-    _misses: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ROLES, 0))
+    _misses: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(Role, 0))
     _lessons: dict[str, _Lesson] = field(default_factory=dict)
 
     def update(
         self, seen: Observations, *, is_settled: bool, is_comparable: bool = False
-    ) -> dict[str, Need]:
+    ) -> dict[Role, Need]:
         """Needs as of now. `is_settled`: what is seen is the work of the workers that are there;
         `is_comparable`: for the most part."""
         if is_comparable:
             self._compare_waits(seen)
-        for role in ROLES:
-            need = self._prefill(seen) if role == "prefill" else self._decode(seen)
+        for role in Role:
+            need = self._prefill(seen) if role == Role.PREFILL else self._decode(seen)
             if is_settled:
                 self._learn(seen, role, need)
             need = self._with_lesson(seen, role, need)
@@ -145,11 +145,11 @@ class Needs:
                 history.popleft()
         return self.last
 
-    def attainment(self, seen: Observations, role: str, workers: int) -> float:
+    def attainment(self, seen: Observations, role: Role, workers: int) -> float:
         """What the models expect of so many workers; 1 when they know nothing."""
         if workers <= 0:
             return 0.0
-        if role == "prefill":
+        if role == Role.PREFILL:
             demand = prefill_demand(seen, wait_scale=self.wait_scale)
             return prefill_attainment(demand, workers, self.targets.ttft_s)
         load = decode_demand(seen)
@@ -160,10 +160,10 @@ class Needs:
 
         Real waits are shorter where decode workers compute prompts too and where a tail is cut by the router,
         longer where its choices are poor. Where hardly anybody waits there is nothing to compare."""
-        ready = len(seen.of("prefill", "ready"))
+        ready = len(seen.of(Role.PREFILL, "ready"))
         if seen.ttft.count < MIN_SAMPLES or seen.service_s.count < MIN_SAMPLES or not ready:
             return
-        expected = self.attainment(seen, "prefill", ready)
+        expected = self.attainment(seen, Role.PREFILL, ready)
         if seen.ttft.share > expected + WAIT_MARGIN:
             self.wait_scale = max(self.wait_scale / WAIT_STEP, LEAST_WAIT)
         elif seen.ttft.share < expected - WAIT_MARGIN:
@@ -179,7 +179,7 @@ class Needs:
 
         Promised blocks alone do not tell: where prompts queue for prefill beyond what the target allows, it is
         for them that the blocks are promised, and more decode workers would only let more prompts queue."""
-        decoders = seen.of("decode", "ready")
+        decoders = seen.of(Role.DECODE, "ready")
         if not seen.queued_requests or not decoders:
             return False
         if all(w.running >= FULL_SHARE * seen.room_sequences for w in decoders):
@@ -187,7 +187,7 @@ class Needs:
         is_promised = all(w.kv_share >= FULL_SHARE for w in decoders)
         return is_promised and self._waits_s(seen, 0) <= self._slack_s(seen)
 
-    def floor(self, role: str, now_s: float, window_s: float) -> int | None:
+    def floor(self, role: Role, now_s: float, window_s: float) -> int | None:
         """What covered the relaxed need for all but FORGIVEN of the window; None when the window is not known
         in full."""
         history = self._history[role]
@@ -196,14 +196,14 @@ class Needs:
             return None
         floor = max(recent[math.ceil((1.0 - FORGIVEN) * len(recent)) - 1], history[-1][1])
         count, until_s = self._full
-        return max(floor, count) if role == "decode" and now_s < until_s else floor
+        return max(floor, count) if role == Role.DECODE and now_s < until_s else floor
 
     # ---- the models
 
     def _prefill(self, seen: Observations) -> Need:
-        present = seen.present()["prefill"]
+        present = seen.present()[Role.PREFILL]
         if seen.service_s.count < MIN_SAMPLES:
-            return self._unknown(seen, "prefill", present)
+            return self._unknown(seen, Role.PREFILL, present)
         goal = reachable_goal(self.targets.goal, seen.service_s.share_within(self.targets.ttft_s))
 
         def fewest(rate: float) -> int:
@@ -234,12 +234,12 @@ class Needs:
         """Seconds that one worker would need for those prompts, and all that are at workers."""
         if seen.prefill_tokens_per_s <= 0:
             return 0.0
-        tokens = queued_tokens + sum(w.queued_tokens for w in seen.of("prefill", "ready"))
+        tokens = queued_tokens + sum(w.queued_tokens for w in seen.of(Role.PREFILL, "ready"))
         return tokens / seen.prefill_tokens_per_s
 
     def _waits_s(self, seen: Observations, queued_tokens: int) -> float:
         """How long the newest prompt waits for a prefill worker."""
-        return self._backlog_s(seen, queued_tokens) / max(len(seen.of("prefill", "ready")), 1)
+        return self._backlog_s(seen, queued_tokens) / max(len(seen.of(Role.PREFILL, "ready")), 1)
 
     def _for_queue(self, seen: Observations, busy: float) -> tuple[int, float]:
         """Workers that end the wait soon, when the newest request would wait beyond its target; and the backlog."""
@@ -251,10 +251,10 @@ class Needs:
         return math.ceil(busy + backlog_s / recover_s), backlog_s
 
     def _decode(self, seen: Observations) -> Need:
-        present = seen.present()["decode"]
+        present = seen.present()[Role.DECODE]
         demand, relaxed = decode_demand(seen), decode_demand(seen, relaxed_rate(seen))
         if demand is None or relaxed is None or seen.output_tokens.count < MIN_SAMPLES:
-            return self._unknown(seen, "decode", present)
+            return self._unknown(seen, Role.DECODE, present)
 
         def fewest(at: DecodeDemand) -> int:
             return fewest_workers(
@@ -275,9 +275,9 @@ class Needs:
                 self._full = (present + 1, seen.now_s + FULL_KEPT_S)
         return Need(now, max(fewest(relaxed), now), why, load)
 
-    def _unknown(self, seen: Observations, role: str, present: int) -> Need:
+    def _unknown(self, seen: Observations, role: Role, present: int) -> Need:
         """Too few samples: only a queue that is too old is believed, one worker at a time."""
-        is_its_queue = self.is_decode_full(seen) == (role == "decode")
+        is_its_queue = self.is_decode_full(seen) == (role == Role.DECODE)
         if seen.oldest_wait_s > self.targets.ttft_s and is_its_queue:
             why = f"a request has waited {seen.oldest_wait_s:.1f} s"
             return Need(present + 1, present + 1, why)
@@ -285,11 +285,11 @@ class Needs:
 
     # ---- what reality taught
 
-    def _learn(self, seen: Observations, role: str, need: Need) -> None:
+    def _learn(self, seen: Observations, role: Role, need: Need) -> None:
         """Count ticks in which a role missed its target although it has what the models ask for, and no
         queue of before explains it."""
         held, goal = seen.tpot, self.targets.goal
-        if role == "prefill":
+        if role == Role.PREFILL:
             held = seen.ttft
             goal = reachable_goal(goal, seen.service_s.share_within(self.targets.ttft_s))
         present = len(seen.of(role, "ready"))
@@ -303,12 +303,12 @@ class Needs:
             self._misses[role] = 0
             self._remember(role, need.load / present, seen.now_s)
 
-    def _remember(self, role: str, load_per_worker: float, now_s: float) -> None:
+    def _remember(self, role: Role, load_per_worker: float, now_s: float) -> None:
         known = self._lessons.get(role)
         hold_s = min(2 * known.hold_s, MAX_LEARNED_S) if known else LEARNED_S
         self._lessons[role] = _Lesson(load_per_worker, now_s + hold_s, hold_s)
 
-    def _with_lesson(self, seen: Observations, role: str, need: Need) -> Need:
+    def _with_lesson(self, seen: Observations, role: Role, need: Need) -> Need:
         lesson = self._lessons.get(role)
         if lesson is None or need.load is None or seen.now_s >= lesson.until_s:
             return need

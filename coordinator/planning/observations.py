@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from coordinator.planning.sketch import Distribution
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from coordinator.planning.capacity import StepCost
 
-ROLES = ("prefill", "decode")
 State = Literal["starting", "ready", "draining"]
 
 
@@ -20,7 +20,7 @@ class WorkerSight:
     to it and not computed; `silent_s` is the age of what it last told."""
 
     worker_id: str
-    role: str
+    role: Role
     state: State
     in_state_s: float
     queued_tokens: int = 0
@@ -66,13 +66,13 @@ class Observations:
     ttft: Held = field(default_factory=Held)
     tpot: Held = field(default_factory=Held)
 
-    def of(self, role: str, *states: str) -> list[WorkerSight]:
+    def of(self, role: Role, *states: str) -> list[WorkerSight]:
         """Workers of a role in one of `states`."""
         return [w for w in self.workers if w.role == role and w.state in states]
 
-    def present(self) -> dict[str, int]:
+    def present(self) -> dict[Role, int]:
         """Workers of each role that serve or will."""
-        return {role: len(self.of(role, "starting", "ready")) for role in ROLES}
+        return {role: len(self.of(role, "starting", "ready")) for role in Role}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +104,9 @@ class Limits:
     decode: Range
     budget: int
 
-    def of(self, role: str) -> Range:
+    def of(self, role: Role) -> Range:
         """The role's range."""
-        return self.prefill if role == "prefill" else self.decode
+        return self.prefill if role == Role.PREFILL else self.decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Flip:
     """Let a worker play the other role."""
 
     worker_id: str
-    role: str
+    role: Role
     reason: str
 
 
@@ -133,9 +133,9 @@ class Scale:
     decode: int
     reason: str
 
-    def of(self, role: str) -> int:
+    def of(self, role: Role) -> int:
         """The role's number."""
-        return self.prefill if role == "prefill" else self.decode
+        return self.prefill if role == Role.PREFILL else self.decode
 
 
 Decision = Hold | Flip | Scale

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from coordinator.planning.needs import HELD_S, Needs
-from coordinator.planning.observations import ROLES, Flip, Hold, Scale
+from coordinator.planning.observations import Flip, Hold, Scale
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from coordinator.planning.observations import (
@@ -56,7 +57,7 @@ class Order:
     """A decision under way, and the numbers of ready workers that end it."""
 
     decision: Flip | Scale
-    wanted: dict[str, int]
+    wanted: dict[Role, int]
     asked_s: float
     times: int = 1
 
@@ -72,10 +73,10 @@ class Planner:
         self.order: Order | None = None
         self.trouble: str | None = None
         self._given_up_until_s = 0.0
-        self._short_ticks = dict.fromkeys(ROLES, 0)
+        self._short_ticks = dict.fromkeys(Role, 0)
         self._changed_s: float | None = None
-        self._reduced_s = dict.fromkeys(ROLES, float("-inf"))
-        self._down_window_s = dict.fromkeys(ROLES, self.tuning.down_window_s)
+        self._reduced_s = dict.fromkeys(Role, float("-inf"))
+        self._down_window_s = dict.fromkeys(Role, self.tuning.down_window_s)
         self._flipped_s = float("-inf")
         self._flipped_to = ""
 
@@ -143,12 +144,12 @@ class Planner:
         self.trouble = f"given up after {order.times} orders: {_bare(order.decision)}"
         return Hold(self.trouble)
 
-    def _committed(self, seen: Observations) -> dict[str, int]:
+    def _committed(self, seen: Observations) -> dict[Role, int]:
         """Workers of each role that are there or ordered."""
         present = seen.present()
         if self.order is None or not isinstance(self.order.decision, Scale):
             return present
-        return {role: max(present[role], self.order.wanted[role]) for role in ROLES}
+        return {role: max(present[role], self.order.wanted[role]) for role in Role}
 
     def _room(self, seen: Observations) -> int:
         """Workers that the budget still allows, those that are leaving not being gone yet."""
@@ -159,16 +160,16 @@ class Planner:
 
     def _count_short(self, seen: Observations) -> None:
         committed = self._committed(seen)
-        for role in ROLES:
+        for role in Role:
             is_short = self._wanted(role) > committed[role]
             self._short_ticks[role] = self._short_ticks[role] + 1 if is_short else 0
 
-    def _wanted(self, role: str) -> int:
+    def _wanted(self, role: Role) -> int:
         return self.limits.of(role).clamp(self.needs.last[role].now)
 
     def _urgent(self, seen: Observations) -> Decision | None:
         """What a role that is short gets: a flipped worker, new workers, or a fairer split."""
-        short = [r for r in ROLES if self._short_ticks[r] >= self.tuning.up_ticks]
+        short = [r for r in Role if self._short_ticks[r] >= self.tuning.up_ticks]
         if not short:
             return None
         if self.order is None and len(short) == 1:
@@ -181,7 +182,7 @@ class Planner:
             return Hold(f"{self.trouble}; next attempt later") if self.order is None else None
         return self._grow(seen, short) or self._split(seen, short)
 
-    def _grow(self, seen: Observations, short: list[str]) -> Scale | None:
+    def _grow(self, seen: Observations, short: list[Role]) -> Scale | None:
         """Start what the roles lack, the one that is worse off first, within ranges and budget."""
         target, room = self._committed(seen), self._room(seen)
         before = dict(target)
@@ -198,7 +199,7 @@ class Planner:
         why = "; ".join(self.needs.last[role].why for role in short)
         return self._scale(seen, target, f"more workers: {why}")
 
-    def _note_regret(self, role: str, now_s: float) -> None:
+    def _note_regret(self, role: Role, now_s: float) -> None:
         """More is needed soon after it was removed: be slower to remove; after a long time, as slow as at first."""
         window_s, since_s = self._down_window_s[role], now_s - self._reduced_s[role]
         if since_s < 4 * window_s:
@@ -206,11 +207,11 @@ class Planner:
         elif since_s > 4 * self.tuning.max_down_window_s:
             self._down_window_s[role] = self.tuning.down_window_s
 
-    def _flip_idle(self, seen: Observations, role: str) -> Flip | None:
+    def _flip_idle(self, seen: Observations, role: Role) -> Flip | None:
         """The idlest worker that the other role can spare, judged by the other's need of a minute."""
-        other = ROLES[1 - ROLES.index(role)]
+        other = role.other
         floor = self.needs.floor(other, seen.now_s, self.tuning.flip_window_s)
-        if floor is None or (other == "decode" and self.needs.is_decode_full(seen)):
+        if floor is None or (other == Role.DECODE and self.needs.is_decode_full(seen)):
             return None
         spare = len(seen.of(other, "ready")) - max(floor, self.limits.of(other).least)
         if spare <= 0:
@@ -218,7 +219,7 @@ class Planner:
         why = f"{self.needs.last[role].why}, and {other} can spare one"
         return self._flip(seen, other, role, why)
 
-    def _flip(self, seen: Observations, other: str, role: str, why: str) -> Flip | None:
+    def _flip(self, seen: Observations, other: Role, role: Role, why: str) -> Flip | None:
         is_reversal = role != self._flipped_to
         if is_reversal and seen.now_s - self._flipped_s < self.tuning.flip_pause_s:
             return None
@@ -236,10 +237,10 @@ class Planner:
         self._flipped_s, self._flipped_to = seen.now_s, role
         return decision
 
-    def _split(self, seen: Observations, short: list[str]) -> Decision | None:
+    def _split(self, seen: Observations, short: list[Role]) -> Decision | None:
         """Nothing can be added: move one worker where the worse role would gain clearly, or say so."""
         role = min(short, key=lambda r: self._expected(seen, r, 0))
-        other = ROLES[1 - ROLES.index(role)]
+        other = role.other
         spare = len(seen.of(other, "ready")) - self.limits.of(other).least
         now = min(self._expected(seen, role, 0), self._expected(seen, other, 0))
         moved = min(self._expected(seen, role, 1), self._expected(seen, other, -1))
@@ -252,7 +253,7 @@ class Planner:
             return None
         return Hold(f"{role} needs more, and the limits allow none: {self.needs.last[role].why}")
 
-    def _expected(self, seen: Observations, role: str, change: int) -> float:
+    def _expected(self, seen: Observations, role: Role, change: int) -> float:
         return self.needs.attainment(seen, role, seen.present()[role] + change)
 
     # ---- fewer
@@ -264,7 +265,7 @@ class Planner:
         pause_s = seen.now_s - max(*self._reduced_s.values(), self._changed_s or 0.0)
         if pause_s < tuning.down_pause_s or seen.queued_requests or any(self._short_ticks.values()):
             return None
-        for role in ROLES:
+        for role in Role:
             if self.needs.last[role].relaxed >= before[role] <= self.limits.of(role).most:
                 continue
             floor = self.needs.floor(role, seen.now_s, self._down_window_s[role])
@@ -274,14 +275,14 @@ class Planner:
                 target[role] = min(before[role], least, self.limits.of(role).most)
         if target == before:
             return None
-        fewer = [role for role in ROLES if target[role] < before[role]]
+        fewer = [role for role in Role if target[role] < before[role]]
         self._reduced_s |= dict.fromkeys(fewer, seen.now_s)
         minutes = max(self._down_window_s[role] for role in fewer) / 60
         return self._scale(seen, target, f"fewer have sufficed for {minutes:.0f} minutes")
 
-    def _scale(self, seen: Observations, target: dict[str, int], reason: str) -> Scale:
+    def _scale(self, seen: Observations, target: dict[Role, int], reason: str) -> Scale:
         """The order; one that raises another is as old as that one."""
-        decision = Scale(target["prefill"], target["decode"], reason)
+        decision = Scale(target[Role.PREFILL], target[Role.DECODE], reason)
         raised = self.order
         self.order = Order(decision, target, seen.now_s)
         if raised is not None:
@@ -291,7 +292,7 @@ class Planner:
     def _content(self) -> Hold:
         needs = self.needs.last
         return Hold(
-            "; ".join(f"{role} needs {needs[role].now}: {needs[role].why}" for role in ROLES)
+            "; ".join(f"{role} needs {needs[role].now}: {needs[role].why}" for role in Role)
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from coordinator.planning.observations import Limits, Range, Targets
 from protocol.errors import ConfigError
 from protocol.ids import MAX_WORKERS
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,7 +63,7 @@ def targets_of(texts: Iterable[str]) -> Targets:
 
 def limits_of(texts: Iterable[str]) -> Limits:
     """All of --autoscale; ConfigError names what is missing, twice or upside down."""
-    ranges: dict[str, Range] = {}
+    ranges: dict[Role, Range] = {}
     budget: int | None = None
     for part in _all_parts(texts, autoscale_text, "--autoscale"):
         total = _TOTAL.fullmatch(part)
@@ -71,19 +72,19 @@ def limits_of(texts: Iterable[str]) -> Limits:
             continue
         match = _RANGE.fullmatch(part)
         assert match is not None
-        role, least, most = match[1], int(match[2]), int(match[3])
+        role, least, most = Role(match[1]), int(match[2]), int(match[3])
         if role in ranges:
             raise ConfigError(f"--autoscale: {role} is there twice")
         if not 1 <= least <= most <= MAX_WORKERS:
             raise ConfigError(f"--autoscale: {part}: write 1 to {MAX_WORKERS}, the lower one first")
         ranges[role] = Range(least, most)
-    for role in ("prefill", "decode"):
+    for role in Role:
         if role not in ranges:
             raise ConfigError(f"--autoscale: says nothing of {role}; add {role}=1..4")
-    return _checked(Limits(ranges["prefill"], ranges["decode"], _budget(ranges, budget)))
+    return _checked(Limits(ranges[Role.PREFILL], ranges[Role.DECODE], _budget(ranges, budget)))
 
 
-def _budget(ranges: dict[str, Range], budget: int | None) -> int:
+def _budget(ranges: dict[Role, Range], budget: int | None) -> int:
     most = sum(each.most for each in ranges.values())
     return min(MAX_WORKERS, most) if budget is None else budget
 

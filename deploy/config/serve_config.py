@@ -16,6 +16,7 @@ from deploy.config.refusals import REFUSALS
 from deploy.config.topology import Pools
 from protocol.addresses import is_loopback
 from protocol.errors import ConfigError
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -197,7 +198,7 @@ def _check_autoscale(config: ServeConfig) -> None:
     if not config.autoscale:
         return
     limits, pools = limits_of(config.autoscale), config.pools
-    for role, count in (("prefill", pools.prefill), ("decode", pools.decode)):
+    for role, count in ((Role.PREFILL, pools.prefill), (Role.DECODE, pools.decode)):
         allowed = limits.of(role)
         if not allowed.least <= count <= allowed.most:
             raise ConfigError(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol.ids import MAX_WORKERS
+from protocol.roles import Role
 
 PREFIX = "BATON_"
 SECRETS = ("BATON_API_KEY",)
@@ -39,10 +40,10 @@ class Pools:
         """Workers of both pools."""
         return self.prefill + self.decode
 
-    def worker_ids(self) -> list[tuple[str, str]]:
+    def worker_ids(self) -> list[tuple[str, Role]]:
         """`(worker id, role)` of every worker, prefill first."""
-        return [(f"prefill-{i}", "prefill") for i in range(self.prefill)] + [
-            (f"decode-{i}", "decode") for i in range(self.decode)
+        return [(f"prefill-{i}", Role.PREFILL) for i in range(self.prefill)] + [
+            (f"decode-{i}", Role.DECODE) for i in range(self.decode)
         ]
 
 

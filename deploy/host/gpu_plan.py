@@ -13,6 +13,7 @@ from deploy.host.memory import format_bytes
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from engine.cuda.sizing import reserve_bytes, weight_bytes
 from protocol.errors import ConfigError
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from protocol.specs import PreparedModel, WorkerSpec
 
 DEFAULT_UTILIZATION = "0.9"
-ROLES = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Utilization:
     """`whole` of a GPU is for all its workers together, or each worker takes its role's part."""
 
     whole: float | None
-    parts: dict[str, float]
+    parts: dict[Role, float]
 
-    def part(self, role: str, num_sharing: int) -> float:
+    def part(self, role: Role, num_sharing: int) -> float:
         """Of the GPU, for one worker of that role beside `num_sharing - 1` others."""
         return self.parts[role] if self.whole is None else self.whole / num_sharing
 
@@ -40,13 +40,13 @@ def parse_utilization(text: str) -> Utilization:
     """`0.9`, or `prefill=0.3,decode=0.6`; ValueError says what to write."""
     if "=" not in text:
         return Utilization(_fraction(text), {})
-    parts = {}
+    parts: dict[Role, float] = {}
     for word in text.split(","):
-        role, _, value = word.strip().partition("=")
-        if role not in ROLES:
-            raise ValueError(f"{role!r} is no role: write prefill=0.3,decode=0.6")
-        parts[role] = _fraction(value)
-    if len(parts) != len(ROLES):
+        name, _, value = word.strip().partition("=")
+        if name not in [*Role]:
+            raise ValueError(f"{name!r} is no role: write prefill=0.3,decode=0.6")
+        parts[Role(name)] = _fraction(value)
+    if len(parts) != len(Role):
         raise ValueError("names one role only: write prefill=0.3,decode=0.6, or one number")
     return Utilization(None, parts)
 
@@ -88,7 +88,7 @@ def gpu_part(workers: Sequence[WorkerSpec]) -> float:
 
 def pool_bytes_on(
     gpu: Gpu,
-    role: str,
+    role: Role,
     num_sharing: int,
     utilization: Utilization,
     model: PreparedModel,

@@ -19,6 +19,7 @@ from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes, format_bytes
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.errors import ConfigError
+from protocol.roles import Role
 from protocol.specs import CoordinatorSpec, PreparedModel, WorkerSpec
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Plan:
         workers = (msgspec.structs.replace(w, weights_fd=weights_fd) for w in self.workers)
         return Plan(self.coordinator, tuple(workers))
 
-    def like(self, role: str) -> WorkerSpec:
+    def like(self, role: Role) -> WorkerSpec:
         """A worker of that role, or any where none is planned: what one more is made like."""
         return next((worker for worker in self.workers if worker.role == role), self.workers[0])
 
@@ -181,7 +182,7 @@ def _coordinator(
         control=control,
         host=config.host,
         port=port,
-        expected={"prefill": config.pools.prefill, "decode": config.pools.decode},
+        expected={Role.PREFILL: config.pools.prefill, Role.DECODE: config.pools.decode},
         max_model_len=max_model_len,
         block_size=config.block_size,
         api_keys=config.api_key,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Sequence
     from kvtransfer.promises.lease import LeaseTable
+    from protocol.errors import TransferError
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import PeerAddress
 
@@ -250,7 +251,7 @@ class PrefixReader:
             READ_WITHIN_S,
         )
 
-    def pulled(self, key: Key, error: str | None) -> None:
+    def pulled(self, key: Key, error: TransferError | None) -> None:
         """The read ended, proven or failed; a key that is not ours changes nothing."""
         fetch = self.fetches.get(key)
         if fetch is None or not fetch.is_reading:
@@ -260,7 +261,7 @@ class PrefixReader:
             del self.fetches[key]
             fetch.sequence.hold.release()
         else:
-            self._finish(fetch, 0 if error else fetch.num_offered)
+            self._finish(fetch, fetch.num_offered if error is None else 0)
 
     def _finish(self, fetch: PrefixFetch, num_blocks: int) -> None:
         del self.fetches[fetch.sequence.key]

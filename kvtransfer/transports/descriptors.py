@@ -33,11 +33,11 @@ from kvtransfer.transports.handshake import (
     answer_of,
     are_same,
     check_answer,
-    error_named,
     refusal,
 )
 from protocol import wire
 from protocol.errors import OutOfReach, PeerLost, ProtocolError, TransferError
+from protocol.failures import transfer_error_of
 from protocol.ids import files_identity
 
 if TYPE_CHECKING:
@@ -243,8 +243,8 @@ class DescriptorLink:
                 raise PeerLost(f"the source does not answer: {error}") from error
             if not frame:
                 raise PeerLost("the source is gone")
-            if error_text := _decoded(_state_decoder, frame).error:
-                raise error_named(error_text)
+            if (failure := _decoded(_state_decoder, frame).error) is not None:
+                raise transfer_error_of(failure)
 
     def disconnect(self) -> None:
         """Let the server know that we are gone."""

@@ -30,11 +30,11 @@ from kvtransfer.transports.handshake import (
     answer_decoder,
     answer_of,
     check_answer,
-    error_named,
     refusal,
 )
 from protocol import wire
 from protocol.errors import PeerLost, ProtocolError, TransferError
+from protocol.failures import Failure, transfer_error_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ class ReadReply(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Header of a reply; with `error`, no payload follows."""
 
     number: int
-    error: str = ""
+    error: Failure | None = None
 
 
 request_decoder: wire.Decoder[ReadRequest] = wire.Decoder(ReadRequest)
@@ -156,7 +156,7 @@ class RequestServer:
         """Say whether the reader may have the blocks."""
         self.send(identity, CONFIRM, ReadReply(number=request.number, error=self.refusal(request)))
 
-    def refusal(self, request: ReadRequest) -> str:
+    def refusal(self, request: ReadRequest) -> Failure | None:
         """Why the reader may not have the blocks; empty when it may."""
         return refusal(self.pool, request.incarnation, request.lease_id, request.runs)
 
@@ -262,8 +262,8 @@ class RequestLink:
             reply = reply_decoder.decode(self.socket.recv(zmq.NOBLOCK))
         except (ProtocolError, zmq.Again) as error:
             raise TransferError(f"undecodable reply: {error}") from error
-        if reply.error:
-            raise error_named(reply.error)
+        if reply.error is not None:
+            raise transfer_error_of(reply.error)
         return reply
 
     def confirm(self, lease_id: str, source_ids: Sequence[int], timeout_s: float) -> None:
@@ -272,8 +272,8 @@ class RequestLink:
         runs = [(run.source, run.length) for run in join_runs(source_ids, source_ids)]
         for start in range(0, len(runs), MAX_RUNS):
             self.ask(CONFIRM, lease_id, runs[start : start + MAX_RUNS])
-            if error := self._await_confirmation(until_s).error:
-                raise error_named(error)
+            if (failure := self._await_confirmation(until_s).error) is not None:
+                raise transfer_error_of(failure)
 
     def _await_confirmation(self, until_s: float) -> ReadReply:
         while True:

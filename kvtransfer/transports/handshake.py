@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from protocol import wire
-from protocol.errors import LayoutMismatch, LeaseExpired, PeerLost, TransferError
+from protocol.errors import LayoutMismatch, PeerLost, TransferError
+from protocol.failures import ErrorKind, Failure, transfer_error_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kvtransfer.transport import LocalPool
 
-HANDSHAKE_VERSION = 1
+HANDSHAKE_VERSION = 2
 MAX_RUNS = 512
 """Runs in one request; a reader splits what is longer."""
 BlockNumber = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
@@ -40,7 +41,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     num_blocks: int
     fingerprint: Annotated[bytes, msgspec.Meta(max_length=64)] = b""
     version: int = HANDSHAKE_VERSION
-    error: str = ""
+    error: Failure | None = None
 
 
 class LeaseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,7 +55,7 @@ class LeaseQuery(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class LeaseState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Server to reader: nothing when it does, else why not."""
 
-    error: str = ""
+    error: Failure | None = None
 
 
 greeting_decoder: wire.Decoder[Greeting] = wire.Decoder(Greeting)
@@ -83,16 +84,16 @@ def answer_of(pool: LocalPool) -> Answer:
 def check_answer(greeting: Greeting, answer: Answer) -> None:
     """Raise what is wrong with the other end."""
     if answer.version != greeting.version:
-        raise LayoutMismatch("handshake version", greeting.version, answer.version)
+        raise LayoutMismatch.of("handshake version", greeting.version, answer.version)
     if answer.incarnation != greeting.incarnation:
         raise PeerLost("restarted: another start of the worker answers at this address")
     if answer.block_bytes != greeting.block_bytes:
-        raise LayoutMismatch("block_bytes", greeting.block_bytes, answer.block_bytes)
+        raise LayoutMismatch.of("block_bytes", greeting.block_bytes, answer.block_bytes)
     ours, theirs = greeting.fingerprint, answer.fingerprint
     if ours and theirs and ours != theirs:
-        raise LayoutMismatch("fingerprint", ours.hex(), theirs.hex())
-    if answer.error:
-        raise error_named(answer.error)
+        raise LayoutMismatch.of("fingerprint", ours.hex(), theirs.hex())
+    if answer.error is not None:
+        raise transfer_error_of(answer.error)
 
 
 def are_same(greeting: Greeting, answer: Answer) -> bool:
@@ -106,30 +107,18 @@ def are_same(greeting: Greeting, answer: Answer) -> bool:
 
 def refusal(
     pool: LocalPool, incarnation: str, lease_id: str, runs: Iterable[tuple[int, int]]
-) -> str:
-    """Why a reader may not have these runs of blocks; empty when it may."""
+) -> Failure | None:
+    """Why a reader may not have these runs of blocks; None when it may."""
     if incarnation != pool.incarnation:
-        return "incarnation: this worker was restarted"
+        return Failure(ErrorKind.PEER_LOST, "restarted: another start of the worker is here")
     num_blocks = pool.memory.num_blocks
     block_ids: list[int] = []
     for first, count in runs:
         if count < 1 or first < 0 or first + count > num_blocks:
-            return "range: a block id lies outside the source's pool"
+            return Failure(ErrorKind.TRANSFER, "a block id lies outside the source's pool")
         if len(block_ids) + count > num_blocks:
-            return "range: more blocks asked for than there are"
+            return Failure(ErrorKind.TRANSFER, "more blocks asked for than there are")
         block_ids.extend(range(first, first + count))
     if not pool.leases.allows(lease_id, block_ids):
-        return "lease: it is over or does not cover these blocks"
-    return ""
-
-
-def error_named(text: str) -> TransferError:
-    """The error that a server's text stands for."""
-    kind, _, detail = text.partition(": ")
-    if kind == "lease":
-        return LeaseExpired(detail)
-    if kind == "endpoint":
-        return PeerLost(f"the connection ended: {detail}")
-    if kind == "incarnation":
-        return PeerLost(f"restarted: {detail}")
-    return TransferError(text)
+        return Failure(ErrorKind.LEASE_EXPIRED, "the lease is over or does not cover these blocks")
+    return None

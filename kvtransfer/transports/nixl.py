@@ -29,11 +29,12 @@ from kvtransfer.transports.exchange import (
     RequestServer,
     request_decoder,
 )
-from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
+from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
 from kvtransfer.transports.nixl_agent import Agent, Extent, Registrations, address_of
 from protocol import wire
 from protocol.addresses import tcp_endpoint
 from protocol.errors import PeerLost, ProtocolError, TransferError
+from protocol.failures import ErrorKind, Failure, failure_of, transfer_error_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     number: int
     metadata: Annotated[bytes, msgspec.Meta(max_length=MAX_METADATA_BYTES)] = b""
-    error: str = ""
+    error: Failure | None = None
 
 
 _attach_decoder: wire.Decoder[Attach] = wire.Decoder(Attach)
@@ -130,16 +131,16 @@ class NixlServer(RequestServer):
     def _open(self, body: bytes) -> Opened:
         request = request_decoder.decode(body)
         error = self.refusal(request)
-        block_ids = [first + i for first, count in request.runs for i in range(count * (not error))]
+        block_ids = [first + i for first, count in request.runs for i in range(count)]
         if len(block_ids) > MAX_REQUEST_BLOCKS:
-            error = "range: too many blocks in one request"
-        if error or not block_ids:
+            error = Failure(ErrorKind.TRANSFER, "too many blocks in one request")
+        if error is not None or not block_ids:
             return Opened(number=request.number, error=error)
         try:
             metadata = self._registrations.open(request.lease_id, block_ids)
         except TransferError as failure:
             log.warning("cannot register blocks: %s", failure)
-            return Opened(number=request.number, error=f"registration: {failure}")
+            return Opened(number=request.number, error=failure_of(failure))
         return Opened(number=request.number, metadata=metadata)
 
     def at_end(self) -> None:
@@ -214,8 +215,8 @@ class NixlLink(RequestLink):
     def _await_opened(self, number: int, until_s: float) -> None:
         self.await_message(until_s, "a read")
         opened = _decoded(_opened_decoder, self.socket.recv_multipart()[-1])
-        if opened.error:
-            raise error_named(opened.error)
+        if opened.error is not None:
+            raise transfer_error_of(opened.error)
         if opened.number != number:
             raise TransferError("a reply came out of order")
         self._source = self._agent.learn(opened.metadata, self._source)

@@ -31,11 +31,12 @@ from kvtransfer.transports.exchange import (
     reply_decoder,
     request_decoder,
 )
-from kvtransfer.transports.handshake import MAX_RUNS, error_named, greeting_for
+from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
 from kvtransfer.transports.ucx_worker import UcxWorker, failure
 from protocol import wire
 from protocol.addresses import host_of, tcp_endpoint
 from protocol.errors import PeerLost, ProtocolError, TransferError
+from protocol.failures import ErrorKind, Failure, transfer_error_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +109,8 @@ class UcxServer(RequestServer):
             ended = self._sending.popleft()
             if error := failure(ended.request):
                 log.info("a send over UCX failed: %s", error)
-                reply = ReadReply(number=ended.number, error=f"endpoint: {error}")
+                gone = Failure(ErrorKind.PEER_LOST, f"the connection ended: {error}")
+                reply = ReadReply(number=ended.number, error=gone)
                 self.tell(ended.reader, READ, reply)
 
     def answer(self, identity: bytes, kind: bytes, body: bytes) -> None:
@@ -136,9 +138,9 @@ class UcxServer(RequestServer):
         endpoint = self._endpoints.get(identity)
         error = self.refusal(request)
         if endpoint is None or not endpoint.alive:
-            error = error or "endpoint: attach first"
+            error = error or Failure(ErrorKind.PEER_LOST, "the connection ended: attach first")
         self.send(identity, READ, ReadReply(number=request.number, error=error))
-        if error:
+        if error is not None:
             return
         memory, size = self.pool.host_memory, self.pool.memory.block_bytes
         for index, (first, count) in enumerate(request.runs):
@@ -276,8 +278,8 @@ class UcxLink(RequestLink):
             reply = reply_decoder.decode(self.socket.recv_multipart()[-1])
         except ProtocolError as error:
             raise TransferError(f"undecodable reply: {error}") from error
-        if reply.error:
-            raise error_named(reply.error)
+        if reply.error is not None:
+            raise transfer_error_of(reply.error)
         for asked in under_way:
             if asked.number == reply.number:
                 asked.is_answered = True

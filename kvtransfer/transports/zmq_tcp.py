@@ -58,7 +58,7 @@ class ZmqServer(RequestServer):
         request = request_decoder.decode(body)
         error = self.refusal(request)
         header = ReadReply(number=request.number, error=error)
-        if error or not request.runs:
+        if error is not None or not request.runs:
             self.send(identity, READ, header)
             return
         self.router.send_multipart([identity, READ, wire.encode(header)], zmq.SNDMORE)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import msgspec
 
 from protocol.messages.records import Message
+from protocol.roles import Role
 
 
 class LauncherWorker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A worker that the launcher runs, or will start again; `leaving`: it will not."""
 
     worker_id: str
-    role: str
+    role: Role
     leaving: bool = False
 
 
@@ -64,7 +65,7 @@ class ScaleOrder(Message, frozen=True, kw_only=True):
     """Ask the launcher to start a worker."""
 
     worker_id: str
-    role: str
+    role: Role
 
 
 class StopOrder(Message, frozen=True, kw_only=True):
@@ -83,7 +84,7 @@ class RoleOrder(Message, frozen=True, kw_only=True):
     """The worker plays `role` now: start it again as that, if it must be started again."""
 
     worker_id: str
-    role: str
+    role: Role
 
 
 LauncherOrder = ScaleOrder | StopOrder | RetireOrder | RoleOrder

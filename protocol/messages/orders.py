@@ -9,6 +9,7 @@ and dropped. Prompts are token ids; no text reaches a worker.
 from __future__ import annotations
 
 from protocol.messages.records import Message, PeerAddress
+from protocol.roles import Role
 from protocol.sampling import SamplingParams
 
 
@@ -80,7 +81,7 @@ class Abort(Order, frozen=True, kw_only=True):
 class SetRole(Order, frozen=True, kw_only=True):
     """Play another role from now on; nothing in flight is dropped."""
 
-    role: str
+    role: Role
 
 
 class Fence(Order, frozen=True, kw_only=True):

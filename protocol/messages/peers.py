@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from protocol.failures import Failure
 from protocol.fingerprint import Fingerprint
 from protocol.messages.records import Message
 from protocol.sampling import SampledToken
@@ -20,7 +21,6 @@ class PeerHello(Message, frozen=True, kw_only=True):
     worker_id: str
     incarnation: str
     fingerprint: Fingerprint
-    reply_to: str
 
 
 class PeerWelcome(Message, frozen=True, kw_only=True):
@@ -81,7 +81,7 @@ class Gone(Message, frozen=True, kw_only=True):
     incarnation: str
     request_id: str
     attempt: int
-    reason: str
+    failure: Failure
 
 
 class Renew(Message, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from protocol.failures import Failure
 from protocol.fingerprint import Fingerprint
 from protocol.messages.launcher import (
     LauncherGoodbye,
@@ -18,6 +19,7 @@ from protocol.messages.launcher import (
     WorkerExited,
 )
 from protocol.messages.records import Message, PeerAddress
+from protocol.roles import Role
 from protocol.sampling import SampledToken
 from protocol.worker_load import BlockCounts, WorkerLoad
 
@@ -29,7 +31,7 @@ class Hello(Message, frozen=True, kw_only=True):
 
     worker_id: str
     incarnation: str
-    role: str
+    role: Role
     pid: int
     host: str
     boot_id: str
@@ -43,7 +45,6 @@ class Hello(Message, frozen=True, kw_only=True):
     backend: str
     block_bytes: int = 0
     generation: int = 0
-    served: list[str] = msgspec.field(default_factory=list)
     draining: bool = False
 
 
@@ -74,7 +75,7 @@ class Output(Message, frozen=True, kw_only=True):
     tokens: list[SampledToken]
     finish_reason: str | None = None
     stop_token_id: int | None = None
-    error: str | None = None
+    error: Failure | None = None
     num_cached_tokens: int = 0
     num_pulled_blocks: int = 0
     spans: dict[str, float] = msgspec.field(default_factory=dict)
@@ -94,7 +95,7 @@ class TransferFailed(Message, frozen=True, kw_only=True):
     request_id: str
     attempt: int
     source: str
-    reason: str
+    failure: Failure
 
 
 class HoldAccount(Message, frozen=True, kw_only=True):
@@ -126,7 +127,7 @@ class RoleChanged(Message, frozen=True, kw_only=True):
     """The worker plays `role` now."""
 
     incarnation: str
-    role: str
+    role: Role
 
 
 class Goodbye(Message, frozen=True, kw_only=True):

@@ -51,9 +51,7 @@ class LoneReader:
         self._socket.setsockopt(zmq.LINGER, 1000)
         self._socket.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
         self._socket.connect(self.address.control)
-        hello = PeerHello(
-            worker_id="lone", incarnation="lone", fingerprint=self.fingerprint, reply_to=""
-        )
+        hello = PeerHello(worker_id="lone", incarnation="lone", fingerprint=self.fingerprint)
         self._socket.send(wire.encode(hello))
         self._decoder: wire.Decoder[PeerMessage] = wire.Decoder(PeerMessage)
         self._keys: list[bytes] = []

@@ -26,6 +26,7 @@ from protocol.errors import OutOfReach, PeerLost
 from protocol.ids import files_identity
 from protocol.messages.peers import Pulled
 from protocol.messages.records import PeerAddress
+from protocol.roles import Role
 from protocol.specs import CoordinatorSpec, WorkerSpec
 from tests.e2e.fault_proxy import Fault, FaultProxy
 from tests.e2e.launcher_driver import MODEL
@@ -262,7 +263,7 @@ def test_a_coordinator_without_keys_does_not_start_beyond_loopback(
 def test_a_worker_without_keys_does_not_start_beyond_loopback(tmp_path: Path) -> None:
     spec = WorkerSpec(
         worker_id="decode-0",
-        role="decode",
+        role=Role.DECODE,
         model=MODEL,
         control="tcp://127.0.0.1:9",
         run_directory=str(tmp_path),

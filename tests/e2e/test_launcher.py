@@ -16,6 +16,7 @@ import pytest
 
 from protocol import wire
 from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, StopOrder
+from protocol.roles import Role
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
@@ -244,8 +245,8 @@ def end(one: Driven) -> None:
 def test_ordered_worker_is_started_and_listed(driven, behaviour) -> None:
     one = driven()
     one.wait_for("READY")
-    order(behaviour, ScaleOrder(worker_id="prefill-1", role="prefill"))
-    order(behaviour, ScaleOrder(worker_id="prefill-1", role="prefill"))
+    order(behaviour, ScaleOrder(worker_id="prefill-1", role=Role.PREFILL))
+    order(behaviour, ScaleOrder(worker_id="prefill-1", role=Role.PREFILL))
     one.wait_for("prefill-1 runs")
     journal_says(behaviour, b"LauncherHello", b"prefill-1")
     assert set(one.children()) == {"coordinator", "prefill-0", "decode-0", "prefill-1"}
@@ -261,7 +262,7 @@ def test_stopped_worker_is_gone_for_good(driven, behaviour) -> None:
     journal_says(behaviour, b"WorkerExited", b"prefill-0", b"restart_in_s\xc0")
     assert set(one.children()) == {"coordinator", "decode-0"}
     order(behaviour, StopOrder(worker_id="coordinator"))
-    order(behaviour, ScaleOrder(worker_id="prefill-0", role="prefill"))
+    order(behaviour, ScaleOrder(worker_id="prefill-0", role=Role.PREFILL))
     one.wait_for("prefill-0 runs", count=2)
     assert "coordinator" in one.children()
     end(one)
@@ -283,7 +284,7 @@ def test_flipped_worker_is_started_again_in_its_new_role(driven, behaviour) -> N
     one = driven()
     one.wait_for("READY")
     one.wait_for("prefill-0 runs")
-    order(behaviour, RoleOrder(worker_id="prefill-0", role="decode"))
+    order(behaviour, RoleOrder(worker_id="prefill-0", role=Role.DECODE))
     (directory,) = run_directories(driven)
     deadline = time.perf_counter() + 5
     while b'"role":"decode"' not in (directory / "prefill-0.json").read_bytes():
@@ -298,7 +299,7 @@ def test_ordered_worker_that_cannot_work_is_refused_with_its_own_words(driven, b
     (behaviour / "decode-1").write_text("refuse")
     one = driven()
     one.wait_for("READY")
-    order(behaviour, ScaleOrder(worker_id="decode-1", role="decode"))
+    order(behaviour, ScaleOrder(worker_id="decode-1", role=Role.DECODE))
     journal_says(behaviour, b"ScaleRefused", b"decode-1", b"block size 3 is odd")
     assert not any("starting it again" in line for line in one.lines)
     end(one)
@@ -308,7 +309,7 @@ def test_worker_whose_pool_does_not_fit_is_refused_with_numbers(driven, behaviou
     (behaviour / "available").write_text(str(1 << 20))
     one = driven()
     one.wait_for("READY")
-    order(behaviour, ScaleOrder(worker_id="decode-1", role="decode"))
+    order(behaviour, ScaleOrder(worker_id="decode-1", role=Role.DECODE))
     journal_says(behaviour, b"ScaleRefused", b"1.0 MiB now available")
     assert "decode-1" not in one.children()
     end(one)

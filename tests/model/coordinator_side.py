@@ -14,6 +14,7 @@ from coordinator.cluster.service_api import Generation
 from protocol.errors import Overloaded, RequestAborted, WorkerLost
 from protocol.messages.orders import Ping, Welcome
 from protocol.messages.reports import Heartbeat
+from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from protocol.worker_load import BlockCounts, WorkerLoad
 from tests.model.worker_side import Frozen, Letter, Violation
@@ -105,7 +106,7 @@ class CoordinatorSide:
         self.service = ClusterService(
             model_name="mock",
             block_size=configuration.block_size,
-            expected={"prefill": 1, "decode": 1},
+            expected={Role.PREFILL: 1, Role.DECODE: 1},
             clock=Frozen(),
             send=self._send,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 
+from protocol.failures import ErrorKind
 from tests.model.configuration import Configuration, Faults
 from tests.model.parts import Event, Parts, Sent
 
@@ -171,7 +172,7 @@ class Moves:
             holder = world["CPD".index(source[0])]
             held = None if holder == DEAD else self.parts.facts[holder]
             if held is None or held.incarnation != source[1]:
-                yield f"read {index} fails", move("fail_read", index, "PeerLost")
+                yield f"read {index} fails", move("fail_read", index, ErrorKind.PEER_LOST)
                 continue
             data = tuple(held.blocks[block_id] for block_id in block_ids)
             middle = len(data[0]) // 2
@@ -179,7 +180,7 @@ class Moves:
             halves = tuple(content[part_of] for content in data)
             yield f"read {index}, half {stage}, lands", move("land", index, stage, halves)
             if stage == 0 and lease_id not in held.leases:
-                yield f"read {index} is refused", move("fail_read", index, "LeaseExpired")
+                yield f"read {index} is refused", move("fail_read", index, ErrorKind.LEASE_EXPIRED)
 
     def _restart(self, world: World, part: int) -> World:
         name = WORKERS[part - 1]
@@ -284,7 +285,7 @@ class Moves:
             yield "renew", f"{name} renews {key[0]}", part, ("renew", key)
         for index, (stage, *_) in enumerate(facts.reads):
             if stage < 2:
-                broken = ("fail_read", index, "link broke")
+                broken = ("fail_read", index, ErrorKind.TRANSFER)
                 yield "refuse", f"link of read {index} breaks", part, broken
             if stage == 1:
                 yield "flip", f"read {index} lands with a flipped bit", part, ("flip", index)

@@ -24,11 +24,14 @@ from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.sharing.shared_prefix import BlockExchange
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
+from protocol.errors import DigestMismatch, TransferError
+from protocol.failures import ErrorKind, Failure, transfer_error_of
 from protocol.fingerprint import Fingerprint
 from protocol.messages.orders import Abort, CoordinatorMessage, Decode, Fence, Prefill
 from protocol.messages.peers import Lookup, PeerMessage
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Hello, Outputs
+from protocol.roles import Role
 from worker.wiring import BlockProofs
 
 if TYPE_CHECKING:
@@ -105,7 +108,7 @@ class Read:
     targets: list[int]
     headers: list[bytes]
     stage: int = 0
-    error: str | None = None
+    error: TransferError | None = None
 
 
 @dataclass
@@ -204,7 +207,7 @@ class WorkerSide:
             Hello(
                 worker_id=self.worker_id,
                 incarnation=self.incarnation,
-                role="prefill" if self.worker_id == "P" else "decode",
+                role=Role.PREFILL if self.worker_id == "P" else Role.DECODE,
                 pid=1,
                 host="model",
                 boot_id="model",
@@ -277,15 +280,15 @@ class WorkerSide:
         target = self.reads[index].targets[0]
         self.memory.block(target)[0] ^= 4
 
-    def _verify(self, read: Read) -> str | None:
+    def _verify(self, read: Read) -> TransferError | None:
         for offer, target, header in zip(read.offers, read.targets, read.headers, strict=True):
             if digest.block_digest(header, self.memory.block(target)) != offer.digest:
-                return "DigestMismatch"
+                return DigestMismatch("wrong bytes")
         return None
 
-    def fail_read(self, index: int, error: str) -> None:
+    def fail_read(self, index: int, kind: ErrorKind) -> None:
         read = self.reads[index]
-        read.stage, read.error = 2, error
+        read.stage, read.error = 2, transfer_error_of(Failure(kind, "a move of the model"))
 
     def end_read(self, index: int) -> None:
         """The loop hears of a finished read."""

@@ -38,6 +38,7 @@ from protocol.errors import (
     WorkerLost,
     WorkerNotFound,
 )
+from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
@@ -233,7 +234,7 @@ class Campaign:
 
     async def _flip(self) -> None:
         with suppress(WorkerNotFound, PoolConflict, NoLauncher):
-            self.cluster.scaler.set_role(self._victim(), self.rng.choice(["prefill", "decode"]))
+            self.cluster.scaler.set_role(self._victim(), self.rng.choice([*Role]))
             self.report.scalings += 1
 
     async def _partition(self) -> None:

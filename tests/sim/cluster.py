@@ -17,6 +17,7 @@ from engine.kv.prefix_cache import root_key
 from protocol import wire
 from protocol.errors import WorkerLost
 from protocol.messages.reports import WorkerMessage
+from protocol.roles import Role
 from tests.sim.launcher import NAME, SimLauncher
 from tests.sim.network import Faults, Network
 from tests.sim.virtual_loop import VirtualClock, VirtualLoop
@@ -56,10 +57,10 @@ class Cluster:
         self._decoder = wire.Decoder[WorkerMessage](WorkerMessage)
         self.workers: dict[str, SimWorker] = {}
         self.left_with: list[str] = []
-        self._expected = {"prefill": prefill, "decode": decode}
+        self._expected = {Role.PREFILL: prefill, Role.DECODE: decode}
         self._start_coordinator()
-        roles = {f"prefill-{i}": "prefill" for i in range(prefill)}
-        roles |= {f"decode-{i}": "decode" for i in range(decode)}
+        roles = {f"prefill-{i}": Role.PREFILL for i in range(prefill)}
+        roles |= {f"decode-{i}": Role.DECODE for i in range(decode)}
         self.launcher = SimLauncher(self, roles, seed + 2, self.network.faults.lose)
 
     def _start_coordinator(self) -> None:

@@ -18,6 +18,7 @@ from protocol.messages.launcher import (
     StopOrder,
     WorkerExited,
 )
+from protocol.roles import Role
 from tests.sim.network import Faults, Network
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ HELLO_EVERY_S = 1.0
 class SimSlot:
     """A place for one worker."""
 
-    role: str
+    role: Role
     leaving: bool = False
 
 
 class SimLauncher:
     """As deploy.launch.local.launcher, without processes. Its line to the coordinator keeps the order, and may lose."""
 
-    def __init__(self, cluster: Cluster, roles: dict[str, str], seed: int, lose: float) -> None:
+    def __init__(self, cluster: Cluster, roles: dict[str, Role], seed: int, lose: float) -> None:
         self.cluster = cluster
         self.rng = random.Random(seed)
         self.line = Network(cluster.loop, random.Random(seed + 1), Faults(lose=lose))

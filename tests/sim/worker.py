@@ -18,7 +18,7 @@ from kvtransfer.sharing.shared_prefix import BlockExchange
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
 from protocol import wire
-from protocol.errors import ProtocolError
+from protocol.errors import DigestMismatch, PeerLost, ProtocolError, TransferError
 from protocol.fingerprint import Fingerprint
 from protocol.messages.orders import (
     Abort,
@@ -34,6 +34,7 @@ from protocol.messages.orders import (
 from protocol.messages.peers import Announce, Gone, PeerMessage
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import AuditReply, Goodbye, Heartbeat, Hello, Outputs, RoleChanged
+from protocol.roles import Role
 from protocol.worker_load import WorkerLoad
 from worker.farewell import Farewell
 from worker.wiring import BlockProofs
@@ -92,7 +93,7 @@ class SimWorker:
 
     cluster: Cluster
     worker_id: str
-    role: str
+    role: Role
     num_blocks: int
     policy: Policy = field(default_factory=Policy)
 
@@ -107,7 +108,7 @@ class SimWorker:
         self.is_registered = False
         self.farewell = Farewell()
         self.inbox: list[tuple[str, bytes, bytes]] = []
-        self.results: list[tuple[tuple[str, int], str | None]] = []
+        self.results: list[tuple[tuple[str, int], TransferError | None]] = []
         self._turn_due = False
         self._busy_until_s = 0.0
         self._coordinator_decoder = wire.Decoder[CoordinatorMessage](CoordinatorMessage)
@@ -398,27 +399,27 @@ class Read:
 
     def first_half(self) -> None:
         if not self._copy(0):
-            self._end("PeerLost")
+            self._end(PeerLost("the source is gone"))
             return
         delay_s = self.reader.rng.uniform(0.0001, 0.002)
         self.reader.cluster.loop.call_later(delay_s, self.second_half)
 
     def second_half(self) -> None:
         if not self._copy(1):
-            self._end("PeerLost")
+            self._end(PeerLost("the source is gone"))
             return
         self.reader.cluster.maybe_corrupt(self.reader.memory, self.targets)
         self._end(self._verify())
 
-    def _verify(self) -> str | None:
+    def _verify(self) -> TransferError | None:
         if self.reader.policy.skip_digest:
             return None
         for offer, target, header in zip(self.offers, self.targets, self.headers, strict=True):
             if block_digest(header, self.reader.memory.block(target)) != offer.digest:
-                return "DigestMismatch"
+                return DigestMismatch("wrong bytes")
         return None
 
-    def _end(self, error: str | None) -> None:
+    def _end(self, error: TransferError | None) -> None:
         if self._is_ours:
             self.reader.results.append((self.key, error))
             self.reader._wake()

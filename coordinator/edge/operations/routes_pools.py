@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,6 +14,7 @@ from coordinator.edge.apis.openai.validation import check_fields, parse_object
 from coordinator.edge.http.request_body import read_body
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
+from protocol.roles import Role  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import PoolControl
@@ -36,7 +37,7 @@ class RoleRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    role: Literal["prefill", "decode"]
+    role: Role
 
 
 class PoolRoutes:

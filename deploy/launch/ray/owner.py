@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from deploy.launch.ray.posts import Post, RayChoice
     from protocol.clock import Clock
     from protocol.messages.launcher import LauncherOrder
+    from protocol.roles import Role
 
 HELLO_EVERY_S = 1.0
 GOODBYE_S = 5.0
@@ -301,7 +302,7 @@ class RayLauncher:
         if self._link is not None:
             self._link.send(ScaleRefused(worker_id=worker_id, reason=reason))
 
-    def _change_role(self, post: Post, role: str) -> None:
+    def _change_role(self, post: Post, role: Role) -> None:
         """The process has its order from the coordinator; its next start reads the spec. Its place stays."""
         self.posts.change_role(post, role)
         if post.node is not None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from deploy.launch.ray.records import NodeFacts
+    from protocol.roles import Role
 
 SLOTS = ("prefill_slot", "decode_slot")
 
@@ -29,7 +30,7 @@ def choose_placement(asked: str, offered: Mapping[str, float], *, is_ours: bool)
 
 
 def demand_of(
-    role: str, placement: str, worker_cpus: float | None, num_gpus: float = 0.0
+    role: Role, placement: str, worker_cpus: float | None, num_gpus: float = 0.0
 ) -> Demand:
     """What Ray must find for a worker of that role; `num_gpus` is its part of one, and Ray shows it that one only."""
     if placement == "ours":

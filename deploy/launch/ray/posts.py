@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deploy.launch.plan import Plan
     from deploy.launch.ray.own_ray import OwnRay
     from protocol.channel_keys import ChannelKeys
+    from protocol.roles import Role
 
 ALONE_S = 30.0
 """How long processes go on whose owner, or coordinator, says nothing: no parent holds them."""
@@ -127,7 +128,7 @@ class Posts:
         post.spec = msgspec.structs.replace(post.spec, control=self.control, keys=own)
         return [self._add(spec) for spec in self._plan.workers]
 
-    def order(self, worker_id: str, role: str) -> Post:
+    def order(self, worker_id: str, role: Role) -> Post:
         """A worker more, like the others."""
         spec = msgspec.structs.replace(self._plan.workers[0], worker_id=worker_id, role=role)
         post = self._add(spec)
@@ -143,7 +144,7 @@ class Posts:
         post = self._posts[spec.worker_id] = Post(spec.worker_id, spec, demand)
         return post
 
-    def change_role(self, post: Post, role: str) -> None:
+    def change_role(self, post: Post, role: Role) -> None:
         """From its next start on; the place that it has stays."""
         if isinstance(post.spec, WorkerSpec):
             post.spec = msgspec.structs.replace(post.spec, role=role)

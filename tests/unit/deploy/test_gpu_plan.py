@@ -22,6 +22,7 @@ from deploy.host.gpus import Gpu, choose
 from deploy.launch.plan import Host, device_of, make_plan
 from engine.cuda.sizing import reserve_bytes, weight_bytes
 from protocol.errors import ConfigError
+from protocol.roles import Role
 from protocol.specs import PreparedModel
 
 GIB = 1 << 30
@@ -150,6 +151,6 @@ def test_ray_reserves_the_part_of_a_gpu_that_a_worker_has() -> None:
 
 def test_small_pool_is_what_is_left() -> None:
     utilization = parse_utilization("0.5")
-    left = pool_bytes_on(GPUS[0], "decode", 1, utilization, MODEL, (8192, 256))
+    left = pool_bytes_on(GPUS[0], Role.DECODE, 1, utilization, MODEL, (8192, 256))
     fixed = weight_bytes(CONFIG, 2) + reserve_bytes(CONFIG, 8192, 256)
     assert left == 40 * GIB - fixed

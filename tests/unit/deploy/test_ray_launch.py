@@ -12,6 +12,7 @@ from deploy.launch.ray.placement import choose_placement, demand_of, share_of, s
 from deploy.launch.ray.ray_address import find_ray, parse_ray_address
 from deploy.launch.ray.records import Demand, NodeFacts
 from protocol.errors import ConfigError
+from protocol.roles import Role
 from worker.silence import SilenceLimit
 
 
@@ -71,13 +72,13 @@ def test_slots_are_taken_where_any_node_offers_some() -> None:
 
 
 def test_what_a_worker_asks_for() -> None:
-    assert demand_of("prefill", "slots", None).bundle() == {"prefill_slot": 1.0}
-    assert demand_of("decode", "slots", 4).bundle() == {"CPU": 4, "decode_slot": 1.0}
-    assert demand_of("decode", "cpus", None).bundle() == {"CPU": 1.0}
-    assert demand_of("decode", "ours", None).bundle() == {}
-    assert demand_of("decode", "slots", None, 0.5).bundle() == {"GPU": 0.5, "decode_slot": 1.0}
-    assert demand_of("decode", "cpus", None, 1.0).bundle() == {"CPU": 1.0, "GPU": 1.0}
-    assert spell(demand_of("decode", "slots", None)) == "decode_slot 1"
+    assert demand_of(Role.PREFILL, "slots", None).bundle() == {"prefill_slot": 1.0}
+    assert demand_of(Role.DECODE, "slots", 4).bundle() == {"CPU": 4, "decode_slot": 1.0}
+    assert demand_of(Role.DECODE, "cpus", None).bundle() == {"CPU": 1.0}
+    assert demand_of(Role.DECODE, "ours", None).bundle() == {}
+    assert demand_of(Role.DECODE, "slots", None, 0.5).bundle() == {"GPU": 0.5, "decode_slot": 1.0}
+    assert demand_of(Role.DECODE, "cpus", None, 1.0).bundle() == {"CPU": 1.0, "GPU": 1.0}
+    assert spell(demand_of(Role.DECODE, "slots", None)) == "decode_slot 1"
 
 
 def test_workers_of_a_node_share_its_cores() -> None:

@@ -13,12 +13,13 @@ from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.exchange import READ, ReadReply, RequestServer
-from kvtransfer.transports.handshake import error_named
 from kvtransfer.transports.ucx import UcxServer, _Sending
 from protocol.channels import Channels
 from protocol.clock import SystemClock
 from protocol.errors import PeerLost
+from protocol.failures import ErrorKind, Failure, transfer_error_of
 
+GONE = Failure(ErrorKind.PEER_LOST, "the connection ended: Connection reset by remote peer")
 POOL = LocalPool(KvMemory(1, 4096), LeaseTable(SystemClock()), "i", b"f" * 32)
 
 
@@ -44,10 +45,10 @@ def reaped(*sent: Sent) -> tuple[list[tuple[bytes, bytes, Any]], int]:
 
 def test_a_failed_send_is_told_to_its_reader_and_makes_it_connect_anew() -> None:
     told, left = reaped(Sent(), Sent(error="Connection reset by remote peer"))
-    reply = ReadReply(number=1, error="endpoint: Connection reset by remote peer")
+    reply = ReadReply(number=1, error=GONE)
     assert told == [(b"reader", READ, reply)]
     assert left == 0
-    error = error_named(reply.error)
+    error = transfer_error_of(GONE)
     assert isinstance(error, PeerLost)
     assert "reset by remote peer" in str(error)
 
@@ -67,7 +68,7 @@ def server() -> Any:
 
 
 def test_news_for_a_reader_that_left_are_dropped_and_counted(server: RequestServer) -> None:
-    server.tell(b"nobody", READ, ReadReply(number=1, error="endpoint: gone"))
+    server.tell(b"nobody", READ, ReadReply(number=1, error=GONE))
     assert server.dropped_messages == 1
     with pytest.raises(zmq.ZMQError):
         server.send(b"nobody", READ, ReadReply(number=1))

@@ -15,6 +15,7 @@ from protocol.fingerprint import Fingerprint
 from protocol.messages.peers import PeerRefuse, Pulled
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Hello
+from protocol.roles import Role
 from protocol.worker_load import STEP_TOKEN_BUCKETS, BlockCounts, WorkerLoad
 
 OURS = Fingerprint(
@@ -37,7 +38,7 @@ DIFFERENCES = [
     ("rope", "theta=10000.0"),
     ("weights", "w2"),
     ("tokenizer", "t2"),
-    ("protocol_major", 2),
+    ("protocol_major", 1),
 ]
 
 
@@ -51,7 +52,7 @@ def hello(worker_id: str, fingerprint: Fingerprint) -> Hello:
     return Hello(
         worker_id=worker_id,
         incarnation=worker_id,
-        role="prefill",
+        role=Role.PREFILL,
         pid=1,
         host="h",
         boot_id="b",

@@ -22,6 +22,7 @@ from protocol.errors import (
     ProtocolError,
     TransferError,
 )
+from protocol.failures import ErrorKind, Failure, transfer_error_of
 
 HEADER = digest.digest_header(b"f" * 32, digest.full_block_identity(b"key"), 3, 7)
 
@@ -103,7 +104,7 @@ def test_ids_of_different_number_are_refused():
 
 def test_a_leased_run_is_not_refused():
     pool, block_ids = _pool()
-    assert handshake.refusal(pool, "i", "x", [(min(block_ids), 4)]) == ""
+    assert handshake.refusal(pool, "i", "x", [(min(block_ids), 4)]) is None
 
 
 @pytest.mark.parametrize(
@@ -120,8 +121,9 @@ def test_a_leased_run_is_not_refused():
 )
 def test_what_is_refused_and_the_error_it_becomes(incarnation, lease_id, runs, error):
     pool, _ = _pool()
-    text = handshake.refusal(pool, incarnation, lease_id, runs)
-    assert type(handshake.error_named(text)) is error
+    failure = handshake.refusal(pool, incarnation, lease_id, runs)
+    assert failure is not None
+    assert type(transfer_error_of(failure)) is error
 
 
 @pytest.mark.parametrize(
@@ -130,8 +132,8 @@ def test_what_is_refused_and_the_error_it_becomes(incarnation, lease_id, runs, e
         ({"incarnation": "j"}, PeerLost),
         ({"block_bytes": 65}, LayoutMismatch),
         ({"fingerprint": b"g"}, LayoutMismatch),
-        ({"version": 2}, LayoutMismatch),
-        ({"error": "lease: over"}, LeaseExpired),
+        ({"version": 1}, LayoutMismatch),
+        ({"error": Failure(ErrorKind.LEASE_EXPIRED, "over")}, LeaseExpired),
     ],
 )
 def test_an_answer_that_differs_is_named(changes, error):

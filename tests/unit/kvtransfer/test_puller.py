@@ -157,7 +157,7 @@ def test_a_road_that_cannot_connect_gives_way_and_is_not_tried_again(rig, error)
 
 
 def test_a_layout_mismatch_is_not_worked_around(rig):
-    rig.fast.connect_error = LayoutMismatch("block_bytes", 1, 2)
+    rig.fast.connect_error = LayoutMismatch.of("block_bytes", 1, 2)
     assert isinstance(rig.pull().error, LayoutMismatch)
     assert rig.slow.connects == []
 

@@ -12,6 +12,7 @@ from engine.kv.sequence import Sequence
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.sharing.shared_prefix import ANSWER_WITHIN_S, BlockExchange, Lender, PrefixReader
 from prefill.scheduler import PrefillScheduler
+from protocol.errors import DigestMismatch
 from protocol.messages.peers import BlockOffer, Found, Lookup, PeerRefuse, Pulled
 from protocol.messages.records import PeerAddress
 from protocol.sampling import SamplingParams
@@ -129,7 +130,7 @@ def test_proven_blocks_are_cached_for_the_next_prompt() -> None:
 def test_unproven_blocks_are_computed() -> None:
     reader = Reader()
     reader.find(3)
-    reader.prefixes.pulled(KEY, "DigestMismatch")
+    reader.prefixes.pulled(KEY, DigestMismatch("wrong bytes"))
     assert reader.computes() == len(TOKENS)
 
 

@@ -17,6 +17,7 @@ from protocol.addresses import check_can_advertise, host_of, is_beyond_loopback,
 from protocol.channel_keys import ChannelKeys, ClusterKeys, KeyPair
 from protocol.channels import Channels, require_keys, verdict
 from protocol.errors import ConfigError
+from protocol.roles import Role
 from protocol.specs import WorkerSpec
 from tests.e2e.launcher_driver import MODEL
 
@@ -40,7 +41,7 @@ def channels(keys: ChannelKeys | None) -> Iterator[Channels]:
 def spec(**fields: Any) -> WorkerSpec:
     return WorkerSpec(
         worker_id="decode-0",
-        role="decode",
+        role=Role.DECODE,
         model=MODEL,
         run_directory="/tmp",
         **{"control": "ipc:///tmp/x", **fields},

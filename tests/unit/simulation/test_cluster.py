@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.cluster_sim.rules import QueueLength, Reactive
 from coordinator.planning.observations import Limits, Range, Targets
+from protocol.roles import Role
 from simulation.calibration import Hardware
 from simulation.cluster import Policy, SimCluster
 from simulation.policies import Planned, Static
@@ -87,7 +88,7 @@ def test_every_request_ends_exactly_once() -> None:
         Static(),
         Planned(TARGETS, LIMITS),
         Reactive(LIMITS),
-        QueueLength(LIMITS, {"prefill": 2, "decode": 8}),
+        QueueLength(LIMITS, {Role.PREFILL: 2, Role.DECODE: 8}),
     ):
         cluster = run(requests, policy=policy)
         assert sorted(ended.number for ended in cluster.ended) == list(range(400))

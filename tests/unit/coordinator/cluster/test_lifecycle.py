@@ -10,6 +10,7 @@ from coordinator.cluster.lifecycle import (
     Verdict,
 )
 from coordinator.cluster.service_api import Generation
+from protocol.failures import ErrorKind, Failure
 from protocol.messages.reports import Output
 from protocol.sampling import SampledToken, SamplingParams
 
@@ -19,7 +20,9 @@ def life() -> RequestLife:
     return RequestLife(generation, 0.0, 100.0)
 
 
-def output(index: int, *tokens: int, finish: str | None = None, error: str | None = None) -> Output:
+def output(
+    index: int, *tokens: int, finish: str | None = None, error: Failure | None = None
+) -> Output:
     return Output(
         incarnation="i",
         request_id="r",
@@ -113,5 +116,6 @@ def test_finish_at_the_first_token_needs_no_decode_worker() -> None:
 def test_error_of_a_worker_ends_the_request() -> None:
     request = life()
     request.dispatch("p", "d")
-    assert request.deliver(output(0, error="deadline"), "d").error == "deadline"
+    failure = Failure(ErrorKind.DEADLINE_EXCEEDED, "too late")
+    assert request.deliver(output(0, error=failure), "d").error == failure
     assert request.is_finished

@@ -7,6 +7,7 @@ import pytest
 from coordinator.cluster.pools import Candidate, Pools, check_wanted, choose_surplus, new_names
 from protocol.errors import InvalidRequest
 from protocol.messages.launcher import LauncherWorker, RetireOrder, RoleOrder, ScaleOrder
+from protocol.roles import Role
 
 
 def listed(*workers: str) -> list[LauncherWorker]:
@@ -15,7 +16,7 @@ def listed(*workers: str) -> list[LauncherWorker]:
     for word in workers:
         name, _, role = word.rstrip("!").partition("=")
         role = role or name.partition("-")[0]
-        found.append(LauncherWorker(worker_id=name, role=role, leaving=word.endswith("!")))
+        found.append(LauncherWorker(worker_id=name, role=Role(role), leaving=word.endswith("!")))
     return found
 
 
@@ -30,17 +31,16 @@ def names(pools: Pools) -> list[str]:
         ({"prefill": 1, "decode": 0}, "decode"),
         ({"prefill": 257, "decode": 1}, "prefill"),
         ({"prefill": 100, "decode": 157}, "decode"),
-        ({"other": 1}, "role"),
     ],
 )
-def test_numbers_that_cannot_be_name_the_field(wanted: dict[str, int], field: str) -> None:
+def test_numbers_that_cannot_be_name_the_field(wanted: dict[Role, int], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         check_wanted(wanted)
     assert caught.value.param == field
 
 
 @pytest.mark.parametrize("wanted", [{"prefill": 0, "decode": 1}, {"prefill": 128, "decode": 128}])
-def test_numbers_at_the_edges_are_taken(wanted: dict[str, int]) -> None:
+def test_numbers_at_the_edges_are_taken(wanted: dict[Role, int]) -> None:
     check_wanted(wanted)
     assert sum(wanted.values()) in (1, 256)
 
@@ -57,7 +57,7 @@ def test_numbers_at_the_edges_are_taken(wanted: dict[str, int]) -> None:
 def test_new_names_are_the_lowest_that_nobody_has(
     taken: set[str], count: int, expected: list[str]
 ) -> None:
-    assert new_names("decode", count, taken) == expected
+    assert new_names(Role.DECODE, count, taken) == expected
 
 
 def candidate(name: str, state: str = "ready", load: float = 0.0) -> Candidate:
@@ -80,7 +80,7 @@ def test_who_costs_least_to_drain_goes(candidates: list[Candidate], expected: st
 
 
 def test_target_is_what_is_kept() -> None:
-    pools = Pools({"prefill": 2, "decode": 1})
+    pools = Pools({Role.PREFILL: 2, Role.DECODE: 1})
     slot = pools.get("prefill-1")
     assert slot is not None
     slot.leaving = True
@@ -90,14 +90,14 @@ def test_target_is_what_is_kept() -> None:
 
 
 def test_ordered_worker_never_has_a_name_that_is_here() -> None:
-    pools = Pools({"prefill": 1, "decode": 1})
-    pools.joined("decode-1", "decode")
-    ordered = pools.order("decode", 2, {"decode-3"})
+    pools = Pools({Role.PREFILL: 1, Role.DECODE: 1})
+    pools.joined("decode-1", Role.DECODE)
+    ordered = pools.order(Role.DECODE, 2, {"decode-3"})
     assert [slot.worker_id for slot in ordered] == ["decode-0", "decode-2"]
 
 
 def test_restarted_coordinator_learns_the_pools_from_the_list() -> None:
-    pools = Pools({"prefill": 1, "decode": 1})
+    pools = Pools({Role.PREFILL: 1, Role.DECODE: 1})
     there = listed("prefill-1", "prefill-2=decode", "decode-0", "decode-1!")
     assert pools.listed(there, ()) == []
     assert pools.target == {"prefill": 1, "decode": 2}
@@ -106,47 +106,47 @@ def test_restarted_coordinator_learns_the_pools_from_the_list() -> None:
 
 
 def test_orders_that_were_lost_are_said_again() -> None:
-    pools = Pools({"prefill": 1, "decode": 1})
+    pools = Pools({Role.PREFILL: 1, Role.DECODE: 1})
     for name in ("prefill-0", "decode-0"):
-        pools.joined(name, name.partition("-")[0])
+        pools.joined(name, Role(name.partition("-")[0]))
     there = listed("prefill-0", "decode-0")
     here = ["prefill-0", "decode-0"]
     assert pools.listed(there, here) == []
-    pools.order("decode", 1, ())
+    pools.order(Role.DECODE, 1, ())
     for slot in pools:
         slot.leaving = slot.worker_id == "decode-0"
-        slot.role = "decode"
+        slot.role = Role.DECODE
     assert pools.listed(there, here) == [
-        RoleOrder(worker_id="prefill-0", role="decode"),
+        RoleOrder(worker_id="prefill-0", role=Role.DECODE),
         RetireOrder(worker_id="decode-0"),
-        ScaleOrder(worker_id="decode-1", role="decode"),
+        ScaleOrder(worker_id="decode-1", role=Role.DECODE),
     ]
 
 
 def test_worker_that_the_launcher_gave_up_is_not_wanted_any_more() -> None:
-    pools = Pools({"prefill": 1, "decode": 2})
+    pools = Pools({Role.PREFILL: 1, Role.DECODE: 2})
     pools.listed(listed("prefill-0", "decode-0", "decode-1"), ())
     pools.listed(listed("prefill-0", "decode-0"), ())
     assert pools.target == {"prefill": 1, "decode": 1}
 
 
 def test_worker_of_an_unexpected_name_stands_for_one_that_was_expected() -> None:
-    pools = Pools({"prefill": 1, "decode": 1})
-    pools.joined("gpu-a", "prefill")
+    pools = Pools({Role.PREFILL: 1, Role.DECODE: 1})
+    pools.joined("gpu-a", Role.PREFILL)
     assert pools.target == {"prefill": 1, "decode": 1}
     assert names(pools) == ["decode-0", "gpu-a"]
 
 
 def test_restarted_worker_gets_the_role_of_its_slot() -> None:
-    pools = Pools({"prefill": 1, "decode": 1})
-    slot = pools.joined("prefill-0", "prefill")
-    slot.role = "decode"
-    assert pools.joined("prefill-0", "prefill").role == "decode"
+    pools = Pools({Role.PREFILL: 1, Role.DECODE: 1})
+    slot = pools.joined("prefill-0", Role.PREFILL)
+    slot.role = Role.DECODE
+    assert pools.joined("prefill-0", Role.PREFILL).role == Role.DECODE
 
 
 def test_worker_that_nobody_launched_is_wanted_as_long_as_it_lives() -> None:
-    pools = Pools({"prefill": 1, "decode": 1})
-    pools.joined("by-hand", "decode")
+    pools = Pools({Role.PREFILL: 1, Role.DECODE: 1})
+    pools.joined("by-hand", Role.DECODE)
     pools.listed(listed("prefill-0"), ["by-hand"])
     assert names(pools) == ["by-hand", "prefill-0"]
     pools.listed(listed("prefill-0"), [])

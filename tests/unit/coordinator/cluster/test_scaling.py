@@ -7,6 +7,7 @@ import pytest
 from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.service_api import Generation
 from protocol.errors import InvalidRequest, NoLauncher, PoolConflict, WorkerNotFound
+from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
@@ -75,7 +76,7 @@ def test_last_decode_worker_neither_leaves_nor_flips() -> None:
         with pytest.raises(PoolConflict, match="baton scale decode=2"):
             cluster.scaler.drain("decode-0")
         with pytest.raises(PoolConflict, match="baton role WORKER decode"):
-            cluster.scaler.set_role("decode-0", "prefill")
+            cluster.scaler.set_role("decode-0", Role.PREFILL)
         with pytest.raises(WorkerNotFound, match="there are: decode-0, prefill-0"):
             cluster.scaler.drain("decode-1")
 
@@ -178,8 +179,8 @@ def test_flip_interrupts_nothing() -> None:
         requests = [generation(str(i), 30 + i, 60) for i in range(8)]
         streams = [cluster.service.submit(request) for request in requests]
         await cluster.sleep(0.01)
-        cluster.scaler.set_role("prefill-0", "decode")
-        cluster.scaler.set_role("decode-0", "prefill")
+        cluster.scaler.set_role("prefill-0", Role.DECODE)
+        cluster.scaler.set_role("decode-0", Role.PREFILL)
         for request, stream in zip(requests, streams, strict=True):
             assert await cluster.drain(stream) == cluster.oracle(request)
         assert cluster.service.replays == 0
@@ -192,7 +193,7 @@ def test_flip_interrupts_nothing() -> None:
 def test_flipped_worker_comes_back_in_its_new_role() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        cluster.scaler.set_role("prefill-0", "decode")
+        cluster.scaler.set_role("prefill-0", Role.DECODE)
         cluster.kill("prefill-0")
         await cluster.sleep(0.1)
         cluster.restart("prefill-0")
@@ -208,10 +209,10 @@ def test_flipped_worker_keeps_its_role_when_killed() -> None:
 
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        cluster.scaler.set_role("prefill-0", "decode")
+        cluster.scaler.set_role("prefill-0", Role.DECODE)
         cluster.kill("prefill-0")
         await cluster.sleep(0.1)
-        cluster.launcher.slots["prefill-0"].role = "prefill"
+        cluster.launcher.slots["prefill-0"].role = Role.PREFILL
         cluster.restart("prefill-0")
         await settle(cluster)
         assert cluster.service.pools.target == {"prefill": 1, "decode": 2}
@@ -223,7 +224,7 @@ def test_lost_flip_is_told_again() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
         cluster.network.lose_next("coordinator", "prefill-0")
-        cluster.scaler.set_role("prefill-0", "decode")
+        cluster.scaler.set_role("prefill-0", Role.DECODE)
         await settle(cluster)
         assert cluster.workers["prefill-0"].role == "decode"
 

@@ -12,6 +12,7 @@ from coordinator.cluster.pools import Pools, Slot
 from coordinator.cluster.registry import WorkerRecord, WorkerState
 from coordinator.cluster.scaling import Scaler
 from protocol.messages.reports import Goodbye
+from protocol.roles import Role
 from tests.unit.coordinator.cluster import test_scaling as scenarios
 from worker.farewell import Farewell
 
@@ -45,7 +46,7 @@ def drain_while_nobody_else_serves(patch: Patch) -> None:
 def forget_a_flip_at_the_next_start(patch: Patch) -> None:
     joined = Pools.joined
 
-    def trusting(self: Pools, worker_id: str, role: str) -> Slot:
+    def trusting(self: Pools, worker_id: str, role: Role) -> Slot:
         slot = joined(self, worker_id, role)
         slot.role = role
         return slot

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from coordinator.planning.capacity import StepCost, decode_attainment, prefill_attainment
 from coordinator.planning.needs import decode_demand, prefill_demand
 from coordinator.planning.observations import (
-    ROLES,
     Decision,
     Flip,
     Held,
@@ -23,6 +22,7 @@ from coordinator.planning.observations import (
 )
 from coordinator.planning.planner import Planner, Tuning
 from coordinator.planning.sketch import Arrivals, distribution
+from protocol.roles import Role
 
 TICK_S = 2.0
 TARGETS = Targets(ttft_s=2.0, tpot_s=0.1, goal=0.9)
@@ -37,7 +37,8 @@ def sights(**counts: int) -> tuple[WorkerSight, ...]:
     states: dict[str, State] = {"starting": "starting", "draining": "draining"}
     found = []
     for name, count in counts.items():
-        role, _, word = name.partition("_")
+        named, _, word = name.partition("_")
+        role = Role(named)
         state = states.get(word, "ready")
         found += [WorkerSight(f"{role}-{state}-{i}", role, state, 1000.0) for i in range(count)]
     return tuple(found)
@@ -65,7 +66,7 @@ def observe(now_s: float = 1000.0, rate: float = 1.0, **changes) -> Observations
 
 @dataclass
 class Worker:
-    role: str
+    role: Role
     ready_s: float
     since_s: float
     leaving_s: float | None = None
@@ -93,7 +94,7 @@ class Toy:
         self.backlog_s = 0.0
         self._names = 0
 
-    def add(self, role: str, delay_s: float = 0.0) -> None:
+    def add(self, role: Role, delay_s: float = 0.0) -> None:
         self._names += 1
         ready_s = self.now_s + delay_s
         self.workers[f"{role}-{self._names}"] = Worker(role, ready_s, ready_s)
@@ -104,7 +105,7 @@ class Toy:
                 w.role == role and (all_of_them or w.leaving_s is None)
                 for w in self.workers.values()
             )
-            for role in ROLES
+            for role in Role
         }
 
     def seen(self) -> Observations:
@@ -120,13 +121,15 @@ class Toy:
         )
         true_demand = prefill_demand(draft)
         true_demand = replace(true_demand, service_s=SERVICES.scaled(self.truth))
-        ready = max(len(draft.of("prefill", "ready")), 1)
+        ready = max(len(draft.of(Role.PREFILL, "ready")), 1)
         ttft = prefill_attainment(true_demand, ready, TARGETS.ttft_s)
         if self.backlog_s / ready > TARGETS.ttft_s:
             ttft = 0.0
         demand = decode_demand(draft)
         assert demand is not None
-        tpot = decode_attainment(demand, max(len(draft.of("decode", "ready")), 1), TARGETS.tpot_s)
+        tpot = decode_attainment(
+            demand, max(len(draft.of(Role.DECODE, "ready")), 1), TARGETS.tpot_s
+        )
         return replace(draft, ttft=Held(200, ttft), tpot=Held(200, tpot))
 
     def _sight(self, name: str, worker: Worker) -> WorkerSight:
@@ -175,10 +178,10 @@ class Toy:
             worker = self.workers[decision.worker_id]
             worker.role, worker.since_s = decision.role, self.now_s
         elif isinstance(decision, Scale):
-            for role in ROLES:
+            for role in Role:
                 self._reach(role, decision.of(role))
 
-    def _reach(self, role: str, wanted: int) -> None:
+    def _reach(self, role: Role, wanted: int) -> None:
         mine = [w for w in self.workers.values() if w.role == role and w.leaving_s is None]
         for _ in range(wanted - len(mine)):
             self.add(role, self.start_s)
@@ -194,7 +197,7 @@ def steady(rate: float) -> Callable[[float], float]:
 def toy(prefill: int = 1, decode: int = 1, limits: Limits = LIMITS, **options) -> Toy:
     """A toy cluster with workers that are ready."""
     made = Toy(Planner(TARGETS, limits, options.pop("tuning", Tuning())), **options)
-    for role, count in (("prefill", prefill), ("decode", decode)):
+    for role, count in ((Role.PREFILL, prefill), (Role.DECODE, decode)):
         for _ in range(count):
             made.add(role)
     return made

@@ -10,6 +10,7 @@ from coordinator.planning.capacity import StepCost
 from coordinator.planning.observations import Flip, Held, Hold, Limits, Range, Scale, WorkerSight
 from coordinator.planning.planner import Planner, Tuning
 from coordinator.planning.sketch import Distribution
+from protocol.roles import Role
 from tests.unit.coordinator.planning.planner_rig import (
     LIMITS,
     TARGETS,
@@ -87,7 +88,9 @@ def test_an_idle_worker_is_flipped_before_one_is_started() -> None:
 
 def test_the_idlest_worker_is_the_one_flipped() -> None:
     made = planner()
-    busy = [WorkerSight(f"decode-{i}", "decode", "ready", 999.0, running=9 - i) for i in range(4)]
+    busy = [
+        WorkerSight(f"decode-{i}", Role.DECODE, "ready", 999.0, running=9 - i) for i in range(4)
+    ]
     workers = (*sights(prefill=1), *busy)
     for tick in range(40):
         made.decide(observe(1000.0 + 2 * tick, workers=workers))
@@ -118,7 +121,7 @@ def test_a_tail_needs_more_workers_than_its_mean_tells() -> None:
     made_even, made_tail = planner(), planner()
     made_even.decide(observe(rate=2.6, service_s=even))
     made_tail.decide(observe(rate=2.6, service_s=tail))
-    assert made_tail.needs.last["prefill"].now > made_even.needs.last["prefill"].now
+    assert made_tail.needs.last[Role.PREFILL].now > made_even.needs.last[Role.PREFILL].now
 
 
 def test_the_least_of_the_range_is_restored() -> None:
@@ -179,7 +182,7 @@ def test_no_oscillation_when_the_model_is_too_hopeful_dynamo_9294() -> None:
 
 def test_reacts_to_queueing_dynamo_10528() -> None:
     """Rates and finished requests look calm; only the queue tells."""
-    queue = WorkerSight("prefill-0", "prefill", "ready", 999.0, queued_tokens=60_000)
+    queue = WorkerSight("prefill-0", Role.PREFILL, "ready", 999.0, queued_tokens=60_000)
     workers = (queue, *sights(decode=1))
     decision = decide_twice(planner(), rate=1.0, workers=workers)
     assert isinstance(decision, Scale)
@@ -193,7 +196,7 @@ def test_reacts_to_a_queue_at_the_coordinator_dynamo_10528() -> None:
 
 
 def test_reacts_to_full_decode_workers_dynamo_10528() -> None:
-    full = WorkerSight("decode-0", "decode", "ready", 999.0, running=64, kv_share=1.0)
+    full = WorkerSight("decode-0", Role.DECODE, "ready", 999.0, running=64, kv_share=1.0)
     workers = (*sights(prefill=1), full)
     decision = decide_twice(planner(), queued_requests=100, queued_tokens=30_000, workers=workers)
     assert isinstance(decision, Scale)
