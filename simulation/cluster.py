@@ -14,9 +14,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from coordinator.cluster.membership import Membership
-from coordinator.cluster.registry import WorkerState
-from coordinator.cluster.service import ClusterService
+from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.service_api import Generation
 from protocol.errors import BatonError
 from protocol.fingerprint import Fingerprint
@@ -30,6 +28,9 @@ from simulation.worker import SimWorker
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from coordinator.cluster.books import Books
+    from coordinator.cluster.live_requests import LiveRequests
+    from coordinator.cluster.readiness import Readiness
     from coordinator.cluster.stream import EventStream
     from protocol.messages.reports import Output
     from simulation.calibration import Hardware
@@ -91,11 +92,14 @@ class Ended:
 class InstantProbes:
     """Stands for coordinator.cluster.probe, which needs an event loop: a worker that said hello is ready."""
 
-    def tick(self, service: ClusterService) -> None:
+    def __init__(self, books: Books, requests: LiveRequests, readiness: Readiness) -> None:
+        del requests, readiness  # SimCluster sends what waits, and nobody asks whether it is ready
+        self._registry = books.registry
+
+    def tick(self) -> None:
         """Every starting worker is ready."""
-        for record in service.registry:
-            if record.state is WorkerState.STARTING:
-                record.state = WorkerState.READY
+        for record in self._registry:
+            record.passed_probe()
 
     def forget(self, worker_id: str) -> None:
         """Nothing is in flight."""
@@ -148,19 +152,17 @@ class SimCluster:
         self._counted_s = 0.0
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._order = itertools.count()
-        self.service = ClusterService(
+        settings = ClusterSettings(
             model_name="sim",
             block_size=hardware.block_size,
             expected={Role.PREFILL: pools[0], Role.DECODE: pools[1]},
-            clock=self.clock,
-            send=self._send,
             max_queued_requests=max_queued,
+            local_prefill=relieves,
         )
-        self.service.router.relieves = relieves
-        self.service.probes = InstantProbes()  # type: ignore[assignment]
-        self.membership = Membership(self.service)
-        self.scaler = self.membership.scaler
-        self.membership.on_message(LAUNCHER, LauncherHello(launcher="sim"))
+        around = Surroundings(probes=InstantProbes)
+        self.service = Cluster(settings, self.clock, self._send, around)
+        self.scaler = self.service.scaler
+        self.service.inbox.on_message(LAUNCHER, LauncherHello(launcher="sim"))
         for role, count in zip((Role.PREFILL, Role.DECODE), pools, strict=True):
             for index in range(count):
                 self._processes.add(f"{role}-{index}")
@@ -202,7 +204,7 @@ class SimCluster:
         """Heartbeats, straight to the registry."""
         for worker in self.workers.values():
             if worker.alive:
-                self.service.registry.heartbeat(
+                self.service.books.registry.heartbeat(
                     Heartbeat(
                         incarnation=worker.incarnation,
                         identity=worker.worker_id.encode(),
@@ -218,7 +220,7 @@ class SimCluster:
         """A worker costs from the order that starts it to the end of its process."""
         self.worker_s += len(self._processes) * (self.now_s - self._counted_s)
         self._counted_s = self.now_s
-        roles = Counter(record.role for record in self.service.registry)
+        roles = Counter(record.role for record in self.service.books.registry)
         size = (roles[Role.PREFILL], roles[Role.DECODE])
         if not self.sizes or self.sizes[-1][1:] != size:
             self.sizes.append((self.now_s, *size))
@@ -255,7 +257,7 @@ class SimCluster:
     def tell(self, worker_id: str, incarnation: str, outputs: list[Output]) -> None:
         """A worker's step brought these."""
         told = Outputs(incarnation=incarnation, outputs=outputs)
-        self.membership.on_message(worker_id.encode(), told)
+        self.service.inbox.on_message(worker_id.encode(), told)
         for output in outputs:
             if output.finish_reason is not None:
                 self._note_end(output.request_id)
@@ -317,8 +319,8 @@ class SimCluster:
         incarnation = f"{worker_id}.{next(self._order)}"
         self.workers[worker_id] = SimWorker(self, worker_id, incarnation, self.hardware)
         hello = introduction(worker_id, incarnation, role, self.hardware)
-        self.membership.on_message(worker_id.encode(), hello)
-        self.service.pump()
+        self.service.inbox.on_message(worker_id.encode(), hello)
+        self.service.requests.pump()
 
     def goodbye(self, worker_id: str, incarnation: str) -> None:
         """A drained worker says so, at the end of this instant."""
@@ -326,11 +328,11 @@ class SimCluster:
         self.at(self.now_s, self._left, (worker_id, message))
 
     def _left(self, what: tuple[str, Goodbye]) -> None:
-        self.membership.on_message(what[0].encode(), what[1])
+        self.service.inbox.on_message(what[0].encode(), what[1])
 
     def _stopped(self, worker_id: str) -> None:
         self._count_workers()
         self._processes.discard(worker_id)
         self.workers.pop(worker_id, None)
         exited = WorkerExited(worker_id=worker_id, pid=1, status=0, restart_in_s=None)
-        self.membership.on_message(LAUNCHER, exited)
+        self.service.inbox.on_message(LAUNCHER, exited)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from coordinator.cluster.autoscaler import Autoscaler
-
 if TYPE_CHECKING:
+    from coordinator.cluster.autoscaler import Autoscaler
     from coordinator.planning.observations import Limits, Targets
     from simulation.cluster import SimCluster
 
@@ -29,11 +28,11 @@ class Planned:
         self.autoscaler: Autoscaler | None = None
 
     def begin(self, cluster: SimCluster) -> None:
-        """Wire it to the service and its scaler."""
-        self.autoscaler = Autoscaler(cluster.service, cluster.scaler, self._targets, self._limits)
+        """Wire it to the cluster."""
+        self.autoscaler = cluster.service.autoscale(self._targets, self._limits)
 
     def tick(self, cluster: SimCluster) -> None:
-        """As the service's tick does."""
+        """As a started cluster's tick does."""
         del cluster
         assert self.autoscaler is not None
         self.autoscaler.tick()

@@ -40,7 +40,7 @@ def score(cluster: SimCluster, targets: Targets) -> dict[str, Any]:
         "least_workers": min(sizes),
         "most_workers": max(sizes),
         "size_changes": len(cluster.sizes) - 1,
-        "replays": cluster.service.replays,
+        "replays": cluster.service.requests.replays,
         "ttft_ms": _quantiles(ttfts),
         "tpot_ms": _quantiles(tpots),
     }

@@ -42,7 +42,7 @@ class Reactive:
         self._busy.append((now_s, {w.worker_id: w.busy_s for w in cluster.workers.values()}))
         while self._busy[0][0] < now_s - self.window_s:
             self._busy.popleft()
-        target = cluster.service.pools.target
+        target = cluster.service.books.pools.target
         for role in Role:
             used = self._used(cluster, role)
             since_s = now_s - self._changed_s[role]
@@ -57,11 +57,11 @@ class Reactive:
                 cluster.scaler.scale(**{role: wanted})
 
     def _used(self, cluster: SimCluster, role: Role) -> float:
-        records = [r for r in cluster.service.registry if r.role == role and r.is_ready]
+        records = [r for r in cluster.service.books.registry if r.role == role and r.is_ready]
         if not records:
             return 0.0
         if role is Role.DECODE:
-            ledger = cluster.service.ledger
+            ledger = cluster.service.books.ledger
             return sum(
                 max(ledger.decode_share(r.worker_id), r.load.running / r.hello.max_num_seqs)
                 for r in records
@@ -91,9 +91,9 @@ class QueueLength:
         if int(cluster.now_s) % 15:
             return
         outstanding = dict.fromkeys(Role, 0)
-        for life in cluster.service.lives.values():
+        for life in cluster.service.requests:
             outstanding[Role.DECODE if life.phase is Phase.DECODE else Role.PREFILL] += 1
-        target = cluster.service.pools.target
+        target = cluster.service.books.pools.target
         wanted = {}
         for role in Role:
             wishes = self._wishes[role]

@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.coordinator.heartbeats [--workers 10,100,1000] [--requests 5] [--output FILE]
 
-Production `Membership`, service and ledger in one process, without sockets: every worker has the same number of
+The production cluster in one process, without sockets: every worker has the same number of
 requests, and each heartbeat names exactly those. Three fifths of the workers prefill.
 """
 
@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import environment
-from coordinator.cluster.lifecycle import RequestLife
-from coordinator.cluster.membership import Membership
+from coordinator.cluster.cluster import Cluster, ClusterSettings
 from coordinator.cluster.router import Route
-from coordinator.cluster.service import ClusterService
 from coordinator.cluster.service_api import Generation
 from protocol.clock import SystemClock
 from protocol.messages.reports import Heartbeat
@@ -45,14 +43,8 @@ class Coordinator:
 
     def __init__(self, workers: int, requests: int) -> None:
         self._clock = SystemClock()
-        self.service = ClusterService(
-            model_name="none",
-            block_size=HARDWARE.block_size,
-            expected={Role.PREFILL: 1, Role.DECODE: 1},
-            clock=self._clock,
-            send=lambda identity, message: True,  # noqa: ARG005
-        )
-        self.membership = Membership(self.service)
+        settings = ClusterSettings("none", HARDWARE.block_size, dict.fromkeys(Role, 1))
+        self.cluster = Cluster(settings, self._clock, lambda identity, message: True)  # noqa: ARG005
         for number in range(workers):
             self._join(number, Role.PREFILL if number < workers * 3 // 5 else Role.DECODE)
         self._dispatch(requests * workers)
@@ -60,17 +52,16 @@ class Coordinator:
     def _join(self, number: int, role: Role) -> None:
         name = f"{role}-{number}"
         hello = introduction(name, name, role, HARDWARE)
-        self.membership.on_message(name.encode(), hello)
+        self.cluster.inbox.on_message(name.encode(), hello)
 
     def _dispatch(self, requests: int) -> None:
-        workers = list(self.service.registry)
+        workers = list(self.cluster.books.registry)
         prefill = [worker for worker in workers if worker.role == Role.PREFILL]
         decode = [worker for worker in workers if worker.role == Role.DECODE]
         for number in range(requests):
             generation = Generation(f"{number}", PROMPT, SamplingParams(max_tokens=9))
             route = Route(prefill[number % len(prefill)], decode[number % len(decode)])
-            life = RequestLife(generation, 0.0, generation.deadline_in_s)
-            self.service.probe(life, route)
+            self.cluster.requests.submit_to(route, generation)
 
     def beat_s(self, worker: WorkerRecord) -> float:
         """Seconds that a heartbeat takes which names all of the worker's requests."""
@@ -83,24 +74,24 @@ class Coordinator:
             heard=worker.sent_seq,
             live=[
                 (life.request_id, life.attempt)
-                for life in self.service.lives.values()
+                for life in self.cluster.requests
                 if life.needs(worker.worker_id)
             ],
         )
         start_s = self._clock.now_s()
-        self.membership.on_message(worker.identity, heartbeat)
+        self.cluster.inbox.on_message(worker.identity, heartbeat)
         return self._clock.now_s() - start_s
 
 
 async def measure(workers: int, requests: int) -> dict[str, Any]:
     """On a running loop, which probes of new workers need. The median over workers of both roles, and what two heartbeats a second of each come to."""
     coordinator = Coordinator(workers, requests)
-    records = list(coordinator.service.registry)
+    records = list(coordinator.cluster.books.registry)
     chosen = [records[number * len(records) // ROUNDS] for number in range(ROUNDS)]
     seconds = statistics.median(coordinator.beat_s(worker) for worker in chosen)
     return {
         "workers": workers,
-        "requests": len(coordinator.service.lives),
+        "requests": len(coordinator.cluster.requests),
         "heartbeat_us": round(seconds * 1e6, 1),
         "cores_at_two_a_second": round(2 * workers * seconds, 4),
     }

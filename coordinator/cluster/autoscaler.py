@@ -1,6 +1,6 @@
 """The planner's eyes and hands. Owns when it is asked and what became of its decisions; decides nothing.
 
-service ─► DemandBook ─┐
+requests ─► DemandBook ─┐
 registry, ledger ──────┴─► Observations ─► Planner ─► Scaler
 """
 
@@ -11,16 +11,19 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.cluster.registry import WorkerState
-from coordinator.planning.demand import LONG_S, SHORT_S, SLOW_S, DemandBook
+from coordinator.planning.demand import LONG_S, SHORT_S, SLOW_S
 from coordinator.planning.observations import Flip, Hold, Observations, Scale, WorkerSight
-from coordinator.planning.planner import Planner
 from protocol.errors import BatonError
 from protocol.roles import Role
 
 if TYPE_CHECKING:
+    from coordinator.cluster.books import Books
     from coordinator.cluster.registry import WorkerRecord
-    from coordinator.cluster.service import ClusterService
-    from coordinator.planning.observations import Decision, Limits, State, Targets
+    from coordinator.cluster.waiting_line import WaitingLine
+    from coordinator.planning.demand import DemandBook
+    from coordinator.planning.observations import Decision, State
+    from coordinator.planning.planner import Planner
+    from protocol.clock import Clock
 
 log = logging.getLogger(__name__)
 EVERY_S = 2.0
@@ -40,25 +43,32 @@ class PoolOrders(Protocol):
 
 
 class Autoscaler:
-    """Asked by the tick of the service; at most one decision every EVERY_S seconds."""
+    """Asked by the tick of the cluster; at most one decision every EVERY_S seconds."""
 
     def __init__(
-        self, service: ClusterService, scaler: PoolOrders, targets: Targets, limits: Limits
+        self,
+        books: Books,
+        line: WaitingLine,
+        demand: DemandBook,
+        scaler: PoolOrders,
+        planner: Planner,
+        clock: Clock,
     ) -> None:
-        self.demand = DemandBook(targets)
-        self.planner = Planner(targets, limits)
+        self.demand = demand
+        self.planner = planner
         self.decisions: deque[tuple[float, Decision]] = deque(maxlen=KEPT_DECISIONS)
         self.counts = {"hold": 0, "flip": 0, "scale": 0, "refused": 0}
         self.last: Decision = Hold("nothing was decided yet")
-        self._service = service
+        self._books = books
+        self._line = line
         self._scaler = scaler
+        self._clock = clock
         self._asked_s = float("-inf")
         self._since_s: dict[str, tuple[tuple[str, str, WorkerState], float]] = {}
-        service.demand, service.autoscaler = self.demand, self.view
 
     def tick(self) -> None:
         """Ask the planner when it is time, and do what it says."""
-        now_s = self._service.clock.now_s()
+        now_s = self._clock.now_s()
         if now_s - self._asked_s < EVERY_S:
             return
         self._asked_s = now_s
@@ -84,12 +94,12 @@ class Autoscaler:
 
     def observe(self, now_s: float) -> Observations:
         """What the planner is told now."""
-        service, demand = self._service, self.demand
-        records = list(service.registry)
+        demand = self.demand
+        records = list(self._books.registry)
         self._since_s = {r.worker_id: self._since(r, now_s) for r in records}
         demand.forget({record.worker_id for record in records})
         workers = tuple(self._sight(record, now_s) for record in records)
-        queue = service.queued
+        queue = list(self._line)
         short, seconds = demand.arrivals.in_window(now_s, SHORT_S)
         ttft, tpot = demand.held(now_s)
         return Observations(
@@ -128,13 +138,11 @@ class Autoscaler:
         state: State = "ready"
         if record.state is WorkerState.STARTING:
             state = "starting"
-        elif record.state is WorkerState.DRAINING or self._service.pools.is_leaving(
-            record.worker_id
-        ):
+        elif record.state is WorkerState.DRAINING or self._books.pools.is_leaving(record.worker_id):
             state = "draining"
         if state == "ready":
             self.demand.looked(record.worker_id, record.load, in_state_s)
-        ledger = self._service.ledger
+        ledger = self._books.ledger
         return WorkerSight(
             worker_id=record.worker_id,
             role=record.role,
@@ -160,7 +168,7 @@ class Autoscaler:
 
     def view(self) -> dict[str, Any]:
         """`autoscaler` of `GET /cluster`."""
-        now_s = self._service.clock.now_s()
+        now_s = self._clock.now_s()
         return {
             "enabled": True,
             "last_decision": type(self.last).__name__.lower(),

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.cluster.timeline import Timeline
+from coordinator.planning.demand import FinishedRequest
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import Generation
@@ -159,6 +160,14 @@ class RequestLife:
         in_flight = self.phase in (Phase.PREFILL, Phase.DECODE)
         return in_flight and worker_id == leg and seq is not None and seq <= heard
 
+    def ordered(self, worker_id: str, seq: int) -> None:
+        """The current attempt's order to a worker left under that number."""
+        self.order_seqs[worker_id] = seq
+
+    def forgive(self, worker_id: str) -> None:
+        """That worker has the request, or need not."""
+        self.strikes.pop(worker_id, None)
+
     def strike(self, worker_id: str) -> int:
         """That worker's heartbeat missed the request once more: how many in a row have."""
         self.strikes[worker_id] = self.strikes.get(worker_id, 0) + 1
@@ -190,3 +199,22 @@ class RequestLife:
     def end(self) -> None:
         """Cancelled, out of time, or refused."""
         self.phase = Phase.FINISHED
+
+    def summary(self) -> FinishedRequest:
+        """What planning learns of a request that ended well."""
+        timeline, attempt = self.timeline, self.timeline.attempts[-1]
+        worker = attempt.prefill_worker or attempt.decode_worker
+        told = attempt.reports.get(worker, {})
+        return FinishedRequest(
+            worker=worker,
+            is_prefilled_apart=attempt.prefill_worker is not None,
+            num_prompt_tokens=len(self.generation.prompt_token_ids),
+            num_output_tokens=len(self.emitted),
+            submitted_s=timeline.submitted_s,
+            first_s=timeline.attempts[0].first_s or attempt.first_s,
+            attempt_first_s=attempt.first_s,
+            attempt_last_s=attempt.last_s,
+            prefill_s=told.get("prefill_s"),
+            prefix_fetch_s=told.get("prefix_fetch_s", 0.0),
+            replays=timeline.replays,
+        )

@@ -62,6 +62,34 @@ class WorkerRecord:
         """This start of the worker."""
         return self.hello.incarnation
 
+    def next_seq(self) -> int:
+        """Number of the next order to it."""
+        self.sent_seq += 1
+        return self.sent_seq
+
+    def passed_probe(self) -> bool:
+        """It has proven itself; False when that was not asked, or no longer."""
+        if self.state is not WorkerState.STARTING:
+            return False
+        self.state = WorkerState.READY
+        return True
+
+    def moved_to(self, identity: bytes) -> None:
+        """The same start speaks over another connection."""
+        self.identity = identity
+
+    def plays(self, role: Role) -> None:
+        """It is given work as that from now on."""
+        self.role = role
+
+    def heard_role(self, role: Role) -> None:
+        """It says what it plays."""
+        self.told_role = role
+
+    def drain(self) -> None:
+        """No new work for it."""
+        self.state = WorkerState.DRAINING
+
     @property
     def is_ready(self) -> bool:
         """Whether it takes new work."""

@@ -51,6 +51,11 @@ class Route:
     prefix_source_tokens: int = 0
 
 
+def stride_tokens(block_size: int) -> int:
+    """In which strides prefixes are remembered."""
+    return PREFIX_STRIDE_BLOCKS * block_size
+
+
 class PrefixMemory:
     """Which workers have which prefix, in strides of some tokens; least recently used first out.
 
@@ -110,10 +115,10 @@ class PrefixMemory:
 class Router:
     """Chooses routes from what registry and ledger say."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, prefixes: PrefixMemory, *, relieves: bool = True) -> None:
         self.ledger = ledger
-        self.prefixes = PrefixMemory(PREFIX_STRIDE_BLOCKS * ledger.block_size)
-        self.relieves = True
+        self.prefixes = prefixes
+        self._relieves = relieves
         self._bad_pairs: dict[tuple[str, str], float] = {}
 
     def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
@@ -149,7 +154,7 @@ class Router:
         prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
         if prefill is None:
             return None
-        if self.relieves and self._is_sooner_at(decode, prefill, len(token_ids), hits):
+        if self._relieves and self._is_sooner_at(decode, prefill, len(token_ids), hits):
             return Route(None, decode, max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1))
         source = self._choose_source(ready, prefill, hits)
         num_tokens = hits[source.worker_id] if source else 0

@@ -24,10 +24,13 @@ from protocol.roles import Role, by_name
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from coordinator.cluster.books import Books
+    from coordinator.cluster.liveness import Liveness
+    from coordinator.cluster.outgoing import Outgoing
     from coordinator.cluster.pools import Slot
     from coordinator.cluster.registry import WorkerRecord
-    from coordinator.cluster.service import ClusterService
-    from protocol.messages.launcher import LauncherHello, LauncherOrder, ScaleRefused
+    from protocol.clock import Clock
+    from protocol.messages.launcher import LauncherHello, ScaleRefused
 
 log = logging.getLogger(__name__)
 GRACE_S = 30.0
@@ -41,18 +44,24 @@ AGAIN_S = 1.0
 
 
 class Scaler:
-    """The pools' slots, made true: by orders to workers, and to the launcher through `tell`."""
+    """The pools' slots, made true: by orders to workers, and to the launcher."""
 
     def __init__(
         self,
-        service: ClusterService,
-        tell: Callable[[LauncherOrder], bool],
+        books: Books,
+        liveness: Liveness,
+        outgoing: Outgoing,
+        on_change: Callable[[], None],
+        clock: Clock,
         grace_s: float = GRACE_S,
     ) -> None:
         self.grace_s = grace_s
-        self._service = service
-        self._pools = service.pools
-        self._tell = tell
+        self._books, self._registry, self._pools = books, books.registry, books.pools
+        self._liveness = liveness
+        self._outgoing = outgoing
+        self._tell = outgoing.tell_launcher
+        self._on_change = on_change
+        self._clock = clock
 
     # ---- what operators and the autoscaler ask
 
@@ -72,7 +81,7 @@ class Scaler:
         for worker_id in drained:
             self._retire(worker_id)
         self.tick()
-        self._service.on_ready_change()
+        self._on_change()
         return {"target": by_name(self._pools.target), "started": started, "drained": drained}
 
     def drain(self, worker_id: str) -> dict[str, Any]:
@@ -105,7 +114,7 @@ class Scaler:
     def evacuate(self, worker_ids: list[str], deadline_s: float) -> None:
         """The machine of these workers will be taken away: another one for each, then no more work for them.
         Nothing is refused here: what cannot be started, or not in time, is replayed when the machine is gone."""
-        until_s = self._service.clock.now_s() + deadline_s
+        until_s = self._clock.now_s() + deadline_s
         for worker_id in worker_ids:
             slot = self._pools.get(worker_id)
             if slot is not None and not slot.leaving:
@@ -146,17 +155,17 @@ class Scaler:
 
     def _serving(self, role: Role, but: str = "") -> list[WorkerRecord]:
         """Ready workers of the role that stay."""
-        records = [self._service.registry.get(slot.worker_id) for slot in self._pools.kept(role)]
+        records = [self._registry.get(slot.worker_id) for slot in self._pools.kept(role)]
         return [r for r in records if r is not None and r.is_ready and r.worker_id != but]
 
     # ---- more
 
     def _start(self, role: Role, count: int) -> list[str]:
         """Order that many; none when the count is negative."""
-        taken = [record.worker_id for record in self._service.registry]
+        taken = [record.worker_id for record in self._registry]
         slots = self._pools.order(role, count, taken)
         for slot in slots:
-            slot.told_s = self._service.clock.now_s()
+            slot.told_s = self._clock.now_s()
             log.info("ordering %s", slot.worker_id)
             self._tell(ScaleOrder(worker_id=slot.worker_id, role=role))
         return [slot.worker_id for slot in slots]
@@ -169,10 +178,10 @@ class Scaler:
         return choose_surplus([self._candidate(slot) for slot in self._pools.kept(role)], count)
 
     def _candidate(self, slot: Slot) -> Candidate:
-        record = self._service.registry.get(slot.worker_id)
+        record = self._registry.get(slot.worker_id)
         if record is None:
             return Candidate(slot.worker_id, is_registered=False, is_ready=False, load=0.0)
-        load = self._service.ledger.decode_share(slot.worker_id)
+        load = self._books.ledger.decode_share(slot.worker_id)
         return Candidate(slot.worker_id, is_registered=True, is_ready=record.is_ready, load=load)
 
     def _retire(self, worker_id: str) -> None:
@@ -180,14 +189,14 @@ class Scaler:
         slot.leaving = True
         log.info("%s is to leave", worker_id)
         self._tell(RetireOrder(worker_id=worker_id))
-        if self._service.registry.get(worker_id) is None:
-            self._service.registry.forget(worker_id)
+        if self._registry.get(worker_id) is None:
+            self._registry.forget(worker_id)
 
     def tick(self) -> None:
         """Several times a second: begin the drains that may begin, end those that take too long, say again."""
-        now_s = self._service.clock.now_s()
+        now_s = self._clock.now_s()
         for slot in self._pools:
-            record = self._service.registry.get(slot.worker_id)
+            record = self._registry.get(slot.worker_id)
             if slot.leaving:
                 self._see_off(slot, record, now_s)
             elif record is not None and record.told_role != record.role:
@@ -207,7 +216,7 @@ class Scaler:
 
     def _begin_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:
         """Also of one that says itself that it drains: a coordinator before this one began it."""
-        record.state = WorkerState.DRAINING
+        record.drain()
         slot.drain_until_s, slot.told_s = now_s + self.grace_s, float("-inf")
         if slot.machine_until_s is not None:
             slot.drain_until_s = min(slot.drain_until_s, slot.machine_until_s - MOVE_S)
@@ -215,16 +224,16 @@ class Scaler:
 
     def _hurry(self, worker_id: str, late_s: float) -> None:
         """The grace is over: what is still there goes on elsewhere, if anybody can take it."""
-        if any(life.needs(worker_id) for life in self._service.lives.values()):
+        if self._liveness.is_needed(worker_id):
             if self._serving(Role.DECODE):
-                self._service.move_off(worker_id, "its worker is being drained")
+                self._liveness.move_off(worker_id, "its worker is being drained")
         elif late_s > LEASES_S:
-            self._service.lose_worker(worker_id, "it was told to leave and did not")
+            self._liveness.lose(worker_id, "it was told to leave and did not")
 
     def _order_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:
         if now_s - slot.told_s >= AGAIN_S:
             slot.told_s = now_s
-            self._service.send(record, Drain(incarnation=record.incarnation))
+            self._outgoing.send_order(record, Drain(incarnation=record.incarnation))
 
     def _stop(self, slot: Slot, now_s: float) -> None:
         """Nothing of it is left here: its process may end."""
@@ -239,15 +248,14 @@ class Scaler:
         slot.role, slot.is_known = role, True
         log.info("%s plays %s from now on", slot.worker_id, role)
         self._tell(RoleOrder(worker_id=slot.worker_id, role=role))
-        record = self._service.registry.get(slot.worker_id)
+        record = self._registry.get(slot.worker_id)
         if record is not None:
-            record.role = role
+            record.plays(role)
             self._tell_role(record)
-        self._service.pump()
-        self._service.on_ready_change()
+        self._on_change()
 
     def _tell_role(self, record: WorkerRecord) -> None:
-        self._service.send(record, SetRole(incarnation=record.incarnation, role=record.role))
+        self._outgoing.send_order(record, SetRole(incarnation=record.incarnation, role=record.role))
 
     # ---- what workers and the launcher say
 
@@ -257,45 +265,48 @@ class Scaler:
         if hello.workers is None:
             return
         before = self._pools.target
-        registry = self._service.registry
-        here = {record.worker_id for record in registry}
+        here = {record.worker_id for record in self._registry}
         for order in self._pools.listed(hello.workers, here):
             self._tell(order)
-        for worker_id in [name for name in registry.departures if self._pools.get(name) is None]:
-            registry.forget(worker_id)
+        for worker_id in [
+            name for name in self._registry.departures if self._pools.get(name) is None
+        ]:
+            self._registry.forget(worker_id)
         if self._pools.target != before:
-            self._service.on_ready_change()
+            self._on_change()
 
     def joined(self, record: WorkerRecord) -> None:
         """A worker was registered: its slot says what it plays, and whether it stays."""
         slot = self._pools.joined(record.worker_id, record.role)
-        record.role = slot.role
+        record.plays(slot.role)
         if record.hello.draining and not slot.leaving:
             slot.leaving = True
             self._tell(RetireOrder(worker_id=record.worker_id))
         if slot.leaving and (record.hello.draining or slot.drain_until_s is not None):
-            record.state = WorkerState.DRAINING
+            record.drain()
 
     def left(self, worker_id: str) -> None:
         """A worker has nothing left to do: its process may end now."""
         slot = self._pools.get(worker_id)
-        if slot is not None and self._service.registry.get(worker_id) is None:
+        if slot is not None and self._registry.get(worker_id) is None:
             slot.leaving, slot.told_s = True, float("-inf")
-            self._stop(slot, self._service.clock.now_s())
+            self._stop(slot, self._clock.now_s())
 
     def gone(self, worker_id: str) -> None:
         """Its process ended and will not be started again; others hold roads to it that lead nowhere."""
         self._pools.remove(worker_id)
-        self._service.registry.forget(worker_id)
-        for record in self._service.registry:
-            self._service.send(record, Forget(incarnation=record.incarnation, worker_id=worker_id))
+        self._registry.forget(worker_id)
+        for record in self._registry:
+            self._outgoing.send_order(
+                record, Forget(incarnation=record.incarnation, worker_id=worker_id)
+            )
 
     def refused(self, message: ScaleRefused) -> None:
         """The launcher cannot start what was ordered: the target comes down to what there is."""
         slot = self._pools.remove(message.worker_id)
-        self._service.registry.forget(message.worker_id)
+        self._registry.forget(message.worker_id)
         if slot is not None:
             log.warning("%s was not started: %s", message.worker_id, message.reason)
-            now_s = self._service.clock.now_s()
+            now_s = self._clock.now_s()
             refusal = Refusal(message.worker_id, slot.role, message.reason, now_s)
             self._pools.refusals.append(refusal)

@@ -17,7 +17,6 @@ from coordinator.planning.observations import Held, Targets
 from coordinator.planning.sketch import Arrivals, Distribution, SlidingSketch
 
 if TYPE_CHECKING:
-    from coordinator.cluster.lifecycle import RequestLife
     from protocol.worker_load import WorkerLoad
 
 SHORT_S, LONG_S, SLOW_S = 30.0, 120.0, 600.0
@@ -74,6 +73,24 @@ class _Counters:
     in_state_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """A request that ended well, in instants of one clock. `worker` computed the prompt in the last attempt, apart from
+    the decode worker or there; `first_s` is the client's first token, `attempt_…` are of the last attempt."""
+
+    worker: str
+    is_prefilled_apart: bool
+    num_prompt_tokens: int
+    num_output_tokens: int
+    submitted_s: float
+    first_s: float | None
+    attempt_first_s: float | None
+    attempt_last_s: float | None
+    prefill_s: float | None
+    prefix_fetch_s: float
+    replays: int
+
+
 @dataclass(slots=True)
 class DemandBook:
     """One for the cluster. `targets` say what counts as held."""
@@ -103,26 +120,27 @@ class DemandBook:
         """It was turned away: no target was held."""
         self._judge(now_s, ttft=False, tpot=None)
 
-    def finished(self, now_s: float, life: RequestLife) -> None:
+    def judge_by(self, targets: Targets) -> None:
+        """What counts as held from now on."""
+        self.targets = targets
+
+    def finished(self, now_s: float, request: FinishedRequest) -> None:
         """A request ended well."""
-        timeline, num_output = life.timeline, len(life.emitted)
-        num_prompt = len(life.generation.prompt_token_ids)
-        attempt = timeline.attempts[-1]
-        worker = attempt.prefill_worker or attempt.decode_worker
-        if attempt.first_s is None or attempt.last_s is None or self._is_cold(worker):
+        begun_s, last_s = request.attempt_first_s, request.attempt_last_s
+        first_s, num_output = request.first_s, request.num_output_tokens
+        if begun_s is None or last_s is None or first_s is None or self._is_cold(request.worker):
             return
         self._outputs.add(now_s, num_output)
-        self._resident.add(now_s, num_prompt + num_output / 2, max(num_output, 1))
-        self._at_prefill.add(now_s, float(attempt.prefill_worker is not None))
-        told = attempt.reports.get(worker, {})
-        if attempt.prefill_worker is not None and "prefill_s" in told:
-            self._service_s.add(now_s, told["prefill_s"] + told.get("prefix_fetch_s", 0.0))
-        ttft_s = (timeline.attempts[0].first_s or attempt.first_s) - timeline.submitted_s
+        resident = request.num_prompt_tokens + num_output / 2
+        self._resident.add(now_s, resident, max(num_output, 1))
+        self._at_prefill.add(now_s, float(request.is_prefilled_apart))
+        if request.is_prefilled_apart and request.prefill_s is not None:
+            self._service_s.add(now_s, request.prefill_s + request.prefix_fetch_s)
+        ttft_s = first_s - request.submitted_s
         self._first_s.add(now_s, ttft_s)
         tpot = None
-        if num_output > 1 and timeline.replays == 0:
-            mean_s = (attempt.last_s - attempt.first_s) / (num_output - 1)
-            tpot = mean_s <= self.targets.tpot_s
+        if num_output > 1 and request.replays == 0:
+            tpot = (last_s - begun_s) / (num_output - 1) <= self.targets.tpot_s
         self._judge(now_s, ttft=ttft_s <= self.targets.ttft_s, tpot=tpot)
 
     def _is_cold(self, worker_id: str) -> bool:

@@ -20,10 +20,8 @@ import msgspec
 import uvicorn
 import uvloop
 
-from coordinator.cluster.autoscaler import Autoscaler
+from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
-from coordinator.cluster.membership import Membership
-from coordinator.cluster.service import ClusterService
 from coordinator.edge.http.app import SamplingDefaults, ServedModel, create_app
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.processes.child import follow_parent, harden, log_to_stderr
@@ -35,8 +33,6 @@ from protocol.specs import CoordinatorSpec
 
 if TYPE_CHECKING:
     from coordinator.edge.answers.request_record import TraceSink
-    from protocol.messages.launcher import LauncherOrder
-    from protocol.messages.orders import CoordinatorMessage
     from protocol.messages.reports import WorkerMessage
 
 log = logging.getLogger(__name__)
@@ -50,26 +46,22 @@ class CoordinatorProcess:
         self._ready_fd = ready_fd
         self.clock = SystemClock()
         self.control = ControlSocket(spec.control, self._on_message, spec.keys)
-        self.service = ClusterService(
+        settings = ClusterSettings(
             model_name=spec.model.served_names[0],
             block_size=spec.block_size,
             expected=spec.expected,
-            clock=self.clock,
-            send=self._send,
             max_queued_requests=spec.max_queued_requests,
+            local_prefill=spec.local_prefill,
+            drain_grace_s=spec.drain_grace_s,
         )
-        self.service.router.relieves = spec.local_prefill
-        self.service.on_ready_change = self._tell_ready
-        self.membership = Membership(self.service, spec.drain_grace_s)
+        around = Surroundings(on_ready_change=self._tell_ready)
+        self.cluster = Cluster(settings, self.clock, self.control.send, around)
         if spec.autoscale:
-            self._autoscale(spec)
-        self.owner = OwnerWatch(spec.owner_silence_s, self.service, self.clock)
+            self.cluster.autoscale(targets_of(spec.slo), limits_of(spec.autoscale))
+        self.owner = OwnerWatch(
+            spec.owner_silence_s, self.cluster.books.registry, self.cluster.outgoing, self.clock
+        )
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
-
-    def _autoscale(self, spec: CoordinatorSpec) -> None:
-        limits, targets = limits_of(spec.autoscale), targets_of(spec.slo)
-        autoscaler = Autoscaler(self.service, self.membership.scaler, targets, limits)
-        self.membership.on_tick = autoscaler.tick
 
     def _open_traces(self, endpoint: str | None) -> TraceSink | None:
         if endpoint is None:
@@ -79,22 +71,19 @@ class CoordinatorProcess:
         return OtlpTraces(endpoint, self.clock)
 
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
-        self.membership.on_message(identity, message)
+        self.cluster.inbox.on_message(identity, message)
         self.owner.hear(message)
-
-    def _send(self, identity: bytes, message: CoordinatorMessage | LauncherOrder) -> bool:
-        return self.control.send(identity, message)
 
     def _tell_ready(self) -> None:
         """One line to the launcher, once, when every expected worker has proven itself."""
-        if self._ready_fd is not None and self.service.is_ready():
+        if self._ready_fd is not None and self.cluster.is_ready():
             os.write(self._ready_fd, f"ready {self._news()}\n".encode())
             os.close(self._ready_fd)
             self._ready_fd = None
 
     def _news(self) -> str:
         """What the launcher shows: the engine, and the roads that every worker has."""
-        workers = list(self.service.registry)
+        workers = list(self.cluster.books.registry)
         roads = [set(worker.hello.address.transports) for worker in workers]
         common = set.intersection(*roads) if roads else set()
         news = {
@@ -106,7 +95,7 @@ class CoordinatorProcess:
     async def serve(self) -> None:
         """Until SIGTERM or SIGINT."""
         self.control.start()
-        self.membership.start()
+        self.cluster.start()
         server = uvicorn.Server(self._uvicorn_config())
         self.owner.start(lambda: self._stop(server))
         loop = asyncio.get_running_loop()
@@ -118,13 +107,12 @@ class CoordinatorProcess:
             if self.traces is not None:
                 self.traces.close()
             self.owner.close()
-            self.membership.close()
+            self.cluster.close()
             self.control.close()
 
     def _stop(self, server: uvicorn.Server) -> None:
         """Streams in flight end with an error event; then the server closes."""
-        for request_id in list(self.service.lives):
-            self.service.cancel(request_id, "the server is shutting down")
+        self.cluster.requests.cancel_all("the server is shutting down")
         server.should_exit = True
 
     def _sampling_defaults(self, directory: Path) -> SamplingDefaults:
@@ -144,7 +132,7 @@ class CoordinatorProcess:
             max_model_len=spec.max_model_len,
         )
         app = create_app(
-            service=self.service,
+            service=self.cluster,
             model=model,
             api_keys=spec.api_keys,
             clock=self.clock,
@@ -152,7 +140,7 @@ class CoordinatorProcess:
             chat_template=Path(spec.chat_template) if spec.chat_template else None,
             sampling_defaults=self._sampling_defaults(model.directory),
             traces=self.traces,
-            pools=self.membership.scaler,
+            pools=self.cluster.scaler,
         )
         return uvicorn.Config(
             app,

@@ -13,7 +13,8 @@ from worker.silence import SilenceLimit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coordinator.cluster.service import ClusterService
+    from coordinator.cluster.outgoing import Outgoing
+    from coordinator.cluster.registry import Registry
     from protocol.clock import Clock
     from protocol.messages.reports import WorkerMessage
 
@@ -25,9 +26,11 @@ class OwnerWatch:
     """Calls what `start` was given, once: when the launcher says goodbye, or says nothing for too long. The workers are sent
     away first: they have no parent that would end them either."""
 
-    def __init__(self, limit_s: float | None, service: ClusterService, clock: Clock) -> None:
+    def __init__(
+        self, limit_s: float | None, registry: Registry, outgoing: Outgoing, clock: Clock
+    ) -> None:
         self._silence = SilenceLimit(limit_s, clock.now_s(), first_s=0.0)
-        self._service, self._clock = service, clock
+        self._registry, self._outgoing, self._clock = registry, outgoing, clock
         self._end: Callable[[], None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
         self._is_over = False
@@ -61,6 +64,6 @@ class OwnerWatch:
             return
         self._is_over = True
         log.warning("ending, and the workers too: %s", reason)
-        for worker in self._service.registry:
-            self._service.send(worker, Refuse(incarnation=worker.incarnation, reason=reason))
+        for worker in self._registry:
+            self._outgoing.send_order(worker, Refuse(incarnation=worker.incarnation, reason=reason))
         self._end()

@@ -18,7 +18,7 @@ SURROUNDINGS = frozenset(
         "Allocator",
         "AttestingRunner",
         "BlockProofs",
-        "ClusterService",
+        "Cluster",
         "FinishRate",
         "Frozen",
         "Generation",

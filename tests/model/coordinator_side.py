@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.lifecycle import MAX_REPLAYS, MAX_WORKER_DEATHS, Phase
-from coordinator.cluster.membership import MAX_STRIKES, Membership
+from coordinator.cluster.reconcile import MAX_STRIKES
 from coordinator.cluster.registry import WorkerState
-from coordinator.cluster.service import ClusterService
 from coordinator.cluster.service_api import Generation
 from protocol.errors import Overloaded, RequestAborted, WorkerLost
 from protocol.messages.orders import Ping, Welcome
@@ -20,7 +20,11 @@ from protocol.worker_load import BlockCounts, WorkerLoad
 from tests.model.worker_side import Frozen, Letter, Violation
 
 if TYPE_CHECKING:
+    from coordinator.cluster.books import Books
+    from coordinator.cluster.live_requests import LiveRequests
+    from coordinator.cluster.readiness import Readiness
     from coordinator.cluster.service_api import StreamEvent
+    from coordinator.cluster.timeline import Timeline
     from protocol.messages.reports import WorkerMessage
     from tests.model.configuration import Configuration
 
@@ -30,10 +34,13 @@ NO_LOAD = WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
 class TrustingProbes:
     """A worker that said hello is ready at once."""
 
-    def tick(self, service: ClusterService) -> None:
-        for record in service.registry:
+    def __init__(self, books: Books, requests: LiveRequests, readiness: Readiness) -> None:
+        self.books, self.requests = books, requests
+
+    def tick(self) -> None:
+        for record in self.books.registry:
             record.state = WorkerState.READY
-        service.pump()
+        self.requests.pump()
 
     def forget(self, worker_id: str) -> None:
         pass
@@ -83,47 +90,42 @@ class Client:
 class Stream:
     """Stands in for coordinator.cluster.stream.EventStream."""
 
-    def __init__(self, side: CoordinatorSide, request_id: str) -> None:
+    def __init__(self, side: CoordinatorSide, request_id: str, timeline: Timeline) -> None:
         self.side = side
         self.request_id = request_id
+        self.timeline = timeline
 
     def put(self, event: StreamEvent) -> None:
         expected = self.side.configuration.oracle(self.request_id)
         self.side.clients[self.request_id].put(event, expected)
 
 
-def _nothing() -> None:
-    pass
-
-
 class CoordinatorSide:
-    """A production ClusterService with its Membership; every method is one event."""
+    """The production coordinator.cluster.cluster.Cluster; every method is one event."""
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.sent: list[Letter] = []
         self.clients: dict[str, Client] = {}
-        self.service = ClusterService(
-            model_name="mock",
-            block_size=configuration.block_size,
-            expected={Role.PREFILL: 1, Role.DECODE: 1},
-            clock=Frozen(),
-            send=self._send,
+        around = Surroundings(
+            open_stream=self._open,  # type: ignore[arg-type]
+            probes=TrustingProbes,
+            prefixes=Hints(configuration.hint_tokens),  # type: ignore[arg-type]
         )
-        self.service.audits = None  # type: ignore[assignment]
-        self.service.probes = TrustingProbes()  # type: ignore[assignment]
-        self.service.router.prefixes = Hints(configuration.hint_tokens)  # type: ignore[assignment]
-        self.service.on_ready_change = _nothing
-        self.membership = Membership(self.service)
+        settings = ClusterSettings("mock", configuration.block_size, dict.fromkeys(Role, 1))
+        self.service = Cluster(settings, Frozen(), self._send, around)
+
+    def _open(self, request_id: str, timeline: Timeline, on_cancel: object) -> Stream:
+        return Stream(self, request_id, timeline)
 
     def roots(self) -> tuple[object, ...]:
         """What a state of the coordinator is."""
         service = self.service
         return (
-            list(service.lives.values()),
-            [life.request_id for life in service._queue],
-            service.registry,
-            service.ledger,
+            list(service.requests),
+            [life.request_id for life in service.line],
+            service.books.registry,
+            service.books.ledger,
             self.clients,
         )
 
@@ -144,26 +146,24 @@ class CoordinatorSide:
             self.service.submit(Generation(request_id, prompt, sampling))
         except (Overloaded, WorkerLost):
             self.clients[request_id].end = "refused"
-            return
-        self.service._streams[request_id] = Stream(self, request_id)  # type: ignore[assignment]
 
     def cancel(self, request_id: str) -> None:
         self.clients[request_id].was_cancelled = True
-        self.service.cancel(request_id, "client disconnected")
+        self.service.requests.cancel(request_id, "client disconnected")
 
     def hear(self, worker_id: str, message: WorkerMessage) -> None:
-        self.membership.on_message(worker_id.encode(), message)
+        self.service.inbox.on_message(worker_id.encode(), message)
 
     def lose(self, worker_id: str) -> None:
         """The process is seen dead, or it is given up for its silence."""
-        self.service.lose_worker(worker_id, "lost")
+        self.service.liveness.lose(worker_id, "lost")
 
     def heartbeat(
         self, worker_id: str, incarnation: str, live: tuple[tuple[str, int], ...]
     ) -> None:
         """The last of several alike in a row, with no message under way between the two."""
-        record = self.service.registry.by_incarnation(incarnation)
-        for life in self.service.lives.values():
+        record = self.service.books.registry.by_incarnation(incarnation)
+        for life in self.service.requests:
             life.strikes[worker_id] = MAX_STRIKES - 1
         beat = Heartbeat(
             incarnation=incarnation,
@@ -174,31 +174,31 @@ class CoordinatorSide:
             heard=record.sent_seq if record else 0,
             live=list(live),
         )
-        self.membership.on_message(worker_id.encode(), beat)
+        self.service.inbox.on_message(worker_id.encode(), beat)
 
     # ---- invariants
 
     def known_starts(self) -> dict[str, str]:
         """Which start of each worker is registered."""
-        return {record.worker_id: record.incarnation for record in self.service.registry}
+        return {record.worker_id: record.incarnation for record in self.service.books.registry}
 
     def check(self) -> None:
         """Every open request has a life, in exactly one place."""
         service = self.service
         for request_id, client in self.clients.items():
-            if (client.end is None) != (request_id in service.lives):
+            if (client.end is None) != (service.requests.get(request_id) is not None):
                 raise Violation(f"{request_id}: open at the client and closed here, or vice versa")
-        queued = [life.request_id for life in service._queue]
-        waiting = [life.request_id for life in service.lives.values() if life.phase is Phase.QUEUED]
+        queued = [life.request_id for life in service.line]
+        waiting = [life.request_id for life in service.requests if life.phase is Phase.QUEUED]
         if sorted(queued) != sorted(waiting):
             raise Violation("the queue and the phases differ")
-        for life in service.lives.values():
+        for life in service.requests:
             if life.worker_deaths > MAX_WORKER_DEATHS or life.replays > MAX_REPLAYS:
                 raise Violation(f"{life.request_id}: outlived its replays")
 
     def leftovers(self) -> list[str]:
         """What is here and should not be when nothing moves any more."""
         found = [f"{name} never ended" for name, c in self.clients.items() if c.end is None]
-        if self.service.ledger.num_reservations():
+        if self.service.books.ledger.num_reservations():
             found.append("C: reservations are left")
         return found

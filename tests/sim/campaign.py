@@ -101,15 +101,15 @@ class Campaign:
         self._close()
 
     def _close(self) -> None:
-        service, counts = self.cluster.service, self.cluster.network.counts
+        requests, counts = self.cluster.service.requests, self.cluster.network.counts
         self.report.preemptions = sum(
             worker.decode.scheduler.num_preemptions for worker in self.cluster.workers.values()
         )
         self.report.fetched_blocks = sum(
             worker.prefill.prefixes.fetched_blocks for worker in self.cluster.workers.values()
         )
-        self.report.replays += service.replays
-        self.report.transfer_failures += service.transfer_failures
+        self.report.replays += requests.replays
+        self.report.transfer_failures += requests.transfer_failures
         self.report.faults += counts["lost"] + counts["duplicated"] + counts["reordered"]
         self._history.update(repr(sorted(counts.items())).encode())
         self.report.trace = self._history.hexdigest()
@@ -148,7 +148,7 @@ class Campaign:
         return await self._read(request, stream)
 
     async def _read(self, request: Generation, stream: EventStream) -> list[int]:
-        life = self.cluster.service.lives[request.request_id]
+        life = self.cluster.service.requests._lives[request.request_id]
         tokens: list[int] = []
         error: BatonError | None = None
         async for event in stream:
@@ -218,8 +218,8 @@ class Campaign:
     async def _restart_coordinator(self) -> None:
         """Once a run: requests that it had are cut, and nothing of them may stay anywhere."""
         self.restarts_coordinator = False
-        self.report.replays += self.cluster.service.replays
-        self.report.transfer_failures += self.cluster.service.transfer_failures
+        self.report.replays += self.cluster.service.requests.replays
+        self.report.transfer_failures += self.cluster.service.requests.transfer_failures
         self.cluster.restart_coordinator()
 
     async def _scale(self) -> None:

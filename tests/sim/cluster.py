@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
-from coordinator.cluster.membership import Membership
+from coordinator.cluster.cluster import Cluster as CoordinatorCluster
+from coordinator.cluster.cluster import ClusterSettings, Surroundings
 from coordinator.cluster.scaling import Scaler
-from coordinator.cluster.service import ClusterService
 from coordinator.cluster.service_api import Generation, StreamEvent
 from coordinator.cluster.stream import EventStream
+from coordinator.cluster.timeline import Timeline
 from engine.attesting import attested_tokens
 from engine.kv.prefix_cache import root_key
 from protocol import wire
@@ -45,6 +47,7 @@ class Cluster:
         seed: int,
         faults: Faults | None = None,
         policy: Policy | None = None,
+        relieves: bool = True,
     ) -> None:
         self.loop = loop
         self.clock = VirtualClock(loop)
@@ -53,9 +56,12 @@ class Cluster:
         self.policy = policy or Policy()
         self.num_blocks = num_blocks
         self._incarnations = 0
+        self._coordinators = 0
         self._corrupt_next = False
         self._decoder = wire.Decoder[WorkerMessage](WorkerMessage)
         self.workers: dict[str, SimWorker] = {}
+        self.streams: dict[str, EventStream] = {}
+        self.relieves = relieves
         self.left_with: list[str] = []
         self._expected = {Role.PREFILL: prefill, Role.DECODE: decode}
         self._start_coordinator()
@@ -64,23 +70,37 @@ class Cluster:
         self.launcher = SimLauncher(self, roles, seed + 2, self.network.faults.lose)
 
     def _start_coordinator(self) -> None:
-        self.service = ClusterService(
-            model_name="mock",
-            block_size=BLOCK_SIZE,
-            expected=self._expected,
-            clock=self.clock,
-            send=self._to_worker,
+        settings = ClusterSettings(
+            "mock",
+            BLOCK_SIZE,
+            self._expected,
+            local_prefill=self.relieves,
+            drain_grace_s=DRAIN_GRACE_S,
         )
-        self.membership = Membership(self.service, DRAIN_GRACE_S)
+        around = Surroundings(open_stream=self._open)
+        self._coordinators += 1
+        send = partial(self._from_coordinator, self._coordinators)
+        self.service = CoordinatorCluster(settings, self.clock, send, around)
+
+    def _from_coordinator(self, number: int, identity: bytes, message: Any) -> bool:
+        """The dead say no more."""
+        return number == self._coordinators and self._to_worker(identity, message)
+
+    def _open(
+        self, request_id: str, timeline: Timeline, cancel: Callable[[str, str], None]
+    ) -> EventStream:
+        """A stream that the coordinator's death will cut."""
+        stream = self.streams[request_id] = EventStream(request_id, timeline, cancel)
+        return stream
 
     @property
     def scaler(self) -> Scaler:
         """Of the coordinator that runs now."""
-        return self.membership.scaler
+        return self.service.scaler
 
     def start(self) -> None:
         """Start every process."""
-        self.membership.start()
+        self.service.start()
         for worker_id in self.launcher.slots:
             self.restart(worker_id)
         self.launcher.greet()
@@ -111,13 +131,13 @@ class Cluster:
 
         def deliver(frame: bytes) -> None:
             decoded = self._decoder.decode(frame)
-            self.membership.on_message(worker.worker_id.encode(), decoded)
+            self.service.inbox.on_message(worker.worker_id.encode(), decoded)
 
         self.network.send(worker.worker_id, "coordinator", message, deliver)
 
     def hear_launcher(self, frame: bytes) -> None:
         """The launcher speaks to the coordinator that runs now."""
-        self.membership.on_message(LAUNCHER, self._decoder.decode(frame))
+        self.service.inbox.on_message(LAUNCHER, self._decoder.decode(frame))
 
     def to_peer(
         self, sender: SimWorker, receiver: str, kind: str, name: bytes, message: Any
@@ -141,9 +161,9 @@ class Cluster:
         incarnation = worker.context.incarnation
 
         def seen() -> None:
-            record = self.service.registry.get(worker_id)
+            record = self.service.books.registry.get(worker_id)
             if record is not None and record.incarnation == incarnation:
-                self.service.lose_worker(worker_id, "process exited")
+                self.service.liveness.lose(worker_id, "process exited")
 
         self.loop.call_later(DEATH_SEEN_S, seen)
         self.launcher.exited(worker_id)
@@ -166,12 +186,14 @@ class Cluster:
 
     def restart_coordinator(self) -> None:
         """SIGKILL and a new start: its streams are cut, and it knows no worker and no request."""
-        self.membership.close()
-        for stream in list(self.service._streams.values()):
-            stream.put(StreamEvent(error=StreamCut("the coordinator died")))
-        self.service.lives.clear()  # the dead say no more
+        self.service.close()
+        for stream in self.streams.values():
+            stream.put(
+                StreamEvent(error=StreamCut("the coordinator died"))
+            )  # over ones take no more
+        self.streams.clear()
         self._start_coordinator()
-        self.membership.start()
+        self.service.start()
 
     def slow_down(self, worker_id: str, factor: float) -> None:
         """Steps of this start take `factor` times as long."""
@@ -228,8 +250,8 @@ class Cluster:
     def leaks(self) -> list[str]:
         """Everything that should be zero and is not."""
         found = [f"left with {leak}" for leak in self.left_with]
-        if self.service.lives or self.service.ledger.num_reservations():
-            found.append(f"coordinator: {len(self.service.lives)} lives")
+        if self.service.requests or self.service.books.ledger.num_reservations():
+            found.append(f"coordinator: {len(self.service.requests)} lives")
         for worker in self.workers.values():
             if worker.alive:
                 found += self._leaks_of(worker)
@@ -248,7 +270,7 @@ class Cluster:
 
     def misfits(self) -> list[str]:
         """Where the pools are not what is wanted, once nothing moves any more."""
-        pools, registry = self.service.pools, self.service.registry
+        pools, registry = self.service.books.pools, self.service.books.registry
         wanted = {slot.worker_id: (slot.role, slot.leaving) for slot in pools}
         running = {name: (slot.role, slot.leaving) for name, slot in self.launcher.slots.items()}
         ready = {r.worker_id: (r.role, not r.is_ready) for r in registry}
@@ -266,6 +288,7 @@ def run(
     seed: int = 0,
     faults: Faults | None = None,
     policy: Policy | None = None,
+    relieves: bool = True,
 ) -> Cluster:
     """Run a scenario on a fresh virtual loop."""
     loop = VirtualLoop()
@@ -277,6 +300,7 @@ def run(
         seed=seed,
         faults=faults,
         policy=policy,
+        relieves=relieves,
     )
 
     async def main() -> None:

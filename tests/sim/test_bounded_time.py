@@ -68,7 +68,7 @@ class Run:
         incarnation = self.cluster.workers[victim].context.incarnation
         struck_s = self.cluster.clock.now_s()
         self.fault(self.cluster, victim)
-        while self.cluster.service.registry.by_incarnation(incarnation):
+        while self.cluster.service.books.registry.by_incarnation(incarnation):
             await self.cluster.sleep(0.01)
         self.times.seen_after_s = self.cluster.clock.now_s() - struck_s
 

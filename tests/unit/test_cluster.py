@@ -66,7 +66,7 @@ def test_lost_orders_are_found_and_replayed() -> None:
         cluster.network.lose_next("coordinator", "decode-0")
         request = generation("a", [1, 2, 3, 4, 5])
         assert await cluster.tokens(request) == cluster.oracle(request)
-        assert cluster.service.replays == 1
+        assert cluster.service.requests.replays == 1
 
     run(scenario, prefill=1, decode=1)
 
@@ -77,7 +77,7 @@ def test_flipped_bit_is_replayed_and_never_decoded() -> None:
         cluster.corrupt_next_pull()
         request = generation("a", list(range(20)))
         assert await cluster.tokens(request) == cluster.oracle(request)
-        assert cluster.service.transfer_failures == 1
+        assert cluster.service.requests.transfer_failures == 1
 
     run(scenario, prefill=1, decode=1)
 
@@ -91,7 +91,7 @@ def test_paused_worker_is_fenced_and_comes_back() -> None:
         cluster.pause("decode-0", 5.0)
         assert await cluster.drain(stream) == cluster.oracle(request)
         await cluster.sleep(8.0)
-        assert {w.worker_id for w in cluster.service.registry if w.is_ready} == {
+        assert {w.worker_id for w in cluster.service.books.registry if w.is_ready} == {
             "prefill-0",
             "decode-0",
         }
@@ -149,10 +149,10 @@ def test_killed_worker_is_listed_as_lost_until_it_is_back() -> None:
 def test_worker_that_said_goodbye_is_not_listed_as_lost() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        record = cluster.service.registry.get("decode-0")
+        record = cluster.service.books.registry.get("decode-0")
         assert record is not None
         goodbye = Goodbye(incarnation=record.incarnation, reason="drained")
-        cluster.membership.on_message(record.identity, goodbye)
+        cluster.service.inbox.on_message(record.identity, goodbye)
         assert cluster.service.cluster()["lost"] == []
 
     run(scenario, prefill=1, decode=2)
@@ -164,7 +164,6 @@ def prompts_computed_at_decode(count: int, *, relieves: bool = True) -> int:
 
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        cluster.service.router.relieves = relieves
         before = cluster.workers["decode-0"].decode.prefilled_tokens
         requests = [generation(str(i), list(range(i, i + 40))) for i in range(count)]
         streams = [cluster.service.submit(request) for request in requests]
@@ -174,7 +173,7 @@ def prompts_computed_at_decode(count: int, *, relieves: bool = True) -> int:
         await cluster.quiet()
         assert cluster.leaks() == []
 
-    run(scenario, prefill=1, decode=1)
+    run(scenario, prefill=1, decode=1, relieves=relieves)
     return computed[0]
 
 

@@ -201,8 +201,8 @@ def late_output_of_an_older_attempt_is_dropped() -> None:
         worker.hello()
         side.hear(name, worker.sent[0].message)  # type: ignore[arg-type]
     side.submit("a")
-    life = side.service.lives["a"]
-    side.service.replay(life, "test")
+    life = next(iter(side.service.requests))
+    side.service.requests.replay(life, "test")
     assert life.attempt == 2
     side.hear("P", outputs("P.0", 1, 0))
     assert life.emitted == []

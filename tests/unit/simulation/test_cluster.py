@@ -93,8 +93,8 @@ def test_every_request_ends_exactly_once() -> None:
         cluster = run(requests, policy=policy)
         assert sorted(ended.number for ended in cluster.ended) == list(range(400))
         assert cluster.streams == {}
-        assert cluster.service.lives == {}
-        assert cluster.service.ledger.num_reservations() == 0
+        assert not cluster.service.requests
+        assert cluster.service.books.ledger.num_reservations() == 0
 
 
 def test_refused_requests_end_too() -> None:

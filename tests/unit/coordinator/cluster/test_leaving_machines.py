@@ -19,13 +19,13 @@ def test_another_worker_comes_before_the_machine_goes_and_nothing_is_lost() -> N
         requests = [Generation(str(i), list(range(5 + i)), params) for i in range(6)]
         streams = [cluster.service.submit(request) for request in requests]
         notice = NodeLeaving(worker_ids=["decode-0"], deadline_s=30.0)
-        cluster.membership.on_message(b"launcher", notice)
-        cluster.membership.on_message(b"launcher", notice)
-        assert cluster.service.pools.target == {"prefill": 1, "decode": 1}
+        cluster.service.inbox.on_message(b"launcher", notice)
+        cluster.service.inbox.on_message(b"launcher", notice)
+        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 1}
         for request, stream in zip(requests, streams, strict=True):
             assert await cluster.drain(stream) == cluster.oracle(request)
         await cluster.quiet()
-        assert {r.worker_id for r in cluster.service.registry} == {"prefill-0", "decode-1"}
+        assert {r.worker_id for r in cluster.service.books.registry} == {"prefill-0", "decode-1"}
 
     run(scenario, prefill=1, decode=1)
 
@@ -39,7 +39,7 @@ def test_the_drain_ends_before_the_machine_does() -> None:
         await cluster.sleep(0.05)
         cluster.scaler.grace_s = 30.0
         cluster.scaler.evacuate(["decode-0"], deadline_s=20.0)
-        slot = cluster.service.pools.get("decode-0")
+        slot = cluster.service.books.pools.get("decode-0")
         assert slot is not None
         assert slot.drain_until_s == pytest.approx(cluster.clock.now_s() + 15.0)
         for request, stream in zip(requests, streams, strict=True):
@@ -51,12 +51,12 @@ def test_the_drain_ends_before_the_machine_does() -> None:
 def test_an_older_start_of_a_worker_is_refused() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        registry = cluster.service.registry
+        registry = cluster.service.books.registry
         record = registry.get("decode-0")
         assert record is not None
         newer = msgspec.structs.replace(record.hello, incarnation="n2", generation=2)
         older = msgspec.structs.replace(record.hello, incarnation="n1", generation=1)
-        cluster.membership.on_message(b"x", newer)
+        cluster.service.inbox.on_message(b"x", newer)
         current = registry.get("decode-0")
         assert current is not None
         assert current.incarnation == "n2"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coordinator.cluster.lifecycle import RequestLife
-from coordinator.cluster.membership import MAX_STRIKES
+from coordinator.cluster.reconcile import MAX_STRIKES
 from coordinator.cluster.registry import WorkerRecord
 from coordinator.cluster.service_api import Generation
 from protocol.messages.reports import Heartbeat
@@ -14,11 +14,11 @@ from tests.sim.cluster import Cluster, run
 def admitted(cluster: Cluster, name: str = "r") -> RequestLife:
     generation = Generation(name, list(range(20)), SamplingParams(max_tokens=9, temperature=0.0))
     cluster.service.submit(generation)
-    return cluster.service.lives[name]
+    return cluster.service.requests._lives[name]
 
 
 def worker(cluster: Cluster, worker_id: str) -> WorkerRecord:
-    record = cluster.service.registry.get(worker_id)
+    record = cluster.service.books.registry.get(worker_id)
     assert record is not None
     return record
 
@@ -36,7 +36,7 @@ def beat(
         heard=record.sent_seq if heard is None else heard,
         live=list(live),
     )
-    cluster.membership.on_message(record.identity, message)
+    cluster.service.inbox.on_message(record.identity, message)
 
 
 def test_only_misses_in_a_row_count() -> None:
@@ -72,7 +72,7 @@ def test_workers_without_a_part_and_orders_under_way_do_not_count() -> None:
         await cluster.until_ready()
         life = admitted(cluster)
         legs = {life.prefill_worker, life.decode_worker}
-        others = {record.worker_id for record in cluster.service.registry} - legs
+        others = {record.worker_id for record in cluster.service.books.registry} - legs
         assert len(others) == 2
         for _ in range(MAX_STRIKES):
             for worker_id in others:
@@ -96,7 +96,7 @@ def test_a_heartbeat_looks_at_the_requests_of_its_worker_only(monkeypatch) -> No
         await cluster.until_ready()
         lives = [admitted(cluster, f"{number}") for number in range(8)]
         monkeypatch.setattr(RequestLife, "is_missed_by", look)
-        for record in cluster.service.registry:
+        for record in cluster.service.books.registry:
             looked.clear()
             beat(cluster, record.worker_id)
             own = [life.request_id for life in lives if life.needs(record.worker_id)]

@@ -18,7 +18,7 @@ def generation(name: str, length: int, max_tokens: int = 20) -> Generation:
 
 
 def states(cluster: Cluster) -> dict[str, str]:
-    return {record.worker_id: record.state.value for record in cluster.service.registry}
+    return {record.worker_id: record.state.value for record in cluster.service.books.registry}
 
 
 async def settle(cluster: Cluster) -> None:
@@ -65,7 +65,7 @@ def test_bad_numbers_change_nothing(wanted: dict[str, int]) -> None:
         await cluster.until_ready()
         with pytest.raises(InvalidRequest):
             cluster.scaler.scale(**wanted)
-        assert cluster.service.pools.target == {"prefill": 1, "decode": 1}
+        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 1}
 
     run(scenario, prefill=1, decode=1)
 
@@ -118,7 +118,7 @@ def test_prefill_worker_keeps_its_blocks_until_the_reader_has_them() -> None:
         await cluster.until_ready()
         request = generation("a", 60)
         stream = cluster.service.submit(request)
-        name = cluster.service.lives["a"].prefill_worker
+        name = cluster.service.requests._lives["a"].prefill_worker
         assert name is not None
         holder = cluster.workers[name]
         for _ in range(200):
@@ -132,7 +132,7 @@ def test_prefill_worker_keeps_its_blocks_until_the_reader_has_them() -> None:
         assert not holder.farewell.is_said
         assert states(cluster)[name] == "draining"
         assert await cluster.drain(stream) == cluster.oracle(request)
-        assert cluster.service.replays == 0
+        assert cluster.service.requests.replays == 0
         await settle(cluster)
         assert name not in states(cluster)
 
@@ -146,12 +146,12 @@ def test_reader_may_tell_later_than_the_holder_leaves() -> None:
         await cluster.until_ready()
         request = generation("a", 60)
         stream = cluster.service.submit(request)
-        holder = cluster.service.lives["a"].prefill_worker
+        holder = cluster.service.requests._lives["a"].prefill_worker
         assert holder is not None
         cluster.scaler.drain(holder)
         cluster.network.hold_back("decode-0", "coordinator", 0.4)
         assert await cluster.drain(stream) == cluster.oracle(request)
-        assert cluster.service.replays == 0
+        assert cluster.service.requests.replays == 0
         await settle(cluster)
 
     run(scenario, prefill=2, decode=1)
@@ -166,7 +166,7 @@ def test_worker_drained_past_its_grace_hands_its_streams_over() -> None:
         cluster.scaler.drain("decode-0")
         for request, stream in zip(requests, streams, strict=True):
             assert await cluster.drain(stream) == cluster.oracle(request)
-        assert cluster.service.replays > 0
+        assert cluster.service.requests.replays > 0
         await settle(cluster)
         assert states(cluster) == {"prefill-0": "ready", "decode-1": "ready"}
 
@@ -183,7 +183,7 @@ def test_flip_interrupts_nothing() -> None:
         cluster.scaler.set_role("decode-0", Role.PREFILL)
         for request, stream in zip(requests, streams, strict=True):
             assert await cluster.drain(stream) == cluster.oracle(request)
-        assert cluster.service.replays == 0
+        assert cluster.service.requests.replays == 0
         await settle(cluster)
         assert cluster.workers["prefill-0"].role == "decode"
 
@@ -199,7 +199,7 @@ def test_flipped_worker_comes_back_in_its_new_role() -> None:
         cluster.restart("prefill-0")
         cluster.restart_coordinator()
         await settle(cluster)
-        assert cluster.service.pools.target == {"prefill": 1, "decode": 2}
+        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 2}
 
     run(scenario, prefill=2, decode=1)
 
@@ -215,7 +215,7 @@ def test_flipped_worker_keeps_its_role_when_killed() -> None:
         cluster.launcher.slots["prefill-0"].role = Role.PREFILL
         cluster.restart("prefill-0")
         await settle(cluster)
-        assert cluster.service.pools.target == {"prefill": 1, "decode": 2}
+        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 2}
 
     run(scenario, prefill=2, decode=1)
 
@@ -237,7 +237,7 @@ def test_worker_that_dies_while_it_leaves_is_neither_lost_nor_restarted() -> Non
         request = generation("a", 20, 300)
         stream = cluster.service.submit(request)
         await cluster.sleep(0.05)
-        decode_id = cluster.service.lives["a"].decode_worker
+        decode_id = cluster.service.requests._lives["a"].decode_worker
         assert decode_id is not None
         cluster.scaler.drain(decode_id)
         cluster.kill(decode_id)
@@ -284,15 +284,17 @@ def test_draining_worker_gets_no_work() -> None:
         long = generation("long", 40, 400)
         stream = cluster.service.submit(long)
         await cluster.sleep(0.05)
-        leaving = cluster.service.lives["long"].decode_worker
+        leaving = cluster.service.requests._lives["long"].decode_worker
         assert leaving is not None
         cluster.scaler.drain(leaving)
-        record = cluster.service.registry.get(leaving)
+        record = cluster.service.books.registry.get(leaving)
         assert record is not None
         assert record.state is WorkerState.DRAINING
         others = [cluster.service.submit(generation(str(i), 41)) for i in range(6)]
         used = {
-            life.decode_worker for name, life in cluster.service.lives.items() if name != "long"
+            life.decode_worker
+            for name, life in cluster.service.requests._lives.items()
+            if name != "long"
         }
         assert used == {"decode-0", "decode-1"} - {leaving}
         for other in [stream, *others]:

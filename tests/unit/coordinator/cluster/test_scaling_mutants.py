@@ -28,10 +28,10 @@ def leave_with_a_lease(patch: Patch) -> None:
 
 def end_what_the_reader_has_not_told_yet(patch: Patch) -> None:
     def hasty(self: Membership, record: WorkerRecord, goodbye: Goodbye) -> None:
-        self.service.lose_worker(record.worker_id, goodbye.reason)
-        self.scaler.left(record.worker_id)
+        self._liveness.lose(record.worker_id, goodbye.reason)
+        self._scaler.left(record.worker_id)
 
-    patch.setattr(Membership, "_goodbye", hasty)
+    patch.setattr(Membership, "on_goodbye", hasty)
 
 
 def give_work_to_a_draining_worker(patch: Patch) -> None:
@@ -59,7 +59,7 @@ def say_a_flip_once(patch: Patch) -> None:
     tick = Scaler.tick
 
     def trusting(self: Scaler) -> None:
-        for record in self._service.registry:
+        for record in self._registry:
             record.told_role = record.role
         tick(self)
 

@@ -1,0 +1,164 @@
+"""The cluster behind the HTTP edge: its parts, put together. Owns the order of their construction and their tick.
+
+edge ─submit─► LiveRequests ─► WaitingLine ─► Dispatch ─► Outgoing ─► workers
+                    ▲                                                    │
+                    └─ Reconciler, Liveness, Membership, audits ◄─ Inbox ◄┘
+Books (registry, pools, ledger) are read by all; ProbeBook, Scaler and Autoscaler change who is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from coordinator.cluster.audit import AuditBook
+from coordinator.cluster.autoscaler import Autoscaler
+from coordinator.cluster.books import Books
+from coordinator.cluster.cluster_view import ClusterView
+from coordinator.cluster.dispatch import Dispatch
+from coordinator.cluster.inbox import Inbox
+from coordinator.cluster.ledger import Ledger
+from coordinator.cluster.live_requests import LiveRequests
+from coordinator.cluster.liveness import Liveness
+from coordinator.cluster.membership import Membership
+from coordinator.cluster.outgoing import Outgoing
+from coordinator.cluster.pools import Pools
+from coordinator.cluster.probe import ProbeBook
+from coordinator.cluster.readiness import Readiness
+from coordinator.cluster.reconcile import Reconciler
+from coordinator.cluster.registry import Registry
+from coordinator.cluster.router import PrefixMemory, Router, stride_tokens
+from coordinator.cluster.scaling import GRACE_S, Scaler
+from coordinator.cluster.stream import EventStream
+from coordinator.cluster.waiting_line import WaitingLine
+from coordinator.planning.demand import DemandBook
+from coordinator.planning.planner import Planner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from coordinator.cluster.live_requests import OpenStream
+    from coordinator.cluster.probe import Probes
+    from coordinator.planning.observations import Limits, Targets
+    from protocol.clock import Clock
+    from protocol.messages.launcher import LauncherOrder
+    from protocol.messages.orders import CoordinatorMessage
+    from protocol.roles import Role
+
+TICK_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What is fixed when a coordinator starts. `local_prefill`: decode workers may compute prompts themselves."""
+
+    model_name: str
+    block_size: int
+    expected: Mapping[Role, int]
+    max_queued_requests: int = 1024
+    local_prefill: bool = True
+    drain_grace_s: float = GRACE_S
+
+
+def _nobody_asks() -> None:
+    """Nobody waits for the cluster to become ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a simulation may have in another way than production has."""
+
+    open_stream: OpenStream = EventStream
+    probes: Callable[[Books, LiveRequests, Readiness], Probes] = ProbeBook
+    prefixes: PrefixMemory | None = None
+    on_ready_change: Callable[[], None] = _nobody_asks
+
+
+class Cluster:
+    """`submit`, `is_ready`, `cluster` and `audit` are what the edge sees (service_api.Service); its PoolControl is
+    `scaler`. The parts own all state; nothing is decided here."""
+
+    def __init__(
+        self,
+        settings: ClusterSettings,
+        clock: Clock,
+        send: Callable[[bytes, CoordinatorMessage | LauncherOrder], bool],
+        surroundings: Surroundings | None = None,
+    ) -> None:
+        around = surroundings or Surroundings()
+        self.settings = settings
+        self.clock = clock
+        ledger = Ledger(settings.block_size)
+        self.books = books = Books(Registry(), Pools(settings.expected), ledger)
+        self.outgoing = Outgoing(send)
+        prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))
+        self.router = Router(ledger, prefixes, relieves=settings.local_prefill)
+        dispatch = Dispatch(books, self.router, self.outgoing, clock)
+        self.line = WaitingLine(books, clock, settings.max_queued_requests)
+        self.demand = DemandBook()
+        self.requests = LiveRequests(self.line, dispatch, self.demand, clock, around.open_stream)
+        self.readiness = Readiness(books, around.on_ready_change)
+        self.probes = around.probes(books, self.requests, self.readiness)
+        self.liveness = Liveness(books, dispatch, self.requests, self.probes, clock)
+        self.scaler = Scaler(
+            books, self.liveness, self.outgoing, self._pools_changed, clock, settings.drain_grace_s
+        )
+        self.autoscaler: Autoscaler | None = None
+        self._audits = AuditBook(books, self.line, self.requests, self.outgoing)
+        membership = Membership(books, self.liveness, self.scaler, self.outgoing, clock)
+        reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
+        self.inbox = Inbox(books, self.requests, membership, reconciler, self._audits, clock)
+        self._view = ClusterView(
+            books, self.line, self.requests, self.readiness, self._show_autoscaler, clock
+        )
+        self._ticker: asyncio.TimerHandle | None = None
+        self.submit = self.requests.submit
+        self.is_ready = self.readiness.is_ready
+        self.audit = self._audits.collect
+
+    def cluster(self) -> dict[str, Any]:
+        """State of the pools, for `GET /cluster` and the metrics."""
+        return self._view.show(self.settings.model_name)
+
+    def autoscale(self, targets: Targets, limits: Limits) -> Autoscaler:
+        """Let the planner size the pools from now on; it is asked at every `tick` of a started cluster."""
+        self.demand.judge_by(targets)
+        planner = Planner(targets, limits)
+        self.autoscaler = Autoscaler(
+            self.books, self.line, self.demand, self.scaler, planner, self.clock
+        )
+        return self.autoscaler
+
+    def _show_autoscaler(self) -> dict[str, Any]:
+        return {"enabled": False} if self.autoscaler is None else self.autoscaler.view()
+
+    def _pools_changed(self) -> None:
+        """Other workers serve, or other numbers are wanted."""
+        self.requests.pump()
+        self.readiness.changed()
+
+    # ---- time
+
+    def start(self) -> None:
+        """Look after workers and requests on the running event loop from now on."""
+        self._tick()
+
+    def tick(self) -> None:
+        """Once a heartbeat: what is out of time, who is lost, who is to be probed."""
+        self.requests.tick()
+        self.liveness.tick()
+        self.probes.tick()
+
+    def _tick(self) -> None:
+        self.tick()
+        self.scaler.tick()
+        if self.autoscaler is not None:
+            self.autoscaler.tick()
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        self.liveness.close()

@@ -1,0 +1,157 @@
+"""From a request to its two orders, and back. Owns what is sent when an attempt begins and ends; keeps the ledger true.
+
+life ─route─► reservations ─► Prefill to P, Decode to D      P has computed ─► D has taken over ─► released
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from protocol.messages.orders import Abort, Decode, Prefill
+
+if TYPE_CHECKING:
+    from coordinator.cluster.books import Books
+    from coordinator.cluster.lifecycle import RequestLife
+    from coordinator.cluster.outgoing import Outgoing
+    from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.router import Route, Router
+    from protocol.clock import Clock
+
+REACCOUNT_TOKENS = 64
+"""A growing sequence's reservation is written anew after so many tokens."""
+
+
+class Dispatch:
+    """Every reservation in the ledger is of a live attempt, or of one whose legs are being aborted right now."""
+
+    def __init__(self, books: Books, router: Router, outgoing: Outgoing, clock: Clock) -> None:
+        self._books, self._ledger = books, books.ledger
+        self._router = router
+        self._outgoing = outgoing
+        self._clock = clock
+
+    # ---- attempts
+
+    def route(self, life: RequestLife) -> Route | None:
+        """A pair with room for the request, or None."""
+        return self._router.choose(
+            self._books.registry,
+            life.token_ids,
+            life.max_new_tokens,
+            life.generation.cache_salt,
+            self._clock.now_s(),
+        )
+
+    def send(self, life: RequestLife, route: Route) -> None:
+        """Send both legs together; the reservations come first."""
+        prefill, decode, now_s = route.prefill, route.decode, self._clock.now_s()
+        prefill_id = prefill.worker_id if prefill else None
+        life.dispatch(prefill_id, decode.worker_id)
+        life.timeline.dispatched(prefill_id, decode.worker_id, now_s)
+        token_ids = life.token_ids
+        local = 0 if prefill else len(token_ids)
+        self._ledger.reserve_decode(decode.worker_id, life.request_id, self._need(life), local)
+        holders = [decode.worker_id]
+        if prefill is not None:
+            self._ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids))
+            holders.append(prefill.worker_id)
+            self._outgoing.send_order(prefill, prefill_leg(life, prefill, route, now_s))
+            life.ordered(prefill.worker_id, prefill.sent_seq)
+        self._outgoing.send_order(decode, decode_leg(life, decode, route, now_s))
+        life.ordered(decode.worker_id, decode.sent_seq)
+        self._router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
+
+    def progressed(self, life: RequestLife, worker: WorkerRecord, *, adopted: bool) -> None:
+        """Keep the ledger true as the request moves from prefill to decode and grows."""
+        if worker.worker_id == (life.prefill_worker or life.decode_worker):
+            self._ledger.prefill_computed(worker.worker_id, life.request_id)
+        if adopted and life.prefill_worker is not None:
+            self._ledger.release_prefill(life.prefill_worker, life.request_id)
+        if worker.worker_id == life.decode_worker and len(life.emitted) % REACCOUNT_TOKENS == 0:
+            self._ledger.reserve_decode(worker.worker_id, life.request_id, self._need(life))
+
+    def release(self, life: RequestLife, reason: str) -> None:
+        """Abort both legs of the current attempt and give its reservations back."""
+        legs = (life.prefill_worker, life.decode_worker)
+        self.abort(life.request_id, life.attempt, legs, reason)
+
+    def abort(
+        self, request_id: str, attempt: int, legs: tuple[str | None, str | None], reason: str
+    ) -> None:
+        """As `release`, for an attempt that the life has forgotten already."""
+        prefill_id, decode_id = legs
+        for worker_id in dict.fromkeys(legs):
+            record = self._books.registry.get(worker_id or "")
+            if record is not None:
+                self.abort_at(record, request_id, attempt, reason)
+        if prefill_id is not None:
+            self._ledger.release_prefill(prefill_id, request_id)
+        if decode_id is not None:
+            self._ledger.release_decode(decode_id, request_id)
+
+    def abort_at(self, worker: WorkerRecord, request_id: str, attempt: int, reason: str) -> None:
+        """One worker has no business with that attempt."""
+        order = Abort(
+            incarnation=worker.incarnation, request_id=request_id, attempt=attempt, reason=reason
+        )
+        self._outgoing.send_order(worker, order)
+
+    def _need(self, life: RequestLife) -> int:
+        return self._ledger.decode_need(life.num_tokens, life.max_new_tokens)
+
+    # ---- what is learned
+
+    def finished(self, life: RequestLife) -> None:
+        """The next turn of a chat finds its history."""
+        self._router.finished(life)
+
+    def blame(self, prefill_id: str, decode_id: str) -> None:
+        """A transfer between the two failed: avoid the pair for a while."""
+        self._router.blame(prefill_id, decode_id, self._clock.now_s())
+
+    # ---- workers
+
+    def joined(self, worker: WorkerRecord) -> None:
+        """It may be given work once it is ready."""
+        hello = worker.hello
+        self._ledger.open(worker.worker_id, hello.num_blocks, hello.max_num_seqs)
+
+    def left(self, worker_id: str) -> None:
+        """Whatever was reserved or cached there is gone."""
+        self._ledger.close(worker_id)
+        self._router.prefixes.forget(worker_id)
+
+
+def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Prefill:
+    """Compute prompt and emitted tokens, and offer the blocks to the route's decode worker."""
+    source = route.prefix_source
+    return Prefill(
+        incarnation=worker.incarnation,
+        request_id=life.request_id,
+        attempt=life.attempt,
+        token_ids=life.token_ids,
+        num_prompt_tokens=len(life.generation.prompt_token_ids),
+        sampling=life.generation.sampling,
+        deadline_in_s=max(life.deadline_s - now_s, 0.0),
+        cache_salt=life.generation.cache_salt,
+        decode_worker=route.decode.worker_id,
+        prefix_source=source.hello.address if source else None,
+        prefix_source_tokens=route.prefix_source_tokens,
+    )
+
+
+def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Decode:
+    """Continue from the blocks of the route's prefill worker, or compute everything where there is none."""
+    source = route.prefill
+    return Decode(
+        incarnation=worker.incarnation,
+        request_id=life.request_id,
+        attempt=life.attempt,
+        token_ids=life.token_ids,
+        num_prompt_tokens=len(life.generation.prompt_token_ids),
+        sampling=life.generation.sampling,
+        deadline_in_s=max(life.deadline_s - now_s, 0.0),
+        cache_salt=life.generation.cache_salt,
+        source=source.hello.address if source else None,
+        chunk_tokens=route.chunk_tokens,
+    )

@@ -1,0 +1,240 @@
+"""Live requests, from their admission to their one end. Owns their lives and streams; whose turn it is, is the line's.
+
+submit ─► line ─pump─► dispatch ─► … Output ─► life ─► EventStream
+            ▲                          │
+            └────────── replay: worker lost, transfer failed
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from coordinator.cluster.lifecycle import Phase, RequestLife, Verdict
+from coordinator.cluster.service_api import StreamEvent
+from protocol.errors import BatonError, DeadlineExceeded, InternalError, Overloaded, RequestAborted
+from protocol.failures import ErrorKind, Failure, error_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from coordinator.cluster.dispatch import Dispatch
+    from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.router import Route
+    from coordinator.cluster.service_api import Generation
+    from coordinator.cluster.stream import EventStream
+    from coordinator.cluster.timeline import Timeline
+    from coordinator.cluster.waiting_line import WaitingLine
+    from coordinator.planning.demand import DemandBook
+    from protocol.clock import Clock
+    from protocol.messages.reports import Output, TransferFailed
+
+    OpenStream = Callable[[str, Timeline, Callable[[str, str], None]], EventStream]
+
+log = logging.getLogger(__name__)
+
+
+class LiveRequests:
+    """Every live request waits in the line or is at its workers; its stream ends exactly once."""
+
+    def __init__(
+        self,
+        line: WaitingLine,
+        dispatch: Dispatch,
+        demand: DemandBook,
+        clock: Clock,
+        open_stream: OpenStream,
+    ) -> None:
+        self.replays = 0
+        self.transfer_failures = 0
+        self.unknown_failures = 0
+        self._line = line
+        self._dispatch = dispatch
+        self._demand = demand
+        self._clock = clock
+        self._open_stream = open_stream
+        self._lives: dict[str, RequestLife] = {}
+        self._streams: dict[str, EventStream] = {}
+
+    def __len__(self) -> int:
+        return len(self._lives)
+
+    def __iter__(self) -> Iterator[RequestLife]:
+        return iter(list(self._lives.values()))
+
+    def get(self, request_id: str) -> RequestLife | None:
+        """The life of a request that is not over."""
+        return self._lives.get(request_id)
+
+    # ---- beginnings
+
+    def submit(self, generation: Generation) -> EventStream:
+        """Admit a generation or raise Overloaded at once; nothing is computed for what is refused."""
+        now_s = self._clock.now_s()
+        life = RequestLife(generation, now_s, now_s + generation.deadline_in_s)
+        self._demand.arrived(now_s, life.num_tokens)
+        try:
+            self._line.check_room(life)
+        except Overloaded:
+            self._demand.refused(now_s)
+            raise
+        stream = self._open(life)
+        self._line.add(life)
+        self.pump()
+        return stream
+
+    def submit_to(self, route: Route, generation: Generation) -> EventStream:
+        """Send an internal request over a fixed route, past the line and the ledger's limits."""
+        now_s = self._clock.now_s()
+        life = RequestLife(generation, now_s, now_s + generation.deadline_in_s)
+        stream = self._open(life)
+        self._dispatch.send(life, route)
+        return stream
+
+    def _open(self, life: RequestLife) -> EventStream:
+        stream = self._open_stream(life.request_id, life.timeline, self.cancel)
+        self._lives[life.request_id], self._streams[life.request_id] = life, stream
+        return stream
+
+    def pump(self) -> None:
+        """Send waiting requests, oldest first, as long as there is room."""
+        while (life := self._line.first()) is not None:
+            route = self._dispatch.route(life)
+            if route is None:
+                return
+            self._line.remove(life)
+            self._dispatch.send(life, route)
+
+    # ---- what workers say
+
+    def on_output(self, worker: WorkerRecord, output: Output) -> None:
+        """Tokens of one request: deliver what is new, in order."""
+        life = self._lives.get(output.request_id)
+        if life is None or not life.is_current(output.attempt):
+            return
+        delivery = life.deliver(output, worker.worker_id)
+        if delivery.has_gap:
+            self.replay(life, "an output was lost")
+            return
+        self._dispatch.progressed(life, worker, adopted=delivery.adopted)
+        if delivery.adopted:
+            self.pump()
+        now_s, is_new = self._clock.now_s(), bool(delivery.tokens)
+        life.timeline.heard(worker.worker_id, output.spans, now_s, is_new=is_new)
+        life.timeline.transfer_bytes += output.num_pulled_blocks * worker.hello.block_bytes
+        event = StreamEvent(
+            tokens=delivery.tokens,
+            finish_reason=delivery.finish_reason,
+            stop_token_id=delivery.stop_token_id,
+            error=self._error(delivery.error),
+            num_cached_tokens=life.num_cached_tokens,
+            at_s=now_s,
+        )
+        if life.is_finished:
+            self._end(life, event, "finished")
+        elif delivery.tokens:
+            self._streams[life.request_id].put(event)
+
+    def _error(self, failure: Failure | None) -> BatonError | None:
+        """What a worker's failure means to the client."""
+        if failure is None:
+            return None
+        self._count_unknown(failure)
+        return error_of(failure)
+
+    def _count_unknown(self, failure: Failure) -> None:
+        self.unknown_failures += failure.kind is ErrorKind.UNKNOWN
+
+    def on_transfer_failed(self, worker: WorkerRecord, message: TransferFailed) -> None:
+        """The decode side could not prove the KV: replay, and avoid the pair for a while."""
+        self.transfer_failures += 1
+        self._count_unknown(message.failure)
+        log.warning(
+            "transfer of request_id=%s from %s to %s failed (%s); replaying",
+            message.request_id,
+            message.source,
+            worker.worker_id,
+            message.failure,
+        )
+        self._dispatch.blame(message.source, worker.worker_id)
+        life = self._lives.get(message.request_id)
+        if life is not None and life.is_current(message.attempt):
+            self.replay(life, str(message.failure))
+
+    # ---- replays
+
+    def replay(self, life: RequestLife, reason: str, *, is_failure: bool = True) -> None:
+        """End this attempt everywhere and begin another, which goes on after the tokens that were sent."""
+        self._dispatch.release(life, reason)
+        self._after_loss(life, life.requeue(is_failure=is_failure), reason)
+
+    def move_off(self, worker_id: str, reason: str) -> None:
+        """Whatever needs that worker is computed elsewhere; the worker is fine."""
+        for life in self:
+            if life.needs(worker_id):
+                self.replay(life, reason, is_failure=False)
+
+    def worker_lost(self, worker_id: str, reason: str) -> None:
+        """A worker is gone: everything that needs it is replayed elsewhere."""
+        for life in self:
+            legs = (life.prefill_worker, life.decode_worker)
+            if worker_id not in legs:
+                continue
+            old_attempt = life.attempt
+            verdict = life.lose_worker(worker_id)
+            if verdict is not Verdict.NOTHING:
+                self._dispatch.abort(life.request_id, old_attempt, legs, reason)
+            self._after_loss(life, verdict, f"worker {worker_id} was lost: {reason}")
+        self.pump()
+
+    def _after_loss(self, life: RequestLife, verdict: Verdict, reason: str) -> None:
+        if verdict is not Verdict.NOTHING:
+            life.timeline.failed(self._clock.now_s())
+        if verdict is Verdict.POISON:
+            error = InternalError(f"given up after {life.replays} replays; last cause: {reason}")
+            self._end(life, StreamEvent(error=error), reason)
+        elif verdict is Verdict.REPLAY:
+            self.replays += 1
+            self._line.put_first(life)
+            self.pump()
+
+    # ---- ends
+
+    def cancel(self, request_id: str, reason: str) -> None:
+        """Abort a request in every pool; harmless when it is over."""
+        life = self._lives.get(request_id)
+        if life is not None:
+            self._end(life, StreamEvent(error=RequestAborted(reason)), reason)
+
+    def cancel_all(self, reason: str) -> None:
+        """The server stops: every stream in flight ends with an error."""
+        for life in self:
+            self.cancel(life.request_id, reason)
+
+    def fail_all(self, error: BatonError, reason: str) -> None:
+        """Nobody can serve them any more."""
+        for life in self:
+            self._end(life, StreamEvent(error=error), reason)
+
+    def tick(self) -> None:
+        """End what is out of time."""
+        now_s = self._clock.now_s()
+        for life in self:
+            if now_s > life.deadline_s:
+                error = DeadlineExceeded("the request's deadline passed")
+                self._end(life, StreamEvent(error=error), "deadline")
+
+    def _end(self, life: RequestLife, event: StreamEvent, reason: str) -> None:
+        """The one way out: reservations back, legs released, the stream's last event."""
+        if self._lives.pop(life.request_id, None) is None:
+            return
+        if life.phase is Phase.QUEUED:
+            self._line.remove(life)
+        self._dispatch.release(life, reason)
+        life.end()
+        if event.finish_reason is not None:
+            self._line.finished()
+            self._dispatch.finished(life)
+            self._demand.finished(self._clock.now_s(), life.summary())
+        self._streams.pop(life.request_id).put(event)
+        self.pump()

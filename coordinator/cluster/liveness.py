@@ -1,0 +1,125 @@
+"""Whether workers live, and what their end means. Owns the watch on local processes and the one way to lose a worker.
+
+A worker on this host is watched through its pidfd: its death is known in milliseconds. Others are known by their
+heartbeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from coordinator.cluster.registry import WorkerState
+from protocol.errors import WorkerLost
+from protocol.ids import host_identity
+
+if TYPE_CHECKING:
+    from coordinator.cluster.books import Books
+    from coordinator.cluster.dispatch import Dispatch
+    from coordinator.cluster.live_requests import LiveRequests
+    from coordinator.cluster.probe import Probes
+    from coordinator.cluster.registry import WorkerRecord
+    from protocol.clock import Clock
+
+log = logging.getLogger(__name__)
+NO_WORKER_WAIT_S = 15.0
+"""How long an admitted request waits for any worker to come back before it ends with an error."""
+
+
+class Liveness:
+    """A watch belongs to one registered start."""
+
+    def __init__(
+        self,
+        books: Books,
+        dispatch: Dispatch,
+        requests: LiveRequests,
+        probes: Probes,
+        clock: Clock,
+    ) -> None:
+        self._books, self._registry = books, books.registry
+        self._dispatch = dispatch
+        self._requests = requests
+        self._probes = probes
+        self._clock = clock
+        self._host = host_identity()
+        self._pidfds: dict[str, int] = {}
+        self._no_worker_since_s: float | None = None
+
+    def joined(self, worker: WorkerRecord) -> None:
+        """A worker was registered: it may be given work once it has proven itself."""
+        self._dispatch.joined(worker)
+        if worker.hello.boot_id == self._host:
+            self._watch(worker)
+        self._probes.tick()
+
+    def lose(self, worker_id: str, reason: str) -> None:
+        """A worker is gone: everything that needs it is replayed elsewhere."""
+        record = self._registry.remove(worker_id, reason, self._clock.now_s())
+        if record is None:
+            return
+        is_leaving = self._books.pools.is_leaving(worker_id)
+        if is_leaving:
+            self._registry.forget(worker_id)
+        level = logging.INFO if is_leaving else logging.WARNING
+        log.log(level, "worker %s is gone (%s); what needs it is replayed", worker_id, reason)
+        self._dispatch.left(worker_id)
+        self._probes.forget(worker_id)
+        self._requests.worker_lost(worker_id, reason)
+
+    def is_needed(self, worker_id: str) -> bool:
+        """Whether some request cannot go on without that worker."""
+        return any(life.needs(worker_id) for life in self._requests)
+
+    def move_off(self, worker_id: str, reason: str) -> None:
+        """Whatever needs that worker is computed elsewhere; the worker is fine."""
+        self._requests.move_off(worker_id, reason)
+
+    def tick(self) -> None:
+        """Several times a second: lost workers, and requests that no worker can serve."""
+        now_s = self._clock.now_s()
+        for record, reason in self._registry.lost(now_s):
+            self.lose(record.worker_id, reason)
+        self._close_watches()
+        if any(w.state is not WorkerState.DRAINING for w in self._registry):
+            self._no_worker_since_s = None
+            return
+        self._no_worker_since_s = self._no_worker_since_s or now_s
+        if now_s - self._no_worker_since_s >= NO_WORKER_WAIT_S:
+            error = WorkerLost("every worker was lost and none came back in time")
+            self._requests.fail_all(error, "no worker")
+
+    # ---- processes on this host
+
+    def _watch(self, record: WorkerRecord) -> None:
+        try:
+            pidfd = os.pidfd_open(record.hello.pid)
+        except OSError as error:  # it died between its hello and now
+            self.lose(record.worker_id, f"process is gone: {error.strerror}")
+            return
+        self._pidfds[record.incarnation] = pidfd
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, self._exited, record.worker_id, record.incarnation)
+
+    def _exited(self, worker_id: str, incarnation: str) -> None:
+        self._unwatch(incarnation)
+        record = self._registry.get(worker_id)
+        if record is not None and record.incarnation == incarnation:
+            self.lose(worker_id, "process exited")
+
+    def _unwatch(self, incarnation: str) -> None:
+        pidfd = self._pidfds.pop(incarnation)
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+
+    def _close_watches(self) -> None:
+        for incarnation in list(self._pidfds):
+            if self._registry.by_incarnation(incarnation) is None:
+                self._unwatch(incarnation)
+
+    def close(self) -> None:
+        """Stop watching."""
+        for incarnation in list(self._pidfds):
+            self._unwatch(incarnation)

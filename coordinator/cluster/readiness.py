@@ -1,0 +1,33 @@
+"""Whether the cluster serves. Owns that it was ready once; asked by probes of load balancers, told to the launcher."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coordinator.cluster.books import Books
+
+
+class Readiness:
+    """Ready once every expected worker was, and as long as one can serve."""
+
+    def __init__(self, books: Books, on_change: Callable[[], None]) -> None:
+        self._books = books
+        self._on_change = on_change
+        self._was_ready = False
+
+    def is_ready(self) -> bool:
+        """Whether a request sent now could be served."""
+        ready = self._books.ready()
+        if not self._was_ready:
+            have = Counter(worker.role for worker in ready)
+            wanted = self._books.pools.target
+            self._was_ready = all(have[role] >= count for role, count in wanted.items())
+        return self._was_ready and bool(ready)
+
+    def changed(self) -> None:
+        """A worker became ready, or other numbers are wanted: who asked is told."""
+        self._on_change()
