@@ -13,7 +13,8 @@ from typing import Any, get_args
 import msgspec
 import torch
 
-from engine.checkpoints.hugging_face import parse_config, read_json
+from engine.checkpoints.fields import read_object
+from engine.checkpoints.hugging_face_config import parse_config
 from engine.checkpoints.prepared import (
     ALIGNMENT_BYTES,
     FORMAT_VERSION,
@@ -27,13 +28,14 @@ from engine.model.weight_shapes import plan_tensors
 from protocol.errors import ConfigError
 
 SPREAD = 0.02
+_MAX_CONFIG_BYTES = 1 << 24
 
 
 def write_random(config_file: Path, dtype: str, directory: Path) -> None:
     """`directory` holds weights.bin and model.json then; it has no tokenizer."""
     if dtype not in get_args(Dtype):
         raise ConfigError(f"--dtype: {dtype!r} is not one of {', '.join(get_args(Dtype))}")
-    config = parse_config(read_json(config_file), {})
+    config = parse_config(read_object(config_file, _MAX_CONFIG_BYTES), str(config_file))
     generator = torch.Generator().manual_seed(5)
     places: dict[str, TensorPlace] = {}
     with (directory / WEIGHTS_NAME).open("wb") as file:

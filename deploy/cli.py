@@ -329,7 +329,7 @@ def run_pull(namespace: argparse.Namespace) -> int:
     """`baton pull`."""
     from rich.console import Console
 
-    from deploy.commands.banner import PrepareProgress
+    from deploy.commands.banner import PrepareProgress, show_warnings
     from deploy.config.options import dtype
     from deploy.config.topology import cache_directory
     from deploy.host.model_source import prepare, resolve_dtype
@@ -338,8 +338,10 @@ def run_pull(namespace: argparse.Namespace) -> int:
         wanted = resolve_dtype(dtype(namespace.dtype))
     except ValueError as error:
         raise ConfigError(f"--dtype: {error}") from None
-    with PrepareProgress(Console(stderr=True)) as progress:
+    console = Console(stderr=True, highlight=False)
+    with PrepareProgress(console) as progress:
         model = prepare(namespace.model, (), wanted, cache_directory(), progress)
+    show_warnings(console, model.warnings)
     print(model.directory)
     return 0
 

@@ -1,4 +1,4 @@
-"""What a decoder model is made of. Owns the torch-free description; reading it from files is engine.checkpoints.hugging_face."""
+"""What a decoder model is made of. Owns the torch-free description; reading it from files is engine.checkpoints."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ import msgspec
 
 
 class RopeScaling(msgspec.Struct, frozen=True, kw_only=True):
-    """Rotary scaling of long-context models; `kind` default leaves frequencies as they are."""
+    """Rotary scaling of long-context models; `kind` default leaves frequencies as they are.
 
-    kind: Literal["default", "linear", "llama3"] = "default"
+    llama3 reads the frequency factors, yarn the betas and `truncate`; `divisors` of kind "divisors" has one number
+    for each of the head_dim / 2 frequencies. Cosines and sines are multiplied by `attention_factor`.
+    """
+
+    kind: Literal["default", "linear", "llama3", "yarn", "divisors"] = "default"
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float = 1.0
+    divisors: tuple[float, ...] = ()
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Shape of a Llama-like decoder. Sizes are counts of elements.
 
-    `family` chooses what differs: qwen2 has bias on q, k and v; qwen3 normalizes q and k per head;
-    llama covers SmolLM2 and Mistral.
+    `family` chooses what differs: qwen3 normalizes q and k per head; llama covers SmolLM2 and Mistral.
+    `attention_bias` is that of q, k and v, `output_bias` that of the attention's output.
     """
 
     family: Literal["llama", "qwen2", "qwen3"]
@@ -38,6 +47,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_position_embeddings: int
     tie_word_embeddings: bool = False
     attention_bias: bool = False
+    output_bias: bool = False
     mlp_bias: bool = False
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None

@@ -10,7 +10,7 @@ from protocol.roles import Role
 
 
 class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """A model made ready on this host: everything in `directory`, and what it is called."""
+    """A model made ready on this host: everything in `directory`, what it is called, and what to tell who starts it."""
 
     name: str
     served_names: tuple[str, ...]
@@ -19,6 +19,7 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     weights_hash: str
     tokenizer_hash: str
+    warnings: tuple[str, ...] = ()
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

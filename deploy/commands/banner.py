@@ -16,7 +16,7 @@ from rich.text import Text
 from deploy.host.memory import format_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from rich.console import Console
@@ -77,6 +77,12 @@ class ChildLines:
         style = _COLOURS.get(name.partition("-")[0], "white")
         shown = Text() if f" {name} " in line else Text(f"{name} ", style=style)
         self._console.print(shown.append(line), soft_wrap=True)
+
+
+def show_warnings(console: Console, warnings: Sequence[str]) -> None:
+    """What a model's files say that a person should know before it is asked."""
+    for warning in warnings:
+        console.print(Text("warning: ", style="yellow").append(warning, style=""), soft_wrap=True)
 
 
 def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: float) -> None:

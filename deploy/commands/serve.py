@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from deploy.commands.banner import ChildLines, PrepareProgress, show_banner
+from deploy.commands.banner import ChildLines, PrepareProgress, show_banner, show_warnings
 from deploy.config.topology import cache_directory
 from deploy.host.model_source import prepare, resolve_dtype
 from deploy.host.run_directory import run_directory
@@ -51,6 +51,7 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
             progress,
             is_dummy=config.load_format == "dummy",
         )
+    show_warnings(console, model.warnings)
     with run_directory() as directory:
         plan = make_plan(config, model, host, directory, port)
         launcher: Launcher | RayLauncher

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -148,6 +149,7 @@ def prepare(
         dtype=manifest.dtype,
         weights_hash=manifest.weights_hash,
         tokenizer_hash=manifest.tokenizer_hash,
+        warnings=manifest.warnings,
     )
 
 
@@ -164,7 +166,12 @@ def _convert(
         *how,
     ]
     failure = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=child_environment()) as child:
+    with (
+        tempfile.TemporaryFile() as complaints,  # tracebacks and panics: not for who started us
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=complaints, env=child_environment()
+        ) as child,
+    ):
         assert child.stdout is not None
         try:
             for line in child.stdout:
@@ -176,5 +183,5 @@ def _convert(
             child.kill()
             raise
     if child.returncode != 0:
-        reason = failure or f"the converter ended with status {child.returncode}"
+        reason = failure or f"reading it ended the converter with status {child.returncode}"
         raise ConfigError(f"model: {files} cannot be served: {reason}")

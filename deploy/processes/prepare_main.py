@@ -1,6 +1,9 @@
 """The child that converts a model: needs torch, so the launcher does not import it.
 
 usage: python -m deploy.processes.prepare_main SOURCE CACHE DTYPE [dummy]      writes a PrepareNews a line
+
+The files come from anywhere. They are read and checked before torch is imported, which takes longer than all of that;
+and whatever goes wrong with them becomes one sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import msgspec
 
 from deploy.host.model_source import DUMMY, PrepareNews
 from deploy.processes.child import follow_parent
-from engine.checkpoints.prepare import prepare
+from engine.checkpoints.fields import one_line
+from engine.checkpoints.source import open_checkpoint
 from protocol.errors import BatonError
 
 if TYPE_CHECKING:
@@ -32,15 +36,22 @@ def main() -> int:
     follow_parent(os.getppid())
     source, cache, dtype, *rest = sys.argv[1:]
     try:
+        checkpoint = open_checkpoint(Path(source), with_weights=rest != [DUMMY])
+        from engine.checkpoints.prepare import prepare
+
         prepare(
             Path(source),
             Path(cache),
             cast("Dtype", dtype),
             lambda stage, fraction: tell(PrepareNews(stage=stage, fraction=fraction)),
             is_dummy=rest == [DUMMY],
+            checkpoint=checkpoint,
         )
     except (BatonError, OSError) as error:
-        tell(PrepareNews(error=str(error)))
+        tell(PrepareNews(error=one_line(str(error))))
+        return 2
+    except Exception as error:  # noqa: BLE001 - a reader's own mistake: still no traceback for who brought the file
+        tell(PrepareNews(error=one_line(f"{source}: {type(error).__name__}: {error}")))
         return 2
     return 0
 

@@ -1,24 +1,29 @@
-"""Reading a GGUF file. Owns its metadata keys, its tensor names and llama's row order; torch-free.
+"""What a GGUF model means. Owns its keys, its tensor names and llama's row order; torch-free.
 
-GGUF stores the q and k rows of the `llama` architecture interleaved (rotary pairs side by side);
-Baton, like Hugging Face, keeps the two halves apart, so those rows are put back on reading.
+A key of the architecture that is not known here refuses the model, and so does a tensor that has no use. GGUF stores
+the q and k rows of the `llama` architecture interleaved (rotary pairs side by side); Baton, like Hugging Face, keeps
+the two halves apart, so those rows are put back on reading. Large models come as several files, all but the first
+of which have tensors only.
 """
 
 from __future__ import annotations
 
-import math
-from functools import partial
+import re
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
-import gguf
 import numpy as np
-from gguf.quants import dequantize
 
+from engine.checkpoints.fields import Fields, shown
+from engine.checkpoints.gguf_header import GgufHeader, GgufTensor, is_dequantized, read_values
+from engine.checkpoints.gguf_parts import MAX_PARTS, part_paths
+from engine.checkpoints.hugging_face_config import MAX_HEADS, MAX_LAYERS
+from engine.checkpoints.rope_fields import DEFAULT_THETA, yarn_temperature
+from engine.checkpoints.stored_tensor import StoredTensor, Values
 from protocol.errors import ConfigError
 from protocol.model_config import ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -29,9 +34,9 @@ _ARCHITECTURES: dict[str, Literal["llama", "qwen2", "qwen3"]] = {
     "qwen3": "qwen3",
 }
 _TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
 }
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -46,133 +51,246 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,5})\.)?([a-z_]+)\.(weight|bias)")
 _ROPE_FACTORS = "rope_freqs.weight"
-_READ_ERRORS = (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError)
+_USED = frozenset(
+    {
+        *("context_length", "embedding_length", "block_count", "feed_forward_length", "vocab_size"),
+        *("attention.head_count", "attention.head_count_kv", "attention.key_length"),
+        *("attention.value_length", "attention.layer_norm_rms_epsilon", "rope.dimension_count"),
+        *("attention.sliding_window", "attention.causal", "rope.freq_base", "rope.scaling.type"),
+        *("rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned"),
+        *("rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scale_linear"),
+    }
+)
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "expert_count": (0,),
+    "expert_used_count": (0,),
+    "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "use_parallel_residual": (False,),
+    "tensor_data_layout": ("Meta AI original pth",),
+}
+"""Keys whose other values would change the answers."""
 
 
 class GgufFile:
-    """One open GGUF file whose tensors all lie inside it."""
+    """One GGUF model, in one file or several."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self._reader = gguf.GGUFReader(path)
-            self._fields = self._reader.fields
-            self.architecture = str(self.get("general.architecture", "(none)"))
-        except _READ_ERRORS as error:
-            raise ConfigError(f"{path} is not a readable GGUF file: {error}") from error
+        header = GgufHeader(path)
+        self._headers = _all_parts(header)
+        self._metadata = Fields(self._headers[0].fields, str(self._headers[0].path))
+        self.architecture = self._metadata.text("general.architecture", "(none)")
         if self.architecture not in _ARCHITECTURES:
-            raise ConfigError(
-                f"{path}: general.architecture {self.architecture!r} is not supported; "
-                f"supported: {', '.join(_ARCHITECTURES)}"
+            self._metadata.refuse(
+                "general.architecture",
+                f"{shown(self.architecture)} is not supported; supported: {', '.join(_ARCHITECTURES)}",
             )
-        size_bytes = path.stat().st_size
-        for tensor in self._reader.tensors:
-            check_bounds(tensor.name, int(tensor.data_offset), int(tensor.n_bytes), size_bytes)
-        self._by_name = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._by_name: dict[str, GgufTensor] = {}
+        for part in self._headers:
+            for name, tensor in part.tensors.items():
+                if name in self._by_name:
+                    raise ConfigError(f"{part.path}: tensor {shown(name)} is in another part too")
+                self._by_name[name] = tensor
+
+    @property
+    def fields(self) -> Fields:
+        """All metadata."""
+        return self._metadata
 
     def get(self, key: str, default: Any = None) -> Any:
         """Value of a metadata key, or `default` when the file has none."""
-        field = self._fields.get(key)
-        return default if field is None else field.contents()
+        return self._metadata.values.get(key, default)
 
-    def _hyper(self, key: str, default: Any = None) -> Any:
-        value = self.get(f"{self.architecture}.{key}", default)
-        if value is None:
-            raise ConfigError(f"{self.path} lacks the metadata key {self.architecture}.{key}")
-        return value
+    @cached_property
+    def _hyper(self) -> Fields:
+        """The keys of the architecture, without its name; ConfigError for one that is not known."""
+        prefix = f"{self.architecture}."
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in self._metadata.values.items()
+            if key.startswith(prefix)
+        }
+        for key, value in own.items():
+            if key not in _USED and value not in _NEUTRAL.get(key, ()):
+                self._metadata.refuse(prefix + key, f"of {shown(value)} is not supported")
+        for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length"):
+            value = own.get(key)
+            if isinstance(value, list) and value and all(item == value[0] for item in value):
+                own[key] = value[0]  # one number a layer, all the same
+        return Fields(own, f"{self._metadata.where}: {self.architecture}")
 
     def config(self) -> ModelConfig:
-        """The model this file describes."""
-        hidden_size, num_heads = (
-            int(self._hyper("embedding_length")),
-            self._hyper("attention.head_count"),
-        )
-        if not isinstance(num_heads, int):
-            raise ConfigError(f"{self.path}: per-layer head counts are not supported")
-        head_dim = int(self._hyper("attention.key_length", hidden_size // num_heads))
-        if int(self._hyper("rope.dimension_count", head_dim)) != head_dim:
-            raise ConfigError(f"{self.path}: partial rotary embeddings are not supported")
-        family = _ARCHITECTURES[self.architecture]
+        """The model this file describes; its ends of sequence are in the vocabulary."""
+        hyper, names = self._hyper, self._by_name
+        hidden_size = hyper.integer("embedding_length")
+        num_heads, num_kv_heads = self._head_counts()
+        embedding = names.get("token_embd.weight")
+        if embedding is None or len(embedding.shape) != 2:
+            raise ConfigError(f"{self.path} lacks the tensor token_embd.weight, or it is no matrix")
         return ModelConfig(
-            family=family,
-            vocab_size=int(self._by_name["token_embd.weight"].shape[1]),
+            family=_ARCHITECTURES[self.architecture],
+            vocab_size=embedding.shape[0],
             hidden_size=hidden_size,
-            intermediate_size=int(self._hyper("feed_forward_length")),
-            num_layers=int(self._hyper("block_count")),
+            intermediate_size=hyper.integer("feed_forward_length"),
+            num_layers=hyper.integer("block_count", most=MAX_LAYERS),
             num_heads=num_heads,
-            num_kv_heads=int(self._hyper("attention.head_count_kv", num_heads)),
-            head_dim=head_dim,
+            num_kv_heads=num_kv_heads,
+            head_dim=self._head_dim(hidden_size, num_heads),
             # stored as float32; the shortest decimal is the one that was meant
-            rms_norm_eps=float(str(np.float32(self._hyper("attention.layer_norm_rms_epsilon")))),
-            rope_theta=float(self._hyper("rope.freq_base", 10000.0)),
-            rope_scaling=self._rope_scaling(),
-            max_position_embeddings=int(self._hyper("context_length")),
-            tie_word_embeddings="output.weight" not in self._by_name,
-            attention_bias="blk.0.attn_q.bias" in self._by_name,
-            eos_token_ids=self._eos_token_ids(),
-            bos_token_id=self.get("tokenizer.ggml.bos_token_id"),
-            sliding_window=self.get(f"{self.architecture}.attention.sliding_window"),
+            rms_norm_eps=float(str(np.float32(hyper.number("attention.layer_norm_rms_epsilon")))),
+            rope_theta=self._theta(),
+            rope_scaling=self._rope_scaling(self._head_dim(hidden_size, num_heads)),
+            max_position_embeddings=hyper.integer("context_length"),
+            tie_word_embeddings="output.weight" not in names,
+            attention_bias=self._has_bias("attn_q", "attn_k", "attn_v"),
+            output_bias=self._has_bias("attn_output"),
+            mlp_bias=self._has_bias("ffn_gate", "ffn_up", "ffn_down"),
+            sliding_window=self._window(),
         )
 
-    def _eos_token_ids(self) -> tuple[int, ...]:
-        keys = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
-        found = (self.get(key) for key in keys)
-        return tuple(dict.fromkeys(int(value) for value in found if value is not None))
+    def _head_counts(self) -> tuple[int, int]:
+        hyper = self._hyper
+        num_heads = hyper.integer("attention.head_count", most=MAX_HEADS)
+        num_kv_heads = hyper.integer("attention.head_count_kv", num_heads, most=MAX_HEADS)
+        if num_heads % num_kv_heads:
+            hyper.refuse("attention.head_count_kv", f"{num_kv_heads} must divide {num_heads} heads")
+        return num_heads, num_kv_heads
 
-    def _rope_scaling(self) -> RopeScaling:
+    def _head_dim(self, hidden_size: int, num_heads: int) -> int:
+        hyper = self._hyper
+        head_dim = hyper.integer("attention.key_length", hidden_size // num_heads, most=MAX_HEADS)
+        if head_dim % 2:
+            hyper.refuse("attention.key_length", f"must be even, not {head_dim}")
+        for name in ("attention.value_length", "rope.dimension_count"):
+            if hyper.integer(name, head_dim) != head_dim:
+                hyper.refuse(name, f"is supported as the length of a head, {head_dim}, only")
+        return head_dim
+
+    def _theta(self) -> float:
+        """Stored as float32, like epsilon."""
+        return float(
+            str(np.float32(self._hyper.number("rope.freq_base", DEFAULT_THETA, above=True)))
+        )
+
+    def _window(self) -> int | None:
+        """llama.cpp computes these architectures without a window, whatever the file says; neither is right to guess."""
+        window = self._hyper.integer("attention.sliding_window", 0, least=0)
+        if window and window < self._hyper.integer("context_length"):
+            self._hyper.refuse("attention.sliding_window", "is not supported for this architecture")
+        if not self._hyper.flag("attention.causal", default=True):
+            self._hyper.refuse("attention.causal", "is supported as true only")
+        return None
+
+    def _has_bias(self, *parts: str) -> bool:
+        return any(f"blk.0.{part}.bias" in self._by_name for part in parts)
+
+    def _rope_scaling(self, head_dim: int) -> RopeScaling:
+        hyper = self._hyper
+        kind = hyper.text("rope.scaling.type", "none")
+        scale = hyper.number("rope.scale_linear", 1.0, above=True)
+        factor = hyper.number("rope.scaling.factor", scale, above=True)
+        if kind == "none" and factor != 1.0:
+            kind = "linear"  # older files have the factor alone
         if _ROPE_FACTORS in self._by_name:
-            factors = dequantize(
-                self._by_name[_ROPE_FACTORS].data, self._by_name[_ROPE_FACTORS].tensor_type
-            )
-            # llama.cpp stores Llama 3's scaling as divisors; the largest is the factor itself
-            return RopeScaling(kind="llama3", factor=float(np.max(factors)))
-        kind = self.get(f"{self.architecture}.rope.scaling.type", "none")
+            if kind != "none":
+                hyper.refuse(
+                    "rope.scaling.type", f"{shown(kind)} beside {_ROPE_FACTORS} is not supported"
+                )
+            return RopeScaling(kind="divisors", divisors=self._divisors(head_dim))
         if kind == "none":
             return RopeScaling()
         if kind == "linear":
-            return RopeScaling(kind="linear", factor=float(self._hyper("rope.scaling.factor")))
-        raise ConfigError(
-            f"{self.path}: rope.scaling.type {kind!r} is not supported; supported: linear"
+            return RopeScaling(kind="linear", factor=factor)
+        if kind != "yarn":
+            hyper.refuse(
+                "rope.scaling.type",
+                f"{shown(kind)} is not supported; supported: none, linear, yarn",
+            )
+        return RopeScaling(
+            kind="yarn",
+            factor=factor,
+            original_max_position=hyper.integer(
+                "rope.scaling.original_context_length", hyper.integer("context_length")
+            ),
+            beta_fast=hyper.number("rope.scaling.yarn_beta_fast", 32.0, above=True),
+            beta_slow=hyper.number("rope.scaling.yarn_beta_slow", 1.0, above=True),
+            attention_factor=yarn_temperature(factor),
         )
 
-    def tensors(self) -> Iterator[tuple[str, Callable[[], npt.NDArray[np.float32]]]]:
-        """Hugging Face name of every weight, and a call that reads it as float32."""
-        num_heads = int(self._hyper("attention.head_count"))
-        rows = {
-            "attn_q": num_heads,
-            "attn_k": int(self._hyper("attention.head_count_kv", num_heads)),
-        }
-        for tensor in self._reader.tensors:
-            if tensor.name == _ROPE_FACTORS:
+    def _divisors(self, head_dim: int) -> tuple[float, ...]:
+        tensor = self._by_name[_ROPE_FACTORS]
+        if tensor.shape != (head_dim // 2,) or not is_dequantized(tensor.kind):
+            raise ConfigError(
+                f"{self.path}: {_ROPE_FACTORS} is {tensor.kind.name} of shape {tensor.shape}, "
+                f"expected numbers of shape {(head_dim // 2,)}"
+            )
+        values = read_values(tensor)
+        if not (np.isfinite(values) & (values > 0)).all():
+            raise ConfigError(f"{self.path}: {_ROPE_FACTORS} must be positive and finite")
+        return tuple(values.tolist())
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """Every weight by its Hugging Face name; ConfigError names a tensor that no such model has."""
+        num_heads, num_kv_heads = self._head_counts()
+        rows = {"q_proj": num_heads, "k_proj": num_kv_heads} if self.architecture == "llama" else {}
+        found = {}
+        for name, tensor in self._by_name.items():
+            if name == _ROPE_FACTORS:
                 continue
-            part = tensor.name.split(".")[2] if tensor.name.startswith("blk.") else ""
-            num_rows = rows.get(part, 0) if self.architecture == "llama" else 0
-            yield hugging_face_name(tensor.name), partial(_read_values, tensor, num_rows)
+            theirs = self._their_name(name)
+            num_rows = rows.get(theirs.split(".")[-2], 0)
+            if num_rows and tensor.shape[0] % (2 * num_rows):
+                raise ConfigError(
+                    f"{self.path}: {name} has {tensor.shape[0]} rows for {num_rows} heads"
+                )
+            found[theirs] = StoredTensor(
+                name,
+                tensor.kind.name,
+                tensor.shape,
+                partial(_read, tensor, num_rows),
+                is_dequantized(tensor.kind),
+            )
+        return found
+
+    def _their_name(self, name: str) -> str:
+        try:
+            return hugging_face_name(name)
+        except KeyError:
+            raise ConfigError(
+                f"{self.path}: the tensor {shown(name)} has no use in a {self.architecture} model"
+            ) from None
 
 
-def _read_values(tensor: Any, num_rotary_heads: int) -> npt.NDArray[np.float32]:
-    values = _dequantize(tensor)
-    return unpermute(values, num_rotary_heads) if num_rotary_heads else values
-
-
-def check_bounds(name: str, offset: int, size: int, file_size: int) -> None:
-    """ConfigError unless bytes [offset, offset + size) lie inside a file of `file_size` bytes."""
-    if offset < 0 or size < 0 or offset + size > file_size:
-        raise ConfigError(
-            f"tensor {name} claims bytes [{offset}, {offset + size}) of a file of {file_size} bytes; "
-            "the file is damaged or incomplete, fetch it again"
-        )
+def _read(tensor: GgufTensor, num_rotary_heads: int) -> Values:
+    values = read_values(tensor)
+    return "F32", unpermute(values, num_rotary_heads) if num_rotary_heads else values
 
 
 def hugging_face_name(name: str) -> str:
-    """`model.layers.3.mlp.up_proj.weight` for `blk.3.ffn_up.weight`; ConfigError when unknown."""
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name]
-    pieces = name.split(".")
-    if len(pieces) != 4 or pieces[0] != "blk" or pieces[2] not in _LAYER_NAMES:
-        raise ConfigError(f"GGUF tensor {name} is not supported")
-    return f"model.layers.{pieces[1]}.{_LAYER_NAMES[pieces[2]]}.{pieces[3]}"
+    """`model.layers.3.mlp.up_proj.weight` for `blk.3.ffn_up.weight`; KeyError when unknown."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise KeyError(name)
+    layer, part, kind = match.groups()
+    if layer is None:
+        return f"{_TOP_NAMES[part]}.{kind}"
+    return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}"
+
+
+def gguf_name(name: str) -> str:
+    """The other way round, for people: `blk.3.ffn_up.weight` for `model.layers.3.mlp.up_proj.weight`."""
+    stem, _, kind = name.rpartition(".")
+    top = {theirs: ours for ours, theirs in _TOP_NAMES.items()}
+    if stem in top:
+        return f"{top[stem]}.{kind}"
+    layer, _, part = stem.removeprefix("model.layers.").partition(".")
+    return f"blk.{layer}.{ {theirs: ours for ours, theirs in _LAYER_NAMES.items()}[part] }.{kind}"
 
 
 def unpermute(values: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
@@ -182,14 +300,24 @@ def unpermute(values: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np
     return split.swapaxes(1, 2).reshape(values.shape)
 
 
-def _dequantize(tensor: Any) -> npt.NDArray[np.float32]:
-    shape = tuple(int(size) for size in reversed(tensor.shape))
-    try:
-        values = dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
+def _all_parts(header: GgufHeader) -> list[GgufHeader]:
+    """The headers of every part, the first first; ConfigError when one is missing or is another's."""
+    fields = Fields(header.fields, str(header.path))
+    count = fields.integer("split.count", 1, least=0, most=MAX_PARTS)
+    if count <= 1:
+        return [header]
+    paths = part_paths(header.path)
+    if len(paths) != count:
         raise ConfigError(
-            f"GGUF quantization {tensor.tensor_type.name} of {tensor.name} is not supported"
-        ) from error
-    if values.size != math.prod(shape):
-        raise ConfigError(f"GGUF tensor {tensor.name} does not have the shape {shape}")
-    return np.asarray(values, dtype=np.float32).reshape(shape)
+            f"{header.path} is one of {count} parts; name them …-00001-of-{count:05}.gguf and so on"
+        )
+    headers = [header if path == header.path else GgufHeader(path) for path in paths]
+    for index, part in enumerate(headers):
+        own = Fields(part.fields, str(part.path))
+        if own.integer("split.no", least=0) != index or own.integer("split.count") != count:
+            own.refuse("split.no", f"is not that of part {index + 1} of {count}")
+    total = Fields(headers[0].fields, str(paths[0])).integer("split.tensors.count", -1, least=-1)
+    held = sum(len(part.tensors) for part in headers)
+    if total not in (-1, held):
+        raise ConfigError(f"{paths[0]}: `split.tensors.count` is {total}, the parts hold {held}")
+    return headers

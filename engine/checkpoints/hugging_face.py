@@ -1,221 +1,144 @@
-"""Reading a Hugging Face model directory. Owns what `config.json` and safetensors headers mean; torch-free.
-
-A safetensors file is an 8-byte little-endian header length, a JSON header that maps names to dtype,
-shape and byte range, then the data. Every range is checked before a byte of it is touched.
-"""
+"""Reading a Hugging Face model directory. Owns which of its files count, in transformers' order; torch-free."""
 
 from __future__ import annotations
 
 import json
-import math
-import mmap
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from engine.checkpoints.checkpoint import (
+    GENERATION,
+    SETTINGS,
+    TEMPLATE,
+    TOKENIZER,
+    Checkpoint,
+    check_generation,
+    load_tokenizer,
+    named_templates,
+    settle_vocabulary,
+    special_token,
+    write_settings,
+)
+from engine.checkpoints.fields import Fields, read_bytes, read_object, shown
+from engine.checkpoints.hugging_face_config import DEFAULT_EOS, parse_config
+from engine.checkpoints.safetensors_file import read_safetensors
+from engine.checkpoints.stored_tensor import check_tensors, settle_head
 from protocol.errors import ConfigError
-from protocol.model_config import ModelConfig, RopeScaling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from engine.checkpoints.stored_tensor import StoredTensor
 
-_FAMILIES: dict[str, Literal["llama", "qwen2", "qwen3"]] = {
-    "LlamaForCausalLM": "llama",
-    "MistralForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-_ELEMENT_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-_MAX_HEADER_BYTES = 100_000_000
+_MAX_CONFIG_BYTES = 1 << 24
+_MAX_TOKENIZER_BYTES, _MAX_INDEX_BYTES = 1 << 27, 1 << 26
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+EXTRA_TEMPLATES = "additional_chat_templates"
 
 
-@dataclass(frozen=True, slots=True)
-class RawTensor:
-    """Bytes of one checkpoint tensor, row-major; `dtype` is F32, F16 or BF16."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ConfigError when it is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} does not hold a JSON object")
-    return value
+def read_directory(directory: Path, *, with_weights: bool = True) -> Checkpoint:
+    """The model in `directory`; ConfigError names the file and the field that cannot be served."""
+    path = directory / "config.json"
+    raw = read_object(path, _MAX_CONFIG_BYTES)
+    config = parse_config(raw, str(path))
+    tensors: dict[str, StoredTensor] = {}
+    if with_weights:
+        tensors = read_tensors(directory)
+        config = msgspec.structs.replace(config, tie_word_embeddings=settle_head(config, tensors))
+        check_tensors(config, tensors, str(directory))
+    checkpoint = Checkpoint(config, tensors)
+    _read_texts(checkpoint, directory, raw)
+    return checkpoint
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """The model that `directory`/config.json (and generation_config.json) describes."""
-    generation = directory / "generation_config.json"
-    return parse_config(
-        read_json(directory / "config.json"), read_json(generation) if generation.exists() else {}
+def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, Any]) -> None:
+    """Tokenizer, templates, generation settings; and with them the ends of sequence."""
+    settings = _optional(directory / SETTINGS)
+    generation = _optional(directory / GENERATION)
+    path = directory / TOKENIZER
+    if not path.exists():
+        raise ConfigError(f"{directory} has no {TOKENIZER}; save a fast tokenizer there first")
+    checkpoint.files[TOKENIZER] = read_bytes(path, _MAX_TOKENIZER_BYTES)
+    tokenizer = load_tokenizer(checkpoint.files[TOKENIZER], str(path))
+    ends = checkpoint.config.eos_token_ids + check_generation(
+        generation, str(directory / GENERATION)
     )
-
-
-def parse_config(raw: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
-    """ModelConfig of a `config.json`; ConfigError names the field that is not supported."""
-    family = _family(raw)
-    _check_supported(raw)
-    hidden_size, num_heads = _size(raw, "hidden_size"), _size(raw, "num_attention_heads")
-    num_kv_heads = int(raw.get("num_key_value_heads") or num_heads)
-    head_dim = int(raw.get("head_dim") or hidden_size // num_heads)
-    if num_heads % num_kv_heads or head_dim % 2:
-        raise ConfigError(
-            f"num_attention_heads {num_heads} must be a multiple of num_key_value_heads "
-            f"{num_kv_heads}, and head_dim {head_dim} even"
-        )
-    theta, scaling = _rope(raw)
-    return ModelConfig(
-        family=family,
-        vocab_size=_size(raw, "vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=_size(raw, "intermediate_size"),
-        num_layers=_size(raw, "num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        head_dim=head_dim,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        max_position_embeddings=_size(raw, "max_position_embeddings"),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        attention_bias=bool(raw.get("attention_bias", family == "qwen2")),
-        mlp_bias=bool(raw.get("mlp_bias", False)),
-        eos_token_ids=_token_ids(generation.get("eos_token_id", raw.get("eos_token_id"))),
-        bos_token_id=next(iter(_token_ids(raw.get("bos_token_id"))), None),
-        sliding_window=_sliding_window(raw, family),
+    specials = (
+        settings if "eos_token" in settings else _optional(directory / "special_tokens_map.json")
     )
+    text = special_token(specials, "eos_token")
+    own = None if text is None else tokenizer.token_to_id(text)
+    if own is not None:
+        ends = (*ends, own)
+    if not ends and "eos_token_id" not in raw_config | generation:
+        ends = _default_end(checkpoint)
+    settle_vocabulary(checkpoint, tokenizer, ends)
+    generation["eos_token_id"] = list(checkpoint.config.eos_token_ids)
+    checkpoint.files[GENERATION] = json.dumps(generation, indent=1).encode()
+    write_settings(checkpoint, settings, _templates(directory, settings))
 
 
-def _family(raw: dict[str, Any]) -> Literal["llama", "qwen2", "qwen3"]:
-    architectures = raw.get("architectures") or ["(none)"]
-    family = _FAMILIES.get(architectures[0])
-    if family is None:
-        raise ConfigError(
-            f"architectures names {architectures[0]}, which is not supported; "
-            f"supported: {', '.join(_FAMILIES)}"
-        )
-    return family
-
-
-def _check_supported(raw: dict[str, Any]) -> None:
-    activation = raw.get("hidden_act", "silu")
-    if activation != "silu":
-        raise ConfigError(f"hidden_act {activation!r} is not supported; supported: silu")
-    method = (raw.get("quantization_config") or {}).get("quant_method")
-    if method is not None:
-        raise ConfigError(
-            f"quantization_config {method!r} is not supported; "
-            "use unquantized safetensors or a GGUF file"
-        )
-
-
-def _size(raw: dict[str, Any], field: str) -> int:
-    value = raw.get(field)
-    if not isinstance(value, int) or value <= 0:
-        raise ConfigError(f"config.json: {field} must be a positive integer, not {value!r}")
-    return value
-
-
-def _token_ids(value: Any) -> tuple[int, ...]:
-    if value is None:
+def _default_end(checkpoint: Checkpoint) -> tuple[int, ...]:
+    default = DEFAULT_EOS.get(checkpoint.config.family)
+    if default is None:
         return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
-
-
-def _rope(raw: dict[str, Any]) -> tuple[float, RopeScaling]:
-    """(theta, scaling) from `rope_parameters` (newer files) or `rope_theta` and `rope_scaling`."""
-    parameters = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(parameters.get("rope_theta") or raw.get("rope_theta") or 10000.0)
-    if float(parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0))) != 1.0:
-        raise ConfigError("partial_rotary_factor is not supported; supported: 1.0")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return theta, RopeScaling()
-    if kind == "linear":
-        return theta, RopeScaling(kind="linear", factor=float(parameters["factor"]))
-    if kind == "llama3":
-        return theta, RopeScaling(
-            kind="llama3",
-            factor=float(parameters["factor"]),
-            low_freq_factor=float(parameters["low_freq_factor"]),
-            high_freq_factor=float(parameters["high_freq_factor"]),
-            original_max_position=int(parameters["original_max_position_embeddings"]),
-        )
-    raise ConfigError(
-        f"rope_scaling type {kind!r} is not supported; supported: default, linear, llama3"
+    checkpoint.warnings.append(
+        f"the model names no end of sequence (eos_token_id); {default}, the default of its architecture, is taken"
     )
+    return (default,)
 
 
-def _sliding_window(raw: dict[str, Any], family: str) -> int | None:
-    window = raw.get("sliding_window")
-    uses = raw.get("use_sliding_window", family == "llama")
-    if not window or not uses:
-        return None
-    if family != "llama":
-        raise ConfigError(
-            "use_sliding_window true is not supported for this architecture (windows on some "
-            "layers only); supported: false"
-        )
-    return int(window)
+def _templates(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """By name. A file comes before what the settings say, as in transformers; further files have names of their own."""
+    found = named_templates(settings.get("chat_template"), str(directory / SETTINGS))
+    own = directory / TEMPLATE
+    if own.exists():
+        found = {"default": _text(own)}
+    for path in sorted((directory / EXTRA_TEMPLATES).glob("*.jinja")):
+        found[path.stem] = _text(path)
+    return found
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        for name in names:
-            if Path(name).name != name:
-                raise ConfigError(f"{index} names a file outside its directory: {name!r}")
-        return [directory / name for name in names]
-    single = directory / "model.safetensors"
-    if not single.exists():
-        raise ConfigError(f"{directory} has no model.safetensors and no index; convert it first")
-    return [single]
-
-
-def read_tensors(directory: Path) -> Iterator[tuple[str, RawTensor]]:
-    """Every tensor of the checkpoint. Views stay valid while they are referenced."""
-    for path in _weight_files(directory):
-        yield from read_safetensors(path)
-
-
-def read_safetensors(path: Path) -> Iterator[tuple[str, RawTensor]]:
-    """Name and bytes of every tensor in one file; ConfigError when an offset lies outside it."""
+def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot map {path}: {error}") from error
-    view = memoryview(mapped)
-    size = int.from_bytes(view[:8], "little")
-    if len(view) < 8 or size > min(_MAX_HEADER_BYTES, len(view) - 8):
-        raise ConfigError(f"{path} is not a safetensors file: header of {size} bytes")
-    try:
-        header = json.loads(bytes(view[8 : 8 + size]))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a safetensors file: {error}") from error
-    data = view[8 + size :]
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield name, _tensor(path, name, entry, data)
+        return read_bytes(path, _MAX_CONFIG_BYTES).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
-def _tensor(path: Path, name: str, entry: dict[str, Any], data: memoryview) -> RawTensor:
-    dtype, shape = str(entry.get("dtype")), tuple(entry.get("shape", ()))
-    if dtype not in _ELEMENT_BYTES:
-        raise ConfigError(
-            f"{path}: {name} has dtype {dtype}; supported: {', '.join(_ELEMENT_BYTES)}"
-        )
-    start, end = entry.get("data_offsets", (0, -1))
-    if (
-        not 0 <= start <= end <= len(data)
-        or end - start != math.prod(shape) * _ELEMENT_BYTES[dtype]
-    ):
-        raise ConfigError(f"{path}: {name} has offsets [{start}, {end}) that do not fit {shape}")
-    return RawTensor(dtype, shape, data[start:end])
+def _optional(path: Path) -> dict[str, Any]:
+    return read_object(path, _MAX_CONFIG_BYTES) if path.exists() else {}
+
+
+def read_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of the checkpoint: of the one file, else of all files that the index names."""
+    if (directory / _SINGLE).exists():
+        return read_safetensors(directory / _SINGLE)
+    path = directory / _INDEX
+    if not path.exists():
+        raise ConfigError(f"{directory} has no {_SINGLE} and no {_INDEX}; convert it first")
+    places = _weight_map(path)
+    found: dict[str, StoredTensor] = {}
+    holders: dict[str, str] = {}
+    for name in sorted(set(places.values())):
+        for tensor, stored in read_safetensors(directory / name).items():
+            if tensor in found:
+                raise ConfigError(f"{directory}: {tensor} is in {holders[tensor]} and in {name}")
+            found[tensor], holders[tensor] = stored, name
+    for tensor, name in places.items():
+        if holders.get(tensor) != name:
+            raise ConfigError(
+                f"{path}: `weight_map` puts {shown(tensor)} into {name}, where it is not"
+            )
+    return found
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    index = Fields(read_object(path, _MAX_INDEX_BYTES), str(path))
+    places = index.values.get("weight_map")
+    if not isinstance(places, dict) or not places:
+        index.refuse("weight_map", f"must be an object of file names, not {shown(places)}")
+    for name in places.values():
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            index.refuse("weight_map", f"must name files beside it, not {shown(name)}")
+    return places

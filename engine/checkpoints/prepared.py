@@ -6,7 +6,7 @@
         tokenizer.json  tokenizer_config.json  generation_config.json  chat_template.jinja
         packed-<isa>-<torch version>.*  oneDNN's own layout, made on first use
 
-Format history: 1 first.
+Format history: 1 first; 2 more rotary kinds, `output_bias`, warnings, ends of sequence of every source.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from engine.checkpoints.gguf_parts import part_paths
 from protocol.errors import ConfigError
 from protocol.fingerprint import Fingerprint
 from protocol.model_config import ModelConfig
@@ -23,11 +24,10 @@ from protocol.model_config import ModelConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "model.json"
 WEIGHTS_NAME = "weights.bin"
 ALIGNMENT_BYTES = 4096
-SIDE_FILES = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 
 Dtype = Literal["float32", "bfloat16"]
 ELEMENT_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2}
@@ -42,7 +42,7 @@ class TensorPlace(msgspec.Struct, frozen=True, kw_only=True):
 
 class PreparedManifest(msgspec.Struct, frozen=True, kw_only=True):
     """What model.json says. `weights_hash` covers the bytes of weights.bin and its table. Without
-    `tensors` the weights are random, made by the engine."""
+    `tensors` the weights are random, made by the engine. `warnings` are for whoever starts a server with it."""
 
     format_version: int
     source: str
@@ -51,6 +51,7 @@ class PreparedManifest(msgspec.Struct, frozen=True, kw_only=True):
     weights_hash: str
     tokenizer_hash: str
     tensors: dict[str, TensorPlace]
+    warnings: tuple[str, ...] = ()
 
 
 def _stamp(path: Path) -> str:
@@ -61,9 +62,9 @@ def _stamp(path: Path) -> str:
 def source_files(source: Path) -> list[Path]:
     """The files whose change makes a prepared directory stale; ConfigError when `source` is no model."""
     if source.is_file() and source.suffix == ".gguf":
-        return [source]
+        return [part for part in part_paths(source) if part.exists()]
     if source.is_dir():
-        patterns = ("*.safetensors", "*.json", "*.jinja")
+        patterns = ("*.safetensors", "*.json", "*.jinja", "additional_chat_templates/*.jinja")
         return sorted(path for pattern in patterns for path in source.glob(pattern))
     raise ConfigError(
         f"{source} is neither a .gguf file nor a directory with config.json and safetensors"

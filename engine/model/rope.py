@@ -2,6 +2,7 @@
 
 Su et al., RoFormer (arXiv 2104.09864), in the half-split form of Hugging Face; the llama3 scaling is
 that of Llama 3.1's own release: long waves are stretched by `factor`, short ones kept, a ramp between.
+YaRN (arXiv 2309.00071) ramps over the number of the frequency instead, and multiplies cosines and sines.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def inverse_frequencies(config: ModelConfig) -> torch.Tensor:
         return frequencies / scaling.factor
     if scaling.kind == "llama3":
         return _llama3(frequencies, scaling)
+    if scaling.kind == "yarn":
+        return _yarn(config.rope_theta**exponents, config)
+    if scaling.kind == "divisors":
+        return frequencies / torch.tensor(scaling.divisors, dtype=torch.float32)
     return frequencies
 
 
@@ -35,10 +40,29 @@ def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     return (1 - ramp) * frequencies / scaling.factor + ramp * frequencies
 
 
+def _yarn(periods: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Frequencies that turn more than `beta_fast` times within the original context stay, those that turn less
+    than `beta_slow` times are stretched by `factor`, with a ramp between."""
+    scaling, dim = config.rope_scaling, config.head_dim
+
+    def number_of(turns: float) -> float:
+        ratio = scaling.original_max_position / (turns * 2 * math.pi)
+        return dim * math.log(ratio) / (2 * math.log(config.rope_theta))
+
+    low, high = number_of(scaling.beta_fast), number_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    width = high - low or 0.001
+    stretched = ((torch.arange(dim // 2, dtype=torch.float32) - low) / width).clamp(0, 1)
+    kept = 1 - stretched
+    return 1.0 / (scaling.factor * periods) * (1 - kept) + 1.0 / periods * kept
+
+
 def rope_table(config: ModelConfig, num_positions: int) -> torch.Tensor:
     """[num_positions, head_dim] float32: cosines in the first half of a row, sines in the second."""
     angles = torch.outer(torch.arange(num_positions).float(), inverse_frequencies(config))
-    return torch.cat((angles.cos(), angles.sin()), dim=1)
+    return torch.cat((angles.cos(), angles.sin()), dim=1) * config.rope_scaling.attention_factor
 
 
 def rotate(x: torch.Tensor, table_rows: torch.Tensor) -> torch.Tensor:

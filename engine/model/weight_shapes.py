@@ -9,34 +9,60 @@ if TYPE_CHECKING:
 
     from protocol.model_config import ModelConfig
 
+    Parts = tuple[tuple[str, int], ...]
+    """Sources that are stacked, and how many rows each has."""
+
 
 def plan_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...]]]:
     """(our name, shape, source names) of every tensor in weights.bin; sources are stacked by rows."""
-    hidden, head_dim, inner = config.hidden_size, config.head_dim, config.intermediate_size
-    qkv_rows = (config.num_heads + 2 * config.num_kv_heads) * head_dim
-    yield "embed", (config.vocab_size, hidden), ("model.embed_tokens.weight",)
+    for name, parts, row in _plan(config):
+        yield name, (sum(rows for _, rows in parts), *row), tuple(source for source, _ in parts)
+
+
+def source_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor that a checkpoint must have."""
+    for _, parts, row in _plan(config):
+        for source, rows in parts:
+            yield source, (rows, *row)
+
+
+def _plan(config: ModelConfig) -> Iterator[tuple[str, Parts, tuple[int, ...]]]:
+    """(our name, its parts, shape of a row)."""
+    hidden = (config.hidden_size,)
+    yield "embed", (("model.embed_tokens.weight", config.vocab_size),), hidden
     for index in range(config.num_layers):
-        ours, theirs = f"layers.{index}", f"model.layers.{index}"
-        qkv = tuple(f"{theirs}.self_attn.{part}_proj" for part in "qkv")
-        gate_up = (f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj")
-        yield f"{ours}.input_norm", (hidden,), (f"{theirs}.input_layernorm.weight",)
-        yield f"{ours}.qkv", (qkv_rows, hidden), tuple(f"{name}.weight" for name in qkv)
-        if config.attention_bias:
-            yield f"{ours}.qkv_bias", (qkv_rows,), tuple(f"{name}.bias" for name in qkv)
-        if config.family == "qwen3":
-            yield f"{ours}.q_norm", (head_dim,), (f"{theirs}.self_attn.q_norm.weight",)
-            yield f"{ours}.k_norm", (head_dim,), (f"{theirs}.self_attn.k_norm.weight",)
-        out = f"{theirs}.self_attn.o_proj"
-        yield f"{ours}.out", (hidden, config.num_heads * head_dim), (f"{out}.weight",)
-        if config.attention_bias and config.family != "qwen2":
-            yield f"{ours}.out_bias", (hidden,), (f"{out}.bias",)
-        yield f"{ours}.post_norm", (hidden,), (f"{theirs}.post_attention_layernorm.weight",)
-        yield f"{ours}.gate_up", (2 * inner, hidden), tuple(f"{name}.weight" for name in gate_up)
-        down = f"{theirs}.mlp.down_proj"
-        yield f"{ours}.down", (hidden, inner), (f"{down}.weight",)
-        if config.mlp_bias:
-            yield f"{ours}.gate_up_bias", (2 * inner,), tuple(f"{name}.bias" for name in gate_up)
-            yield f"{ours}.down_bias", (hidden,), (f"{down}.bias",)
-    yield "norm", (hidden,), ("model.norm.weight",)
+        yield from _plan_layer(config, f"layers.{index}", f"model.layers.{index}")
+    yield "norm", (("model.norm.weight", config.hidden_size),), ()
     if not config.tie_word_embeddings:
-        yield "head", (config.vocab_size, hidden), ("lm_head.weight",)
+        yield "head", (("lm_head.weight", config.vocab_size),), hidden
+
+
+def _plan_layer(
+    config: ModelConfig, ours: str, theirs: str
+) -> Iterator[tuple[str, Parts, tuple[int, ...]]]:
+    hidden, head_dim, inner = config.hidden_size, config.head_dim, config.intermediate_size
+    query, key_value = config.num_heads * head_dim, config.num_kv_heads * head_dim
+    qkv = {f"{theirs}.self_attn.q_proj": query}
+    qkv |= {f"{theirs}.self_attn.{part}_proj": key_value for part in "kv"}
+    gate_up = {f"{theirs}.mlp.gate_proj": inner, f"{theirs}.mlp.up_proj": inner}
+    out, down = {f"{theirs}.self_attn.o_proj": hidden}, {f"{theirs}.mlp.down_proj": hidden}
+    yield f"{ours}.input_norm", ((f"{theirs}.input_layernorm.weight", hidden),), ()
+    yield f"{ours}.qkv", _named(qkv, "weight"), (hidden,)
+    if config.attention_bias:
+        yield f"{ours}.qkv_bias", _named(qkv, "bias"), ()
+    if config.family == "qwen3":
+        yield f"{ours}.q_norm", ((f"{theirs}.self_attn.q_norm.weight", head_dim),), ()
+        yield f"{ours}.k_norm", ((f"{theirs}.self_attn.k_norm.weight", head_dim),), ()
+    yield f"{ours}.out", _named(out, "weight"), (query,)
+    if config.output_bias:
+        yield f"{ours}.out_bias", _named(out, "bias"), ()
+    yield f"{ours}.post_norm", ((f"{theirs}.post_attention_layernorm.weight", hidden),), ()
+    yield f"{ours}.gate_up", _named(gate_up, "weight"), (hidden,)
+    yield f"{ours}.down", _named(down, "weight"), (inner,)
+    if config.mlp_bias:
+        yield f"{ours}.gate_up_bias", _named(gate_up, "bias"), ()
+        yield f"{ours}.down_bias", _named(down, "bias"), ()
+
+
+def _named(parts: dict[str, int], kind: str) -> Parts:
+    return tuple((f"{name}.{kind}", rows) for name, rows in parts.items())

@@ -15,12 +15,12 @@ from engine.checkpoints.embedded import fetch_embedded
 from engine.checkpoints.prepare import prepare
 from engine.checkpoints.prepared import read_manifest
 from engine.kv.block_pool import BlockPool
-from engine.kv.sequence import Scheduled, Sequence
+from engine.kv.sequence import Scheduled
 from engine.model.ragged_batch import ragged_batch
 from engine.model.weights import MappedWeights
-from engine.runner import ModelRunner, RunnerOptions
 from protocol.errors import InternalError
-from protocol.sampling import SamplingParams
+from tests.greedy import expected_tokens, generate, load, new_sequence, random_prompts
+from tests.model_files import write_tokenizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -79,72 +79,8 @@ def family(request: Any, tmp_path_factory: Any) -> Any:
             torch.nn.init.normal_(parameter, mean=0.7, std=0.3)
     directory = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(directory)
-    (directory / "tokenizer.json").write_text("{}")
+    write_tokenizer(directory, 300)
     return model, prepare(directory, directory / "cache", "float32", lambda stage, fraction: None)
-
-
-def load(prepared: Any, backend: Any, kernel_cache: Any, block_size: Any = 16) -> Any:
-    options = RunnerOptions(
-        num_blocks=128, block_size=block_size, backend=backend, kernel_cache=kernel_cache
-    )
-    runner = ModelRunner.load(prepared, options)
-    runner.warm_up()
-    return runner
-
-
-def new_sequence(pool: Any, prompt: Any, num_output: Any, block_size: Any = 16) -> Any:
-    hold = pool.allocate(-(-(len(prompt) + num_output) // block_size), "seq:test")
-    assert hold is not None
-    sampling = SamplingParams(max_tokens=num_output, temperature=0.0)
-    return Sequence(
-        request_id="r",
-        attempt=0,
-        token_ids=list(prompt),
-        num_prompt_tokens=len(prompt),
-        sampling=sampling,
-        root=b"",
-        hold=hold,
-    )
-
-
-def generate(runner: Any, prompts: Any, num_output: Any, chunk: Any = 512) -> Any:
-    """Greedy tokens of all prompts, run as one batch with prompts in chunks."""
-    pool = BlockPool(runner.kv_memory.num_blocks)
-    sequences = [new_sequence(pool, prompt, num_output, runner.block_size) for prompt in prompts]
-    while live := [one for one in sequences if one.num_output_tokens < num_output]:
-        batch = [
-            Scheduled(one, min(chunk, one.num_tokens - one.num_computed_tokens)) for one in live
-        ]
-        for entry, token in zip(batch, runner.execute(batch), strict=True):
-            entry.sequence.num_computed_tokens += entry.num_tokens
-            assert (token is not None) == (
-                entry.sequence.num_computed_tokens == entry.sequence.num_tokens
-            )
-            if token is not None:
-                entry.sequence.append(token)
-    return [list(one.output_token_ids) for one in sequences]
-
-
-def expected_tokens(model: Any, prompt: Any, num_output: Any) -> Any:
-    ids = torch.tensor([prompt])
-    with torch.inference_mode():
-        found = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=num_output,
-            min_new_tokens=num_output,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
-    return found[0, len(prompt) :].tolist()
-
-
-def random_prompts(lengths: Any, vocab_size: Any, seed: Any = 3) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths
-    ]
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])

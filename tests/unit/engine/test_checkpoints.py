@@ -16,16 +16,17 @@ import torch
 from tokenizers import Tokenizer
 
 from engine.checkpoints.embedded import REQUIREMENT, fetch_embedded
-from engine.checkpoints.gguf_file import GgufFile, check_bounds, hugging_face_name, unpermute
-from engine.checkpoints.gguf_tokenizer import build_tokenizer
-from engine.checkpoints.hugging_face import parse_config, read_safetensors
+from engine.checkpoints.gguf_file import GgufFile, gguf_name, hugging_face_name, unpermute
+from engine.checkpoints.gguf_header import check_bounds
+from engine.checkpoints.hugging_face_config import parse_config
 from engine.checkpoints.prepare import prepare
 from engine.checkpoints.prepared import find_prepared, fingerprint, kv_block_bytes, read_manifest
 from engine.model.rope import inverse_frequencies, rope_table, rotate
-from engine.model.weight_shapes import plan_tensors
+from engine.model.weight_shapes import source_shapes
 from engine.model.weights import MappedWeights
 from protocol.errors import ConfigError
-from protocol.model_config import ModelConfig, RopeScaling
+from protocol.model_config import ModelConfig
+from tests.model_files import add_vocabulary, write_safetensors, write_tokenizer
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -41,96 +42,20 @@ LLAMA: dict[str, Any] = {
 }
 
 
-def parse(generation: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
-    return parse_config(LLAMA | changes, generation or {})
+def parse(**changes: Any) -> ModelConfig:
+    return parse_config(LLAMA | changes)
 
 
 def ignore(stage: str, fraction: float) -> None:
     del stage, fraction
 
 
-def test_plain_llama() -> None:
-    config = parse()
-    assert (config.family, config.head_dim, config.eos_token_ids) == ("llama", 16, (2,))
-    assert config.rope_theta == 10000.0
-    assert not config.attention_bias
-
-
-def test_generation_config_decides_the_ends() -> None:
-    assert parse({"eos_token_id": [7, 8]}).eos_token_ids == (7, 8)
-
-
-def test_rope_in_either_spelling() -> None:
-    old = parse(rope_theta=5e5, rope_scaling={"type": "linear", "factor": 4.0})
-    new = parse(rope_parameters={"rope_type": "linear", "rope_theta": 5e5, "factor": 4.0})
-    assert (old.rope_theta, old.rope_scaling) == (new.rope_theta, new.rope_scaling)
-    assert old.rope_scaling == RopeScaling(kind="linear", factor=4.0)
-
-
-def test_qwen2_has_implicit_bias_and_no_window() -> None:
-    config = parse(architectures=["Qwen2ForCausalLM"], sliding_window=64, use_sliding_window=False)
-    assert config.attention_bias
-    assert config.sliding_window is None
-
-
-def test_mistral_window() -> None:
-    assert parse(architectures=["MistralForCausalLM"], sliding_window=64).sliding_window == 64
-    assert parse(architectures=["MistralForCausalLM"], sliding_window=None).sliding_window is None
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"architectures": ["BertModel"]}, "architectures"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling"),
-        ({"hidden_size": "64"}, "hidden_size"),
-        ({"num_key_value_heads": 3}, "num_key_value_heads"),
-        (
-            {
-                "architectures": ["Qwen2ForCausalLM"],
-                "sliding_window": 8,
-                "use_sliding_window": True,
-            },
-            "use_sliding_window",
-        ),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ],
-)
-def test_what_is_not_supported_is_named(changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        parse(**changes)
-
-
-def write_safetensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    data = b""
-    for name, tensor in tensors.items():
-        raw = tensor.float().numpy().tobytes()
-        offsets = [len(data), len(data) + len(raw)]
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
-        data += raw
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
 def write_model(directory: Path) -> dict[str, torch.Tensor]:
     config = parse()
-    tensors: dict[str, torch.Tensor] = {}
-    for _, shape, sources in plan_tensors(config):
-        for source in sources:
-            rows = shape[0]
-            if source.endswith(("gate_proj.weight", "up_proj.weight")):
-                rows = config.intermediate_size
-            if source.endswith("q_proj.weight"):
-                rows = 64
-            if source.endswith(("k_proj.weight", "v_proj.weight")):
-                rows = 32
-            tensors[source] = torch.randn(rows, *shape[1:])
+    tensors = {name: torch.randn(shape) for name, shape in source_shapes(config)}
     write_safetensors(directory / "model.safetensors", tensors)
     (directory / "config.json").write_text(json.dumps(LLAMA))
-    (directory / "tokenizer.json").write_text("{}")
+    write_tokenizer(directory, 32)
     return tensors
 
 
@@ -184,27 +109,7 @@ def test_block_bytes_count_all_layers() -> None:
     assert kv_block_bytes(parse(), 16, "bfloat16") == 16 * 2 * 1 * 2 * 16 * 2
 
 
-@pytest.mark.parametrize("offsets", [[0, 1 << 40], [-4, 4], [8, 4], [0, 4]])
-def test_safetensors_offsets_are_checked(tmp_path: Path, offsets: list[int]) -> None:
-    header = {"w": {"dtype": "F32", "shape": [2], "data_offsets": offsets}}
-    text = json.dumps(header).encode()
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    with pytest.raises(ConfigError, match="offsets"):
-        list(read_safetensors(path))
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"1234", (1 << 60).to_bytes(8, "little") + b"{}", bytes(8)]
-)
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(ConfigError):
-        list(read_safetensors(path))
-
-
-def test_reading_prepared_models_needs_no_torch() -> None:
+def test_reading_models_needs_no_torch() -> None:
     code = "import sys, engine.checkpoints.prepared, engine.checkpoints.embedded; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
@@ -220,16 +125,10 @@ def write_gguf(path: Path) -> None:
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    letters = ["<|end|>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab", "Ġab", *"0123"]
-    writer.add_token_list(letters)
-    writer.add_token_types([3] + [1] * (len(letters) - 1))
-    writer.add_token_merges(["a b", "Ġ ab"])
-    writer.add_eos_token_id(0)
+    add_vocabulary(writer, 34)
     generator = np.random.default_rng(0)
     for name, shape in (
-        ("token_embd.weight", (len(letters), 64)),
+        ("token_embd.weight", (34, 64)),
         ("output_norm.weight", (64,)),
         ("blk.0.attn_norm.weight", (64,)),
         ("blk.0.ffn_norm.weight", (64,)),
@@ -260,28 +159,6 @@ def test_gguf_is_prepared_with_its_tokenizer(tmp_path: Path) -> None:
     assert tokenizer.encode("ab ab12<|end|>").tokens == ["ab", "Ġab", "1", "2", "<|end|>"]
 
 
-@pytest.mark.parametrize("pre", ["smollm", "default", "qwen2", "llama-bpe"])
-def test_tokenizers_round_trip(tmp_path: Path, pre: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tiny.gguf"
-    write_gguf(path)
-    file = GgufFile(path)
-    read = file.get
-    monkeypatch.setattr(
-        file, "get", lambda key, default=None: pre if key.endswith(".pre") else read(key, default)
-    )
-    tokenizer = build_tokenizer(file)
-    assert tokenizer.decode(tokenizer.encode("ab ab0123").ids) == "ab ab0123"
-
-
-def test_an_unknown_tokenizer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "tiny.gguf"
-    write_gguf(path)
-    file = GgufFile(path)
-    monkeypatch.setattr(file, "get", lambda key, default=None: "mystery")
-    with pytest.raises(ConfigError, match="mystery"):
-        build_tokenizer(file)
-
-
 @pytest.mark.parametrize("keep", [0, 3, 100, 2000, -40])
 def test_a_cut_gguf_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "tiny.gguf"
@@ -300,7 +177,8 @@ def test_bounds() -> None:
 
 def test_unknown_gguf_tensor_is_named() -> None:
     assert hugging_face_name("blk.2.attn_q.bias") == "model.layers.2.self_attn.q_proj.bias"
-    with pytest.raises(ConfigError, match=r"ssm_in"):
+    assert gguf_name("model.layers.2.self_attn.q_proj.bias") == "blk.2.attn_q.bias"
+    with pytest.raises(KeyError, match=r"ssm_in"):
         hugging_face_name("blk.0.ssm_in.weight")
 
 

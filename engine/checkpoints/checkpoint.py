@@ -1,0 +1,115 @@
+"""A model as its author published it, read and checked but not converted. Owns what both kinds of source have in common:
+ends of sequence, the comparison of tokenizer and embedding, the small files beside the weights. Torch-free.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from tokenizers import Tokenizer
+
+from engine.checkpoints.fields import Fields, shown
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from engine.checkpoints.stored_tensor import StoredTensor
+    from protocol.model_config import ModelConfig
+
+TOKENIZER, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What a source holds. `tensors` have Hugging Face names, and are empty where nobody asked for weights; `files` go
+    into the prepared directory; `warnings` are for whoever starts the server."""
+
+    config: ModelConfig
+    tensors: Mapping[str, StoredTensor]
+    files: dict[str, bytes] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def load_tokenizer(raw: bytes, where: str) -> Tokenizer:
+    """The tokenizer that a tokenizer.json describes; ConfigError when the library refuses it, or panics."""
+    try:
+        return Tokenizer.from_str(raw.decode("utf-8"))
+    except BaseException as error:
+        panicked = type(error).__name__ == "PanicException"  # of the Rust side: not an Exception
+        if not panicked and not isinstance(error, Exception):
+            raise
+        reason = shown(str(error).partition("\n")[0]).strip("'\"")
+        raise ConfigError(f"{where} is not a usable tokenizer: {reason}") from None
+
+
+def check_generation(raw: Mapping[str, Any], where: str) -> tuple[int, ...]:
+    """The ends of sequence of a generation_config.json, whose sampling fields are numbers or null."""
+    fields = Fields(raw, where)
+    for name in _SAMPLING:
+        if fields.has(name):
+            fields.integer(name, least=-1) if name == "top_k" else fields.number(name)
+    return fields.token_ids("eos_token_id")
+
+
+def special_token(settings: Mapping[str, Any], name: str) -> str | None:
+    """The text of a special token: settings have it as a string, or as an object with `content`."""
+    value = settings.get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def settle_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, ends: tuple[int, ...]) -> None:
+    """Make `ends` the model's ends of sequence, as far as the embedding has them, and warn of what cannot work."""
+    size = checkpoint.config.vocab_size
+    reachable = tuple(token_id for token_id in dict.fromkeys(ends) if token_id < size)
+    checkpoint.config = msgspec.structs.replace(checkpoint.config, eos_token_ids=reachable)
+    beyond = [token_id for token_id in ends if token_id >= size]
+    if beyond:
+        checkpoint.warnings.append(
+            f"end of sequence {beyond[0]} is not below the embedding's {size} rows, so no text will end with it"
+        )
+    if not reachable:
+        checkpoint.warnings.append(
+            "the model names no end of sequence (eos_token_id), so answers end only at max_tokens or stop"
+        )
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    lost = sorted((token_id, token) for token, token_id in vocabulary.items() if token_id >= size)
+    if lost:
+        named = ", ".join(f"{shown(token)} ({token_id})" for token_id, token in lost[:3])
+        checkpoint.warnings.append(
+            f"the embedding has {size} rows, but the tokenizer has {len(lost)} tokens beyond: {named}"
+            f"{', …' if len(lost) > 3 else ''}; prompts that contain them are refused"
+        )
+
+
+def write_settings(
+    checkpoint: Checkpoint, settings: dict[str, Any], templates: Mapping[str, str]
+) -> None:
+    """tokenizer_config.json and the chat template: one alone as a file of its own, several as a list of named ones."""
+    settings = {key: value for key, value in settings.items() if key != "chat_template"}
+    if set(templates) == {"default"}:
+        checkpoint.files[TEMPLATE] = templates["default"].encode("utf-8", "surrogatepass")
+    elif templates:
+        settings["chat_template"] = [
+            {"name": name, "template": text} for name, text in templates.items()
+        ]
+    checkpoint.files[SETTINGS] = json.dumps(settings, indent=1).encode()
+
+
+def named_templates(value: object, where: str) -> dict[str, str]:
+    """`chat_template` of tokenizer_config.json: nothing, one text, or a list of named ones."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"default": value}
+    found: dict[str, str] = {}
+    for entry in value if isinstance(value, list) else [None]:
+        fields = Fields(entry if isinstance(entry, dict) else {}, f"{where}: chat_template")
+        found[fields.text("name")] = fields.text("template")
+    return found

@@ -1,0 +1,137 @@
+"""Fields of a file that nobody vouches for. Owns the sentences that name the file and the field; pure.
+
+What is asked for is checked for kind and range; what is wrong is a ConfigError of one sentence, whatever
+the value is: its text is cut short, so that a string of a gigabyte is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+MAX_INTEGER = 2**31 - 1
+_SHOWN_CHARACTERS = 80
+
+
+def shown(value: object) -> str:
+    """The value in a sentence: one line, cut short."""
+    try:
+        text = repr(value[:_SHOWN_CHARACTERS] if isinstance(value, str | bytes | list) else value)
+    except (ValueError, RecursionError):  # an integer of too many digits; a list nested too deep
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
+def one_line(text: str, most: int = 2000) -> str:
+    """The text without line breaks, and not without end."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else flat[:most] + "…"
+
+
+class Fields:
+    """Named values that came from `where`, a file as a person would name it."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        """ConfigError: `where`: `name` `why`."""
+        raise ConfigError(f"{self.where}: `{name}` {why}")
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.values.get(name) is not None
+
+    def integer(
+        self, name: str, default: int | None = None, *, least: int = 1, most: int = MAX_INTEGER
+    ) -> int:
+        """A whole number from `least` to `most`; without a default it must be there."""
+        value = self.values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            self.refuse(name, f"must be an integer from {least} to {most}, not {shown(value)}")
+        return value
+
+    def number(
+        self, name: str, default: float | None = None, *, least: float = 0.0, above: bool = False
+    ) -> float:
+        """A finite number, not less than `least`, or more than it if `above`."""
+        value = self.values.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(name, f"must be a number, not {shown(value)}")
+        if not abs(value) < math.inf or value < least or (above and value == least):
+            bound = "more than" if above else "at least"
+            self.refuse(name, f"must be a finite number, {bound} {least:g}, not {shown(value)}")
+        try:
+            return float(value)
+        except OverflowError:
+            self.refuse(name, f"must be a finite number, not {shown(value)}")
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """true or false."""
+        value = self.values.get(name, default)
+        if not isinstance(value, bool):
+            self.refuse(name, f"must be true or false, not {shown(value)}")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string."""
+        value = self.values.get(name, default)
+        if not isinstance(value, str):
+            self.refuse(name, f"must be a string, not {shown(value)}")
+        return value
+
+    def token_ids(self, name: str) -> tuple[int, ...]:
+        """One id, a list of them, or none; -1, which old files write for none, is none."""
+        value = self.values.get(name)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        for one in ids:
+            if isinstance(one, bool) or not isinstance(one, int) or not -1 <= one <= MAX_INTEGER:
+                self.refuse(name, f"must be a token id or a list of them, not {shown(value)}")
+        return tuple(dict.fromkeys(one for one in ids if one != -1))
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """All of a file that has no reason to be larger than `max_bytes`."""
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise ConfigError(f"{path} has {size} bytes; no such file has more than {max_bytes}")
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def parse_object(raw: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in `raw`, every name in it once; ConfigError when it is none."""
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deep to be read") from None
+    except (ValueError, MemoryError) as error:
+        reason = shown(str(error)).strip("'\"")
+        raise ConfigError(f"{where} is not a JSON object: {reason}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where} does not hold a JSON object")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"{shown(twice)} is there twice")
+    return found
+
+
+def read_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in `path`."""
+    return parse_object(read_bytes(path, max_bytes), str(path))
