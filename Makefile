@@ -8,8 +8,11 @@ DEV     := $(VENV)/.dev-installed
 PIP     := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 MODEL   ?=
 ARGS    ?=
+JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST  := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+QUICK   := tests/unit tests/property tests/house tests/model
 
-.PHONY: help serve install test unit check proof lint types imports fmt sim e2e slow gpu bench ci clean
+.PHONY: help serve install test deep unit check proof lint types imports fmt sim e2e slow gpu bench ci clean
 
 help:     ## list targets
 	@grep -hE '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,11 +34,14 @@ $(DEV): requirements-dev.txt $(RUNTIME)
 	$(PIP) -r requirements-dev.txt
 	@touch $@
 
-test: $(DEV)  ## every test that needs no accelerator: unit, property, house, sim, e2e
-	$(BIN)/python -m pytest -m "not gpu" $(ARGS)
+test: $(DEV)  ## every kind of test that needs no accelerator, in minutes
+	$(PYTEST) -m "not (gpu or deep)" $(ARGS)
+
+deep: $(DEV)  ## test, and what repeats it with other values
+	$(PYTEST) -m "not gpu" $(ARGS)
 
 unit: $(DEV)  ## unit, property and house tests: no model, no sockets
-	$(BIN)/python -m pytest -m "not (sim or e2e or gpu or nixl or slow)" $(ARGS)
+	$(PYTEST) $(QUICK) -m "not (sim or e2e or gpu or nixl or slow or deep)" $(ARGS)
 
 check: lint types imports unit  ## what every commit passes
 
@@ -52,15 +58,14 @@ fmt: $(DEV)  ## rewrite formatting and safe fixes
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 sim: $(DEV)  ## whole cluster on a virtual clock
-	$(BIN)/python -m pytest -m sim $(ARGS)
+	$(PYTEST) tests/sim tests/model -m sim $(ARGS)
 
 proof: $(DEV)  ## every state of small handoffs, and 10,000 seeds of the simulated cluster
-	$(BIN)/python -m tests.model.explore --states 1000000
-	$(BIN)/python -m tests.sim.campaign --seeds 5000 & first=$$!; \
-	  $(BIN)/python -m tests.sim.campaign --first 5000 --seeds 5000 && wait $$first
+	{ $(BIN)/python -m tests.model.explore --states 1000000 && $(BIN)/python -m tests.sim.campaign --seeds 4500; } & first=$$!; \
+	  $(BIN)/python -m tests.sim.campaign --first 4500 --seeds 5500 && wait $$first
 
 e2e: $(DEV)  ## real processes on loopback
-	$(BIN)/python -m pytest -m "(e2e or slow or nixl) and not gpu" $(ARGS)
+	$(PYTEST) -m "(e2e or slow or nixl) and not (gpu or deep)" $(ARGS)
 
 gpu: $(DEV)  ## what only hardware shows
 	$(BIN)/python -m pytest -m gpu $(ARGS)
@@ -68,7 +73,7 @@ gpu: $(DEV)  ## what only hardware shows
 bench: $(RUNTIME)  ## how fast KV blocks move between two processes, each transport
 	$(BIN)/baton bench kv $(ARGS)
 
-ci: lint types imports proof test  ## what CI runs
+ci: lint types imports proof deep  ## what CI runs: everything
 
 clean:    ## remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -185,7 +185,7 @@ class SpreadCluster:
         path.touch(mode=0o600)
         path.write_bytes(msgspec.json.encode(spec))
         module = "coordinator_main" if name == "coordinator" else "worker_main"
-        child = [sys.executable, "-P", "-m", f"deploy.{module}", str(path)]
+        child = [sys.executable, "-P", "-m", f"deploy.processes.{module}", str(path)]
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.hosts.names[side], *child],
             stdout=self._log,

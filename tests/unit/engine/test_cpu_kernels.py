@@ -97,18 +97,34 @@ SPANS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+ATTENTION = [
+    (9, 3, 64, 16, None),
+    (7, 1, 96, 8, 20),
+    (4, 4, 128, 32, None),
+    (8, 1, 32, 16, None),
+    (9, 3, 64, 16, 64),
+    (2, 2, 256, 16, 1),
+]
+BOTH_DTYPES = ATTENTION[:2]
+
+
+def attention_cases() -> list[Any]:
+    """Every shape in float32 and bfloat16; most of the second are deep."""
+    return [
+        pytest.param(
+            *shape,
+            dtype,
+            id="-".join(map(str, (*shape, name))),
+            marks=[pytest.mark.deep] * (name == "bf16" and shape not in BOTH_DTYPES),
+        )
+        for shape in ATTENTION
+        for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16))
+    ]
+
+
 @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS.keys())
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "head_dim", "block_size", "window"),
-    [
-        (9, 3, 64, 16, None),
-        (4, 4, 128, 32, None),
-        (8, 1, 32, 16, None),
-        (7, 1, 96, 8, 20),
-        (9, 3, 64, 16, 64),
-        (2, 2, 256, 16, 1),
-    ],
+    ("heads", "kv_heads", "head_dim", "block_size", "window", "dtype"), attention_cases()
 )
 def test_attention_equals_the_reference(
     dtype: Any,

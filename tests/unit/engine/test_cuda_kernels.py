@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +29,24 @@ BLOCK_SIZE = 16
 DTYPES = [torch.float32, torch.float16]  # the interpreter cuts bfloat16 off instead of rounding it
 if DEVICE == "cuda":
     DTYPES.append(torch.bfloat16)
+SHAPES = [(6, 2, 64), (4, 4, 128), (16, 2, 64)]
+
+
+def attention_cases(*shapes: tuple[int, int, int]) -> list[Any]:
+    """(heads, kv_heads, dim, dtype, window): the first shape in all its variants; the others' repeat them."""
+    product = itertools.product(shapes, DTYPES, (None, 20))
+    return [
+        pytest.param(
+            *shape,
+            dtype,
+            window,
+            marks=[pytest.mark.deep]
+            * (shape != shapes[0] and (dtype, window) != (DTYPES[0], None)),
+        )
+        for shape, dtype, window in product
+    ]
+
+
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 
@@ -124,10 +144,8 @@ def test_rotation_and_store(dtype, with_norms, heads, kv_heads, dim) -> None:
     check(kv, expected_kv)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "dtype", "window"), attention_cases(*SHAPES))
 @pytest.mark.parametrize("programs", [1, 64])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 64), (4, 4, 128), (16, 2, 64)])
 def test_decode_attention(dtype, window, programs, heads, kv_heads, dim) -> None:
     case = Case([1, 1, 1, 1], [1, 16, 75, 130], heads, kv_heads, dim)
     kv = case.pool(dtype)
@@ -156,9 +174,9 @@ def test_padding_rows_of_decode_attention_give_zeros(programs) -> None:
     assert torch.equal(found[1], torch.zeros_like(found[1]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 64), (4, 4, 128)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "dtype", "window"), attention_cases(*SHAPES[:2])
+)
 @pytest.mark.parametrize(
     ("news", "contexts"), [([140], [140]), ([70, 1, 33], [70, 90, 128]), ([100], [333])]
 )
