@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -24,10 +26,23 @@ PACED = (sys.executable, "-m", "tests.e2e.paced_engine")
 READY_TIMEOUT_S = 180.0
 
 
+PORTS = range(12_000, 30_000)
+"""Below those that the kernel gives away by itself: nobody else takes one between the look and the server's start."""
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """By chance, so that processes which start servers side by side hardly choose the same."""
+    chance = random.SystemRandom()
+    while True:
+        port = chance.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+        return port
 
 
 class Server:

@@ -69,11 +69,13 @@ def test_engine_takes_the_embedded_model_from_any_folder(tmp_path: Path) -> None
     assert report["dtype"] in ("float32", "bfloat16")
 
 
+@pytest.mark.alone
 def test_engine_measures_the_machine_in_the_same_run(engine_report) -> None:
     limits = engine_report["limits"]
     assert min(limits["read_gb_per_s"], *limits["gemm_gflops"].values()) > 0.1
 
 
+@pytest.mark.alone
 def test_no_step_is_faster_than_the_limit(engine_report) -> None:
     shares = [entry["of_limit"] for entry in engine_report["prefill"] + engine_report["decode"]]
     assert all(0 < share < 1 for share in shares)
@@ -91,6 +93,7 @@ def test_wrong_shape_names_the_flag(tmp_path: Path) -> None:
     assert (done.returncode, "--random" in done.stderr) == (2, True)
 
 
+@pytest.mark.alone
 def test_coordinator_relays_what_is_offered() -> None:
     report = bench("coordinator", "--streams", "4,16", "--tokens", "40", "--step-ms", "20")
     for level in report["levels"]:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.coordinator.edge.conftest import build_tokenizer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 TTFT_MS, ITL_MS, TOKENS = 50.0, 10.0, 24
 WITHIN_MS = 1.0

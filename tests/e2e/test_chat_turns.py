@@ -21,13 +21,17 @@ ANSWER_TOKENS = 100
 BLOCK = 16
 
 
+def deep(value: str) -> Any:
+    return pytest.param(value, marks=pytest.mark.deep)
+
+
 @pytest.fixture(scope="module")
 def oracle() -> Any:
     prepared = prepare("smollm2-135m", (), "float32", cache_directory(), lambda *_: None)
     return smollm2(prepared.directory)
 
 
-@pytest.fixture(scope="module", params=["shm", "zmq"])
+@pytest.fixture(scope="module")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     arguments = ["--pd", "1p1d", "--dtype", "float32", "--kv-cache-memory", "512MiB"]
     with Server(*arguments, "--transport", request.param) as server:
@@ -50,6 +54,10 @@ def complete(server: Server, prompt: list[int]) -> dict[str, Any]:
     )
 
 
+ON_SHM = pytest.mark.parametrize("server", ["shm", deep("zmq")], indirect=True)
+"""What does not depend on the road of the blocks."""
+
+
 def next_turn(server: Server, prompt: list[int]) -> list[int]:
     """The prompt, its answer, and what a person says then."""
     return [*prompt, *complete(server, prompt)["choices"][0]["token_ids"], 101, 102, 103]
@@ -61,6 +69,7 @@ def total(server: Server, role: str, name: str) -> int:
     return int(server.worker(role)["totals"][name])
 
 
+@pytest.mark.parametrize("server", ["shm", "zmq"], indirect=True)
 def test_history_is_read_and_not_computed_again(server: Server, oracle: Any) -> None:
     turn = next_turn(server, history(1))
     fetched = total(server, "prefill", "prefix_fetched_tokens")
@@ -73,6 +82,7 @@ def test_history_is_read_and_not_computed_again(server: Server, oracle: Any) -> 
     assert first_difference(oracle, turn, reply["choices"][0]["token_ids"]) is None
 
 
+@pytest.mark.parametrize("server", ["shm", "zmq"], indirect=True)
 def test_audit_is_balanced_after_loans(server: Server) -> None:
     complete(server, next_turn(server, history(2)))
     account = server.audit()
@@ -80,6 +90,7 @@ def test_audit_is_balanced_after_loans(server: Server) -> None:
     assert [worker["leases"] for worker in account["workers"]] == [0, 0]
 
 
+@ON_SHM
 def test_stopped_holder_does_not_change_the_answer(server: Server, oracle: Any) -> None:
     turn = next_turn(server, history(3))
     holder = server.worker("decode")["pid"]
@@ -93,6 +104,7 @@ def test_stopped_holder_does_not_change_the_answer(server: Server, oracle: Any) 
     assert first_difference(oracle, turn, reply["choices"][0]["token_ids"]) is None
 
 
+@ON_SHM
 def test_killed_holder_does_not_change_the_answer(server: Server, oracle: Any) -> None:
     turn = next_turn(server, history(4))
     os.kill(server.worker("decode")["pid"], signal.SIGKILL)

@@ -19,6 +19,7 @@ from engine.kv.sequence import Scheduled
 from engine.model.ragged_batch import ragged_batch
 from engine.model.weights import MappedWeights
 from protocol.errors import InternalError
+from tests.e2e.reference import first_difference
 from tests.greedy import expected_tokens, generate, load, new_sequence, random_prompts
 from tests.model_files import write_tokenizer
 
@@ -221,9 +222,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def smollm2_greedy(smollm2: Any) -> Any:
-    """20 prompts, and the 64 tokens that transformers gives after each."""
-    model, prepared = smollm2
+def smollm2_prompts(smollm2: Any) -> Any:
+    """20 prompts."""
+    _, prepared = smollm2
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(prepared / "tokenizer.json")
     )
@@ -232,21 +233,21 @@ def smollm2_greedy(smollm2: Any) -> Any:
     prompts += [text[:length] for length in (1, 15, 16, 17, 31, 64, 100, 180)]
     assert len(prompts) >= 20
     torch.set_num_threads(1)
-    return prompts, [expected_tokens(model, prompt, 64) for prompt in prompts]
+    return prompts
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.deep), "cpu"])
 def test_smollm2_greedy_tokens_equal_transformers(
-    smollm2: Any, smollm2_greedy: Any, backend: Any, kernel_cache: Any
+    smollm2: Any, smollm2_prompts: Any, backend: Any, kernel_cache: Any
 ) -> None:
-    _, prepared = smollm2
-    prompts, expected = smollm2_greedy
+    model, prepared = smollm2
     runner = load(prepared, backend, kernel_cache)
     found = []
-    for start in range(0, len(prompts), 5):
-        found += generate(runner, prompts[start : start + 5], 64, chunk=48)
-    for prompt, tokens, wanted in zip(prompts, found, expected, strict=True):
-        assert tokens == wanted, json.dumps(prompt)
+    for start in range(0, len(smollm2_prompts), 10):
+        found += generate(runner, smollm2_prompts[start : start + 10], 64, chunk=48)
+    for prompt, tokens in zip(smollm2_prompts, found, strict=True):
+        assert len(tokens) == 64
+        assert first_difference(model, prompt, tokens) is None, json.dumps(prompt)
 
 
 def test_embedded_tokenizer_equals_transformers(smollm2: Any) -> None:

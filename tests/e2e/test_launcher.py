@@ -87,7 +87,7 @@ def behaviour(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def driven(tmp_path, behaviour):
-    root = Path("/tmp") / f"bt-{tmp_path.parent.name}-{tmp_path.name}"[:40]
+    root = Path("/tmp") / f"bt-{os.getpid()}-{tmp_path.name}"[:40]
     root.mkdir(exist_ok=True)
     starter = Starter(root, behaviour)
     yield starter

@@ -12,6 +12,7 @@ from tests.e2e.ray_rig import Load, RayServer, until
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(find_spec("ray") is None, reason="needs baton-serve[ray]"),
 ]
 
@@ -38,6 +39,7 @@ def test_nodes_come_with_the_pools_and_go_with_them() -> None:
         until(lambda: ray.nodes() == 0, "every node being given back", 60.0)
 
 
+@pytest.mark.deep
 def test_the_planner_orders_nodes_and_the_end_returns_them() -> None:
     ranges = ("--autoscale", "prefill=1..1", "decode=1..2", "--slo", "ttft:60000", "tpot:0.001")
     with AutoscaledRay(prefill=1, decode=2) as ray:

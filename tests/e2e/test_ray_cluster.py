@@ -13,6 +13,7 @@ from tests.e2e.ray_rig import Load, RayNodes, RayServer, gone, until
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(find_spec("ray") is None, reason="needs baton-serve[ray]"),
 ]
 
@@ -32,6 +33,7 @@ def serve(nodes: RayNodes, *arguments: str) -> RayServer:
     return RayServer(*given, environment=nodes.environment)
 
 
+@pytest.mark.deep
 def test_pools_scale_and_a_machine_with_notice_is_left_in_time(nodes: RayNodes) -> None:
     nodes.add(prefill_slot=2)
     spot = nodes.add(decode_slot=1)
@@ -86,6 +88,7 @@ def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: Ray
         assert gone(processes, 3.0) == []
 
 
+@pytest.mark.deep
 def test_serving_goes_on_without_the_head_and_an_interrupt_still_leaves_nothing(
     nodes: RayNodes,
 ) -> None:

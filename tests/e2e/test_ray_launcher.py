@@ -18,6 +18,7 @@ from tests.e2e.ray_rig import Load, RayServer, gone, until
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
     pytest.mark.skipif(find_spec("ray") is None, reason="needs baton-serve[ray]"),
 ]
 BOTH = ("prefill-0", "decode-0")

@@ -21,6 +21,8 @@ pytest.importorskip("ray", reason="needs the extra baton-serve[ray]")
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.deep,
     pytest.mark.skipif(why_not() is not None, reason=f"no hosts of their own: {why_not()}"),
 ]
 GUIDE = blocks()

@@ -111,6 +111,7 @@ def test_pools_grow_and_shrink_while_a_hundred_requests_stream(server: Server) -
     print(f"{crowd.completed} answers, {crowd.tokens} tokens, {view['replays']} replays")
 
 
+@pytest.mark.deep
 def test_scaling_again_changes_nothing_and_the_last_word_counts(server: Server) -> None:
     assert scale(server, prefill=2)["started"] == ["prefill-1"]
     assert scale(server, prefill=2)["started"] == []
@@ -120,6 +121,7 @@ def test_scaling_again_changes_nothing_and_the_last_word_counts(server: Server) 
     assert scale(server, prefill=1, decode=1)["drained"] == []
 
 
+@pytest.mark.alone
 def test_flip_takes_less_than_a_second_and_keeps_the_cache(server: Server) -> None:
     scale(server, prefill=2)
     until(lambda: is_shape(server, 2, 1), "2p1d")
@@ -271,6 +273,7 @@ def test_coordinator_killed_during_a_drain_goes_on_with_it(server: Server) -> No
     settle(server)
 
 
+@pytest.mark.deep
 def test_coordinator_killed_after_scaling_finds_the_pools_as_they_were(server: Server) -> None:
     scale(server, prefill=3, decode=2)
     until(lambda: is_shape(server, 3, 2), "3p2d", 60)
@@ -304,6 +307,7 @@ def test_commands_change_the_pools_and_say_what_is_wrong(
     assert "there are: prefill-0, prefill-1" in capsys.readouterr().err
 
 
+@pytest.mark.alone
 def test_worker_that_does_not_fit_into_memory_is_refused_with_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

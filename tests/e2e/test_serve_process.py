@@ -92,6 +92,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts() -> None:
     assert "/absent/model" in done.stderr
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number) -> None:
     before = shared_memory()
@@ -109,6 +110,7 @@ def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number) -> None:
     assert shared_memory() == before
 
 
+@pytest.mark.alone
 def test_interrupt_during_an_answer_still_ends_in_time() -> None:
     with Server(*SMALL) as running:
         body = {"model": "smollm2-135m", "prompt": "Once", "max_tokens": 4000, "ignore_eos": True}
@@ -120,6 +122,7 @@ def test_interrupt_during_an_answer_still_ends_in_time() -> None:
     assert running.process.returncode == 0
 
 
+@pytest.mark.alone
 def test_children_of_a_killed_launcher_die_with_it() -> None:
     before = shared_memory()
     with Server(*SMALL) as running:
@@ -134,6 +137,7 @@ def test_children_of_a_killed_launcher_die_with_it() -> None:
         assert not directory.exists()
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(
     os.getloadavg()[0] > 2 * (os.cpu_count() or 1), reason="others keep this machine busy"
 )
@@ -147,6 +151,7 @@ def test_second_start_is_ready_within_5_s() -> None:
     raise AssertionError(f"ready after {times} s")
 
 
+@pytest.mark.alone
 def test_help_is_quick() -> None:
     times = []
     for _ in range(3):

@@ -48,6 +48,7 @@ def check_sum(timings: dict[str, Any]) -> None:
     assert sum(timings["spans_ms"].values()) == pytest.approx(timings["e2e_ms"], abs=0.02)
 
 
+@pytest.mark.alone
 def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
     """The real engine: compute dominates, and what no report explains is under 1 % or 2 ms."""
     with Server("--pd", "1p1d", *SMALL) as real:
@@ -208,6 +209,7 @@ def test_replayed_request_adds_up_and_says_so(receiver: Receiver) -> None:
         assert [span for span in spans if span.name == "replay"]
 
 
+@pytest.mark.alone
 def test_a_silent_collector_delays_nothing_and_stops_in_time() -> None:
     arguments = ("--otlp-traces-endpoint", f"http://127.0.0.1:{free_port()}", *SMALL)
     with Server(*arguments, program=MOCK) as server:

@@ -27,13 +27,17 @@ def prompts() -> list[list[int]]:
     return [*found, found[-1][:512] + found[3], found[-2][: 16 * 9]]
 
 
+def shape(pools: str) -> Any:
+    return pytest.param(pools, marks=pytest.mark.deep)
+
+
 @pytest.fixture(scope="module")
 def oracle() -> Any:
     prepared = prepare("smollm2-135m", (), "float32", cache_directory(), lambda *_: None)
     return smollm2(prepared.directory)
 
 
-@pytest.fixture(scope="module", params=["0p1d", "1p1d", "2p2d"])
+@pytest.fixture(scope="module", params=[shape("0p1d"), "1p1d", shape("2p2d")])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     arguments = ["--pd", request.param, "--dtype", "float32", "--kv-cache-memory", "512MiB"]
     with Server(*arguments, "--max-num-batched-tokens", "128") as server:

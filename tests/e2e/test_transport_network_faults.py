@@ -90,6 +90,7 @@ def test_a_flipped_bit_of_the_framing_never_passes_for_a_transfer(path):
     assert path.pull().error is None
 
 
+@pytest.mark.alone
 @faults(Fault(stall_at=2_000_000))
 def test_a_stalled_connection_ends_in_time(path):
     start_s = time.perf_counter()
@@ -99,6 +100,7 @@ def test_a_stalled_connection_ends_in_time(path):
     assert time.perf_counter() - start_s < 6
 
 
+@pytest.mark.alone
 @faults(Fault(stall_at=2_000_000))
 def test_a_transfer_ends_by_the_deadline_of_its_request(path):
     start_s = time.perf_counter()

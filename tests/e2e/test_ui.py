@@ -131,6 +131,7 @@ def test_every_control_has_a_name(page) -> None:
     assert len(controls) >= 8
 
 
+@pytest.mark.alone
 def test_killed_worker_shows_within_2_s_and_comes_back(page, server) -> None:
     os.kill(server.worker("decode")["pid"], signal.SIGKILL)
     took_s = page.wait_for(
