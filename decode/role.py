@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from engine.context import WorkerContext
     from engine.kv.sequence import Scheduled, Sequence
     from engine.runner_api import Runner
-    from kvtransfer.sharing.shared_prefix import BlockFetcher
+    from kvtransfer.sharing.exchange import BlockFetcher
     from protocol.errors import TransferError
     from protocol.messages.orders import Decode
     from protocol.messages.peers import PeerMessage

@@ -1,4 +1,4 @@
-"""What all parts of one worker share. Owns who the worker is and what time it is; decides nothing."""
+"""What all parts of one worker share. Owns who the worker is, what time it is and where names come from; decides nothing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from protocol.clock import Clock
+    from protocol.ids import Ids
 
 
 @dataclass(slots=True)
@@ -18,5 +19,6 @@ class WorkerContext:
     incarnation: str
     fingerprint_hash: bytes
     clock: Clock
+    ids: Ids
     lease_duration_s: float = 30.0
     unheard_s: float = 0.0

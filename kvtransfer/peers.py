@@ -8,11 +8,11 @@ nothing else it says is heard.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import zmq
 
+from kvtransfer.heard import FromReader, FromSource
 from protocol import wire
 from protocol.errors import LayoutMismatch, ProtocolError
 from protocol.failures import ErrorKind, Failure
@@ -21,29 +21,12 @@ from protocol.messages.peers import Gone, PeerHello, PeerMessage, PeerRefuse, Pe
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from kvtransfer.heard import PeerKey
     from protocol.channels import Channels
     from protocol.fingerprint import Fingerprint
     from protocol.messages.records import PeerAddress
 
 MAX_READERS = 1024
-PeerKey = tuple[str, str]
-"""(worker id, incarnation)."""
-
-
-@dataclass(frozen=True, slots=True)
-class FromReader:
-    """A message from a worker that pulls from us; `identity` is where an answer goes."""
-
-    identity: bytes
-    message: PeerMessage
-
-
-@dataclass(frozen=True, slots=True)
-class FromSource:
-    """A message from a worker that we pull from."""
-
-    source: PeerKey
-    message: PeerMessage
 
 
 class PeerNetwork:

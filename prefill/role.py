@@ -6,7 +6,7 @@
 
 The first token goes to the client from here and to the decode worker with the last announcement.
 Blocks stay leased until the reader says Pulled, the coordinator says Abort, or the lease expires.
-A prompt whose beginning another worker has cached fetches that first (`kvtransfer.sharing.shared_prefix`);
+A prompt whose beginning another worker has cached fetches that first (`kvtransfer.sharing`);
 cached blocks of this worker are lent in the same way, whichever role computed them.
 """
 
@@ -16,9 +16,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from kvtransfer.sharing.shared_prefix import Lender, PeerOutbox, PrefixReader
+from kvtransfer.sharing.exchange import PeerOutbox
+from kvtransfer.sharing.lender import Lender
+from kvtransfer.sharing.reader import PrefixReader
 from protocol.failures import ErrorKind, Failure
-from protocol.ids import new_lease_id
 from protocol.messages.peers import Announce, Attach, BlockOffer, Gone, Lookup, Pulled, Renew
 from protocol.messages.reports import Output
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from engine.context import WorkerContext
     from engine.kv.sequence import Sequence
     from engine.runner_api import Runner
-    from kvtransfer.sharing.shared_prefix import BlockExchange
+    from kvtransfer.sharing.exchange import BlockExchange
     from prefill.scheduler import PrefillScheduler
     from protocol.messages.orders import Prefill
     from protocol.messages.peers import PeerMessage
@@ -112,7 +113,7 @@ class PrefillRole:
         sequence.prefix_source = message.prefix_source
         sequence.prefix_source_tokens = message.prefix_source_tokens
         told = {"unheard_s": self.context.unheard_s}
-        self.offers[key] = Offer(sequence, new_lease_id(), spans=told)
+        self.offers[key] = Offer(sequence, self.context.ids.new_lease_id(), spans=told)
         self.scheduler.add(sequence)
         if (early := self._early.pop(key, None)) is not None:
             self._attach(early[0], early[1])

@@ -8,29 +8,39 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import NewType
+from typing import Protocol
 
-RequestId = NewType("RequestId", str)
-WorkerId = NewType("WorkerId", str)
-Incarnation = NewType("Incarnation", str)
-LeaseId = NewType("LeaseId", str)
 MAX_WORKERS = 256
 """Workers of both pools together."""
 
 
-def new_request_id() -> RequestId:
+def new_request_id() -> str:
     """128 random bits in hex."""
-    return RequestId(secrets.token_hex(16))
+    return secrets.token_hex(16)
 
 
-def new_incarnation() -> Incarnation:
-    """Made once per worker start (and after a fence): tells a restarted worker from its past."""
-    return Incarnation(secrets.token_hex(16))
+class Ids(Protocol):
+    """Where a worker's names come from: passed in, as the clock is."""
+
+    def new_incarnation(self) -> str:
+        """Made once per worker start (and after a fence): tells a restarted worker from its past."""
+        ...
+
+    def new_lease_id(self) -> str:
+        """Who knows it may read the leased blocks."""
+        ...
 
 
-def new_lease_id() -> LeaseId:
-    """128 random bits in hex; who knows it may read the leased blocks."""
-    return LeaseId(secrets.token_hex(16))
+class RandomIds:
+    """Satisfies Ids: 128 random bits in hex."""
+
+    def new_incarnation(self) -> str:
+        """See Ids."""
+        return secrets.token_hex(16)
+
+    def new_lease_id(self) -> str:
+        """See Ids."""
+        return secrets.token_hex(16)
 
 
 def files_identity() -> str:

@@ -22,11 +22,11 @@ from engine.checkpoints.prepared import fingerprint
 from engine.context import WorkerContext
 from engine.kv.pool_memory import KvMemory
 from protocol.clock import SystemClock
-from protocol.ids import new_incarnation
+from protocol.ids import RandomIds
 from protocol.sampling import SampledToken
 from protocol.specs import WorkerSpec
-from worker.process import Worker
-from worker.wiring import WorkerParts
+from worker.engine_start import StartedEngine
+from worker.wiring import build_worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -70,19 +70,20 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spec = msgspec.json.decode(arguments.spec.read_bytes(), type=WorkerSpec)
     log_to_stderr(spec.worker_id, spec.log_level)
-    directory, clock = Path(spec.model.directory), SystemClock()
+    directory, clock, ids = Path(spec.model.directory), SystemClock(), RandomIds()
     layout = fingerprint(directory, spec.block_size)
     step_s = float(spec.backend.partition(":")[2]) / 1e3
     context = WorkerContext(
         worker_id=spec.worker_id,
-        incarnation=new_incarnation(),
+        incarnation=ids.new_incarnation(),
         fingerprint_hash=layout.hash_bytes(),
         clock=clock,
+        ids=ids,
         lease_duration_s=spec.lease_duration_s,
     )
     runner = StampingRunner(Stamps(directory), step_s, clock)
     memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
-    Worker(WorkerParts(spec, runner, memory, layout, context)).run()
+    build_worker(spec, StartedEngine(runner, memory, layout), context).run()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from protocol.addresses import check_can_advertise, tcp_endpoint
 from protocol.channels import require_keys
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
-from protocol.ids import new_incarnation
+from protocol.ids import RandomIds
 from protocol.specs import WorkerSpec
 
 log = logging.getLogger(__name__)
@@ -32,22 +32,22 @@ def run_worker(spec: WorkerSpec) -> None:
         os.sched_setaffinity(0, spec.cores)
     # Torch starts threads when it is imported: it must be after the pinning.
     from worker.engine_start import start_engine
-    from worker.process import Worker
-    from worker.wiring import WorkerParts
+    from worker.wiring import build_worker
 
-    clock = SystemClock()
+    clock, ids = SystemClock(), RandomIds()
     started_s = clock.now_s()
     engine = start_engine(spec)
     context = WorkerContext(
         worker_id=spec.worker_id,
-        incarnation=new_incarnation(),
+        incarnation=ids.new_incarnation(),
         fingerprint_hash=engine.fingerprint.hash_bytes(),
         clock=clock,
+        ids=ids,
         lease_duration_s=spec.lease_duration_s,
     )
-    parts = WorkerParts(spec, engine.runner, engine.memory, engine.fingerprint, context)
+    worker = build_worker(spec, engine, context)
     log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)
-    Worker(parts).run()
+    worker.run()
 
 
 def check_network(spec: WorkerSpec) -> None:

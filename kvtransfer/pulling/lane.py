@@ -29,6 +29,7 @@ from protocol.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from kvtransfer.promises.proofs import Materials
     from kvtransfer.pulling.pull import Key, PullJob
     from kvtransfer.transport import BlockMemory, KvLink, Transport
     from protocol.messages.records import PeerAddress
@@ -47,7 +48,7 @@ MAX_STRIKES = 3
 class Proof:
     """The digest check of one job, called from whatever threads the link copies with."""
 
-    def __init__(self, job: PullJob, memory: BlockMemory) -> None:
+    def __init__(self, job: PullJob, memory: Materials) -> None:
         self._job = job
         self._memory = memory
         self._lock = threading.Lock()

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import zmq
 
-from kvtransfer.peers import FromReader, PeerNetwork
+from kvtransfer.heard import FromReader
+from kvtransfer.peers import PeerNetwork
 from kvtransfer.transports.descriptors import path_at
 from kvtransfer.transports.select import usable
 from protocol.channel_keys import Channel, ChannelKeys, ClusterKeys, KeyPair

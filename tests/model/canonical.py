@@ -22,6 +22,8 @@ SURROUNDINGS = frozenset(
         "FinishRate",
         "Frozen",
         "Generation",
+        "MeteredRunner",
+        "PullingFetcher",
         "CoordinatorSide",
         "Router",
         "WorkerContext",
@@ -30,6 +32,7 @@ SURROUNDINGS = frozenset(
 )
 LEFT_OUT = {
     "BlockPool": {"_holds"},  # equal to the holds of live sequences: checked in every state
+    "Farewell": {"_next_s"},
     "DecodeRole": {"decoded_tokens", "prefilled_tokens"},
     "DecodeScheduler": {"num_preemptions", "max_num_batched_tokens", "max_num_seqs"},
     "Hold": {"_pool"},
@@ -39,6 +42,19 @@ LEFT_OUT = {
     "RequestLife": {"order_seqs", "strikes", "timeline", "arrival_s", "deadline_s"},
     "Sequence": {"keys", "root", "sampling", "arrival_s"},
     "WorkerRecord": {"hello", "load", "last_seen_s", "step", "step_moved_s", "sent_seq"},
+    "WorkerLoop": {
+        "account",  # published after every event: equal to what is live
+        "busy",
+        "dropped_messages",
+        "outbox",
+        "roles",
+        "steps",
+        "_card",
+        "_introduction",
+        "_listened_s",
+        "_next_expiry_s",
+        "_silence",
+    },
     "_Lease": {"covered"},
 }
 _fields: dict[type, tuple[str, ...]] = {}

@@ -24,13 +24,20 @@ class Faults:
     flip: int = 0
     refuse: int = 0
     impatience: int = 0
+    drain: int = 0
+    role: int = 0
+    audit: int = 0
+    ping: int = 0
+    forget: int = 0
+    reject: int = 0
+    late: int = 0
 
 
 @dataclass(frozen=True)
 class Configuration:
     """One prefill worker P, one decode worker D, and a few requests. Of prompts longer than
     `hint_tokens`, if that is not 0, the coordinator believes so many cached at D. `in_turn`: each is submitted when the one
-    before has ended."""
+    before has ended. `late_flush`: what a step gathered is said as a move of its own, so anything may come before it."""
 
     name: str
     prompts: Mapping[str, tuple[int, ...]]
@@ -41,6 +48,7 @@ class Configuration:
     headroom_tokens: int = 256
     hint_tokens: int = 0
     in_turn: bool = False
+    late_flush: bool = False
     faults: Faults = field(default_factory=Faults)
     _expected: dict[str, list[int]] = field(default_factory=dict, compare=False)
 

@@ -11,8 +11,8 @@ from coordinator.cluster.lifecycle import MAX_REPLAYS, MAX_WORKER_DEATHS, Phase
 from coordinator.cluster.reconcile import MAX_STRIKES
 from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.service_api import Generation
-from protocol.errors import Overloaded, RequestAborted, WorkerLost
-from protocol.messages.orders import Ping, Welcome
+from protocol.errors import DeadlineExceeded, Overloaded, RequestAborted, WorkerLost
+from protocol.messages.orders import Audit, Drain, Forget, Ping, Refuse, SetRole
 from protocol.messages.reports import Heartbeat
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.books import Books
     from coordinator.cluster.live_requests import LiveRequests
     from coordinator.cluster.readiness import Readiness
+    from coordinator.cluster.registry import WorkerRecord
     from coordinator.cluster.service_api import StreamEvent
     from coordinator.cluster.timeline import Timeline
     from protocol.messages.reports import WorkerMessage
@@ -39,7 +40,8 @@ class TrustingProbes:
 
     def tick(self) -> None:
         for record in self.books.registry:
-            record.state = WorkerState.READY
+            if record.state is WorkerState.STARTING:
+                record.state = WorkerState.READY
         self.requests.pump()
 
     def forget(self, worker_id: str) -> None:
@@ -65,11 +67,12 @@ class Hints:
 class Client:
     """What one client saw. Raises Violation for a wrong, repeated, missing or silent end."""
 
-    def __init__(self, request_id: str) -> None:
+    def __init__(self, request_id: str, *, may_be_late: bool) -> None:
         self.request_id = request_id
         self.tokens: list[int] = []
         self.end: str | None = None
         self.was_cancelled = False
+        self.may_be_late = may_be_late
 
     def put(self, event: StreamEvent, expected: list[int]) -> None:
         if self.end is not None:
@@ -79,7 +82,9 @@ class Client:
             raise Violation(f"{self.request_id}: the client got wrong tokens")
         if event.error is not None:
             self.end = type(event.error).__name__
-            if not isinstance(event.error, RequestAborted) or not self.was_cancelled:
+            is_asked_for = isinstance(event.error, RequestAborted) and self.was_cancelled
+            is_late = isinstance(event.error, DeadlineExceeded) and self.may_be_late
+            if not is_asked_for and not is_late:
                 raise Violation(f"{self.request_id}: a request was lost: {event.error}")
         elif event.finish_reason is not None:
             self.end = event.finish_reason
@@ -106,6 +111,8 @@ class CoordinatorSide:
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.sent: list[Letter] = []
+        self.is_over = False
+        self.is_pinging = False
         self.clients: dict[str, Client] = {}
         around = Surroundings(
             open_stream=self._open,  # type: ignore[arg-type]
@@ -131,7 +138,7 @@ class CoordinatorSide:
 
     def _send(self, identity: bytes, message: Any) -> bool:
         """Orders are numbered alike: what a number is for is done by `heartbeat` when nothing is under way."""
-        if not isinstance(message, Ping | Welcome):
+        if not isinstance(message, Ping) or self.is_pinging:
             plain = msgspec.structs.replace(message, seq=0)
             self.sent.append(Letter(identity.decode(), "order", message.incarnation, "", plain))
         return True
@@ -141,7 +148,9 @@ class CoordinatorSide:
     def submit(self, request_id: str) -> None:
         prompt = list(self.configuration.prompts[request_id])
         sampling = SamplingParams(max_tokens=self.configuration.max_tokens, temperature=0.0)
-        self.clients[request_id] = Client(request_id)
+        self.clients[request_id] = Client(
+            request_id, may_be_late=self.configuration.faults.late > 0
+        )
         try:
             self.service.submit(Generation(request_id, prompt, sampling))
         except (Overloaded, WorkerLost):
@@ -175,6 +184,48 @@ class CoordinatorSide:
             live=list(live),
         )
         self.service.inbox.on_message(worker_id.encode(), beat)
+
+    def drain(self, worker_id: str) -> None:
+        """An operator takes a worker out: no new work, and it says Goodbye when it has none."""
+        record = self._record(worker_id)
+        record.state = WorkerState.DRAINING
+        self.service.outgoing.send_order(record, Drain(incarnation=record.incarnation))
+
+    def flip(self, worker_id: str, role: Role) -> None:
+        """An operator gives a worker another role."""
+        record = self._record(worker_id)
+        record.role = role
+        self.service.outgoing.send_order(record, SetRole(incarnation=record.incarnation, role=role))
+        self.service.requests.pump()
+
+    def audit(self, worker_id: str) -> None:
+        record = self._record(worker_id)
+        self.service.outgoing.send_order(record, Audit(incarnation=record.incarnation, audit_id=1))
+
+    def ping(self, worker_id: str) -> None:
+        record = self._record(worker_id)
+        self.is_pinging = True
+        self.service.outgoing.send_order(record, Ping(incarnation=record.incarnation))
+        self.is_pinging = False
+
+    def tell_to_forget(self, worker_id: str, other: str) -> None:
+        """The other is gone for good, or was taken to be."""
+        record = self._record(worker_id)
+        self.service.outgoing.send_order(
+            record, Forget(incarnation=record.incarnation, worker_id=other)
+        )
+
+    def reject(self, worker_id: str) -> None:
+        """Another start of this worker has taken its place, or is taken to have."""
+        record = self._record(worker_id)
+        self.service.outgoing.send_order(
+            record, Refuse(incarnation=record.incarnation, reason="another has")
+        )
+
+    def _record(self, worker_id: str) -> WorkerRecord:
+        record = self.service.books.registry.get(worker_id)
+        assert record is not None
+        return record
 
     # ---- invariants
 

@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 
 from protocol.failures import ErrorKind
+from protocol.roles import Role
 from tests.model.configuration import Configuration, Faults
-from tests.model.parts import Event, Parts, Sent
+from tests.model.parts import DEAD, Event, Parts, Sent
+from tests.model.worker_side import Violation
 
 LINKS = ("C>P", "C>D", "P>C", "D>C", "P>D", "D>P")
 """The first four are the coordinator's."""
 LINK_OF = {name: index for index, name in enumerate(LINKS)}
 WORKERS = ("P", "D")
 FAULTS = {field.name: index for index, field in enumerate(fields(Faults))}
-DEAD = -1
 Move = Callable[[], "World"]
 Links = tuple[tuple[int, ...], ...]
 World = tuple[int, int, int, int, int, int, int]
@@ -69,8 +70,9 @@ class Moves:
         for name in WORKERS:
             state, sent = parts.fresh_worker(name, 0)
             states.append(state)
-            coordinator, answers = parts.step(coordinator, ("take", sent[0][1]))
-            assert not answers
+            coordinator, ((_, welcome),) = parts.step(coordinator, ("take", sent[0][1]))
+            states[-1], sent = parts.step(state, ("take", welcome))
+            assert not sent
         budget = tuple(asdict(self.configuration.faults).values())
         links = self._number_links(((),) * len(LINKS))
         return (coordinator, states[0], states[1], 0, 0, links, self._number_faults(budget))
@@ -84,12 +86,21 @@ class Moves:
         state, sent = self.parts.step(world[part], event)
         parts = list(world[:5])
         parts[part] = state
-        if part:
+        if part and state != DEAD:
             start = self.parts.facts[state].incarnation
             parts[part + 2] = int(start.split(".")[1])
+        elif part:
+            links = self._without(links, WORKERS[part - 1])
         links = self._put(links, "CPD"[part], sent)
         number = world[6] if faults is None else faults
         return (*parts, self._number_links(links), number)  # type: ignore[return-value]
+
+    @staticmethod
+    def _without(links: Links, name: str) -> Links:
+        """What was on its way to a process that ended is lost."""
+        return tuple(
+            () if LINKS[index].endswith(name) else queue for index, queue in enumerate(links)
+        )
 
     @staticmethod
     def _put(links: Links, sender: str, sent: Sent) -> Links:
@@ -150,9 +161,9 @@ class Moves:
             start = "" if state == DEAD else self.parts.facts[state].incarnation
             if facts.starts.get(name, start) != start:
                 yield f"C sees that {name} died", move("lose", name)
-            if state != DEAD and not any(links[:4]):
-                beat = ("heartbeat", name, start, self.parts.facts[state].live)
-                yield f"heartbeats of {name}", move(*beat)
+            live = None if state == DEAD else self.parts.facts[state].live
+            if live is not None and not any(links[:4]):
+                yield f"heartbeats of {name}", move("heartbeat", name, start, live)
 
     def _worker_moves(self, world: World, part: int, name: str) -> Iterator[tuple[str, Move]]:
         links = self._links[world[5]]
@@ -161,6 +172,12 @@ class Moves:
         def move(*event: object) -> Move:
             return lambda: self._advance(world, part, event, links)
 
+        if facts.is_unsaid:
+            yield f"{name} says what it gathered", move("flush")
+        if facts.may_leave:
+            yield f"{name} says Goodbye", move("leave")
+        if facts.has_left and self._is_unknown(world, name, facts.incarnation):
+            yield f"{name} is stopped", lambda: self._stop(world, part)
         if facts.has_prefill:
             yield f"{name} steps its prompts", move("step", "prefill")
         if facts.has_decode:
@@ -182,6 +199,16 @@ class Moves:
             if stage == 0 and lease_id not in held.leases:
                 yield f"read {index} is refused", move("fail_read", index, ErrorKind.LEASE_EXPIRED)
 
+    def _is_unknown(self, world: World, name: str, start: str) -> bool:
+        """Whether the coordinator has let this start go."""
+        return self.parts.facts[world[0]].starts.get(name) != start
+
+    def _stop(self, world: World, part: int) -> World:
+        """The launcher ends a worker that said Goodbye: it must have nothing left."""
+        if left := self.parts.facts[world[part]].leftovers:
+            raise Violation("stopped with " + ", ".join(left))
+        return self._crash(world, part, world[6])
+
     def _restart(self, world: World, part: int) -> World:
         name = WORKERS[part - 1]
         state, sent = self.parts.fresh_worker(name, world[part + 2] + 1)
@@ -202,6 +229,14 @@ class Moves:
             def move(*event: object, part: int = part) -> Move:
                 return lambda: self._advance(world, part, event, links)
 
+            if not facts.is_registered and not facts.has_left:
+                yield f"{name} says hello again", move("hello")
+            if facts.has_left and not self._is_unknown(world, name, facts.incarnation):
+                yield f"{name} says Goodbye again", move("leave")
+                yield (
+                    f"C hears no more of {name}",
+                    lambda n=name: self._advance(world, 0, ("lose", n), links),  # type: ignore[misc]
+                )
             for lease_id in facts.leases:
                 yield f"{lease_id} of {name} runs out", move("lease_over", lease_id)
             for key in facts.early:
@@ -272,9 +307,12 @@ class Moves:
     ) -> Iterator[tuple[str, str, int, Event]]:
         """(kind of fault, label, the part that takes it, event)."""
         links, facts = self._links[world[5]], self.parts.facts[world[part]]
+        for key in facts.late:
+            yield "late", f"{key[0]} is too late at {name}", part, ("deadline_over", key)
         if self.parts.facts[world[0]].starts.get(name) == facts.incarnation:
+            yield from self._operators_orders(name)
             yield "fence", f"C gives {name} up", 0, ("lose", name)
-        if any(links[:4]) and not links[LINK_OF[f"C>{name}"]]:
+        if facts.live is not None and any(links[:4]) and not links[LINK_OF[f"C>{name}"]]:
             beat = ("heartbeat", name, facts.incarnation, facts.live)
             yield "impatience", f"heartbeats of {name} overtake all else", 0, beat
         for key in facts.asking:
@@ -290,13 +328,22 @@ class Moves:
             if stage == 1:
                 yield "flip", f"read {index} lands with a flipped bit", part, ("flip", index)
 
+    @staticmethod
+    def _operators_orders(name: str) -> Iterator[tuple[str, str, int, Event]]:
+        """Of a registered worker, for any reason and at any time."""
+        other = {"P": "D", "D": "P"}[name]
+        yield "drain", f"{name} is to leave", 0, ("drain", name)
+        yield "audit", f"{name} is audited", 0, ("audit", name)
+        yield "ping", f"C pings {name}", 0, ("ping", name)
+        yield "forget", f"{name} is to forget {other}", 0, ("tell_to_forget", name, other)
+        yield "reject", f"C refuses {name}", 0, ("reject", name)
+        if name == "P":
+            yield "role", "P becomes a decode worker", 0, ("flip", name, Role.DECODE)
+
     def _crash(self, world: World, part: int, faults: int) -> World:
         """Dead: what was on its way to it is lost; what it sent may still arrive."""
         name = WORKERS[part - 1]
-        links = tuple(
-            () if LINKS[index].endswith(name) else queue
-            for index, queue in enumerate(self._links[world[5]])
-        )
+        links = self._without(self._links[world[5]], name)
         parts = list(world)
         parts[part] = DEAD
         parts[5:] = [self._number_links(links), faults]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tests.model.configuration import Configuration
     from tests.model.worker_side import Letter
 
+DEAD = -1
 Event = tuple[Any, ...]
 Sent = tuple[tuple[str, int], ...]
 """(receiver, message number) in order."""
@@ -47,7 +48,7 @@ class Facts:
 
     leftovers: list[str]
     incarnation: str = ""
-    live: tuple[tuple[str, int], ...] = ()
+    live: tuple[tuple[str, int], ...] | None = None
     has_prefill: bool = False
     has_decode: bool = False
     leases: tuple[str, ...] = ()
@@ -56,6 +57,11 @@ class Facts:
     renewable: tuple[tuple[str, int], ...] = ()
     reads: tuple[Any, ...] = ()
     blocks: tuple[bytes, ...] = ()
+    is_registered: bool = False
+    is_unsaid: bool = False
+    may_leave: bool = False
+    has_left: bool = False
+    late: tuple[tuple[str, int], ...] = ()
     starts: dict[str, str] = field(default_factory=dict)
     open: tuple[str, ...] = ()
     unsent: tuple[str, ...] = ()
@@ -98,7 +104,8 @@ class Parts:
             getattr(side, name)(*arguments)
         sender = side.worker_id if isinstance(side, WorkerSide) else "C"
         sent = self._take_sent(sender, side)
-        return self._number(sender, side), sent
+        state = DEAD if side.is_over else self._number(sender, side)
+        return state, sent
 
     @staticmethod
     def _take(side: Any, envelope: Envelope) -> None:
@@ -168,8 +175,18 @@ class Parts:
                 if fetch.is_last_announced and not fetch.is_over
             ),
             reads=tuple(
-                (read.stage, read.source, read.lease_id, tuple(o.block_id for o in read.offers))
+                (
+                    read.stage,
+                    (read.job.source.worker_id, read.job.source.incarnation),
+                    read.job.lease_id,
+                    tuple(read.job.source_ids),
+                )
                 for read in side.reads
             ),
             blocks=tuple(bytes(memory.block(i)) for i in range(side.num_blocks)),
+            is_registered=side.loop.is_registered,
+            is_unsaid=not side.outbox.is_empty,
+            may_leave=side.may_leave,
+            has_left=side.loop.has_said_goodbye,
+            late=side.late(),
         )

@@ -6,9 +6,8 @@ import logging
 
 import pytest
 
-import kvtransfer.promises.digest
-import worker.wiring
-from protocol.ids import new_lease_id
+import kvtransfer.promises.proofs
+import kvtransfer.pulling.lane
 from tests.model.configuration import BOUNDED, KINDS, ONE, TWO, Configuration, Faults
 from tests.model.explore import Explorer, Found
 
@@ -16,9 +15,8 @@ BOUND_STATES = 7_000
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch):
-    """Quiet, and the names of leases as they were."""
-    monkeypatch.setattr("prefill.role.new_lease_id", new_lease_id)
+def quiet():
+    """The coordinator warns of every fault."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -50,7 +48,7 @@ def test_faultless_pair_of_requests_has_one_end() -> None:
 
 
 def test_search_finds_what_a_missing_digest_lets_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (kvtransfer.promises.digest, worker.wiring):
+    for module in (kvtransfer.promises.proofs, kvtransfer.pulling.lane):
         monkeypatch.setattr(module, "block_digest", lambda header, block: b"")
     found = Explorer(Configuration("flip", ONE, faults=Faults(flip=1))).run(20_000)
     assert found.violation is not None

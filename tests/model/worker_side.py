@@ -1,8 +1,9 @@
-"""One worker of the explored cluster. Owns the order of a worker's loop and its reads; roles, pool and leases are production code.
+"""One worker of the explored cluster. Owns its reads, and what is asked of its state; the loop and all in it is production code.
 
 Every method is one event, and what it sends is returned: a worker's next state depends on its state
 and the event alone, so the explorer runs each pair once. Time stands still; what time would end
-(a lease, an Attach that waits) is an event of its own.
+(a lease, an Attach that waits) is an event of its own. What a turn does in order is cut into events here:
+taking one order, message or read, a step of one role, and what is said of it.
 """
 
 from __future__ import annotations
@@ -10,38 +11,38 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-import kvtransfer.sharing.shared_prefix
-import prefill.role
-from decode.role import DecodeRole
-from decode.scheduler import DecodeScheduler
 from engine.attesting import SLOT_BYTES, AttestingRunner, attested_tokens
 from engine.context import WorkerContext
-from engine.kv.allocation import Allocator
-from engine.kv.block_pool import BlockPool
 from engine.kv.prefix_cache import root_key
-from kvtransfer.promises import digest
+from kvtransfer.heard import FromReader, FromSource
 from kvtransfer.promises.lease import LeaseTable
-from kvtransfer.sharing.shared_prefix import BlockExchange
-from prefill.role import PrefillRole
-from prefill.scheduler import PrefillScheduler
-from protocol.errors import DigestMismatch, TransferError
+from kvtransfer.pulling.lane import Proof
+from kvtransfer.pulling.pull import PullCounters, PullDone, PullJob
+from protocol.errors import ConfigError, DigestMismatch, PeerLost, TransferError
 from protocol.failures import ErrorKind, Failure, transfer_error_of
 from protocol.fingerprint import Fingerprint
-from protocol.messages.orders import Abort, CoordinatorMessage, Decode, Fence, Prefill
-from protocol.messages.peers import Lookup, PeerMessage
+from protocol.messages.orders import CoordinatorMessage
+from protocol.messages.peers import PeerMessage
 from protocol.messages.records import PeerAddress
-from protocol.messages.reports import Hello, Outputs
+from protocol.messages.reports import AuditReply, Goodbye, Hello, Outputs
 from protocol.roles import Role
-from worker.wiring import BlockProofs
+from worker.loop import WorkerLoop
+from worker.outbox import Outbox
+from worker.reports import Resources
+from worker.roles import Limits, Machinery, build_roles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
+    from decode.role import DecodeRole
+    from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Sequence
-    from protocol.messages.peers import BlockOffer
-    from protocol.messages.reports import Output, TransferFailed
+    from prefill.role import PrefillRole
+    from protocol.messages.records import Message
+    from protocol.messages.reports import Output
     from tests.model.configuration import Configuration
 
+MAX_NUM_SEQS = 8
 NOW_S = 100.0
 LONG_AGO_S = -1.0
 
@@ -98,22 +99,38 @@ class Letter(NamedTuple):
 
 
 @dataclass(slots=True)
+class CountedIds:
+    """Satisfies protocol.ids.Ids; part of a worker's state."""
+
+    worker_id: str
+    start: int
+    leases: int = 0
+
+    @property
+    def incarnation(self) -> str:
+        return f"{self.worker_id}.{self.start}"
+
+    def new_incarnation(self) -> str:
+        self.start += 1
+        return self.incarnation
+
+    def new_lease_id(self) -> str:
+        self.leases += 1
+        return f"lease{self.leases}"
+
+
+@dataclass(slots=True)
 class Read:
     """One read into local blocks, in two halves; `stage` 2 has landed and waits for the loop."""
 
-    key: tuple[str, int]
-    source: tuple[str, str]
-    lease_id: str
-    offers: list[BlockOffer]
-    targets: list[int]
-    headers: list[bytes]
+    job: PullJob
     stage: int = 0
     error: TransferError | None = None
 
 
 @dataclass
 class WorkerSide:
-    """One start of one worker, alive."""
+    """One start of one worker, alive. Satisfies Lines, Surroundings and Pulls of its loop."""
 
     configuration: Configuration
     worker_id: str
@@ -121,147 +138,140 @@ class WorkerSide:
     reads: list[Read] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        size = self.configuration.block_size
+        size, num_blocks = self.configuration.block_size, self.num_blocks
         self.sent: list[Letter] = []
-        self.prefilled = 0
-        self.asked = 0
+        self.is_over = self.has_taken_leave = False
+        self.identity, self.coordinator = self.worker_id.encode(), "C"
+        self.ids = CountedIds(self.worker_id, self.start)
         print_hash = fingerprint(size).hash_bytes()
-        self.context = WorkerContext(self.worker_id, self.incarnation, print_hash, Frozen(), 30.0)
-        num_blocks = self.num_blocks
+        self.context = WorkerContext(
+            self.worker_id, self.ids.incarnation, print_hash, Frozen(), self.ids, 30.0
+        )
         self.memory = Memory(num_blocks, size * SLOT_BYTES)
-        self.pool = BlockPool(num_blocks)
-        self.leases = LeaseTable(self.context.clock)
-        self.proofs = BlockProofs(self.memory, self.pool, size, self.context)  # type: ignore[arg-type]
-        allocator = Allocator(self.pool, size)
-        runner = AttestingRunner(self.memory, size)
-        limits = {"max_num_batched_tokens": self.configuration.chunk_tokens, "max_num_seqs": 8}
-        self.prefill = PrefillRole(
-            PrefillScheduler(allocator, **limits),
-            runner,
-            BlockExchange(self.proofs, self.leases, self),
-            self,
-            self.context,
-        )
-        self.decode = DecodeRole(
-            DecodeScheduler(allocator, **limits), runner, self, self, self.context
-        )
+        self.outbox = Outbox(self, self.context)
+        limits = Limits(num_blocks, size, self.configuration.chunk_tokens, MAX_NUM_SEQS)
+        machinery = Machinery(self.memory, AttestingRunner(self.memory, size), self)
+        leases = LeaseTable(self.context.clock)
+        self.roles = build_roles(limits, machinery, leases, self.outbox, self.context)
+        self.loop = WorkerLoop(self._card(), self.roles, self.outbox, self, self.context)
 
     @property
     def incarnation(self) -> str:
-        return f"{self.worker_id}.{self.start}"
+        return self.context.incarnation
 
     @property
     def num_blocks(self) -> int:
         return self.configuration.blocks[self.worker_id]
 
+    @property
+    def prefill(self) -> PrefillRole:
+        return self.roles.prefill
+
+    @property
+    def decode(self) -> DecodeRole:
+        return self.roles.decode
+
+    @property
+    def pool(self) -> BlockPool:
+        return self.roles.pool
+
+    @property
+    def leases(self) -> LeaseTable:
+        return self.roles.leases
+
     def roots(self) -> tuple[object, ...]:
         """What a state of this worker is."""
         return (
-            self.start,
+            self.ids,
             self.pool,
             self.memory.content,
             self.leases,
             self.prefill,
             self.decode,
             self.reads,
-            self.prefilled,
-            self.asked,
+            self.loop,
+            self.outbox,
         )
 
     # ---- events
 
     def order(self, message: CoordinatorMessage) -> None:
-        """As worker.process.Worker._obey."""
-        if message.incarnation != self.context.incarnation:
-            return
-        match message:
-            case Prefill():
-                self.prefilled += 1
-                vars(prefill.role)["new_lease_id"] = lambda: f"lease{self.prefilled}"
-                self.prefill.prefill(message)
-            case Decode():
-                self.decode.decode(message)
-            case Abort():
-                self.prefill.end((message.request_id, message.attempt))
-                self.decode.end((message.request_id, message.attempt))
-            case Fence():
-                self._start_over()
-            case _:
-                pass
-
-    def _start_over(self) -> None:
-        """As worker.process.Worker._start_over: the puller is closed, and its results go with it."""
-        self.prefill.drop_all()
-        self.decode.drop_all()
-        self.start += 1
-        self.context.incarnation = self.incarnation
-        self.reads.clear()
-        if hasattr(self.decode, "forget_reads"):
-            self.prefill.prefixes.forget_reads()
-            self.decode.forget_reads()
-        self.hello()
+        before = self.incarnation
+        try:
+            self.loop.take(message)
+        except ConfigError:  # refused: the process says why and ends
+            self.is_over = True
+        if self.incarnation != before:
+            self.hello()
+        self._after()
 
     def hello(self) -> None:
-        size = self.configuration.block_size
-        self._tell(
-            Hello(
-                worker_id=self.worker_id,
-                incarnation=self.incarnation,
-                role=Role.PREFILL if self.worker_id == "P" else Role.DECODE,
-                pid=1,
-                host="model",
-                boot_id="model",
-                fingerprint=fingerprint(size),
-                address=PeerAddress(
-                    worker_id=self.worker_id,
-                    incarnation=self.incarnation,
-                    host="model",
-                    control="",
-                    transports={},
-                ),
-                num_blocks=self.num_blocks,
-                block_size=size,
-                max_model_len=64,
-                max_num_seqs=8,
-                max_num_batched_tokens=8,
-                backend="model",
-            )
-        )
+        """A worker that nobody knows says hello, and goes on doing so."""
+        self.loop._introduction._next_s = LONG_AGO_S
+        self.loop.greet()
 
     def reader(self, identity: bytes, message: PeerMessage) -> None:
-        if isinstance(message, Lookup):
-            self.asked += 1
-            vars(kvtransfer.sharing.shared_prefix)["new_lease_id"] = lambda: f"loan{self.asked}"
-        self.prefill.hear(identity, message)
+        self.loop.take(FromReader(identity, message))
+        self._after()
 
     def source(self, name: tuple[str, str], message: PeerMessage) -> None:
-        self.prefill.prefixes.hear(name, message)
-        self.decode.hear(name, message)
+        self.loop.take(FromSource(name, message))
+        self._after()
 
     def step(self, role: str) -> None:
-        (self.prefill if role == "prefill" else self.decode).step()
+        if role == "prefill":
+            self.loop.step_prefill()
+        else:
+            self.loop.step_decode()
+        self._after()
+
+    def flush(self) -> None:
+        """What a step gathered is said."""
+        self.loop.outbox.flush()
+
+    def leave(self) -> None:
+        """The end of a turn in which nothing is left to do here; nobody hears of a Goodbye said twice."""
+        self.loop._farewell._next_s = LONG_AGO_S
+        self.loop.leave()
+
+    def _after(self) -> None:
+        """What follows in every turn, unless this configuration lets anything come between."""
+        self.loop.publish()
+        if not self.configuration.late_flush:
+            self.loop.outbox.flush()
+
+    def _expire(self) -> None:
+        self.loop.expire()
+        self._after()
 
     def lease_over(self, lease_id: str) -> None:
         """The lease's time passed."""
         self.leases._leases[lease_id].deadline_s = LONG_AGO_S
-        self.prefill.expire()
+        self._expire()
 
     def attach_over(self, key: tuple[str, int]) -> None:
         """An Attach waited too long for its Prefill."""
         identity, message, _ = self.prefill._early[key]
         self.prefill._early[key] = (identity, message, LONG_AGO_S)
-        self.prefill.expire()
+        self._expire()
 
     def answer_over(self, key: tuple[str, int]) -> None:
         """The holder of a prefix took too long to answer."""
         self.prefill.prefixes.fetches[key].answer_until_s = LONG_AGO_S
-        self.prefill.expire()
+        self._expire()
+
+    def deadline_over(self, key: tuple[str, int]) -> None:
+        """A request's deadline passed here before the coordinator saw it pass."""
+        for sequence in self._sequences():
+            if sequence.key == key:
+                sequence.deadline_s = LONG_AGO_S
+        self._expire()
 
     def renew(self, key: tuple[str, int]) -> None:
         """Renewal is due."""
         fetch = self.decode.fetches[key]
         fetch.renewed_s = LONG_AGO_S
-        self.decode.expire()
+        self._expire()
         fetch.renewed_s = NOW_S
 
     def land(self, index: int, half: int, data: tuple[bytes, ...]) -> None:
@@ -269,7 +279,7 @@ class WorkerSide:
         read = self.reads[index]
         middle = self.memory.block_bytes // 2
         part = slice(0, middle) if half == 0 else slice(middle, None)
-        for target, content in zip(read.targets, data, strict=True):
+        for target, content in zip(read.job.target_ids, data, strict=True):
             self.memory.block(target)[part] = content
         read.stage = half + 1
         if read.stage == 2:
@@ -277,13 +287,14 @@ class WorkerSide:
 
     def flip(self, index: int) -> None:
         """One bit of what has landed so far is wrong."""
-        target = self.reads[index].targets[0]
+        target = self.reads[index].job.target_ids[0]
         self.memory.block(target)[0] ^= 4
 
     def _verify(self, read: Read) -> TransferError | None:
-        for offer, target, header in zip(read.offers, read.targets, read.headers, strict=True):
-            if digest.block_digest(header, self.memory.block(target)) != offer.digest:
-                return DigestMismatch("wrong bytes")
+        try:
+            Proof(read.job, self.memory).landed(0, len(read.job.target_ids))
+        except DigestMismatch as error:
+            return error
         return None
 
     def fail_read(self, index: int, kind: ErrorKind) -> None:
@@ -293,19 +304,21 @@ class WorkerSide:
     def end_read(self, index: int) -> None:
         """The loop hears of a finished read."""
         read = self.reads.pop(index)
-        self.prefill.prefixes.pulled(read.key, read.error)
-        self.decode.pulled(read.key, read.error)
+        self.loop.take(PullDone(read.job, read.error))
+        self._after()
 
-    # ---- PrefillOutbox, DecodeOutbox, BlockFetcher
+    # ---- worker.outbox.Lines
 
-    def output(self, output: Output) -> None:
-        self._check_tokens(output)
-        self._tell(Outputs(incarnation=self.context.incarnation, outputs=[output]))
-
-    def transfer_failed(self, message: TransferFailed) -> None:
-        self._tell(message)
-
-    def _tell(self, message: object) -> None:
+    def tell(self, message: Message) -> None:
+        is_goodbye = isinstance(message, Goodbye)
+        if self.has_taken_leave and not is_goodbye:
+            raise Violation(f"{self.worker_id} says {type(message).__name__} after its Goodbye")
+        self.has_taken_leave |= is_goodbye
+        if isinstance(message, Outputs):
+            for output in message.outputs:
+                self._check_tokens(output)
+        if isinstance(message, AuditReply):
+            self._check_account(message)
         self.sent.append(Letter("C", "tell", "", self.incarnation, message))
 
     def reply(self, identity: bytes, message: PeerMessage) -> bool:
@@ -317,34 +330,62 @@ class WorkerSide:
         letter = Letter(source.worker_id, "reader", source.incarnation, self.incarnation, message)
         self.sent.append(letter)
 
-    def fetch(
-        self,
-        source: PeerAddress,
-        lease_id: str,
-        sequence: Sequence,
-        first_block: int,
-        offers: SequenceOf[BlockOffer],
-        timeout_s: float,
-    ) -> None:
-        """As worker.wiring.PullingFetcher."""
-        del timeout_s
-        indices = range(first_block, first_block + len(offers))
-        self.reads.append(
-            Read(
-                key=sequence.key,
-                source=(source.worker_id, source.incarnation),
-                lease_id=lease_id,
-                offers=list(offers),
-                targets=[sequence.block_table[index] for index in indices],
-                headers=[
-                    self.proofs.header(sequence, index, offer.generation, sequence.num_tokens)
-                    for index, offer in zip(indices, offers, strict=True)
-                ],
-            )
+    # ---- worker.loop.Surroundings
+
+    def address(self) -> PeerAddress:
+        return PeerAddress(
+            worker_id=self.worker_id,
+            incarnation=self.incarnation,
+            host="model",
+            control="",
+            transports={},
         )
 
+    def start_over(self) -> None:
+        """The puller is closed: its results go with it."""
+        self.reads.clear()
+
+    def forget_peer(self, worker_id: str) -> None:
+        """Reads from it fail, each in its own time."""
+        for read in self.reads:
+            if read.job.source.worker_id == worker_id and read.stage < 2:
+                read.stage, read.error = 2, PeerLost(f"{worker_id} was given up")
+
+    def resources(self) -> Resources:
+        return Resources(fds=0, threads=0, shm_bytes=0)
+
+    def pull_counters(self) -> PullCounters:
+        return PullCounters()
+
+    def dropped_messages(self) -> int:
+        return 0
+
+    def _card(self) -> Hello:
+        size = self.configuration.block_size
+        return Hello(
+            worker_id=self.worker_id,
+            incarnation=self.incarnation,
+            role=Role.PREFILL if self.worker_id == "P" else Role.DECODE,
+            pid=1,
+            host="model",
+            boot_id="model",
+            fingerprint=fingerprint(size),
+            address=self.address(),
+            num_blocks=self.num_blocks,
+            block_size=size,
+            max_model_len=64,
+            max_num_seqs=MAX_NUM_SEQS,
+            max_num_batched_tokens=self.configuration.chunk_tokens,
+            backend="model",
+        )
+
+    # ---- kvtransfer.pulling.fetcher.Pulls
+
+    def submit(self, job: PullJob) -> None:
+        self.reads.append(Read(job))
+
     def cancel(self, key: tuple[str, int]) -> None:
-        """A read that nobody wants any more goes on to its end."""
+        """A read that nobody wants any more goes on to its end, or fails (see moves)."""
 
     # ---- invariants
 
@@ -355,9 +396,38 @@ class WorkerSide:
         if ids != expected[output.index : output.index + len(ids)]:
             raise Violation(f"{self.worker_id} computed {output.request_id} from wrong bytes")
 
-    def live(self) -> tuple[tuple[str, int], ...]:
-        """As the heartbeat says it."""
-        return (*self.prefill.offers, *self.decode.keys())
+    def _check_account(self, account: AuditReply) -> None:
+        """An account says what is here, reads that nobody wants any more included."""
+        found = {
+            "balanced": (account.balanced, True),
+            "held": (account.blocks.held, self.pool.counts().held),
+            "holds": (sum(h.blocks for h in account.holds) >= account.blocks.held, True),
+            "leases": (account.leases, len(self.leases)),
+            "transfers": (account.transfers, len(self.reads)),
+            "sequences": (account.sequences, len(self.roles.live())),
+        }
+        for name, (said, true) in found.items():
+            if said != true:
+                raise Violation(f"{self.worker_id} accounts for {name}={said}, it is {true}")
+
+    def _sequences(self) -> list[Sequence]:
+        return [*(offer.sequence for offer in self.prefill.offers.values()), *self.decode.scheduler]
+
+    def late(self) -> tuple[tuple[str, int], ...]:
+        """Whose deadline can pass here."""
+        uncomputed = [key for key, offer in self.prefill.offers.items() if not offer.is_computed]
+        return tuple(dict.fromkeys((*uncomputed, *(s.key for s in self.decode.scheduler))))
+
+    @property
+    def may_leave(self) -> bool:
+        """Whether a turn would end in its first Goodbye."""
+        is_due = self.loop._farewell.is_begun and not self.loop.has_said_goodbye
+        return is_due and self.roles.is_empty
+
+    def live(self) -> tuple[tuple[str, int], ...] | None:
+        """As the heartbeat says it; None while it says nothing."""
+        beat = self.loop.heartbeat()
+        return None if beat is None else tuple(beat.live)
 
     def check(self) -> None:
         """Blocks conserved, every hold with a live owner, every read into blocks that are held."""
@@ -373,7 +443,7 @@ class WorkerSide:
             raise Violation(f"{self.worker_id}: a hold has no live owner")
         held = {block for hold in self.pool._holds.values() for block in hold.block_ids}
         for read in self.reads:
-            if read.stage < 2 and not held.issuperset(read.targets):
+            if read.stage < 2 and not held.issuperset(read.job.target_ids):
                 raise Violation(f"{self.worker_id}: a read writes into blocks that nobody holds")
 
     def leftovers(self) -> list[str]:

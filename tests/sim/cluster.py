@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordinator.cluster.cluster import Cluster as CoordinatorCluster
 from coordinator.cluster.cluster import ClusterSettings, Surroundings
@@ -25,13 +27,33 @@ from tests.sim.network import Faults, Network
 from tests.sim.virtual_loop import VirtualClock, VirtualLoop
 from tests.sim.worker import BLOCK_SIZE, FINGERPRINT, Memory, Policy, SimWorker
 
+if TYPE_CHECKING:
+    from kvtransfer.heard import PeerKey
+    from protocol.messages.peers import PeerMessage
+    from worker.loop import Heard
+
 DEATH_SEEN_S = 0.018
 DRAIN_GRACE_S = 0.5
+RESTART_S = 0.5
 LAUNCHER = NAME.encode()
 
 
 class StreamCut(WorkerLost):
     """What a client sees of a coordinator's death."""
+
+
+class NumberedIds:
+    """Satisfies protocol.ids.Ids: a seed gives the same trace."""
+
+    def __init__(self) -> None:
+        self._incarnations = itertools.count(1)
+        self._leases = itertools.count(1)
+
+    def new_incarnation(self) -> str:
+        return f"inc{next(self._incarnations):04d}"
+
+    def new_lease_id(self) -> str:
+        return f"lease{next(self._leases):06d}"
 
 
 class Cluster:
@@ -55,8 +77,9 @@ class Cluster:
         self.network = Network(loop, random.Random(seed + 1), faults or Faults())
         self.policy = policy or Policy()
         self.num_blocks = num_blocks
-        self._incarnations = 0
         self._coordinators = 0
+        self.ids = NumberedIds()
+        self.obeyed: Counter[str] = Counter()
         self._corrupt_next = False
         self._decoder = wire.Decoder[WorkerMessage](WorkerMessage)
         self.workers: dict[str, SimWorker] = {}
@@ -105,11 +128,6 @@ class Cluster:
             self.restart(worker_id)
         self.launcher.greet()
 
-    def new_incarnation(self) -> str:
-        """Numbered, so that a seed gives the same trace."""
-        self._incarnations += 1
-        return f"inc{self._incarnations:04d}"
-
     # ---- wiring
 
     def _to_worker(self, identity: bytes, message: Any) -> bool:
@@ -121,7 +139,7 @@ class Cluster:
             return False
 
         def deliver(frame: bytes) -> None:
-            worker.deliver("control", b"coordinator", frame)
+            worker.deliver(frame)
 
         self.network.send("coordinator", worker.worker_id, message, deliver)
         return True
@@ -140,17 +158,24 @@ class Cluster:
         self.service.inbox.on_message(LAUNCHER, self._decoder.decode(frame))
 
     def to_peer(
-        self, sender: SimWorker, receiver: str, kind: str, name: bytes, message: Any
-    ) -> None:
-        """A worker speaks to another; what a dead start would have received is lost."""
-        target = self.workers.get(receiver)
-        if target is None or not target.alive:
-            return
+        self,
+        sender: SimWorker,
+        receiver: PeerKey,
+        event: Callable[[PeerMessage], Heard],
+        message: Any,
+    ) -> bool:
+        """A worker speaks to a start of another, or False when that is over; so is what is under way to it then."""
+        worker_id, start = receiver
+        target = self.workers.get(worker_id)
+        if target is None or not target.alive or target.context.incarnation != start:
+            return False
 
         def deliver(frame: bytes) -> None:
-            target.deliver(kind, name, frame)
+            if target.context.incarnation == start:
+                target.deliver_peer(event, frame)
 
-        self.network.send(sender.worker_id, receiver, message, deliver)
+        self.network.send(sender.worker_id, worker_id, message, deliver)
+        return True
 
     # ---- faults
 
@@ -171,9 +196,14 @@ class Cluster:
     def terminate(self, worker: SimWorker) -> None:
         """SIGTERM. One that said Goodbye must have nothing left."""
         if worker.alive and self.workers[worker.worker_id] is worker:
-            if worker.farewell.is_said:
+            if worker.loop.has_said_goodbye:
                 self.left_with += self._leaks_of(worker)
             self.kill(worker.worker_id)
+
+    def ended(self, worker: SimWorker) -> None:
+        """The process ended by itself: refused, or nobody stopped it after its Goodbye."""
+        self.terminate(worker)
+        self.loop.call_later(RESTART_S, self.restart, worker.worker_id)
 
     def restart(self, worker_id: str) -> None:
         """A new start of the worker, empty; nothing where the launcher has no place for it."""
@@ -207,7 +237,7 @@ class Cluster:
         """Flip one bit of the next read, before its digest is checked."""
         self._corrupt_next = True
 
-    def maybe_corrupt(self, memory: Memory, targets: list[int]) -> None:
+    def maybe_corrupt(self, memory: Memory, targets: Sequence[int]) -> None:
         """Called by every read after its copy."""
         if self._corrupt_next and targets:
             self._corrupt_next = False
@@ -274,7 +304,9 @@ class Cluster:
         wanted = {slot.worker_id: (slot.role, slot.leaving) for slot in pools}
         running = {name: (slot.role, slot.leaving) for name, slot in self.launcher.slots.items()}
         ready = {r.worker_id: (r.role, not r.is_ready) for r in registry}
-        told = {r.worker_id: (self.workers[r.worker_id].role, not r.is_ready) for r in registry}
+        told = {
+            r.worker_id: (self.workers[r.worker_id].loop.role, not r.is_ready) for r in registry
+        }
         seen = {"launcher": running, "registry": ready, "workers": told}
         return [f"{name} has {s}, wanted {wanted}" for name, s in seen.items() if s != wanted]
 

@@ -1,4 +1,4 @@
-"""A simulated worker process. Owns its inbox and the timing of its steps; roles, pool and leases are production code."""
+"""A simulated worker process. Owns its inbox, its reads and when it takes a turn; the loop and all in it is production code."""
 
 from __future__ import annotations
 
@@ -6,48 +6,43 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from decode.role import DecodeRole
-from decode.scheduler import DecodeScheduler
 from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.context import WorkerContext
-from engine.kv.allocation import Allocator
-from engine.kv.block_pool import BlockPool
-from kvtransfer.promises.digest import block_digest
+from kvtransfer.heard import FromReader, FromSource
 from kvtransfer.promises.lease import LeaseTable
-from kvtransfer.sharing.shared_prefix import BlockExchange
-from prefill.role import PrefillRole
-from prefill.scheduler import PrefillScheduler
+from kvtransfer.pulling.lane import Proof
+from kvtransfer.pulling.pull import PullCounters, PullDone
 from protocol import wire
-from protocol.errors import DigestMismatch, PeerLost, ProtocolError, TransferError
+from protocol.errors import ConfigError, DigestMismatch, PeerLost, ProtocolError, TransferError
 from protocol.fingerprint import Fingerprint
-from protocol.messages.orders import (
-    Abort,
-    Audit,
-    CoordinatorMessage,
-    Decode,
-    Drain,
-    Fence,
-    Prefill,
-    SetRole,
-    Welcome,
-)
-from protocol.messages.peers import Announce, Gone, PeerMessage
+from protocol.messages.orders import CoordinatorMessage
+from protocol.messages.peers import PeerMessage
 from protocol.messages.records import PeerAddress
-from protocol.messages.reports import AuditReply, Goodbye, Heartbeat, Hello, Outputs, RoleChanged
+from protocol.messages.reports import Hello
 from protocol.roles import Role
-from protocol.worker_load import WorkerLoad
-from worker.farewell import Farewell
-from worker.wiring import BlockProofs
+from worker.heartbeat import HEARTBEAT_S
+from worker.loop import IDLE_S, Garbled, WorkerLoop
+from worker.outbox import Outbox
+from worker.reports import Resources
+from worker.roles import Limits, Machinery, build_roles
 
 if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
     from collections.abc import Sequence as SequenceOf
 
-    from engine.kv.sequence import Sequence
-    from protocol.messages.peers import BlockOffer
-    from protocol.messages.reports import Output, TransferFailed
+    from decode.role import DecodeRole
+    from engine.kv.block_pool import BlockPool
+    from kvtransfer.pulling.pull import PullJob
+    from prefill.role import PrefillRole
+    from protocol.messages.records import Message
     from tests.sim.cluster import Cluster
+    from worker.loop import Heard
 
 BLOCK_SIZE = 4
+MAX_NUM_SEQS = 32
+MAX_STEP_TOKENS = 16
+LEASE_S = 5.0
 FINGERPRINT = Fingerprint(
     model="mock",
     weights="w",
@@ -61,7 +56,6 @@ FINGERPRINT = Fingerprint(
     rope="none",
 )
 STEP_S = 0.002
-HEARTBEAT_S = 0.5
 
 
 class Memory:
@@ -80,309 +74,253 @@ class Memory:
 
 @dataclass
 class Policy:
-    """Mutations of the protocol, off in production: each must be caught by a test."""
+    """Mutations of what is around the loop, off in production: each must be caught by a test."""
 
     skip_digest: bool = False
-    skip_incarnation: bool = False
-    free_on_abort: bool = False
 
 
 @dataclass
 class SimWorker:
-    """One start of one worker."""
+    """One start of one worker. Satisfies Lines, Surroundings and Pulls of its loop."""
 
     cluster: Cluster
     worker_id: str
-    role: Role
+    role_at_start: Role
     num_blocks: int
     policy: Policy = field(default_factory=Policy)
+    fingerprint: Fingerprint = FINGERPRINT
 
     def __post_init__(self) -> None:
-        cluster = self.cluster
+        cluster, clock = self.cluster, self.cluster.clock
         self.rng = random.Random(cluster.rng.random())
         self.alive = True
         self.paused_until_s = 0.0
         self.slowness = 1.0
-        self.steps = 0
-        self.heard = 0
-        self.is_registered = False
-        self.farewell = Farewell()
-        self.inbox: list[tuple[str, bytes, bytes]] = []
-        self.results: list[tuple[tuple[str, int], TransferError | None]] = []
-        self._turn_due = False
+        self.identity, self.coordinator = self.worker_id.encode(), "coordinator"
+        self._orders: list[bytes] = []
+        self._peers: list[tuple[Callable[[PeerMessage], Heard], bytes]] = []
+        self._results: list[PullDone] = []
+        self._reads: list[Read] = []
+        self._undecodable = 0
+        self._timer: asyncio.TimerHandle | None = None
         self._busy_until_s = 0.0
-        self._coordinator_decoder = wire.Decoder[CoordinatorMessage](CoordinatorMessage)
+        self._order_decoder = wire.Decoder[CoordinatorMessage](CoordinatorMessage)
         self._peer_decoder = wire.Decoder[PeerMessage](PeerMessage)
         self.context = WorkerContext(
-            self.worker_id, cluster.new_incarnation(), FINGERPRINT.hash_bytes(), cluster.clock, 5.0
+            self.worker_id,
+            cluster.ids.new_incarnation(),
+            self.fingerprint.hash_bytes(),
+            clock,
+            cluster.ids,
+            LEASE_S,
         )
         self.memory = Memory(self.num_blocks)
-        self.pool = BlockPool(self.num_blocks)
-        self.leases = LeaseTable(cluster.clock)
-        self.proofs = BlockProofs(self.memory, self.pool, BLOCK_SIZE, self.context)  # type: ignore[arg-type]
-        allocator = Allocator(self.pool, BLOCK_SIZE)
-        runner = AttestingRunner(self.memory, BLOCK_SIZE)
-        self.prefill = PrefillRole(
-            PrefillScheduler(allocator, max_num_batched_tokens=16, max_num_seqs=32),
-            runner,
-            BlockExchange(self.proofs, self.leases, self),
-            self,
-            self.context,
-        )
-        self.decode = DecodeRole(
-            DecodeScheduler(allocator, max_num_batched_tokens=64, max_num_seqs=32),
-            runner,
-            self,
-            self,
-            self.context,
-        )
-        self._outputs: list[Output] = []
-        self._heartbeat()
-        self._hello()
+        outbox = Outbox(self, self.context)
+        limits = Limits(self.num_blocks, BLOCK_SIZE, MAX_STEP_TOKENS, MAX_NUM_SEQS)
+        machinery = Machinery(self.memory, AttestingRunner(self.memory, BLOCK_SIZE), self)
+        self.roles = build_roles(limits, machinery, LeaseTable(clock), outbox, self.context)
+        self.loop = WorkerLoop(self._card(), self.roles, outbox, self, self.context)
+        self._beat()
+        self._wake()
+
+    @property
+    def prefill(self) -> PrefillRole:
+        return self.roles.prefill
+
+    @property
+    def decode(self) -> DecodeRole:
+        return self.roles.decode
+
+    @property
+    def pool(self) -> BlockPool:
+        return self.roles.pool
+
+    @property
+    def leases(self) -> LeaseTable:
+        return self.roles.leases
 
     # ---- being told
 
-    def deliver(self, kind: str, sender: bytes, frame: bytes) -> None:
-        """Bytes arrived; they are read at the next turn."""
+    def deliver(self, frame: bytes) -> None:
+        """An order arrived; it is heard at the next turn."""
         if self.alive:
-            self.inbox.append((kind, sender, frame))
+            self._orders.append(frame)
             self._wake()
 
-    def _wake(self) -> None:
-        if self.alive and not self._turn_due:
-            self._turn_due = True
-            at_s = max(self.cluster.clock.now_s(), self._busy_until_s, self.paused_until_s)
-            self.cluster.loop.call_at(at_s, self._turn)
+    def deliver_peer(self, event: Callable[[PeerMessage], Heard], frame: bytes) -> None:
+        """Another worker's message arrived."""
+        if self.alive:
+            self._peers.append((event, frame))
+            self._wake()
+
+    def _wake(self, in_s: float = 0.0) -> None:
+        at_s = max(self.cluster.clock.now_s() + in_s, self._busy_until_s, self.paused_until_s)
+        if self._timer is not None:
+            if self._timer.when() <= at_s:
+                return
+            self._timer.cancel()
+        self._timer = self.cluster.loop.call_at(at_s, self._turn)
 
     def _turn(self) -> None:
-        self._turn_due = False
+        self._timer = None
         if not self.alive:
             return
         if self.cluster.clock.now_s() < self.paused_until_s:
             self._wake()
             return
-        inbox, self.inbox = self.inbox, []
-        for kind, sender, frame in inbox:
-            self._hear(kind, sender, frame)
-        results, self.results = self.results, []
-        for key, error in results:
-            self.prefill.prefixes.pulled(key, error)
-            self.decode.pulled(key, error)
-        stepped = self.decode.step() if self.decode.has_work else False
-        stepped = (self.prefill.step() if self.prefill.has_work else False) or stepped
-        self.steps += stepped
-        self.prefill.expire()
-        self.decode.expire()
-        assert self.pool.counts().total == self.num_blocks
-        step_s = STEP_S * self.slowness * self.rng.uniform(0.5, 2.0) if stepped else 0.0
-        self._busy_until_s = self.cluster.clock.now_s() + step_s
-        self._flush()
-        self._leave_when_drained()
-        if stepped:
-            self._wake()
-
-    def _leave_when_drained(self) -> None:
-        """As worker.process."""
-        is_empty = self.prefill.is_empty and self.decode.is_empty and not len(self.leases)
-        if self.farewell.is_due(self.cluster.clock.now_s(), is_empty=is_empty):
-            self.is_registered = self.prefill.lender.is_open = False
-            incarnation = self.context.incarnation
-            goodbye = Goodbye(incarnation=incarnation, reason="d", worker_id=self.worker_id)
-            self._tell(goodbye)
-
-    def _hear(self, kind: str, sender: bytes, frame: bytes) -> None:
         try:
-            if kind == "control":
-                self._obey(self._coordinator_decoder.decode(frame))
-            elif kind == "reader":
-                self.prefill.hear(sender, self._peer_decoder.decode(frame))
-            else:
-                worker_id, _, incarnation = sender.decode().partition("/")
-                message = self._peer_decoder.decode(frame)
-                self.prefill.prefixes.hear((worker_id, incarnation), message)
-                self.decode.hear((worker_id, incarnation), message)
-        except ProtocolError:
-            self.cluster.network.counts["undecodable"] += 1
-
-    def _obey(self, message: CoordinatorMessage) -> None:
-        if message.incarnation != self.context.incarnation or self.farewell.is_said:
+            self.loop.turn(self._hear())
+        except ConfigError:  # refused: the process says why and ends
+            self.cluster.ended(self)
             return
-        self.heard = max(self.heard, message.seq)
-        match message:
-            case Prefill():
-                self.prefill.prefill(message)
-            case Decode():
-                self.decode.decode(message)
-            case Abort():
-                self.prefill.end((message.request_id, message.attempt))
-                self.decode.end((message.request_id, message.attempt))
-            case Welcome():
-                self.is_registered = True
-            case Fence():
-                self.prefill.drop_all()
-                self.decode.drop_all()
-                self.context.incarnation = self.cluster.new_incarnation()
-                self.results.clear()  # the puller is closed: no read writes or reports any more
-                self.prefill.prefixes.forget_reads()
-                self.decode.forget_reads()
-                self.is_registered = False
-                self.heard = 0
-                self._hello()
-            case Audit():
-                self._tell(self._account(message.audit_id))
-            case SetRole():
-                self.role = message.role
-                told = RoleChanged(incarnation=message.incarnation, role=self.role)
-                self._tell(told)
-            case Drain():
-                self.farewell.begin()
-            case _:
-                pass
+        assert self.pool.is_balanced()
+        assert self.pool.counts().total == self.num_blocks
+        if self.loop.is_over:
+            self.cluster.ended(self)
+        elif self.loop.busy:
+            step_s = STEP_S * self.slowness * self.rng.uniform(0.5, 2.0)
+            self._busy_until_s = self.cluster.clock.now_s() + step_s
+            self._wake()
+        else:
+            self._wake(IDLE_S)
 
-    def _account(self, audit_id: int) -> AuditReply:
-        return AuditReply(
-            incarnation=self.context.incarnation,
-            audit_id=audit_id,
-            worker_id=self.worker_id,
-            blocks=self.pool.counts(),
-            holds=self.pool.accounts(),
-            leases=len(self.leases),
-            transfers=0,
-            sequences=self.decode.num_sequences,
-            fds=0,
-            threads=1,
-            shm_bytes=0,
-            stale_releases=self.pool.stale_releases,
-            balanced=self.pool.is_balanced(),
-        )
+    def _hear(self) -> Iterator[Heard]:
+        """As worker.sockets: orders first, then peers, then reads that ended."""
+        orders, self._orders = self._orders, []
+        for frame in orders:
+            try:
+                order = self._order_decoder.decode(frame)
+            except ProtocolError as error:
+                yield Garbled(error)
+                continue
+            self.cluster.obeyed[type(order).__name__] += 1
+            yield order
+        peers, self._peers = self._peers, []
+        for event, frame in peers:
+            try:
+                message = self._peer_decoder.decode(frame)
+            except ProtocolError:
+                self._undecodable += 1
+                continue
+            yield event(message)
+        results, self._results = self._results, []
+        yield from results
 
-    # ---- what it tells: the two outboxes of the roles
+    def _beat(self) -> None:
+        """The thread beside the loop."""
+        if not self.alive:
+            return
+        beat = self.loop.heartbeat()
+        if beat is not None and self.cluster.clock.now_s() >= self.paused_until_s:
+            self.tell(beat)
+        self.cluster.loop.call_later(HEARTBEAT_S, self._beat)
 
-    def output(self, output: Output) -> None:
-        self._outputs.append(output)
+    # ---- worker.outbox.Lines
 
-    def transfer_failed(self, message: TransferFailed) -> None:
-        self._tell(message)
-
-    def _flush(self) -> None:
-        if self._outputs:
-            outputs, self._outputs = self._outputs, []
-            self._tell(Outputs(incarnation=self.context.incarnation, outputs=outputs))
-
-    def _tell(self, message: object) -> None:
+    def tell(self, message: Message) -> None:
         self.cluster.to_coordinator(self, message)
 
     def reply(self, identity: bytes, message: PeerMessage) -> bool:
-        self.cluster.to_peer(self, identity.decode(), "source", self.name_now(), message)
-        return True
+        """A reader's end that is gone may not have been missed yet; what is sent there is lost either way."""
+        worker_id, _, start = identity.decode().partition("/")
+        source = (self.worker_id, self.context.incarnation)
+        is_there = self.cluster.to_peer(
+            self, (worker_id, start), lambda said: FromSource(source, said), message
+        )
+        return is_there or self.rng.random() < 0.5
 
     def ask(self, source: PeerAddress, message: PeerMessage) -> None:
-        target = self.cluster.workers.get(source.worker_id)
-        same = target is not None and target.context.incarnation == source.incarnation
-        if target is None or not (same or self.policy.skip_incarnation):
-            return  # nobody listens at that start's endpoint
-        self.cluster.to_peer(self, source.worker_id, "reader", self.worker_id.encode(), message)
+        name = f"{self.worker_id}/{self.context.incarnation}".encode()
+        self.cluster.to_peer(
+            self,
+            (source.worker_id, source.incarnation),
+            lambda said: FromReader(name, said),
+            message,
+        )
 
-    def name_now(self) -> bytes:
-        """What a reader knows us by: id and incarnation."""
-        return f"{self.worker_id}/{self.context.incarnation}".encode()
+    # ---- worker.loop.Surroundings
 
-    def _hello(self) -> None:
-        if self.alive and not self.is_registered and not self.farewell.is_said:
-            self._tell(self._introduction())
-            self.cluster.loop.call_later(1.0, self._hello)
+    def address(self) -> PeerAddress:
+        return PeerAddress(
+            worker_id=self.worker_id,
+            incarnation=self.context.incarnation,
+            host="sim",
+            control=self.worker_id,
+            transports={"inprocess": self.worker_id},
+        )
 
-    def _introduction(self) -> Hello:
-        incarnation = self.context.incarnation
+    def start_over(self) -> None:
+        """Sockets and puller are closed: what waited there is lost, and no read writes any more."""
+        self._peers.clear()
+        self._results.clear()
+        self._reads.clear()
+
+    def forget_peer(self, worker_id: str) -> None:
+        for read in self._reads:
+            if read.job.source.worker_id == worker_id:
+                read.cut = read.cut or PeerLost(f"{worker_id} was given up")
+
+    def resources(self) -> Resources:
+        return Resources(fds=0, threads=1, shm_bytes=0)
+
+    def pull_counters(self) -> PullCounters:
+        return PullCounters()
+
+    def dropped_messages(self) -> int:
+        return self._undecodable
+
+    def _card(self) -> Hello:
         return Hello(
             worker_id=self.worker_id,
-            incarnation=incarnation,
-            role=self.role,
+            incarnation=self.context.incarnation,
+            role=self.role_at_start,
             pid=1,
             host="sim",
             boot_id="sim",
-            fingerprint=FINGERPRINT,
-            address=PeerAddress(
-                worker_id=self.worker_id,
-                incarnation=incarnation,
-                host="sim",
-                control=self.worker_id,
-                transports={"inprocess": self.worker_id},
-            ),
+            fingerprint=self.fingerprint,
+            address=self.address(),
             num_blocks=self.num_blocks,
             block_size=BLOCK_SIZE,
             max_model_len=4096,
-            max_num_seqs=32,
-            max_num_batched_tokens=16,
+            max_num_seqs=MAX_NUM_SEQS,
+            max_num_batched_tokens=MAX_STEP_TOKENS,
             backend="attesting",
-            draining=self.farewell.is_begun,
         )
 
-    def _heartbeat(self) -> None:
-        if not self.alive:
-            return
-        if self.is_registered and self.cluster.clock.now_s() >= self.paused_until_s:
-            self._tell(
-                Heartbeat(
-                    incarnation=self.context.incarnation,
-                    identity=self.worker_id.encode(),
-                    step=self.steps,
-                    busy=self._turn_due,
-                    load=WorkerLoad(blocks=self.pool.counts()),
-                    heard=self.heard,
-                    live=[*self.prefill.offers, *self.decode.keys()],
-                )
-            )
-            self._wake()
-        elif self.farewell.is_begun:
-            self._wake()  # to say Goodbye again
-        self.cluster.loop.call_later(HEARTBEAT_S, self._heartbeat)
+    # ---- kvtransfer.pulling.fetcher.Pulls
 
-    # ---- how it fetches: kvtransfer.sharing.shared_prefix.BlockFetcher
-
-    def fetch(
-        self,
-        source: PeerAddress,
-        lease_id: str,
-        sequence: Sequence,
-        first_block: int,
-        offers: SequenceOf[BlockOffer],
-        timeout_s: float,
-    ) -> None:
-        indices = range(first_block, first_block + len(offers))
-        targets = [sequence.block_table[index] for index in indices]
-        headers = [
-            self.proofs.header(sequence, index, offer.generation, sequence.num_tokens)
-            for index, offer in zip(indices, offers, strict=True)
-        ]
-        start = self.context.incarnation
-        del timeout_s
-        read = Read(self, start, source, lease_id, list(offers), targets, headers, sequence.key)
+    def submit(self, job: PullJob) -> None:
+        read = Read(self, self.context.incarnation, job)
+        self._reads.append(read)
         self.cluster.loop.call_later(self.rng.uniform(0.0002, 0.004), read.first_half)
 
     def cancel(self, key: tuple[str, int]) -> None:
-        """A read that nobody wants any more goes on to its end."""
+        for read in self._reads:
+            if read.job.key == key and not read.has_begun:
+                read.cut = read.cut or TransferError("cancelled before it was read")
+
+    def read_ended(self, read: Read, error: TransferError | None) -> None:
+        """The loop hears of it in its next turn."""
+        self._reads.remove(read)
+        self._results.append(PullDone(read.job, error))
+        self._wake()
 
 
-@dataclass
+@dataclass(eq=False)
 class Read:
-    """One read, torn in two: the halves of the blocks are copied at two instants."""
+    """One read, torn in two: the halves of the blocks are copied at two instants. `cut`: it fails instead of going on."""
 
     reader: SimWorker
     reader_start: str
-    source: PeerAddress
-    lease_id: str
-    offers: list[BlockOffer]
-    targets: list[int]
-    headers: list[bytes]
-    key: tuple[str, int]
+    job: PullJob
+    has_begun: bool = False
+    cut: TransferError | None = None
 
     def _holder(self) -> SimWorker | None:
-        holder = self.reader.cluster.workers.get(self.source.worker_id)
+        holder = self.reader.cluster.workers.get(self.job.source.worker_id)
         if holder is None or not holder.alive:
             return None
-        same = holder.context.incarnation == self.source.incarnation
-        return holder if same or self.reader.policy.skip_incarnation else None
+        return holder if holder.context.incarnation == self.job.source.incarnation else None
 
     @property
     def _is_ours(self) -> bool:
@@ -390,39 +328,34 @@ class Read:
         return self.reader.alive and self.reader.context.incarnation == self.reader_start
 
     def _copy(self, half: int) -> bool:
-        holder = self._holder()
-        if holder is None or not self._is_ours:
+        """False when the read is over."""
+        if not self._is_ours:
             return False
-        for offer, target in list(zip(self.offers, self.targets, strict=True))[half::2]:
-            self.reader.memory.block(target)[:] = holder.memory.block(offer.block_id)
+        holder = self._holder()
+        if self.cut is not None or holder is None:
+            self.reader.read_ended(self, self.cut or PeerLost("the holder is gone"))
+            return False
+        pairs = list(zip(self.job.source_ids, self.job.target_ids, strict=True))
+        for source, target in pairs[half::2]:
+            self.reader.memory.block(target)[:] = holder.memory.block(source)
         return True
 
     def first_half(self) -> None:
-        if not self._copy(0):
-            self._end(PeerLost("the source is gone"))
-            return
-        delay_s = self.reader.rng.uniform(0.0001, 0.002)
-        self.reader.cluster.loop.call_later(delay_s, self.second_half)
+        self.has_begun = True
+        if self._copy(0):
+            delay_s = self.reader.rng.uniform(0.0001, 0.002)
+            self.reader.cluster.loop.call_later(delay_s, self.second_half)
 
     def second_half(self) -> None:
-        if not self._copy(1):
-            self._end(PeerLost("the source is gone"))
-            return
-        self.reader.cluster.maybe_corrupt(self.reader.memory, self.targets)
-        self._end(self._verify())
+        if self._copy(1):
+            self.reader.cluster.maybe_corrupt(self.reader.memory, self.job.target_ids)
+            self.reader.read_ended(self, self._error())
 
-    def _verify(self) -> TransferError | None:
+    def _error(self) -> TransferError | None:
         if self.reader.policy.skip_digest:
             return None
-        for offer, target, header in zip(self.offers, self.targets, self.headers, strict=True):
-            if block_digest(header, self.reader.memory.block(target)) != offer.digest:
-                return DigestMismatch("wrong bytes")
+        try:
+            Proof(self.job, self.reader.memory).landed(0, len(self.job.target_ids))
+        except DigestMismatch as error:
+            return error
         return None
-
-    def _end(self, error: TransferError | None) -> None:
-        if self._is_ours:
-            self.reader.results.append((self.key, error))
-            self.reader._wake()
-
-
-__all__ = ["Announce", "Gone", "Policy", "SimWorker"]

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 import kvtransfer.promises.digest
+import kvtransfer.promises.proofs
 import kvtransfer.pulling.lane
-import worker.wiring
 from coordinator.cluster.ledger import Ledger
 from coordinator.cluster.lifecycle import Delivery, Phase, RequestLife
 from decode.role import DecodeRole, Fetch
@@ -24,10 +24,10 @@ from kvtransfer.promises.digest import block_digest, digest_header
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.pulling.lane import Proof
 from kvtransfer.pulling.pull import PullJob
-from kvtransfer.sharing.shared_prefix import Lender, PrefixReader
+from kvtransfer.sharing.lender import Lender
+from kvtransfer.sharing.reader import PrefixReader
 from prefill.role import Offer, PrefillRole
 from protocol.errors import DigestMismatch
-from protocol.ids import new_lease_id
 from protocol.messages.orders import Fence, Prefill
 from protocol.messages.peers import Announce, Attach, Lookup, Pulled
 from protocol.messages.records import PeerAddress
@@ -37,7 +37,8 @@ from tests.model.configuration import COMPLETE, ONE, Configuration, Faults
 from tests.model.coordinator_side import CoordinatorSide
 from tests.model.explore import Explorer
 from tests.model.worker_side import WorkerSide
-from worker.process import Worker
+from tests.unit.worker.lone_worker import LoneWorker
+from worker.loop import WorkerLoop
 
 Patch = pytest.MonkeyPatch
 PAIR = Configuration("mutants", ONE, chunk_tokens=1)
@@ -210,12 +211,11 @@ def late_output_of_an_older_attempt_is_dropped() -> None:
 
 def stale_start_is_not_heard() -> None:
     """Neither an order for an earlier start, nor an announcement by one."""
-    worker = Worker.__new__(Worker)
-    worker.dropped_messages = 0
-    worker.parts = SimpleNamespace(context=SimpleNamespace(incarnation="now"))  # type: ignore[assignment]
-    worker._start_over = lambda: pytest.fail("obeyed")  # type: ignore[method-assign]
-    worker._obey(Fence(incarnation="before"))
-    assert worker.dropped_messages == 1
+    worker = LoneWorker()
+    before = worker.context.incarnation
+    worker.loop.take(Fence(incarnation="before"))
+    assert worker.context.incarnation == before
+    assert worker.loop.dropped_messages == 1
     heard: list[object] = []
     source = PeerAddress(worker_id="P", incarnation="now", host="", control="", transports={})
     role = SimpleNamespace(
@@ -247,7 +247,7 @@ def free_on_abort_while_a_read_is_in_flight(patch: Patch) -> None:
 
 
 def skip_digest(patch: Patch) -> None:
-    for module in (kvtransfer.promises.digest, kvtransfer.pulling.lane, worker.wiring):
+    for module in (kvtransfer.promises.proofs, kvtransfer.pulling.lane):
         patch.setattr(module, "block_digest", lambda header, block: b"")
 
 
@@ -256,7 +256,7 @@ def skip_digest_of_landed_bytes(patch: Patch) -> None:
 
 
 def skip_incarnation_of_orders(patch: Patch) -> None:
-    patch.setattr(Worker, "_obey", lambda self, message: self._start_over())
+    patch.setattr(WorkerLoop, "_obey", lambda self, order: self._start_over())
 
 
 def skip_incarnation_of_announcements(patch: Patch) -> None:
@@ -411,8 +411,6 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.mutate.__name__)
 def test_mutant_is_killed(case: Case, monkeypatch: Patch) -> None:
-    for module in ("prefill.role", "kvtransfer.sharing.shared_prefix"):
-        monkeypatch.setattr(f"{module}.new_lease_id", new_lease_id)  # the explorer sets its own
     case.check()
     case.mutate(monkeypatch)
     with pytest.raises((AssertionError, pytest.fail.Exception, KeyError)):

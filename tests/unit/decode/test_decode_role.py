@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
 from engine.context import WorkerContext
 from engine.kv.allocation import Allocator
 from engine.kv.block_pool import BlockPool
-from protocol.messages.orders import Decode, Fence
+from protocol.ids import RandomIds
+from protocol.messages.orders import Decode
 from protocol.messages.peers import Announce, BlockOffer
 from protocol.messages.records import PeerAddress
 from protocol.sampling import SamplingParams
-from worker.farewell import Farewell
-from worker.process import Worker
 
 SOURCE = PeerAddress(worker_id="P", incarnation="p1", host="h", control="", transports={})
 KEY = ("r", 1)
@@ -43,7 +40,7 @@ def role_with_a_read() -> DecodeRole:
     scheduler = DecodeScheduler(
         Allocator(BlockPool(8), 4), max_num_batched_tokens=16, max_num_seqs=4
     )
-    context = WorkerContext("D", "d1", b"f", around)
+    context = WorkerContext("D", "d1", b"f", around, RandomIds())
     role = DecodeRole(scheduler, around, around, around, context)  # type: ignore[arg-type]
     role.decode(order())
     offers = [BlockOffer(block_id=0, generation=1, digest=b"")]
@@ -100,21 +97,6 @@ def test_repeated_order_does_not_replace_a_read_that_still_writes() -> None:
     assert role.scheduler.allocator.pool.is_balanced()
 
 
-def test_fence_in_the_middle_of_a_read_gives_the_blocks_back() -> None:
-    """The old puller's results are never heard of; its blocks stayed held for ever."""
-    role = role_with_a_read()
-    worker = Worker.__new__(Worker)
-    worker.decode = role
-    prefixes = SimpleNamespace(forget_reads=lambda: None)
-    worker.prefill = SimpleNamespace(drop_all=lambda: None, prefixes=prefixes)  # type: ignore[assignment]
-    worker._farewell = Farewell()
-    worker.parts = SimpleNamespace(context=role.context, restart_peers=lambda: None)  # type: ignore[assignment]
-    worker._heard = 0
-    worker._obey(Fence(incarnation="d1"))
-    assert held(role) == 0
-    assert role.fetches == {}
-
-
 def test_worker_is_not_empty_while_a_cancelled_read_still_writes() -> None:
     """It was: a drained worker said Goodbye over blocks that a read was still writing to."""
     role = role_with_a_read()
@@ -123,21 +105,3 @@ def test_worker_is_not_empty_while_a_cancelled_read_still_writes() -> None:
     assert not role.is_empty
     role.pulled(KEY, None)
     assert role.is_empty
-
-
-def test_drained_worker_says_goodbye_after_its_last_read() -> None:
-    role = role_with_a_read()
-    said: list[object] = []
-    worker = Worker.__new__(Worker)
-    worker.decode, worker._farewell = role, Farewell()
-    prefill = SimpleNamespace(is_empty=True, lender=SimpleNamespace(is_open=True))
-    worker.prefill = prefill  # type: ignore[assignment]
-    worker.parts = SimpleNamespace(context=role.context, leases=())  # type: ignore[assignment]
-    worker.outbox = SimpleNamespace(tell=said.append)  # type: ignore[assignment]
-    worker._farewell.begin()
-    role.end(KEY)
-    worker._leave_when_drained()
-    assert said == []
-    role.pulled(KEY, None)
-    worker._leave_when_drained()
-    assert len(said) == 1

@@ -9,7 +9,8 @@ import pytest
 import zmq
 
 from coordinator.cluster.registry import Registry
-from kvtransfer.peers import FromReader, FromSource, PeerNetwork
+from kvtransfer.heard import FromReader, FromSource
+from kvtransfer.peers import PeerNetwork
 from protocol.channels import Channels
 from protocol.fingerprint import Fingerprint
 from protocol.messages.peers import PeerRefuse, Pulled

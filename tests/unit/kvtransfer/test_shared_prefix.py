@@ -10,9 +10,12 @@ from engine.kv.block_pool import BlockPool
 from engine.kv.prefix_cache import block_keys, root_key
 from engine.kv.sequence import Sequence
 from kvtransfer.promises.lease import LeaseTable
-from kvtransfer.sharing.shared_prefix import ANSWER_WITHIN_S, BlockExchange, Lender, PrefixReader
+from kvtransfer.sharing.exchange import BlockExchange
+from kvtransfer.sharing.lender import Lender
+from kvtransfer.sharing.reader import ANSWER_WITHIN_S, PrefixReader
 from prefill.scheduler import PrefillScheduler
 from protocol.errors import DigestMismatch
+from protocol.ids import RandomIds
 from protocol.messages.peers import BlockOffer, Found, Lookup, PeerRefuse, Pulled
 from protocol.messages.records import PeerAddress
 from protocol.sampling import SamplingParams
@@ -62,7 +65,7 @@ class Reader:
 
     def __init__(self, source_tokens: int = 16) -> None:
         self.around = Surroundings()
-        context = WorkerContext("P", "p1", b"f", self.around)
+        context = WorkerContext("P", "p1", b"f", self.around, RandomIds())
         self.pool = BlockPool(16)
         self.scheduler = PrefillScheduler(
             Allocator(self.pool, SIZE), max_num_batched_tokens=64, max_num_seqs=4
@@ -212,7 +215,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.around = Surroundings()
-        context = WorkerContext("D", "d1", b"f", self.around)
+        context = WorkerContext("D", "d1", b"f", self.around, RandomIds())
         self.pool = BlockPool(8)
         self.keys = block_keys(root_key(b"f"), TOKENS, SIZE)
         hold = self.pool.allocate(3, "seq:old")

@@ -94,6 +94,7 @@ def test_a_heartbeat_looks_at_the_requests_of_its_worker_only(monkeypatch) -> No
 
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
+        await cluster.sleep(1.0)  # the last probe is over
         lives = [admitted(cluster, f"{number}") for number in range(8)]
         monkeypatch.setattr(RequestLife, "is_missed_by", look)
         for record in cluster.service.books.registry:

@@ -129,7 +129,7 @@ def test_prefill_worker_keeps_its_blocks_until_the_reader_has_them() -> None:
         cluster.scaler.drain(name)
         await cluster.sleep(1.4)
         assert len(holder.leases) == 1
-        assert not holder.farewell.is_said
+        assert not holder.loop.has_said_goodbye
         assert states(cluster)[name] == "draining"
         assert await cluster.drain(stream) == cluster.oracle(request)
         assert cluster.service.requests.replays == 0
@@ -185,7 +185,7 @@ def test_flip_interrupts_nothing() -> None:
             assert await cluster.drain(stream) == cluster.oracle(request)
         assert cluster.service.requests.replays == 0
         await settle(cluster)
-        assert cluster.workers["prefill-0"].role == "decode"
+        assert cluster.workers["prefill-0"].loop.role == "decode"
 
     run(scenario, prefill=2, decode=2)
 
@@ -226,7 +226,7 @@ def test_lost_flip_is_told_again() -> None:
         cluster.network.lose_next("coordinator", "prefill-0")
         cluster.scaler.set_role("prefill-0", Role.DECODE)
         await settle(cluster)
-        assert cluster.workers["prefill-0"].role == "decode"
+        assert cluster.workers["prefill-0"].loop.role == "decode"
 
     run(scenario, prefill=2, decode=1)
 

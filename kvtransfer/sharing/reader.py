@@ -1,29 +1,18 @@
-"""Cached blocks of one worker read by another, by content key. Owns both ends: what is lent, and what is fetched.
-
-    reader ── Lookup(keys) ──►  holder: matches its prefix cache, leases what it has
-           ◄── Found(lease, offers) ──
-           reads and proves; the blocks are then cached here under the same keys
-           ── Pulled ──►  the lease ends
-
-Nothing depends on it: what is not found, not proven or not answered in time is computed by the reader.
-"""
+"""Beginnings of prompts read from other workers' caches. Owns the fetches; the other end is `kvtransfer.sharing.lender`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from protocol.ids import new_lease_id
-from protocol.messages.peers import BlockOffer, Found, Gone, Lookup, PeerRefuse, Pulled
+from protocol.messages.peers import Found, Gone, Lookup, PeerRefuse, Pulled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from collections.abc import Sequence as SequenceOf
 
     from engine.context import WorkerContext
-    from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Sequence
-    from kvtransfer.promises.lease import LeaseTable
+    from kvtransfer.sharing.exchange import BlockFetcher, Key, PeerOutbox
     from protocol.errors import TransferError
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import PeerAddress
@@ -31,126 +20,6 @@ if TYPE_CHECKING:
 ANSWER_WITHIN_S = 1.0
 """A holder that is busy for longer costs more than computing; the reader stops waiting then."""
 READ_WITHIN_S = 3.0
-Key = tuple[str, int]
-
-
-class BlockProver(Protocol):
-    """Digests of blocks of the local pool."""
-
-    def digests(self, sequence: Sequence, indices: SequenceOf[int]) -> list[bytes]:
-        """Digests of the sequence's blocks `indices` as they lie in the pool now."""
-        ...
-
-    def cached_digests(
-        self, keys: SequenceOf[bytes], first_index: int, block_ids: SequenceOf[int]
-    ) -> list[bytes]:
-        """Digests of cached full blocks with content keys `keys`, as the blocks of a reader's prompt from
-        `first_index` on."""
-        ...
-
-
-class BlockFetcher(Protocol):
-    """Starts reads into blocks of the local pool; results come back through a role's `pulled`."""
-
-    def fetch(
-        self,
-        source: PeerAddress,
-        lease_id: str,
-        sequence: Sequence,
-        first_block: int,
-        offers: SequenceOf[BlockOffer],
-        timeout_s: float,
-    ) -> None:
-        """Read the offered blocks into the sequence's blocks `first_block`… and prove them."""
-        ...
-
-    def cancel(self, key: Key) -> None:
-        """The reads of a sequence are not wanted any more; each still ends by a result."""
-        ...
-
-
-class PeerOutbox(Protocol):
-    """Where messages to other workers go."""
-
-    def reply(self, identity: bytes, message: PeerMessage) -> bool:
-        """To the reader behind `identity`."""
-        ...
-
-    def ask(self, source: PeerAddress, message: PeerMessage) -> None:
-        """To a worker that we pull from."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class BlockExchange:
-    """What a role needs to offer blocks to others and to fetch theirs."""
-
-    prover: BlockProver
-    leases: LeaseTable
-    fetcher: BlockFetcher
-
-
-class Lender:
-    """Cached blocks lent to readers: one lease a question, ended by Pulled, Abort or its own time."""
-
-    def __init__(
-        self, pool: BlockPool, exchange: BlockExchange, outbox: PeerOutbox, context: WorkerContext
-    ) -> None:
-        self._pool = pool
-        self._exchange = exchange
-        self._outbox = outbox
-        self._context = context
-        self.loans: dict[Key, str] = {}
-        self.is_open = True
-
-    def look_up(self, identity: bytes, message: Lookup) -> None:
-        """Lease the longest run of cached blocks and say where they lie; asked again, lease anew. One that is
-        not open any more, because its worker leaves, has none."""
-        key = (message.request_id, message.attempt)
-        self.end(key)
-        lease_id = new_lease_id()
-        keys = message.keys if self.is_open else []
-        hold = self._pool.match(keys, f"lease:{lease_id}")
-        if hold.block_ids:
-            self._exchange.leases.grant(lease_id, hold, self._context.lease_duration_s)
-            self.loans[key] = lease_id
-        else:
-            hold.release()
-        found = Found(
-            incarnation=self._context.incarnation,
-            request_id=message.request_id,
-            attempt=message.attempt,
-            lease_id=lease_id,
-            first_block=message.first_block,
-            offers=self._offers(message, hold.block_ids),
-        )
-        if not self._outbox.reply(identity, found):
-            self.end(key)
-
-    def _offers(self, message: Lookup, block_ids: SequenceOf[int]) -> list[BlockOffer]:
-        keys, prover = message.keys[: len(block_ids)], self._exchange.prover
-        digests = prover.cached_digests(keys, message.first_block, block_ids)
-        return [
-            BlockOffer(block_id=block_id, generation=self._pool.generation(block_id), digest=digest)
-            for block_id, digest in zip(block_ids, digests, strict=True)
-        ]
-
-    def end(self, key: Key) -> None:
-        """The reader has what it wants, or wants nothing any more. Idempotent."""
-        lease_id = self.loans.pop(key, None)
-        if lease_id is not None:
-            self._exchange.leases.release(lease_id)
-
-    def expire(self) -> None:
-        """Forget loans whose lease ran out; the table has ended those already."""
-        over = [key for key, lease in self.loans.items() if lease not in self._exchange.leases]
-        for key in over:
-            del self.loans[key]
-
-    def drop_all(self) -> None:
-        """Fenced: lend nothing."""
-        for key in list(self.loans):
-            self.end(key)
 
 
 @dataclass(slots=True)
@@ -169,7 +38,7 @@ class PrefixFetch:
 
 
 class PrefixReader:
-    """Beginnings of prompts read from other workers' caches.
+    """What is being fetched of each prompt.
 
     `resume(sequence, num_blocks)` is called once for every fetch that was not ended before: the first
     `num_blocks` blocks hold proven KV now."""

@@ -1,0 +1,311 @@
+"""What a worker does with what it hears. Owns the meaning of every order and the order of one turn; does no IO.
+
+    order ─────────┐                            ┌── reports to the coordinator
+    peer message ──┼─► take ─► roles ─► Outbox ─┤
+    finished read ─┘            ▲               └── messages to other workers
+                              step
+
+    turn: greet ─► take what came ─► step ─► flush ─► expire ─► leave
+
+Both roles live in every worker over one pool: which one gets work is the coordinator's choice. The process
+(`worker.process`) takes turns by its sockets, the simulated cluster by a virtual clock; the explored one calls the
+parts of a turn one by one. An exception out of a step ends the worker, loudly; bad messages are counted and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from kvtransfer.heard import FromReader, FromSource
+from kvtransfer.pulling.pull import PullDone
+from protocol.errors import ConfigError, ProtocolError
+from protocol.messages.orders import (
+    Abort,
+    Audit,
+    CoordinatorMessage,
+    Decode,
+    Drain,
+    Fence,
+    Forget,
+    Ping,
+    Prefill,
+    Refuse,
+    SetRole,
+    Welcome,
+)
+from protocol.messages.reports import Goodbye, Heartbeat, RoleChanged
+from worker.farewell import Farewell
+from worker.introduction import Introduction
+from worker.reports import account, load
+from worker.silence import SilenceLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from engine.context import WorkerContext
+    from kvtransfer.pulling.pull import PullCounters
+    from protocol.messages.records import PeerAddress
+    from protocol.messages.reports import Hello
+    from worker.outbox import Outbox
+    from worker.reports import Resources
+    from worker.roles import Key, Roles
+
+log = logging.getLogger(__name__)
+IDLE_S = 0.1
+"""A worker with nothing to compute takes a turn at least so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Garbled:
+    """Something of the coordinator's that could not be decoded."""
+
+    error: ProtocolError
+
+
+Heard = CoordinatorMessage | Garbled | FromReader | FromSource | PullDone
+
+
+class Surroundings(Protocol):
+    """What is around a loop. `identity` is the routing id of the line to the coordinator, `coordinator` its address."""
+
+    identity: bytes
+    coordinator: str
+
+    def address(self) -> PeerAddress:
+        """Where other workers reach this incarnation."""
+        ...
+
+    def start_over(self) -> None:
+        """The incarnation is a new one: end the reads and connections of the one before, now."""
+        ...
+
+    def forget_peer(self, worker_id: str) -> None:
+        """A worker left: close the roads to it, and give up the mapping of its memory."""
+        ...
+
+    def resources(self) -> Resources:
+        """What the worker takes of its host."""
+        ...
+
+    def pull_counters(self) -> PullCounters:
+        """Of this incarnation; from any thread."""
+        ...
+
+    def dropped_messages(self) -> int:
+        """Messages that never reached the loop; from any thread."""
+        ...
+
+
+class WorkerLoop:
+    """Both roles, told what came. `card` is the Hello of the first incarnation; those after it are the same but for
+    where they are reached. `heartbeat` may be called from another thread; everything else is for one."""
+
+    def __init__(
+        self,
+        card: Hello,
+        roles: Roles,
+        outbox: Outbox,
+        around: Surroundings,
+        context: WorkerContext,
+        silence_limit_s: float | None = None,
+    ) -> None:
+        self.roles = roles
+        self.outbox = outbox
+        self.context = context
+        self.role = card.role
+        self.steps = 0
+        self.busy = False
+        self.is_registered = False
+        self.is_over = False
+        self.dropped_messages = 0
+        self.account: tuple[int, list[Key]] = (0, [])
+        self._card = card
+        self._around = around
+        self._heard = 0
+        self._listened_s = context.clock.now_s()
+        self._next_expiry_s = 0.0
+        self._farewell = Farewell()
+        self._silence = SilenceLimit(silence_limit_s, self._listened_s)
+        self._introduction = Introduction(around.coordinator)
+
+    # ---- a turn
+
+    def turn(self, heard: Iterable[Heard]) -> None:
+        """Hear everything, advance both roles by one step, tell everything."""
+        self.greet()
+        clock = self.context.clock
+        self.context.unheard_s = clock.now_s() - self._listened_s
+        for event in heard:
+            self.take(event)
+        self._listened_s = clock.now_s()
+        self.publish()
+        stepped = self.step_decode()
+        self.busy = self.step_prefill() or stepped
+        self.outbox.flush()
+        self._expire_when_due()
+        self.publish()
+        self.leave()
+
+    def greet(self) -> None:
+        """Say hello when it is time to."""
+        if self.is_registered or self._farewell.is_said:
+            return
+        if self._introduction.is_due(self.context.clock.now_s()):
+            self.outbox.tell(
+                msgspec.structs.replace(
+                    self._card,
+                    incarnation=self.context.incarnation,
+                    address=self._around.address(),
+                    role=self.role,
+                    draining=self._farewell.is_begun,
+                )
+            )
+
+    def publish(self) -> None:
+        """For the heartbeat, in one assignment: how far we heard, and what we have."""
+        self.account = (self._heard, self.roles.live())
+
+    def step_decode(self) -> bool:
+        """One step of what is decoded here; False when there was nothing to compute."""
+        stepped = self.roles.decode.has_work and self.roles.decode.step()
+        self.steps += stepped
+        return stepped
+
+    def step_prefill(self) -> bool:
+        """One step of what is offered here; False when there was nothing to compute."""
+        stepped = self.roles.prefill.has_work and self.roles.prefill.step()
+        self.steps += stepped
+        return stepped
+
+    def _expire_when_due(self) -> None:
+        now_s = self.context.clock.now_s()
+        if now_s >= self._next_expiry_s:
+            self._next_expiry_s = now_s + IDLE_S
+            self.expire()
+
+    def expire(self) -> None:
+        """End what outlived its time, renew what is still wanted."""
+        self.roles.prefill.expire()
+        self.roles.decode.expire()
+
+    # ---- what came
+
+    def take(self, event: Heard) -> None:
+        """One order, one message of another worker, or one read that ended."""
+        match event:
+            case FromReader():
+                self.roles.prefill.hear(event.identity, event.message)
+            case FromSource():
+                self.roles.prefill.prefixes.hear(event.source, event.message)
+                self.roles.decode.hear(event.source, event.message)
+            case PullDone():
+                self._read_ended(event)
+            case Garbled():
+                self._silence.heard(self.context.clock.now_s())
+                self.dropped_messages += 1
+                log.warning("dropped a control message: %s", event.error)
+            case _:
+                self._silence.heard(self.context.clock.now_s())
+                self._obey(event)
+
+    def _read_ended(self, done: PullDone) -> None:
+        self.roles.prefill.prefixes.pulled(done.job.key, done.error)
+        self.roles.decode.pulled(done.job.key, done.error)
+
+    def _obey(self, order: CoordinatorMessage) -> None:
+        if order.incarnation != self.context.incarnation or self._farewell.is_said:
+            self.dropped_messages += 1
+            return
+        self._heard = max(self._heard, order.seq)
+        match order:
+            case Prefill():
+                self.roles.prefill.prefill(order)
+            case Decode():
+                self.roles.decode.decode(order)
+            case Abort():
+                key = (order.request_id, order.attempt)
+                self.roles.prefill.end(key)
+                self.roles.decode.end(key)
+            case Audit():
+                resources = self._around.resources()
+                self.outbox.tell(account(self.roles, self.context, resources, order.audit_id))
+            case Ping():
+                pass
+            case Forget():
+                self._around.forget_peer(order.worker_id)
+            case _:
+                self._obey_about_us(order)
+
+    def _obey_about_us(self, order: Welcome | Refuse | SetRole | Fence | Drain) -> None:
+        """What this worker is, and whether it stays."""
+        match order:
+            case Welcome():
+                self.is_registered = True
+                self._introduction.answered()
+            case Refuse():
+                raise ConfigError(f"the coordinator refused this worker: {order.reason}")
+            case SetRole():
+                self.role = order.role
+                self.outbox.tell(RoleChanged(incarnation=order.incarnation, role=self.role))
+            case Fence():
+                self._start_over()
+            case Drain():
+                self._farewell.begin()
+
+    def _start_over(self) -> None:
+        """The coordinator gave this incarnation up: forget everything and register anew."""
+        log.warning("fenced by the coordinator; starting over with an empty schedule")
+        self.roles.drop_all()
+        self.context.incarnation = self.context.ids.new_incarnation()
+        self._around.start_over()
+        self.roles.forget_reads()
+        self.is_registered = False
+        self._heard = 0
+
+    # ---- how it leaves
+
+    @property
+    def has_said_goodbye(self) -> bool:
+        """Whether this worker has no part in anything any more."""
+        return self._farewell.is_said
+
+    def leave(self) -> None:
+        """Say Goodbye once nothing is here, if told to drain; end when nobody ends us, or nobody speaks to us."""
+        now_s = self.context.clock.now_s()
+        if self._farewell.is_due(now_s, is_empty=self.roles.is_empty):
+            self.is_registered = False  # no heartbeat from now on: this start is over
+            self.roles.prefill.lender.is_open = False
+            self.outbox.tell(
+                Goodbye(
+                    incarnation=self.context.incarnation,
+                    reason="drained",
+                    worker_id=self.context.worker_id,
+                )
+            )
+        if self._silence.is_over(now_s):
+            log.warning(
+                "heard nothing from the coordinator for %g s; ending", self._silence.limit_s
+            )
+        self.is_over = self._farewell.is_over(now_s) or self._silence.is_over(now_s)
+
+    # ---- what it says beside its turns
+
+    def heartbeat(self) -> Heartbeat | None:
+        """What a sign of life says now; None while there is nobody to say it to."""
+        if not self.is_registered:
+            return None
+        heard, live = self.account
+        dropped = self.dropped_messages + self._around.dropped_messages()
+        return Heartbeat(
+            incarnation=self.context.incarnation,
+            identity=self._around.identity,
+            step=self.steps,
+            busy=self.busy,
+            load=load(self.roles, self._around.pull_counters(), dropped),
+            heard=heard,
+            live=live,
+        )

@@ -1,0 +1,68 @@
+"""What a worker says. Owns the outputs gathered over a step, which leave in one frame; the lines are passed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from protocol.messages.reports import Output, Outputs, TransferFailed
+
+if TYPE_CHECKING:
+    from engine.context import WorkerContext
+    from protocol.messages.peers import PeerMessage
+    from protocol.messages.records import Message, PeerAddress
+
+
+class Lines(Protocol):
+    """Where messages leave: sockets, or what stands for them."""
+
+    def tell(self, message: Message) -> None:
+        """To the coordinator."""
+        ...
+
+    def reply(self, identity: bytes, message: PeerMessage) -> bool:
+        """To the reader behind `identity`; False when it is gone."""
+        ...
+
+    def ask(self, source: PeerAddress, message: PeerMessage) -> None:
+        """To a worker that we pull from."""
+        ...
+
+
+class Outbox:
+    """Satisfies PrefillOutbox and DecodeOutbox."""
+
+    def __init__(self, lines: Lines, context: WorkerContext) -> None:
+        self._lines = lines
+        self._context = context
+        self._outputs: list[Output] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether a flush would say nothing."""
+        return not self._outputs
+
+    def output(self, output: Output) -> None:
+        """Keep for the next flush."""
+        self._outputs.append(output)
+
+    def transfer_failed(self, message: TransferFailed) -> None:
+        """Send at once."""
+        self.tell(message)
+
+    def tell(self, message: Message) -> None:
+        """Send to the coordinator at once."""
+        self._lines.tell(message)
+
+    def reply(self, identity: bytes, message: PeerMessage) -> bool:
+        """Answer a worker that pulls from us."""
+        return self._lines.reply(identity, message)
+
+    def ask(self, source: PeerAddress, message: PeerMessage) -> None:
+        """Tell a worker that we pull from."""
+        self._lines.ask(source, message)
+
+    def flush(self) -> None:
+        """Send the gathered outputs."""
+        if self._outputs:
+            outputs, self._outputs = self._outputs, []
+            self._lines.tell(Outputs(incarnation=self._context.incarnation, outputs=outputs))

@@ -1,0 +1,72 @@
+"""What a worker says about itself. Owns which figure of which part goes into an account and into a heartbeat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from protocol.messages.reports import AuditReply
+from protocol.worker_load import WorkerLoad
+
+if TYPE_CHECKING:
+    from engine.context import WorkerContext
+    from kvtransfer.pulling.pull import PullCounters
+    from worker.roles import Roles
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a worker takes of its host."""
+
+    fds: int
+    threads: int
+    shm_bytes: int
+
+
+def account(
+    roles: Roles, context: WorkerContext, resources: Resources, audit_id: int
+) -> AuditReply:
+    """Every hold, lease, read and sequence, and what the process takes."""
+    pool, prefill, decode = roles.pool, roles.prefill, roles.decode
+    return AuditReply(
+        incarnation=context.incarnation,
+        audit_id=audit_id,
+        worker_id=context.worker_id,
+        blocks=pool.counts(),
+        holds=pool.accounts(),
+        leases=len(roles.leases),
+        transfers=prefill.prefixes.num_reading
+        + sum(fetch.pending for fetch in decode.fetches.values()),
+        sequences=len(prefill.offers) + decode.num_sequences,
+        fds=resources.fds,
+        threads=resources.threads,
+        shm_bytes=resources.shm_bytes,
+        stale_releases=pool.stale_releases,
+        balanced=pool.is_balanced(),
+    )
+
+
+def load(roles: Roles, pulls: PullCounters, dropped_messages: int) -> WorkerLoad:
+    """Numbers for the heartbeat; read from another thread, each field by itself."""
+    prefill, decode, runner = roles.prefill, roles.decode, roles.runner
+    return WorkerLoad(
+        blocks=roles.pool.counts(),
+        waiting=len(prefill.scheduler.waiting) + len(decode.scheduler.waiting),
+        running=len(prefill.scheduler.running) + len(decode.scheduler.running),
+        transferring=len(decode.scheduler.fetching),
+        preemptions=decode.scheduler.num_preemptions,
+        prefix_queries_tokens=roles.allocator.queried_tokens,
+        prefix_hits_tokens=roles.allocator.hit_tokens,
+        transfer_bytes=pulls.num_bytes,
+        transfer_s=pulls.seconds,
+        transfers=pulls.transfers,
+        transfer_failures=pulls.failures,
+        prefix_fetched_tokens=prefill.prefixes.fetched_blocks * roles.allocator.block_size,
+        prefill_tokens=prefill.computed_tokens + decode.prefilled_tokens,
+        decode_tokens=decode.decoded_tokens,
+        dropped_messages=dropped_messages,
+        steps=runner.steps,
+        step_s=runner.step_s,
+        stepped_tokens=runner.stepped_tokens,
+        step_sizes=list(runner.step_sizes),
+    )

@@ -1,0 +1,110 @@
+"""Both roles of a worker over its one pool. Owns how they are put together, in every process that runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from decode.role import DecodeRole
+from decode.scheduler import DecodeScheduler
+from engine.kv.allocation import Allocator
+from engine.kv.block_pool import BlockPool
+from kvtransfer.promises.proofs import BlockProofs
+from kvtransfer.pulling.fetcher import PullingFetcher
+from kvtransfer.sharing.exchange import BlockExchange
+from prefill.role import PrefillRole
+from prefill.scheduler import PrefillScheduler
+from worker.metered_runner import MeteredRunner
+
+if TYPE_CHECKING:
+    from engine.context import WorkerContext
+    from engine.runner_api import Runner
+    from kvtransfer.promises.lease import LeaseTable
+    from kvtransfer.promises.proofs import Materials
+    from kvtransfer.pulling.fetcher import Pulls
+    from worker.outbox import Outbox
+
+Key = tuple[str, int]
+"""(request id, attempt)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a worker takes; both roles have the same."""
+
+    num_blocks: int
+    block_size: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    prefix_caching: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Machinery:
+    """What a worker computes in, computes with and reads with."""
+
+    memory: Materials
+    runner: Runner
+    pulls: Pulls
+
+
+@dataclass(frozen=True, slots=True)
+class Roles:
+    """What a worker decides with. Which role gets work is the coordinator's choice."""
+
+    pool: BlockPool
+    leases: LeaseTable
+    allocator: Allocator
+    runner: MeteredRunner
+    prefill: PrefillRole
+    decode: DecodeRole
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no sequence, offer, fetch or lease is here."""
+        return self.prefill.is_empty and self.decode.is_empty and not len(self.leases)
+
+    def live(self) -> list[Key]:
+        """(request, attempt) of everything that is here."""
+        return [*self.prefill.offers, *self.decode.keys()]
+
+    def drop_all(self) -> None:
+        """Fenced: forget everything; blocks being written go when their reads end."""
+        self.prefill.drop_all()
+        self.decode.drop_all()
+
+    def forget_reads(self) -> None:
+        """None of the reads so far writes any more, and no result of them will come."""
+        self.prefill.prefixes.forget_reads()
+        self.decode.forget_reads()
+
+
+def build_roles(
+    limits: Limits,
+    machinery: Machinery,
+    leases: LeaseTable,
+    outbox: Outbox,
+    context: WorkerContext,
+) -> Roles:
+    """Both roles, empty."""
+    pool = BlockPool(limits.num_blocks)
+    proofs = BlockProofs(machinery.memory, pool, limits.block_size, context)
+    fetcher = PullingFetcher(machinery.pulls, proofs)
+    allocator = Allocator(pool, limits.block_size, prefix_caching=limits.prefix_caching)
+    tokens, sequences = limits.max_num_batched_tokens, limits.max_num_seqs
+    metered = MeteredRunner(machinery.runner, context.clock)
+    prefill = PrefillRole(
+        PrefillScheduler(allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences),
+        metered,
+        BlockExchange(proofs, leases, fetcher),
+        outbox,
+        context,
+    )
+    decode = DecodeRole(
+        DecodeScheduler(allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences),
+        metered,
+        fetcher,
+        outbox,
+        context,
+    )
+    return Roles(pool, leases, allocator, metered, prefill, decode)
