@@ -1,4 +1,8 @@
-"""What a worker says. Owns the outputs gathered over a step, which leave in one frame; the lines are passed in."""
+"""What a worker says. Owns the outputs gathered over a step, which leave in one frame; the lines are passed in.
+
+What is told to the coordinator leaves in the order in which it was said: gathered outputs before what is told at once.
+A Goodbye, above all, is the last word of its start.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +50,12 @@ class Outbox:
         self._outputs.append(output)
 
     def transfer_failed(self, message: TransferFailed) -> None:
-        """Send at once."""
+        """See DecodeOutbox."""
         self.tell(message)
 
     def tell(self, message: Message) -> None:
-        """Send to the coordinator at once."""
+        """Send to the coordinator at once, after what is gathered."""
+        self.flush()
         self._lines.tell(message)
 
     def reply(self, identity: bytes, message: PeerMessage) -> bool:

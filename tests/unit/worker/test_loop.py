@@ -291,6 +291,22 @@ def test_goodbye_is_the_end_of_hearing_and_is_said_again() -> None:
     assert worker.loop.is_over
 
 
+def test_goodbye_comes_after_the_outputs_of_requests_that_ran_out_of_time() -> None:
+    """It came before: what expires is gathered after the turn's flush, and nothing was left to wait for."""
+    worker = welcomed()
+    worker.turn(prefill_order(), decode_order(deadline_in_s=5.0))
+    worker.turn(Drain(incarnation="w1"), Abort(incarnation="w1", request_id="x", attempt=1))
+    worker.roles.prefill.end(KEY)
+    assert worker.names(after_s=6.0) == ["Outputs", "Goodbye"]
+
+
+def test_what_is_told_at_once_does_not_overtake_what_was_gathered() -> None:
+    worker = welcomed()
+    worker.turn(decode_order(), announced(num_blocks=2, last=True))
+    said = worker.names(worker.ended(), Audit(incarnation="w1", audit_id=1))
+    assert said == ["Outputs", "AuditReply", "Outputs"]
+
+
 def test_hello_says_that_another_coordinator_began_the_drain() -> None:
     worker = welcomed()
     worker.turn(prefill_order(), ATTACH)
