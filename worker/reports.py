@@ -35,8 +35,7 @@ def account(
         blocks=pool.counts(),
         holds=pool.accounts(),
         leases=len(roles.leases),
-        transfers=prefill.prefixes.num_reading
-        + sum(fetch.pending for fetch in decode.fetches.values()),
+        transfers=pending_reads(roles),
         sequences=len(prefill.offers) + decode.num_sequences,
         fds=resources.fds,
         threads=resources.threads,
@@ -44,6 +43,12 @@ def account(
         stale_releases=pool.stale_releases,
         balanced=pool.is_balanced(),
     )
+
+
+def pending_reads(roles: Roles) -> int:
+    """Reads that may still write into local blocks, those that nobody wants any more included."""
+    fetches = roles.decode.fetches.values()
+    return roles.prefill.prefixes.num_reading + sum(fetch.pending for fetch in fetches)
 
 
 def load(roles: Roles, pulls: PullCounters, dropped_messages: int) -> WorkerLoad:

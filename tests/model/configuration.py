@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 
-from tests.model.worker_side import oracle
+from tests.model.surroundings import oracle
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,8 @@ CHAT = {"a": (1, 2, 3), "b": (1, 2, 3, *oracle(2, [1, 2, 3], 2), 9)}
 """Two turns: the second begins with the first and its answer."""
 
 KINDS = tuple(kind.name for kind in fields(Faults))
+ORDERS = ("role", "audit", "ping", "forget", "reject")
+"""Orders that an operator may give at any time, beside drain."""
 COMPLETE = (
     Configuration("none", TWO),
     Configuration("none, two at once", SHORT, max_tokens=3, headroom_tokens=0),
@@ -96,7 +98,12 @@ COMPLETE = (
     ],
     *[
         Configuration(f"{first}+{second}", ONE, faults=Faults(**{first: 1, second: 1}))
-        for first, second in combinations(KINDS, 2)
+        for first, second in combinations([kind for kind in KINDS if kind not in ORDERS], 2)
+    ],
+    *[
+        Configuration(f"{order}+{other}", ONE, faults=Faults(**{order: 1, other: 1}))
+        for order in ORDERS
+        for other in ("drop", "drain")
     ],
 )
 """Small enough to be explored to the last state."""
@@ -129,6 +136,17 @@ BOUNDED = (
         "everything",
         ONE,
         faults=Faults(1, 1, 1, 1, 1, 1, 1, 1, 1, 1),
+    ),
+    Configuration(
+        "orders",
+        ONE,
+        faults=Faults(cancel=1, fence=1, **dict.fromkeys(("drain", "late", *ORDERS), 1)),
+    ),
+    Configuration(
+        "said late",
+        ONE,
+        late_flush=True,
+        faults=Faults(crash=1, fence=1, cancel=1, drain=1, audit=1, late=1),
     ),
     Configuration(
         "two",

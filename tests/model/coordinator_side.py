@@ -17,7 +17,7 @@ from protocol.messages.reports import Heartbeat
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from protocol.worker_load import BlockCounts, WorkerLoad
-from tests.model.worker_side import Frozen, Letter, Violation
+from tests.model.surroundings import Frozen, Letter, Violation
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books

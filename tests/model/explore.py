@@ -21,7 +21,7 @@ from time import perf_counter
 import coordinator.cluster.ledger
 from tests.model.configuration import BOUNDED, COMPLETE, Configuration
 from tests.model.moves import Move, Moves, World
-from tests.model.worker_side import Violation
+from tests.model.surroundings import Violation
 
 
 @dataclass

@@ -13,7 +13,7 @@ from protocol.failures import ErrorKind
 from protocol.roles import Role
 from tests.model.configuration import Configuration, Faults
 from tests.model.parts import DEAD, Event, Parts, Sent
-from tests.model.worker_side import Violation
+from tests.model.surroundings import Violation
 
 LINKS = ("C>P", "C>D", "P>C", "D>C", "P>D", "D>P")
 """The first four are the coordinator's."""

@@ -19,7 +19,7 @@ from tests.model.worker_side import WorkerSide
 
 if TYPE_CHECKING:
     from tests.model.configuration import Configuration
-    from tests.model.worker_side import Letter
+    from tests.model.surroundings import Letter
 
 DEAD = -1
 Event = tuple[Any, ...]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import get_args
 
 import pytest
 
 import kvtransfer.promises.proofs
 import kvtransfer.pulling.lane
+from protocol.messages.orders import CoordinatorMessage
 from tests.model.configuration import BOUNDED, KINDS, ONE, TWO, Configuration, Faults
 from tests.model.explore import Explorer, Found
+from worker.outbox import Outbox
 
 BOUND_STATES = 7_000
 
@@ -39,6 +42,31 @@ def test_every_state_with_one_fault_is_right_and_ends_empty(kind: str) -> None:
     assert_clean(found)
     assert found.is_complete
     assert found.terminal > 0
+
+
+@pytest.mark.sim
+def test_orders_of_every_kind_are_explored() -> None:
+    explorer = Explorer(next(c for c in BOUNDED if c.name == "orders"))
+    assert_clean(explorer.run(BOUND_STATES))
+    letters = [e for e in explorer.moves.parts.envelopes if e.kind == "order"]
+    assert {type(letter.message) for letter in letters} == set(get_args(CoordinatorMessage))
+
+
+def test_search_finds_a_goodbye_before_the_last_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker tells at once once overtook what it had gathered."""
+    told_at_once = lambda self, message: self._lines.tell(message)  # noqa: E731
+    monkeypatch.setattr(Outbox, "tell", told_at_once)
+    faults = Faults(drain=1, late=1)
+    found = Explorer(Configuration("said late", ONE, late_flush=True, faults=faults)).run(2_000)
+    assert found.violation == "P says Outputs after its Goodbye"
+
+
+def test_search_finds_an_account_without_cancelled_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An audit in the middle of an aborted read."""
+    monkeypatch.setattr("worker.reports.pending_reads", lambda roles: 0)
+    found = Explorer(Configuration("audit", ONE, faults=Faults(audit=1))).run(4_000)
+    assert found.violation is not None
+    assert "accounts for transfers=0" in found.violation
 
 
 def test_faultless_pair_of_requests_has_one_end() -> None:

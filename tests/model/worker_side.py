@@ -9,31 +9,38 @@ taking one order, message or read, a step of one role, and what is said of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from engine.attesting import SLOT_BYTES, AttestingRunner, attested_tokens
+from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.context import WorkerContext
-from engine.kv.prefix_cache import root_key
 from kvtransfer.heard import FromReader, FromSource
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.pulling.lane import Proof
 from kvtransfer.pulling.pull import PullCounters, PullDone, PullJob
 from protocol.errors import ConfigError, DigestMismatch, PeerLost, TransferError
 from protocol.failures import ErrorKind, Failure, transfer_error_of
-from protocol.fingerprint import Fingerprint
 from protocol.messages.orders import CoordinatorMessage
 from protocol.messages.peers import PeerMessage
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import AuditReply, Goodbye, Hello, Outputs
 from protocol.roles import Role
+from tests.model.surroundings import (
+    LONG_AGO_S,
+    NOW_S,
+    CountedIds,
+    Frozen,
+    Letter,
+    Memory,
+    Read,
+    Violation,
+    fingerprint,
+)
 from worker.loop import WorkerLoop
 from worker.outbox import Outbox
 from worker.reports import Resources
 from worker.roles import Limits, Machinery, build_roles
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence as SequenceOf
-
     from decode.role import DecodeRole
     from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Sequence
@@ -43,89 +50,6 @@ if TYPE_CHECKING:
     from tests.model.configuration import Configuration
 
 MAX_NUM_SEQS = 8
-NOW_S = 100.0
-LONG_AGO_S = -1.0
-
-
-class Violation(AssertionError):
-    """A promise does not hold in some state."""
-
-
-class Frozen:
-    """A clock that stands still."""
-
-    def now_s(self) -> float:
-        return NOW_S
-
-
-class Memory:
-    """Blocks of a pool, small enough to be part of a state."""
-
-    def __init__(self, num_blocks: int, block_bytes: int) -> None:
-        self.block_bytes = block_bytes
-        self.content = bytearray(num_blocks * block_bytes)
-
-    def block(self, block_id: int) -> memoryview:
-        start = block_id * self.block_bytes
-        return memoryview(self.content)[start : start + self.block_bytes]
-
-    def materials(self, block_ids: SequenceOf[int]) -> list[memoryview]:
-        return [self.block(block_id) for block_id in block_ids]
-
-
-def fingerprint(block_size: int) -> Fingerprint:
-    return Fingerprint(
-        model="mock",
-        weights="w",
-        tokenizer="t",
-        dtype="bytes",
-        layout="l",
-        block_size=block_size,
-        num_layers=1,
-        num_kv_heads=1,
-        head_dim=1,
-        rope="none",
-    )
-
-
-class Letter(NamedTuple):
-    """What a part sends: to whom, how it is taken there, and between which starts."""
-
-    receiver: str
-    kind: str
-    receiver_start: str
-    sender_start: str
-    message: object
-
-
-@dataclass(slots=True)
-class CountedIds:
-    """Satisfies protocol.ids.Ids; part of a worker's state."""
-
-    worker_id: str
-    start: int
-    leases: int = 0
-
-    @property
-    def incarnation(self) -> str:
-        return f"{self.worker_id}.{self.start}"
-
-    def new_incarnation(self) -> str:
-        self.start += 1
-        return self.incarnation
-
-    def new_lease_id(self) -> str:
-        self.leases += 1
-        return f"lease{self.leases}"
-
-
-@dataclass(slots=True)
-class Read:
-    """One read into local blocks, in two halves; `stage` 2 has landed and waits for the loop."""
-
-    job: PullJob
-    stage: int = 0
-    error: TransferError | None = None
 
 
 @dataclass
@@ -458,8 +382,3 @@ class WorkerSide:
             "reads": len(self.reads),
         }
         return [f"{self.worker_id}: {name}={count}" for name, count in found.items() if count]
-
-
-def oracle(block_size: int, prompt: list[int], count: int) -> list[int]:
-    """The tokens of a faultless engine."""
-    return attested_tokens(root_key(fingerprint(block_size).hash_bytes(), ""), prompt, count)

@@ -5,11 +5,13 @@ usage: python -m tests.sim.campaign [--seeds N] [--first SEED] [--verbose]
 C1  every token equals the oracle          C2  no admitted request lost while a worker survives
 C3  exactly once, in order (equality)      C4  every stream ends within the time limit
 C5  blocks, leases, offers, sequences and reservations are zero when the load is over, and when a drained worker leaves
+    every account that a worker gives of itself meanwhile is balanced, and the last one empty
 C6  the pools are in the end what was wanted: coordinator, launcher and workers agree on who there is, and as what
 
 Faults: lost, repeated and reordered messages, deaths, pauses, flipped bits, partitions, slow workers and
 links, cancelled requests, chats of two turns, a third of the seeds with no headroom (preemptions), a quarter with a death
-of the coordinator, whose open streams may be cut and are counted. In half of the seeds the pools are scaled, drained
+of the coordinator, whose open streams may be cut and are counted. In half of the seeds some requests have less time than they
+need, and workers are audited in the middle of everything. In half of the seeds the pools are scaled, drained
 and flipped meanwhile.
 """
 
@@ -30,6 +32,7 @@ from coordinator.cluster.service_api import Generation
 from coordinator.cluster.stream import EventStream
 from protocol.errors import (
     BatonError,
+    DeadlineExceeded,
     InternalError,
     NoLauncher,
     Overloaded,
@@ -59,6 +62,8 @@ class Report:
     cancelled: int = 0
     errors: int = 0
     cut: int = 0
+    late: int = 0
+    accounts: int = 0
     preemptions: int = 0
     replays: int = 0
     transfer_failures: int = 0
@@ -81,6 +86,7 @@ class Campaign:
         self.restarts_coordinator = self.rng.random() < 0.25
         self.scales = self.rng.random() < 0.5
         self.load_s = self.rng.choice([0.2, 1.0, 3.0])
+        self.hurrying = random.Random(seed).choice([0.0, 0.2])
         self.usual_delay_s = cluster.network.faults.delay_s
 
     async def run(self) -> None:
@@ -96,9 +102,23 @@ class Campaign:
             client.result()
         await faults
         await self.cluster.quiet()
+        self._check_accounts()
+        self.cluster.ask_for_accounts()
+        await self.cluster.sleep(1.0)
+        self._check_accounts(is_over=True)
         self.report.violations += [f"C5: {leak}" for leak in self.cluster.leaks()]
         self.report.violations += [f"C6: {misfit}" for misfit in self.cluster.misfits()]
         self._close()
+
+    def _check_accounts(self, *, is_over: bool = False) -> None:
+        for account in self.cluster.accounts:
+            self.report.accounts += 1
+            held = sum(hold.blocks for hold in account.holds)
+            numbers = (account.blocks.held, held, account.leases, account.transfers)
+            is_empty = not any((*numbers, account.sequences))
+            if not account.balanced or held < account.blocks.held or (is_over and not is_empty):
+                self.report.violations.append(f"C5: an account that does not add up: {account}")
+        self.cluster.accounts.clear()
 
     def _close(self) -> None:
         requests, counts = self.cluster.service.requests, self.cluster.network.counts
@@ -120,7 +140,9 @@ class Campaign:
         shared = list(range(rng.randrange(0, 24)))
         prompt = shared + [rng.randrange(1000) for _ in range(rng.randrange(1, 24))]
         sampling = SamplingParams(max_tokens=rng.randrange(1, 24), seed=rng.randrange(3))
-        request = Generation(f"r{index}", prompt, sampling, cache_salt=rng.choice(["", "tenant"]))
+        salt = rng.choice(["", "tenant"])
+        time_s = rng.uniform(0.01, 0.4) if rng.random() < self.hurrying else 600.0
+        request = Generation(f"r{index}", prompt, sampling, cache_salt=salt, deadline_in_s=time_s)
         answer = await self._ask(request, rng)
         if answer and rng.random() < self.chatting:
             await asyncio.sleep(rng.uniform(0, 0.2))
@@ -160,16 +182,18 @@ class Campaign:
             self.report.violations.append(f"C1/C3: {request.request_id} has wrong tokens")
         if error is None and len(tokens) != len(expected):
             self.report.violations.append(f"C3: {request.request_id} ended short, silently")
-        self._count(error, life.worker_deaths)
+        self._count(error, life.worker_deaths, is_hurried=request.deadline_in_s < TIME_LIMIT_S)
         return tokens
 
-    def _count(self, error: BatonError | None, worker_deaths: int) -> None:
+    def _count(self, error: BatonError | None, worker_deaths: int, *, is_hurried: bool) -> None:
         if error is None:
             self.report.completed += 1
         elif isinstance(error, StreamCut):
             self.report.cut += 1
         elif isinstance(error, RequestAborted):
             self.report.cancelled += 1
+        elif isinstance(error, DeadlineExceeded) and is_hurried:
+            self.report.late += 1
         elif isinstance(error, InternalError) and worker_deaths > MAX_WORKER_DEATHS:
             self.report.errors += 1
         else:
@@ -185,6 +209,8 @@ class Campaign:
             await self.rng.choice(faults)()
             if self.scales:
                 await self.rng.choice([self._scale, self._scale, self._drain, self._flip])()
+            if self.hurrying:
+                self.cluster.ask_for_accounts()
             self.report.faults += 1
 
     def _victim(self) -> str:
@@ -284,6 +310,8 @@ COUNTED = (
     "refused",
     "cancelled",
     "cut",
+    "late",
+    "accounts",
     "errors",
     "replays",
     "transfer_failures",

@@ -20,7 +20,8 @@ from engine.attesting import attested_tokens
 from engine.kv.prefix_cache import root_key
 from protocol import wire
 from protocol.errors import WorkerLost
-from protocol.messages.reports import WorkerMessage
+from protocol.messages.orders import Audit
+from protocol.messages.reports import AuditReply, Goodbye, WorkerMessage
 from protocol.roles import Role
 from tests.sim.launcher import NAME, SimLauncher
 from tests.sim.network import Faults, Network
@@ -86,6 +87,7 @@ class Cluster:
         self.streams: dict[str, EventStream] = {}
         self.relieves = relieves
         self.left_with: list[str] = []
+        self.accounts: list[AuditReply] = []
         self._expected = {Role.PREFILL: prefill, Role.DECODE: decode}
         self._start_coordinator()
         roles = {f"prefill-{i}": Role.PREFILL for i in range(prefill)}
@@ -147,8 +149,14 @@ class Cluster:
     def to_coordinator(self, worker: SimWorker, message: Any) -> None:
         """A worker speaks to the coordinator."""
 
+        if worker.has_taken_leave and not isinstance(message, Goodbye):
+            self.left_with.append(f"{type(message).__name__} after the Goodbye")
+        worker.has_taken_leave |= isinstance(message, Goodbye)
+
         def deliver(frame: bytes) -> None:
             decoded = self._decoder.decode(frame)
+            if isinstance(decoded, AuditReply):
+                self.accounts.append(decoded)
             self.service.inbox.on_message(worker.worker_id.encode(), decoded)
 
         self.network.send(worker.worker_id, "coordinator", message, deliver)
@@ -176,6 +184,13 @@ class Cluster:
 
         self.network.send(sender.worker_id, worker_id, message, deliver)
         return True
+
+    def ask_for_accounts(self) -> None:
+        """Of every worker, whatever it is in the middle of; they come into `accounts`."""
+        for worker in self.workers.values():
+            if worker.alive:
+                audit = Audit(incarnation=worker.context.incarnation, audit_id=0)
+                self.network.send("coordinator", worker.worker_id, audit, worker.deliver)
 
     # ---- faults
 

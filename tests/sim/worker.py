@@ -93,7 +93,7 @@ class SimWorker:
     def __post_init__(self) -> None:
         cluster, clock = self.cluster, self.cluster.clock
         self.rng = random.Random(cluster.rng.random())
-        self.alive = True
+        self.alive, self.has_taken_leave = True, False
         self.paused_until_s = 0.0
         self.slowness = 1.0
         self.identity, self.coordinator = self.worker_id.encode(), "coordinator"
