@@ -22,7 +22,7 @@ import uvloop
 
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
-from coordinator.edge.http.app import SamplingDefaults, ServedModel, create_app
+from coordinator.edge.app import SamplingDefaults, ServedModel, create_app
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.processes.child import follow_parent, harden, log_to_stderr
 from deploy.processes.owner_watch import OwnerWatch
@@ -32,7 +32,7 @@ from protocol.errors import BatonError
 from protocol.specs import CoordinatorSpec
 
 if TYPE_CHECKING:
-    from coordinator.edge.answers.request_record import TraceSink
+    from coordinator.edge.telemetry.request_record import TraceSink
     from protocol.messages.reports import WorkerMessage
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from coordinator.cluster.scripted_service import ScriptedService, say
-from coordinator.edge.http.app import ServedModel, create_app
+from coordinator.edge.app import ServedModel, create_app
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.model_config import ModelConfig
 

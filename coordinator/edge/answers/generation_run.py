@@ -10,18 +10,19 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.edge.answers.choice_meter import ABORT, ERROR, ChoiceMeter
-from coordinator.edge.answers.request_record import RequestRecord, timings_of
-from coordinator.edge.text.choice_text import ChoiceText, TextDelta, TextOptions
+from coordinator.edge.answers.answer import Ending, Usage
+from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
+from coordinator.edge.telemetry.choice_meter import ABORT, ERROR, ChoiceMeter
+from coordinator.edge.telemetry.request_record import RequestRecord, timings_of
 from protocol.errors import BatonError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from coordinator.cluster.service_api import Generation, Service, StreamEvent, TokenStream
-    from coordinator.edge.answers.request_record import RequestFacts, TraceSink
-    from coordinator.edge.apis.openai.replies import Timings
+    from coordinator.edge.answers.answer import Delta
     from coordinator.edge.telemetry.metrics import EdgeMetrics
+    from coordinator.edge.telemetry.request_record import RequestFacts, TraceSink
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.clock import Clock
 
@@ -86,7 +87,7 @@ class MergedEvents:
 
 
 def error_kind(error: BaseException) -> str:
-    """What metrics and traces call an error: its type in OpenAI's shape where it has one."""
+    """What metrics and traces call an error."""
     return error.error_type if isinstance(error, BatonError) else InternalError.error_type
 
 
@@ -108,26 +109,21 @@ class GenerationRun:
         self._is_admitted = False
         self._streams: list[TokenStream] = []
         self._events: MergedEvents | None = None
-        self.texts = [ChoiceText(context.tokenizer, options) for _ in generations]
+        self._num_open = len(generations)
+        self._texts = [
+            ChoiceText(index, context.tokenizer, options) for index in range(len(generations))
+        ]
         self._meters = [
             ChoiceMeter(context.metrics, facts.arrival_s, len(generation.prompt_token_ids))
             for generation in generations
         ]
-
-    @property
-    def num_cached_tokens(self) -> int:
-        """Prompt tokens that a prefix cache held, all prompts together."""
-        return sum(meter.num_cached_tokens for meter in self._meters)
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens generated so far, all choices together."""
-        return sum(text.num_tokens for text in self.texts)
+        prompts = generations[:: facts.choices_per_prompt]
+        self.usage = Usage(sum(len(generation.prompt_token_ids) for generation in prompts))
 
     @property
     def is_over(self) -> bool:
         """Whether every choice has its finish reason."""
-        return all(text.finish_reason is not None for text in self.texts)
+        return self._num_open == 0
 
     def submit(self) -> None:
         """Admit all choices or none; raises what the service raises."""
@@ -147,44 +143,55 @@ class GenerationRun:
             prompt, max_tokens = generation.prompt_token_ids, generation.sampling.max_tokens
             self._context.metrics.started(len(prompt), per_prompt, max_tokens)
 
-    async def next_delta(self) -> tuple[int, TextDelta] | None:
-        """The next text of any choice, or None when all have ended; raises a choice's error."""
+    async def next_delta(self) -> Delta:
+        """The next delta of any choice, until all have ended; raises a choice's error."""
         assert self._events is not None, "submit first"
-        while not self.is_over:
+        assert self._num_open, "every choice has ended"
+        while True:
             index, event = await self._events.next()
-            if self.texts[index].finish_reason is not None:
+            if self._texts[index].finish_reason is not None:
                 continue
             if event.error is not None:
                 raise event.error
             delta = self._take(index, event)
-            if delta.text or delta.finish_reason is not None:
-                return index, delta
-        return None
+            if delta is not None:
+                return delta
 
-    def _take(self, index: int, event: StreamEvent) -> TextDelta:
-        text = self.texts[index]
+    def _take(self, index: int, event: StreamEvent) -> Delta | None:
+        text, meter = self._texts[index], self._meters[index]
         before = text.num_tokens
         delta = text.push(event)
         now_s = self._context.clock.now_s()
-        self._meters[index].event(event, text.num_tokens - before, now_s)
-        if delta.finish_reason is not None:
+        num_tokens = text.num_tokens - before
+        self.usage.num_output_tokens += num_tokens
+        meter.event(event, num_tokens, now_s)
+        if event.num_cached_tokens:
+            self._count_cached()
+        if delta is not None and delta.finish_reason is not None:
             self._choice_ended(index, event, delta.finish_reason, now_s)
         return delta
 
+    def _count_cached(self) -> None:
+        """Every choice finds its prompt in a cache, but a prompt counts once."""
+        cached = sum(meter.num_cached_tokens for meter in self._meters)
+        per_prompt = self.facts.choices_per_prompt
+        self.usage.num_cached_tokens = min(cached // per_prompt, self.usage.num_prompt_tokens)
+
     def _choice_ended(self, index: int, event: StreamEvent, reason: str, now_s: float) -> None:
+        self._num_open -= 1
         self._meters[index].ended(reason, now_s)
         if not self.is_over:  # the last one ends when its text is on its way: see `finish`
             self._meters[index].settle(reason, now_s)
         if event.finish_reason is None:
             self._streams[index].cancel("a stop string was found")
 
-    def finish(self) -> Timings:
+    def finish(self) -> Ending:
         """Everything but the last bytes is sent: the request ends now. Only when `is_over`."""
         now_s = self._context.clock.now_s()
         for last in [meter for meter in self._meters if not meter.is_settled]:
             last.ended_s = now_s
         self._settle(ABORT, now_s)
-        return timings_of(self._meters)
+        return Ending(self.usage, timings_of(self._meters) if self.facts.wants_timings else None)
 
     def _settle(self, failure: str, now_s: float) -> None:
         """Count every choice, once; none of a request that was refused."""
@@ -200,7 +207,7 @@ class GenerationRun:
 
     def close(self, reason: str) -> None:
         """Cancel what has not ended, and tell the trace; idempotent."""
-        for stream, text in zip(self._streams, self.texts, strict=False):
+        for stream, text in zip(self._streams, self._texts, strict=False):
             if text.finish_reason is None:
                 stream.cancel(reason)
         self._streams = []

@@ -1,13 +1,16 @@
-"""Every failure in OpenAI's shape. Owns `{"error": {message, type, param, code}}` and its headers."""
+"""Every exception that can leave a route, as a client may be told it. Owns statuses, headers and what stays secret.
+
+How a body says it is the asked API's own: `install` is given who spells failures below which path.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -15,15 +18,19 @@ from starlette.responses import Response
 from protocol.errors import BatonError, InternalError, InvalidRequest, Overloaded, WorkerLost
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from fastapi import FastAPI
     from starlette.requests import Request
 
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
+    Spell = Callable[["Failure"], bytes]
+
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499
 GENERIC_MESSAGE = "internal error; the server's log has the details under this X-Request-Id"
-TYPES = {401: "AuthenticationError", 404: "NotFoundError"}
+KINDS = {401: "AuthenticationError", 404: "NotFoundError"}
 
 
 class Unauthorized(BatonError):
@@ -45,6 +52,16 @@ class BodyTooSlow(InvalidRequest):
     http_status = 408
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What any client may know of an error. `kind` is the error's type, `param` the field that is wrong."""
+
+    status: int
+    kind: str
+    message: str
+    param: str | None = None
+
+
 def http_status(error: BatonError) -> int:
     """A client that is still here to read 499 did not close the request: we did, so 503."""
     if error.http_status == CLIENT_CLOSED_REQUEST:
@@ -52,59 +69,57 @@ def http_status(error: BatonError) -> int:
     return error.http_status
 
 
-def error_body(error: BatonError) -> bytes:
-    """The JSON that a client sees, in a response or in a stream."""
+def failure_of(error: BatonError) -> Failure:
+    """A bug's own words are for the log only."""
     message = GENERIC_MESSAGE if isinstance(error, InternalError) else str(error)
     param = error.param if isinstance(error, InvalidRequest) else None
-    return _body(message, error.error_type, param, http_status(error))
+    return Failure(http_status(error), error.error_type, message, param)
 
 
-def error_response(error: BatonError) -> Response:
-    """The whole HTTP answer."""
-    headers = {}
+def failure_headers(error: BatonError) -> dict[str, str]:
+    """When to come back, or what to show."""
     if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    elif isinstance(error, WorkerLost):
-        headers["Retry-After"] = "1"
-    elif isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    return _response(error_body(error), http_status(error), headers)
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, WorkerLost):
+        return {"Retry-After": "1"}
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    return {}
 
 
-def _body(message: str, kind: str, param: str | None, code: int) -> bytes:
-    fields = {"message": message, "type": kind, "param": param, "code": code}
-    return orjson.dumps({"error": fields})
+def speller_at(path: str, spellers: Mapping[str, Spell]) -> Spell:
+    """Who spells failures for the longest prefix that `path` begins with; "" is everybody's."""
+    return spellers[max((begin for begin in spellers if path.startswith(begin)), key=len)]
 
 
-def _response(body: bytes, status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, headers, media_type="application/json")
+def install(app: FastAPI, metrics: EdgeMetrics, spellers: Mapping[str, Spell]) -> None:
+    """Map every exception that can leave a route; `spellers` has one for "" at least."""
 
+    def tell(
+        request: Request, failure: Failure, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        metrics.rejected(failure.status, failure.kind)
+        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
+        body = speller_at(path, spellers)(failure)
+        return Response(body, failure.status, headers, media_type="application/json")
 
-def install(app: FastAPI, metrics: EdgeMetrics) -> None:
-    """Map every exception that can leave a route."""
-
-    async def baton_error(_: Request, error: Any) -> Response:
-        metrics.rejected(http_status(error), error.error_type)
+    async def baton_error(request: Request, error: Any) -> Response:
         if isinstance(error, InternalError):
             log.error("internal error", exc_info=error)
-        return error_response(error)
+        return tell(request, failure_of(error), failure_headers(error))
 
-    async def http_error(_: Request, error: Any) -> Response:
-        kind = TYPES.get(error.status_code, "BadRequestError")
-        metrics.rejected(error.status_code, kind)
-        body = _body(str(error.detail), kind, None, error.status_code)
-        return _response(body, error.status_code, error.headers)
+    async def http_error(request: Request, error: Any) -> Response:
+        kind = KINDS.get(error.status_code, "BadRequestError")
+        return tell(request, Failure(error.status_code, kind, str(error.detail)), error.headers)
 
-    async def validation_error(_: Request, error: Any) -> Response:
+    async def validation_error(request: Request, error: Any) -> Response:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][1:])
-        metrics.rejected(InvalidRequest.http_status, InvalidRequest.error_type)
-        return error_response(InvalidRequest(str(first["msg"]), param))
+        return tell(request, failure_of(InvalidRequest(str(first["msg"]), param)))
 
-    async def unexpected(_: Request, error: Exception) -> Response:
-        metrics.rejected(500, InternalError.error_type)
+    async def unexpected(request: Request, error: Exception) -> Response:
         log.error("a request failed unexpectedly", exc_info=error)
-        return error_response(InternalError(str(error)))
+        return tell(request, failure_of(InternalError(str(error))))
 
     app.add_exception_handler(BatonError, baton_error)
     app.add_exception_handler(HTTPException, http_error)

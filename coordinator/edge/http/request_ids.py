@@ -10,7 +10,17 @@ from coordinator.edge.http.limits import MAX_REQUEST_ID_CHARACTERS
 from protocol.ids import new_request_id
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+LABEL = "baton.request_label"
+
+
+def label_of(request: Request) -> str:
+    """What answers, traces and logs call this request."""
+    label: str = request.scope[LABEL]
+    return label
 
 
 class RequestIds:
@@ -20,12 +30,12 @@ class RequestIds:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on; the label is in `request.state.request_label`."""
+        """Pass everything on; `label_of` tells the label."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         label = _label(scope)
-        scope.setdefault("state", {})["request_label"] = label
+        scope[LABEL] = label
 
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":

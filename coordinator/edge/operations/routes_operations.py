@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 
-from coordinator.edge.apis.openai.text_routes import json_response
+from coordinator.edge.http.json_bodies import json_response
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -8,9 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.apis.openai.routes import body_schema
-from coordinator.edge.apis.openai.text_routes import json_response
-from coordinator.edge.apis.openai.validation import check_fields, parse_object
+from coordinator.edge.http.json_bodies import (
+    body_schema,
+    check_fields,
+    json_response,
+    parse_object,
+)
 from coordinator.edge.http.request_body import read_body
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Tracer
 
-    from coordinator.edge.answers.choice_meter import ChoiceMeter
-    from coordinator.edge.answers.request_record import RequestRecord
+    from coordinator.edge.telemetry.choice_meter import ChoiceMeter
+    from coordinator.edge.telemetry.request_record import RequestRecord
     from protocol.clock import Clock
 
 CLOSE_WAIT_S = 1.0

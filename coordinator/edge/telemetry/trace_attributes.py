@@ -14,8 +14,8 @@ from coordinator.edge.telemetry.metrics import DECODE_STAGES, PREFILL_STAGES, QU
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from coordinator.edge.answers.choice_meter import ChoiceMeter
-    from coordinator.edge.answers.request_record import RequestRecord
+    from coordinator.edge.telemetry.choice_meter import ChoiceMeter
+    from coordinator.edge.telemetry.request_record import RequestRecord
 
     Attributes = dict[str, str | bool | int | float | list[str]]
 

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from coordinator.edge.telemetry.request_record import Timings
+
 if TYPE_CHECKING:
+    from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.sampling import SampledToken
 
@@ -114,19 +117,6 @@ class CompletionChoice(msgspec.Struct):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class Timings(msgspec.Struct):
-    """`baton`: where the time of one answer went. `spans_ms` are consecutive and sum to `e2e_ms`."""
-
-    spans_ms: dict[str, float]
-    e2e_ms: float
-    ttft_ms: float
-    choice: int
-    prefill_worker: str | None
-    decode_worker: str | None
-    replays: int
-    transfer_bytes: int
-
-
 Choice = ChatChunkChoice | ChatChoice | CompletionChoice
 
 
@@ -143,12 +133,18 @@ class Reply(msgspec.Struct):
     baton: Timings | UnsetType = UNSET
 
 
-_encoder = msgspec.json.Encoder()
+encode = msgspec.json.Encoder().encode
 
 
-def encode(reply: Reply) -> bytes:
-    """JSON."""
-    return _encoder.encode(reply)
+def error_body(failure: Failure) -> bytes:
+    """`{"error": {message, type, param, code}}`, in a response or in a stream."""
+    fields = {
+        "message": failure.message,
+        "type": failure.kind,
+        "param": failure.param,
+        "code": failure.status,
+    }
+    return encode({"error": fields})
 
 
 def chat_logprobs(tokens: list[SampledToken], tokenizer: TextTokenizer) -> ChatLogprobs:

@@ -1,30 +1,27 @@
-"""POST /v1/chat/completions and /v1/completions. Owns the way from a request to a run; writes no bytes."""
+"""POST /v1/chat/completions and /v1/completions. Owns the way from a body to a neutral request; writes no bytes."""
 
 from __future__ import annotations
 
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import msgspec
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.cluster.service_api import Generation
-from coordinator.edge.answers.generation_run import GenerationRun
-from coordinator.edge.answers.request_record import RequestFacts
-from coordinator.edge.answers.sampling_defaults import (
-    SEED_SPACE,
-    check_prompt_length,
-    resolve_max_tokens,
-    resolve_sampling,
+from coordinator.edge.answers.answer import PromptEcho
+from coordinator.edge.answers.edge import AnswerRequest
+from coordinator.edge.apis.openai.dialects import ChatDialect, CompletionDialect, ReplyOptions
+from coordinator.edge.apis.openai.neutral_requests import (
+    chat_wishes,
+    completion_wishes,
+    conversation_of,
+    prompts_of,
 )
-from coordinator.edge.apis.openai.reply_format import ChatFormat, CompletionFormat, ReplyOptions
-from coordinator.edge.apis.openai.sse import StreamResponse, WholeResponse
 from coordinator.edge.apis.openai.types import ChatRequest, CompletionRequest
 from coordinator.edge.apis.openai.validation import parse_chat, parse_completion
+from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
+from coordinator.edge.http.json_bodies import body_schema
 from coordinator.edge.http.limits import MAX_PROMPTS
-from coordinator.edge.text.choice_text import TextOptions
-from coordinator.edge.text.prompts import prompts_of
 from protocol.clock import wall_time_s
 from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
@@ -32,22 +29,35 @@ from protocol.ids import new_request_id
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pydantic import BaseModel
-
-    from coordinator.edge.apis.openai.reply_format import ReplyFormat
+    from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.answers.sampling import SamplingWishes
+    from coordinator.edge.apis.openai.dialects import OpenAiDialect
     from coordinator.edge.apis.openai.types import GenerationRequest
-    from coordinator.edge.served_model import Edge
-    from protocol.sampling import SamplingParams
-
 
 TIMINGS_HEADER = "X-Baton-Timings"
 
 
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that the route parses itself, to bound it first."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What sets the two apart once their bodies are read."""
+
+    operation: str
+    id_prefix: str
+    prompt_field: str
+    dialect: type[OpenAiDialect]
+
+
+CHAT = Endpoint("chat", "chatcmpl-", "messages", ChatDialect)
+COMPLETION = Endpoint("text_completion", "cmpl-", "prompt", CompletionDialect)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An HTTP request, who sent it, and when it came."""
+
+    request: Request
+    principal: Principal
+    at_s: float
 
 
 class GenerationRoutes:
@@ -58,10 +68,20 @@ class GenerationRoutes:
 
     def router(self) -> APIRouter:
         """Their routes."""
-        router = APIRouter(prefix="/v1")
+        router, who = APIRouter(prefix="/v1"), Depends(self._edge.guard)
+        clock = self._edge.context.clock
+
+        async def chat(request: Request, principal: Principal = who) -> Response:
+            """Answer a conversation."""
+            return await self.chat(Arrival(request, principal, clock.now_s()))
+
+        async def complete(request: Request, principal: Principal = who) -> Response:
+            """Continue one or more prompts."""
+            return await self.complete(Arrival(request, principal, clock.now_s()))
+
         for path, endpoint, model in (
-            ("/chat/completions", self.chat, ChatRequest),
-            ("/completions", self.complete, CompletionRequest),
+            ("/chat/completions", chat, ChatRequest),
+            ("/completions", complete, CompletionRequest),
         ):
             router.add_api_route(
                 path,
@@ -72,176 +92,86 @@ class GenerationRoutes:
             )
         return router
 
-    async def chat(self, request: Request) -> Response:
-        """Answer a conversation."""
+    async def chat(self, arrival: Arrival) -> Response:
+        """Read a conversation and answer it."""
         edge = self._edge
-        arrival_s = edge.context.clock.now_s()
-        asked = await edge.read(request, parse_chat)
+        asked = await edge.read(arrival.request, parse_chat)
         edge.check_model(asked.model)
-        prompt = await edge.reader.chat(asked)
-        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        sampling = self._chat_sampling(asked, prompt, logprobs)
-        runs = self._generations(request, asked, [prompt], [sampling])
-        options = self._options(asked, "chatcmpl-", [prompt], logprobs=logprobs is not None)
-        facts = self._facts(request, asked, options, "chat", arrival_s)
-        return self._respond(asked, runs, facts, ChatFormat(options, edge.context.tokenizer))
+        prompt = await edge.reader.chat(conversation_of(asked))
+        return self._respond(CHAT, arrival, asked, chat_wishes(asked), [PromptEcho(prompt)])
 
-    async def complete(self, request: Request) -> Response:
-        """Continue one or more prompts."""
+    async def complete(self, arrival: Arrival) -> Response:
+        """Read the prompts and continue each."""
         edge = self._edge
-        arrival_s = edge.context.clock.now_s()
-        asked = await edge.read(request, parse_completion)
+        asked = await edge.read(arrival.request, parse_completion)
         edge.check_model(asked.model)
-        num_choices = len(prompts_of(asked)) * (asked.n or 1)
+        said = prompts_of(asked)
+        num_choices = len(said) * (asked.n or 1)
         if num_choices > MAX_PROMPTS:
             message = f"prompts times n is {num_choices}, more than {MAX_PROMPTS}"
             raise InvalidRequest(message, "prompt")
-        prompts = await edge.reader.completion(asked)
+        special = asked.add_special_tokens is not False
+        prompts = [
+            await edge.reader.text(prompt, add_special_tokens=special)
+            if isinstance(prompt, str)
+            else prompt
+            for prompt in said
+        ]
         for prompt in prompts:
             edge.vocabulary.check(prompt, "prompt")
-        samplings = [self._completion_sampling(asked, prompt) for prompt in prompts]
-        runs = self._generations(request, asked, prompts, samplings)
-        options = self._options(
-            asked,
-            "cmpl-",
-            prompts,
-            logprobs=asked.logprobs is not None,
-            echoes=self._echoes(asked, prompts),
-        )
-        facts = self._facts(request, asked, options, "text_completion", arrival_s)
-        return self._respond(asked, runs, facts, CompletionFormat(options, edge.context.tokenizer))
-
-    def _chat_sampling(
-        self, asked: ChatRequest, prompt: list[int], logprobs: int | None
-    ) -> SamplingParams:
-        param = "max_tokens" if asked.max_completion_tokens is None else "max_completion_tokens"
-        limit = asked.max_completion_tokens or asked.max_tokens
-        default = self._edge.limits.default_max_tokens
-        max_tokens = self._max_tokens(prompt, "messages", limit, param, default)
-        return self._sampling(asked, max_tokens, logprobs)
-
-    def _completion_sampling(self, asked: CompletionRequest, prompt: list[int]) -> SamplingParams:
-        default = self._edge.limits.completions_max_tokens
-        max_tokens = self._max_tokens(prompt, "prompt", asked.max_tokens, "max_tokens", default)
-        return self._sampling(asked, max_tokens, asked.logprobs)
-
-    def _max_tokens(
-        self, prompt: list[int], source: str, limit: int | None, param: str, default: int
-    ) -> int:
-        max_model_len = self._edge.model.max_model_len
-        check_prompt_length(len(prompt), max_model_len, source)
-        return resolve_max_tokens(
-            limit,
-            param=param,
-            default=default,
-            num_prompt_tokens=len(prompt),
-            max_model_len=max_model_len,
-        )
-
-    def _sampling(
-        self, asked: GenerationRequest, max_tokens: int, logprobs: int | None
-    ) -> SamplingParams:
-        return resolve_sampling(
-            asked,
-            defaults=self._edge.defaults,
-            vocabulary=self._edge.vocabulary,
-            max_tokens=max_tokens,
-            logprobs=logprobs,
-        )
-
-    def _generations(
-        self,
-        request: Request,
-        asked: GenerationRequest,
-        prompts: Sequence[list[int]],
-        samplings: Sequence[SamplingParams],
-    ) -> list[Generation]:
-        """Every choice of every prompt; choice i of a prompt draws from seed + i."""
-        tenant = getattr(request.state, "tenant", "")
-        salt = f"{tenant}/{asked.cache_salt or ''}" if tenant else asked.cache_salt or ""
-        return [
-            Generation(
-                request_id=new_request_id(),
-                prompt_token_ids=prompt,
-                sampling=msgspec.structs.replace(
-                    sampling, seed=(sampling.seed + choice) % SEED_SPACE
-                ),
-                deadline_in_s=self._edge.limits.request_deadline_s,
-                cache_salt=salt,
-            )
-            for (prompt, sampling), choice in product(
-                zip(prompts, samplings, strict=True), range(asked.n or 1)
-            )
+        echoes = [
+            PromptEcho(prompt, self._echo(own, prompt) if asked.echo else "")
+            for own, prompt in zip(said, prompts, strict=True)
         ]
+        return self._respond(COMPLETION, arrival, asked, completion_wishes(asked), echoes)
 
-    def _options(
-        self,
-        asked: GenerationRequest,
-        prefix: str,
-        prompts: list[list[int]],
-        *,
-        logprobs: bool,
-        echoes: list[str] | None = None,
-    ) -> ReplyOptions:
-        return ReplyOptions(
-            reply_id=prefix + new_request_id(),
-            created=int(wall_time_s()),
-            model=asked.model or self._edge.model.name,
-            logprobs=logprobs,
-            include_usage=asked.wants_usage,
-            continuous_usage=asked.wants_continuous_usage,
-            return_token_ids=bool(asked.return_token_ids),
-            prompt_token_ids=prompts,
-            echoes=echoes or [],
-            choices_per_prompt=asked.n or 1,
-        )
-
-    def _echoes(self, asked: CompletionRequest, prompts: list[list[int]]) -> list[str]:
-        if not asked.echo:
-            return []
-        tokenizer = self._edge.context.tokenizer
-        return [
-            said if isinstance(said, str) else tokenizer.decode(ids, skip_special_tokens=False)
-            for said, ids in zip(prompts_of(asked), prompts, strict=True)
-        ]
-
-    def _facts(
-        self,
-        request: Request,
-        asked: GenerationRequest,
-        options: ReplyOptions,
-        operation: str,
-        arrival_s: float,
-    ) -> RequestFacts:
-        return RequestFacts(
-            arrival_s=arrival_s,
-            operation=operation,
-            reply_id=options.reply_id,
-            label=getattr(request.state, "request_label", ""),
-            model=options.model,
-            response_model=self._edge.model.name,
-            is_stream=bool(asked.stream),
-            wants_timings=asked.return_timings or request.headers.get(TIMINGS_HEADER) == "1",
-            choices_per_prompt=options.choices_per_prompt,
-            headers=request.headers,
-        )
+    def _echo(self, said: str | list[int], prompt: list[int]) -> str:
+        if isinstance(said, str):
+            return said
+        return self._edge.context.tokenizer.decode(prompt, skip_special_tokens=False)
 
     def _respond(
         self,
+        endpoint: Endpoint,
+        arrival: Arrival,
         asked: GenerationRequest,
-        generations: list[Generation],
-        facts: RequestFacts,
-        form: ReplyFormat,
+        wishes: SamplingWishes,
+        prompts: Sequence[PromptEcho],
     ) -> Response:
-        edge = self._edge
-        sampling = generations[0].sampling
-        text = TextOptions(
+        edge, choices = self._edge, asked.n or 1
+        model = asked.model or edge.model.name
+        options = ReplyOptions(
+            reply_id=endpoint.id_prefix + new_request_id(),
+            created=int(wall_time_s()),
+            model=model,
+            prompts=prompts,
+            logprobs=wishes.logprobs is not None,
+            include_usage=asked.wants_usage,
+            continuous_usage=asked.wants_continuous_usage,
+            return_token_ids=bool(asked.return_token_ids),
+            choices_per_prompt=choices,
+        )
+        wants_timings = asked.return_timings or arrival.request.headers.get(TIMINGS_HEADER) == "1"
+        is_chat = endpoint is CHAT
+        limits = edge.limits
+        neutral = AnswerRequest(
+            arrival_s=arrival.at_s,
+            operation=endpoint.operation,
+            reply_id=options.reply_id,
+            model=model,
+            prompts=[prompt.token_ids for prompt in prompts],
+            prompt_field=endpoint.prompt_field,
+            wishes=wishes,
+            default_max_tokens=limits.default_max_tokens
+            if is_chat
+            else limits.completions_max_tokens,
+            choices_per_prompt=choices,
             stops=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ()),
             include_stop=bool(asked.include_stop_str_in_output),
             skip_special_tokens=asked.skip_special_tokens is not False,
-            min_tokens=sampling.min_tokens,
-            hidden_ids=frozenset(() if sampling.ignore_eos else sampling.eos_token_ids),
+            cache_salt=asked.cache_salt or "",
+            is_stream=bool(asked.stream),
+            wants_timings=bool(wants_timings),
         )
-        run = GenerationRun(generations, text, facts, edge.context)
-        answer = StreamResponse if asked.stream else WholeResponse
-        return answer(run, form, metrics=edge.context.metrics, limits=edge.limits)
+        dialect = endpoint.dialect(options, edge.context.tokenizer)
+        return edge.respond(arrival.request, arrival.principal, neutral, dialect)

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.apis.openai.routes import body_schema
+from coordinator.edge.apis.openai.neutral_requests import conversation_of
 from coordinator.edge.apis.openai.types import DetokenizeRequest, TokenizeRequest
-from coordinator.edge.apis.openai.validation import check_fields, parse_object
-from protocol.errors import InvalidRequest
+from coordinator.edge.apis.openai.validation import parse_detokenize, parse_tokenize
+from coordinator.edge.http.json_bodies import body_schema, json_response
 
 if TYPE_CHECKING:
-    from coordinator.edge.served_model import Edge
-
-
-def json_response(content: object) -> Response:
-    """A JSON answer."""
-    return Response(orjson.dumps(content), media_type="application/json")
-
-
-def parse_tokenize(body: bytes) -> TokenizeRequest:
-    """Exactly one of `prompt` and `messages`."""
-    request = check_fields(parse_object(body), TokenizeRequest)
-    if (request.prompt is None) == (request.messages is None):
-        raise InvalidRequest("give either prompt or messages", "prompt")
-    return request
-
-
-def parse_detokenize(body: bytes) -> DetokenizeRequest:
-    """Token ids."""
-    return check_fields(parse_object(body), DetokenizeRequest)
+    from coordinator.edge.answers.edge import Edge
 
 
 class TextRoutes:
@@ -65,7 +46,7 @@ class TextRoutes:
         asked = await edge.read(request, parse_tokenize)
         edge.check_model(asked.model)
         if asked.prompt is None:
-            tokens = await edge.reader.chat(asked)
+            tokens = await edge.reader.chat(conversation_of(asked))
         else:
             special = asked.add_special_tokens is not False
             tokens = await edge.reader.text(asked.prompt, add_special_tokens=special)

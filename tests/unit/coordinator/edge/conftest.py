@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from coordinator.cluster.scripted_service import ScriptedService
-from coordinator.edge.http.app import ServedModel, create_app
+from coordinator.edge.app import ServedModel, create_app
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import ManualClock
 from protocol.model_config import ModelConfig

@@ -1,13 +1,20 @@
-"""Tokens of one choice to the text its client sees. Owns stop strings, held-back text and finish reasons; pure."""
+"""Tokens of one choice to the text its client sees. Owns stop strings, held-back text and finish reasons; pure.
+
+Text arrives in pieces of any size and a stop string may lie across them. The stop string that is
+complete first wins, the longest of several, so where a text is cut does not depend on its pieces. Only a tail that is a
+proper prefix of some stop string is held back, so a stream without such a tail is never late.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.edge.text.stop_strings import StopStrings
+from coordinator.edge.answers.answer import Delta
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from coordinator.cluster.service_api import StreamEvent
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.sampling import SampledToken
@@ -24,21 +31,52 @@ class TextOptions:
     hidden_ids: frozenset[int] = frozenset()
 
 
-@dataclass(slots=True)
-class TextDelta:
-    """What is new for the client. `tokens` made `text`; `token_ids` has the ending token too."""
+class StopStrings:
+    """Passes text through until a stop string is complete; then `matched` says which."""
 
-    text: str = ""
-    tokens: list[SampledToken] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    stop_reason: str | int | None = None
+    def __init__(self, stops: Sequence[str], *, include_match: bool = False) -> None:
+        self._stops = tuple(stops)
+        self._include_match = include_match
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, text: str) -> str:
+        """Text that is certain not to be part of a stop string; nothing after a match."""
+        if self.matched is not None or not text:
+            return ""
+        if not self._stops:
+            return text
+        return self._scan(self._held + text)
+
+    def finish(self) -> str:
+        """What was held back, when no more text comes."""
+        held, self._held = self._held, ""
+        return held
+
+    def _scan(self, text: str) -> str:
+        found = [(text.find(stop) + len(stop), -len(stop)) for stop in self._stops if stop in text]
+        if found:
+            end, minus_length = min(found)
+            self.matched, self._held = text[end + minus_length : end], ""
+            return text[:end] if self._include_match else text[: end + minus_length]
+        kept = max(longest_partial(text, stop) for stop in self._stops)
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
+
+
+def longest_partial(text: str, stop: str) -> int:
+    """Length of the longest proper prefix of `stop` that ends `text`."""
+    for length in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
 
 
 class ChoiceText:
     """Grows with the events of one choice; after `finish_reason` nothing changes any more."""
 
-    def __init__(self, tokenizer: TextTokenizer, options: TextOptions) -> None:
+    def __init__(self, index: int, tokenizer: TextTokenizer, options: TextOptions) -> None:
+        self._index = index
         self._options = options
         self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
         self._stops = StopStrings(options.stops, include_match=options.include_stop)
@@ -47,10 +85,10 @@ class ChoiceText:
         self.num_tokens = 0
         self.finish_reason: str | None = None
 
-    def push(self, event: StreamEvent) -> TextDelta:
-        """Text that is certain now. Tokens without text wait for the text they belong to."""
+    def push(self, event: StreamEvent) -> Delta | None:
+        """Text that is certain now, if any is. Tokens without text wait for the text they belong to."""
         if self.finish_reason is not None:
-            return TextDelta()
+            return None
         text = ""
         for position, token in enumerate(event.tokens):
             self.num_tokens += 1
@@ -63,7 +101,7 @@ class ChoiceText:
                 return self._finish(text, "stop", self._stops.matched)
         if event.finish_reason is not None:
             return self._end(text, event)
-        return self._delta(text) if text else TextDelta()
+        return self._delta(text) if text else None
 
     def _add(self, text: str) -> str:
         """Stop strings count only after `min_tokens`."""
@@ -79,20 +117,20 @@ class ChoiceText:
         token_id = event.tokens[position].token_id
         return token_id == event.stop_token_id or token_id in self._options.hidden_ids
 
-    def _end(self, text: str, event: StreamEvent) -> TextDelta:
+    def _end(self, text: str, event: StreamEvent) -> Delta:
         text += self._stops.push(self._detokenizer.finish())
         if self._stops.matched is not None:
             return self._finish(text, "stop", self._stops.matched)
         text += self._stops.finish()
         return self._finish(text, event.finish_reason or "stop", event.stop_token_id)
 
-    def _finish(self, text: str, reason: str, stop_reason: str | int | None) -> TextDelta:
+    def _finish(self, text: str, reason: str, stop_reason: str | int | None) -> Delta:
         self.finish_reason = reason
         delta = self._delta(text)
         delta.finish_reason, delta.stop_reason = reason, stop_reason
         return delta
 
-    def _delta(self, text: str) -> TextDelta:
+    def _delta(self, text: str) -> Delta:
         tokens, self._waiting = self._waiting, []
         token_ids, self._waiting_ids = self._waiting_ids, []
-        return TextDelta(text, tokens, token_ids)
+        return Delta(self._index, text, tokens, token_ids)

@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from coordinator.edge.text.detokenizer import REPLACEMENT
-from coordinator.edge.text.stop_strings import StopStrings
-from coordinator.edge.text.tokenizer import TextTokenizer
+from coordinator.edge.answers.choice_text import StopStrings
+from coordinator.edge.text.tokenizer import REPLACEMENT, TextTokenizer
 from protocol.errors import ConfigError
 
 SAME_FIXTURE = settings(

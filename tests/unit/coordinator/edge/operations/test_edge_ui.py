@@ -9,7 +9,7 @@ import re
 import httpx
 import pytest
 
-from coordinator.edge.http.app import create_app
+from coordinator.edge.app import create_app
 from coordinator.edge.operations.routes_ui import PAGE, content_security_policy
 
 

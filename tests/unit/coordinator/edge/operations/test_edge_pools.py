@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
-from coordinator.edge.http.app import create_app
+from coordinator.edge.app import create_app
 from protocol.errors import NoLauncher, PoolConflict, WorkerNotFound
 
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from protocol.errors import ConfigError, InvalidRequest
 from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
-
-    from coordinator.edge.apis.openai.types import GenerationRequest
 
 SEED_SPACE = 2**63
 Number = TypeVar("Number", int, float)
@@ -25,6 +23,31 @@ Number = TypeVar("Number", int, float)
 
 def _random_seed() -> int:
     return secrets.randbits(63)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingWishes:
+    """What a client said, in nobody's dialect; None where it was silent.
+
+    `max_tokens_field` is what the client calls `max_tokens`, for errors. `logprobs` None is off, 0 tells
+    the chosen token only, n tells the n best besides. A `top_k` below 1 is off.
+    """
+
+    max_tokens: int | None = None
+    max_tokens_field: str = "max_tokens"
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +76,7 @@ class SamplingDefaults:
 
 
 def _known(config: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in fields(SamplingDefaults)} - {"eos_token_ids", "draw_seed"}
+    names = {known.name for known in fields(SamplingDefaults)} - {"eos_token_ids", "draw_seed"}
     kinds = {"top_k": int}
     return {
         name: kinds.get(name, float)(value)
@@ -75,7 +98,7 @@ class Vocabulary:
     size: int
     eos_token_ids: tuple[int, ...]
 
-    def check(self, token_ids: list[int], param: str) -> None:
+    def check(self, token_ids: Collection[int], param: str) -> None:
         """Raise InvalidRequest for an id outside the vocabulary."""
         if token_ids and max(token_ids) >= self.size:
             message = f"token id {max(token_ids)} is not below the vocabulary's size {self.size}"
@@ -83,37 +106,34 @@ class Vocabulary:
 
 
 def resolve_sampling(
-    request: GenerationRequest,
+    wishes: SamplingWishes,
     *,
     defaults: SamplingDefaults,
     vocabulary: Vocabulary,
     max_tokens: int,
-    logprobs: int | None,
 ) -> SamplingParams:
     """Complete sampling of the first choice. Raises InvalidRequest for ids outside the vocabulary."""
-    stop_token_ids = request.stop_token_ids or []
-    vocabulary.check(stop_token_ids, "stop_token_ids")
-    vocabulary.check(list(request.logit_bias or ()), "logit_bias")
-    min_tokens = request.min_tokens or 0
-    if min_tokens > max_tokens:
-        message = f"min_tokens {min_tokens} is more than max_tokens {max_tokens}"
+    vocabulary.check(wishes.stop_token_ids, "stop_token_ids")
+    vocabulary.check(wishes.logit_bias, "logit_bias")
+    if wishes.min_tokens > max_tokens:
+        message = f"min_tokens {wishes.min_tokens} is more than max_tokens {max_tokens}"
         raise InvalidRequest(message, "min_tokens")
     return SamplingParams(
         max_tokens=max_tokens,
-        min_tokens=min_tokens,
-        temperature=_or(request.temperature, defaults.temperature),
-        top_p=_or(request.top_p, defaults.top_p),
-        top_k=max(_or(request.top_k, defaults.top_k), 0),
-        min_p=_or(request.min_p, defaults.min_p),
-        presence_penalty=request.presence_penalty or 0.0,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        repetition_penalty=_or(request.repetition_penalty, defaults.repetition_penalty),
-        logit_bias=request.logit_bias or {},
-        seed=defaults.draw_seed() if request.seed is None else request.seed % SEED_SPACE,
-        logprobs=logprobs,
-        stop_token_ids=tuple(stop_token_ids),
+        min_tokens=wishes.min_tokens,
+        temperature=_or(wishes.temperature, defaults.temperature),
+        top_p=_or(wishes.top_p, defaults.top_p),
+        top_k=max(_or(wishes.top_k, defaults.top_k), 0),
+        min_p=_or(wishes.min_p, defaults.min_p),
+        presence_penalty=wishes.presence_penalty,
+        frequency_penalty=wishes.frequency_penalty,
+        repetition_penalty=_or(wishes.repetition_penalty, defaults.repetition_penalty),
+        logit_bias=dict(wishes.logit_bias),
+        seed=defaults.draw_seed() if wishes.seed is None else wishes.seed % SEED_SPACE,
+        logprobs=wishes.logprobs,
+        stop_token_ids=tuple(wishes.stop_token_ids),
         eos_token_ids=vocabulary.eos_token_ids,
-        ignore_eos=bool(request.ignore_eos),
+        ignore_eos=wishes.ignore_eos,
     )
 
 

@@ -1,8 +1,8 @@
 """The HTTP application. Owns which routes there are and which keys they need; decides nothing else.
 
-request ─► RequestIds ─► KeyGuard ─► routes_* ─► validation, prompts ─► GenerationRun ─► Service
-                                                                             │
-response ◄──────────── sse ◄── reply_format ◄── choice_text ◄── StreamEvent ─┘
+request ─► RequestIds ─► KeyGuard ─► apis/* ─► AnswerRequest ─► Edge.respond ─► GenerationRun ─► Service
+                          Principal                                                  │
+response ◄── responses ◄── Dialect (apis/*) ◄── Delta ◄── ChoiceText ◄── StreamEvent ─┘
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
 
+from coordinator.edge.answers.edge import Edge, ServedModel
 from coordinator.edge.answers.generation_run import RunContext
-from coordinator.edge.answers.sampling_defaults import SamplingDefaults, Vocabulary
-from coordinator.edge.apis.openai.routes import GenerationRoutes
-from coordinator.edge.apis.openai.text_routes import TextRoutes
+from coordinator.edge.answers.sampling import SamplingDefaults, Vocabulary
+from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
-from coordinator.edge.http.auth import KeyGuard
+from coordinator.edge.http.auth import KeyGuard, Keys, Scope
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
 from coordinator.edge.operations.routes_ui import UiRoutes
-from coordinator.edge.served_model import Edge, ServedModel
 from coordinator.edge.telemetry.metrics import EdgeMetrics
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.prompts import PromptReader
@@ -34,7 +33,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.cluster.service_api import PoolControl, Service
-    from coordinator.edge.answers.request_record import TraceSink
+    from coordinator.edge.answers.edge import Api
+    from coordinator.edge.apis.registry import ApiFactory
+    from coordinator.edge.telemetry.request_record import TraceSink
     from protocol.clock import Clock
 
 __all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "create_app"]
@@ -53,18 +54,22 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     sampling_defaults: SamplingDefaults | None = None,
     traces: TraceSink | None = None,
     pools: PoolControl | None = None,
+    apis: Sequence[ApiFactory] = APIS,
 ) -> FastAPI:
     """The application over `service`.
 
     `admin_keys` open `/metrics` and `/cluster*`; without them `api_keys` do. `chat_template` and
     `sampling_defaults` are the operator's word over the model's files. `traces` is told of every
-    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed. Raises
-    ConfigError for files that cannot be used.
+    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed. `apis`
+    are what clients may speak; one of them has the prefix "". Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
+    keys = Keys(api_keys, admin_keys)
+    guard, admin_guard = KeyGuard(keys, Scope.GENERATE), KeyGuard(keys, Scope.OPERATE)
     edge = _make_edge(
         model,
+        guard,
         RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock, traces),
         limits or EdgeLimits(),
         ChatTemplate.from_directory(model.directory, chat_template),
@@ -79,11 +84,11 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         openapi_url=None,
     )
     app.add_middleware(RequestIds)
-    error_replies.install(app, metrics)
-    guard, admin_guard = KeyGuard(api_keys), KeyGuard(admin_keys or api_keys)
+    spoken = [make(edge) for make in apis]
+    error_replies.install(app, metrics, {api.prefix: api.failure for api in spoken})
     app.include_router(OpenRoutes(service).router())
     app.include_router(UiRoutes().router())
-    app.include_router(_guarded(app, edge), dependencies=[Depends(guard)])
+    app.include_router(_guarded(app, spoken), dependencies=[Depends(guard)])
     admin = AdminRoutes(service, metrics).router()
     app.include_router(admin, dependencies=[Depends(admin_guard)])
     if pools is not None:
@@ -92,16 +97,17 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     return app
 
 
-def _guarded(app: FastAPI, edge: Edge) -> APIRouter:
+def _guarded(app: FastAPI, apis: Sequence[Api]) -> APIRouter:
     router = APIRouter()
-    router.include_router(GenerationRoutes(edge).router())
-    router.include_router(TextRoutes(edge).router())
+    for api in apis:
+        router.include_router(api.router())
     document(app, router)
     return router
 
 
 def _make_edge(
     model: ServedModel,
+    guard: KeyGuard,
     context: RunContext,
     limits: EdgeLimits,
     template: ChatTemplate,
@@ -117,4 +123,5 @@ def _make_edge(
         defaults=sampling_defaults or own,
         vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids),
         created=int(wall_time_s()),
+        guard=guard,
     )

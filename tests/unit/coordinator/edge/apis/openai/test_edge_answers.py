@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.cluster.scripted_service import say
 from coordinator.cluster.service_api import StreamEvent
-from coordinator.edge.http.app import SamplingDefaults, create_app
+from coordinator.edge.app import SamplingDefaults, create_app
 from protocol.errors import DeadlineExceeded, Overloaded, TransferError, WorkerLost
 from protocol.sampling import SampledToken, TokenLogprob
 

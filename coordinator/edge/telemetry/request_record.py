@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.cluster.timeline import STAGES
-from coordinator.edge.apis.openai.replies import Timings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from coordinator.edge.answers.choice_meter import ChoiceMeter
+    from coordinator.edge.telemetry.choice_meter import ChoiceMeter
     from protocol.sampling import SamplingParams
 
 
@@ -30,6 +29,20 @@ class RequestFacts:
     wants_timings: bool = False
     choices_per_prompt: int = 1
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """`baton`: where the time of one answer went. `spans_ms` are consecutive and sum to `e2e_ms`."""
+
+    spans_ms: dict[str, float]
+    e2e_ms: float
+    ttft_ms: float
+    choice: int
+    prefill_worker: str | None
+    decode_worker: str | None
+    replays: int
+    transfer_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService, say
-from coordinator.edge.http.app import EdgeLimits, create_app
+from coordinator.edge.app import EdgeLimits, create_app
 from protocol.errors import ConfigError
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"

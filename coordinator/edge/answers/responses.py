@@ -1,0 +1,186 @@
+"""A run to HTTP, streamed or whole, in any dialect. Owns headers and who notices that a client left.
+
+Headers wait for the first delta: a request that fails before its first token gets a real status.
+The client is watched the whole time, so that a disconnect is acted on at once and not at the next
+write. A client that reads nothing for `stalled_client_s` is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from coordinator.edge.answers.answer import Delta
+from coordinator.edge.answers.generation_run import error_kind
+from coordinator.edge.http.error_replies import failure_of
+from protocol.errors import BatonError, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping, Sequence
+
+    from starlette.types import Receive, Scope, Send
+
+    from coordinator.edge.answers.answer import Dialect
+    from coordinator.edge.answers.generation_run import GenerationRun
+    from coordinator.edge.http.limits import EdgeLimits
+    from coordinator.edge.telemetry.metrics import EdgeMetrics
+
+log = logging.getLogger(__name__)
+
+
+class StalledClient(Exception):
+    """The client stopped reading."""
+
+
+async def until_disconnect(receive: Receive, work: Coroutine[None, None, None]) -> bool:
+    """Do `work` unless the client leaves first; whether it was done. Raises what `work` raises."""
+    worker = asyncio.create_task(work)
+    watcher = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait({worker, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if worker.done():
+            worker.result()
+        return worker.done()
+    finally:
+        worker.cancel()
+        watcher.cancel()
+        await asyncio.gather(worker, watcher, return_exceptions=True)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class RunResponse(Response):
+    """Base of both answers: submits the run, and closes it whatever happens."""
+
+    def __init__(
+        self, run: GenerationRun, dialect: Dialect, *, metrics: EdgeMetrics, limits: EdgeLimits
+    ) -> None:
+        self.run = run
+        self.dialect = dialect
+        self._metrics = metrics
+        self._stall_s = limits.stalled_client_s
+        media_type, headers = self.described()
+        super().__init__(headers=headers, media_type=media_type)
+        del self.headers["content-length"]
+
+    def described(self) -> tuple[str, Mapping[str, str]]:
+        """Media type, and headers besides it."""
+        raise NotImplementedError
+
+    async def answer(self, send: Send) -> None:
+        """Submit the run and send what comes of it."""
+        raise NotImplementedError
+
+    async def __call__(
+        self,
+        scope: Scope,  # noqa: ARG002 - ASGI's signature
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Answer; returns without one when the client is gone."""
+        reason = "the request failed"
+        try:
+            if not await until_disconnect(receive, self.answer(send)):
+                reason, self.run.error = "client disconnected", "client_disconnected"
+                self._metrics.disconnected()
+        except StalledClient:
+            reason, self.run.error = "the client stopped reading", "client_stalled"
+            self._metrics.disconnected()
+            log.warning("a client read nothing for %s s: its stream is closed", self._stall_s)
+        except Exception as error:
+            self.run.error = error_kind(error)
+            raise
+        finally:
+            self.run.close(reason)
+
+    async def start(self, send: Send) -> None:
+        """Send status and headers."""
+        headers = self.raw_headers
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def write(self, send: Send, body: bytes, *, more: bool = True) -> None:
+        """Send some body; raises StalledClient when it is not taken in time."""
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+        except TimeoutError as error:
+            raise StalledClient from error
+
+
+class WholeResponse(RunResponse):
+    """One body when every choice has ended."""
+
+    def described(self) -> tuple[str, Mapping[str, str]]:
+        """As the dialect says."""
+        return self.dialect.whole_media_type, {}
+
+    async def answer(self, send: Send) -> None:
+        """Wait for the end, then say everything at once."""
+        run = self.run
+        run.submit()
+        deltas: list[list[Delta]] = [[] for _ in run.generations]
+        while not run.is_over:
+            delta = await run.next_delta()
+            deltas[delta.index].append(delta)
+        body = self.dialect.whole([joined(own) for own in deltas], run.finish())
+        self.headers["content-length"] = str(len(body))
+        await self.start(send)
+        await self.write(send, body, more=False)
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """All of one choice's deltas as one."""
+    last = deltas[-1]
+    return Delta(
+        last.index,
+        "".join(delta.text for delta in deltas),
+        [token for delta in deltas for token in delta.tokens],
+        [token_id for delta in deltas for token_id in delta.token_ids],
+        last.finish_reason,
+        last.stop_reason,
+    )
+
+
+class StreamResponse(RunResponse):
+    """A piece of body for each delta; an error later is told in the stream, in the dialect's way."""
+
+    def described(self) -> tuple[str, Mapping[str, str]]:
+        """As the dialect says."""
+        return self.dialect.stream_media_type, self.dialect.stream_headers
+
+    async def answer(self, send: Send) -> None:
+        """Headers with the first delta, then every other, then the end."""
+        self.run.submit()
+        first = await self.run.next_delta()
+        await self.start(send)
+        try:
+            last = await self._tell(send, first)
+        except StalledClient:
+            raise
+        except BatonError as error:
+            last = self._fail(error)
+        except Exception as error:
+            log.exception("a stream failed unexpectedly")
+            last = self._fail(InternalError(str(error)))
+        await self.write(send, last, more=False)
+
+    async def _tell(self, send: Send, delta: Delta) -> bytes:
+        """Send all but the last piece, and return that."""
+        run, dialect = self.run, self.dialect
+        before = dialect.begin(run.usage)
+        while not run.is_over:
+            await self.write(send, before + dialect.delta(delta, run.usage))
+            before = b""
+            delta = await run.next_delta()
+        return before + dialect.end(delta, run.finish())
+
+    def _fail(self, error: BatonError) -> bytes:
+        self.run.error = error.error_type
+        self._metrics.stream_failed(error.error_type)
+        return self.dialect.failure(failure_of(error))

@@ -1,0 +1,35 @@
+"""OpenAI's API as the edge mounts it. Owns nothing but what belongs to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+
+from coordinator.edge.apis.openai.replies import error_body
+from coordinator.edge.apis.openai.routes import GenerationRoutes
+from coordinator.edge.apis.openai.text_routes import TextRoutes
+
+if TYPE_CHECKING:
+    from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.http.error_replies import Failure
+
+
+class OpenAiApi:
+    """`/v1`, `/tokenize` and `/detokenize`; it tells the failures of every path that is no other API's."""
+
+    prefix = ""
+
+    def __init__(self, edge: Edge) -> None:
+        self._routes = (GenerationRoutes(edge), TextRoutes(edge))
+
+    def router(self) -> APIRouter:
+        """All of its routes."""
+        router = APIRouter()
+        for routes in self._routes:
+            router.include_router(routes.router())
+        return router
+
+    def failure(self, failure: Failure) -> bytes:
+        """OpenAI's error object."""
+        return error_body(failure)

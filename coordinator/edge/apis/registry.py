@@ -1,0 +1,16 @@
+"""Which APIs are served. Owns the one list that names them: a new API is a folder here and a line below."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from coordinator.edge.apis.openai.api import OpenAiApi
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from coordinator.edge.answers.edge import Api, Edge
+
+    ApiFactory = Callable[[Edge], Api]
+
+APIS: tuple[ApiFactory, ...] = (OpenAiApi,)
