@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.server import Server
+from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 EPSILON = 0.25
@@ -55,7 +56,7 @@ def margin_at_first_difference(
     return None if len(ours) == len(theirs) else float("inf")
 
 
-@pytest.mark.parametrize("count", [4, pytest.param(10, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("count", [4, deep(10)])
 def test_pooled_equals_colocated_but_for_near_ties(count: int, record_property: Any) -> None:
     colocated, pooled = answers("0p1d", count), answers("1p1d", count)
     margins = [margin_at_first_difference(p, c) for p, c in zip(pooled, colocated, strict=True)]

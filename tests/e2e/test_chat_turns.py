@@ -15,14 +15,11 @@ from deploy.config.topology import cache_directory
 from deploy.host.model_source import prepare
 from tests.e2e.reference import first_difference, smollm2
 from tests.e2e.server import Server
+from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 ANSWER_TOKENS = 100
 BLOCK = 16
-
-
-def deep(value: str) -> Any:
-    return pytest.param(value, marks=pytest.mark.deep)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from engine.model.weights import MappedWeights
 from protocol.errors import InternalError
 from tests.e2e.reference import first_difference
 from tests.greedy import expected_tokens, generate, load, new_sequence, random_prompts
+from tests.marks import deep
 from tests.model_files import write_tokenizer
 
 with warnings.catch_warnings():
@@ -236,7 +237,7 @@ def smollm2_prompts(smollm2: Any) -> Any:
     return prompts
 
 
-@pytest.mark.parametrize("backend", [pytest.param("torch", marks=pytest.mark.deep), "cpu"])
+@pytest.mark.parametrize("backend", [deep("torch"), "cpu"])
 def test_smollm2_greedy_tokens_equal_transformers(
     smollm2: Any, smollm2_prompts: Any, backend: Any, kernel_cache: Any
 ) -> None:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.e2e.server import Server
+from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL = "smollm2-135m"
@@ -55,10 +56,6 @@ def faultless(server: Server, prompt: str, max_tokens: int) -> list[int]:
     if prompt not in _faultless:
         _faultless[prompt] = tokens(server, prompt, max_tokens)
     return _faultless[prompt]
-
-
-def deep(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.deep)
 
 
 def until(condition: Any, what: str, seconds: float = 30.0) -> float:

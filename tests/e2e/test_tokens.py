@@ -13,6 +13,7 @@ from deploy.config.topology import cache_directory
 from deploy.host.model_source import prepare
 from tests.e2e.reference import first_difference, smollm2
 from tests.e2e.server import Server
+from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 TOKENS = 64
@@ -27,17 +28,13 @@ def prompts() -> list[list[int]]:
     return [*found, found[-1][:512] + found[3], found[-2][: 16 * 9]]
 
 
-def shape(pools: str) -> Any:
-    return pytest.param(pools, marks=pytest.mark.deep)
-
-
 @pytest.fixture(scope="module")
 def oracle() -> Any:
     prepared = prepare("smollm2-135m", (), "float32", cache_directory(), lambda *_: None)
     return smollm2(prepared.directory)
 
 
-@pytest.fixture(scope="module", params=[shape("0p1d"), "1p1d", shape("2p2d")])
+@pytest.fixture(scope="module", params=[deep("0p1d"), "1p1d", deep("2p2d")])
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
     arguments = ["--pd", request.param, "--dtype", "float32", "--kv-cache-memory", "512MiB"]
     with Server(*arguments, "--max-num-batched-tokens", "128") as server:

@@ -6,9 +6,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.marks import deep
 
 ROOT = Path(__file__).parents[2]
 TESTS = """
@@ -44,10 +45,6 @@ class Ran:
     def __init__(self, line: str) -> None:
         self.kind, pid, started, ended = line.split()
         self.pid, self.started_s, self.ended_s = int(pid), float(started), float(ended)
-
-
-def deep(value: int) -> Any:
-    return pytest.param(value, marks=pytest.mark.deep)
 
 
 @pytest.fixture(scope="module", params=[deep(1), 2, deep(4)], ids="on {}".format)
