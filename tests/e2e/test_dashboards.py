@@ -167,8 +167,12 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
         process.wait(20)
 
 
-def asked(prometheus: httpx.Client, expression: str) -> list[dict[str, Any]]:
-    reply = prometheus.get("/api/v1/query", params={"query": filled(expression)})
+def asked(
+    prometheus: httpx.Client, expression: str, at_s: float | None = None
+) -> list[dict[str, Any]]:
+    """The result at an instant, or now."""
+    instant = {} if at_s is None else {"time": f"{at_s:.3f}"}
+    reply = prometheus.get("/api/v1/query", params={"query": filled(expression), **instant})
     assert reply.status_code == 200, reply.text
     result: list[dict[str, Any]] = reply.json()["data"]["result"]
     return result
@@ -193,8 +197,10 @@ def test_no_alert_fires_on_a_healthy_server(prometheus: httpx.Client) -> None:
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 def test_stage_panel_is_as_high_as_the_mean_request(prometheus: httpx.Client) -> None:
     (query,) = [query for title, query in queries() if title == "Mean request, by stage"]
-    stacked = sum(float(series["value"][1]) for series in asked(prometheus, query))
+    (last,) = asked(prometheus, 'timestamp(up{job="baton"})')
+    at_s = float(last["value"][1])  # both of the same scrapes
+    stacked = sum(float(series["value"][1]) for series in asked(prometheus, query, at_s))
     name = "vllm:e2e_request_latency_seconds"
     mean = f"sum(rate({name}_sum[20s])) / sum(rate({name}_count[20s]))"
-    (whole,) = asked(prometheus, mean)
+    (whole,) = asked(prometheus, mean, at_s)
     assert stacked == pytest.approx(float(whole["value"][1]), rel=0.02)
