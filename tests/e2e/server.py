@@ -26,8 +26,8 @@ PACED = (sys.executable, "-m", "tests.e2e.paced_engine")
 READY_TIMEOUT_S = 180.0
 
 
-PORTS = range(12_000, 30_000)
-"""Below those that the kernel gives away by itself: nobody else takes one between the look and the server's start."""
+PORTS = range(20_000, 32_000)
+"""Below those that the kernel gives away by itself, above those of Ray's workers: nobody else takes one meanwhile."""
 
 
 def free_port() -> int:
