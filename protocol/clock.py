@@ -43,6 +43,12 @@ class ManualClock:
         self._now_s += seconds
 
 
+def precise_s() -> float:
+    """Seconds of the finest steady clock: for durations that are measured and for waits of a socket or device, where no
+    Clock reaches; nothing is decided by it that a test would want to repeat."""
+    return time.perf_counter()
+
+
 def wall_time_s() -> float:
     """Seconds since the epoch: for `created` fields and logs, never for deadlines."""
     return time.time()

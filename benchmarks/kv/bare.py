@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
 
@@ -15,10 +15,33 @@ from kvtransfer.transports.nixl_agent import Agent, address_of
 from kvtransfer.transports.ucx_worker import UcxWorker
 
 if TYPE_CHECKING:
-    from benchmarks.kv.transfer import Bench
+    from engine.kv.pool_memory import KvMemory
+    from protocol.channels import Context
 
 COPIES = 4
 """Prompts in each pool, taken in turn, so that nothing is hot in the cache from the last repeat."""
+
+
+class Source(Protocol):
+    """The other process."""
+
+    def ask(self, *request: object) -> Any:
+        """Its answer."""
+        ...
+
+
+class Bench(Protocol):
+    """What a library is given: memory to read into, and which blocks make a prompt."""
+
+    memory: KvMemory
+    context: Context
+    size: int
+    prompts: list[list[int]]
+
+    @property
+    def source(self) -> Source:
+        """Who has the bytes."""
+        ...
 
 
 class BareZmq:

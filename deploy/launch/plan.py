@@ -5,7 +5,6 @@ Reads what the host has, and starts nothing.
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes, format_bytes
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.errors import ConfigError
+from protocol.randomness import random_seed
 from protocol.roles import Role
 from protocol.specs import CoordinatorSpec, PreparedModel, WorkerSpec
 
@@ -195,7 +195,7 @@ def _coordinator(
         log_level=config.log_level,
         root_path=config.root_path,
         otlp_traces_endpoint=config.otlp_traces_endpoint,
-        seed=secrets.randbits(63) if config.seed is None else config.seed,
+        seed=random_seed() if config.seed is None else config.seed,
     )
 
 

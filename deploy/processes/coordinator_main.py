@@ -10,7 +10,6 @@ import asyncio
 import dataclasses
 import logging
 import os
-import random
 import signal
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from deploy.processes.owner_watch import OwnerWatch
 from engine.checkpoints import embedded
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
+from protocol.randomness import seeds_of
 from protocol.specs import CoordinatorSpec
 
 if TYPE_CHECKING:
@@ -117,11 +117,10 @@ class CoordinatorProcess:
 
     def _sampling_defaults(self, directory: Path) -> SamplingDefaults:
         """The model's own, with seeds drawn from `--seed` for requests that bring none."""
-        seeds = random.Random(self.spec.seed)
         own = SamplingDefaults.from_directory(directory)
         if self.spec.model.name == embedded.NAME:
             own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
-        return dataclasses.replace(own, draw_seed=lambda: seeds.getrandbits(63))
+        return dataclasses.replace(own, draw_seed=seeds_of(self.spec.seed))
 
     def _uvicorn_config(self) -> uvicorn.Config:
         spec = self.spec

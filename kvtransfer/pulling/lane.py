@@ -12,11 +12,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from kvtransfer.promises.digest import block_digest
 from kvtransfer.pulling.pull import PullDone
+from protocol.clock import precise_s
 from protocol.errors import (
     BatonError,
     DigestMismatch,
@@ -57,7 +57,7 @@ class Proof:
 
     def landed(self, first: int, end: int) -> None:
         """See kvtransfer.transport.Landed; raises DigestMismatch."""
-        job, start_s = self._job, time.perf_counter()
+        job, start_s = self._job, precise_s()
         materials = self._memory.materials(job.target_ids[first:end])
         for index, material in enumerate(materials, first):
             if block_digest(job.headers[index], material) != job.digests[index]:
@@ -66,7 +66,7 @@ class Proof:
                 )
         with self._lock:
             self.num_proven += end - first
-            self.seconds += time.perf_counter() - start_s
+            self.seconds += precise_s() - start_s
 
 
 class Lane:
@@ -138,7 +138,7 @@ class Lane:
         self._drop_link()
 
     def _pull(self, job: PullJob) -> PullDone:
-        proof, start_s = Proof(job, self._memory), time.perf_counter()
+        proof, start_s = Proof(job, self._memory), precise_s()
         try:
             if job.key in self._cancelled:
                 raise TransferError("cancelled before it was read")
@@ -148,7 +148,7 @@ class Lane:
         except (OSError, ValueError, RuntimeError, BatonError) as error:  # a road's own failure
             log.exception("pull failed for request_id=%s", job.key[0])
             return self._failed(job, TransferError(f"{type(error).__name__}: {error}"))
-        seconds = time.perf_counter() - start_s
+        seconds = precise_s() - start_s
         digest_s = min(proof.seconds, seconds)
         size = len(job.target_ids) * self._memory.block_bytes
         return PullDone(job, None, size, seconds - digest_s, digest_s, self.road or "")
@@ -160,11 +160,11 @@ class Lane:
 
     def _read(self, job: PullJob, proof: Proof) -> None:
         """Read over the kept link, or over a new one when that broke while nobody used it."""
-        was_kept, start_s = self._link is not None, time.perf_counter()
+        was_kept, start_s = self._link is not None, precise_s()
         try:
             self._read_once(job, proof)
         except PeerLost as error:
-            is_early = time.perf_counter() - start_s < RECONNECT_WITHIN_S
+            is_early = precise_s() - start_s < RECONNECT_WITHIN_S
             if not was_kept or not is_early or proof.num_proven or self._interrupted:
                 raise
             log.info("link to %s broke while idle (%s); made anew", self._source.worker_id, error)

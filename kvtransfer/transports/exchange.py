@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -33,6 +32,7 @@ from kvtransfer.transports.handshake import (
     refusal,
 )
 from protocol import wire
+from protocol.clock import precise_s
 from protocol.errors import PeerLost, ProtocolError, TransferError
 from protocol.failures import Failure, transfer_error_of
 
@@ -207,7 +207,7 @@ class RequestLink:
         try:
             self._channels.connect(self.socket, self._address, "peers")
             self.send(GREET, self.greeting)
-            self.await_message(time.perf_counter() + timeout_s, "the handshake")
+            self.await_message(precise_s() + timeout_s, "the handshake")
             answer = answer_decoder.decode(self.socket.recv_multipart()[-1])
             check_answer(self.greeting, answer)
         except (ProtocolError, TransferError, zmq.ZMQError) as error:
@@ -235,7 +235,7 @@ class RequestLink:
 
     def await_message(self, until_s: float, what: str) -> None:
         """Return when a message waits; raise when the peer leaves or time runs out."""
-        left_s = until_s - time.perf_counter()
+        left_s = until_s - precise_s()
         if not self.wait(max(int(left_s * 1000), 0), what):
             raise PeerLost(f"the source did not answer in time during {what}")
 
@@ -268,7 +268,7 @@ class RequestLink:
 
     def confirm(self, lease_id: str, source_ids: Sequence[int], timeout_s: float) -> None:
         """See KvLink. Replies to a read that was given up are passed over."""
-        until_s = time.perf_counter() + timeout_s
+        until_s = precise_s() + timeout_s
         runs = [(run.source, run.length) for run in join_runs(source_ids, source_ids)]
         for start in range(0, len(runs), MAX_RUNS):
             self.ask(CONFIRM, lease_id, runs[start : start + MAX_RUNS])

@@ -13,8 +13,6 @@ nowhere else. The source's cores take no part in the copy.
 from __future__ import annotations
 
 import logging
-import secrets
-import time
 from collections import deque
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,8 +31,10 @@ from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
 from kvtransfer.transports.nixl_agent import Agent, Extent, Registrations, address_of
 from protocol import wire
 from protocol.addresses import tcp_endpoint
+from protocol.clock import precise_s
 from protocol.errors import PeerLost, ProtocolError, TransferError
 from protocol.failures import ErrorKind, Failure, failure_of, transfer_error_of
+from protocol.randomness import random_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +96,7 @@ class NixlServer(RequestServer):
         self._agent = Agent(pool.incarnation, host)
         self._registrations = Registrations(self._agent, pool.host_memory)
         self._attaching_until_s = 0.0
-        self._nonce = np.frombuffer(secrets.token_bytes(NONCE_BYTES), dtype=np.uint8).copy()
+        self._nonce = np.frombuffer(random_bytes(NONCE_BYTES), dtype=np.uint8).copy()
         self._nonce_extent: Extent = (int(self._nonce.ctypes.data), NONCE_BYTES)
         self._probe = self._agent.register([self._nonce_extent])
         self.start()
@@ -106,7 +106,7 @@ class NixlServer(RequestServer):
         leases = self._registrations.by_lease
         for lease_id in [lease_id for lease_id in leases if lease_id not in self.pool.leases]:
             self._registrations.close(lease_id)
-        if not leases and time.perf_counter() > self._attaching_until_s:
+        if not leases and precise_s() > self._attaching_until_s:
             return None
         self._agent.progress()
         return PROGRESS_MS
@@ -115,7 +115,7 @@ class NixlServer(RequestServer):
         """ATTACH or READ."""
         if kind == ATTACH:
             _attach_decoder.decode(body)
-            self._attaching_until_s = time.perf_counter() + ATTACH_S
+            self._attaching_until_s = precise_s() + ATTACH_S
             attached = Attached(
                 metadata=self._agent.describe(self._probe),
                 base=self._registrations.base,
@@ -167,7 +167,7 @@ class NixlLink(RequestLink):
 
     def attach(self, timeout_s: float) -> None:
         """Greet, and read the source's nonce over NIXL; on any failure the link is closed."""
-        until_s = time.perf_counter() + timeout_s
+        until_s = precise_s() + timeout_s
         self.open(timeout_s)
         try:
             self.send(ATTACH, Attach(incarnation=self.greeting.incarnation))
@@ -200,7 +200,7 @@ class NixlLink(RequestLink):
         landed: Landed = ignore_landed,
     ) -> None:
         """See KvLink: groups of blocks are opened ahead, then read in pieces."""
-        until_s = time.perf_counter() + timeout_s
+        until_s = precise_s() + timeout_s
         per_group = min(max(MAX_REQUEST_BYTES // self._memory.block_bytes, 1), MAX_REQUEST_BLOCKS)
         groups = group_runs(source_ids, target_ids, per_group, MAX_RUNS)
         asked = deque(
@@ -259,15 +259,15 @@ class NixlLink(RequestLink):
         while not self._agent.is_done(handle):
             if self.is_lost(1):
                 raise PeerLost("the connection to the source ended during a read")
-            if time.perf_counter() > until_s:
+            if precise_s() > until_s:
                 raise PeerLost("the source did not answer in time during a read")
 
     def _abandon(self, handle: Any) -> None:
         """Return when nothing more is written: disconnecting makes the transfer end."""
         self._disconnect()
-        until_s = time.perf_counter() + PATIENCE_S
+        until_s = precise_s() + PATIENCE_S
         while not self._is_released(handle):
-            if time.perf_counter() > until_s:
+            if precise_s() > until_s:
                 log.error("NIXL does not end a read; its blocks stay held until it does")
                 until_s += PATIENCE_S
             self.is_lost(10)

@@ -7,7 +7,6 @@ typed messages, and only NIXL's binary metadata is passed through.
 from __future__ import annotations
 
 import os
-import secrets
 from collections import Counter
 from functools import partial
 from importlib import import_module
@@ -19,6 +18,7 @@ import numpy as np
 from kvtransfer.transports.rdma import has_rdma
 from protocol.addresses import is_loopback
 from protocol.errors import PeerLost, TransferError
+from protocol.randomness import random_hex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -61,7 +61,7 @@ class Agent:
             enable_prog_thread=False,  # it spins: 0.6 of a core while nothing happens
             sync_mode=api.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT,
         )
-        self._agent = _call(api.nixl_agent, f"{label}-{secrets.token_hex(8)}", config)
+        self._agent = _call(api.nixl_agent, f"{label}-{random_hex(8)}", config)
 
     def register(self, extents: Sequence[Extent]) -> Any:
         """Make memory known to the network; the result is what `deregister` takes."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from typing import TYPE_CHECKING
 
 from engine.kv.block_pool import BlockPool
@@ -12,8 +10,9 @@ from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.select import make_transports
 from protocol.channels import Channels
-from protocol.clock import SystemClock
+from protocol.clock import SystemClock, precise_s
 from protocol.errors import TransferError
+from protocol.randomness import random_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,15 +52,15 @@ def round_trip_s(name: str, directory: Path) -> float:
 
 
 def _read_a_block(transport: Transport, memory: KvMemory) -> float:
-    content = secrets.token_bytes(BLOCK_BYTES)
+    content = random_bytes(BLOCK_BYTES)
     memory.block(0)[:] = content
     server = transport.serve()
     try:
         link = transport.connect(server.address, _NAME, LIMIT_S)
         try:
-            started_s = time.perf_counter()
+            started_s = precise_s()
             link.read(_NAME, [0], [1], LIMIT_S)
-            seconds = time.perf_counter() - started_s
+            seconds = precise_s() - started_s
         finally:
             link.close()
     finally:

@@ -13,7 +13,6 @@ is closed and every receive ended before the error goes out.
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -35,6 +34,7 @@ from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
 from kvtransfer.transports.ucx_worker import UcxWorker, failure
 from protocol import wire
 from protocol.addresses import host_of, tcp_endpoint
+from protocol.clock import precise_s
 from protocol.errors import PeerLost, ProtocolError, TransferError
 from protocol.failures import ErrorKind, Failure, transfer_error_of
 
@@ -93,8 +93,8 @@ class UcxServer(RequestServer):
         """Drive UCX until it sleeps; for a while longer as long as blocks are under way and nobody asks for more."""
         self._ucx.progress()
         self._reap()
-        until_s = time.perf_counter() + _SPIN_S
-        while self._sending and time.perf_counter() < until_s:
+        until_s = precise_s() + _SPIN_S
+        while self._sending and precise_s() < until_s:
             if int(self.router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return 0
             for _ in range(_DRIVES):
@@ -198,7 +198,7 @@ class UcxLink(RequestLink):
     def _attach(self, address: str, timeout_s: float) -> None:
         self._ucx = UcxWorker(host_of(address))
         self.send(ATTACH, Attach(address=self._ucx.address))
-        self.await_message(time.perf_counter() + timeout_s, "the exchange of addresses")
+        self.await_message(precise_s() + timeout_s, "the exchange of addresses")
         try:
             answer = _attach_decoder.decode(self.socket.recv_multipart()[-1])
         except ProtocolError as error:
@@ -218,7 +218,7 @@ class UcxLink(RequestLink):
     ) -> None:
         """See KvLink: a window of requests, each received into its own target blocks. Each run is proven when
         it has come, while the next ones are on their way in the kernel."""
-        until_s = time.perf_counter() + timeout_s
+        until_s = precise_s() + timeout_s
         per_request = max(MAX_REQUEST_BYTES // self._memory.block_bytes, 1)
         waiting = deque(group_runs(source_ids, target_ids, per_request, MAX_RUNS))
         under_way: deque[_Asked] = deque()
@@ -258,14 +258,14 @@ class UcxLink(RequestLink):
         """Return when the oldest request's next run has come, or all of it; raise what went wrong with any."""
         first = under_way[0]
         self._ucx.progress()
-        spin_until_s = time.perf_counter() + _SPIN_S
+        spin_until_s = precise_s() + _SPIN_S
         while not first.is_over:
             if not self._endpoint.alive:
                 raise PeerLost("the source's endpoint ended during a read")
-            if time.perf_counter() > until_s:
+            if precise_s() > until_s:
                 raise PeerLost("the source did not answer in time during a read")
-            left_ms = int((until_s - time.perf_counter()) * 1000) + 1
-            may_sleep = time.perf_counter() > spin_until_s and self._ucx.may_wait()
+            left_ms = int((until_s - precise_s()) * 1000) + 1
+            may_sleep = precise_s() > spin_until_s and self._ucx.may_wait()
             if self.wait(left_ms if may_sleep else 0, "a read", self._driving):
                 self._note_reply(under_way)
             for _ in range(_DRIVES):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from importlib import import_module
 from typing import Any
 
 from protocol.addresses import is_loopback
+from protocol.clock import precise_s
 
 log = logging.getLogger(__name__)
 _SEGMENT = "1m"
@@ -66,9 +66,9 @@ class UcxWorker:
         this worker's own progress, so the worker is then kept and never driven again."""
         endpoint.close_blocking()
         self._worker.cancel_inflight_requests()
-        until_s = time.perf_counter() + _END_S
+        until_s = precise_s() + _END_S
         while not all(request.completed for request in requests):
-            if time.perf_counter() > until_s:
+            if precise_s() > until_s:
                 log.warning("a read over UCX could not be ended; its worker is set aside")
                 _set_aside.append((self, requests))
                 return

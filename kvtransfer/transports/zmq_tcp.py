@@ -10,7 +10,6 @@ reply has nowhere to go: nothing is written outside `read`.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +27,7 @@ from kvtransfer.transports.exchange import (
 from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
 from protocol import wire
 from protocol.addresses import tcp_endpoint
+from protocol.clock import precise_s
 from protocol.errors import TransferError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class ZmqLink(RequestLink):
         landed: Landed = ignore_landed,
     ) -> None:
         """See KvLink: a window of requests, each answered into its own target blocks."""
-        until_s = time.perf_counter() + timeout_s
+        until_s = precise_s() + timeout_s
         per_request = max(MAX_REQUEST_BYTES // self._memory.block_bytes, 1)
         waiting = deque(group_runs(source_ids, target_ids, per_request, MAX_RUNS))
         under_way: deque[_Asked] = deque()

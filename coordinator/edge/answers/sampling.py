@@ -6,11 +6,11 @@ Workers fill in nothing: what leaves here is final, `seed` included.
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from protocol.errors import ConfigError, InvalidRequest
+from protocol.randomness import random_seed
 from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 SEED_SPACE = 2**63
 Number = TypeVar("Number", int, float)
-
-
-def _random_seed() -> int:
-    return secrets.randbits(63)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +56,7 @@ class SamplingDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
-    draw_seed: Callable[[], int] = _random_seed
+    draw_seed: Callable[[], int] = random_seed
 
     @classmethod
     def from_directory(cls, directory: Path) -> SamplingDefaults:

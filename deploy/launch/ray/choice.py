@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from deploy.launch.ray.own_ray import MISSING, plan_own_ray
 from deploy.launch.ray.posts import RayChoice
 from deploy.launch.ray.ray_address import LOCAL, find_ray
 from protocol.errors import ConfigError
+from protocol.randomness import random_hex
 
 if TYPE_CHECKING:
     from deploy.config.serve_config import ServeConfig
@@ -29,7 +29,7 @@ def choose_ray(config: ServeConfig, directory: Path, num_cores: int) -> RayChoic
         address=address if own is None else own.address,
         own=own,
         environment=own.environment if own else _own_token(config.ray_address),
-        launch=secrets.token_hex(5),
+        launch=random_hex(5),
         placement=config.ray_placement,
         worker_cpus=config.ray_worker_cpus,
         model_source=config.model,

@@ -6,7 +6,6 @@ usage: python -P -m deploy.launch.ray.own_ray PARENT -- RAY ARGUMENTS…      be
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from deploy.launch.ray.node_directory import write_private
 from deploy.processes.child import follow_parent
 from protocol.errors import ConfigError
+from protocol.randomness import random_hex
 
 OBJECT_STORE_BYTES = 80_000_000
 """About the least Ray takes; Baton puts nothing into it."""
@@ -35,7 +35,7 @@ class OwnRay:
 def plan_own_ray(directory: Path, num_cpus: int) -> OwnRay:
     """A head node whose files are in `directory`, on ports that are free now. ConfigError without `ray`."""
     token = directory / "ray_token"
-    write_private(token, secrets.token_hex(32).encode())
+    write_private(token, random_hex(32).encode())
     port, client_port, agent_port = free_ports(3)
     command = (
         *(ray_program(), "start", "--head", "--block", "--disable-usage-stats"),
