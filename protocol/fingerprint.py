@@ -14,7 +14,8 @@ PROTOCOL_MAJOR = 2
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that gives meaning to the bytes of a KV block.
 
-    `weights` and `tokenizer` are content hashes; `rope` is its canonical text form.
+    `weights` and `tokenizer` are content hashes; `rope` is its canonical text form; `arithmetic` names the
+    order in which the worker's processor sums: another order gives other bits for the same tokens.
     """
 
     protocol_major: int = PROTOCOL_MAJOR
@@ -29,6 +30,7 @@ class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     head_dim: int
     rope: str
     digest: str = "xxh3-128"
+    arithmetic: str = ""
 
     def check_same(self, theirs: Fingerprint) -> None:
         """Raise LayoutMismatch naming the first field that differs."""

@@ -52,7 +52,8 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     )
     runner = ModelRunner.load(directory, options)
     runner.warm_up()
-    return StartedEngine(runner, runner.kv_memory, layout)
+    meaning = msgspec.structs.replace(layout, arithmetic=runner.arithmetic)
+    return StartedEngine(runner, runner.kv_memory, meaning)
 
 
 def _start_on_gpu(spec: WorkerSpec, directory: Path, layout: Fingerprint) -> StartedEngine:

@@ -1,111 +1,99 @@
-"""The processor backend: prepacked matrices, and kernels that read KV blocks in place. Owns neither's layout."""
+"""The processor backend: C kernels in which every sum has one order, so that equal tokens give equal bits.
+
+A row's products, norms and attention are the same operations in the same order whatever else is in
+the batch, however its prompt was cut and on however many threads (docs/adr/0012-one-order-of-every-sum.md).
+Without kernels oneDNN and torch compute; they sum by the number of rows, and the description says so.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import torch
 
 from engine.cpu.kernel_library import (
     MAX_HEAD_DIM,
     MAX_QUERY_GROUP,
-    MAX_SMALL_ROWS,
     Kernels,
     KernelsUnavailable,
-    describe_instructions,
-    load_library,
+    Product,
+    load_kernels,
 )
 from engine.cpu.kernel_library import Step as KernelArguments
-from engine.cpu.packed_weights import onednn, open_packed, pack, packed_path
+from engine.cpu.panels import is_gated, pack
 from engine.reference.backend import TorchBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from engine.checkpoints.prepared import PreparedManifest
     from engine.model.decoder import LayerWeights, Linear, Step
     from engine.model.ragged_batch import RaggedBatch
-    from engine.model.weights import MappedWeights
     from protocol.model_config import ModelConfig
 
 _log = logging.getLogger(__name__)
 FEW_ROWS = 2
 """Up to so many rows reading the matrix once, as it is, beats widening it."""
-_PACKING_ERRORS = (OSError, RuntimeError, AttributeError, ValueError, msgspec.MsgspecError)
 
 
-def supports(dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies this dtype on this processor."""
-    mkldnn: Any = torch.backends.mkldnn
-    if not mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or bool(onednn("_is_mkldnn_bf16_supported")())
-
-
-def matrices(mapped: MappedWeights, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight matrix by the name that `Backend.linear` gets."""
-    for index in range(config.num_layers):
-        for part in ("qkv", "out", "gate_up", "down"):
-            yield f"layers.{index}.{part}", mapped.get(f"layers.{index}.{part}")
-    head = "embed" if mapped.find("head") is None else "head"
-    yield head, mapped.get(head)
-
-
-def load_packed(
-    directory: Path, manifest: PreparedManifest, mapped: MappedWeights
-) -> dict[str, torch.Tensor]:
-    """Packed matrices shared with the host's other workers; empty when each must pack its own."""
+def find_kernels(
+    config: ModelConfig, dtype: torch.dtype, cache: Path | None, target: str = "native"
+) -> Kernels | KernelsUnavailable:
+    """The kernels if they serve this model here, else why they do not."""
+    if cache is None:
+        return KernelsUnavailable("no directory for C kernels")
+    if (
+        config.head_dim % 32
+        or config.head_dim > MAX_HEAD_DIM
+        or config.num_heads // config.num_kv_heads > MAX_QUERY_GROUP
+        or config.hidden_size % 16
+        or config.intermediate_size % 16
+    ):
+        return KernelsUnavailable("no C kernels for these sizes")
     try:
-        return open_packed(
-            packed_path(directory),
-            manifest.weights_hash,
-            lambda: matrices(mapped, manifest.config),
-        )
-    except _PACKING_ERRORS as error:
+        return load_kernels(cache, "f32" if dtype == torch.float32 else "bf16", target)
+    except KernelsUnavailable as error:
         _log.warning(
-            "packed weights cannot be shared (%s); every worker keeps its own copy of the matrices. "
-            "Use a tested torch version and a writable cache directory to save that memory",
+            "no C kernels (%s): slow, and equal prompts may differ in the last bit; install a C compiler",
             error,
         )
-        return {}
+        return error
 
 
 class CpuBackend(TorchBackend):
-    """oneDNN for matrix products and, where they could be compiled, C kernels for the rest."""
+    """C kernels for everything; where there are none, oneDNN's products and torch's attention."""
 
     def __init__(
         self,
         config: ModelConfig,
         kv: torch.Tensor,
-        packed: dict[str, torch.Tensor],
-        kernel_cache: Path | None,
-        *,
-        multiply_plain: bool = False,
+        kernels: Kernels | KernelsUnavailable,
+        panels: Mapping[str, torch.Tensor],
     ) -> None:
-        """`multiply_plain`: the plain weights are in memory made for it, so few rows go there."""
+        """`panels` has packed matrices by the name that `linear` gets; what it lacks is packed here."""
         super().__init__(config, kv)
-        self._packed = packed
-        self._multiply_plain = multiply_plain
+        self._panels = panels
         self.num_threads = torch.get_num_threads()
-        self._packs = supports(kv.dtype)
-        self.kernels, rest = _load_kernels(config, kv.dtype, kernel_cache)
-        products = "oneDNN packed" if self._packs else "products in float32"
-        self.description = f"cpu ({products}, {rest})"
+        if isinstance(kernels, Kernels):
+            self.kernels: Kernels | None = kernels
+            self.arithmetic = kernels.arithmetic
+            self.description = f"cpu (C kernels {kernels.arithmetic}, exact)"
+        else:
+            self.kernels = None
+            self.description = f"cpu ({kernels}: oneDNN, torch attention, not exact)"
 
     def linear(self, name: str, weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-        """oneDNN's product with the packed matrix, or torch's in float32 where oneDNN lacks the dtype."""
-        if self._packs:
-            packed = self._packed.get(name)
-            product = partial(_multiply, pack(weight) if packed is None else packed, bias)
-        else:
-            product = partial(_multiply_widened, weight, bias)
-        if self.kernels is None or not self._multiply_plain or weight.shape[1] % 32:
-            return product
-        return SmallProduct(self.kernels, weight, bias, product, self.num_threads)
+        """The kernels' product with the matrix in panels; that with gate and up ends with silu_mul."""
+        if self.kernels is None:
+            return _plain_product(weight, bias)
+        packed = self._panels.get(name)
+        if packed is None:
+            packed = pack(self.kernels, name, weight)
+        outputs, gated = weight.shape[0], is_gated(name)
+        return PanelProduct(self, packed, outputs // 2 if gated else outputs, bias, gated=gated)
 
     def begin(self, batch: RaggedBatch) -> Step:
         """Kernels where there are some, else plain torch."""
@@ -114,11 +102,68 @@ class CpuBackend(TorchBackend):
         return KernelStep(self, self.kernels, batch)
 
 
-_linear_pointwise = onednn("_linear_pointwise").default
+class PanelProduct:
+    """[rows, in] to [rows, out] by the kernels; gated, it is silu(first half) * second half of that.
+
+    Keeps the memory alive that the C side points into.
+    """
+
+    def __init__(
+        self,
+        backend: CpuBackend,
+        panels: torch.Tensor,
+        outputs: int,
+        bias: torch.Tensor | None,
+        *,
+        gated: bool,
+    ) -> None:
+        kernels = backend.kernels
+        assert kernels is not None, "only a backend with kernels makes one"
+        self._backend = backend
+        self._function = kernels.product
+        self._widens = kernels.widens
+        self._keep = (panels, bias)
+        self._arguments = Product(
+            panels=panels.data_ptr(),
+            bias=None if bias is None else bias.data_ptr(),
+            outputs=outputs,
+            words=panels.shape[1],
+            gated=gated,
+        )
+        self._reference = ctypes.byref(self._arguments)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """The product, and the bias if there is one."""
+        rows, arguments = x.shape[0], self._arguments
+        x = x.contiguous()
+        out = torch.empty((rows, arguments.outputs), dtype=x.dtype)
+        wide = torch.empty(x.shape, dtype=torch.float32) if self._widens else None
+        arguments.x, arguments.out, arguments.rows = x.data_ptr(), out.data_ptr(), rows
+        arguments.wide = None if wide is None else wide.data_ptr()
+        arguments.num_threads = self._backend.num_threads
+        self._function(self._reference)
+        return out
 
 
-def _multiply(matrix: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    product: torch.Tensor = _linear_pointwise(x, matrix, bias, "none", [], "")
+def _onednn(name: str) -> Any:
+    """One of torch's oneDNN operators; they have no public names."""
+    return getattr(torch.ops.mkldnn, name)
+
+
+def _plain_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+    """oneDNN's product with its own layout, or torch's in float32 where oneDNN lacks the dtype."""
+    mkldnn: Any = torch.backends.mkldnn
+    is_wide = weight.dtype == torch.float32
+    if mkldnn.is_available() and (is_wide or bool(_onednn("_is_mkldnn_bf16_supported")())):
+        return partial(_multiply_packed, _onednn("_reorder_linear_weight")(weight), bias)
+    return partial(_multiply_widened, weight, bias)
+
+
+def _multiply_packed(
+    matrix: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor
+) -> torch.Tensor:
+    multiply = _onednn("_linear_pointwise").default
+    product: torch.Tensor = multiply(x, matrix, bias, "none", [], "")
     return product
 
 
@@ -133,69 +178,6 @@ def _multiply_widened(
         x.float(), weight.float(), None if bias is None else bias.float()
     )
     return wide.to(x.dtype)
-
-
-def _load_kernels(
-    config: ModelConfig, dtype: torch.dtype, cache: Path | None
-) -> tuple[Kernels | None, str]:
-    """The kernels if they serve this model, and what the description says of them."""
-    if cache is None:
-        return None, "torch attention"
-    if (
-        config.head_dim % 32
-        or config.head_dim > MAX_HEAD_DIM
-        or config.num_heads // config.num_kv_heads > MAX_QUERY_GROUP
-        or config.hidden_size % 16
-        or config.intermediate_size % 16
-    ):
-        return None, "no C kernels for these sizes: torch attention"
-    try:
-        library = load_library(cache)
-    except KernelsUnavailable as error:
-        _log.warning("attention runs without C kernels (%s); install a C compiler for speed", error)
-        return None, f"{error}: torch attention"
-    suffix = "f32" if dtype == torch.float32 else "bf16"
-    return Kernels(library, suffix), f"C kernels {describe_instructions()}"
-
-
-class SmallProduct:
-    """A matrix product that is bound by reading the weight when there are few rows, so it reads it once,
-    in order; many rows go to oneDNN."""
-
-    def __init__(
-        self,
-        kernels: Kernels,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        large: Linear,
-        num_threads: int,
-    ) -> None:
-        self._function = kernels.small_product
-        self._large = large
-        self._keep = (weight, bias)
-        self._weight = weight.data_ptr()
-        self._bias = None if bias is None else bias.data_ptr()
-        self._outputs = weight.shape[0]
-        self._words = weight.shape[1] * weight.dtype.itemsize // 4
-        self._num_threads = num_threads
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """[rows, in] to [rows, out]."""
-        rows = x.shape[0]
-        if not 0 < rows <= MAX_SMALL_ROWS:
-            return self._large(x)
-        out = torch.empty((rows, self._outputs), dtype=x.dtype)
-        self._function(
-            self._weight,
-            x.data_ptr(),
-            self._bias,
-            out.data_ptr(),
-            rows,
-            self._outputs,
-            self._words,
-            self._num_threads,
-        )
-        return out
 
 
 class KernelStep:
@@ -269,10 +251,5 @@ class KernelStep:
         return rows[torch.from_numpy(self._batch.sample_rows)]
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(first half) * second half."""
-        rows, width = gate_up.shape
-        output = torch.empty((rows, width // 2), dtype=gate_up.dtype)
-        self._kernels.silu_mul(
-            gate_up.data_ptr(), output.data_ptr(), rows, width // 2, self._num_threads
-        )
-        return output
+        """What it is given: `CpuBackend.linear` did it while the sums were at hand."""
+        return gate_up

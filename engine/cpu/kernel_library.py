@@ -22,9 +22,18 @@ if TYPE_CHECKING:
 
 MAX_QUERY_GROUP = 48
 MAX_HEAD_DIM = 256
-MAX_SMALL_ROWS = 8
-_SOURCES = ("decoder.c", "decoder.h", "operations.h", "vector.h")
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC", "-w")
+_SOURCES = ("decoder.c", "decoder.h", "operations.h", "product.h", "tiles.h", "vector.h")
+_FLAGS = ("-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-w")
+TARGETS = {
+    "native": ("-march=native",),
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "avx512": ("-march=x86-64-v4",),
+    "avx2": ("-march=x86-64-v3",),
+    "portable": (),
+}
+"""Compiler flags of the processors that kernels are built for; all but `native` are for tests."""
+ARITHMETIC_VERSION = 1
+"""Rises when the same instructions add in another order: workers of both kinds must not share KV."""
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -45,8 +54,20 @@ class Step(ctypes.Structure):
     ]
 
 
+class Product(ctypes.Structure):
+    """`Product` of kernels/decoder.h, field by field."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, _POINTER) for name in ("panels", "x", "bias", "out", "wide")),
+        *((name, _INT) for name in ("rows", "outputs", "words", "gated", "num_threads")),
+    ]
+
+
 class Kernels:
-    """The functions of one compiled library, for one element type (f32 or bf16)."""
+    """The functions of one compiled library, for one element type (f32 or bf16).
+
+    `arithmetic` names the order of every sum: equal names, equal bits. `layout` names the panels.
+    """
 
     def __init__(self, library: ctypes.CDLL, suffix: str) -> None:
         def function(name: str, *arguments: type) -> Callable[..., None]:
@@ -56,23 +77,36 @@ class Kernels:
 
         pointers = (_POINTER,) * 4
         self.add_norm = function("add_norm", *pointers, _INT, _INT, _FLOAT, _INT)
-        self.silu_mul = function("silu_mul", _POINTER, _POINTER, _INT, _INT, _INT)
-        self.small_product = function("small_product", *pointers, _INT, _INT, _INT, _INT)
+        self.product = function("product", ctypes.POINTER(Product))
         self.attend = function("attend", ctypes.POINTER(Step), _INT, *pointers, _POINTER)
+        self.pack = library.pack
+        self.pack.argtypes, self.pack.restype = (_POINTER, _POINTER, *(_INT,) * 4), None
+        library.prepare()
+        library.arithmetic.argtypes, library.arithmetic.restype = (_INT,), ctypes.c_char_p
+        name: bytes = library.arithmetic(suffix == "bf16")
+        self.arithmetic = f"{name.decode()}/{ARITHMETIC_VERSION}"
+        self.panel_columns: int = library.panel_columns()
+        self.layout = f"panels{self.panel_columns}-gated"
+        self.widens = suffix == "bf16" and bool(library.widens())
 
 
-def load_library(cache: Path) -> ctypes.CDLL:
-    """The kernels for this processor, compiled into `cache` the first time; KernelsUnavailable if that fails."""
+def load_kernels(cache: Path, suffix: str, target: str = "native") -> Kernels:
+    """The kernels for elements of `suffix`, compiled into `cache` the first time; KernelsUnavailable if that fails."""
+    return Kernels(_load_library(cache, TARGETS[target]), suffix)
+
+
+def _load_library(cache: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise KernelsUnavailable("no C compiler")
     try:
-        path = cache / f"decoder-{_key(compiler)}.so"
+        command = [compiler, *_FLAGS, *flags]
+        path = cache / f"decoder-{_key(command)}.so"
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")):
                 if not path.exists():
-                    _compile(compiler, path)
+                    _compile(command, path)
         return ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError) as error:
         raise KernelsUnavailable(f"C kernels did not build: {error}") from error
@@ -82,34 +116,32 @@ def _source_directory() -> Path:
     return Path(__file__).parent / "kernels"
 
 
-def _key(compiler: str) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    digest = hashlib.blake2b(version + " ".join(_FLAGS).encode(), digest_size=12)
-    digest.update(instruction_sets().encode())
+def _key(command: list[str]) -> str:
+    version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
+    digest = hashlib.blake2b(version + " ".join(command).encode(), digest_size=12)
+    digest.update(_instruction_sets().encode())
     for name in _SOURCES:
         digest.update((_source_directory() / name).read_bytes())
     return digest.hexdigest()
 
 
-def instruction_sets() -> str:
+def _instruction_sets() -> str:
     """The processor's features, as the kernel lists them: what -march=native depends on."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def describe_instructions() -> str:
-    """The widest instructions that the kernels use here, in one word."""
-    flags = instruction_sets().split()
-    known = ("avx512_bf16", "avx512f", "avx2", "asimd")
-    return next((name for name in known if name in flags), "portable")
-
-
-def _compile(compiler: str, path: Path) -> None:
+def _compile(command: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as name:
         output = Path(name, "decoder.so")
         source = str(_source_directory() / _SOURCES[0])
-        command = [compiler, *_FLAGS, "-o", str(output), source, "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(
+            [*command, "-o", str(output), source, "-lm"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
         if done.returncode != 0:
             raise OSError(done.stderr.strip().splitlines()[-1] if done.stderr else "no message")
         output.replace(path)

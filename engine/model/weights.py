@@ -1,8 +1,6 @@
 """A prepared model's weights in memory. Owns the mapping of weights.bin; must not know any layout but row-major.
 
-The weights are mapped read-only and shared by every worker of the host: from a memfd in huge pages
-where the launcher gave one (engine.model.shared_weights), which one core reads half again as fast because
-it spends no time on page tables (docs/LOG.md), else straight from the file.
+The file is mapped read-only, so all workers of a host share its pages.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import torch
 
 from engine.checkpoints.prepared import WEIGHTS_NAME
 from engine.model.decoder import LayerWeights, ModelWeights
-from engine.model.shared_weights import map_shared
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,30 +34,15 @@ class WeightSource(Protocol):
 
 
 class MappedWeights:
-    """Tensors of weights.bin by name; nothing here can change the file.
+    """Tensors of weights.bin by name; nothing here can change the file."""
 
-    `in_huge_pages` tells whether they come from `shared_fd`, the memfd that all workers share.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        manifest: PreparedManifest,
-        device: torch.device,
-        shared_fd: int | None = None,
-    ) -> None:
+    def __init__(self, directory: Path, manifest: PreparedManifest, device: torch.device) -> None:
         path = directory / WEIGHTS_NAME
         self._places = manifest.tensors
         self._dtype: torch.dtype = getattr(torch, manifest.dtype)
         self._device = device
         self._size = path.stat().st_size
-        self.in_huge_pages = shared_fd is not None
-        if shared_fd is not None:
-            self._flat = torch.frombuffer(map_shared(shared_fd, path), dtype=torch.uint8)
-        else:
-            self._flat = torch.from_file(
-                str(path), shared=False, size=self._size, dtype=torch.uint8
-            )
+        self._flat = torch.from_file(str(path), shared=False, size=self._size, dtype=torch.uint8)
 
     def find(self, name: str) -> torch.Tensor | None:
         """The tensor, or None when the model has none of that name."""

@@ -31,6 +31,7 @@ class TorchBackend:
         self.config = config
         self.kv = kv
         self.description = f"torch ({kv.device.type} reference)"
+        self.arithmetic = f"torch-{torch.__version__}"
         self.max_context_tokens = min(config.max_position_embeddings, kv.shape[0] * kv.shape[4])
         self.rope = rope_table(config, self.max_context_tokens).to(kv.device)
 

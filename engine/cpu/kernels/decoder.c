@@ -1,64 +1,85 @@
-/* The decoder's operations besides matrix products, for float32 and bfloat16. Compiled on first use
+/* The decoder's operations, for float32 and bfloat16. Compiled on first use
    by engine/cpu/kernel_library.py with -march=native; reads and writes KV blocks in place. */
 #include <math.h>
 
 #include "decoder.h"
 #include "vector.h"
+#include "tiles.h"
 
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 
 /* LANES times c += a * b, where a is one 32-bit word for all lanes: a float, or two bf16 values. */
-INLINE vf multiply_add_f32(vf c, uint32_t a, vu b) {
-    float x;
-    memcpy(&x, &a, 4);
-    return c + x * (vf)b;
-}
+INLINE vf multiply_add_f32(vf c, uint32_t a, vu b) { return fused(c, splat_word(a), (vf)b); }
 
 INLINE vf multiply_add_bf16(vf c, uint32_t a, vu b) {
 #ifdef __AVX512BF16__
     return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)b, (__m512bh)_mm512_set1_epi32((int)a));
 #else
-    uint32_t low = a << 16, high = a & 0xffff0000u;
-    float x, y;
-    memcpy(&x, &low, 4);
-    memcpy(&y, &high, 4);
-    return c + x * (vf)(b << 16) + y * (vf)(b & 0xffff0000u);
+    c = fused(c, splat_word(a << 16), (vf)(b << 16));
+    return fused(c, splat_word(a & 0xffff0000u), (vf)(b & UPPER_HALF));
 #endif
 }
 
-/* LANES times c += a * b, where a lane is a float, or two bf16 values. */
-INLINE vf multiply_add_lanes_f32(vf c, vu a, vu b) { return c + (vf)a * (vf)b; }
-
-INLINE vf multiply_add_lanes_bf16(vf c, vu a, vu b) {
-#ifdef __AVX512BF16__
-    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+/* Which order of sums this library has, in a word; the same word means the same bits. */
+const char *arithmetic(int64_t is_bf16) {
+    (void)is_bf16;
+#if defined(__AVX512F__)
+#if defined(__AMX_BF16__)
+    if (is_bf16 && tiles_permitted) return "amx_bf16";
+#endif
+#if defined(__AVX512BF16__)
+    if (is_bf16) return "avx512_bf16";
+#endif
+    return "avx512";
+#elif defined(__AVX2__) && defined(__FMA__)
+    return "avx2";
 #else
-    const vu upper = (vu)((vi){0} - 1) << 16;
-    return c + (vf)(a << 16) * (vf)(b << 16) + (vf)(a & upper) * (vf)(b & upper);
+    return "portable";
 #endif
 }
 
-INLINE float scalar_f32(float x) { return x; }
-INLINE float narrow_f32(float x) { return x; }
+/* What must happen once in a process before the first product. */
+void prepare(void) { permit_tiles(); }
 
-INLINE float scalar_bf16(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
+/* Columns of a panel; and whether a product of bf16 needs scratch for its rows as floats. */
+int64_t panel_columns(void) { return PANEL; }
+
+int64_t widens(void) {
+#ifdef __AVX512BF16__
+    return 0;
+#else
+    return 1;
+#endif
 }
 
-INLINE bf16 narrow_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return (bf16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+/* Rows of words, [outputs, words], to panels; see product.h. Gated: a panel's halves come from the two
+   halves of the matrix, of a multiple of LANES rows each. */
+void pack(const uint32_t *matrix, uint32_t *panels, int64_t outputs, int64_t words, int64_t gated,
+          int64_t num_threads) {
+    int64_t count = (outputs + PANEL - 1) / PANEL;
+#pragma omp parallel for if (num_threads > 1) num_threads(num_threads)
+    for (int64_t i = 0; i < count * 2; i++) {
+        static const uint32_t zeros[LANES];
+        int64_t first = gated ? i / 2 * LANES + i % 2 * (outputs / 2) : i * LANES, k = 0;
+        uint32_t *to = panels + i / 2 * words * PANEL + i % 2 * LANES;
+        for (; k + LANES <= words; k += LANES) {
+            const char *rows[LANES];
+            for (int64_t j = 0; j < LANES; j++)
+                rows[j] = (const char *)(first + j < outputs ? matrix + (first + j) * words + k : zeros);
+            transpose(rows, to + k * PANEL, PANEL);
+        }
+        for (; k < words; k++)
+            for (int64_t j = 0; j < LANES; j++)
+                to[k * PANEL + j] = first + j < outputs ? matrix[(first + j) * words + k] : 0;
+    }
 }
 
 #define TYPE float
 #define NAME(name) PASTE(name, f32)
 #define PACKED 1 /* elements per 32-bit word */
 #include "operations.h"
+#include "product.h"
 #undef TYPE
 #undef NAME
 #undef PACKED
@@ -67,3 +88,4 @@ INLINE bf16 narrow_bf16(float x) {
 #define NAME(name) PASTE(name, bf16)
 #define PACKED 2
 #include "operations.h"
+#include "product.h"

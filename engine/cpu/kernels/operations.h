@@ -17,7 +17,7 @@ INLINE void NAME(norm_row)(const TYPE *x, const TYPE *weight, TYPE *out, int64_t
     vf squares = {0};
     for (int64_t i = 0; i < n; i += LANES) {
         vf v = NAME(load)(x + i);
-        squares += v * v;
+        squares = fused(squares, v, v);
     }
     float scale = 1.0f / sqrtf(sum(squares) / (float)n + epsilon);
     for (int64_t i = 0; i < n; i += LANES) {
@@ -39,24 +39,16 @@ void NAME(add_norm)(TYPE *residual, const TYPE *delta, const TYPE *weight, TYPE 
     }
 }
 
-/* out[rows, n] = silu(gate) * up, where a row of gate_up is [gate, up]. */
-void NAME(silu_mul)(const TYPE *gate_up, TYPE *out, int64_t rows, int64_t n, int64_t num_threads) {
-#pragma omp parallel for if (num_threads > 1) num_threads(num_threads)
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < n; i += LANES) {
-            vf gate = NAME(load)(gate_up + 2 * row * n + i);
-            vf up = NAME(load)(gate_up + (2 * row + 1) * n + i);
-            vf bounded = maximum(gate, splat(-87.0f));
-            NAME(store)(out + row * n + i, NAME(rounded)(gate / (exponential(-bounded) + 1.0f)) * up);
-        }
+INLINE vf NAME(silu)(vf x) {
+    return NAME(rounded)(x / (exponential(-maximum(x, splat(-87.0f))) + 1.0f));
 }
 
 INLINE void NAME(rotate)(const TYPE *x, const float *rope, TYPE *out, int64_t dim) {
     for (int64_t i = 0; i < dim / 2; i += LANES) {
         vf first = NAME(load)(x + i), second = NAME(load)(x + dim / 2 + i);
         vf cosine = load_f32(rope + i), sine = load_f32(rope + dim / 2 + i);
-        NAME(store)(out + i, first * cosine - second * sine);
-        NAME(store)(out + dim / 2 + i, second * cosine + first * sine);
+        NAME(store)(out + i, fused(first * cosine, -second, sine));
+        NAME(store)(out + dim / 2 + i, fused(second * cosine, first, sine));
     }
 }
 
@@ -84,7 +76,7 @@ static void NAME(rotate_token)(const Step *s, const int32_t *table, int64_t laye
         memcpy(NAME(block)(s, block, layer, 1, head) + offset, x, dim * sizeof(TYPE));
 }
 
-INLINE void NAME(product_block)(const int rows, const int vectors, const uint32_t *a, int64_t lda,
+INLINE void NAME(small_block)(const int rows, const int vectors, const uint32_t *a, int64_t lda,
                                 const uint32_t *b, int64_t ldb, float *c, int64_t ldc, int64_t depth) {
     vf total[6][WIDE];
 #pragma GCC unroll 6
@@ -108,7 +100,7 @@ INLINE void NAME(product_block)(const int rows, const int vectors, const uint32_
 }
 
 /* c[rows, width] += a[rows, depth] * b[depth, width], in 32-bit words; width is a multiple of LANES. */
-static void NAME(product)(const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb, float *c,
+static void NAME(small_product)(const uint32_t *a, int64_t lda, const uint32_t *b, int64_t ldb, float *c,
                           int64_t ldc, int64_t rows, int64_t width, int64_t depth) {
     for (int64_t n = 0; n < width;) {
         int vectors = width - n >= WIDE * LANES ? WIDE : 1;
@@ -116,7 +108,7 @@ static void NAME(product)(const uint32_t *a, int64_t lda, const uint32_t *b, int
             int64_t left = rows - r;
             const uint32_t *ar = a + r * lda;
             float *cr = c + r * ldc + n;
-#define CASE(R, V) NAME(product_block)(R, V, ar, lda, b + n, ldb, cr, ldc, depth), r += R
+#define CASE(R, V) NAME(small_block)(R, V, ar, lda, b + n, ldb, cr, ldc, depth), r += R
             if (vectors == 1) CASE(1, 1);
             else if (left >= 6) CASE(6, WIDE);
             else if (left >= 3) CASE(3, WIDE);
@@ -201,7 +193,7 @@ INLINE void NAME(soften)(float *scores, TYPE *weights, float *output, float *max
         NAME(store)(weights + i, x);
     }
     if (best != *maximum_so_far) {
-        float factor = *maximum_so_far == -INFINITY ? 0.0f : expf(*maximum_so_far - best);
+        float factor = exponential(splat(*maximum_so_far - best))[0]; /* 0 the first time */
         for (int64_t d = 0; d < dim; d += LANES) store_f32(output + d, load_f32(output + d) * factor);
         *sum_so_far *= factor;
         *maximum_so_far = best;
@@ -236,7 +228,7 @@ static void NAME(attend_tile)(const Step *s, int64_t sequence, int64_t layer, in
         NAME(prefetch_tile)(s, table, layer, kv_head, start + KEY_TILE, newest + 1);
         NAME(load_tile)(s, table, layer, kv_head, start, newest + 1, keys, values);
         memset(scores, 0, rows * KEY_TILE * sizeof(float));
-        NAME(product)(queries, words, keys, KEY_TILE, scores, KEY_TILE, rows, count, words);
+        NAME(small_product)(queries, words, keys, KEY_TILE, scores, KEY_TILE, rows, count, words);
         for (int64_t r = 0; r < rows; r++) {
             int64_t position = s->positions[first + r / group];
             int64_t high = position + 1 - start, low = s->window ? high - s->window : 0;
@@ -246,7 +238,7 @@ static void NAME(attend_tile)(const Step *s, int64_t sequence, int64_t layer, in
             else
                 memset(weights + r * KEY_TILE, 0, KEY_TILE * sizeof(TYPE));
         }
-        NAME(product)((const uint32_t *)weights, KEY_TILE / PACKED, values, dim, outputs, dim, rows,
+        NAME(small_product)((const uint32_t *)weights, KEY_TILE / PACKED, values, dim, outputs, dim, rows,
                       dim, (used + PACKED - 1) / PACKED);
     }
     for (int64_t r = 0; r < rows; r++) {
@@ -284,64 +276,5 @@ void NAME(attend)(const Step *s, int64_t layer, const TYPE *qkv, const TYPE *q_n
             int64_t tokens = end - first < tile ? end - first : tile;
             NAME(attend_tile)(s, i, layer, item % s->num_kv_heads, first, tokens, query, out);
         }
-    }
-}
-
-/* LANES / inputs rows of the weight times `inputs` rows of x: LANES sums at once. Each sum adds in the
-   same order whatever the number of inputs, so a sequence's result does not depend on its neighbours. */
-INLINE void NAME(several_sums)(const int inputs, const uint32_t *weight, const uint32_t *x, int64_t rows,
-                               int64_t first, int64_t n, int64_t words, float *sums) {
-    const int outputs = LANES / inputs;
-    vf total[LANES];
-    const uint32_t *w[LANES], *in[LANES], *ahead = weight + (first + 4 * outputs) * words;
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) total[i] = (vf){0};
-#pragma GCC unroll 16
-    for (int r = 0; r < outputs; r++) w[r] = weight + (first + r < n ? first + r : n - 1) * words;
-#pragma GCC unroll 16
-    for (int m = 0; m < inputs; m++) in[m] = x + (m < rows ? m : rows - 1) * words;
-    for (int64_t k = 0; k < words; k += LANES) {
-        vu column[LANES];
-#pragma GCC unroll 16
-        for (int m = 0; m < inputs; m++) column[m] = *(const vu_any *)(in[m] + k);
-#pragma GCC unroll 16
-        for (int r = 0; r < outputs; r++) {
-            vu row = *(const vu_any *)(w[r] + k);
-            __builtin_prefetch(ahead + k * outputs + r * LANES, 0, 2);
-#pragma GCC unroll 16
-            for (int m = 0; m < inputs; m++)
-                total[r * inputs + m] = NAME(multiply_add_lanes)(total[r * inputs + m], column[m], row);
-        }
-    }
-    uint32_t turned[LANES * LANES];
-    const char *lanes[LANES];
-    for (int i = 0; i < LANES; i++) lanes[i] = (const char *)(total + i);
-    transpose(lanes, turned, LANES);
-    vf all = {0};
-    for (int i = 0; i < LANES; i++) all += load_f32((const float *)turned + i * LANES);
-    store_f32(sums, all);
-}
-
-/* out[rows, n] = x[rows, words] * weight[n, words] + bias, for at most 8 rows; words of 32 bits, a
-   multiple of 16. Reads the weight once, in the order it lies in memory. */
-void NAME(small_product)(const uint32_t *weight, const uint32_t *x, const TYPE *bias, TYPE *out,
-                         int64_t rows, int64_t n, int64_t words, int64_t num_threads) {
-    int64_t inputs = rows > 4 ? 8 : rows > 2 ? 4 : rows, outputs = LANES / inputs;
-#pragma omp parallel for if (num_threads > 1) num_threads(num_threads)
-    for (int64_t first = 0; first < n; first += outputs) {
-        float sums[LANES];
-        switch (inputs) {
-        case 1: NAME(several_sums)(1, weight, x, rows, first, n, words, sums); break;
-        case 2: NAME(several_sums)(2, weight, x, rows, first, n, words, sums); break;
-        case 4: NAME(several_sums)(4, weight, x, rows, first, n, words, sums); break;
-        default: NAME(several_sums)(8, weight, x, rows, first, n, words, sums);
-        }
-        for (int64_t m = 0; m < rows; m++)
-            for (int64_t r = 0; r < outputs && first + r < n; r++) {
-                TYPE *target = out + m * n + first + r;
-                float value = sums[r * inputs + m];
-                if (bias) value += NAME(scalar)(bias[first + r]);
-                *target = NAME(narrow)(value);
-            }
     }
 }

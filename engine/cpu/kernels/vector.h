@@ -2,7 +2,10 @@
 
    GCC and Clang turn these into whatever the processor has (AVX-512, AVX2, NEON). Vectors wider than its
    registers go through memory (measured: 5 times slower), so LANES follows the processor. A bf16
-   value is the upper half of a float; rounding is to nearest even. */
+   value is the upper half of a float; rounding is to nearest even.
+
+   Compiled with -ffp-contract=off: what is fused is written as `fused`, so that no two copies of a
+   loop round differently. */
 #ifndef BATON_VECTOR_H
 #define BATON_VECTOR_H
 
@@ -14,12 +17,15 @@
 
 #ifdef __AVX512F__
 #define LANES 16
-#define WIDE 4 /* vectors of a row in the inner block of a product: what the registers hold */
+#define WIDE 4 /* vectors of a row in the inner block of attention's products: what the registers hold */
+#define TILE_ROWS 14 /* rows of a panel product's inner block, two vectors each */
 #else
 #define LANES 8
 #define WIDE 2
+#define TILE_ROWS 6
 #endif
 #define BYTES (4 * LANES)
+#define PANEL (2 * LANES)
 typedef float vf __attribute__((vector_size(BYTES)));
 typedef int32_t vi __attribute__((vector_size(BYTES)));
 typedef uint32_t vu __attribute__((vector_size(BYTES)));
@@ -32,6 +38,23 @@ typedef uint16_t bf16;
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vf splat(float x) { return x - (vf){0}; }
+
+INLINE vf splat_word(uint32_t word) {
+    float x;
+    memcpy(&x, &word, 4);
+    return splat(x);
+}
+
+/* c + a * b, rounded once where the processor does that, twice elsewhere; one way on one machine. */
+INLINE vf fused(vf c, vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return c + a * b;
+#endif
+}
 
 INLINE vf load_f32(const float *p) { return *(const vf_any *)p; }
 INLINE void store_f32(float *p, vf x) { *(vf_any *)p = x; }
@@ -59,6 +82,9 @@ INLINE vu widen(const bf16 *p) {
 INLINE vf load_bf16(const bf16 *p) { return (vf)(widen(p) << 16); }
 
 INLINE vh round_bf16(vf x) {
+#ifdef __AVX512BF16__
+    return (vh)_mm512_cvtneps_pbh((__m512)x);
+#else
     vu bits = (vu)x;
     vu upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 #if defined(__AVX512F__)
@@ -69,9 +95,12 @@ INLINE vh round_bf16(vf x) {
 #else
     return __builtin_convertvector(upper, vh);
 #endif
+#endif
 }
 
 INLINE void store_bf16(bf16 *p, vf x) { *(vh_any *)p = round_bf16(x); }
+
+#define UPPER_HALF ((vu)((vi){0} - 1) << 16)
 
 INLINE float sum(vf x) {
     float lanes[LANES];
@@ -97,16 +126,16 @@ INLINE float max_lane(vf x) {
 INLINE vf exponential(vf x) {
     vi tiny = x < splat(-87.0f);
     x = maximum(x, splat(-87.0f));
-    vf shifted = x * 1.44269504088896341f + 12582912.0f; /* rounds to an integer in the low bits */
+    vf shifted = fused(splat(12582912.0f), x, splat(1.44269504088896341f)); /* an integer in the low bits */
     vf whole = shifted - 12582912.0f;
-    vf r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vf r = fused(fused(x, whole, splat(-0.693359375f)), whole, splat(2.12194440e-4f));
     vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = fused(splat(1.3981999507e-3f), p, r);
+    p = fused(splat(8.3334519073e-3f), p, r);
+    p = fused(splat(4.1665795894e-2f), p, r);
+    p = fused(splat(1.6666665459e-1f), p, r);
+    p = fused(splat(5.0000001201e-1f), p, r);
+    p = fused(r, p, r * r) + 1.0f;
     vi power = ((vi)shifted - (vi)splat(12582912.0f)) << 23;
     return choose(tiny, (vf){0}, (vf)((vi)p + power));
 }

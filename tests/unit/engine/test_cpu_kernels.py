@@ -9,18 +9,27 @@ import numpy as np
 import pytest
 import torch
 
-from engine.cpu.backend import CpuBackend
+from deploy.config.topology import cache_directory
+from engine.cpu.backend import CpuBackend, PanelProduct, find_kernels
+from engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from engine.model.decoder import LayerWeights
 from engine.model.ragged_batch import RaggedBatch
 from engine.reference.backend import TorchBackend
 from protocol.model_config import ModelConfig
+from tests.unit.engine.processors import runnable_targets
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 
 
-@pytest.fixture(scope="session")
-def kernel_cache(tmp_path_factory: Any) -> Any:
-    return tmp_path_factory.mktemp("kernels")
+REPEATS = [pytest.mark.slow, pytest.mark.deep]
+OTHERS = [pytest.param(name, marks=REPEATS) for name in runnable_targets()[1:]]
+TARGETS = ["native", *OTHERS]
+
+
+def kernels_for(dtype: Any, target: Any = "native") -> Any:
+    """From the cache that is named by their content, as everything else that takes long to make."""
+    suffix = "f32" if dtype == torch.float32 else "bf16"
+    return load_kernels(cache_directory() / "kernels", suffix, target)
 
 
 def make_config(heads: Any, kv_heads: Any, head_dim: Any, window: Any = None) -> Any:
@@ -76,13 +85,11 @@ def layer_weights(config: Any, dtype: Any, *, normed: Any) -> Any:
     )
 
 
-def both(config: Any, dtype: Any, block_size: Any, num_blocks: Any, kernel_cache: Any) -> Any:
+def both(config: Any, dtype: Any, block_size: Any, num_blocks: Any, target: Any = "native") -> Any:
     shape = (num_blocks, config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
     kv = torch.randn(shape).to(dtype)
     # what was never written must never be read
-    fast = CpuBackend(config, kv.clone(), {}, kernel_cache)
-    assert fast.kernels is not None, fast.description
-    return TorchBackend(config, kv), fast
+    return TorchBackend(config, kv), CpuBackend(config, kv.clone(), kernels_for(dtype, target), {})
 
 
 def tolerance(dtype: Any) -> Any:
@@ -122,6 +129,7 @@ def attention_cases() -> list[Any]:
     ]
 
 
+@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS.keys())
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "head_dim", "block_size", "window", "dtype"), attention_cases()
@@ -134,11 +142,11 @@ def test_attention_equals_the_reference(
     head_dim: Any,
     block_size: Any,
     window: Any,
-    kernel_cache: Any,
+    target: Any,
 ) -> None:
     torch.manual_seed(0)
     config = make_config(heads, kv_heads, head_dim, window)
-    reference, fast = both(config, dtype, block_size, 200, kernel_cache)
+    reference, fast = both(config, dtype, block_size, 200, target)
     batch = make_batch(spans, block_size, 200)
     weights = layer_weights(config, dtype, normed=kv_heads == 1)
     qkv = torch.randn(batch.num_tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
@@ -148,9 +156,9 @@ def test_attention_equals_the_reference(
     torch.testing.assert_close(fast.kv, reference.kv, **tolerance(dtype))
 
 
-def test_stale_nan_beyond_a_context_does_not_spread(kernel_cache: Any) -> None:
+def test_stale_nan_beyond_a_context_does_not_spread() -> None:
     config = make_config(4, 2, 64)
-    _, fast = both(config, torch.float32, 16, 8, kernel_cache)
+    _, fast = both(config, torch.float32, 16, 8)
     fast.kv.fill_(float("nan"))
     batch = make_batch([(0, 5)], 16, 8)
     weights = layer_weights(config, torch.float32, normed=False)
@@ -160,10 +168,11 @@ def test_stale_nan_beyond_a_context_does_not_spread(kernel_cache: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("rows", [1, 7])
-def test_small_operations_equal_the_reference(dtype: Any, rows: Any, kernel_cache: Any) -> None:
+@pytest.mark.parametrize("target", TARGETS)
+def test_small_operations_equal_the_reference(dtype: Any, rows: Any, target: Any) -> None:
     torch.manual_seed(0)
     config = make_config(9, 3, 64)
-    reference, fast = both(config, dtype, 16, 4, kernel_cache)
+    reference, fast = both(config, dtype, 16, 4, target)
     batch = make_batch([(0, rows)], 16, 4)
     plain, kernels = reference.begin(batch), fast.begin(batch)
     x, delta = torch.randn(2, rows, 576).to(dtype)
@@ -172,16 +181,12 @@ def test_small_operations_equal_the_reference(dtype: Any, rows: Any, kernel_cach
         kernels.add_norm(x.clone(), delta, weight), plain.add_norm(x, delta, weight), strict=True
     ):
         torch.testing.assert_close(first, second, **tolerance(dtype))
-    gate_up = (torch.randn(rows, 256) * 30).to(dtype)
-    torch.testing.assert_close(
-        kernels.silu_mul(gate_up), plain.silu_mul(gate_up), **tolerance(dtype)
-    )
 
 
-def test_threads_do_not_change_the_result(kernel_cache: Any) -> None:
+def test_threads_do_not_change_the_result() -> None:
     torch.manual_seed(0)
     config = make_config(9, 3, 64)
-    _, fast = both(config, torch.bfloat16, 16, 64, kernel_cache)
+    _, fast = both(config, torch.bfloat16, 16, 64)
     batch = make_batch([(40, 1), (0, 200), (3, 30)], 16, 64)
     weights = layer_weights(config, torch.bfloat16, normed=False)
     qkv = torch.randn(batch.num_tokens, 15 * 64).bfloat16()
@@ -192,68 +197,120 @@ def test_threads_do_not_change_the_result(kernel_cache: Any) -> None:
     assert torch.equal(outputs[0], outputs[2])
 
 
-def test_without_a_cache_directory_the_description_says_torch() -> None:
-    config = make_config(9, 3, 64)
-    kv = torch.zeros(2, 2, 2, 3, 16, 64)
-    backend = CpuBackend(config, kv, {}, None)
+def backend_of(kernels: Any, dtype: Any = torch.float32) -> Any:
+    return CpuBackend(make_config(9, 3, 64), torch.zeros(2, 2, 2, 3, 16, 64).to(dtype), kernels, {})
+
+
+def refused(config: Any, cache: Any) -> Any:
+    found = find_kernels(config, torch.float32, cache)
+    assert isinstance(found, KernelsUnavailable)
+    backend = backend_of(found)
     assert backend.kernels is None
-    assert "torch attention" in backend.description
+    assert "not exact" in backend.description
+    assert backend.arithmetic.startswith("torch-")
+    return backend.description
+
+
+def test_without_a_cache_directory_the_description_says_so() -> None:
+    assert "no directory" in refused(make_config(9, 3, 64), None)
+
+
+def test_sizes_that_the_kernels_do_not_know_are_not_called_exact(tmp_path: Any) -> None:
+    assert "sizes" in refused(make_config(9, 3, 48), tmp_path)
 
 
 def test_without_a_compiler_the_description_says_so(monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setattr("engine.cpu.kernel_library.shutil.which", lambda name: None)
-    backend = CpuBackend(make_config(9, 3, 64), torch.zeros(2, 2, 2, 3, 16, 64), {}, tmp_path)
-    assert backend.kernels is None
-    assert "no C compiler" in backend.description
+    assert "no C compiler" in refused(make_config(9, 3, 64), tmp_path)
 
 
 def test_a_failing_compiler_is_survived(monkeypatch: Any, tmp_path: Any) -> None:
     monkeypatch.setattr("engine.cpu.kernel_library._FLAGS", ("--no-such-flag",))
-    backend = CpuBackend(make_config(9, 3, 64), torch.zeros(2, 2, 2, 3, 16, 64), {}, tmp_path)
-    assert backend.kernels is None
-    assert "did not build" in backend.description
+    assert "did not build" in refused(make_config(9, 3, 64), tmp_path)
 
 
-def test_portable_kernels_agree_too(monkeypatch: Any, tmp_path: Any) -> None:
-    monkeypatch.setattr(
-        "engine.cpu.kernel_library._FLAGS",
-        ("-O3", "-march=x86-64-v2", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC", "-w"),
-    )
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_without_kernels_products_are_still_right(dtype: Any) -> None:
     torch.manual_seed(0)
-    config = make_config(9, 3, 64)
-    for dtype in (torch.float32, torch.bfloat16):
-        reference, fast = both(config, dtype, 16, 200, tmp_path)
-        batch = make_batch(SPANS["mixed"], 16, 200)
-        weights = layer_weights(config, dtype, normed=False)
-        qkv = torch.randn(batch.num_tokens, 15 * 64).to(dtype)
-        expected = reference.begin(batch).attend(qkv, 0, weights)
-        found = fast.begin(batch).attend(qkv, 0, weights)
-        torch.testing.assert_close(found, expected, **tolerance(dtype))
+    weight, x = torch.randn(64, 96).to(dtype), torch.randn(5, 96).to(dtype)
+    multiply = backend_of(KernelsUnavailable("none"), dtype).linear("x", weight, None)
+    expected = torch.nn.functional.linear(x, weight)
+    torch.testing.assert_close(multiply(x), expected, **tolerance(dtype))
+
+
+def test_arithmetic_names_what_the_bits_depend_on() -> None:
+    names = {
+        (dtype, target): kernels_for(dtype, target).arithmetic
+        for dtype in (torch.float32, torch.bfloat16)
+        for target in ("native", "portable")
+    }
+    assert names[torch.float32, "portable"] == names[torch.bfloat16, "portable"] == "portable/1"
+    assert backend_of(kernels_for(torch.float32)).arithmetic == names[torch.float32, "native"]
+    if "avx512_bf16" in runnable_targets():
+        assert names[torch.float32, "native"] == "avx512/1"
+        assert names[torch.bfloat16, "native"] in ("avx512_bf16/1", "amx_bf16/1")
+
+
+SHAPES = [(1, 16), (15, 96), (64, 48), (100, 576), (33, 1504)]
+ROWS = (1, 2, 3, 5, 6, 7, 13, 14, 15, 16, 17, 31, 32, 33, 47, 100)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("outputs", [1, 15, 64])
-def test_small_products_equal_torch_for_any_number_of_rows(
-    dtype: Any, biased: Any, outputs: Any, kernel_cache: Any
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_product_is_right_and_a_row_of_it_alone_has_the_same_bits(
+    dtype: Any, biased: Any, outputs: Any, inputs: Any, target: Any
 ) -> None:
     torch.manual_seed(0)
-    kv = torch.zeros(2, 2, 2, 3, 16, 64, dtype=dtype)
-    backend = CpuBackend(make_config(9, 3, 64), kv, {}, kernel_cache, multiply_plain=True)
-    weight = torch.randn(outputs, 96).to(dtype)
+    backend = backend_of(kernels_for(dtype, target), dtype)
+    weight = (torch.randn(outputs, inputs) * inputs**-0.5).to(dtype)
     bias = torch.randn(outputs).to(dtype) if biased else None
     multiply = backend.linear("x", weight, bias)
-    x = torch.randn(20, 96).to(dtype)
-    expected = torch.nn.functional.linear(x, weight, bias)
-    for rows in (*range(10), 20):
-        torch.testing.assert_close(multiply(x[:rows]), expected[:rows], **tolerance(dtype))
+    assert isinstance(multiply, PanelProduct)
+    x = torch.randn(max(ROWS), inputs).to(dtype)
+    wide_bias = None if bias is None else bias.float()
+    expected = torch.nn.functional.linear(x.float(), weight.float(), wide_bias).to(dtype)
+    whole = multiply(x)
+    torch.testing.assert_close(whole, expected, **tolerance(dtype))
+    for rows in ROWS:
+        backend.num_threads = 1 + rows % 3
+        first = max(ROWS) - rows
+        assert torch.equal(multiply(x[first:]), whole[first:])
+    assert multiply(x[:0]).shape == (0, outputs)
 
 
-def test_a_row_of_a_small_product_does_not_depend_on_the_others(kernel_cache: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("inputs", [48, 192])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_gated_product_equals_the_reference_and_row_by_row_has_the_same_bits(
+    dtype: Any, biased: Any, inputs: Any, target: Any
+) -> None:
     torch.manual_seed(0)
-    kv = torch.zeros(2, 2, 2, 3, 16, 64, dtype=torch.bfloat16)
-    backend = CpuBackend(make_config(9, 3, 64), kv, {}, kernel_cache, multiply_plain=True)
-    multiply = backend.linear("x", torch.randn(100, 576).bfloat16(), None)
-    x = torch.randn(8, 576).bfloat16()
-    for rows in range(1, 9):
-        assert torch.equal(multiply(x[:rows])[0], multiply(x)[0])
+    backend = backend_of(kernels_for(dtype, target), dtype)
+    weight = torch.randn(2 * 80, inputs).to(dtype)
+    bias = torch.randn(2 * 80).to(dtype) if biased else None
+    x = torch.randn(33, inputs).to(dtype)
+    gate, up = torch.nn.functional.linear(x, weight, bias).chunk(2, dim=-1)
+    step = backend.begin(make_batch([(0, 33)], 16, 4))
+    multiply = backend.linear("layers.0.gate_up", weight, bias)
+    whole = step.silu_mul(multiply(x))
+    torch.testing.assert_close(whole, torch.nn.functional.silu(gate) * up, **tolerance(dtype))
+    for row in range(33):
+        assert torch.equal(multiply(x[row : row + 1])[0], whole[row])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_product_of_many_row_blocks_is_right(target: Any) -> None:
+    """More rows than stay in the cache while a matrix passes by."""
+    torch.manual_seed(0)
+    backend = backend_of(kernels_for(torch.float32, target))
+    weight, x = torch.randn(40, 1536) / 40, torch.randn(300, 1536)
+    found = backend.linear("x", weight, None)(x)
+    torch.testing.assert_close(found, x @ weight.T, atol=1e-4, rtol=1e-4)
+
+
+def test_kernels_of_both_types_are_one_library() -> None:
+    assert isinstance(kernels_for(torch.float32), Kernels)
+    assert kernels_for(torch.float32).layout == kernels_for(torch.bfloat16).layout

@@ -1,0 +1,96 @@
+/* Products of bf16 in AMX tiles. Owns permission, shape and use of the tile registers; knows no threads.
+
+     rows 0-15  [4] x  ->  [0] [1]        [4], [5]: 16 rows of 16 words of x
+     rows 16-31 [5] x  ->  [2] [3]        [6], [7]: 16 words of the two halves of a panel
+                           [6] [7]        [0]-[3]: sums
+
+   A row of a tile is summed in the same order however many rows the tile has. That order differs from
+   vdpbf16ps's, so a processor with tiles uses them for one row as well. */
+#if defined(__AMX_BF16__) && defined(__AVX512F__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define TILE_WORDS 16
+#define REQUEST_PERMISSION 0x1023 /* ARCH_REQ_XCOMP_PERM: the kernel keeps the registers from who did not ask */
+#define TILE_DATA 18
+
+static int tiles_permitted;
+static _Thread_local int64_t shaped_rows; /* what this thread's tiles are shaped for; 0 for nothing */
+
+static void permit_tiles(void) {
+    tiles_permitted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+/* Decided by the matrix alone: every number of rows goes the same way. */
+INLINE int uses_tiles(int64_t words) { return tiles_permitted && words % TILE_WORDS == 0; }
+
+static void shape_tiles(int64_t rows) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t width[16];
+        uint8_t rows[16];
+    } shape = {.palette = 1};
+    uint8_t upper = (uint8_t)(rows < 16 ? rows : 16), lower = (uint8_t)(rows - upper);
+    for (int i = 0; i < 8; i++) {
+        shape.width[i] = 64;
+        shape.rows[i] = 16;
+    }
+    shape.rows[0] = shape.rows[1] = shape.rows[4] = upper;
+    if (lower) shape.rows[2] = shape.rows[3] = shape.rows[5] = lower;
+    _tile_loadconfig(&shape);
+    shaped_rows = rows;
+}
+
+INLINE void release_tiles(int64_t words) {
+    if (uses_tiles(words) && shaped_rows) {
+        _tile_release();
+        shaped_rows = 0;
+    }
+}
+
+/* Few rows wait for the panel and not for the tiles, so they ask for its words early; many rows lose by it. */
+INLINE void ask_ahead(const uint32_t *column) {
+#pragma GCC unroll 32
+    for (int i = 0; i < 2 * TILE_WORDS; i++) __builtin_prefetch(column + AHEAD_WORDS + i * LANES);
+}
+
+/* sums[rows, PANEL] of at most MATRIX_ROWS rows. */
+static void matrix_tiles(int64_t rows, const uint32_t *x, const uint32_t *panel, int64_t words,
+                         float *sums) {
+    const int64_t stride = words * 4, wide = PANEL * 4;
+    if (shaped_rows != rows) shape_tiles(rows);
+    _tile_zero(0);
+    _tile_zero(1);
+    if (rows <= 16) {
+        for (int64_t k = 0; k < words; k += TILE_WORDS) {
+            const uint32_t *column = panel + k * PANEL;
+            ask_ahead(column);
+            _tile_loadd(4, x + k, stride);
+            _tile_loadd(6, column, wide);
+            _tile_loadd(7, column + LANES, wide);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+    } else {
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = 0; k < words; k += TILE_WORDS) {
+            const uint32_t *column = panel + k * PANEL;
+            _tile_loadd(4, x + k, stride);
+            _tile_loadd(6, column, wide);
+            _tile_loadd(7, column + LANES, wide);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, x + 16 * words + k, stride);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(2, sums + 16 * PANEL, wide);
+        _tile_stored(3, sums + 16 * PANEL + LANES, wide);
+    }
+    _tile_stored(0, sums, wide);
+    _tile_stored(1, sums + LANES, wide);
+}
+#else
+static void permit_tiles(void) {}
+#endif
