@@ -1,0 +1,70 @@
+"""Every kernel under the address and undefined-behaviour sanitizers, on sizes that leave remainders everywhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.unit.engine.processors import runnable_targets
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and its sanitizers"),
+]
+ROOT = Path(__file__).parents[3]
+CODE = """
+import sys
+from pathlib import Path
+import engine.cpu.kernel_library as library
+library._FLAGS = ("-O1", "-g", "-fopenmp", "-ffp-contract=off", "-fsanitize=address,undefined",
+                  "-fno-sanitize=alignment", "-fno-sanitize-recover=all", "-shared", "-fPIC", "-w")
+target, cache = sys.argv[1], Path(sys.argv[2])
+import torch
+import tests.unit.engine.test_cpu_kernels as kernels
+kernels.cache_directory = lambda: cache
+for dtype in (torch.float32, torch.bfloat16):
+    for spans in kernels.SPANS.values():
+        kernels.test_attention_equals_the_reference(dtype, spans, 7, 1, 96, 8, 20, target)
+    kernels.test_small_operations_equal_the_reference(dtype, 7, target)
+    for outputs, inputs in kernels.SHAPES:
+        kernels.test_a_product_is_right_and_a_row_of_it_alone_has_the_same_bits(
+            dtype, True, outputs, inputs, target)
+    kernels.test_a_gated_product_equals_the_reference_and_row_by_row_has_the_same_bits(
+        dtype, True, 48, target)
+print("clean")
+"""
+
+
+def sanitizer() -> str:
+    found = subprocess.run(
+        ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+    )
+    return found.stdout.strip()
+
+
+@pytest.mark.parametrize("target", runnable_targets())
+def test_kernels_are_clean(target: str, tmp_path: Path) -> None:
+    if not Path(sanitizer()).is_absolute():
+        pytest.skip("gcc came without libasan")
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LD_PRELOAD": sanitizer(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, target, str(tmp_path)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.endswith("clean\n")
+    assert list(tmp_path.rglob("decoder-*.so")), "the library was not built here"
