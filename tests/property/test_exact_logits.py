@@ -197,9 +197,10 @@ def check(case: Case, rng: random.Random) -> None:
     play(case, second, targets, rng)
 
 
+REPEATS = [pytest.mark.slow, pytest.mark.deep]
 QUICK = [("llama", "bfloat16"), ("qwen2", "float32")]
 CASES = [
-    pytest.param(model, dtype, marks=() if (model, dtype) in QUICK else pytest.mark.slow)
+    pytest.param(model, dtype, marks=() if (model, dtype) in QUICK else REPEATS)
     for model in MODELS
     for dtype in ("bfloat16", "float32")
 ]
@@ -215,6 +216,7 @@ def test_bits_do_not_depend_on_company(
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("target", [name for name in runnable_targets() if name != "native"])
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
