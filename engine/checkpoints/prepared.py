@@ -4,7 +4,7 @@
         model.json                      PreparedManifest
         weights.bin                     plain tensors in `dtype`, each at a multiple of 4096 bytes
         tokenizer.json  tokenizer_config.json  generation_config.json  chat_template.jinja
-        packed-<isa>-<torch version>.*  oneDNN's own layout, made on first use
+        panels<columns>-gated.bin       the matrices as the CPU's kernels read them, made on first use
 
 Format history: 1 first; 2 more rotary kinds, `output_bias`, warnings, ends of sequence of every source.
 """

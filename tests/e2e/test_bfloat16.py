@@ -1,70 +1,103 @@
-"""bfloat16: the pools give the colocated tokens, or part from them only at a near tie."""
+"""bfloat16, the default: the same tokens from any pools, alone or at once, warm, replayed after a kill."""
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from tests.e2e.crowd import read_tokens
 from tests.e2e.server import Server
-from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
-EPSILON = 0.25
-"""Top-2 margin, in logits, below which bfloat16 rounding may decide: two steps of a value near 16."""
-QUESTIONS = [
-    "What is the capital of France?",
-    "Name three colours.",
-    "Write one sentence about the sea.",
-    "What is two plus two?",
-    "Who wrote Hamlet?",
-    "Explain gravity to a child.",
-    "List the days of the week.",
-    "What do bees make?",
-    "Why is the sky blue?",
-    "Give me a recipe for pancakes.",
-]
+LENGTHS = [1, 15, 17, 33, 129, 300, 600]
+TOKENS = 48
+KILL_AFTER = [1, 5, 20]
+"""Answers have so many tokens when their worker dies."""
 
 
-def answer(server: Server, question: str) -> list[dict[str, Any]]:
-    """Per token: `token`, and `top_logprobs` of the best two."""
-    reply = server.chat(
-        model="smollm2-135m",
-        messages=[{"role": "user", "content": question}],
-        max_tokens=48,
-        temperature=0,
-        logprobs=True,
-        top_logprobs=2,
-    )
-    content: list[dict[str, Any]] = reply["choices"][0]["logprobs"]["content"]
-    return content
+def prompts() -> list[list[int]]:
+    """Of several lengths, and one that shares a prefix with another."""
+    rng = random.Random(8)
+    found = [[rng.randrange(17, 49000) for _ in range(length)] for length in LENGTHS]
+    return [*found, found[-1][:512] + found[2]]
 
 
-def answers(pools: str, count: int) -> list[list[dict[str, Any]]]:
-    with Server("--pd", pools, "--dtype", "bfloat16", "--kv-cache-memory", "512MiB") as server:
-        return [answer(server, question) for question in QUESTIONS[:count]]
+def serve(pools: str) -> Server:
+    arguments = ["--pd", pools, "--dtype", "bfloat16", "--kv-cache-memory", "512MiB"]
+    return Server(*arguments, "--max-num-batched-tokens", "128")
 
 
-def margin_at_first_difference(
-    ours: list[dict[str, Any]], theirs: list[dict[str, Any]]
-) -> float | None:
-    """None when the texts are equal."""
-    for one, other in zip(ours, theirs, strict=False):
-        if one["token"] != other["token"]:
-            first, second = (entry["logprob"] for entry in other["top_logprobs"])
-            return float(first - second)
-    return None if len(ours) == len(theirs) else float("inf")
+def body(prompt: list[int]) -> dict[str, Any]:
+    return {
+        "model": "smollm2-135m",
+        "prompt": prompt,
+        "max_tokens": TOKENS,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
 
 
-@pytest.mark.parametrize("count", [4, deep(10)])
-def test_pooled_equals_colocated_but_for_near_ties(count: int, record_property: Any) -> None:
-    colocated, pooled = answers("0p1d", count), answers("1p1d", count)
-    margins = [margin_at_first_difference(p, c) for p, c in zip(pooled, colocated, strict=True)]
-    differing = [margin for margin in margins if margin is not None]
-    record_property("differing", len(differing))
-    print(f"{len(differing)} of {count} answers differ, at margins {differing}")
-    assert all(margin < EPSILON for margin in differing)
-    assert len(differing) <= count // 2
+def complete(server: Server, prompt: list[int]) -> list[int]:
+    tokens: list[int] = server.complete(**body(prompt))["choices"][0]["token_ids"]
+    return tokens
+
+
+def at_once(server: Server) -> list[list[int]]:
+    with ThreadPoolExecutor(len(prompts())) as pool:
+        return list(pool.map(lambda prompt: complete(server, prompt), prompts()))
+
+
+@pytest.fixture(scope="module")
+def colocated() -> list[list[int]]:
+    """Every prompt alone on one worker that does everything."""
+    with serve("0p1d") as server:
+        alone = [complete(server, prompt) for prompt in prompts()]
+        assert at_once(server) == alone, "warm and in company"
+        return alone
+
+
+@pytest.mark.parametrize("pools", ["1p1d", "2p2d"])
+def test_pools_give_the_colocated_tokens(pools: str, colocated: list[list[int]]) -> None:
+    with serve(pools) as server:
+        assert at_once(server) == colocated, "cold and in company"
+        assert [complete(server, prompt) for prompt in prompts()] == colocated, "warm and alone"
+        assert server.audit()["balanced"]
+
+
+def streamed(server: Server, prompt: list[int], after: int, victim: int) -> list[int]:
+    """The tokens of one answer, whose worker `victim` is killed when `after` of them have come."""
+    tokens: list[int] = []
+    asked = {**body(prompt), "stream": True}
+    with server.client.stream("POST", "/v1/completions", json=asked) as reply:
+        assert reply.status_code == 200, reply.read()
+        for line in reply.iter_lines():
+            before = len(tokens)
+            tokens += read_tokens(line)
+            if before < after <= len(tokens):
+                os.kill(victim, signal.SIGKILL)
+    return tokens
+
+
+def test_a_decode_worker_killed_in_the_middle_changes_no_token(colocated: list[list[int]]) -> None:
+    pause = threading.Event()
+    with serve("1p1d") as server:
+        for prompt, expected, after in zip(prompts()[-3:], colocated[-3:], KILL_AFTER, strict=True):
+            victim = server.worker("decode")
+            assert streamed(server, prompt, after, victim["pid"]) == expected, after
+            while len(server.cluster()["workers"]) < 2 or not is_back(server, victim["pid"]):
+                pause.wait(0.1)
+
+
+def is_back(server: Server, killed_pid: int) -> bool:
+    worker = server.worker("decode")
+    return bool(worker["pid"] != killed_pid and worker["state"] == "ready")
 
 
 def test_conversation_over_several_turns_makes_sense() -> None:

@@ -14,6 +14,7 @@ from engine.cpu.backend import CpuBackend, PanelProduct, find_kernels
 from engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from engine.model.decoder import LayerWeights
 from engine.model.ragged_batch import RaggedBatch
+from engine.model.rope import rope_table
 from engine.reference.backend import TorchBackend
 from protocol.model_config import ModelConfig
 from tests.unit.engine.processors import runnable_targets
@@ -314,3 +315,11 @@ def test_a_product_of_many_row_blocks_is_right(target: Any) -> None:
 def test_kernels_of_both_types_are_one_library() -> None:
     assert isinstance(kernels_for(torch.float32), Kernels)
     assert kernels_for(torch.float32).layout == kernels_for(torch.bfloat16).layout
+
+
+def test_a_position_turns_the_same_in_a_table_of_any_length() -> None:
+    """Pools of unlike sizes make tables of unlike lengths; their KV must be the same."""
+    config = make_config(9, 3, 64)
+    longest = rope_table(config, 5000)
+    for count in (1, 2, 3, 7, 16, 33, 511, 512, 513, 2047, 4096):
+        assert torch.equal(rope_table(config, count), longest[:count])
