@@ -217,12 +217,10 @@ class Campaign:
         return self.rng.choice(sorted(self.cluster.workers))
 
     async def _kill(self) -> None:
+        """The launcher starts it again, sooner the first time than the third."""
         victim = self._victim()
-        if not self.cluster.workers[victim].alive:
-            return
-        self.cluster.kill(victim)
-        delay_s = self.rng.uniform(0.02, 1.0)
-        asyncio.get_running_loop().call_later(delay_s, self.cluster.restart, victim)
+        if self.cluster.is_alive(victim):
+            self.cluster.kill(victim)
 
     async def _pause(self) -> None:
         self.cluster.pause(self._victim(), self.rng.choice([0.2, 1.0, 5.0]))

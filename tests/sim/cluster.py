@@ -23,6 +23,7 @@ from protocol.errors import WorkerLost
 from protocol.messages.orders import Audit
 from protocol.messages.reports import AuditReply, Goodbye, WorkerMessage
 from protocol.roles import Role
+from protocol.specs import WorkerSpec
 from tests.sim.launcher import NAME, SimLauncher
 from tests.sim.network import Faults, Network
 from tests.sim.virtual_loop import VirtualClock, VirtualLoop
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 DEATH_SEEN_S = 0.018
 DRAIN_GRACE_S = 0.5
-RESTART_S = 0.5
 LAUNCHER = NAME.encode()
 
 
@@ -126,9 +126,7 @@ class Cluster:
     def start(self) -> None:
         """Start every process."""
         self.service.start()
-        for worker_id in self.launcher.slots:
-            self.restart(worker_id)
-        self.launcher.greet()
+        self.launcher.start()
 
     # ---- wiring
 
@@ -208,26 +206,32 @@ class Cluster:
         self.loop.call_later(DEATH_SEEN_S, seen)
         self.launcher.exited(worker_id)
 
-    def terminate(self, worker: SimWorker) -> None:
+    def is_alive(self, worker_id: str) -> bool:
+        """Whether a start of it runs."""
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.alive
+
+    def begin(self, spec: WorkerSpec) -> None:
+        """A new start of the worker, empty."""
+        name = spec.worker_id
+        self.workers[name] = SimWorker(self, name, spec.role, self.num_blocks, self.policy)
+
+    def terminate(self, worker_id: str) -> None:
         """SIGTERM. One that said Goodbye must have nothing left."""
-        if worker.alive and self.workers[worker.worker_id] is worker:
+        if self.is_alive(worker_id):
+            worker = self.workers[worker_id]
             if worker.loop.has_said_goodbye:
                 self.left_with += self._leaks_of(worker)
-            self.kill(worker.worker_id)
+            self.kill(worker_id)
 
     def ended(self, worker: SimWorker) -> None:
-        """The process ended by itself: refused, or nobody stopped it after its Goodbye."""
-        self.terminate(worker)
-        self.loop.call_later(RESTART_S, self.restart, worker.worker_id)
+        """The process ended by itself: refused, or nobody stopped it after its Goodbye. The launcher starts it again."""
+        if self.workers[worker.worker_id] is worker:
+            self.terminate(worker.worker_id)
 
     def restart(self, worker_id: str) -> None:
-        """A new start of the worker, empty; nothing where the launcher has no place for it."""
-        slot, before = self.launcher.slots.get(worker_id), self.workers.get(worker_id)
-        if slot is None or slot.leaving or (before is not None and before.alive):
-            return
-        self.workers[worker_id] = SimWorker(
-            self, worker_id, slot.role, self.num_blocks, self.policy
-        )
+        """At once, whatever the launcher's backoff says; nothing where it has no place for it."""
+        self.launcher.start_now(worker_id)
 
     def restart_coordinator(self) -> None:
         """SIGKILL and a new start: its streams are cut, and it knows no worker and no request."""
@@ -317,7 +321,8 @@ class Cluster:
         """Where the pools are not what is wanted, once nothing moves any more."""
         pools, registry = self.service.books.pools, self.service.books.registry
         wanted = {slot.worker_id: (slot.role, slot.leaving) for slot in pools}
-        running = {name: (slot.role, slot.leaving) for name, slot in self.launcher.slots.items()}
+        listed = self.launcher.roster.hello().workers or []
+        running = {place.worker_id: (place.role, place.leaving) for place in listed}
         ready = {r.worker_id: (r.role, not r.is_ready) for r in registry}
         told = {
             r.worker_id: (self.workers[r.worker_id].loop.role, not r.is_ready) for r in registry

@@ -1,65 +1,111 @@
-"""A simulated launcher. Owns which workers run and restart; it obeys the orders of production code."""
+"""A simulated launcher. Owns how long a start and an end take; who should run is the production roster's.
+
+Its line to the coordinator keeps the order, and may lose.
+"""
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from protocol import wire
-from protocol.messages.launcher import (
-    LauncherHello,
-    LauncherOrder,
-    LauncherWorker,
-    RetireOrder,
-    RoleOrder,
-    ScaleOrder,
-    ScaleRefused,
-    StopOrder,
-    WorkerExited,
+import msgspec
+
+from deploy.launch.roster import (
+    HELLO_EVERY_S,
+    Action,
+    End,
+    Exit,
+    Fail,
+    Place,
+    Respec,
+    Roster,
+    Say,
+    Start,
+    Tell,
 )
+from protocol import wire
+from protocol.errors import ConfigError
+from protocol.messages.launcher import LauncherOrder, ScaleOrder
+from protocol.model_config import ModelConfig
 from protocol.roles import Role
+from protocol.specs import PreparedModel, WorkerSpec
 from tests.sim.network import Faults, Network
 
 if TYPE_CHECKING:
-    import msgspec
+    from collections.abc import Iterable
 
-    from tests.sim.cluster import Cluster
+    from tests.sim.virtual_loop import VirtualLoop
 
 NAME = "launcher"
-HELLO_EVERY_S = 1.0
+KILLED = -9
+MODEL = PreparedModel(
+    name="mock",
+    served_names=("mock",),
+    directory="/nowhere",
+    config=ModelConfig(
+        family="llama",
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        max_position_embeddings=64,
+    ),
+    dtype="float32",
+    weights_hash="w",
+    tokenizer_hash="t",
+)
 
 
-@dataclass
-class SimSlot:
-    """A place for one worker."""
+class Processes(Protocol):
+    """What the launcher can do to the simulated workers."""
 
-    role: Role
-    leaving: bool = False
+    loop: VirtualLoop
+
+    def hear_launcher(self, frame: bytes) -> None:
+        """Its line to the coordinator that runs now."""
+
+    def is_alive(self, worker_id: str) -> bool:
+        """Whether a start of it runs."""
+        ...
+
+    def begin(self, spec: WorkerSpec) -> None:
+        """A new start, empty."""
+
+    def terminate(self, worker_id: str) -> None:
+        """SIGTERM."""
 
 
 class SimLauncher:
-    """As deploy.launch.local.launcher, without processes. Its line to the coordinator keeps the order, and may lose."""
+    """As deploy.launch.local.launcher, without processes."""
 
-    def __init__(self, cluster: Cluster, roles: dict[str, Role], seed: int, lose: float) -> None:
-        self.cluster = cluster
+    def __init__(
+        self, processes: Processes, roles: dict[str, Role], seed: int, lose: float
+    ) -> None:
+        self.processes = processes
         self.rng = random.Random(seed)
-        self.line = Network(cluster.loop, random.Random(seed + 1), Faults(lose=lose))
-        self.slots = {name: SimSlot(role) for name, role in roles.items()}
+        self.line = Network(processes.loop, random.Random(seed + 1), Faults(lose=lose))
+        self.roster = Roster("sim", 0, self._more)
         self.room = 12
+        self.start_s = (0.05, 0.8)
         self._decoder = wire.Decoder[LauncherOrder](LauncherOrder)
+        for name, role in roles.items():
+            self.roster.add(_spec(name, role))
 
-    def greet(self) -> None:
-        """Every second, whoever listens."""
-        workers = [
-            LauncherWorker(worker_id=name, role=slot.role, leaving=slot.leaving)
-            for name, slot in self.slots.items()
-        ]
-        self._tell(LauncherHello(launcher="sim", workers=workers))
-        self.cluster.loop.call_later(HELLO_EVERY_S, self.greet)
+    def start(self) -> None:
+        """Every worker of the plan, and the first of many hellos."""
+        for place in self.roster:
+            self.start_now(place.name)
+        self.roster.served()
+        self._greet()
 
-    def _tell(self, message: msgspec.Struct) -> None:
-        self.line.send(NAME, "coordinator", message, self.cluster.hear_launcher)
+    def _greet(self) -> None:
+        self._do([Tell(self.roster.hello())])
+        self.processes.loop.call_later(HELLO_EVERY_S, self._greet)
 
     def order(self, message: msgspec.Struct) -> None:
         """From the coordinator."""
@@ -67,39 +113,54 @@ class SimLauncher:
 
     def _obey(self, frame: bytes) -> None:
         order = self._decoder.decode(frame)
-        slot = self.slots.get(order.worker_id)
-        if isinstance(order, ScaleOrder):
-            if slot is None:
-                self._add(order)
-        elif slot is None:
-            return
-        elif isinstance(order, StopOrder):
-            self._stop(order.worker_id, slot)
-        elif isinstance(order, RetireOrder):
-            slot.leaving = True
-        elif isinstance(order, RoleOrder):
-            slot.role = order.role
+        self._do(self.roster.on_order(order, self.processes.loop.time()))
 
-    def _add(self, order: ScaleOrder) -> None:
-        if len(self.slots) >= self.room:
-            self._tell(ScaleRefused(worker_id=order.worker_id, reason="12 is enough"))
-            return
-        self.slots[order.worker_id] = SimSlot(order.role)
-        delay_s = self.rng.uniform(0.05, 0.8)
-        self.cluster.loop.call_later(delay_s, self.cluster.restart, order.worker_id)
-
-    def _stop(self, worker_id: str, slot: SimSlot) -> None:
-        slot.leaving = True
-        worker = self.cluster.workers.get(worker_id)
-        if worker is not None and worker.alive:
-            self.cluster.loop.call_later(
-                self.rng.uniform(0.001, 0.05), self.cluster.terminate, worker
-            )
-        else:
-            self.exited(worker_id)
+    def _more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
+        del now_s
+        if len(self.roster.workers) >= self.room:
+            raise ConfigError(f"{self.room} is enough")
+        return _spec(order.worker_id, order.role)
 
     def exited(self, worker_id: str) -> None:
-        """A process ended. One that is not leaving keeps its slot; tests and campaigns start it again."""
-        if worker_id in self.slots and self.slots[worker_id].leaving:
-            del self.slots[worker_id]
-            self._tell(WorkerExited(worker_id=worker_id, pid=1, status=0, restart_in_s=None))
+        """A process ended, whoever wanted that."""
+        now_s = self.processes.loop.time()
+        self._do(self.roster.exited(worker_id, Exit(KILLED), now_s))
+
+    def start_now(self, worker_id: str) -> None:
+        """Whatever the backoff says; nothing where there is no place for it, or a start of it runs."""
+        place = self.roster.get(worker_id)
+        if place is None or self.processes.is_alive(worker_id):
+            return
+        for action in self.roster.due(place):
+            assert isinstance(action, Start)
+            place.pid = self.roster.begin(place, self.processes.loop.time())
+            assert place.worker is not None
+            self.processes.begin(place.worker)
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Start(place, after_s):
+                    delay_s = after_s + self.rng.uniform(*self.start_s)
+                    self.processes.loop.call_later(delay_s, self.start_now, place.name)
+                case End(place):
+                    self._end(place)
+                case Tell(message):
+                    self.line.send(NAME, "coordinator", message, self.processes.hear_launcher)
+                case Fail(error):
+                    raise error
+                case Respec() | Say():
+                    pass  # the next start is made from the place's spec; nobody reads along
+
+    def _end(self, place: Place) -> None:
+        if self.processes.is_alive(place.name):
+            delay_s = self.rng.uniform(0.001, 0.05)
+            self.processes.loop.call_later(delay_s, self.processes.terminate, place.name)
+        else:
+            self._do(self.roster.gone(place.name, 0))
+
+
+def _spec(worker_id: str, role: Role) -> WorkerSpec:
+    return WorkerSpec(
+        worker_id=worker_id, role=role, model=MODEL, control="sim", run_directory="/nowhere"
+    )

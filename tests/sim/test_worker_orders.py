@@ -78,7 +78,7 @@ def test_drained_worker_that_nobody_stops_leaves_by_itself() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
         worker = cluster.workers["decode-1"]
-        cluster.launcher.slots.pop("decode-1")  # and with it, who would stop it
+        cluster.launcher.roster.gone("decode-1", 0)  # and with it, who would stop it
         cluster.scaler.drain("decode-1")
         await cluster.sleep(ALONE_S / 2)
         assert (worker.alive, worker.loop.has_said_goodbye) == (True, True)

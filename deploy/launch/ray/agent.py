@@ -20,7 +20,6 @@ import ray
 from deploy.launch.ray.cluster_watch import ClusterWatch, look
 from deploy.launch.ray.lines import Lines
 from deploy.launch.ray.records import (
-    COORDINATOR,
     Attached,
     Finish,
     Leave,
@@ -29,6 +28,7 @@ from deploy.launch.ray.records import (
     Sit,
 )
 from deploy.launch.ray.seat_holder import SeatHolder
+from deploy.launch.roster import COORDINATOR
 from deploy.processes.child import follow_parent, harden, log_to_stderr
 from protocol.clock import SystemClock
 

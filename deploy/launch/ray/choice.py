@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.config.topology import has_ray_token, ray_address_file, ray_address_variable
 from deploy.launch.ray.own_ray import MISSING, plan_own_ray
-from deploy.launch.ray.posts import RayChoice
 from deploy.launch.ray.ray_address import LOCAL, find_ray
 from protocol.errors import ConfigError
 from protocol.randomness import random_hex
 
 if TYPE_CHECKING:
     from deploy.config.serve_config import ServeConfig
+    from deploy.launch.ray.own_ray import OwnRay
+
+
+@dataclass(frozen=True)
+class RayChoice:
+    """What flags and environment say about Ray; `own` is set when we start it."""
+
+    address: str
+    own: OwnRay | None
+    environment: dict[str, str]
+    launch: str
+    placement: str
+    worker_cpus: float | None
+    model_source: str
+    chat_template: str | None
+    pin: bool
+    shutdown_timeout_s: float
 
 
 def choose_ray(config: ServeConfig, directory: Path, num_cores: int) -> RayChoice:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from deploy.config.topology import child_environment
 from deploy.launch.backoff import Backoff
-from deploy.launch.local.child_process import ChildProcess
+from deploy.launch.child_process import ChildProcess
 from deploy.launch.ray.lines import Lines
 from deploy.launch.ray.patience import happens_within
 from deploy.launch.ray.records import AgentReport, Attached, Finish
@@ -22,7 +22,7 @@ from deploy.launch.ray.records import AgentReport, Attached, Finish
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from deploy.launch.ray.posts import RayChoice
+    from deploy.launch.ray.choice import RayChoice
     from deploy.launch.ray.records import OwnerOrder
     from protocol.clock import Clock
 

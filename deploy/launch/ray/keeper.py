@@ -25,7 +25,7 @@ import msgspec
 
 from deploy.config.topology import child_environment
 from deploy.launch.backoff import Backoff
-from deploy.launch.local.child_process import ChildProcess
+from deploy.launch.child_process import ChildProcess
 from deploy.launch.ray.lines import Lines
 from deploy.launch.ray.node_directory import remove_keeper
 from deploy.launch.ray.records import (

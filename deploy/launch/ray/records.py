@@ -15,8 +15,6 @@ import msgspec
 
 from protocol.specs import CoordinatorSpec, WorkerSpec
 
-COORDINATOR = "coordinator"
-
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """Root: tagged with its class name."""

@@ -28,7 +28,6 @@ from deploy.launch.ray.node_directory import (
 )
 from deploy.launch.ray.node_model import model_here
 from deploy.launch.ray.records import (
-    COORDINATOR,
     Adopt,
     End,
     Ended,
@@ -39,6 +38,7 @@ from deploy.launch.ray.records import (
     Run,
     Started,
 )
+from deploy.launch.roster import COORDINATOR
 from protocol.errors import BatonError, InternalError
 from protocol.specs import CoordinatorSpec, WorkerSpec
 

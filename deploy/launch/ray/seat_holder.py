@@ -13,7 +13,6 @@ from ray.exceptions import ActorDiedError, RayError
 from deploy.launch.backoff import Backoff
 from deploy.launch.ray.patience import happens_within
 from deploy.launch.ray.records import (
-    COORDINATOR,
     Ended,
     Failed,
     Gone,
@@ -25,6 +24,7 @@ from deploy.launch.ray.records import (
     Waiting,
 )
 from deploy.launch.ray.seat import Seat
+from deploy.launch.roster import COORDINATOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,7 @@ import pytest
 from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.service_api import Generation
 from protocol.errors import InvalidRequest, NoLauncher, PoolConflict, WorkerNotFound
+from protocol.messages.launcher import RoleOrder
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
@@ -101,6 +102,7 @@ def test_nothing_is_scaled_before_the_launcher_has_spoken() -> None:
 def test_drain_waits_until_somebody_else_can_decode() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
+        cluster.launcher.start_s = (2.0, 2.0)
         cluster.kill("decode-1")
         await cluster.sleep(0.1)
         cluster.scaler.drain("decode-0")
@@ -212,7 +214,8 @@ def test_flipped_worker_keeps_its_role_when_killed() -> None:
         cluster.scaler.set_role("prefill-0", Role.DECODE)
         cluster.kill("prefill-0")
         await cluster.sleep(0.1)
-        cluster.launcher.slots["prefill-0"].role = Role.PREFILL
+        order = RoleOrder(worker_id="prefill-0", role=Role.PREFILL)
+        cluster.launcher.roster.on_order(order, cluster.clock.now_s())
         cluster.restart("prefill-0")
         await settle(cluster)
         assert cluster.service.books.pools.target == {"prefill": 1, "decode": 2}

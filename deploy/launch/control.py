@@ -1,4 +1,4 @@
-"""The launcher's line to the coordinator. Owns the socket; what an order means is decided in `deploy.launch.local.launcher`.
+"""The launcher's line to the coordinator. Owns the socket; what an order means is decided in `deploy.launch.roster`.
 
 ZeroMQ's descriptor is edge-triggered: after it fires, and after every send, the socket is drained.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import zmq
 
 from protocol.channels import Channels
 from protocol.errors import ProtocolError
-from protocol.messages.launcher import LauncherHello, LauncherOrder, LauncherWorker
+from protocol.messages.launcher import LauncherOrder
 from protocol.wire import Decoder, encode
 
 if TYPE_CHECKING:
@@ -35,9 +34,7 @@ class ControlLink:
         endpoint: str,
         on_order: Callable[[LauncherOrder], None],
         keys: ChannelKeys | None = None,
-        kind: str = "local",
     ) -> None:
-        self._kind = kind
         self._loop = asyncio.get_running_loop()
         self._channels = Channels(keys)
         self._socket = self._channels.socket(zmq.DEALER)
@@ -47,12 +44,6 @@ class ControlLink:
         self._on_order = on_order
         self._fd = int(self._socket.FD)
         self._loop.add_reader(self._fd, self._drain)
-
-    def hello(self, workers: list[LauncherWorker] | None = None, away: str = "") -> None:
-        """Offer to start and stop workers, and tell which there are, or why it cannot be done now; said again
-        and again."""
-        name = f"{self._kind}-{os.getpid()}"
-        self.send(LauncherHello(launcher=name, workers=workers, away=away))
 
     def send(self, message: msgspec.Struct) -> None:
         """Queue a message; ZeroMQ keeps it while the coordinator is away, and drops it when that lasts."""

@@ -1,0 +1,146 @@
+"""Where the processes of the roster sit, and what each is told for the node that it got. Owns nodes, demands and keys;
+who should run is `deploy.launch.roster`'s, and nothing is started here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from deploy.host.gpu_plan import gpu_part, least_used
+from deploy.launch.plan import next_share
+from deploy.launch.ray.node_directory import CONTROL_NAME, node_directory
+from deploy.launch.ray.own_ray import LOOPBACK
+from deploy.launch.ray.placement import demand_of, share_of
+from deploy.launch.ray.records import Demand, NodeFacts, Run
+from protocol.addresses import tcp_endpoint
+from protocol.channel_keys import ClusterKeys
+from protocol.specs import WorkerSpec
+
+if TYPE_CHECKING:
+    from deploy.launch.plan import Plan
+    from deploy.launch.ray.choice import RayChoice
+    from deploy.launch.roster import Place, Roster
+    from protocol.channel_keys import ChannelKeys
+    from protocol.messages.launcher import ScaleOrder
+
+ALONE_S = 30.0
+"""How long processes go on whose owner, or coordinator, says nothing: no parent holds them."""
+
+
+class Seating:
+    """What a place asks of a node is asked once, when it is made: a change of role leaves it where it is."""
+
+    def __init__(self, plan: Plan, choice: RayChoice) -> None:
+        self.choice = choice
+        self.placement = ""
+        self.control: str | None = None
+        self._plan = plan
+        self._keys: ClusterKeys | None = None
+        self._nodes: dict[str, NodeFacts] = {}
+        self._demands: dict[str, Demand] = {}
+
+    def node_of(self, place: Place) -> NodeFacts | None:
+        """Where it is, or was last."""
+        return self._nodes.get(place.name)
+
+    def demand_of(self, place: Place) -> Demand:
+        """What Ray must find for it."""
+        return self._demands.get(place.name, Demand())
+
+    def forget(self, name: str) -> None:
+        """It has no place any more."""
+        self._nodes.pop(name, None)
+        self._demands.pop(name, None)
+
+    def where(self, roster: Roster) -> str:
+        """Nodes and what runs there, for people."""
+        nodes: dict[str, list[str]] = {}
+        for place in roster:
+            if (node := self.node_of(place)) is not None:
+                nodes.setdefault(f"{node.hostname} {node.ip}", []).append(place.name)
+        return "; ".join(f"{node}: {', '.join(names)}" for node, names in nodes.items())
+
+    @property
+    def launcher_keys(self) -> ChannelKeys | None:
+        """For the owner's own line to the coordinator."""
+        return self._keys.for_launcher() if self._keys else None
+
+    def open_control(self, coordinator: Place, node: NodeFacts) -> str:
+        """The coordinator has its node for the first time: its address, which is returned, is fixed from now on, and
+        workers may be told it. On loopback it is a unix socket, else encrypted."""
+        if node.ip == LOOPBACK:
+            self.control = f"ipc://{node_directory(self.choice.launch) / CONTROL_NAME}"
+        else:
+            self.control = tcp_endpoint(node.ip, node.free_port)
+            self._keys = ClusterKeys.generate()
+        own = self._keys.for_coordinator() if self._keys else None
+        coordinator.spec = msgspec.structs.replace(coordinator.spec, control=self.control, keys=own)
+        return self.control
+
+    def more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
+        """A worker more, like the others; its cores and its address are those of the node that it gets."""
+        del now_s
+        spec = self._plan.workers[0]
+        return self.admit(msgspec.structs.replace(spec, worker_id=order.worker_id, role=order.role))
+
+    def admit(self, spec: WorkerSpec) -> WorkerSpec:
+        """The spec with what it needs to reach the coordinator; what it asks of a node is known from now on."""
+        assert self.control is not None
+        keys = self._keys.for_worker() if self._keys else None
+        gpus = gpu_part(self._plan.workers) if spec.device == "cuda" else 0.0
+        self._demands[spec.worker_id] = demand_of(
+            spec.role, self.placement, self.choice.worker_cpus, gpus
+        )
+        return msgspec.structs.replace(spec, control=self.control, keys=keys)
+
+    def fit(self, place: Place, node: NodeFacts, roster: Roster) -> None:
+        """A worker's spec for the node that it got: its address, and the cores that others there use least."""
+        self._nodes[place.name] = node
+        spec = place.worker
+        if spec is None:
+            return
+        others = [
+            other.worker
+            for other in roster
+            if other.worker is not None and other is not place and self._is_on(other, node)
+        ]
+        replace = msgspec.structs.replace
+        if self.choice.own is None:
+            used = [other.cores for other in others]
+            demand = self.demand_of(place)
+            cores, num_threads = share_of(node, demand, used, pin=self.choice.pin)
+            place.spec = replace(
+                spec,
+                peer_host=node.ip,
+                cores=cores,
+                num_threads=num_threads,
+                visible_devices=None,  # the seat sees the GPU that Ray gave it
+            )
+        elif place.is_new:
+            mine = tuple({core for planned in self._plan.workers for core in planned.cores})
+            cores = next_share(others, mine)
+            num_threads = len(cores) or spec.num_threads
+            gpu = least_used(others, spec)
+            place.spec = replace(spec, cores=cores, num_threads=num_threads, visible_devices=gpu)
+
+    def _is_on(self, place: Place, node: NodeFacts) -> bool:
+        here = self.node_of(place)
+        return here is not None and here.node_id == node.node_id
+
+    def run(self, place: Place) -> Run:
+        """What the process is told, as its newest start."""
+        order = Run(
+            name=place.name,
+            generation=place.generation,
+            model_source=self.choice.model_source,
+            shutdown_timeout_s=self.choice.shutdown_timeout_s,
+            only_keep=place.leaving,
+        )
+        replace = msgspec.structs.replace
+        if isinstance(place.spec, WorkerSpec):
+            spec = replace(place.spec, generation=place.generation, silence_limit_s=ALONE_S)
+            return replace(order, worker=spec, num_threads=spec.num_threads)
+        own = replace(place.spec, owner_silence_s=ALONE_S)
+        return replace(order, coordinator=own, chat_template=self.choice.chat_template)
