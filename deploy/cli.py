@@ -309,7 +309,7 @@ def _pool_client(namespace: argparse.Namespace) -> httpx.Client:
 
 def _patience_s(namespace: argparse.Namespace) -> float | None:
     """How long to wait for the pools; None when not at all."""
-    from deploy.config.options import seconds
+    from deploy.config.values import seconds
 
     try:
         patience_s = seconds(namespace.timeout)
@@ -330,8 +330,8 @@ def run_pull(namespace: argparse.Namespace) -> int:
     from rich.console import Console
 
     from deploy.commands.banner import PrepareProgress, show_warnings
-    from deploy.config.options import dtype
     from deploy.config.topology import cache_directory
+    from deploy.config.values import dtype
     from deploy.host.model_source import prepare, resolve_dtype
 
     try:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 from rich.text import Text
 
-from deploy.host.memory import format_bytes
+from deploy.config.values import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

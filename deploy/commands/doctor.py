@@ -17,8 +17,9 @@ from rich.table import Table
 
 from deploy.commands.serve import claim_port
 from deploy.config.topology import cache_directory
+from deploy.config.values import GIB, format_bytes
 from deploy.host.affinity import allowed_cores, quota_cores
-from deploy.host.memory import GIB, available_bytes, format_bytes
+from deploy.host.memory import available_bytes
 from deploy.host.model_source import resolve_dtype
 from kvtransfer.transports.select import ROADS_OF, chosen_names, usable
 from kvtransfer.transports.trial import round_trip_s

@@ -6,17 +6,28 @@ which of them wins is decided in `deploy.config.serve_config`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
 from deploy.config.topology import Pools, parse_pd
-from deploy.host.affinity import parse_affinity
-from deploy.host.gpu_plan import DEFAULT_UTILIZATION, utilization_text
-from deploy.host.memory import parse_bytes
-from deploy.launch.ray.ray_address import parse_ray_address
+from deploy.config.values import (
+    DEFAULT_UTILIZATION,
+    block_size,
+    choice,
+    cpus,
+    dtype,
+    load_format,
+    parse_affinity,
+    parse_bytes,
+    parse_ray_address,
+    seconds,
+    switch,
+    text,
+    traces_endpoint,
+    utilization_text,
+    whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,103 +61,6 @@ class Option:
     def variable(self) -> str:
         """Its environment variable."""
         return "BATON_" + self.field.upper()
-
-
-def text(value: str) -> str:
-    """Any text that says something."""
-    if not value.strip():
-        raise ValueError("is empty")
-    return value
-
-
-def whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
-    """A parser of whole numbers within bounds; `8k` is 8000 and `8K` is 8192, as in vLLM."""
-    units = {"k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}
-
-    def parse(value: str) -> int:
-        digits, unit = (value[:-1], units[value[-1]]) if value[-1:] in units else (value, 1)
-        if not digits.removeprefix("-").isdigit():
-            raise ValueError(f"{value!r} is not a whole number")
-        number = int(digits) * unit
-        if not minimum <= number <= maximum:
-            raise ValueError(f"{number} is outside {minimum}…{maximum}")
-        return number
-
-    return parse
-
-
-def seconds(value: str) -> float:
-    """A duration: `30`, `30s`, `1.5`."""
-    try:
-        number = float(value.removesuffix("s"))
-    except ValueError:
-        raise ValueError(f"{value!r} is not a number of seconds") from None
-    if not math.isfinite(number) or not 0 < number <= 86400:
-        raise ValueError(f"{value} is outside 0…86400 seconds")
-    return number
-
-
-def cpus(value: str) -> float:
-    """A number of CPUs, as Ray counts them: `4`, `0.5`."""
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError(f"{value!r} is not a number of CPUs") from None
-    if not math.isfinite(number) or not 0 <= number <= 4096:
-        raise ValueError(f"{value} is outside 0…4096 CPUs")
-    return number
-
-
-def choice(*names: str) -> Callable[[str], str]:
-    """A parser of one of `names`."""
-
-    def parse(value: str) -> str:
-        if value.lower() not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
-        return value.lower()
-
-    return parse
-
-
-def dtype(value: str) -> str:
-    """auto, float32 or bfloat16."""
-    if value in ("half", "float16", "fp16"):
-        raise ValueError(f"{value!r} is not supported on CPUs: use bfloat16 or float32 (or auto)")
-    return choice("auto", "float32", "bfloat16")({"float": "float32"}.get(value, value))
-
-
-def load_format(value: str) -> str:
-    """What vLLM calls safetensors and gguf is found from the files."""
-    return choice("auto", "dummy")({"safetensors": "auto", "gguf": "auto"}.get(value, value))
-
-
-def block_size(value: str) -> int:
-    """A power of two: kernels and block keys rely on it."""
-    number = whole(1, 256)(value)
-    if number & (number - 1):
-        raise ValueError(f"{number} is not a power of two: use 16 or 32")
-    return number
-
-
-def traces_endpoint(value: str) -> str:
-    """A URL of an OTLP/HTTP collector; without a path it gets the one that collectors listen on."""
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(
-            f"{value!r} is not an OTLP/HTTP address: write http://127.0.0.1:4318/v1/traces "
-            "(gRPC is not spoken)"
-        )
-    return value if parts.path.strip("/") else f"{value.rstrip('/')}/v1/traces"
-
-
-def switch(value: str) -> bool:
-    """What a variable or file may say for yes and no."""
-    word = value.strip().lower()
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("0", "false", "no", "off"):
-        return False
-    raise ValueError(f"{value!r} is neither true nor false")
 
 
 OPTIONS = (

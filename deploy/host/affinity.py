@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from deploy.config.values import parse_cores
 from protocol.errors import ConfigError
 
 CPU_DIRECTORY = Path("/sys/devices/system/cpu")
@@ -19,27 +20,6 @@ class Share:
 
     cores: tuple[int, ...]
     num_threads: int
-
-
-def parse_cores(text: str) -> tuple[int, ...]:
-    """`0-3,8` → (0, 1, 2, 3, 8); ValueError on anything else."""
-    cores: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
-            raise ValueError(f"{text!r} is not a list of cores: write 0-3,8")
-        cores.extend(range(int(first), int(last if dash else first) + 1))
-    if not cores or len(set(cores)) != len(cores):
-        raise ValueError(f"{text!r} names no core, or one twice")
-    return tuple(cores)
-
-
-def parse_affinity(text: str) -> str:
-    """`auto`, `none`, one list for all, or a list for each worker separated by `;`: checked, kept as text."""
-    if text not in ("auto", "none"):
-        for group in text.split(";"):
-            parse_cores(group)
-    return text
 
 
 def allowed_cores(directory: Path = CPU_DIRECTORY) -> tuple[int, ...]:

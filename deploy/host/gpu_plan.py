@@ -6,65 +6,20 @@ a GPU   [ prefill-0: weights | activations | KV pool ][ decode-0: weights | acti
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deploy.host.memory import format_bytes
+from deploy.config.values import format_bytes
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from engine.cuda.sizing import reserve_bytes, weight_bytes
 from protocol.errors import ConfigError
-from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from deploy.config.values import Utilization
     from deploy.host.gpus import Gpu
+    from protocol.roles import Role
     from protocol.specs import PreparedModel, WorkerSpec
-
-DEFAULT_UTILIZATION = "0.9"
-
-
-@dataclass(frozen=True)
-class Utilization:
-    """`whole` of a GPU is for all its workers together, or each worker takes its role's part."""
-
-    whole: float | None
-    parts: dict[Role, float]
-
-    def part(self, role: Role, num_sharing: int) -> float:
-        """Of the GPU, for one worker of that role beside `num_sharing - 1` others."""
-        return self.parts[role] if self.whole is None else self.whole / num_sharing
-
-
-def parse_utilization(text: str) -> Utilization:
-    """`0.9`, or `prefill=0.3,decode=0.6`; ValueError says what to write."""
-    if "=" not in text:
-        return Utilization(_fraction(text), {})
-    parts: dict[Role, float] = {}
-    for word in text.split(","):
-        name, _, value = word.strip().partition("=")
-        if name not in [*Role]:
-            raise ValueError(f"{name!r} is no role: write prefill=0.3,decode=0.6")
-        parts[Role(name)] = _fraction(value)
-    if len(parts) != len(Role):
-        raise ValueError("names one role only: write prefill=0.3,decode=0.6, or one number")
-    return Utilization(None, parts)
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number between 0 and 1") from None
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"{text} is not between 0 and 1")
-    return value
-
-
-def utilization_text(text: str) -> str:
-    """Checked, kept as text."""
-    parse_utilization(text)
-    return text
 
 
 def assign(num_workers: int, gpus: Sequence[Gpu]) -> list[Gpu]:

@@ -1,4 +1,4 @@
-"""Sizes of memory: reading and writing them, and how much of it a worker's KV pool may take.
+"""How much of a host's memory a worker's KV pool may take.
 
 Must not know what the bytes are for; `deploy.launch.plan` turns them into blocks.
 """
@@ -8,26 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from deploy.config.values import GIB, KIB, MIB, format_bytes
 from protocol.errors import ConfigError
-
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-_UNITS = {
-    "": 1,
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "k": KIB,
-    "m": MIB,
-    "g": GIB,
-    "t": GIB * KIB,
-    "kib": KIB,
-    "mib": MIB,
-    "gib": GIB,
-    "tib": GIB * KIB,
-}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
 KV_SHARE = 0.10
 """Default share of available memory that all KV pools of a host take together."""
@@ -35,22 +17,6 @@ KV_MIN_BYTES, KV_MAX_BYTES = 256 * MIB, 4 * GIB
 """Bounds of one worker's default pool."""
 KV_LIMIT = 0.80
 """No flag may claim more than this share of what is available at start."""
-
-
-def parse_bytes(text: str) -> int:
-    """`2GiB`, `512M` (binary), `1.5GB` (decimal) or plain bytes; ValueError otherwise."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(f"{text!r} is not a size: write 2GiB, 512MiB, 1.5GB or a count of bytes")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
-
-
-def format_bytes(size: int) -> str:
-    """The size in the largest binary unit that keeps it above one."""
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        if size >= unit:
-            return f"{size / unit:.1f} {name}"
-    return f"{size} B"
 
 
 def available_bytes(

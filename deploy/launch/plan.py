@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deploy.config.values import format_bytes, parse_utilization
 from deploy.host.affinity import allowed_cores, quota_cores, share_cores
-from deploy.host.gpu_plan import assign, check_free, parse_utilization, pool_bytes_on
+from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
 from deploy.host.gpus import find_gpus, obstacle
-from deploy.host.memory import available_bytes, check_fits, default_kv_bytes, format_bytes
+from deploy.host.memory import available_bytes, check_fits, default_kv_bytes
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.errors import ConfigError
 from protocol.randomness import random_seed

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.config.topology import has_ray_token, ray_address_file, ray_address_variable
+from deploy.config.values import LOCAL
 from deploy.launch.ray.own_ray import MISSING, plan_own_ray
-from deploy.launch.ray.ray_address import LOCAL, find_ray
+from deploy.launch.ray.ray_address import find_ray
 from protocol.errors import ConfigError
 from protocol.randomness import random_hex
 

@@ -10,25 +10,13 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from deploy.config.values import LOCAL, parse_ray_address
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-LOCAL = "local"
 CONNECT_S = 2.0
-
-
-def parse_ray_address(value: str) -> str:
-    """`auto`, `local` or HOST:PORT; ValueError says what to write."""
-    if value in ("auto", LOCAL):
-        return value
-    host, _, port = value.rpartition(":")
-    if "://" in value or not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(
-            f"{value!r} is no address of a Ray head: write auto, local, or HOST:PORT as in 10.0.0.1:6379"
-        )
-    return value
 
 
 def find_ray(asked: str, variable: str | None, left: Path) -> str:

@@ -10,12 +10,12 @@ import pytest
 import deploy.launch.plan
 from benchmarks.gpu_bench.shapes import SHAPES
 from deploy.config.serve_config import resolve
+from deploy.config.values import parse_utilization
 from deploy.host.gpu_plan import (
     assign,
     check_free,
     gpu_part,
     least_used,
-    parse_utilization,
     pool_bytes_on,
 )
 from deploy.host.gpus import Gpu, choose

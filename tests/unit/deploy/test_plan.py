@@ -8,15 +8,12 @@ import pytest
 
 from deploy.commands.serve import claim_port, read_news
 from deploy.config.serve_config import resolve
-from deploy.host.affinity import parse_affinity, parse_cores, quota_cores, share_cores
+from deploy.config.values import GIB, MIB, format_bytes, parse_affinity, parse_bytes, parse_cores
+from deploy.host.affinity import quota_cores, share_cores
 from deploy.host.memory import (
-    GIB,
-    MIB,
     available_bytes,
     check_fits,
     default_kv_bytes,
-    format_bytes,
-    parse_bytes,
 )
 from deploy.host.model_source import find_source, resolve_dtype
 from deploy.host.run_directory import LOCK_NAME, PREFIX, reap, run_directory

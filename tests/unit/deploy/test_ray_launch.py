@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from deploy.config.values import parse_ray_address
 from deploy.launch.ray.node_directory import keepers, may_keep, write_private
 from deploy.launch.ray.placement import choose_placement, demand_of, share_of, spell
-from deploy.launch.ray.ray_address import find_ray, parse_ray_address
+from deploy.launch.ray.ray_address import find_ray
 from deploy.launch.ray.records import Demand, NodeFacts
 from protocol.errors import ConfigError
 from protocol.roles import Role

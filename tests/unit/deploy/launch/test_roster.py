@@ -14,6 +14,7 @@ from deploy.launch.roster import (
     Respec,
     Roster,
     Say,
+    Spec,
     Start,
     Tell,
     ending,
@@ -57,7 +58,8 @@ def more(order: ScaleOrder, now_s: float) -> WorkerSpec:
 def roster(*, ready: bool = True) -> Roster:
     """A coordinator and decode-0, begun at 0 s, pid 7."""
     made = Roster("local", 1, more)
-    for number, spec in enumerate((MAIN, WORKER)):
+    specs: list[Spec] = [MAIN, WORKER]
+    for number, spec in enumerate(specs):
         place = made.add(spec)
         made.begin(place, 0.0)
         place.pid = 6 + number

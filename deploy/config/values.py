@@ -1,0 +1,239 @@
+"""What the text of an option may say. Owns every grammar: a parser turns text into a value, or raises ValueError with a sentence.
+
+Pure: what a value means on this machine is told in `deploy.host` and `deploy.launch`, which are above.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from protocol.roles import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_UTILIZATION = "0.9"
+LOCAL = "local"
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "k": KIB,
+    "m": MIB,
+    "g": GIB,
+    "t": GIB * KIB,
+    "kib": KIB,
+    "mib": MIB,
+    "gib": GIB,
+    "tib": GIB * KIB,
+}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
+
+
+def text(value: str) -> str:
+    """Any text that says something."""
+    if not value.strip():
+        raise ValueError("is empty")
+    return value
+
+
+def whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
+    """A parser of whole numbers within bounds; `8k` is 8000 and `8K` is 8192, as in vLLM."""
+    units = {"k": 1000, "K": 1024, "m": 10**6, "M": 1 << 20}
+
+    def parse(value: str) -> int:
+        digits, unit = (value[:-1], units[value[-1]]) if value[-1:] in units else (value, 1)
+        if not digits.removeprefix("-").isdigit():
+            raise ValueError(f"{value!r} is not a whole number")
+        number = int(digits) * unit
+        if not minimum <= number <= maximum:
+            raise ValueError(f"{number} is outside {minimum}…{maximum}")
+        return number
+
+    return parse
+
+
+def seconds(value: str) -> float:
+    """A duration: `30`, `30s`, `1.5`."""
+    try:
+        number = float(value.removesuffix("s"))
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of seconds") from None
+    if not math.isfinite(number) or not 0 < number <= 86400:
+        raise ValueError(f"{value} is outside 0…86400 seconds")
+    return number
+
+
+def cpus(value: str) -> float:
+    """A number of CPUs, as Ray counts them: `4`, `0.5`."""
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"{value!r} is not a number of CPUs") from None
+    if not math.isfinite(number) or not 0 <= number <= 4096:
+        raise ValueError(f"{value} is outside 0…4096 CPUs")
+    return number
+
+
+def choice(*names: str) -> Callable[[str], str]:
+    """A parser of one of `names`."""
+
+    def parse(value: str) -> str:
+        if value.lower() not in names:
+            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
+        return value.lower()
+
+    return parse
+
+
+def dtype(value: str) -> str:
+    """auto, float32 or bfloat16."""
+    if value in ("half", "float16", "fp16"):
+        raise ValueError(f"{value!r} is not supported on CPUs: use bfloat16 or float32 (or auto)")
+    return choice("auto", "float32", "bfloat16")({"float": "float32"}.get(value, value))
+
+
+def load_format(value: str) -> str:
+    """What vLLM calls safetensors and gguf is found from the files."""
+    return choice("auto", "dummy")({"safetensors": "auto", "gguf": "auto"}.get(value, value))
+
+
+def block_size(value: str) -> int:
+    """A power of two: kernels and block keys rely on it."""
+    number = whole(1, 256)(value)
+    if number & (number - 1):
+        raise ValueError(f"{number} is not a power of two: use 16 or 32")
+    return number
+
+
+def traces_endpoint(value: str) -> str:
+    """A URL of an OTLP/HTTP collector; without a path it gets the one that collectors listen on."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(
+            f"{value!r} is not an OTLP/HTTP address: write http://127.0.0.1:4318/v1/traces "
+            "(gRPC is not spoken)"
+        )
+    return value if parts.path.strip("/") else f"{value.rstrip('/')}/v1/traces"
+
+
+def switch(value: str) -> bool:
+    """What a variable or file may say for yes and no."""
+    word = value.strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+# ---- sizes of memory
+
+
+def parse_bytes(text: str) -> int:
+    """`2GiB`, `512M` (binary), `1.5GB` (decimal) or plain bytes; ValueError otherwise."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"{text!r} is not a size: write 2GiB, 512MiB, 1.5GB or a count of bytes")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def format_bytes(size: int) -> str:
+    """The size in the largest binary unit that keeps it above one."""
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}"
+    return f"{size} B"
+
+
+# ---- cores
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """`0-3,8` → (0, 1, 2, 3, 8); ValueError on anything else."""
+    cores: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise ValueError(f"{text!r} is not a list of cores: write 0-3,8")
+        cores.extend(range(int(first), int(last if dash else first) + 1))
+    if not cores or len(set(cores)) != len(cores):
+        raise ValueError(f"{text!r} names no core, or one twice")
+    return tuple(cores)
+
+
+def parse_affinity(text: str) -> str:
+    """`auto`, `none`, one list for all, or a list for each worker separated by `;`: checked, kept as text."""
+    if text not in ("auto", "none"):
+        for group in text.split(";"):
+            parse_cores(group)
+    return text
+
+
+# ---- parts of a GPU
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """`whole` of a GPU is for all its workers together, or each worker takes its role's part."""
+
+    whole: float | None
+    parts: dict[Role, float]
+
+    def part(self, role: Role, num_sharing: int) -> float:
+        """Of the GPU, for one worker of that role beside `num_sharing - 1` others."""
+        return self.parts[role] if self.whole is None else self.whole / num_sharing
+
+
+def parse_utilization(text: str) -> Utilization:
+    """`0.9`, or `prefill=0.3,decode=0.6`; ValueError says what to write."""
+    if "=" not in text:
+        return Utilization(_fraction(text), {})
+    parts: dict[Role, float] = {}
+    for word in text.split(","):
+        name, _, value = word.strip().partition("=")
+        if name not in [*Role]:
+            raise ValueError(f"{name!r} is no role: write prefill=0.3,decode=0.6")
+        parts[Role(name)] = _fraction(value)
+    if len(parts) != len(Role):
+        raise ValueError("names one role only: write prefill=0.3,decode=0.6, or one number")
+    return Utilization(None, parts)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number between 0 and 1") from None
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"{text} is not between 0 and 1")
+    return value
+
+
+def utilization_text(text: str) -> str:
+    """Checked, kept as text."""
+    parse_utilization(text)
+    return text
+
+
+# ---- Ray
+
+
+def parse_ray_address(value: str) -> str:
+    """`auto`, `local` or HOST:PORT; ValueError says what to write."""
+    if value in ("auto", LOCAL):
+        return value
+    host, _, port = value.rpartition(":")
+    if "://" in value or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(
+            f"{value!r} is no address of a Ray head: write auto, local, or HOST:PORT as in 10.0.0.1:6379"
+        )
+    return value
