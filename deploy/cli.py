@@ -9,10 +9,13 @@ import argparse
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from deploy.config.options import OPTIONS, Option
+from deploy.config.options import EMBEDDED_MODEL, GROUPS, OPTIONS
+from deploy.config.parser import Parser, add_option, plain, typed
 from deploy.config.refusals import REFUSALS
+from deploy.config.spelling import did_you_mean
+from deploy.config.values import dtype, header_key, number, seconds, url, whole
 from protocol.clock import SystemClock
 from protocol.errors import BatonError, ConfigError
 
@@ -32,14 +35,6 @@ BENCHES = {
 }
 """Module and purpose of each benchmark; they live in the repository, beside the packages."""
 DEFAULT_URL = "http://127.0.0.1:8000"
-
-
-class Parser(argparse.ArgumentParser):
-    """Errors are ConfigErrors, so that they look like every other one."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,51 +58,34 @@ def run(arguments: list[str]) -> int:
         return run_bench(arguments[1], arguments[2:])  # each has its own parser
     if arguments[:1] == ["plan"]:
         return run_plan(arguments[1:])
-    namespace, unknown = make_parser().parse_known_args(arguments)
-    if unknown:
-        raise ConfigError(explain_unknown(unknown[0]))
-    if namespace.verb is None:
-        make_parser().print_help()
+    parser, verbs = make_parser()
+    if not arguments:
+        parser.print_help()
         return 0
-    return int(namespace.run(namespace))
+    name = arguments[0]
+    if name in verbs:
+        namespace = verbs[name].parse_args(arguments[1:])
+        return int(namespace.run(namespace))
+    if not name.startswith("-"):
+        near = did_you_mean(name, verbs)
+        raise ConfigError(f"unknown command {name!r}{near}; `baton --help` lists all")
+    parser.parse_args(arguments)  # --help and --version end here
+    raise ConfigError(f"{name}: name a command first; `baton --help` lists all")
 
 
-def plain(argument: str) -> str:
-    """`--max_model_len=8` → `--max-model-len=8`: underscores in an option's name are dashes."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def explain_unknown(argument: str) -> str:
-    """One line about an argument that no parser took."""
-    from deploy.config.serve_config import did_you_mean
-
-    if not argument.startswith("-"):
-        return f"unexpected argument {argument!r}"
-    name = argument.partition("=")[0]
-    known = [f"--{spelling}" for option in OPTIONS for spelling in (option.name, *option.aliases)]
-    return f"unknown option {name}{did_you_mean(name, known)}"
-
-
-def make_parser() -> Parser:
-    """All verbs."""
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """Of `baton` itself, and of every verb."""
     parser = Parser(
         prog="baton",
         description="Prefill-decode disaggregated serving of language models.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"baton {own_version()}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
+    verbs = parser.add_subparsers(
+        title="commands", dest="verb", metavar="COMMAND", parser_class=Parser
+    )
     _add_serve(verbs)
-    chat = _add(verbs, "chat", "talk to a running server, or ask it one question", run_chat)
-    chat.add_argument("question", nargs="?", help="ask this and exit (default: a conversation)")
-    _add_url(chat)
-    chat.add_argument("--model", help="name of the model (default: the first served)")
-    chat.add_argument("--system", help="system message")
-    chat.add_argument("--temperature", type=float)
-    chat.add_argument("--max-tokens", type=int)
+    _add_chat(verbs)
     status = _add(verbs, "status", "show workers and requests of a running server", run_status)
     _add_url(status)
     shown = status.add_mutually_exclusive_group()
@@ -115,16 +93,17 @@ def make_parser() -> Parser:
     shown.add_argument("--watch", action="store_true", help="keep showing it; Ctrl-C ends it")
     _add_scaling(verbs)
     doctor = _add(verbs, "doctor", "check what this machine offers", run_doctor)
-    doctor.add_argument("--port", type=int, default=8000, help="port that should be free")
+    port = typed(whole(1, 65535))
+    doctor.add_argument(
+        "--port", type=port, default=8000, metavar="N", help="that should be free (default: 8000)"
+    )
     pull = _add(verbs, "pull", "fetch and convert a model without serving it", run_pull)
-    pull.add_argument("model", metavar="MODEL", nargs="?", default="smollm2-135m")
-    pull.add_argument("--dtype", default="auto")
+    pull.add_argument("model", metavar="MODEL", nargs="?", default=EMBEDDED_MODEL)
+    pull.add_argument("--dtype", default="auto", metavar=f"{{{','.join(dtype.names)}}}")
     _add(verbs, "plan", "find the pool sizes that hold an SLO, by simulation", run_plan)
     _add(verbs, "version", "print the version", run_version)
-    purposes = "; ".join(f"{name}: {purpose}" for name, (_, purpose) in BENCHES.items())
-    bench = _add(verbs, "bench", purposes, bench_usage)
-    bench.add_argument("what", nargs="*", metavar="|".join(BENCHES))
-    return parser
+    _add_bench(verbs)
+    return parser, dict(verbs.choices)
 
 
 def _add(verbs: Any, name: str, help_text: str, action: Any) -> Parser:
@@ -136,8 +115,29 @@ def _add(verbs: Any, name: str, help_text: str, action: Any) -> Parser:
 
 
 def _add_url(parser: Parser) -> None:
-    parser.add_argument("--url", default=DEFAULT_URL, help=f"server (default {DEFAULT_URL})")
-    parser.add_argument("--api-key", help="default: BATON_API_KEY")
+    where = f"server (default: {DEFAULT_URL})"
+    parser.add_argument("--url", type=typed(url), default=DEFAULT_URL, help=where)
+    parser.add_argument(
+        "--api-key", type=typed(header_key), metavar="KEY", help="default: BATON_API_KEY"
+    )
+
+
+def _add_chat(verbs: Any) -> None:
+    chat = _add(verbs, "chat", "talk to a running server, or ask it one question", run_chat)
+    chat.add_argument("question", nargs="?", help="ask this and exit (default: a conversation)")
+    _add_url(chat)
+    chat.add_argument("--model", help="name of the model (default: the first served)")
+    chat.add_argument("--system", metavar="TEXT", help="system message")
+    chat.add_argument("--temperature", type=typed(number(0, 2)), metavar="0…2")
+    chat.add_argument("--max-tokens", type=typed(whole(1)), metavar="N")
+
+
+def _add_bench(verbs: Any) -> None:
+    bench = _add(verbs, "bench", f"measure: {', '.join(BENCHES)}", run_bench_usage)
+    bench.formatter_class = argparse.RawDescriptionHelpFormatter
+    lines = (f"  {name:<14}{purpose}" for name, (_, purpose) in BENCHES.items())
+    bench.epilog = "\n".join(["what to measure:", *lines])
+    bench.add_argument("what", nargs="?", metavar="WHAT", help="and its own options")
 
 
 def _add_scaling(verbs: Any) -> None:
@@ -154,7 +154,9 @@ def _add_scaling(verbs: Any) -> None:
             default=True,
             help="return when it is done (default), or at once",
         )
-        parser.add_argument("--timeout", default="180", metavar="SECONDS", help="default 180")
+        parser.add_argument(
+            "--timeout", type=typed(seconds), default=180.0, metavar="SECONDS", help="default: 180"
+        )
         _add_url(parser)
     role = _add(verbs, "role", "move a worker to the other pool, with its KV cache", run_role)
     role.add_argument("worker", metavar="WORKER")
@@ -164,6 +166,8 @@ def _add_scaling(verbs: Any) -> None:
 
 def _add_serve(verbs: Any) -> None:
     parser = _add(verbs, "serve", "serve a model from two pools of workers", run_serve)
+    parser.usage = "baton serve [MODEL] [--config FILE] [--OPTION VALUE …]"
+    parser.epilog = "Every option is also a variable: --block-size is BATON_BLOCK_SIZE."
     parser.add_argument(
         "positional_model",
         metavar="MODEL",
@@ -171,39 +175,20 @@ def _add_serve(verbs: Any) -> None:
         help="smollm2-135m, a Hugging Face directory, a .gguf file or a hub id",
     )
     parser.add_argument(
-        "--config", metavar="FILE", type=Path, help="YAML file; keys are long options"
+        "--config", metavar="FILE", type=Path, help="YAML file; its keys are long options"
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print every value and its source, and exit"
     )
-    for option in OPTIONS:
-        _add_option(parser, option)
+    for title, options in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            add_option(group, option)
     for refusal in REFUSALS:
         names = [f"--{refusal.name}", *([refusal.short] if refusal.short else [])]
         parser.add_argument(
             *names, dest=f"refused:{refusal.name}", nargs="?", const="", help=argparse.SUPPRESS
         )
-
-
-def _add_option(parser: Parser, option: Option) -> None:
-    names = [f"--{option.name}", *(f"--{alias}" for alias in option.aliases)]
-    dest = f"option:{option.name}"
-    shown = (
-        f"{option.help} (default: {option.default})"
-        if option.default not in (None, (), "")
-        else option.help
-    )
-    help_text = shown.replace("%", "%%")
-    if option.kind == "switch":
-        parser.add_argument(
-            *names, dest=dest, action=argparse.BooleanOptionalAction, default=None, help=help_text
-        )
-    elif option.kind == "several":
-        parser.add_argument(
-            *names, dest=dest, action="extend", nargs="+", metavar=option.metavar, help=help_text
-        )
-    else:
-        parser.add_argument(*names, dest=dest, metavar=option.metavar, help=help_text)
 
 
 def resolve_arguments(namespace: argparse.Namespace) -> Resolved:
@@ -251,11 +236,10 @@ def run_serve(namespace: argparse.Namespace) -> int:
 def run_chat(namespace: argparse.Namespace) -> int:
     """`baton chat`."""
     from deploy.commands.chat import Chat
-    from deploy.config.topology import environment
 
     chat = Chat(
         namespace.url,
-        namespace.api_key or environment().get("BATON_API_KEY"),
+        _key(namespace),
         model=namespace.model,
         system=namespace.system,
         options={"temperature": namespace.temperature, "max_tokens": namespace.max_tokens},
@@ -266,9 +250,8 @@ def run_chat(namespace: argparse.Namespace) -> int:
 def run_status(namespace: argparse.Namespace) -> int:
     """`baton status`."""
     from deploy.commands.status import show_status
-    from deploy.config.topology import environment
 
-    key = namespace.api_key or environment().get("BATON_API_KEY")
+    key = _key(namespace)
     if namespace.watch:
         from deploy.commands.watch import watch
 
@@ -302,20 +285,24 @@ def run_role(namespace: argparse.Namespace) -> int:
 
 def _pool_client(namespace: argparse.Namespace) -> httpx.Client:
     from deploy.commands.status import status_client
+
+    return status_client(namespace.url, _key(namespace))
+
+
+def _key(namespace: argparse.Namespace) -> str | None:
+    """For a running server: as given, else the first that `baton serve` would take from here."""
     from deploy.config.topology import environment
 
-    return status_client(namespace.url, namespace.api_key or environment().get("BATON_API_KEY"))
+    found = namespace.api_key or environment().get("BATON_API_KEY")
+    try:
+        return None if found is None else header_key(found)
+    except ValueError as error:
+        raise ConfigError(f"BATON_API_KEY: {error}") from None
 
 
 def _patience_s(namespace: argparse.Namespace) -> float | None:
     """How long to wait for the pools; None when not at all."""
-    from deploy.config.values import seconds
-
-    try:
-        patience_s = seconds(namespace.timeout)
-    except ValueError as error:
-        raise ConfigError(f"--timeout: {error}") from None
-    return patience_s if namespace.wait else None
+    return namespace.timeout if namespace.wait else None
 
 
 def run_doctor(namespace: argparse.Namespace) -> int:
@@ -331,7 +318,6 @@ def run_pull(namespace: argparse.Namespace) -> int:
 
     from deploy.commands.banner import PrepareProgress, show_warnings
     from deploy.config.topology import cache_directory
-    from deploy.config.values import dtype
     from deploy.host.model_source import prepare, resolve_dtype
 
     try:
@@ -352,9 +338,12 @@ def run_version(_: argparse.Namespace) -> int:
     return 0
 
 
-def bench_usage(_: argparse.Namespace) -> int:
+def run_bench_usage(namespace: argparse.Namespace) -> int:
     """`baton bench` with anything that is none."""
-    raise ConfigError(f"bench: name what to measure: baton bench {'|'.join(BENCHES)}")
+    if namespace.what is None:
+        raise ConfigError(f"bench: name what to measure: baton bench {'|'.join(BENCHES)}")
+    near = did_you_mean(namespace.what, BENCHES) or f": there are {', '.join(BENCHES)}"
+    raise ConfigError(f"bench: {namespace.what!r} is nothing to measure{near}")
 
 
 def run_bench(name: str, arguments: list[str]) -> int:

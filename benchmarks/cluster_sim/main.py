@@ -20,6 +20,7 @@ from benchmarks.cluster_sim.rules import QueueLength, Reactive
 from benchmarks.environment import environment
 from coordinator.planning.observations import Limits, Range
 from deploy.config import simulated as flags
+from deploy.config.parser import Parser, new_file
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
 from protocol.roles import Role
@@ -46,7 +47,7 @@ COLUMNS = (
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = flags.Parser(prog="baton bench cluster", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="baton bench cluster", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     flags.add_workload(parser)
     flags.add_hardware(parser)
@@ -56,8 +57,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     add("--most", default="64p64d", metavar="xPyD", help="the largest pools that a policy may have")
     add("--queue-each", default="2:16", metavar="P:D", help="outstanding requests of one worker")
     add("--thresholds", default="0.8:0.4", metavar="UP:DOWN", help="of the reactive policy")
-    add("--output", type=Path, metavar="FILE", help="write or extend this JSON")
-    add("--chart", type=Path, metavar="FILE", help="workers over time as SVG")
+    add("--output", type=new_file, metavar="FILE", help="write or extend this JSON")
+    add("--chart", type=new_file, metavar="FILE", help="workers over time as SVG")
     return parser.parse_args(argv)
 
 

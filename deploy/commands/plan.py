@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.config import simulated as flags
+from deploy.config.parser import Parser, new_file, typed
+from deploy.config.values import whole
 from protocol.errors import ConfigError
 from simulation.calibration import calibrated_model
 from simulation.cluster import SimCluster
@@ -27,20 +28,24 @@ NOT_POSSIBLE = 1
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = flags.Parser(prog="baton plan", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(prog="baton plan", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="whose calibration it is (default: %(default)s)")
     flags.add_workload(parser)
     flags.add_hardware(parser)
-    add("--max-workers", type=int, default=32, help="of both pools (default: %(default)s)")
+    add(
+        "--max-workers",
+        type=typed(whole(2)),
+        default=32,
+        metavar="N",
+        help="of both pools (default: %(default)s)",
+    )
     add("--json", action="store_true", help="print JSON instead of a table")
-    add("--output", type=Path, metavar="FILE", help="write the JSON there")
+    add("--output", type=new_file, metavar="FILE", help="write the JSON there")
     return parser.parse_args(argv)
 
 
 def _check(given: argparse.Namespace) -> None:
-    if given.max_workers < 2:
-        raise ConfigError("--max-workers: must be at least 2, one of each role")
     measured = calibrated_model(given.calibration)
     if measured != given.model:
         raise ConfigError(

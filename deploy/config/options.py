@@ -13,8 +13,8 @@ from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
 from deploy.config.topology import Pools, parse_pd
 from deploy.config.values import (
     DEFAULT_UTILIZATION,
+    Choice,
     block_size,
-    choice,
     cpus,
     dtype,
     load_format,
@@ -53,6 +53,11 @@ class Option:
     secret: bool = False
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """All that it may be, where that is a list of words."""
+        return self.parse.names if isinstance(self.parse, Choice) else ()
+
+    @property
     def field(self) -> str:
         """Its attribute in `ServeConfig`."""
         return self.name.replace("-", "_")
@@ -63,220 +68,246 @@ class Option:
         return "BATON_" + self.field.upper()
 
 
-OPTIONS = (
-    Option("model", text, EMBEDDED_MODEL, "what to serve", ("model-path",), "MODEL"),
-    Option(
-        "pd",
-        parse_pd,
-        Pools(1, 1),
-        "workers of each pool: 1p1d, 2p2d; 0p1d is one colocated worker",
-        metavar="xPyD",
+GROUPS = {
+    "model": (
+        Option("model", text, EMBEDDED_MODEL, "what to serve", ("model-path",), "MODEL"),
+        Option(
+            "served-model-name", text, (), "names clients may use", kind="several", metavar="NAME"
+        ),
+        Option(
+            "dtype",
+            dtype,
+            "auto",
+            "auto, float32 or bfloat16; auto is bfloat16 where the processor computes in it",
+        ),
+        Option(
+            "load-format",
+            load_format,
+            "auto",
+            "auto, or dummy: random weights of the model's shape, for measuring on a GPU",
+            metavar="FORMAT",
+        ),
+        Option(
+            "max-model-len",
+            whole(1),
+            None,
+            "longest prompt plus output (default: the model's)",
+            ("context-length",),
+            "TOKENS",
+        ),
+        Option("chat-template", text, None, "Jinja template: a file, or the text itself"),
+        Option(
+            "seed", whole(0), None, "seed of requests that bring none (default: drawn)", metavar="N"
+        ),
     ),
-    Option(
-        "prefill-replicas", whole(0, 256), None, "prefill workers, instead of --pd", metavar="N"
+    "pools": (
+        Option(
+            "pd",
+            parse_pd,
+            Pools(1, 1),
+            "workers of each pool: 1p1d, 2p2d; 0p1d is one colocated worker",
+            metavar="xPyD",
+        ),
+        Option(
+            "prefill-replicas", whole(0, 256), None, "prefill workers, instead of --pd", metavar="N"
+        ),
+        Option(
+            "decode-replicas", whole(1, 256), None, "decode workers, instead of --pd", metavar="N"
+        ),
+        Option(
+            "local-prefill",
+            Choice("auto", "off"),
+            "auto",
+            "auto: a decode worker computes a prompt where that is sooner than waiting for prefill; or off",
+        ),
+        Option(
+            "kv-lease-duration",
+            seconds,
+            30.0,
+            "how long finished blocks are promised to the decode side",
+            metavar="SECONDS",
+        ),
     ),
-    Option("decode-replicas", whole(1, 256), None, "decode workers, instead of --pd", metavar="N"),
-    Option("host", text, "127.0.0.1", "address to listen on"),
-    Option("port", whole(0, 65535), 8000, "port to listen on; 0 takes a free one", metavar="N"),
-    Option("served-model-name", text, (), "names clients may use", kind="several", metavar="NAME"),
-    Option(
-        "dtype",
-        dtype,
-        "auto",
-        "auto, float32 or bfloat16; auto is bfloat16 where the processor computes in it",
+    "scaling": (
+        Option(
+            "autoscale",
+            autoscale_text,
+            (),
+            "size the pools by load, as prefill=1..4,decode=1..8 or with total=10 (default: off)",
+            kind="several",
+            metavar="RANGE",
+        ),
+        Option(
+            "slo",
+            slo_text,
+            DEFAULT_SLO,
+            "what --autoscale holds, in ms: ttft:2000 tpot:100, and goal:0.9 of all requests",
+            kind="several",
+            metavar="TARGET",
+        ),
+        Option(
+            "drain-grace",
+            seconds,
+            30.0,
+            "how long a worker that is drained goes on with its answers before they go on elsewhere",
+            metavar="SECONDS",
+        ),
     ),
-    Option(
-        "max-model-len",
-        whole(1),
-        None,
-        "longest prompt plus output (default: the model's)",
-        ("context-length",),
-        "TOKENS",
+    "memory and batches": (
+        Option(
+            "kv-cache-memory",
+            parse_bytes,
+            None,
+            "KV pool of each worker, as 2GiB (default: a part of free memory)",
+            ("kv-cache-memory-bytes",),
+            "SIZE",
+        ),
+        Option(
+            "gpu-memory-utilization",
+            utilization_text,
+            DEFAULT_UTILIZATION,
+            "part of a GPU for all its workers, or each role's as prefill=0.3,decode=0.6",
+            ("mem-fraction-static",),
+            "PART",
+        ),
+        Option("block-size", block_size, 16, "tokens in one KV block", ("page-size",), "TOKENS"),
+        Option(
+            "enable-prefix-caching", switch, ON, "reuse KV blocks of equal prefixes", kind="switch"
+        ),
+        Option(
+            "max-num-seqs",
+            whole(1, 4096),
+            None,
+            "sequences running at once on a worker (default: 64, on a GPU 256)",
+            ("max-running-requests",),
+            "N",
+        ),
+        Option(
+            "max-num-batched-tokens",
+            whole(16, 1 << 20),
+            None,
+            "tokens in one step: a prefill chunk (default: 512, on a GPU 8192)",
+            ("chunked-prefill-size",),
+            "N",
+        ),
+        Option(
+            "max-queued-requests",
+            whole(0),
+            1024,
+            "beyond this many waiting requests, answer 429",
+            metavar="N",
+        ),
     ),
-    Option("block-size", block_size, 16, "tokens in one KV block", ("page-size",), "TOKENS"),
-    Option(
-        "max-num-seqs",
-        whole(1, 4096),
-        None,
-        "sequences running at once on a worker (default: 64, on a GPU 256)",
-        ("max-running-requests",),
-        "N",
+    "computing": (
+        Option(
+            "device",
+            Choice("auto", "cpu", "cuda"),
+            "auto",
+            "auto (a GPU where there is one), cpu or cuda",
+        ),
+        Option(
+            "backend",
+            Choice("auto", "cpu", "torch"),
+            "auto",
+            "auto, cpu (packed weights, C kernel) or torch (reference)",
+        ),
+        Option(
+            "cpu-affinity",
+            parse_affinity,
+            "auto",
+            "auto, none, or cores as 0-3 or one list each as '0-1;2-3'",
+            metavar="LIST",
+        ),
     ),
-    Option(
-        "max-num-batched-tokens",
-        whole(16, 1 << 20),
-        None,
-        "tokens in one step: a prefill chunk (default: 512, on a GPU 8192)",
-        ("chunked-prefill-size",),
-        "N",
+    "network": (
+        Option("host", text, "127.0.0.1", "address to listen on"),
+        Option("port", whole(0, 65535), 8000, "port to listen on; 0 takes a free one", metavar="N"),
+        Option("root-path", str, "", "path prefix set by a proxy in front"),
+        Option(
+            "transport",
+            Choice("auto", "shm", "zmq", "ucx", "nixl"),
+            "auto",
+            "how KV blocks travel: auto, shm, zmq, ucx or nixl",
+            ("disaggregation-transfer-backend",),
+        ),
+        Option(
+            "kv-network",
+            Choice("encrypted", "trusted"),
+            "encrypted",
+            "between hosts: encrypted; or trusted, where nobody but this cluster is: blocks go in clear",
+        ),
     ),
-    Option(
-        "kv-cache-memory",
-        parse_bytes,
-        None,
-        "KV pool of each worker, as 2GiB (default: a part of free memory)",
-        ("kv-cache-memory-bytes",),
-        "SIZE",
+    "security": (
+        Option(
+            "api-key",
+            text,
+            (),
+            "key that clients must send; may be repeated",
+            kind="several",
+            metavar="KEY",
+            secret=True,
+        ),
+        Option(
+            "auth",
+            switch,
+            ON,
+            "refuse to listen beyond loopback without keys; --no-auth where something else guards the port",
+            kind="switch",
+        ),
     ),
-    Option("enable-prefix-caching", switch, ON, "reuse KV blocks of equal prefixes", kind="switch"),
-    Option(
-        "seed", whole(0), None, "seed of requests that bring none (default: drawn)", metavar="N"
+    "processes": (
+        Option(
+            "launcher",
+            Choice("local", "ray"),
+            "local",
+            "what starts the processes: local (this machine), or ray (a cluster)",
+        ),
+        Option(
+            "ray-address",
+            parse_ray_address,
+            "auto",
+            "auto (RAY_ADDRESS, else a Ray that runs here, else local), local (start one), or HOST:PORT",
+            metavar="ADDRESS",
+        ),
+        Option(
+            "ray-placement",
+            Choice("auto", "slots", "cpus"),
+            "auto",
+            "slots (prefill_slot, decode_slot), cpus, or auto: slots where a node offers any",
+        ),
+        Option(
+            "ray-worker-cpus",
+            cpus,
+            None,
+            "CPUs that Ray reserves for a worker (default: 1, and none beside slots)",
+            metavar="N",
+        ),
+        Option(
+            "shutdown-timeout",
+            seconds,
+            2.0,
+            "after Ctrl-C or SIGTERM, how long children may take",
+            metavar="SECONDS",
+        ),
     ),
-    Option(
-        "device",
-        choice("auto", "cpu", "cuda"),
-        "auto",
-        "auto (a GPU where there is one), cpu or cuda",
+    "observability": (
+        Option(
+            "log-level",
+            Choice("debug", "info", "warning", "error", "critical"),
+            "info",
+            "debug, info, warning, error",
+            ("uvicorn-log-level",),
+        ),
+        Option(
+            "otlp-traces-endpoint",
+            traces_endpoint,
+            None,
+            "send OpenTelemetry traces there, over OTLP/HTTP: http://127.0.0.1:4318/v1/traces",
+            metavar="URL",
+        ),
     ),
-    Option(
-        "gpu-memory-utilization",
-        utilization_text,
-        DEFAULT_UTILIZATION,
-        "part of a GPU for all its workers, or each role's as prefill=0.3,decode=0.6",
-        ("mem-fraction-static",),
-        "PART",
-    ),
-    Option(
-        "load-format",
-        load_format,
-        "auto",
-        "auto, or dummy: random weights of the model's shape, for measuring on a GPU",
-        metavar="FORMAT",
-    ),
-    Option(
-        "backend",
-        choice("auto", "cpu", "torch"),
-        "auto",
-        "auto, cpu (packed weights, C kernel) or torch (reference)",
-    ),
-    Option(
-        "transport",
-        choice("auto", "shm", "zmq", "ucx", "nixl"),
-        "auto",
-        "how KV blocks travel: auto, shm, zmq, ucx or nixl",
-        ("disaggregation-transfer-backend",),
-    ),
-    Option(
-        "kv-network",
-        choice("encrypted", "trusted"),
-        "encrypted",
-        "between hosts: encrypted; or trusted, where nobody but this cluster is: blocks go in clear",
-    ),
-    Option(
-        "local-prefill",
-        choice("auto", "off"),
-        "auto",
-        "auto: a decode worker computes a prompt where that is sooner than waiting for prefill; or off",
-    ),
-    Option(
-        "cpu-affinity",
-        parse_affinity,
-        "auto",
-        "auto, none, or cores as 0-3 or one list each as '0-1;2-3'",
-        metavar="LIST",
-    ),
-    Option(
-        "launcher",
-        choice("local", "ray"),
-        "local",
-        "what starts the processes: local (this machine), or ray (a cluster)",
-    ),
-    Option(
-        "ray-address",
-        parse_ray_address,
-        "auto",
-        "auto (RAY_ADDRESS, else a Ray that runs here, else local), local (start one), or HOST:PORT",
-        metavar="ADDRESS",
-    ),
-    Option(
-        "ray-placement",
-        choice("auto", "slots", "cpus"),
-        "auto",
-        "slots (prefill_slot, decode_slot), cpus, or auto: slots where a node offers any",
-    ),
-    Option(
-        "ray-worker-cpus",
-        cpus,
-        None,
-        "CPUs that Ray reserves for a worker (default: 1, and none beside slots)",
-        metavar="N",
-    ),
-    Option(
-        "kv-lease-duration",
-        seconds,
-        30.0,
-        "how long finished blocks are promised to the decode side",
-        metavar="SECONDS",
-    ),
-    Option(
-        "drain-grace",
-        seconds,
-        30.0,
-        "how long a worker that is drained goes on with its answers before they go on elsewhere",
-        metavar="SECONDS",
-    ),
-    Option(
-        "autoscale",
-        autoscale_text,
-        (),
-        "size the pools by load, as prefill=1..4,decode=1..8 or with total=10 (default: off)",
-        kind="several",
-        metavar="RANGE",
-    ),
-    Option(
-        "slo",
-        slo_text,
-        DEFAULT_SLO,
-        "what --autoscale holds, in ms: ttft:2000 tpot:100, and goal:0.9 of all requests",
-        kind="several",
-        metavar="TARGET",
-    ),
-    Option(
-        "max-queued-requests",
-        whole(0),
-        1024,
-        "beyond this many waiting requests, answer 429",
-        metavar="N",
-    ),
-    Option(
-        "api-key",
-        text,
-        (),
-        "key that clients must send; may be repeated",
-        kind="several",
-        metavar="KEY",
-        secret=True,
-    ),
-    Option(
-        "auth",
-        switch,
-        ON,
-        "refuse to listen beyond loopback without keys; --no-auth where something else guards the port",
-        kind="switch",
-    ),
-    Option("chat-template", text, None, "Jinja template: a file, or the text itself"),
-    Option(
-        "otlp-traces-endpoint",
-        traces_endpoint,
-        None,
-        "send OpenTelemetry traces there, over OTLP/HTTP: http://127.0.0.1:4318/v1/traces",
-        metavar="URL",
-    ),
-    Option("root-path", str, "", "path prefix set by a proxy in front"),
-    Option(
-        "log-level",
-        choice("debug", "info", "warning", "error", "critical"),
-        "info",
-        "debug, info, warning, error",
-        ("uvicorn-log-level",),
-    ),
-    Option(
-        "shutdown-timeout",
-        seconds,
-        2.0,
-        "after Ctrl-C or SIGTERM, how long children may take",
-        metavar="SECONDS",
-    ),
-)
+}
+"""As `baton serve --help` shows them."""
+OPTIONS = tuple(option for group in GROUPS.values() for option in group)
 BY_NAME = {option.name: option for option in OPTIONS}
 ALIASES = {alias: option.name for option in OPTIONS for alias in option.aliases}

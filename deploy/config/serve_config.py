@@ -6,20 +6,20 @@ the built-in defaults; it is known only once the model is prepared, so `deploy.l
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.config.options import ALIASES, BY_NAME, OPTIONS, Option
 from deploy.config.refusals import REFUSALS
+from deploy.config.spelling import did_you_mean
 from deploy.config.topology import Pools
 from protocol.addresses import is_loopback
 from protocol.errors import ConfigError
 from protocol.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
 DEFAULT = "default"
@@ -144,6 +144,8 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"--config: there is no file {path}")
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if document is None:
@@ -162,12 +164,6 @@ def _known(key: str, path: Path) -> str:
         if refusal.name == name:
             raise ConfigError(f"{path}: {key}: {refusal.reason}")
     raise ConfigError(f"{path}: unknown key {key!r}{did_you_mean(name, [*BY_NAME, *ALIASES])}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean …?` when something is near, else nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _check(config: ServeConfig) -> None:

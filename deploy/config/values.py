@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from deploy.config.spelling import did_you_mean
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -83,27 +84,69 @@ def cpus(value: str) -> float:
     return number
 
 
-def choice(*names: str) -> Callable[[str], str]:
-    """A parser of one of `names`."""
+def number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """A parser of finite numbers within bounds."""
+    limit = f"{least:g} or more" if math.isinf(most) else f"{least:g} to {most:g}"
 
-    def parse(value: str) -> str:
-        if value.lower() not in names:
-            raise ValueError(f"{value!r} is not one of {', '.join(names)}")
-        return value.lower()
+    def parse(value: str) -> float:
+        found = _float(value)
+        if not least <= found <= most:
+            raise ValueError(f"must be {limit}")
+        return found
 
     return parse
 
 
-def dtype(value: str) -> str:
-    """auto, float32 or bfloat16."""
-    if value in ("half", "float16", "fp16"):
-        raise ValueError(f"{value!r} is not supported on CPUs: use bfloat16 or float32 (or auto)")
-    return choice("auto", "float32", "bfloat16")({"float": "float32"}.get(value, value))
+def positive(value: str) -> float:
+    """A finite number above zero."""
+    found = _float(value)
+    if found <= 0:
+        raise ValueError("must be more than 0")
+    return found
 
 
-def load_format(value: str) -> str:
-    """What vLLM calls safetensors and gguf is found from the files."""
-    return choice("auto", "dummy")({"safetensors": "auto", "gguf": "auto"}.get(value, value))
+def _float(value: str) -> float:
+    try:
+        found = float(value)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(f"{value!r} is not a number")
+    return found
+
+
+class Choice:
+    """A parser of one of `names`. `meant` are what other servers call them; `refused` has what is said of the rest."""
+
+    def __init__(
+        self,
+        *names: str,
+        meant: dict[str, str] | None = None,
+        refused: dict[str, str] | None = None,
+    ) -> None:
+        self.names = names
+        self._meant, self._refused = meant or {}, refused or {}
+
+    def __call__(self, value: str) -> str:
+        """The name, in small letters."""
+        word = value.lower()
+        if word in self._refused:
+            raise ValueError(f"{value!r} {self._refused[word]}")
+        name = self._meant.get(word, word)
+        if name not in self.names:
+            near = did_you_mean(word, self.names)
+            raise ValueError(f"{value!r} is not one of {', '.join(self.names)}{near}")
+        return name
+
+
+_NO_HALF = "is not supported on CPUs: use bfloat16 or float32 (or auto)"
+dtype = Choice(
+    *("auto", "float32", "bfloat16"),
+    meant={"float": "float32"},
+    refused=dict.fromkeys(("half", "float16", "fp16"), _NO_HALF),
+)
+load_format = Choice("auto", "dummy", meant={"safetensors": "auto", "gguf": "auto"})
+"""What vLLM calls safetensors and gguf is found from the files."""
 
 
 def block_size(value: str) -> int:
@@ -112,6 +155,21 @@ def block_size(value: str) -> int:
     if number & (number - 1):
         raise ValueError(f"{number} is not a power of two: use 16 or 32")
     return number
+
+
+def url(value: str) -> str:
+    """Where a server is."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is no URL; write http://127.0.0.1:8000")
+    return value
+
+
+def header_key(value: str) -> str:
+    """A key as it can be sent in a header."""
+    if not value.isascii() or not value.isprintable():
+        raise ValueError("a key has printable ASCII characters only")
+    return value
 
 
 def traces_endpoint(value: str) -> str:

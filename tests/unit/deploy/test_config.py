@@ -7,6 +7,7 @@ import pytest
 from deploy import cli
 from deploy.commands import serve
 from deploy.config.options import ALIASES, BY_NAME, OPTIONS
+from deploy.config.parser import plain
 from deploy.config.refusals import REFUSALS
 from deploy.config.serve_config import describe, resolve
 from deploy.config.topology import Pools, parse_pd
@@ -14,7 +15,8 @@ from protocol.errors import ConfigError
 
 
 def parsed(*arguments: str, monkeypatch=None):
-    namespace = cli.make_parser().parse_args([cli.plain(a) for a in ("serve", *arguments)])
+    _, verbs = cli.make_parser()
+    namespace = verbs["serve"].parse_args([plain(argument) for argument in arguments])
     return cli.resolve_arguments(namespace)
 
 

@@ -1,0 +1,94 @@
+"""Parsers of command lines. Owns how a wrong word is answered: one sentence, ConfigError, and what may have been meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from deploy.config.spelling import did_you_mean
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from deploy.config.options import Option
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are ConfigErrors, so that they look like every other one. Words that follow no rule are unknown."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of exiting."""
+        raise ConfigError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Everything; ConfigError for the first word that means nothing here."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            raise ConfigError(self.explain_unknown(unknown[0]))
+        return found
+
+    def explain_unknown(self, word: str) -> str:
+        """One line about a word that no rule took."""
+        if not word.startswith("-"):
+            return f"unexpected argument {word!r}; see `{self.prog} --help`"
+        name = word.partition("=")[0]
+        known = re.findall(r"--[a-z][\w-]*", self.format_help())
+        return f"unknown option {name}{did_you_mean(name, known)}; see `{self.prog} --help`"
+
+
+def plain(argument: str) -> str:
+    """`--max_model_len=8` → `--max-model-len=8`: underscores in an option's name are dashes."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A grammar of `deploy.config.values` as argparse takes it: its sentence is the one that is shown."""
+
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return convert
+
+
+def new_file(text: str) -> Path:
+    """Where something will be written; refused before the work, not after it."""
+    path = Path(text).expanduser()
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; name a file in it")
+    return path
+
+
+def add_option(group: argparse._ArgumentGroup, option: Option) -> None:
+    """One of the table's. What it says is kept as text: where values come together, they are parsed."""
+    names = [f"--{option.name}", *(f"--{alias}" for alias in option.aliases)]
+    shown = option.help
+    if option.default not in (None, (), ""):
+        shown += f" (default: {_spelled(option)})"
+    told: dict[str, Any] = {"dest": f"option:{option.name}", "help": shown.replace("%", "%%")}
+    if option.kind == "switch":
+        group.add_argument(*names, **told, action=argparse.BooleanOptionalAction, default=None)
+        return
+    if option.kind == "several":
+        told |= {"action": "extend", "nargs": "+"}
+    metavar = f"{{{','.join(option.choices)}}}" if option.choices else option.metavar
+    group.add_argument(*names, **told, metavar=metavar)
+
+
+def _spelled(option: Option) -> str:
+    value = option.default
+    if option.kind == "switch":
+        return "yes" if value else "no"
+    return " ".join(value) if isinstance(value, tuple) else f"{value}"

@@ -1,0 +1,121 @@
+"""The command line as a door: what it lists, and what it says to a wrong word."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from deploy import cli
+from deploy.config.options import GROUPS, OPTIONS
+
+LINE = re.compile(r"baton: error: (?P<said>.+)\n")
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BATON_API_KEY", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Of something that ends well."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line that is said, with exit status 2."""
+    assert cli.main([*words]) == 2
+    found = LINE.fullmatch(capsys.readouterr().err)
+    assert found is not None
+    return found["said"]
+
+
+def test_every_command_has_one_line(capsys) -> None:
+    _, verbs = cli.make_parser()
+    lines = shown(capsys, "--help").splitlines()
+    for verb in verbs:
+        [line] = [line for line in lines if line.startswith(f"    {verb} ")]
+        assert len(line.split(maxsplit=1)[1]) > 10
+        assert len(line) <= 80
+
+
+@pytest.mark.parametrize("verb", cli.make_parser()[1])
+def test_every_command_has_help(verb: str, capsys) -> None:
+    assert f"baton {verb}" in shown(capsys, verb, "--help")
+
+
+def test_options_are_shown_in_groups(capsys) -> None:
+    text = shown(capsys, "serve", "--help")
+    places = [text.index(f"\n{title}:\n") for title in GROUPS]
+    assert places == sorted(places)
+    for place, options in zip(places, GROUPS.values(), strict=True):
+        assert text.index(f"  --{options[0].name}") > place
+
+
+def test_every_option_is_in_one_group() -> None:
+    names = [option.name for options in GROUPS.values() for option in options]
+    assert names == [option.name for option in OPTIONS]
+    assert len(names) == len(set(names))
+
+
+def test_choices_are_shown_where_there_are_any(capsys) -> None:
+    text = shown(capsys, "serve", "--help")
+    assert "--transport {auto,shm,zmq,ucx,nixl}" in text
+    assert "--dtype {auto,float32,bfloat16}" in text
+    for option in OPTIONS:
+        for name in option.choices:
+            assert option.parse(name.upper()) == name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sreve"], "unknown command 'sreve'; did you mean 'serve'?"),
+        (["frobnicate"], "unknown command 'frobnicate'; `baton --help` lists all"),
+        (["--verbose", "serve"], "unknown option --verbose"),
+        (["bench", "serv"], "'serv' is nothing to measure; did you mean 'serve'?"),
+        (["bench", "xyzzy"], "there are serve, kv, engine, coordinator, cluster"),
+        (["bench"], "name what to measure"),
+        (
+            ["serve", "--blok-size", "16"],
+            "unknown option --blok-size; did you mean '--block-size'?",
+        ),
+        (["serve", "--transport", "nxil"], "did you mean 'nixl'?"),
+        (["serve", "a", "b"], "unexpected argument 'b'"),
+        (["serve", "--config", "/nowhere.yaml"], "--config: there is no file /nowhere.yaml"),
+        (["status", "--jsn"], "unknown option --jsn; did you mean '--json'?"),
+        (["status", "--json", "--watch"], "--watch: not allowed with argument --json"),
+        (["status", "--url", "foo"], "--url: 'foo' is no URL; write http://127.0.0.1:8000"),
+        (["scale", "decode=2", "--url", "ftp://x"], "--url: 'ftp://x' is no URL"),
+        (["scale"], "required: prefill=N|decode=N"),
+        (["scale", "x=3"], "scale: 'x=3' is not understood: write prefill=3 decode=1"),
+        (["drain", "decode-0", "--timeout", "soon"], "--timeout: 'soon' is not a number"),
+        (["drain", "decode-0", "--api-key", "schlüssel"], "--api-key: a key has printable ASCII"),
+        (["drain"], "required: WORKER; see `baton drain --help`"),
+        (["role", "decode-0", "both"], "role: invalid choice: 'both'"),
+        (["chat", "--temperature", "nan"], "--temperature: 'nan' is not a number"),
+        (["chat", "--temperature", "3"], "--temperature: must be 0 to 2"),
+        (["chat", "--max-tokens", "0"], "--max-tokens: 0 is outside 1…"),
+        (["doctor", "--port", "999999"], "--port: 999999 is outside 1…65535"),
+        (["pull", "--dtype", "half"], "--dtype: 'half' is not supported on CPUs"),
+        (["version", "now"], "unexpected argument 'now'"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+def test_a_wrong_word_gets_one_sentence(words: list[str], said: str, capsys) -> None:
+    assert said in refusal(capsys, *words)
+
+
+def test_a_key_in_the_environment_that_no_header_can_carry_is_named(capsys, monkeypatch) -> None:
+    monkeypatch.setenv("BATON_API_KEY", "schlüssel")
+    assert refusal(capsys, "status").startswith("BATON_API_KEY: a key has printable ASCII")
+
+
+def test_a_config_that_cannot_be_read_is_named(capsys, monkeypatch, tmp_path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert f"{path} is not YAML" in refusal(capsys, "serve", "--config", str(path))
