@@ -2,6 +2,7 @@
 
 BatonError
 ├── InvalidRequest     400  the client's field is wrong; `param` names it
+│   ├── ContextLengthExceeded 400  prompt and answer do not fit into the model's context
 │   ├── ModelNotFound  404  no such model is served
 │   └── WorkerNotFound 404  no such worker is here
 ├── PoolConflict       409  the pools are in no state for what an operator asks
@@ -40,6 +41,14 @@ class InvalidRequest(BatonError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt and answer do not fit into the model's context. Clients act on the first words, which are OpenAI's."""
+
+    def __init__(self, max_model_len: int, told: str, param: str | None = None) -> None:
+        message = f"This model's maximum context length is {max_model_len} tokens. However, {told}"
+        super().__init__(message, param)
 
 
 class ModelNotFound(InvalidRequest):

@@ -7,6 +7,8 @@ response ◄── responses ◄── Dialect (apis/*) ◄── Delta ◄─�
 
 from __future__ import annotations
 
+import gc
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -18,10 +20,13 @@ from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
 from coordinator.edge.http.auth import KeyGuard, Keys, Scope
 from coordinator.edge.http.limits import EdgeLimits
+from coordinator.edge.http.request_body import BodyRoom
 from coordinator.edge.http.request_ids import RequestIds
+from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
 from coordinator.edge.operations.routes_ui import UiRoutes
+from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.telemetry.metrics import EdgeMetrics
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.prompts import PromptReader
@@ -29,7 +34,8 @@ from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import SystemClock, wall_time_s
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from coordinator.cluster.service_api import PoolControl, Service
@@ -82,6 +88,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        lifespan=_probing(LoopLag(metrics.registry)),
     )
     app.add_middleware(RequestIds)
     spoken = [make(edge) for make in apis]
@@ -95,6 +102,23 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         scaling = PoolRoutes(pools, edge.limits).router()
         app.include_router(scaling, dependencies=[Depends(admin_guard)])
     return app
+
+
+def _probing(lag: LoopLag) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """The loop's lag is measured as long as the application serves. What is there by now stays to the end: the
+    garbage collector, which stops the loop, need not look at it again."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        gc.collect()
+        gc.freeze()
+        lag.start()
+        try:
+            yield
+        finally:
+            lag.close()
+
+    return lifespan
 
 
 def _guarded(app: FastAPI, apis: Sequence[Api]) -> APIRouter:
@@ -115,13 +139,19 @@ def _make_edge(
 ) -> Edge:
     own = SamplingDefaults.from_directory(model.directory)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
+    side = SideWork()
+    reader = PromptReader(
+        context.tokenizer, template, limits, context.clock, side, model.max_model_len
+    )
     return Edge(
         model=model,
         context=context,
-        reader=PromptReader(context.tokenizer, template, limits, context.clock),
+        reader=reader,
         limits=limits,
         defaults=sampling_defaults or own,
         vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids),
         created=int(wall_time_s()),
         guard=guard,
+        side=side,
+        bodies=BodyRoom(limits.max_bodies_bytes),
     )

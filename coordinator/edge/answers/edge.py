@@ -5,7 +5,6 @@ API: body ─► AnswerRequest ─► respond: sampling ─► Generation ─►
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -22,6 +21,7 @@ from coordinator.edge.answers.sampling import (
     resolve_max_tokens,
     resolve_sampling,
 )
+from coordinator.edge.http.body_shape import check_shape
 from coordinator.edge.http.request_body import read_body
 from coordinator.edge.http.request_ids import label_of
 from coordinator.edge.telemetry.request_record import RequestFacts
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
     from coordinator.edge.http.auth import KeyGuard, Principal
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.http.limits import EdgeLimits
+    from coordinator.edge.http.request_body import BodyRoom
+    from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.text.prompts import PromptReader
     from protocol.model_config import ModelConfig
     from protocol.sampling import SamplingParams
 
 Parsed = TypeVar("Parsed")
-INLINE_BODY_BYTES = 64 * 1024
+INLINE_BODY_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class Edge:
     vocabulary: Vocabulary
     created: int
     guard: KeyGuard
+    side: SideWork
+    bodies: BodyRoom
 
     def check_model(self, name: str | None) -> None:
         """Raise ModelNotFound for a name that is not served; no name means the served model."""
@@ -110,11 +114,17 @@ class Edge:
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
 
     async def read(self, request: Request, parse: Callable[[bytes], Parsed]) -> Parsed:
-        """The parsed body; large ones are parsed off the event loop."""
-        body = await read_body(request, self.limits)
-        if len(body) <= INLINE_BODY_BYTES:
-            return parse(body)
-        return await asyncio.to_thread(parse, body)
+        """The parsed body; large ones are parsed off the event loop, and none that is all brackets."""
+        with self.bodies.hold() as take:
+            body = await read_body(request, self.limits, take)
+
+            def checked() -> Parsed:
+                check_shape(body)
+                return parse(body)
+
+            if len(body) <= INLINE_BODY_BYTES:
+                return checked()
+            return await self.side.run(checked)
 
     def respond(
         self, request: Request, principal: Principal, asked: AnswerRequest, dialect: Dialect

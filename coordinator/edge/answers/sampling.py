@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from protocol.errors import ConfigError, InvalidRequest
+from protocol.errors import ConfigError, ContextLengthExceeded, InvalidRequest
 from protocol.randomness import random_seed
 from protocol.sampling import SamplingParams
 
@@ -144,11 +144,11 @@ def resolve_max_tokens(
     if asked is None:
         return min(default, remaining)
     if asked > remaining:
-        message = (
-            f"the model's context holds {max_model_len} tokens; {param} asks for {asked} and the"
-            f" prompt has {num_prompt_tokens}, {asked + num_prompt_tokens} together"
+        told = (
+            f"you requested {asked + num_prompt_tokens} tokens ({num_prompt_tokens} in the prompt,"
+            f" {asked} in {param}). Please reduce the length of the prompt or {param}."
         )
-        raise InvalidRequest(message, param)
+        raise ContextLengthExceeded(max_model_len, told, param)
     return asked
 
 
@@ -157,11 +157,8 @@ def check_prompt_length(num_prompt_tokens: int, max_model_len: int, param: str) 
     if num_prompt_tokens == 0:
         raise InvalidRequest("the prompt has no tokens", param)
     if num_prompt_tokens >= max_model_len:
-        message = (
-            f"the prompt has {num_prompt_tokens} tokens; the model's context holds"
-            f" {max_model_len}, answer included"
-        )
-        raise InvalidRequest(message, param)
+        told = f"your {param} resulted in {num_prompt_tokens} tokens, which leave no room for an answer."
+        raise ContextLengthExceeded(max_model_len, told, param)
 
 
 def _or(value: Number | None, default: Number) -> Number:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499
 GENERIC_MESSAGE = "internal error; the server's log has the details under this X-Request-Id"
+MAX_TOLD_CHARACTERS = 800
 KINDS = {401: "AuthenticationError", 404: "NotFoundError"}
 
 
@@ -50,6 +51,13 @@ class BodyTooSlow(InvalidRequest):
     """The body did not arrive in time."""
 
     http_status = 408
+
+
+class ClientLeft(BatonError):
+    """The client went away while it still sent its request: nobody reads what is answered."""
+
+    http_status = CLIENT_CLOSED_REQUEST
+    error_type = "client_disconnected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +81,15 @@ def failure_of(error: BatonError) -> Failure:
     """A bug's own words are for the log only."""
     message = GENERIC_MESSAGE if isinstance(error, InternalError) else str(error)
     param = error.param if isinstance(error, InvalidRequest) else None
-    return Failure(http_status(error), error.error_type, message, param)
+    return Failure(http_status(error), error.error_type, clipped(message), param and clipped(param))
+
+
+def clipped(told: str) -> str:
+    """`told` without its middle when it is long: what a client sent is not sent back to it in full."""
+    if len(told) <= MAX_TOLD_CHARACTERS:
+        return told
+    half = MAX_TOLD_CHARACTERS // 2
+    return f"{told[:half]} … {told[-half:]}"
 
 
 def failure_headers(error: BatonError) -> dict[str, str]:
@@ -108,6 +124,12 @@ def install(app: FastAPI, metrics: EdgeMetrics, spellers: Mapping[str, Spell]) -
             log.error("internal error", exc_info=error)
         return tell(request, failure_of(error), failure_headers(error))
 
+    async def client_left(_: Request, error: Any) -> Response:
+        metrics.disconnected()
+        metrics.rejected(CLIENT_CLOSED_REQUEST, error.error_type)
+        log.debug("%s", error)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
     async def http_error(request: Request, error: Any) -> Response:
         kind = KINDS.get(error.status_code, "BadRequestError")
         return tell(request, Failure(error.status_code, kind, str(error.detail)), error.headers)
@@ -122,6 +144,7 @@ def install(app: FastAPI, metrics: EdgeMetrics, spellers: Mapping[str, Spell]) -
         return tell(request, failure_of(InternalError(str(error))))
 
     app.add_exception_handler(BatonError, baton_error)
+    app.add_exception_handler(ClientLeft, client_left)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, validation_error)
     app.add_exception_handler(Exception, unexpected)

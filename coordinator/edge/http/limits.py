@@ -35,6 +35,7 @@ class EdgeLimits:
     """
 
     max_body_bytes: int = 4 * 1024 * 1024
+    max_bodies_bytes: int = 256 * 1024 * 1024
     default_max_tokens: int = 1024
     completions_max_tokens: int = 16
     request_deadline_s: float = 600.0

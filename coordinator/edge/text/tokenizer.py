@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 from tokenizers import Tokenizer
 
+from coordinator.edge.text.byte_bound import ByteBound, bound_of
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 REPLACEMENT = "\ufffd"
 MAX_WINDOW_TOKENS = 64
+WHOLE_DECODE_TOKENS = 4096
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -95,10 +97,22 @@ class WindowDetokenizer:
         return new
 
 
+class _Model(msgspec.Struct):
+    """A vocabulary's kind; the vocabulary itself is asked of the library."""
+
+    type: str | None = None
+    continuing_subword_prefix: str | None = None
+    end_of_word_suffix: str | None = None
+
+
 class _TokenizerFile(msgspec.Struct):
-    """The one part of tokenizer.json that the library does not tell."""
+    """The parts of tokenizer.json that the library does not tell."""
 
     decoder: dict[str, Any] | None = None
+    normalizer: dict[str, Any] | None = None
+    pre_tokenizer: dict[str, Any] | None = None
+    added_tokens: list[dict[str, Any]] = []
+    model: _Model | None = None
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -136,8 +150,9 @@ class TextTokenizer:
         self._tokenizer = Tokenizer.from_str(serialized.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        decoder = msgspec.json.decode(serialized, type=_TokenizerFile).decoder
-        self.is_byte_level = _is_byte_level(decoder)
+        described = msgspec.json.decode(serialized, type=_TokenizerFile)
+        self.is_byte_level = _is_byte_level(described.decoder)
+        self.bound = self._bound(described)
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -161,9 +176,19 @@ class TextTokenizer:
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids; special tokens written in the text become their own ids, as in HF."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids; special tokens written in the text become their own ids, as in HF. Other threads
+        run meanwhile: the batch call lets go of the interpreter, the plain one does not."""
+        encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoded[0].ids
         return ids
+
+    def decode_long(self, token_ids: Sequence[int]) -> str:
+        """As `decode`, special tokens shown; for many ids a token at a time, so that other threads get their turn."""
+        if len(token_ids) <= WHOLE_DECODE_TOKENS:
+            return self.decode(token_ids, skip_special_tokens=False)
+        detokenizer = self.detokenizer(skip_special_tokens=False)
+        pieces = [detokenizer.push(token_id) for token_id in token_ids]
+        return "".join(pieces) + detokenizer.finish()
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The whole text at once; ids without a token are left out."""
@@ -193,6 +218,14 @@ class TextTokenizer:
             )
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
         return ByteLevelDetokenizer(self.token_bytes, skipped)
+
+    def _bound(self, described: _TokenizerFile) -> ByteBound:
+        """How few tokens a text can have."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=False)
+        sizes = [len(byte_level_bytes(token)) for token in vocabulary]
+        sizes += [len(str(token["content"]).encode()) for token in described.added_tokens]
+        spelled = sum(character in vocabulary for character in BYTE_OF_CHARACTER)
+        return bound_of(msgspec.to_builtins(described), sizes, spelled)
 
     def _make_bytes(self, token: str) -> bytes:
         if self.is_byte_level:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from coordinator.edge.answers.sampling import SamplingWishes
+from coordinator.edge.http.body_shape import check_shape
 from coordinator.edge.text.chat_template import ALLOWED_KWARGS
 from coordinator.edge.text.prompts import Conversation, Turn
 from protocol.errors import InvalidRequest
@@ -138,6 +139,7 @@ def _tool_call(call: object, path: str) -> dict[str, Any]:
         raise InvalidRequest(f"{path}.function is missing", f"{path}.function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
+        check_shape(arguments.encode(), f"{path}.function.arguments")
         try:
             arguments = orjson.loads(arguments or "{}")
         except orjson.JSONDecodeError as error:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.sampling import SamplingWishes
     from coordinator.edge.apis.openai.dialects import OpenAiDialect
     from coordinator.edge.apis.openai.types import GenerationRequest
+    from coordinator.edge.text.prompts import Conversation
 
 TIMINGS_HEADER = "X-Baton-Timings"
 
@@ -95,15 +96,21 @@ class GenerationRoutes:
     async def chat(self, arrival: Arrival) -> Response:
         """Read a conversation and answer it."""
         edge = self._edge
-        asked = await edge.read(arrival.request, parse_chat)
+
+        def parse(body: bytes) -> tuple[ChatRequest, Conversation]:
+            asked = parse_chat(body)
+            return asked, conversation_of(asked)
+
+        asked, conversation = await edge.read(arrival.request, parse)
         edge.check_model(asked.model)
-        prompt = await edge.reader.chat(conversation_of(asked))
+        prompt = await edge.reader.chat(conversation)
         return self._respond(CHAT, arrival, asked, chat_wishes(asked), [PromptEcho(prompt)])
 
     async def complete(self, arrival: Arrival) -> Response:
         """Read the prompts and continue each."""
         edge = self._edge
-        asked = await edge.read(arrival.request, parse_completion)
+        max_model_len = edge.model.max_model_len
+        asked = await edge.read(arrival.request, lambda body: parse_completion(body, max_model_len))
         edge.check_model(asked.model)
         said = prompts_of(asked)
         num_choices = len(said) * (asked.n or 1)

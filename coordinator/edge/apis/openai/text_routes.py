@@ -14,6 +14,9 @@ from coordinator.edge.http.json_bodies import body_schema, json_response
 
 if TYPE_CHECKING:
     from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.text.prompts import Conversation
+
+INLINE_TOKENS = 1024
 
 
 class TextRoutes:
@@ -43,16 +46,23 @@ class TextRoutes:
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or of a conversation."""
         edge = self._edge
-        asked = await edge.read(request, parse_tokenize)
+
+        def parse(body: bytes) -> tuple[TokenizeRequest, Conversation | None]:
+            asked = parse_tokenize(body)
+            return asked, conversation_of(asked) if asked.prompt is None else None
+
+        asked, conversation = await edge.read(request, parse)
         edge.check_model(asked.model)
-        if asked.prompt is None:
-            tokens = await edge.reader.chat(conversation_of(asked))
+        if conversation is not None:
+            tokens = await edge.reader.chat(conversation)
         else:
+            assert asked.prompt is not None, "parse_tokenize lets one of the two pass"
             special = asked.add_special_tokens is not False
             tokens = await edge.reader.text(asked.prompt, add_special_tokens=special)
         names = None
         if asked.return_token_strs:
-            names = [edge.context.tokenizer.token_name(token_id) for token_id in tokens]
+            name_of = edge.context.tokenizer.token_name
+            names = await edge.side.run(lambda: [name_of(token_id) for token_id in tokens])
         told = {"count": len(tokens), "max_model_len": edge.model.max_model_len}
         return json_response(told | {"tokens": tokens, "token_strs": names})
 
@@ -61,9 +71,13 @@ class TextRoutes:
         edge = self._edge
         asked = await edge.read(request, parse_detokenize)
         edge.check_model(asked.model)
-        edge.vocabulary.check(asked.tokens, "tokens")
-        text = edge.context.tokenizer.decode(asked.tokens, skip_special_tokens=False)
-        return json_response({"prompt": text})
+
+        def read() -> str:
+            edge.vocabulary.check(asked.tokens, "tokens")
+            return edge.context.tokenizer.decode_long(asked.tokens)
+
+        is_small = len(asked.tokens) <= INLINE_TOKENS
+        return json_response({"prompt": read() if is_small else await edge.side.run(read)})
 
     async def models(self) -> Response:
         """A card for every served name."""

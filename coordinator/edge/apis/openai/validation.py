@@ -15,7 +15,7 @@ from coordinator.edge.apis.openai.types import (
 )
 from coordinator.edge.http import limits
 from coordinator.edge.http.json_bodies import check_fields, parse_object
-from protocol.errors import InvalidRequest
+from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -35,10 +35,11 @@ def parse_chat(body: bytes) -> ChatRequest:
     return request
 
 
-def parse_completion(body: bytes) -> CompletionRequest:
+def parse_completion(body: bytes, max_model_len: int) -> CompletionRequest:
     """POST /v1/completions, likewise."""
     fields = parse_object(body)
     refuse_unsupported(fields, supported=("echo",))
+    _check_prompt_sizes(fields.get("prompt"), max_model_len)
     request = check_fields(fields, CompletionRequest)
     _check_stream(request)
     if request.echo and request.logprobs is not None:
@@ -58,6 +59,20 @@ def parse_tokenize(body: bytes) -> TokenizeRequest:
 def parse_detokenize(body: bytes) -> DetokenizeRequest:
     """POST /detokenize: token ids."""
     return check_fields(parse_object(body), DetokenizeRequest)
+
+
+def _check_prompt_sizes(prompt: object, max_model_len: int) -> None:
+    """Counted first: types are checked element by element, in one go that nothing can interrupt."""
+    if not isinstance(prompt, list) or not prompt:
+        return
+    are_ids = isinstance(prompt[0], int)
+    if not are_ids and len(prompt) > limits.MAX_PROMPTS:
+        raise InvalidRequest(f"prompt has more than {limits.MAX_PROMPTS} prompts", "prompt")
+    lists = [prompt] if are_ids else [item for item in prompt if isinstance(item, list)]
+    longest = max(map(len, lists), default=0)
+    if longest > max_model_len:
+        told = f"your prompt has {longest} tokens."
+        raise ContextLengthExceeded(max_model_len, told, "prompt")
 
 
 def refuse_unsupported(fields: dict[str, Any], supported: Collection[str] = ()) -> None:

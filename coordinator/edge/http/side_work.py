@@ -1,0 +1,38 @@
+"""What must not run on the event loop. Owns the threads, and how many pieces of work hold the interpreter at once.
+
+Python code in a thread takes turns with the loop, so that one such thread makes the loop a little later, and ten make
+it ten times as late: reading and checking large bodies has one thread, and gives way each millisecond. Tokenizing
+leaves the interpreter to others and has two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Result = TypeVar("Result")
+TOKENIZING_THREADS = 2
+SWITCH_INTERVAL_S = 0.001
+"""How long a thread keeps the interpreter that the loop waits for, unless one call of C does."""
+
+
+class SideWork:
+    """Threads beside one event loop; they start when they are first needed."""
+
+    def __init__(self) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        self._python = ThreadPoolExecutor(1, "bodies")
+        self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, "tokenizing")
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """What `work` returns or raises; for code that holds the interpreter."""
+        return await asyncio.get_running_loop().run_in_executor(self._python, work)
+
+    async def tokenize(self, work: Callable[[], Result]) -> Result:
+        """The same for calls that let other threads run."""
+        return await asyncio.get_running_loop().run_in_executor(self._tokenizing, work)

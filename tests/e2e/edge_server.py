@@ -1,0 +1,139 @@
+"""A process that serves the HTTP edge alone, over a cluster that only pretends. Owns its parts from model to port.
+
+usage: python -m tests.e2e.edge_server DIRECTORY [OPTIONS_AS_JSON]      prints the port, and ends with its stdin
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
+from coordinator.cluster.service_api import StreamEvent
+from coordinator.cluster.timeline import Timeline
+from coordinator.edge.app import ServedModel, create_app
+from protocol.model_config import ModelConfig
+from protocol.sampling import SampledToken
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+TOKEN_EVERY_S = 0.02
+MAX_MODEL_LEN = 8192
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+
+
+def make_model(directory: Path) -> ServedModel:
+    """256 byte tokens and one long one, so that a text of 8,192 x 16 bytes could fit."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate([*alphabet, "Ġ" * 16])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(TEMPLATE)
+    config = ModelConfig(
+        family="llama",
+        vocab_size=257,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        max_position_embeddings=MAX_MODEL_LEN,
+    )
+    return ServedModel(("tiny",), directory, config, MAX_MODEL_LEN)
+
+
+class PacedStream:
+    """A token now, and one more each `TOKEN_EVERY_S`, as many as were asked for."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.timeline = Timeline(0.0)
+        self._left = num_tokens
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tick()
+
+    def _tick(self) -> None:
+        self._left -= 1
+        reason = None if self._left > 0 else "length"
+        self._events.put_nowait(
+            StreamEvent(tokens=[SampledToken(token_id=64)], finish_reason=reason)
+        )
+        if reason is None:
+            self._timer = asyncio.get_running_loop().call_later(TOKEN_EVERY_S, self._tick)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        while True:
+            event = await self._events.get()
+            yield event
+            if event.finish_reason is not None:
+                return
+
+    def cancel(self, reason: str) -> None:
+        """Tick no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+@dataclass
+class PacedService(ScriptedService):
+    """Every generation is a paced stream."""
+
+    def submit(self, generation: Any) -> Any:
+        """A new stream."""
+        return PacedStream(generation.sampling.max_tokens)
+
+
+@contextmanager
+def edge_server(directory: Path, **options: Any) -> Iterator[int]:
+    """The process, and its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.edge_server", str(directory), json.dumps(options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        assert process.stdout is not None
+        yield int(process.stdout.readline())
+    finally:
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+async def serve(directory: Path, options: dict[str, Any]) -> None:
+    """Until stdin ends."""
+    from coordinator.edge.http.server import make_server
+
+    app_options = options.pop("app", {})
+    service = PacedService(scripts=deque())
+    model = make_model(directory)
+    app = create_app(service=service, model=model, pools=ScriptedPools(), **app_options)
+    server = make_server(app, host="127.0.0.1", port=0, **options)
+    running = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.wait({running}, timeout=0.01)
+    print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    server.should_exit = True
+    await running
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(Path(sys.argv[1]), json.loads(sys.argv[2])))
