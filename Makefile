@@ -9,7 +9,8 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check install -c constrain
 MODEL   ?=
 ARGS    ?=
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
-PYTEST  := $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+LANES   ?= $(shell expr $(JOBS) + 1)
+PYTEST  := $(BIN)/python -m pytest --dist loadgroup
 QUICK   := tests/unit tests/property tests/house tests/model
 
 .PHONY: help serve install test deep unit check proof lint types imports fmt sim e2e slow gpu bench ci clean
@@ -35,13 +36,13 @@ $(DEV): requirements-dev.txt $(RUNTIME)
 	@touch $@
 
 test: $(DEV)  ## every kind of test that needs no accelerator, in minutes
-	$(PYTEST) -m "not (gpu or deep)" $(ARGS)
+	$(PYTEST) -n $(LANES) -m "not (gpu or deep)" $(ARGS)
 
 deep: $(DEV)  ## test, and what repeats it with other values
-	$(PYTEST) -m "not gpu" $(ARGS)
+	$(PYTEST) -n $(LANES) -m "not gpu" $(ARGS)
 
 unit: $(DEV)  ## unit, property and house tests: no model, no sockets
-	$(PYTEST) $(QUICK) -m "not (sim or e2e or gpu or nixl or slow or deep)" $(ARGS)
+	$(PYTEST) -n $(JOBS) $(QUICK) -m "not (sim or e2e or gpu or nixl or slow or deep)" $(ARGS)
 
 check: lint types imports unit  ## what every commit passes
 
@@ -58,14 +59,14 @@ fmt: $(DEV)  ## rewrite formatting and safe fixes
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 sim: $(DEV)  ## whole cluster on a virtual clock
-	$(PYTEST) tests/sim tests/model -m sim $(ARGS)
+	$(PYTEST) -n $(JOBS) tests/sim tests/model -m sim $(ARGS)
 
 proof: $(DEV)  ## every state of small handoffs, and 10,000 seeds of the simulated cluster
 	{ $(BIN)/python -m tests.model.explore --states 1000000 && $(BIN)/python -m tests.sim.campaign --seeds 4500; } & first=$$!; \
 	  $(BIN)/python -m tests.sim.campaign --first 4500 --seeds 5500 && wait $$first
 
 e2e: $(DEV)  ## real processes on loopback
-	$(PYTEST) -m "(e2e or slow or nixl) and not (gpu or deep)" $(ARGS)
+	$(PYTEST) -n $(LANES) -m "(e2e or slow or nixl) and not (gpu or deep)" $(ARGS)
 
 gpu: $(DEV)  ## what only hardware shows
 	$(BIN)/python -m pytest -m gpu $(ARGS)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.server import BATON
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 512,

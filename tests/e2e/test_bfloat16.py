@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.crowd import read_tokens
 from tests.e2e.server import Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 LENGTHS = [1, 15, 17, 33, 129, 300, 600]
 TOKENS = 48
 KILL_AFTER = [1, 5, 20]

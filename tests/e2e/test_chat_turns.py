@@ -17,7 +17,7 @@ from tests.e2e.reference import first_difference, smollm2
 from tests.e2e.server import Server
 from tests.marks import deep
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 ANSWER_TOKENS = 100
 BLOCK = 16
 

@@ -18,7 +18,7 @@ import pytest
 from tests.e2e.server import Server
 from tests.marks import deep
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 MODEL = "smollm2-135m"
 SEEN_S, BACK_S = 5.0, 20.0
 """Far more than it takes, for the machine may have more to do; the simulation holds the contract's own figures."""

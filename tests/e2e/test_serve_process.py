@@ -18,7 +18,7 @@ from tests.e2e.server import BATON, Server, free_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 SMALL = ("--kv-cache-memory", "256MiB")
 
 

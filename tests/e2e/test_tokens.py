@@ -15,7 +15,7 @@ from tests.e2e.reference import first_difference, smollm2
 from tests.e2e.server import Server
 from tests.marks import deep
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 TOKENS = 64
 BLOCK = 16
 LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 127, 128, 129, 200, 255, 256, 257, 300, 600, 700]

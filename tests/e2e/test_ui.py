@@ -15,6 +15,7 @@ from tests.e2e.server import Server
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
+    pytest.mark.xdist_group("model"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
 ]
 SMALL = ("--kv-cache-memory", "256MiB")

@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.server import BATON, Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 
 
 class Terminal:
