@@ -94,6 +94,8 @@ class AloneAtTheEnd(LoadScopeScheduling):  # type: ignore[misc]
             super()._assign_work_unit(node)
 
     def _reschedule(self, node: WorkerController) -> None:
+        if node not in self.registered_collections:
+            return  # it replaces one that crashed, and collects
         if self._is_alone_next() and not node.shutting_down:
             self._meet_at_the_end(node)
         else:
@@ -117,7 +119,18 @@ class AloneAtTheEnd(LoadScopeScheduling):  # type: ignore[misc]
         self._wake_the_last()
 
     def remove_node(self, node: WorkerController) -> str | None:
-        crashed: str | None = super().remove_node(node)
+        """It has ended. What it was in the middle of has crashed it and is not tried again; others take the rest."""
+        workload = self.assigned_work.pop(node)
+        left = [
+            (unit, i) for unit, tests in workload.items() for i, done in tests.items() if not done
+        ]
+        crashed = None
+        if left:
+            unit, crashed = left[0]
+            workload[unit][crashed] = True
+            self.workqueue.update((u, t) for u, t in workload.items() if not all(t.values()))
+            for other in self.nodes:
+                self._reschedule(other)
         self._wake_the_last()
         return crashed
 

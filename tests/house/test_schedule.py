@@ -47,33 +47,55 @@ class Ran:
         self.pid, self.started_s, self.ended_s = int(pid), float(started), float(ended)
 
 
-@pytest.fixture(scope="module", params=[deep(1), 2, deep(4)], ids="on {}".format)
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Ran]:
-    """Three files of seven tests, on so many processes."""
-    directory = tmp_path_factory.mktemp("suite")
-    for name in ("one", "two", "three"):
-        (directory / f"test_{name}.py").write_text(TESTS)
-    done = subprocess.run(
+CRASHING = """
+import os
+import pytest
+
+@pytest.mark.parametrize("number", range(3))
+def test_beside_others(number):
+    if number == 1:
+        os._exit(3)
+
+@pytest.mark.alone
+@pytest.mark.parametrize("number", range(3))
+def test_alone(number):
+    if number == 1:
+        os._exit(3)
+"""
+
+
+def run_suite(directory: Path, processes: int) -> subprocess.CompletedProcess[str]:
+    """Its tests on so many processes; what they wrote is in `journal`."""
+    return subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml")),
-            *("-p", "tests.schedule", "-n", str(request.param), "--dist", "loadgroup"),
-            *(
-                str(directory),
-                "--rootdir",
-                str(directory),
-                "-p",
-                "no:cacheprovider",
-                "-o",
-                "testpaths=",
-            ),
+            *("-p", "tests.schedule", "-n", str(processes), "--dist", "loadgroup"),
+            *(str(directory), "--rootdir", str(directory), "-p", "no:cacheprovider"),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JOURNAL": str(directory / "journal")},
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
+
+
+@pytest.mark.slow
+def test_a_crash_costs_the_test_that_crashed_and_no_other(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"test_{name}.py").write_text(CRASHING)
+    done = run_suite(tmp_path, 2)
+    assert "4 failed, 8 passed" in done.stdout.splitlines()[-1], done.stdout
+
+
+@pytest.fixture(scope="module", params=[deep(1), 2, deep(4)], ids="on {}".format)
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Ran]:
+    """Three files of seven tests, on so many processes."""
+    directory = tmp_path_factory.mktemp("suite")
+    for name in ("one", "two", "three"):
+        (directory / f"test_{name}.py").write_text(TESTS)
+    done = run_suite(directory, request.param)
     assert done.returncode == 0, done.stdout + done.stderr
     return [Ran(line) for line in (directory / "journal").read_text().splitlines()]
 
