@@ -91,7 +91,16 @@ class AloneAtTheEnd(LoadScopeScheduling):  # type: ignore[misc]
         if self._is_alone_next():
             self._meet_at_the_end(node)
         else:
+            self._give(node)
+
+    def _give(self, node: WorkerController) -> None:
+        """The next unit; one that crashed meanwhile takes nothing, and its end is about to be told."""
+        unit, tests = next(iter(self.workqueue.items()))
+        try:
             super()._assign_work_unit(node)
+        except OSError:
+            del self.assigned_work[node][unit]
+            self.workqueue[unit] = tests
 
     def _reschedule(self, node: WorkerController) -> None:
         if node not in self.registered_collections:
@@ -110,7 +119,7 @@ class AloneAtTheEnd(LoadScopeScheduling):  # type: ignore[misc]
         if any(not other.shutting_down for other in others):
             node.shutdown()
         elif not any(self._pending_of(self.assigned_work[other]) for other in others):
-            super()._assign_work_unit(node)
+            self._give(node)
 
     def mark_test_complete(
         self, node: WorkerController, item_index: int, duration: float = 0
