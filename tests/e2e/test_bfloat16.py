@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.crowd import read_tokens
 from tests.e2e.server import Server
+from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 LENGTHS = [1, 15, 17, 33, 129, 300, 600]
@@ -63,7 +64,7 @@ def colocated() -> list[list[int]]:
         return alone
 
 
-@pytest.mark.parametrize("pools", ["1p1d", "2p2d"])
+@pytest.mark.parametrize("pools", ["1p1d", deep("2p2d")])
 def test_pools_give_the_colocated_tokens(pools: str, colocated: list[list[int]]) -> None:
     with serve(pools) as server:
         assert at_once(server) == colocated, "cold and in company"
