@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from protocol.failures import ErrorKind, Failure
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from protocol.clock import Clock
     from protocol.ids import Ids
 
@@ -22,3 +26,14 @@ class WorkerContext:
     ids: Ids
     lease_duration_s: float = 30.0
     unheard_s: float = 0.0
+    vocab_size: int | None = None
+
+    def beyond_vocabulary(self, token_ids: Sequence[int]) -> Failure | None:
+        """Why a prompt cannot be embedded: a token that the model has no row for. It ends its request, not the worker."""
+        size = self.vocab_size
+        if size is None or not token_ids or (min(token_ids) >= 0 and max(token_ids) < size):
+            return None
+        first = next(token_id for token_id in token_ids if not 0 <= token_id < size)
+        return Failure(
+            ErrorKind.INTERNAL, f"token id {first} is not in the model's vocabulary of {size}"
+        )

@@ -92,7 +92,7 @@ _DEEPSEEK_LLM = PreTokenizer(
             _DEEPSEEK_LETTERS,
             "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
         ),
-        *(r"\s+$", _DEEPSEEK_CJK, r"\p{N}"),
+        *(r"\s+$", _DEEPSEEK_CJK, r"\p{N}+"),
     )
 )
 _DEEPSEEK_CODER = PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}"))

@@ -115,8 +115,9 @@ def test_reading_models_needs_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
-def write_gguf(path: Path) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
+def write_gguf(path: Path, edit: Any = None, split_tensors: int = 0) -> None:
+    """A small llama; `edit(writer)` adds keys, `split_tensors` makes parts of so many tensors."""
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=split_tensors)
     writer.add_block_count(1)
     writer.add_context_length(128)
     writer.add_embedding_length(64)
@@ -126,6 +127,8 @@ def write_gguf(path: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     add_vocabulary(writer, 34)
+    if edit is not None:
+        edit(writer)
     generator = np.random.default_rng(0)
     for name, shape in (
         ("token_embd.weight", (34, 64)),
