@@ -120,6 +120,9 @@ class DecodeRole:
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)
         self.scheduler.add(sequence, remote=message.source is not None)
+        if (failure := self.context.beyond_vocabulary(sequence.token_ids)) is not None:
+            self._end_with(sequence, failure)
+            return
         self.admit()
 
     def admit(self) -> None:
@@ -335,7 +338,8 @@ class DecodeRole:
                 fetch.renewed_s = now_s
                 self._renew(fetch)
         for sequence in [s for s in self.scheduler if now_s > s.deadline_s]:
-            self._expire_sequence(sequence)
+            failure = Failure(ErrorKind.DEADLINE_EXCEEDED, "the request's deadline passed")
+            self._end_with(sequence, failure)
 
     def _renew(self, fetch: Fetch) -> None:
         sequence = fetch.sequence
@@ -349,7 +353,7 @@ class DecodeRole:
                 ),
             )
 
-    def _expire_sequence(self, sequence: Sequence) -> None:
+    def _end_with(self, sequence: Sequence, failure: Failure) -> None:
         self.outbox.output(
             Output(
                 incarnation=self.context.incarnation,
@@ -358,7 +362,7 @@ class DecodeRole:
                 index=sequence.num_output_tokens,
                 tokens=[],
                 finish_reason="error",
-                error=Failure(ErrorKind.DEADLINE_EXCEEDED, "the request's deadline passed"),
+                error=failure,
             )
         )
         self.end(sequence.key)

@@ -115,6 +115,9 @@ class PrefillRole:
         told = {"unheard_s": self.context.unheard_s}
         self.offers[key] = Offer(sequence, self.context.ids.new_lease_id(), spans=told)
         self.scheduler.add(sequence)
+        if (failure := self.context.beyond_vocabulary(sequence.token_ids)) is not None:
+            self._fail(self.offers[key], failure)
+            return
         if (early := self._early.pop(key, None)) is not None:
             self._attach(early[0], early[1])
 

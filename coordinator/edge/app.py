@@ -149,7 +149,7 @@ def _make_edge(
         reader=reader,
         limits=limits,
         defaults=sampling_defaults or own,
-        vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids),
+        vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids, context.tokenizer.token_name),
         created=int(wall_time_s()),
         guard=guard,
         side=side,

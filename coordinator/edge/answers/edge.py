@@ -157,7 +157,7 @@ class Edge:
 
     def _generations(self, asked: AnswerRequest, salt: str) -> list[Generation]:
         """Every choice of every prompt; choice i of a prompt draws from seed + i."""
-        resolved = [(prompt, self._sampling(asked, len(prompt))) for prompt in asked.prompts]
+        resolved = [(prompt, self._sampling(asked, prompt)) for prompt in asked.prompts]
         return [
             Generation(
                 request_id=new_request_id(),
@@ -171,8 +171,9 @@ class Edge:
             for (prompt, sampling), choice in product(resolved, range(asked.choices_per_prompt))
         ]
 
-    def _sampling(self, asked: AnswerRequest, num_prompt_tokens: int) -> SamplingParams:
-        max_model_len = self.model.max_model_len
+    def _sampling(self, asked: AnswerRequest, prompt: list[int]) -> SamplingParams:
+        max_model_len, num_prompt_tokens = self.model.max_model_len, len(prompt)
+        self.vocabulary.check(prompt, asked.prompt_field)
         check_prompt_length(num_prompt_tokens, max_model_len, asked.prompt_field)
         max_tokens = resolve_max_tokens(
             asked.wishes.max_tokens,

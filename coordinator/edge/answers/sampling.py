@@ -87,17 +87,26 @@ def _ids(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(int(token_id) for token_id in value)
 
 
+def _no_name(_: int) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """Which token ids the model can take, and which end a text."""
 
     size: int
     eos_token_ids: tuple[int, ...]
+    name_of: Callable[[int], str] = _no_name
 
     def check(self, token_ids: Collection[int], param: str) -> None:
         """Raise InvalidRequest for an id outside the vocabulary."""
         if token_ids and max(token_ids) >= self.size:
-            message = f"token id {max(token_ids)} is not below the vocabulary's size {self.size}"
+            name = self.name_of(max(token_ids))
+            named = f" ({name!r})" if name else ""
+            message = (
+                f"token id {max(token_ids)}{named} is not below the vocabulary's size {self.size}"
+            )
             raise InvalidRequest(message, param)
 
 
