@@ -80,6 +80,12 @@ def permute(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     return split.swapaxes(1, 2).reshape(values.shape)
 
 
+def interleaved_back(values: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """What `permute` made of its argument, given its result."""
+    split = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
+    return np.ascontiguousarray(split.swapaxes(1, 2).reshape(values.shape))
+
+
 def random_blocks(
     kind: gguf.GGMLQuantizationType, shape: tuple[int, ...], seed: int
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -109,9 +115,9 @@ def add_vocabulary(writer: gguf.GGUFWriter, vocab_size: int) -> None:
 
 def write_gguf(
     path: Path, model: Any, quantize: str = "F32", extra: dict[str, Any] | None = None
-) -> None:
+) -> dict[str, torch.Tensor]:
     """A transformers model as llama.cpp's converter writes it; matrices in `quantize`, random where only llama.cpp's own
-    quantizer could make them. `extra` metadata is added by its kind."""
+    quantizer could make them. `extra` metadata is added by its kind. Returns the weights that the file stands for."""
     config = model.config
     architecture = {"mistral": "llama"}.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(path, architecture)
@@ -136,13 +142,16 @@ def write_gguf(
         }
         add[type(value)](key, value)
     _add_rope(writer, rope, model)
+    meant: dict[str, torch.Tensor] = {}
     for index, (name, tensor) in enumerate(model.state_dict().items()):
         if not (name == "lm_head.weight" and config.tie_word_embeddings):
-            _add_tensor(writer, name, tensor, quantize, (config, architecture, index))
+            about = (config, architecture, index)
+            meant[name] = torch.from_numpy(_add_tensor(writer, name, tensor, quantize, about))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return meant
 
 
 def _add_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], model: Any) -> None:
@@ -163,22 +172,25 @@ def _add_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], model: Any) -> None
 
 def _add_tensor(
     writer: gguf.GGUFWriter, name: str, tensor: torch.Tensor, quantize: str, about: Any
-) -> None:
+) -> np.ndarray[Any, Any]:
+    """Returns the values as transformers has them, after what writing did to them."""
     config, architecture, index = about
-    values = tensor.float().numpy()
-    if architecture == "llama" and ".q_proj." in name:
-        values = permute(values, config.num_attention_heads)
-    if architecture == "llama" and ".k_proj." in name:
-        values = permute(values, config.num_key_value_heads)
+    counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = counts.get(name.split(".")[-2], 0) if architecture == "llama" else 0
+    values = tensor.float().numpy().copy()
+    values = permute(values, heads) if heads else values
     kind = gguf.GGMLQuantizationType[quantize]
     ours = gguf_tensor_name(name)
     if values.ndim < 2 or quantize == "F32":
         writer.add_tensor(ours, values)
     elif quantize == "F16":
         writer.add_tensor(ours, values.astype(np.float16))
+        values = values.astype(np.float16).astype(np.float32)
     else:
         try:
             data = gguf.quants.quantize(values, kind)
         except NotImplementedError:
             data = random_blocks(kind, values.shape, index)
         writer.add_tensor(ours, data, raw_dtype=kind)
+        values = gguf.quants.dequantize(data, kind)
+    return interleaved_back(values, heads) if heads else values
