@@ -51,10 +51,12 @@ def engine_report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.alone
 def test_engine_reports_every_prompt_length(engine_report) -> None:
     assert [entry["prompt_tokens"] for entry in engine_report["prefill"]] == [16, 70]
 
 
+@pytest.mark.alone
 def test_engine_reports_every_batch_and_context(engine_report) -> None:
     cases = [(entry["batch"], entry["context_tokens"]) for entry in engine_report["decode"]]
     assert cases == [(1, 20), (3, 20)]
