@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 MARGIN_S = 5.0
 """A machine that has more to do; without its timeout a pull would wait for a minute."""
 UCX_DIED = {
-    -signal.SIGABRT: r"\.(?:c|inl):\d+\s+Fatal: ",
+    -signal.SIGABRT: r"\.(?:c|inl):\d+\s+(?:Fatal: |Assertion )",
     -signal.SIGSEGV: r"Current thread [^\n]+\n  (?:File \"[^\n]*/nixl|<no Python frame>)",
 }
 """How the log tells that it was UCX: by its own last message, or by where Python stood when it crashed."""
