@@ -26,6 +26,25 @@ class SystemClock:
         return time.monotonic()
 
 
+class ListeningClock:
+    """Another clock without its owner's own pauses: who did not run heard nothing, and judges nobody for that.
+
+    Between two readings at most `longest_s` pass. Its owner reads it more often than that while it listens. Not to be
+    compared with readings of the other clock."""
+
+    def __init__(self, clock: Clock, longest_s: float) -> None:
+        self._clock = clock
+        self._longest_s = longest_s
+        self._read_s = self._now_s = clock.now_s()
+
+    def now_s(self) -> float:
+        """Seconds in which the owner could have heard, since an arbitrary origin."""
+        read_s = self._clock.now_s()
+        self._now_s += min(read_s - self._read_s, self._longest_s)
+        self._read_s = read_s
+        return self._now_s
+
+
 class ManualClock:
     """A clock that moves only when told: for unit tests and the simulator."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvtransfer.promises.lease import LeaseTable
 from protocol.channels import Channels
+from protocol.clock import ListeningClock
 from protocol.ids import host_identity
 from protocol.messages.reports import Hello
 from worker.heartbeat import HeartbeatThread
@@ -16,6 +17,7 @@ from worker.outbox import Outbox
 from worker.process import WorkerProcess
 from worker.roads import Roads
 from worker.roles import Limits, Machinery, build_roles
+from worker.silence import LONGEST_LOOK_S
 from worker.sockets import WorkerSockets
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext) -> WorkerProcess:
     """A worker that listens already; `run` it."""
-    channels, leases, memory = Channels(spec.keys), LeaseTable(context.clock), engine.memory
+    channels, memory = Channels(spec.keys), engine.memory
+    leases = LeaseTable(ListeningClock(context.clock, LONGEST_LOOK_S))
     roads = Roads(spec, channels, memory, leases, engine.fingerprint, context)
     sockets = WorkerSockets(spec, channels, roads, memory.size_bytes)
     outbox = Outbox(sockets, context)

@@ -151,7 +151,7 @@ class Autoscaler:
             queued_tokens=ledger.queued_prefill_tokens(record.worker_id),
             running=record.load.running,
             kv_share=ledger.decode_share(record.worker_id),
-            silent_s=now_s - record.last_seen_s,
+            silent_s=record.silent_s,
         )
 
     def _room(self, records: list[WorkerRecord], now_s: float) -> float:

@@ -8,7 +8,6 @@ Books (registry, pools, ledger) are read by all; ProbeBook, Scaler and Autoscale
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from coordinator.cluster.autoscaler import Autoscaler
 from coordinator.cluster.books import Books
 from coordinator.cluster.cluster_view import ClusterView
 from coordinator.cluster.dispatch import Dispatch
+from coordinator.cluster.hearing import Hearing
 from coordinator.cluster.inbox import Inbox
 from coordinator.cluster.ledger import Ledger
 from coordinator.cluster.live_requests import LiveRequests
@@ -34,6 +34,7 @@ from coordinator.cluster.stream import EventStream
 from coordinator.cluster.waiting_line import WaitingLine
 from coordinator.planning.demand import DemandBook
 from coordinator.planning.planner import Planner
+from protocol.periodic import Periodic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -65,14 +66,20 @@ def _nobody_asks() -> None:
     """Nobody waits for the cluster to become ready."""
 
 
+def _nothing_waits() -> bool:
+    """What is sent to this cluster is heard at once."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a simulation may have in another way than production has."""
+    """What a simulation may have in another way than production has. `read_inbox` hears what waits; False: there is more."""
 
     open_stream: OpenStream = EventStream
     probes: Callable[[Books, LiveRequests, Readiness], Probes] = ProbeBook
     prefixes: PrefixMemory | None = None
     on_ready_change: Callable[[], None] = _nobody_asks
+    read_inbox: Callable[[], bool] = _nothing_waits
 
 
 class Cluster:
@@ -89,6 +96,7 @@ class Cluster:
         around = surroundings or Surroundings()
         self.settings = settings
         self.clock = clock
+        self._hearing = hearing = Hearing(clock, around.read_inbox)
         ledger = Ledger(settings.block_size)
         self.books = books = Books(Registry(), Pools(settings.expected), ledger)
         self.outgoing = Outgoing(send)
@@ -100,19 +108,23 @@ class Cluster:
         self.requests = LiveRequests(self.line, dispatch, self.demand, clock, around.open_stream)
         self.readiness = Readiness(books, around.on_ready_change)
         self.probes = around.probes(books, self.requests, self.readiness)
-        self.liveness = Liveness(books, dispatch, self.requests, self.probes, clock)
+        self.liveness = Liveness(books, dispatch, self.requests, self.probes, clock, hearing)
         self.scaler = Scaler(
             books, self.liveness, self.outgoing, self._pools_changed, clock, settings.drain_grace_s
         )
         self.autoscaler: Autoscaler | None = None
         self._audits = AuditBook(books, self.line, self.requests, self.outgoing)
-        membership = Membership(books, self.liveness, self.scaler, self.outgoing, clock)
+        membership = Membership(books, self.liveness, self.scaler, self.outgoing, hearing)
         reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
-        self.inbox = Inbox(books, self.requests, membership, reconciler, self._audits, clock)
+        self.inbox = Inbox(books, self.requests, membership, reconciler, self._audits, hearing)
         self._view = ClusterView(
             books, self.line, self.requests, self.readiness, self._show_autoscaler, clock
         )
-        self._ticker: asyncio.TimerHandle | None = None
+        self.ticks = [
+            Periodic("looking after workers and requests", TICK_S, self.tick),
+            Periodic("looking after pools", TICK_S, self.scaler.tick),
+            Periodic("autoscaling", TICK_S, self._autoscale),
+        ]
         self.submit = self.requests.submit
         self.is_ready = self.readiness.is_ready
         self.audit = self._audits.collect
@@ -142,23 +154,23 @@ class Cluster:
 
     def start(self) -> None:
         """Look after workers and requests on the running event loop from now on."""
-        self._tick()
+        for ticks in self.ticks:
+            ticks.start()
 
     def tick(self) -> None:
-        """Once a heartbeat: what is out of time, who is lost, who is to be probed."""
-        self.requests.tick()
-        self.liveness.tick()
+        """Several times a second: hear what waits; then what is out of time, who is lost, who is to be probed.
+        After a pause of ours the inbox may be long: nobody is judged before it was read."""
+        if self._hearing.has_heard_all():
+            self.requests.tick()
+            self.liveness.tick()
         self.probes.tick()
 
-    def _tick(self) -> None:
-        self.tick()
-        self.scaler.tick()
+    def _autoscale(self) -> None:
         if self.autoscaler is not None:
             self.autoscaler.tick()
-        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def close(self) -> None:
         """Look no more."""
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for ticks in self.ticks:
+            ticks.close()
         self.liveness.close()

@@ -55,15 +55,20 @@ class ControlSocket:
         self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
-        if self._socket.closed or self._loop is None:
-            return
+        if self._loop is not None and not self.read():
+            self._loop.call_soon(self._drain)  # let others run, then go on
+
+    def read(self) -> bool:
+        """Hear what waits, MAX_MESSAGES_A_TURN at most; False: more may wait."""
         for _ in range(MAX_MESSAGES_A_TURN):
+            if self._socket.closed:
+                return True
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
-                return
+                return True
             self._receive(frames)
-        self._loop.call_soon(self._drain)  # let others run, then go on
+        return False
 
     def _receive(self, frames: list[bytes]) -> None:
         try:

@@ -18,6 +18,7 @@ from protocol.ids import host_identity
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
     from coordinator.cluster.dispatch import Dispatch
+    from coordinator.cluster.hearing import Hearing
     from coordinator.cluster.live_requests import LiveRequests
     from coordinator.cluster.probe import Probes
     from coordinator.cluster.registry import WorkerRecord
@@ -29,7 +30,7 @@ NO_WORKER_WAIT_S = 15.0
 
 
 class Liveness:
-    """A watch belongs to one registered start."""
+    """A watch belongs to one registered start. Silence is measured by `hearing`: our own pauses are not in it."""
 
     def __init__(
         self,
@@ -38,12 +39,13 @@ class Liveness:
         requests: LiveRequests,
         probes: Probes,
         clock: Clock,
+        hearing: Hearing,
     ) -> None:
         self._books, self._registry = books, books.registry
         self._dispatch = dispatch
         self._requests = requests
         self._probes = probes
-        self._clock = clock
+        self._clock, self._hearing = clock, hearing
         self._host = host_identity()
         self._pidfds: dict[str, int] = {}
         self._no_worker_since_s: float | None = None
@@ -79,7 +81,7 @@ class Liveness:
 
     def tick(self) -> None:
         """Several times a second: lost workers, and requests that no worker can serve."""
-        now_s = self._clock.now_s()
+        now_s = self._hearing.now_s()
         for record, reason in self._registry.lost(now_s):
             self.lose(record.worker_id, reason)
         self._close_watches()
@@ -104,7 +106,9 @@ class Liveness:
         loop.add_reader(pidfd, self._exited, record.worker_id, record.incarnation)
 
     def _exited(self, worker_id: str, incarnation: str) -> None:
+        """Its last words come first."""
         self._unwatch(incarnation)
+        self._hearing.read()
         record = self._registry.get(worker_id)
         if record is not None and record.incarnation == incarnation:
             self.lose(worker_id, "process exited")

@@ -39,7 +39,7 @@ class WorkerState(enum.Enum):
 
 @dataclass(slots=True)
 class WorkerRecord:
-    """One incarnation of one worker. `role` is what it is given work as, `told_role` what it knows of that."""
+    """One incarnation of one worker. `silent_s` is of the last look. `role` is what it is given work as, `told_role` what it knows of that."""
 
     hello: Hello
     identity: bytes
@@ -47,6 +47,7 @@ class WorkerRecord:
     state: WorkerState
     load: WorkerLoad
     last_seen_s: float
+    silent_s: float = 0.0
     step: int = -1
     step_moved_s: float = 0.0
     sent_seq: int = 0
@@ -218,7 +219,7 @@ class Registry:
         record = self.by_incarnation(message.incarnation)
         if record is None:
             return False
-        record.last_seen_s = now_s
+        record.last_seen_s, record.silent_s = now_s, 0.0
         record.load = message.load
         if message.step != record.step or not message.busy:
             record.step = message.step
@@ -229,7 +230,8 @@ class Registry:
         """Workers that must be given up now, and why."""
         found = []
         for record in self._records.values():
-            if now_s - record.last_seen_s > SILENCE_S:
+            record.silent_s = now_s - record.last_seen_s
+            if record.silent_s > SILENCE_S:
                 found.append((record, f"no heartbeat for {SILENCE_S:g} s"))
             elif now_s - record.step_moved_s > STALL_S:
                 found.append((record, f"no progress for {STALL_S:g} s"))

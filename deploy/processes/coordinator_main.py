@@ -54,7 +54,7 @@ class CoordinatorProcess:
             local_prefill=spec.local_prefill,
             drain_grace_s=spec.drain_grace_s,
         )
-        around = Surroundings(on_ready_change=self._tell_ready)
+        around = Surroundings(on_ready_change=self._tell_ready, read_inbox=self.control.read)
         self.cluster = Cluster(settings, self.clock, self.control.send, around)
         if spec.autoscale:
             self.cluster.autoscale(targets_of(spec.slo), limits_of(spec.autoscale))

@@ -127,6 +127,25 @@ def test_stopped_worker_is_replaced_and_fenced(server: Server) -> None:
     assert settled(server)["balanced"]
 
 
+def test_stopped_coordinator_goes_on_as_if_nothing_had_been(server: Server) -> None:
+    expected = tokens(server, STORY, 60)
+    until(lambda: len(server.cluster()["workers"]) == 2, "both workers")
+    before = server.cluster()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(tokens, server, STORY, 60)
+        threading.Event().wait(0.5)
+        coordinator = server.coordinator_pid()
+        os.kill(coordinator, signal.SIGSTOP)
+        threading.Event().wait(4.0)
+        os.kill(coordinator, signal.SIGCONT)
+        assert future.result(timeout=60) == expected
+    after = server.cluster()
+    assert after["replays"] == before["replays"]
+    starts = [[w["incarnation"] for w in view["workers"]] for view in (before, after)]
+    assert starts[0] == starts[1]
+    assert settled(server)["balanced"]
+
+
 def test_coordinator_comes_back_and_orphans_are_freed(server: Server) -> None:
     expected = tokens(server, STORY, 8)
     orphan = threading.Thread(target=impatient, args=(server, STORY, 5.0))

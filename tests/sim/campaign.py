@@ -10,7 +10,7 @@ C6  the pools are in the end what was wanted: coordinator, launcher and workers 
 
 Faults: lost, repeated and reordered messages, deaths, pauses, flipped bits, partitions, slow workers and
 links, cancelled requests, chats of two turns, a third of the seeds with no headroom (preemptions), a quarter with a death
-of the coordinator, whose open streams may be cut and are counted. In half of the seeds some requests have less time than they
+of the coordinator (in half of them it is paused, too), whose open streams may be cut and are counted. In half of the seeds some requests have less time than they
 need, and workers are audited in the middle of everything. In half of the seeds the pools are scaled, drained
 and flipped meanwhile.
 """
@@ -85,6 +85,7 @@ class Campaign:
         self.cancelling = self.rng.choice([0.15, 0.15, 0.5])
         self.restarts_coordinator = self.rng.random() < 0.25
         self.scales = self.rng.random() < 0.5
+        self.pauses_coordinator = random.Random(seed + 1).random() < 0.5
         self.load_s = self.rng.choice([0.2, 1.0, 3.0])
         self.hurrying = random.Random(seed).choice([0.0, 0.2])
         self.usual_delay_s = cluster.network.faults.delay_s
@@ -204,6 +205,8 @@ class Campaign:
             await asyncio.sleep(self.rng.uniform(0, self.load_s / 4))
             faults = [self._kill, self._pause, self._corrupt, self._partition]
             faults += [self._slow_worker, self._slow_network]
+            if self.pauses_coordinator:
+                faults.append(self._pause_coordinator)
             if self.restarts_coordinator:
                 faults.append(self._restart_coordinator)
             await self.rng.choice(faults)()
@@ -238,6 +241,9 @@ class Campaign:
         asyncio.get_running_loop().call_later(
             delay_s, setattr, faults, "delay_s", self.usual_delay_s
         )
+
+    async def _pause_coordinator(self) -> None:
+        self.cluster.pause_coordinator(self.rng.choice([0.5, 4.0, 10.0]))
 
     async def _restart_coordinator(self) -> None:
         """Once a run: requests that it had are cut, and nothing of them may stay anywhere."""

@@ -81,6 +81,8 @@ class Cluster:
         self._coordinators = 0
         self.ids = NumberedIds()
         self.obeyed: Counter[str] = Counter()
+        self._paused_until_s = 0.0
+        self._unread: list[tuple[bytes, WorkerMessage]] = []
         self._corrupt_next = False
         self._decoder = wire.Decoder[WorkerMessage](WorkerMessage)
         self.workers: dict[str, SimWorker] = {}
@@ -102,7 +104,7 @@ class Cluster:
             local_prefill=self.relieves,
             drain_grace_s=DRAIN_GRACE_S,
         )
-        around = Surroundings(open_stream=self._open)
+        around = Surroundings(open_stream=self._open, read_inbox=self._read_inbox)
         self._coordinators += 1
         send = partial(self._from_coordinator, self._coordinators)
         self.service = CoordinatorCluster(settings, self.clock, send, around)
@@ -155,13 +157,27 @@ class Cluster:
             decoded = self._decoder.decode(frame)
             if isinstance(decoded, AuditReply):
                 self.accounts.append(decoded)
-            self.service.inbox.on_message(worker.worker_id.encode(), decoded)
+            self._hear(worker.worker_id.encode(), decoded)
 
         self.network.send(worker.worker_id, "coordinator", message, deliver)
 
     def hear_launcher(self, frame: bytes) -> None:
         """The launcher speaks to the coordinator that runs now."""
-        self.service.inbox.on_message(LAUNCHER, self._decoder.decode(frame))
+        self._hear(LAUNCHER, self._decoder.decode(frame))
+
+    def _hear(self, identity: bytes, message: WorkerMessage) -> None:
+        """What comes while the coordinator is paused waits in its inbox."""
+        if self.clock.now_s() < self._paused_until_s:
+            self._unread.append((identity, message))
+        else:
+            self._read_inbox()
+            self.service.inbox.on_message(identity, message)
+
+    def _read_inbox(self) -> bool:
+        unread, self._unread = self._unread, []
+        for identity, message in unread:
+            self.service.inbox.on_message(identity, message)
+        return True
 
     def to_peer(
         self,
@@ -203,7 +219,8 @@ class Cluster:
             if record is not None and record.incarnation == incarnation:
                 self.service.liveness.lose(worker_id, "process exited")
 
-        self.loop.call_later(DEATH_SEEN_S, seen)
+        seen_s = max(self.clock.now_s() + DEATH_SEEN_S, self._paused_until_s)
+        self.loop.call_at(seen_s, seen)
         self.launcher.exited(worker_id)
 
     def is_alive(self, worker_id: str) -> bool:
@@ -241,6 +258,8 @@ class Cluster:
                 StreamEvent(error=StreamCut("the coordinator died"))
             )  # over ones take no more
         self.streams.clear()
+        self._unread.clear()
+        self._paused_until_s = 0.0
         self._start_coordinator()
         self.service.start()
 
@@ -251,6 +270,20 @@ class Cluster:
     def pause(self, worker_id: str, seconds: float) -> None:
         """SIGSTOP, and SIGCONT after `seconds`."""
         self.workers[worker_id].paused_until_s = self.clock.now_s() + seconds
+
+    def pause_coordinator(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after `seconds`: its timers fire first, then it reads what came meanwhile."""
+        self._paused_until_s = self.clock.now_s() + seconds
+        service = self.service
+
+        def resume() -> None:
+            if service is self.service and self.clock.now_s() >= self._paused_until_s:
+                for ticks in service.ticks:
+                    ticks.start()
+
+        for ticks in service.ticks:
+            ticks.close()
+        self.loop.call_at(self._paused_until_s, resume)
 
     def corrupt_next_pull(self) -> None:
         """Flip one bit of the next read, before its digest is checked."""

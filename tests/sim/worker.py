@@ -13,6 +13,7 @@ from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.pulling.lane import Proof
 from kvtransfer.pulling.pull import PullCounters, PullDone
 from protocol import wire
+from protocol.clock import ListeningClock
 from protocol.errors import ConfigError, DigestMismatch, PeerLost, ProtocolError, TransferError
 from protocol.fingerprint import Fingerprint
 from protocol.messages.orders import CoordinatorMessage
@@ -25,6 +26,7 @@ from worker.loop import IDLE_S, Garbled, WorkerLoop
 from worker.outbox import Outbox
 from worker.reports import Resources
 from worker.roles import Limits, Machinery, build_roles
+from worker.silence import LONGEST_LOOK_S
 
 if TYPE_CHECKING:
     import asyncio
@@ -118,7 +120,13 @@ class SimWorker:
         outbox = Outbox(self, self.context)
         limits = Limits(self.num_blocks, BLOCK_SIZE, MAX_STEP_TOKENS, MAX_NUM_SEQS)
         machinery = Machinery(self.memory, AttestingRunner(self.memory, BLOCK_SIZE), self)
-        self.roles = build_roles(limits, machinery, LeaseTable(clock), outbox, self.context)
+        self.roles = build_roles(
+            limits,
+            machinery,
+            LeaseTable(ListeningClock(clock, LONGEST_LOOK_S)),
+            outbox,
+            self.context,
+        )
         self.loop = WorkerLoop(self._card(), self.roles, outbox, self, self.context)
         self._beat()
         self._wake()

@@ -319,8 +319,17 @@ def test_hello_says_that_another_coordinator_began_the_drain() -> None:
 
 def test_worker_that_nobody_speaks_to_ends() -> None:
     worker = LoneWorker(silence_limit_s=5.0)
-    worker.turn(after_s=FIRST_WORD_S - 1.0)
+    for _ in range(int(FIRST_WORD_S) - 1):
+        worker.turn(after_s=1.0)
     assert not worker.loop.is_over
     worker.turn(Ping(incarnation="w1"))
-    worker.turn(after_s=5.5)
+    for _ in range(6):
+        worker.turn(after_s=0.9)
     assert worker.loop.is_over
+
+
+def test_pause_of_a_worker_is_no_silence_of_the_coordinator() -> None:
+    worker = LoneWorker(silence_limit_s=5.0)
+    worker.turn(Ping(incarnation="w1"))
+    worker.turn(after_s=60.0)
+    assert not worker.loop.is_over
