@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from benchmarks.random_model import write_random
 from deploy.config.topology import cache_directory
+from deploy.host.model_source import prepare
 from engine.kv.block_pool import BlockPool
 from engine.kv.sequence import Scheduled, Sequence
 from engine.runner import ModelRunner, RunnerOptions
@@ -145,6 +146,12 @@ def case_of(directory_of: Any) -> Any:
     return cache(lambda model, dtype, target: Case(directory_of(model, dtype), target))
 
 
+@pytest.fixture(scope="module")
+def embedded() -> Case:
+    model = prepare("smollm2-135m", (), "bfloat16", cache_directory(), lambda *_: None)
+    return Case(Path(model.directory), "native")
+
+
 def fetch(target: tuple[ModelRunner, Sequence], source: tuple[ModelRunner, Sequence]) -> None:
     """Copy the full blocks that the source computed, as a transfer does."""
     count = source[1].num_computed_tokens // BLOCK_SIZE
@@ -213,6 +220,15 @@ def test_bits_do_not_depend_on_company(
     case_of: Any, model: str, dtype: str, rng: random.Random
 ) -> None:
     check(case_of(model, dtype, "native"), rng)
+
+
+@pytest.mark.slow
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rng=st.randoms(use_true_random=False))
+def test_bits_of_the_embedded_model_do_not_depend_on_company(
+    embedded: Case, rng: random.Random
+) -> None:
+    check(embedded, rng)
 
 
 @pytest.mark.slow
