@@ -87,7 +87,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_serve(verbs)
     _add_chat(verbs)
     status = _add(verbs, "status", "show workers and requests of a running server", run_status)
-    _add_url(status)
+    _add_admin_url(status)
     shown = status.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the server's answer as it is")
     shown.add_argument("--watch", action="store_true", help="keep showing it; Ctrl-C ends it")
@@ -119,6 +119,16 @@ def _add_url(parser: Parser) -> None:
     parser.add_argument("--url", type=typed(url), default=DEFAULT_URL, help=where)
     parser.add_argument(
         "--api-key", type=typed(header_key), metavar="KEY", help="default: BATON_API_KEY"
+    )
+
+
+def _add_admin_url(parser: Parser) -> None:
+    _add_url(parser)
+    parser.add_argument(
+        "--admin-api-key",
+        type=typed(header_key),
+        metavar="KEY",
+        help="default: BATON_ADMIN_API_KEY; without one, the API key",
     )
 
 
@@ -157,11 +167,11 @@ def _add_scaling(verbs: Any) -> None:
         parser.add_argument(
             "--timeout", type=typed(seconds), default=180.0, metavar="SECONDS", help="default: 180"
         )
-        _add_url(parser)
+        _add_admin_url(parser)
     role = _add(verbs, "role", "move a worker to the other pool, with its KV cache", run_role)
     role.add_argument("worker", metavar="WORKER")
     role.add_argument("role", choices=("prefill", "decode"))
-    _add_url(role)
+    _add_admin_url(role)
 
 
 def _add_serve(verbs: Any) -> None:
@@ -251,7 +261,7 @@ def run_status(namespace: argparse.Namespace) -> int:
     """`baton status`."""
     from deploy.commands.status import show_status
 
-    key = _key(namespace)
+    key = _admin_key(namespace)
     if namespace.watch:
         from deploy.commands.watch import watch
 
@@ -286,18 +296,27 @@ def run_role(namespace: argparse.Namespace) -> int:
 def _pool_client(namespace: argparse.Namespace) -> httpx.Client:
     from deploy.commands.status import status_client
 
-    return status_client(namespace.url, _key(namespace))
+    return status_client(namespace.url, _admin_key(namespace))
 
 
 def _key(namespace: argparse.Namespace) -> str | None:
     """For a running server: as given, else the first that `baton serve` would take from here."""
+    return namespace.api_key or _key_from("BATON_API_KEY")
+
+
+def _admin_key(namespace: argparse.Namespace) -> str | None:
+    """The same for what an operator asks; where there is no key of its own, the API key does."""
+    return namespace.admin_api_key or _key_from("BATON_ADMIN_API_KEY") or _key(namespace)
+
+
+def _key_from(variable: str) -> str | None:
     from deploy.config.topology import environment
 
-    found = namespace.api_key or environment().get("BATON_API_KEY")
+    found = environment().get(variable)
     try:
         return None if found is None else header_key(found)
     except ValueError as error:
-        raise ConfigError(f"BATON_API_KEY: {error}") from None
+        raise ConfigError(f"{variable}: {error}") from None
 
 
 def _patience_s(namespace: argparse.Namespace) -> float | None:

@@ -26,10 +26,11 @@ from __future__ import annotations
 
 
 class BatonError(Exception):
-    """Root of the tree. `http_status` and `error_type` are what a client sees."""
+    """Root of the tree. `http_status`, `error_type` and `code` (OpenAI's, where it has one) are what a client sees."""
 
     http_status = 500
     error_type = "InternalServerError"
+    code: str | None = None
 
 
 class InvalidRequest(BatonError):
@@ -37,6 +38,7 @@ class InvalidRequest(BatonError):
 
     http_status = 400
     error_type = "BadRequestError"
+    code: str | None = "invalid_value"
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -45,6 +47,8 @@ class InvalidRequest(BatonError):
 
 class ContextLengthExceeded(InvalidRequest):
     """Prompt and answer do not fit into the model's context. Clients act on the first words, which are OpenAI's."""
+
+    code: str | None = "context_length_exceeded"
 
     def __init__(self, max_model_len: int, told: str, param: str | None = None) -> None:
         message = f"This model's maximum context length is {max_model_len} tokens. However, {told}"
@@ -56,6 +60,7 @@ class ModelNotFound(InvalidRequest):
 
     http_status = 404
     error_type = "NotFoundError"
+    code: str | None = "model_not_found"
 
 
 class WorkerNotFound(InvalidRequest):
@@ -77,6 +82,7 @@ class Overloaded(BatonError):
 
     http_status = 429
     error_type = "RateLimitError"
+    code: str | None = "rate_limit_exceeded"
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)

@@ -60,7 +60,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
-    after `owner_silence_s` without a launcher it ends, and its workers with it."""
+    after `owner_silence_s` without a launcher it ends, and its workers with it; `checks_host` is for a server that
+    neither keys nor an operator's word guard."""
 
     model: PreparedModel
     control: str
@@ -70,6 +71,14 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int
     block_size: int
     api_keys: tuple[str, ...] = ()
+    admin_api_keys: tuple[str, ...] = ()
+    checks_host: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    allowed_methods: tuple[str, ...] = ("*",)
+    allowed_headers: tuple[str, ...] = ("*",)
+    allow_credentials: bool = False
+    keep_alive_s: float = 75.0
     max_queued_requests: int = 1024
     local_prefill: bool = True
     drain_grace_s: float = 30.0

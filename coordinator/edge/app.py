@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 from coordinator.edge.answers.edge import Edge, ServedModel
 from coordinator.edge.answers.generation_run import RunContext
@@ -20,12 +21,16 @@ from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
 from coordinator.edge.http.auth import KeyGuard, Keys, Scope
 from coordinator.edge.http.limits import EdgeLimits
+from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_body import BodyRoom
 from coordinator.edge.http.request_ids import RequestIds
+from coordinator.edge.http.route_list import RouteList
 from coordinator.edge.http.side_work import SideWork
+from coordinator.edge.http.sites import SiteGuard, Sites
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
 from coordinator.edge.operations.routes_ui import UiRoutes
+from coordinator.edge.telemetry.http_metrics import HttpMetrics
 from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.telemetry.metrics import EdgeMetrics
 from coordinator.edge.text.chat_template import ChatTemplate
@@ -34,17 +39,18 @@ from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import SystemClock, wall_time_s
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from coordinator.cluster.service_api import PoolControl, Service
     from coordinator.edge.answers.edge import Api
     from coordinator.edge.apis.registry import ApiFactory
+    from coordinator.edge.http.error_replies import Spell
     from coordinator.edge.telemetry.request_record import TraceSink
     from protocol.clock import Clock
 
-__all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "create_app"]
+__all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "Sites", "create_app"]
 
 
 def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
@@ -61,13 +67,15 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     traces: TraceSink | None = None,
     pools: PoolControl | None = None,
     apis: Sequence[ApiFactory] = APIS,
+    sites: Sites | None = None,
 ) -> FastAPI:
     """The application over `service`.
 
-    `admin_keys` open `/metrics` and `/cluster*`; without them `api_keys` do. `chat_template` and
-    `sampling_defaults` are the operator's word over the model's files. `traces` is told of every
-    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed. `apis`
-    are what clients may speak; one of them has the prefix "". Raises ConfigError for files that cannot be used.
+    `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` then get a 403; without them `api_keys` do.
+    `chat_template` and `sampling_defaults` are the operator's word over the model's files. `traces` is told
+    of every finished request; closing it is the caller's. Without `pools` their sizes cannot be changed.
+    `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
+    Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
@@ -81,6 +89,25 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         ChatTemplate.from_directory(model.directory, chat_template),
         sampling_defaults,
     )
+    app = _make_app(root_path, metrics)
+    spoken = [make(edge) for make in apis]
+    spellers = {api.prefix: api.failure for api in spoken}
+    has_keys = bool(api_keys)
+    _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
+    error_replies.install(app, metrics, spellers)
+    app.include_router(OpenRoutes(service).router())
+    app.include_router(UiRoutes().router())
+    app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
+    admin = AdminRoutes(service, metrics).router()
+    app.include_router(admin, dependencies=[Depends(admin_guard)])
+    if pools is not None:
+        scaling = PoolRoutes(pools, edge.limits).router()
+        app.include_router(scaling, dependencies=[Depends(admin_guard)])
+    return app
+
+
+def _make_app(root_path: str, metrics: EdgeMetrics) -> FastAPI:
+    """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request."""
     app = FastAPI(
         title="Baton",
         version=version(),
@@ -90,18 +117,30 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         openapi_url=None,
         lifespan=_probing(LoopLag(metrics.registry)),
     )
-    app.add_middleware(RequestIds)
-    spoken = [make(edge) for make in apis]
-    error_replies.install(app, metrics, {api.prefix: api.failure for api in spoken})
-    app.include_router(OpenRoutes(service).router())
-    app.include_router(UiRoutes().router())
-    app.include_router(_guarded(app, spoken), dependencies=[Depends(guard)])
-    admin = AdminRoutes(service, metrics).router()
-    app.include_router(admin, dependencies=[Depends(admin_guard)])
-    if pools is not None:
-        scaling = PoolRoutes(pools, edge.limits).router()
-        app.include_router(scaling, dependencies=[Depends(admin_guard)])
+    app.state.refused = metrics.rejected
     return app
+
+
+def _add_middleware(
+    app: FastAPI, metrics: EdgeMetrics, sites: Sites, spellers: Mapping[str, Spell] | None
+) -> None:
+    """The last added sees a request first. Without `spellers` keys decide which sites may ask."""
+    app.add_middleware(Methods, routes=RouteList(app.routes))
+    if sites.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sites.origins,
+            allow_methods=sites.methods,
+            allow_headers=sites.headers,
+            allow_credentials=sites.credentials,
+            expose_headers=["X-Request-Id"],
+        )
+    if spellers is not None:
+        refused = metrics.rejected
+        app.add_middleware(SiteGuard, sites=sites, spellers=spellers, refused=refused)
+    template_of = RouteList(app.routes).template_of
+    app.add_middleware(HttpMetrics, template_of=template_of, registry=metrics.registry)
+    app.add_middleware(RequestIds)
 
 
 def _probing(lag: LoopLag) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -121,11 +160,11 @@ def _probing(lag: LoopLag) -> Callable[[FastAPI], AbstractAsyncContextManager[No
     return lifespan
 
 
-def _guarded(app: FastAPI, apis: Sequence[Api]) -> APIRouter:
+def _guarded(app: FastAPI, apis: Sequence[Api], *, has_keys: bool) -> APIRouter:
     router = APIRouter()
     for api in apis:
         router.include_router(api.router())
-    document(app, router)
+    document(app, router, has_keys=has_keys)
     return router
 
 

@@ -19,7 +19,7 @@ from protocol.errors import ConfigError
 from protocol.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 DEFAULT = "default"
@@ -62,6 +62,13 @@ class ServeConfig:
     slo: tuple[str, ...]
     max_queued_requests: int
     api_key: tuple[str, ...]
+    admin_api_key: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    allowed_methods: tuple[str, ...]
+    allowed_headers: tuple[str, ...]
+    allow_credentials: bool
+    timeout_keep_alive: float
     auth: bool
     chat_template: str | None
     otlp_traces_endpoint: str | None
@@ -176,6 +183,10 @@ def _check(config: ServeConfig) -> None:
         )
 
     _check_keys(config)
+    if config.admin_api_key and not config.api_key:
+        raise ConfigError("--admin-api-key: without --api-key everybody may ask; set both")
+    if set(config.admin_api_key) & set(config.api_key):
+        raise ConfigError("--admin-api-key: must differ from every --api-key")
     _check_autoscale(config)
 
 
@@ -186,6 +197,12 @@ def _check_keys(config: ServeConfig) -> None:
             f"--host: {config.host} is reached from other hosts and there is no --api-key; set BATON_API_KEY "
             "to what clients must send, or say --no-auth if something else decides who reaches this port"
         )
+
+
+def names_in(given: Iterable[str]) -> tuple[str, ...]:
+    """Names that were given one by one, or as vLLM takes them, in one JSON list."""
+    pieces = (piece.strip(" []\"'") for text in given for piece in text.split(","))
+    return tuple(piece for piece in pieces if piece)
 
 
 def _check_autoscale(config: ServeConfig) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deploy.config.serve_config import names_in
 from deploy.config.values import format_bytes, parse_utilization
 from deploy.host.affinity import allowed_cores, quota_cores, share_cores
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
@@ -187,6 +188,14 @@ def _coordinator(
         max_model_len=max_model_len,
         block_size=config.block_size,
         api_keys=config.api_key,
+        admin_api_keys=config.admin_api_key,
+        checks_host=bool(config.auth or config.allowed_hosts),
+        allowed_hosts=(config.host, *names_in(config.allowed_hosts)),
+        allowed_origins=names_in(config.allowed_origins),
+        allowed_methods=names_in(config.allowed_methods),
+        allowed_headers=names_in(config.allowed_headers),
+        allow_credentials=config.allow_credentials,
+        keep_alive_s=config.timeout_keep_alive,
         max_queued_requests=config.max_queued_requests,
         local_prefill=config.local_prefill == "auto",
         drain_grace_s=config.drain_grace,

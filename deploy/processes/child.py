@@ -9,6 +9,7 @@ import resource
 import signal
 import sys
 
+from deploy.processes.log_lines import QueuedLines
 from protocol.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
@@ -32,10 +33,8 @@ def harden() -> None:
 
 
 def log_to_stderr(name: str, level: str) -> None:
-    """One line a record, prefixed with the process's name."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format=f"%(asctime)s %(levelname)-7s {name} %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    """One line a record, prefixed with the process's name; never waits for a reader."""
+    handler = QueuedLines(sys.stderr.fileno())
+    form = f"%(asctime)s %(levelname)-7s {name} %(message)s"
+    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=level.upper())

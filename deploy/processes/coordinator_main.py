@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import uvicorn
 import uvloop
 
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
-from coordinator.edge.app import SamplingDefaults, ServedModel, create_app
+from coordinator.edge.app import SamplingDefaults, ServedModel, Sites, create_app
+from coordinator.edge.http.server import make_server
+from coordinator.edge.http.wire.limits import WireLimits
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.processes.child import follow_parent, harden, log_to_stderr
 from deploy.processes.owner_watch import OwnerWatch
@@ -32,6 +33,8 @@ from protocol.randomness import seeds_of
 from protocol.specs import CoordinatorSpec
 
 if TYPE_CHECKING:
+    import uvicorn
+
     from coordinator.edge.telemetry.request_record import TraceSink
     from protocol.messages.reports import WorkerMessage
 
@@ -96,7 +99,7 @@ class CoordinatorProcess:
         """Until SIGTERM or SIGINT."""
         self.control.start()
         self.cluster.start()
-        server = uvicorn.Server(self._uvicorn_config())
+        server = self._make_server()
         self.owner.start(lambda: self._stop(server))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -122,7 +125,7 @@ class CoordinatorProcess:
             own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
         return dataclasses.replace(own, draw_seed=seeds_of(self.spec.seed))
 
-    def _uvicorn_config(self) -> uvicorn.Config:
+    def _make_server(self) -> uvicorn.Server:
         spec = self.spec
         model = ServedModel(
             served_names=spec.model.served_names,
@@ -134,23 +137,25 @@ class CoordinatorProcess:
             service=self.cluster,
             model=model,
             api_keys=spec.api_keys,
+            admin_keys=spec.admin_api_keys,
             clock=self.clock,
             root_path=spec.root_path,
             chat_template=Path(spec.chat_template) if spec.chat_template else None,
             sampling_defaults=self._sampling_defaults(model.directory),
             traces=self.traces,
             pools=self.cluster.scaler,
+            sites=Sites(
+                checks_host=spec.checks_host,
+                hosts=spec.allowed_hosts,
+                origins=spec.allowed_origins,
+                methods=spec.allowed_methods,
+                headers=spec.allowed_headers,
+                credentials=spec.allow_credentials,
+            ),
         )
-        return uvicorn.Config(
-            app,
-            host=spec.host,
-            port=spec.port,
-            loop="uvloop",
-            http="httptools",
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=1,
-            h11_max_incomplete_event_size=16 << 10,
+        limits = WireLimits(keep_alive_s=spec.keep_alive_s)
+        return make_server(
+            app, host=spec.host, port=spec.port, limits=limits, refused=app.state.refused
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import subprocess
 import sys
 from collections import deque
@@ -21,7 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
-from coordinator.edge.app import ServedModel, create_app
+from coordinator.edge.app import EdgeLimits, ServedModel, create_app
+from coordinator.edge.http.server import make_server
+from coordinator.edge.http.wire.limits import WireLimits
 from protocol.model_config import ModelConfig
 from protocol.sampling import SampledToken
 
@@ -119,13 +122,18 @@ def edge_server(directory: Path, **options: Any) -> Iterator[int]:
 
 async def serve(directory: Path, options: dict[str, Any]) -> None:
     """Until stdin ends."""
-    from coordinator.edge.http.server import make_server
-
-    app_options = options.pop("app", {})
-    service = PacedService(scripts=deque())
-    model = make_model(directory)
-    app = create_app(service=service, model=model, pools=ScriptedPools(), **app_options)
-    server = make_server(app, host="127.0.0.1", port=0, **options)
+    if "descriptors" in options:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options["descriptors"], most))
+    app = create_app(
+        service=PacedService(scripts=deque()),
+        model=make_model(directory),
+        pools=ScriptedPools(),
+        limits=EdgeLimits(**options.get("edge_limits", {})),
+        **options.get("app", {}),
+    )
+    limits = WireLimits(**options.get("limits", {}))
+    server = make_server(app, host="127.0.0.1", port=0, limits=limits)
     running = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.wait({running}, timeout=0.01)

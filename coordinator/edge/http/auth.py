@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.http.error_replies import Unauthorized
+from coordinator.edge.http.error_replies import Forbidden, Unauthorized
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,9 +75,11 @@ class KeyGuard:
         self._scope = scope
 
     async def __call__(self, request: Request) -> Principal:
-        """Who asks, or Unauthorized."""
+        """Who asks; Unauthorized, or Forbidden for a key that opens something else."""
         principal = self._keys.principal(request)
         if self._scope not in principal.scopes:
+            if self._scope is Scope.OPERATE and Scope.GENERATE in principal.scopes:
+                raise Forbidden("this API key is not for administration: use the --admin-api-key")
             raise Unauthorized("a valid API key is needed: Authorization: Bearer KEY")
         return principal
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from coordinator.edge.http.route_list import RouteList
 from protocol.errors import BatonError, InternalError, InvalidRequest, Overloaded, WorkerLost
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 CLIENT_CLOSED_REQUEST = 499
 GENERIC_MESSAGE = "internal error; the server's log has the details under this X-Request-Id"
 MAX_TOLD_CHARACTERS = 800
+CODES = {404: "unknown_url", 405: "method_not_allowed"}
 KINDS = {401: "AuthenticationError", 404: "NotFoundError"}
 
 
@@ -39,6 +42,31 @@ class Unauthorized(BatonError):
 
     http_status = 401
     error_type = "AuthenticationError"
+    code: str | None = "invalid_api_key"
+
+
+class Forbidden(BatonError):
+    """A valid key, but not for this route."""
+
+    http_status = 403
+    error_type = "PermissionDeniedError"
+    code: str | None = "insufficient_permissions"
+
+
+class ForeignHost(BatonError):
+    """The request means another server."""
+
+    http_status = 421
+    error_type = "MisdirectedRequestError"
+    code: str | None = "foreign_host"
+
+
+class ForeignOrigin(BatonError):
+    """A web page of another site asks through somebody's browser."""
+
+    http_status = 403
+    error_type = "PermissionDeniedError"
+    code: str | None = "foreign_origin"
 
 
 class BodyTooLarge(InvalidRequest):
@@ -62,12 +90,13 @@ class ClientLeft(BatonError):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What any client may know of an error. `kind` is the error's type, `param` the field that is wrong."""
+    """What any client may know of an error. `kind` is the error's type, `param` the field that is wrong, `code` OpenAI's."""
 
     status: int
     kind: str
     message: str
     param: str | None = None
+    code: str | None = None
 
 
 def http_status(error: BatonError) -> int:
@@ -81,7 +110,15 @@ def failure_of(error: BatonError) -> Failure:
     """A bug's own words are for the log only."""
     message = GENERIC_MESSAGE if isinstance(error, InternalError) else str(error)
     param = error.param if isinstance(error, InvalidRequest) else None
-    return Failure(http_status(error), error.error_type, clipped(message), param and clipped(param))
+    return Failure(
+        http_status(error), error.error_type, clipped(message), param and clipped(param), error.code
+    )
+
+
+def error_fields(message: str, kind: str) -> bytes:
+    """The JSON of an error for a client whose API is not known yet."""
+    told = {"message": clipped(message), "type": kind, "param": None, "code": None}
+    return orjson.dumps({"error": told})
 
 
 def clipped(told: str) -> str:
@@ -130,9 +167,16 @@ def install(app: FastAPI, metrics: EdgeMetrics, spellers: Mapping[str, Spell]) -
         log.debug("%s", error)
         return Response(status_code=CLIENT_CLOSED_REQUEST)
 
+    routes = RouteList(app.routes)
+
     async def http_error(request: Request, error: Any) -> Response:
-        kind = KINDS.get(error.status_code, "BadRequestError")
-        return tell(request, Failure(error.status_code, kind, str(error.detail)), error.headers)
+        status = error.status_code
+        kind = KINDS.get(status, "BadRequestError")
+        told = str(error.detail)
+        if status == HTTPStatus.NOT_FOUND:
+            told = routes.advice(clipped(request.url.path))
+        failure = Failure(status, kind, told, code=CODES.get(status))
+        return tell(request, failure, error.headers)
 
     async def validation_error(request: Request, error: Any) -> Response:
         first = error.errors()[0]

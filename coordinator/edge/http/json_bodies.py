@@ -92,9 +92,9 @@ def _path(fields: object, location: Sequence[str | int], *, is_missing: bool) ->
 
 
 def body_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """What OpenAPI says of a body that the route parses itself, to bound it first."""
+    """What OpenAPI says of a body that the route parses itself, to bound it first; its `$defs` still have to be
+    hoisted to where its references point."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 
 from coordinator.edge.http.json_bodies import json_response
+from coordinator.edge.operations.openapi import describe, docs_page
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -81,17 +82,20 @@ class AdminRoutes:
         return json_response(await self._service.audit())
 
 
-def document(app: FastAPI, router: APIRouter) -> None:
+def document(app: FastAPI, router: APIRouter, *, has_keys: bool) -> None:
     """`/version`, `/openapi.json` and `/docs` behind the same keys as the rest."""
+    described = cache(partial(describe, app, has_keys=has_keys))
 
     async def tell_version() -> Response:
         return json_response({"version": version()})
 
     async def openapi() -> Response:
-        return json_response(app.openapi())
+        return json_response(described())
 
     async def docs() -> Response:
-        return get_swagger_ui_html(openapi_url=f"{app.root_path}/openapi.json", title="Baton")
+        page, policy = docs_page(described())
+        headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+        return Response(page, headers=headers, media_type="text/html")
 
     add = router.add_api_route
     add("/version", tell_version, methods=["GET"], response_model=None)

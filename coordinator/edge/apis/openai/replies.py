@@ -142,7 +142,7 @@ def error_body(failure: Failure) -> bytes:
         "message": failure.message,
         "type": failure.kind,
         "param": failure.param,
-        "code": failure.status,
+        "code": failure.code,
     }
     return encode({"error": fields})
 

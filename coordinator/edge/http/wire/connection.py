@@ -1,0 +1,286 @@
+"""One client's connection. Owns the order of its requests, its deadlines, and how it ends.
+
+  head ──► body ──► answered ──► idle ──► head …          one request at a time: what comes early is held
+    │408     │400       │            └─ 75 s, or the descriptor is needed: closed
+    │414     │          └─ the body is still coming: it is read and dropped for a while
+    └431 ────┴─► refused: the answer, then half a close; bytes are dropped until the client has read it
+
+The application's side (ASGI, responses, flow control) is uvicorn's; heads are parsed by httptools, whole. Bodies never
+pass the parser: where they end is decided in `wire.body` alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from coordinator.edge.http.wire.body import body_of
+from coordinator.edge.http.wire.head import HeadReader
+from coordinator.edge.http.wire.limits import WireLimits, served_descriptors
+from coordinator.edge.http.wire.refusals import WireRefusal
+from coordinator.edge.http.wire.waiting import WaitingRoom
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+    from coordinator.edge.http.wire.body import BodyReader
+
+log = logging.getLogger(__name__)
+TURN_BYTES = 64 * 1024
+"""What is parsed before others have their turn."""
+
+
+class Gate:
+    """What all connections of a server share: who waits for what, and how many descriptors may be taken."""
+
+    def __init__(
+        self, limits: WireLimits | None = None, refused: Callable[[int, str], None] | None = None
+    ) -> None:
+        self.limits = limits or WireLimits()
+        self.refused = refused or (lambda _status, _kind: None)
+        self.most_descriptors, self.last_descriptors = served_descriptors()
+        self.heads = WaitingRoom[Connection](self.limits.head_deadline_s, Connection.head_is_late)
+        self.idle = WaitingRoom[Connection](self.limits.keep_alive_s, Connection.end)
+        self.lingering = WaitingRoom[Connection](self.limits.linger_s, Connection.abort)
+
+    def forget(self, connection: Connection) -> None:
+        """It is gone."""
+        for room in (self.heads, self.idle, self.lingering):
+            room.leave(connection)
+
+    def make_room(self, descriptor: int) -> bool:
+        """Whether a new connection with this descriptor may stay; an idle one is closed for it if need be."""
+        if descriptor < self.most_descriptors:
+            return True
+        idle = self.idle.oldest()
+        if idle is None:
+            return False
+        self.idle.leave(idle)
+        idle.end()
+        return True
+
+
+class PoliteTransport:
+    """A transport whose `close` lets the client read what was written last."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.close = close
+
+
+class Connection(HttpToolsProtocol):
+    """See the picture above."""
+
+    def __init__(self, *, gate: Gate, **uvicorn_parts: Any) -> None:
+        super().__init__(**uvicorn_parts)
+        self._gate = gate
+        self._head = HeadReader()
+        self._body: BodyReader | None = None
+        self._held = bytearray()
+        self._refusal: WireRefusal | None = None
+        self._is_over = False
+        self._has_turn = False
+        self._dropped_bytes = 0
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client."""
+        super().connection_made(transport)
+        self._raw = transport
+        self.transport = cast("asyncio.Transport", PoliteTransport(transport, self._close_politely))
+        self._gate.heads.enter(self, self.loop)
+        descriptor = transport.get_extra_info("socket").fileno()
+        if not self._gate.make_room(descriptor):
+            self._refuse(WireRefusal(503, "this server has no room for another connection now"))
+            if descriptor >= self._gate.last_descriptors:
+                self.end()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone, whoever ended it."""
+        self._is_over = True
+        self._held.clear()
+        self._gate.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes."""
+        if self._is_over:
+            self._drop(len(data))
+            return
+        self._held += data
+        if not self._has_turn:
+            self._take_turn()
+
+    def abort(self) -> None:
+        """End it now, whatever is still to be sent."""
+        self._raw.abort()
+
+    def end(self) -> None:
+        """End it when what was written is sent."""
+        self._is_over = True
+        self._raw.close()
+
+    def head_is_late(self) -> None:
+        """The deadline of a head has passed; who has said nothing is told nothing."""
+        if self._head.has_begun:
+            seconds = f"{self._gate.limits.head_deadline_s:g}"
+            self._refuse(WireRefusal(408, f"the request's head did not arrive within {seconds} s"))
+        else:
+            self.end()
+
+    # ---- bytes to requests
+
+    def _take_turn(self) -> None:
+        """Parse some of what is held; the rest has to wait for its turn, or for the answer before it."""
+        self._has_turn = False
+        left = TURN_BYTES
+        try:
+            while self._held and left > 0 and not self._is_over and not self._is_answering():
+                piece = bytes(self._held[:left])
+                del self._held[:left]
+                left -= len(piece)
+                self._take(piece)
+        except WireRefusal as refusal:
+            self._refuse(refusal)
+        if self._held and not self._is_over:
+            self.flow.pause_reading()
+            if not self._is_answering():
+                self._has_turn = True
+                self.loop.call_soon(self._take_turn)
+        elif self._body is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def _is_answering(self) -> bool:
+        """Whether a whole request is with the application."""
+        asked = self._asked
+        return self._body is None and asked is not None and not asked.response_complete
+
+    @property
+    def _asked(self) -> RequestResponseCycle | None:
+        """The request that came last; None before the first."""
+        return cast("RequestResponseCycle | None", self.cycle)
+
+    def _take(self, piece: bytes) -> None:
+        if self._body is not None:
+            body, rest = self._body.feed(piece)
+            if self.cycle.response_complete:
+                self._drop(len(body))
+            elif body:
+                self.on_body(body)
+            if rest is None:
+                return
+            self._held[:0] = rest
+            self._end_request()
+            return
+        self._enter_head(piece)
+        found = self._head.feed(piece)
+        if found is not None:
+            head, rest = found
+            self._held[:0] = rest
+            self._begin_request(head)
+
+    def _enter_head(self, piece: bytes) -> None:
+        if self in self._gate.idle and piece.strip(b"\r\n"):
+            self._gate.idle.leave(self)
+            self._gate.heads.enter(self, self.loop)
+
+    def _begin_request(self, head: bytes) -> None:
+        self._gate.heads.leave(self)
+        self.parser, before = httptools.HttpRequestParser(self), self.cycle
+        try:
+            self.parser.feed_data(head)
+        except httptools.HttpParserError as error:
+            raise WireRefusal(400, "this is no valid HTTP request") from error
+        if self._refusal is not None:
+            raise self._refusal
+        if self.cycle is before:
+            raise WireRefusal(400, "this is no HTTP/1.1 request")
+        if self._body is None:
+            self._end_request()
+
+    def on_headers_complete(self) -> None:
+        """The parser has the whole head: the application gets the request, unless its length is unclear."""
+        try:
+            self._body = body_of(self.headers, self.parser.get_http_version())
+        except WireRefusal as refusal:
+            self._refusal = refusal
+            return
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The parser's word is not asked: it has seen no body."""
+
+    def _end_request(self) -> None:
+        self._body = None
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._become_idle()
+
+    # ---- ends
+
+    def on_response_complete(self) -> None:
+        """The application has answered."""
+        self.server_state.total_requests += 1
+        if self._raw.is_closing() or self._is_over:
+            return
+        self.flow.resume_reading()
+        if self._body is None:
+            self._become_idle()
+        else:
+            self._gate.lingering.enter(self, self.loop)
+
+    def _become_idle(self) -> None:
+        self._gate.lingering.leave(self)
+        if self._raw.is_closing() or self._is_over:
+            return
+        self._gate.idle.enter(self, self.loop)
+        if self._held and not self._has_turn:
+            self._has_turn = True
+            self.loop.call_soon(self._take_turn)
+
+    def _refuse(self, refusal: WireRefusal) -> None:
+        """Answer what is no request, and end."""
+        self._gate.refused(refusal.status, refusal.kind)
+        log.debug("refused with %d: %s", refusal.status, refusal)
+        cycle, self._is_over = self._asked, True
+        is_answered = cycle is not None and cycle.response_started and not cycle.response_complete
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if is_answered:
+            self.abort()
+            return
+        self._raw.write(refusal.answer())
+        self._linger()
+
+    def _close_politely(self) -> None:
+        if self._raw.is_closing():
+            return
+        if self._body is None:
+            self.end()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Half a close: a whole one would reset a connection on which bytes still come, and take the answer with it."""
+        self._is_over = True
+        self._held.clear()
+        self._gate.forget(self)
+        self._gate.lingering.enter(self, self.loop)
+        self._raw.write_eof()
+        self.flow.resume_reading()
+
+    def _drop(self, size: int) -> None:
+        self._dropped_bytes += size
+        if self._dropped_bytes > self._gate.limits.linger_bytes:
+            self.abort()

@@ -1,0 +1,79 @@
+"""`/openapi.json` is a valid and true document, and `/docs` needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+
+from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
+from coordinator.edge.app import create_app
+
+
+@pytest.fixture
+async def document(served_model):
+    app = create_app(service=ScriptedService(), model=served_model, pools=ScriptedPools())
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://localhost"
+    ) as client:
+        return (await client.get("/openapi.json")).json()
+
+
+def refs(node) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [ref for value in node.values() for ref in refs(value)]
+    return [ref for item in node for ref in refs(item)] if isinstance(node, list) else []
+
+
+async def test_every_reference_leads_somewhere(document):
+    found = set(refs(document))
+    assert len(found) >= 3
+    for ref in found:
+        assert ref.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+async def test_every_schema_is_one(document):
+    for schema in document["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+
+
+async def test_no_answer_is_declared_that_is_never_given(document):
+    operations = [entry for path in document["paths"].values() for entry in path.values()]
+    assert len(operations) >= 15
+    assert len({entry["operationId"] for entry in operations}) == len(operations)
+    for entry in operations:
+        assert "422" not in entry["responses"]
+        assert "200" in entry["responses"]
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+async def test_errors_are_as_declared(document, client):
+    schema = document["components"]["schemas"]["ErrorReply"]
+    for reply in (
+        await client.post("/v1/completions", json={}),
+        await client.get("/nowhere"),
+        await client.get("/v1/models/no"),
+    ):
+        Draft202012Validator(schema).validate(reply.json())
+
+
+async def test_the_page_loads_nothing(client):
+    reply = await client.get("/docs")
+    assert re.findall(r"(?:src|href)=['\"]?([^'\" >]+)", reply.text) == ["openapi.json"]
+    assert "http://" not in reply.text
+    assert "https://" not in reply.text
+    assert "POST /v1/chat/completions" in reply.text
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+
+
+async def test_with_keys_the_document_says_so(served_model):
+    app = create_app(service=ScriptedService(), model=served_model, api_keys=["k"])
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://localhost"
+    ) as client:
+        told = (await client.get("/openapi.json", headers={"x-api-key": "k"})).json()
+    assert told["security"] == [{"key": []}]
+    assert told["paths"]["/health"]["get"]["security"] == []

@@ -1,0 +1,65 @@
+"""Logging goes on when nobody reads it, and says afterwards how much is missing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+
+from deploy.processes.log_lines import QueuedLines
+
+
+def record(message: str) -> logging.LogRecord:
+    return logging.LogRecord("x", logging.INFO, "", 0, message, (), None)
+
+
+def test_a_full_pipe_blocks_nobody_and_the_rest_is_counted():
+    reading, writing = os.pipe()
+    handler = QueuedLines(writing, capacity=50)
+    began = time.monotonic()
+    for index in range(5000):
+        handler.emit(record(f"{index} {'x' * 1000}"))
+    assert time.monotonic() - began < 5
+    assert handler.dropped > 4000
+    text = b""
+    while b"dropped: nobody read" not in text:
+        text += os.read(reading, 1 << 16)
+    while not handler._lines.empty():
+        text += os.read(reading, 1 << 16)
+    handler.emit(record("again"))
+    handler.close()
+    os.close(writing)
+    while piece := os.read(reading, 1 << 16):
+        text += piece
+    os.close(reading)
+    assert text.endswith(b"again\n")
+    numbers = [int(line.split()[0]) for line in text.splitlines() if line.endswith(b"xxx")]
+    assert numbers == sorted(numbers)
+    assert len(numbers) == 5000 - handler.dropped
+    told = re.findall(rb"^(\d+) log lines were dropped", text, re.MULTILINE)
+    assert sum(map(int, told)) == handler.dropped
+
+
+def test_closing_does_not_wait_for_a_reader_that_never_comes():
+    reading, writing = os.pipe()
+    handler = QueuedLines(writing, capacity=200)
+    for _ in range(100):
+        handler.emit(record("x" * 4000))
+    began = time.monotonic()
+    handler.close()
+    assert time.monotonic() - began < 3
+    while handler._writer.is_alive():
+        os.read(reading, 1 << 16)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_reader_that_is_gone_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    handler = QueuedLines(writing)
+    handler.emit(record("lost"))
+    handler.close()
+    os.close(writing)
+    assert handler.dropped == 1
