@@ -19,6 +19,7 @@ BatonError
 ├── NoLauncher         503  nobody here can start or stop workers
 ├── ProtocolError      502  a message that breaks the protocol
 ├── ConfigError        2    flags or files that cannot work; exit status, not HTTP
+├── GivenUp            500  the request's attempts failed again and again; the message says how the last one did
 └── InternalError      500  a bug of ours
 """
 
@@ -162,6 +163,10 @@ class ProtocolError(BatonError):
 
 class ConfigError(BatonError):
     """A flag, variable or file that cannot work; the message names it and says what to do."""
+
+
+class GivenUp(BatonError):
+    """Every attempt at the request failed, or ended the worker that made it."""
 
 
 class InternalError(BatonError):

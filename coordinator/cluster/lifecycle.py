@@ -55,6 +55,17 @@ class Verdict(enum.Enum):
     POISON = "poison"
 
 
+class Loss(enum.Enum):
+    """How a worker was lost, and so whether a request that it held may be the reason."""
+
+    ENDED = "ended"
+    """Its process ended: three such deaths, and the request is taken for their cause."""
+    STUCK = "stuck"
+    """It computes and gets nowhere: an attempt that failed."""
+    SILENT = "silent"
+    """Nothing is heard of it: no request's fault."""
+
+
 @dataclass(slots=True)
 class Delivery:
     """New tokens for the client, in order, and whether they are the last."""
@@ -81,7 +92,7 @@ class RequestLife:
     emitted: list[int] = field(default_factory=list)
     worker_deaths: int = 0
     replays: int = 0
-    num_cached_tokens: int = 0
+    cached_tokens: int | None = None
     order_seqs: dict[str, int] = field(default_factory=dict)
     strikes: dict[str, int] = field(default_factory=dict)
     timeline: Timeline = field(init=False)
@@ -104,6 +115,17 @@ class RequestLife:
     def num_tokens(self) -> int:
         """How many those are."""
         return len(self.generation.prompt_token_ids) + len(self.emitted)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompt, what the first attempt did not compute, as the worker that computed the rest says; 0 until
+        it does. What later attempts find are traces of this one."""
+        return self.cached_tokens or 0
+
+    @property
+    def _computing(self) -> str | None:
+        """Which worker computes the prompt in the current attempt."""
+        return self.prefill_worker or self.decode_worker
 
     @property
     def max_new_tokens(self) -> int:
@@ -143,8 +165,10 @@ class RequestLife:
             delivery.adopted = True
         delivery.tokens = output.tokens[len(self.emitted) - output.index :]
         self.emitted.extend(token.token_id for token in delivery.tokens)
-        if not self.emitted or output.num_cached_tokens:
-            self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if self.cached_tokens is None and self.attempt == 1 and worker_id == self._computing:
+            self.cached_tokens = min(
+                output.num_cached_tokens, len(self.generation.prompt_token_ids)
+            )
         if output.finish_reason is not None:
             self.phase = Phase.FINISHED
             delivery.finish_reason = output.finish_reason
@@ -188,12 +212,12 @@ class RequestLife:
             return worker_id in (self.prefill_worker, self.decode_worker)
         return self.phase is Phase.DECODE and worker_id == self.decode_worker
 
-    def lose_worker(self, worker_id: str) -> Verdict:
-        """A worker died."""
+    def lose_worker(self, worker_id: str, loss: Loss = Loss.ENDED) -> Verdict:
+        """A worker is gone."""
         if not self.needs(worker_id):
             return Verdict.NOTHING
-        self.worker_deaths += 1
-        verdict = self.requeue()
+        self.worker_deaths += loss is Loss.ENDED
+        verdict = self.requeue(is_failure=loss is not Loss.SILENT)
         return Verdict.POISON if self.worker_deaths > MAX_WORKER_DEATHS else verdict
 
     def end(self) -> None:

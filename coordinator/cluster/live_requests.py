@@ -12,24 +12,25 @@ from typing import TYPE_CHECKING
 
 from coordinator.cluster.lifecycle import Phase, RequestLife, Verdict
 from coordinator.cluster.service_api import StreamEvent
-from protocol.errors import BatonError, DeadlineExceeded, InternalError, Overloaded, RequestAborted
+from protocol.errors import BatonError, DeadlineExceeded, GivenUp, Overloaded, RequestAborted
 from protocol.failures import ErrorKind, Failure, error_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from coordinator.cluster.dispatch import Dispatch
+    from coordinator.cluster.lifecycle import Loss
     from coordinator.cluster.registry import WorkerRecord
     from coordinator.cluster.router import Route
     from coordinator.cluster.service_api import Generation
-    from coordinator.cluster.stream import EventStream
+    from coordinator.cluster.stream import EventStream, StreamEnds
     from coordinator.cluster.timeline import Timeline
     from coordinator.cluster.waiting_line import WaitingLine
     from coordinator.planning.demand import DemandBook
     from protocol.clock import Clock
     from protocol.messages.reports import Output, TransferFailed
 
-    OpenStream = Callable[[str, Timeline, Callable[[str, str], None]], EventStream]
+    OpenStream = Callable[[str, Timeline, StreamEnds], EventStream]
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class LiveRequests:
         return stream
 
     def _open(self, life: RequestLife) -> EventStream:
-        stream = self._open_stream(life.request_id, life.timeline, self.cancel)
+        stream = self._open_stream(life.request_id, life.timeline, self)
         self._lives[life.request_id], self._streams[life.request_id] = life, stream
         return stream
 
@@ -174,14 +175,14 @@ class LiveRequests:
             if life.needs(worker_id):
                 self.replay(life, reason, is_failure=False)
 
-    def worker_lost(self, worker_id: str, reason: str) -> None:
+    def worker_lost(self, worker_id: str, reason: str, loss: Loss) -> None:
         """A worker is gone: everything that needs it is replayed elsewhere."""
         for life in self:
             legs = (life.prefill_worker, life.decode_worker)
             if worker_id not in legs:
                 continue
             old_attempt = life.attempt
-            verdict = life.lose_worker(worker_id)
+            verdict = life.lose_worker(worker_id, loss)
             if verdict is not Verdict.NOTHING:
                 self._dispatch.abort(life.request_id, old_attempt, legs, reason)
             self._after_loss(life, verdict, f"worker {worker_id} was lost: {reason}")
@@ -191,10 +192,14 @@ class LiveRequests:
         if verdict is not Verdict.NOTHING:
             life.timeline.failed(self._clock.now_s())
         if verdict is Verdict.POISON:
-            error = InternalError(f"given up after {life.replays} replays; last cause: {reason}")
+            error = GivenUp(
+                f"the request was given up after {life.replays} failed attempts, {life.worker_deaths} of which "
+                f"ended a worker's process; the last one: {reason}"
+            )
             self._end(life, StreamEvent(error=error), reason)
         elif verdict is Verdict.REPLAY:
             self.replays += 1
+            log.warning("request_id=%s is replayed after %s", life.request_id, reason)
             self._line.put_first(life)
             self.pump()
 
@@ -205,6 +210,12 @@ class LiveRequests:
         life = self._lives.get(request_id)
         if life is not None:
             self._end(life, StreamEvent(error=RequestAborted(reason)), reason)
+
+    def finish(self, request_id: str) -> None:
+        """The edge has all it wants: a stop string was found. As good an end as any."""
+        life = self._lives.get(request_id)
+        if life is not None:
+            self._end(life, StreamEvent(finish_reason="stop"), "its text is complete")
 
     def cancel_all(self, reason: str) -> None:
         """The server stops: every stream in flight ends with an error."""
@@ -232,9 +243,16 @@ class LiveRequests:
             self._line.remove(life)
         self._dispatch.release(life, reason)
         life.end()
+        if event.error is not None:
+            log.log(_level(event.error), "request_id=%s ended: %s", life.request_id, event.error)
         if event.finish_reason is not None:
             self._line.finished()
             self._dispatch.finished(life)
             self._demand.finished(self._clock.now_s(), life.summary())
         self._streams.pop(life.request_id).put(event)
         self.pump()
+
+
+def _level(error: BatonError) -> int:
+    """Who leaves does so every day; everything else is for somebody to read."""
+    return logging.INFO if isinstance(error, RequestAborted) else logging.WARNING

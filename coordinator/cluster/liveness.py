@@ -11,6 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from coordinator.cluster.lifecycle import Loss
 from coordinator.cluster.registry import WorkerState
 from protocol.errors import WorkerLost
 from protocol.ids import host_identity
@@ -57,8 +58,9 @@ class Liveness:
             self._watch(worker)
         self._probes.tick()
 
-    def lose(self, worker_id: str, reason: str) -> None:
-        """A worker is gone: everything that needs it is replayed elsewhere."""
+    def lose(self, worker_id: str, reason: str, loss: Loss = Loss.ENDED) -> None:
+        """A worker is gone: everything that needs it is replayed elsewhere. Only one whose process ended speaks
+        against the requests that it held."""
         record = self._registry.remove(worker_id, reason, self._clock.now_s())
         if record is None:
             return
@@ -69,7 +71,7 @@ class Liveness:
         log.log(level, "worker %s is gone (%s); what needs it is replayed", worker_id, reason)
         self._dispatch.left(worker_id)
         self._probes.forget(worker_id)
-        self._requests.worker_lost(worker_id, reason)
+        self._requests.worker_lost(worker_id, reason, loss)
 
     def is_needed(self, worker_id: str) -> bool:
         """Whether some request cannot go on without that worker."""
@@ -82,8 +84,8 @@ class Liveness:
     def tick(self) -> None:
         """Several times a second: lost workers, and requests that no worker can serve."""
         now_s = self._hearing.now_s()
-        for record, reason in self._registry.lost(now_s):
-            self.lose(record.worker_id, reason)
+        for record, reason, loss in self._registry.lost(now_s):
+            self.lose(record.worker_id, reason, loss)
         self._close_watches()
         if any(w.state is not WorkerState.DRAINING for w in self._registry):
             self._no_worker_since_s = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from coordinator.cluster.lifecycle import Loss
 from protocol.messages.launcher import (
     LauncherGoodbye,
     LauncherHello,
@@ -80,7 +81,7 @@ class Membership:
         """Let it go, unless something seems to need it still: that its blocks were read is news which the reader
         may bring later than it. It says Goodbye again, and what was truly lost ends with its silence."""
         if not self._liveness.is_needed(record.worker_id):
-            self._liveness.lose(record.worker_id, goodbye.reason)
+            self._liveness.lose(record.worker_id, goodbye.reason, Loss.SILENT)
             self._registry.forget(record.worker_id)
             self._scaler.left(record.worker_id)
 
@@ -90,6 +91,12 @@ class Membership:
             self._outgoing.send_to(message.identity, Fence(incarnation=message.incarnation))
         elif isinstance(message, Goodbye):
             self._scaler.left(message.worker_id)
+
+    def _process_exited(self, message: WorkerExited) -> None:
+        """A start after it may have said hello before this was heard, and is none the worse for it."""
+        record = self._registry.get(message.worker_id)
+        if record is None or record.hello.pid == message.pid:
+            self._liveness.lose(message.worker_id, f"process exited ({message.status})")
 
     def on_launcher(self, identity: bytes, message: LauncherMessage) -> None:
         """What runs, and what became of orders."""
@@ -102,7 +109,7 @@ class Membership:
             case NodeLeaving():
                 self._scaler.evacuate(message.worker_ids, message.deadline_s)
             case WorkerExited():
-                self._liveness.lose(message.worker_id, f"process exited ({message.status})")
+                self._process_exited(message)
                 if message.restart_in_s is None:
                     self._scaler.gone(message.worker_id)
             case ScaleRefused():

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from coordinator.cluster.lifecycle import Loss
 from protocol.errors import LayoutMismatch
 from protocol.worker_load import STEP_TOKEN_BUCKETS, BlockCounts, WorkerLoad
 
@@ -226,13 +227,13 @@ class Registry:
             record.step_moved_s = now_s
         return True
 
-    def lost(self, now_s: float) -> list[tuple[WorkerRecord, str]]:
-        """Workers that must be given up now, and why."""
+    def lost(self, now_s: float) -> list[tuple[WorkerRecord, str, Loss]]:
+        """Workers that must be given up now, why, and what that means."""
         found = []
         for record in self._records.values():
             record.silent_s = now_s - record.last_seen_s
             if record.silent_s > SILENCE_S:
-                found.append((record, f"no heartbeat for {SILENCE_S:g} s"))
+                found.append((record, f"no heartbeat for {SILENCE_S:g} s", Loss.SILENT))
             elif now_s - record.step_moved_s > STALL_S:
-                found.append((record, f"no progress for {STALL_S:g} s"))
+                found.append((record, f"no progress for {STALL_S:g} s", Loss.STUCK))
         return found

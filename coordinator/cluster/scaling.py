@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from coordinator.cluster.lifecycle import Loss
 from coordinator.cluster.pools import Candidate, Refusal, check_wanted, choose_surplus
 from coordinator.cluster.registry import WorkerState
 from protocol.errors import NoLauncher, PoolConflict, WorkerNotFound
@@ -228,7 +229,7 @@ class Scaler:
             if self._serving(Role.DECODE):
                 self._liveness.move_off(worker_id, "its worker is being drained")
         elif late_s > LEASES_S:
-            self._liveness.lose(worker_id, "it was told to leave and did not")
+            self._liveness.lose(worker_id, "it was told to leave and did not", Loss.SILENT)
 
     def _order_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:
         if now_s - slot.told_s >= AGAIN_S:

@@ -41,6 +41,7 @@ class ScriptedStream:
         self._script = script
         self._cancelled = asyncio.Event()
         self.cancel_reason: str | None = None
+        self.is_finished = False
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
         for event in self._script:
@@ -56,6 +57,11 @@ class ScriptedStream:
         """Remember the first reason."""
         if self.cancel_reason is None:
             self.cancel_reason = reason
+        self._cancelled.set()
+
+    def finish(self) -> None:
+        """Its reader has what it wants."""
+        self.is_finished = True
         self._cancelled.set()
 
 

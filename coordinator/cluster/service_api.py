@@ -60,6 +60,10 @@ class TokenStream(Protocol):
         """Abort in every pool and free the blocks; idempotent, harmless after the end."""
         ...
 
+    def finish(self) -> None:
+        """The text is complete, by a stop string: the same for the pools, and a good end for all who count."""
+        ...
+
 
 class Service(Protocol):
     """The cluster as the edge sees it."""

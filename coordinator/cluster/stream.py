@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     from coordinator.cluster.service_api import StreamEvent
     from coordinator.cluster.timeline import Timeline
+
+
+class StreamEnds(Protocol):
+    """Whom a reader tells that it reads no more."""
+
+    def cancel(self, request_id: str, reason: str) -> None:
+        """It wants nothing of the request."""
+
+    def finish(self, request_id: str) -> None:
+        """It has everything that it wants."""
 
 
 class EventStream:
@@ -19,12 +29,10 @@ class EventStream:
     little and stops nobody.
     """
 
-    def __init__(
-        self, request_id: str, timeline: Timeline, on_cancel: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, request_id: str, timeline: Timeline, ends: StreamEnds) -> None:
         self.timeline = timeline
         self._request_id = request_id
-        self._on_cancel = on_cancel
+        self._ends = ends
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
         self.is_over = False
 
@@ -44,4 +52,8 @@ class EventStream:
 
     def cancel(self, reason: str) -> None:
         """The reader is gone: abort everywhere."""
-        self._on_cancel(self._request_id, reason)
+        self._ends.cancel(self._request_id, reason)
+
+    def finish(self) -> None:
+        """The reader needs no more: a good end, whatever is still being computed."""
+        self._ends.finish(self._request_id)

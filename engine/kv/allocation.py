@@ -57,7 +57,9 @@ class Allocator:
         sequence.hold.release()
         sequence.hold = hold
         sequence.num_computed_tokens = hit_blocks * self.block_size
-        sequence.num_cached_tokens = max(sequence.num_cached_tokens, sequence.num_computed_tokens)
+        if not sequence.was_started:  # what it finds after a preemption it has computed itself
+            sequence.was_started = True
+            sequence.num_cached_tokens = sequence.num_computed_tokens
         sequence.num_stored_blocks = hit_blocks
         self.queried_tokens += sequence.num_tokens
         self.hit_tokens += sequence.num_computed_tokens

@@ -51,6 +51,7 @@ class Sequence:
     deadline_s: float = float("inf")
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    was_started: bool = False
     num_stored_blocks: int = 0
     status: SequenceStatus = SequenceStatus.WAITING
     keys: list[bytes] = field(default_factory=list)

@@ -92,6 +92,10 @@ class PacedStream:
         if self._timer is not None:
             self._timer.cancel()
 
+    def finish(self) -> None:
+        """As a cancel."""
+        self.cancel("complete")
+
 
 @dataclass
 class PacedService(ScriptedService):

@@ -33,7 +33,7 @@ from coordinator.cluster.stream import EventStream
 from protocol.errors import (
     BatonError,
     DeadlineExceeded,
-    InternalError,
+    GivenUp,
     NoLauncher,
     Overloaded,
     PoolConflict,
@@ -195,7 +195,7 @@ class Campaign:
             self.report.cancelled += 1
         elif isinstance(error, DeadlineExceeded) and is_hurried:
             self.report.late += 1
-        elif isinstance(error, InternalError) and worker_deaths > MAX_WORKER_DEATHS:
+        elif isinstance(error, GivenUp) and worker_deaths > MAX_WORKER_DEATHS:
             self.report.errors += 1
         else:
             self.report.violations.append(f"C2: a request was lost: {error}")

@@ -14,7 +14,7 @@ from coordinator.cluster.cluster import Cluster as CoordinatorCluster
 from coordinator.cluster.cluster import ClusterSettings, Surroundings
 from coordinator.cluster.scaling import Scaler
 from coordinator.cluster.service_api import Generation, StreamEvent
-from coordinator.cluster.stream import EventStream
+from coordinator.cluster.stream import EventStream, StreamEnds
 from coordinator.cluster.timeline import Timeline
 from engine.attesting import attested_tokens
 from engine.kv.prefix_cache import root_key
@@ -113,11 +113,9 @@ class Cluster:
         """The dead say no more."""
         return number == self._coordinators and self._to_worker(identity, message)
 
-    def _open(
-        self, request_id: str, timeline: Timeline, cancel: Callable[[str, str], None]
-    ) -> EventStream:
+    def _open(self, request_id: str, timeline: Timeline, ends: StreamEnds) -> EventStream:
         """A stream that the coordinator's death will cut."""
-        stream = self.streams[request_id] = EventStream(request_id, timeline, cancel)
+        stream = self.streams[request_id] = EventStream(request_id, timeline, ends)
         return stream
 
     @property

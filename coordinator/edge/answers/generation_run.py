@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from coordinator.edge.answers.answer import Ending, Usage
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.telemetry.choice_meter import ABORT, ERROR, ChoiceMeter
-from coordinator.edge.telemetry.request_record import RequestRecord, timings_of
+from coordinator.edge.telemetry.request_record import RequestRecord, cached_of_prompts, timings_of
 from protocol.errors import BatonError, InternalError
 
 if TYPE_CHECKING:
@@ -172,10 +172,7 @@ class GenerationRun:
         return delta
 
     def _count_cached(self) -> None:
-        """Every choice finds its prompt in a cache, but a prompt counts once."""
-        cached = sum(meter.num_cached_tokens for meter in self._meters)
-        per_prompt = self.facts.choices_per_prompt
-        self.usage.num_cached_tokens = min(cached // per_prompt, self.usage.num_prompt_tokens)
+        self.usage.num_cached_tokens = sum(cached_of_prompts(self._meters, self.facts))
 
     def _choice_ended(self, index: int, event: StreamEvent, reason: str, now_s: float) -> None:
         self._num_open -= 1
@@ -183,7 +180,7 @@ class GenerationRun:
         if not self.is_over:  # the last one ends when its text is on its way: see `finish`
             self._meters[index].settle(reason, now_s)
         if event.finish_reason is None:
-            self._streams[index].cancel("a stop string was found")
+            self._streams[index].finish()
 
     def finish(self) -> Ending:
         """Everything but the last bytes is sent: the request ends now. Only when `is_over`."""
@@ -204,6 +201,10 @@ class GenerationRun:
         for first in range(0, len(self._meters), per_prompt):
             sizes = [meter.num_tokens for meter in self._meters[first : first + per_prompt]]
             self._context.metrics.longest(max(sizes))
+        for index, cached in enumerate(cached_of_prompts(self._meters, self.facts)):
+            choices = self._meters[index * per_prompt : (index + 1) * per_prompt]
+            if any(choice.num_tokens for choice in choices):
+                self._context.metrics.prefix(choices[0].num_prompt_tokens, cached)
 
     def close(self, reason: str) -> None:
         """Cancel what has not ended, and tell the trace; idempotent."""

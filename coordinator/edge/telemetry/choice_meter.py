@@ -72,9 +72,6 @@ class ChoiceMeter:
         if self.is_settled:
             return
         self.is_settled = True
-        if self.num_tokens:
-            cached = min(self.num_cached_tokens, self.num_prompt_tokens)
-            self.metrics.prefix(self.num_prompt_tokens, cached)
         if self.finish_reason is None:
             self.finish_reason, self.ended_s = failure, now_s
             self.metrics.choice_ended(failure)

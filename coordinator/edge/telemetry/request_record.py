@@ -61,6 +61,16 @@ class RequestRecord:
         return sum(c.num_prompt_tokens for c in self.choices[:: self.facts.choices_per_prompt])
 
 
+def cached_of_prompts(choices: Sequence[ChoiceMeter], facts: RequestFacts) -> list[int]:
+    """Of each prompt, the tokens that were not computed for this request. What one choice of it computes others find
+    cached: the one that found least says what was there before."""
+    step = facts.choices_per_prompt
+    groups = [choices[first : first + step] for first in range(0, len(choices), step)]
+    return [
+        min((c.num_cached_tokens for c in group if c.num_tokens), default=0) for group in groups
+    ]
+
+
 class TraceSink(Protocol):
     """Where finished requests are sent."""
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from coordinator.edge.telemetry.metrics import DECODE_STAGES, PREFILL_STAGES, QUEUE_STAGES
+from coordinator.edge.telemetry.request_record import cached_of_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +41,7 @@ def request_attributes(record: RequestRecord) -> Attributes:
         "gen_ai.response.finish_reasons": [c.finish_reason or "error" for c in choices],
         "gen_ai.usage.input_tokens": record.num_prompt_tokens,
         "gen_ai.usage.output_tokens": sum(choice.num_tokens for choice in choices),
-        "gen_ai.usage.cache_read.input_tokens": sum(c.num_cached_tokens for c in choices),
+        "gen_ai.usage.cache_read.input_tokens": sum(cached_of_prompts(choices, facts)),
         "baton.replays": sum(choice.timeline.replays for choice in choices),
     }
     if sampling.top_k:

@@ -152,7 +152,8 @@ async def test_a_stop_string_across_tokens_ends_the_text_and_the_work(
     assert "".join(choice["text"] for choice in choices) == "Hello EN"
     assert choices[-1]["finish_reason"] == "stop"
     assert choices[-1]["stop_reason"] == "D o"
-    assert service.streams[0].cancel_reason == "a stop string was found"
+    assert service.streams[0].is_finished
+    assert service.streams[0].cancel_reason is None
 
 
 async def test_include_stop_str_in_output_keeps_the_stop(client, service, tokenizer):
@@ -232,6 +233,27 @@ async def test_several_choices_stream_with_a_role_each(client, service, tokenize
     assert texts == ["Hello world"] * 3
     assert roles == [1, 1, 1]
     assert len({generation.request_id for generation in service.generations}) == 3
+
+
+async def test_prompt_of_several_choices_counts_as_cached_only_as_far_as_it_was_before(
+    client, service, tokenizer
+):
+    ids = ids_of(tokenizer, "Hello")
+    for cached in (0, 96):
+        tokens = [SampledToken(token_id=token_id) for token_id in ids]
+        service.scripts.append(
+            [
+                StreamEvent(tokens=tokens, num_cached_tokens=cached),
+                StreamEvent(finish_reason="length", num_cached_tokens=cached),
+            ]
+        )
+    response = await complete(client, prompt=[7] * 100, n=2, max_tokens=9)
+    usage = response.json()["usage"]
+    assert usage["prompt_tokens"] == 100
+    assert usage["prompt_tokens_details"]["cached_tokens"] == 0
+    metrics = (await client.get("/metrics")).text
+    assert "vllm:prefix_cache_queries_total 100.0" in re.sub(r"\{[^}]*\}", "", metrics)
+    assert "vllm:prefix_cache_hits_total 0.0" in re.sub(r"\{[^}]*\}", "", metrics)
 
 
 async def test_echo_gives_the_prompt_first(client, service, tokenizer):
