@@ -85,6 +85,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     autoscale: tuple[str, ...] = ()
     slo: tuple[str, ...] = ()
     chat_template: str | None = None
+    allow_special_tokens_in_content: bool = False
     log_level: str = "info"
     root_path: str = ""
     otlp_traces_endpoint: str | None = None

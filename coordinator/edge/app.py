@@ -34,7 +34,7 @@ from coordinator.edge.telemetry.http_metrics import HttpMetrics
 from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.telemetry.metrics import EdgeMetrics
 from coordinator.edge.text.chat_template import ChatTemplate
-from coordinator.edge.text.prompts import PromptReader
+from coordinator.edge.text.prompts import PromptReader, make_guard
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import SystemClock, wall_time_s
 
@@ -63,6 +63,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     limits: EdgeLimits | None = None,
     root_path: str = "",
     chat_template: Path | None = None,
+    allow_special_tokens_in_content: bool = False,
     sampling_defaults: SamplingDefaults | None = None,
     traces: TraceSink | None = None,
     pools: PoolControl | None = None,
@@ -72,7 +73,8 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     """The application over `service`.
 
     `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` then get a 403; without them `api_keys` do.
-    `chat_template` and `sampling_defaults` are the operator's word over the model's files. `traces` is told
+    `chat_template` and `sampling_defaults` are the operator's word over the model's files. Unless
+    `allow_special_tokens_in_content`, messages cannot write control tokens. `traces` is told
     of every finished request; closing it is the caller's. Without `pools` their sizes cannot be changed.
     `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
     Raises ConfigError for files that cannot be used.
@@ -81,14 +83,19 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
     keys = Keys(api_keys, admin_keys)
     guard, admin_guard = KeyGuard(keys, Scope.GENERATE), KeyGuard(keys, Scope.OPERATE)
-    edge = _make_edge(
-        model,
-        guard,
-        RunContext(service, TextTokenizer.from_directory(model.directory), metrics, clock, traces),
+    tokenizer = TextTokenizer.from_directory(model.directory)
+    template = ChatTemplate.from_directory(model.directory, chat_template)
+    reader = PromptReader(
+        tokenizer,
+        template,
         limits or EdgeLimits(),
-        ChatTemplate.from_directory(model.directory, chat_template),
-        sampling_defaults,
+        clock,
+        SideWork(),
+        model.max_model_len,
+        None if allow_special_tokens_in_content else make_guard(tokenizer, template),
     )
+    context = RunContext(service, tokenizer, metrics, clock, traces)
+    edge = _make_edge(model, guard, context, reader, sampling_defaults)
     app = _make_app(root_path, metrics)
     spoken = [make(edge) for make in apis]
     spellers = {api.prefix: api.failure for api in spoken}
@@ -172,25 +179,20 @@ def _make_edge(
     model: ServedModel,
     guard: KeyGuard,
     context: RunContext,
-    limits: EdgeLimits,
-    template: ChatTemplate,
+    reader: PromptReader,
     sampling_defaults: SamplingDefaults | None,
 ) -> Edge:
     own = SamplingDefaults.from_directory(model.directory)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
-    side = SideWork()
-    reader = PromptReader(
-        context.tokenizer, template, limits, context.clock, side, model.max_model_len
-    )
     return Edge(
         model=model,
         context=context,
         reader=reader,
-        limits=limits,
+        limits=reader.limits,
         defaults=sampling_defaults or own,
         vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids, context.tokenizer.token_name),
         created=int(wall_time_s()),
         guard=guard,
-        side=side,
-        bodies=BodyRoom(limits.max_bodies_bytes),
+        side=reader.side,
+        bodies=BodyRoom(reader.limits.max_bodies_bytes),
     )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EMBEDDED_MODEL = "smollm2-135m"
-ON = True
+ON, OFF = True, False
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,13 @@ GROUPS = {
             "TOKENS",
         ),
         Option("chat-template", text, None, "Jinja template: a file, or the text itself"),
+        Option(
+            "allow-special-tokens-in-content",
+            switch,
+            OFF,
+            "recognize special tokens in what messages bring, as other servers do",
+            kind="switch",
+        ),
         Option(
             "seed", whole(0), None, "seed of requests that bring none (default: drawn)", metavar="N"
         ),

@@ -71,6 +71,7 @@ class ServeConfig:
     timeout_keep_alive: float
     auth: bool
     chat_template: str | None
+    allow_special_tokens_in_content: bool
     otlp_traces_endpoint: str | None
     root_path: str
     log_level: str

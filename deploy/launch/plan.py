@@ -202,6 +202,7 @@ def _coordinator(
         autoscale=config.autoscale,
         slo=config.slo,
         chat_template=template,
+        allow_special_tokens_in_content=config.allow_special_tokens_in_content,
         log_level=config.log_level,
         root_path=config.root_path,
         otlp_traces_endpoint=config.otlp_traces_endpoint,

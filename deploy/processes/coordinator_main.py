@@ -141,6 +141,7 @@ class CoordinatorProcess:
             clock=self.clock,
             root_path=spec.root_path,
             chat_template=Path(spec.chat_template) if spec.chat_template else None,
+            allow_special_tokens_in_content=spec.allow_special_tokens_in_content,
             sampling_defaults=self._sampling_defaults(model.directory),
             traces=self.traces,
             pools=self.cluster.scaler,

@@ -2,6 +2,7 @@
 
 Templates run in Jinja's immutable sandbox, with the helpers that templates on the Hugging Face hub
 expect. They never come from a request. Output and time are capped while it is being made.
+A guarded template has a second copy that marks what it writes itself (`control_tokens.py`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from coordinator.edge.text.control_tokens import mark_template
 from protocol.clock import wall_time_s
 from protocol.errors import ConfigError, InvalidRequest
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
     from coordinator.edge.http.limits import EdgeLimits
+    from coordinator.edge.text.control_tokens import ControlTokens
     from protocol.clock import Clock
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
@@ -82,14 +85,31 @@ class ChatTemplate:
     """A compiled template with the model's special tokens."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        environment = make_environment()
+        self._environment = make_environment()
+        self._sources = dict(sources)
         self._special_tokens = dict(special_tokens)
-        self._templates: dict[str, Template] = {}
-        for name, source in sources.items():
+        self._copies = {False: (self._compile(None), self._special_tokens)}
+
+    def _compile(self, tokens: ControlTokens | None) -> dict[str, Template]:
+        environment, compiled = self._environment, {}
+        for name, source in self._sources.items():
             try:
-                self._templates[name] = environment.from_string(source)
+                tree = environment.parse(source)
+                if tokens is not None:
+                    mark_template(tree, tokens)
+                compiled[name] = environment.from_string(tree)
             except TemplateError as error:
                 raise ConfigError(f"chat template {name!r} does not compile: {error}") from error
+        return compiled
+
+    def guard(self, tokens: ControlTokens) -> None:
+        """Make the copy that marks control tokens; `render` takes it when it is asked for marks."""
+        special = {name: tokens.marked(text) for name, text in self._special_tokens.items()}
+        self._copies[True] = (self._compile(tokens), special)
+
+    def mentions(self, text: str) -> bool:
+        """Whether a template has `text` in it."""
+        return any(text in source for source in self._sources.values())
 
     @classmethod
     def from_directory(cls, directory: Path, override: Path | None = None) -> ChatTemplate:
@@ -105,13 +125,21 @@ class ChatTemplate:
             raise ConfigError(f"cannot read the chat template {file}: {error}") from error
         return cls(sources, _special_tokens(config))
 
-    def render(self, context: Mapping[str, Any], *, clock: Clock, limits: EdgeLimits) -> str:
+    def render(
+        self,
+        context: Mapping[str, Any],
+        *,
+        clock: Clock,
+        limits: EdgeLimits,
+        marks: bool = False,
+    ) -> str:
         """Prompt text. Raises InvalidRequest when the template refuses, fails or does not end."""
-        template = self._choose(tools=context.get("tools"))
+        templates, special_tokens = self._copies[marks]
+        template = _choose(templates, tools=context.get("tools"))
         deadline_s = clock.now_s() + limits.template_deadline_s
         pieces, length = [], 0
         try:
-            for piece in template.generate({**self._special_tokens, **context}):
+            for piece in template.generate({**special_tokens, **context}):
                 pieces.append(piece)
                 length += len(piece)
                 if length > limits.max_template_characters or clock.now_s() > deadline_s:
@@ -121,25 +149,14 @@ class ChatTemplate:
             raise InvalidRequest(message, "messages") from error
         return "".join(pieces)
 
-    def _choose(self, *, tools: object) -> Template:
-        if not self._templates:
-            message = "this model has no chat template: use /v1/completions, or serve it with one"
-            raise InvalidRequest(message, "messages")
-        if tools and "tool_use" in self._templates:
-            return self._templates["tool_use"]
-        return self._templates.get("default") or next(iter(self._templates.values()))
 
-
-def continue_from(text: str, final_content: str) -> str:
-    """`text` cut after the last message's own words, so that the model goes on with them."""
-    words = final_content.strip()
-    start = text.rfind(words)
-    if not words or start < 0:
-        message = "continue_final_message needs a last message whose text the template keeps"
-        raise InvalidRequest(message, "continue_final_message")
-    spaced = final_content.lstrip()
-    kept = spaced if text.startswith(spaced, start) else words
-    return text[: start + len(kept)]
+def _choose(templates: Mapping[str, Template], *, tools: object) -> Template:
+    if not templates:
+        message = "this model has no chat template: use /v1/completions, or serve it with one"
+        raise InvalidRequest(message, "messages")
+    if tools and "tool_use" in templates:
+        return templates["tool_use"]
+    return templates.get("default") or next(iter(templates.values()))
 
 
 def _read_tokenizer_config(path: Path) -> dict[str, Any]:

@@ -1,25 +1,32 @@
 """Conversations and texts to token ids. Owns what a template sees of a conversation; long inputs leave the event loop.
 
+conversation ─► rendered text ─► token ids                      nothing in it can be a control token: nearly always
+             └► with marks ─► text and the template's tokens ─► token ids    otherwise (`control_tokens.py`)
+
 A text whose bytes alone are too many for the context is refused before it is tokenized.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from coordinator.edge.text.chat_template import ChatTemplate, continue_from
-from protocol.errors import ContextLengthExceeded
+from coordinator.edge.text.control_tokens import MARKS, ROLES, ControlTokens
+from coordinator.edge.text.guarded_tokenizer import CLOSE, OPEN, GuardedTokenizer
+from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.http.side_work import SideWork
+    from coordinator.edge.text.chat_template import ChatTemplate
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.clock import Clock
 
 INLINE_TURNS = 32
+CUT, SPACES = "\ufdd2\ufdd3", " \n\t "
+"""Where a continued message ends, and white space that is gone behind it if the template trims."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +49,19 @@ class Conversation:
     continue_final_turn: bool = False
     add_special_tokens: bool = False
 
+    def brought(self) -> list[str]:
+        """Every text in it that came with the request, keys of objects too; names of known roles did not."""
+        found = list(_texts([self.tools, self.template_kwargs]))
+        for turn in self.turns:
+            found += [turn.content, *_texts(turn.others)]
+            if turn.role not in ROLES:
+                found.append(turn.role)
+        return found
+
+    def with_final(self, content: str) -> Conversation:
+        """The same with other words in its last turn."""
+        return replace(self, turns=[*self.turns[:-1], replace(self.turns[-1], content=content)])
+
     def context(self) -> dict[str, Any]:
         """As templates know it, by the names that the field's templates use."""
         return {
@@ -55,9 +75,37 @@ class Conversation:
         }
 
 
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What keeps a message's words from becoming control tokens."""
+
+    tokens: ControlTokens
+    tokenizer: GuardedTokenizer
+
+
+def make_guard(tokenizer: TextTokenizer, template: ChatTemplate) -> Guard:
+    """For all special tokens, and for the other added ones that `template` writes."""
+    written = [name for name in tokenizer.loose_tokens if template.mentions(name)]
+    tokens = ControlTokens([*tokenizer.special_tokens, *written], written)
+    template.guard(tokens)
+    return Guard(tokens, tokenizer.guarded(tokens.names))
+
+
 @dataclass(frozen=True, slots=True)
 class PromptReader:
-    """Turns what a client sent into what a worker takes."""
+    """Turns what a client sent into what a worker takes; without a guard, messages may write control tokens."""
 
     tokenizer: TextTokenizer
     template: ChatTemplate
@@ -65,34 +113,96 @@ class PromptReader:
     clock: Clock
     side: SideWork
     max_model_len: int
+    guard: Guard | None = None
 
     async def chat(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation; the template writes its own special tokens."""
-
-        def render() -> str:
-            context = conversation.context()
-            text = self.template.render(context, clock=self.clock, limits=self.limits)
-            if conversation.continue_final_turn:
-                text = continue_from(text, conversation.turns[-1].content)
-            return text
-
         is_small = _is_small(conversation, self.limits.inline_text_bytes)
-        text = render() if is_small else await self.side.run(render)
+        text, written = (
+            self._read(conversation)
+            if is_small
+            else await self.side.run(lambda: self._read(conversation))
+        )
         special = conversation.add_special_tokens
-        return await self.text(text, add_special_tokens=special, param="messages")
+        if self.guard is None or written is None:
+            return await self.text(text, add_special_tokens=special, param="messages")
+        tokenizer = self.guard.tokenizer
+
+        def encode() -> list[int]:
+            return tokenizer.encode(text, written, add_special_tokens=special)
+
+        return await self._encode(encode, text, "messages")
+
+    def _read(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]] | None]:
+        """The rendered text, and where its control tokens stand if not at all places that spell one."""
+        text, guard = self._render(conversation), self.guard
+        brought = conversation.brought()
+        if guard is None or not guard.tokens.may_be_in(brought):
+            return text, None
+        tokens, everything = guard.tokens, "".join(brought)
+        if any(character in everything for character in OPEN + CLOSE) or MARKS.search(everything):
+            raise InvalidRequest("messages must not hold U+FDD0, U+FDD1 or surrogates", "messages")
+        marked = self._render(conversation, marks=True)
+        if tokens.plain(marked) != text:
+            if next(tokens.found(everything), None) is None:
+                return text, None
+            message = "the chat template cannot render messages that spell control tokens"
+            raise InvalidRequest(message, "messages")
+        words = {text.strip() for text in brought}
+        written = tokens.written(marked, words, self._exempt(tokens, conversation))
+        has_more = len(written) < sum(1 for _ in tokens.found(text))
+        return text, written if has_more else None
+
+    def _exempt(self, tokens: ControlTokens, conversation: Conversation) -> frozenset[str]:
+        """Tokens such as `</think>` that earlier answers bring back, unless others say them too."""
+        if not tokens.loose:
+            return frozenset()
+        answers = [turn for turn in conversation.turns if turn.role == "assistant"]
+        others = [turn for turn in conversation.turns if turn.role != "assistant"]
+        said = replace(conversation, turns=others).brought()
+        answered = [turn.content for turn in answers]
+        return frozenset(
+            name
+            for name in tokens.loose
+            if any(name in text for text in answered) and not any(name in text for text in said)
+        )
+
+    def _render(self, conversation: Conversation, *, marks: bool = False) -> str:
+        if not conversation.continue_final_turn:
+            return self._rendered(conversation, marks=marks)
+        content = conversation.turns[-1].content
+        words = content.rstrip()
+        if words != content:
+            text = self._rendered(conversation.with_final(content + CUT + SPACES), marks=marks)
+            if CUT + SPACES in text:
+                return text[: text.rfind(CUT)]
+        text = self._rendered(conversation.with_final(words + CUT), marks=marks)
+        if CUT not in text:
+            message = "continue_final_message needs a last message whose text the template keeps"
+            raise InvalidRequest(message, "continue_final_message")
+        return text[: text.rfind(CUT)]
+
+    def _rendered(self, conversation: Conversation, *, marks: bool) -> str:
+        return self.template.render(
+            conversation.context(), clock=self.clock, limits=self.limits, marks=marks
+        )
 
     async def text(
         self, text: str, *, add_special_tokens: bool, param: str = "prompt"
     ) -> list[int]:
-        """Token ids of plain text, which `param` held. Raises ContextLengthExceeded for one that cannot fit."""
-        fewest = self.tokenizer.bound.fewest_tokens(text)
-        if fewest > self.max_model_len:
-            told = f"your {param} has {len(text)} characters: at least {fewest} tokens."
-            raise ContextLengthExceeded(self.max_model_len, told, param)
+        """Token ids of plain text, which `param` held; special tokens in it are recognized. Raises
+        ContextLengthExceeded for one that cannot fit."""
 
         def encode() -> list[int]:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
+        return await self._encode(encode, text, param)
+
+    async def _encode(self, encode: Callable[[], list[int]], text: str, param: str) -> list[int]:
+        fewest = self.tokenizer.bound.fewest_tokens(text)
+        if fewest > self.max_model_len:
+            told = f"your {param} has {len(text)} characters: at least {fewest} tokens."
+            raise ContextLengthExceeded(self.max_model_len, told, param)
         if len(text) <= self.limits.inline_text_bytes:
             return encode()
         return await self.side.tokenize(encode)

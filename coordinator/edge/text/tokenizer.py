@@ -18,10 +18,11 @@ import msgspec
 from tokenizers import Tokenizer
 
 from coordinator.edge.text.byte_bound import ByteBound, bound_of
+from coordinator.edge.text.guarded_tokenizer import GuardedTokenizer
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
 REPLACEMENT = "\ufffd"
@@ -147,6 +148,7 @@ class TextTokenizer:
     """One model's tokenizer; safe to use from several threads."""
 
     def __init__(self, serialized: bytes) -> None:
+        self._serialized = serialized
         self._tokenizer = Tokenizer.from_str(serialized.decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -174,6 +176,22 @@ class TextTokenizer:
         """Ids that `skip_special_tokens` leaves out."""
         added = self._tokenizer.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """How special tokens are spelled."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if token.special)
+
+    @cached_property
+    def loose_tokens(self) -> tuple[str, ...]:
+        """How the other added tokens are spelled: those that answers show, such as `</think>`."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return tuple(token.content for token in added if not token.special)
+
+    def guarded(self, names: Collection[str]) -> GuardedTokenizer:
+        """A copy for which text that spells one of `names` is only text."""
+        return GuardedTokenizer(self._serialized, names)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; special tokens written in the text become their own ids, as in HF. Other threads
