@@ -24,7 +24,7 @@ from engine.checkpoints.prepared import (
     PreparedManifest,
     TensorPlace,
 )
-from engine.model.weight_shapes import plan_tensors
+from engine.checkpoints.weight_shapes import plan_tensors
 from protocol.errors import ConfigError
 
 SPREAD = 0.02

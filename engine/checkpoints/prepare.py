@@ -28,7 +28,7 @@ from engine.checkpoints.prepared import (
     prepared_directory,
 )
 from engine.checkpoints.source import open_checkpoint
-from engine.model.weight_shapes import plan_tensors
+from engine.checkpoints.weight_shapes import plan_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.model.weight_shapes import source_shapes
+from engine.checkpoints.weight_shapes import source_shapes
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:

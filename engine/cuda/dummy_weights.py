@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.model.weight_shapes import plan_tensors
+from engine.checkpoints.weight_shapes import plan_tensors
 from protocol.errors import InternalError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from engine.model.weight_shapes import plan_tensors
+from engine.checkpoints.weight_shapes import plan_tensors
 
 if TYPE_CHECKING:
     from protocol.model_config import ModelConfig

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class WeightSource(Protocol):
-    """Tensors of a model by their name in engine.model.weight_shapes."""
+    """Tensors of a model by their name in engine.checkpoints.weight_shapes."""
 
     def find(self, name: str) -> torch.Tensor | None:
         """The tensor, or None when the model has none of that name."""

@@ -17,7 +17,7 @@ from engine.checkpoints.gguf_header import GgufHeader
 from engine.checkpoints.hugging_face_config import parse_config
 from engine.checkpoints.safetensors_file import read_safetensors
 from engine.checkpoints.source import open_checkpoint
-from engine.model.weight_shapes import source_shapes
+from engine.checkpoints.weight_shapes import source_shapes
 from protocol.errors import ConfigError
 from tests.model_files import write_safetensors, write_tokenizer
 from tests.unit.engine.test_bad_files import CONFIG

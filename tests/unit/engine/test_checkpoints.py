@@ -21,8 +21,8 @@ from engine.checkpoints.gguf_header import check_bounds
 from engine.checkpoints.hugging_face_config import parse_config
 from engine.checkpoints.prepare import prepare
 from engine.checkpoints.prepared import find_prepared, fingerprint, kv_block_bytes, read_manifest
+from engine.checkpoints.weight_shapes import source_shapes
 from engine.model.rope import inverse_frequencies, rope_table, rotate
-from engine.model.weight_shapes import source_shapes
 from engine.model.weights import MappedWeights
 from protocol.errors import ConfigError
 from protocol.model_config import ModelConfig
