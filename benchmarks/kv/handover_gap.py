@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.peers.servers import await_ready, end, free_port, start
+from benchmarks.servers import await_ready, end, free_port, start
 
 PROMPT_TOKENS = 512
 NEW_TOKENS = 24

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.environment import environment
-from benchmarks.peers.servers import await_ready, end, start
+from benchmarks.servers import await_ready, end, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.environment import environment
-from benchmarks.peers.servers import await_ready, end, start
+from benchmarks.servers import await_ready, end, start
 
 BATON_PORT, PEER_PORT = 8311, 8312
 

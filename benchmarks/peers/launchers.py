@@ -21,7 +21,7 @@ from pathlib import Path
 
 from benchmarks.environment import environment
 from benchmarks.kv.handover_gap import token_times
-from benchmarks.peers.servers import await_ready, end, free_port, start
+from benchmarks.servers import await_ready, end, free_port, start
 
 LAUNCHERS = {
     "local": ("--launcher", "local"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers.servers import end, start
+from benchmarks.servers import end, start
 
 LIMIT_S = 10.0
 STUBBORN_CHILD = "(trap '' INT; echo $BASHPID; exec sleep 100) & "
