@@ -83,7 +83,7 @@ class Surroundings:
 
 
 class Cluster:
-    """`submit`, `is_ready`, `cluster` and `audit` are what the edge sees (service_api.Service); its PoolControl is
+    """`submit_all`, `is_ready`, `cluster` and `audit` are what the edge sees (service_api.Service); its PoolControl is
     `scaler`. The parts own all state; nothing is decided here."""
 
     def __init__(
@@ -125,7 +125,7 @@ class Cluster:
             Periodic("looking after pools", TICK_S, self.scaler.tick),
             Periodic("autoscaling", TICK_S, self._autoscale),
         ]
-        self.submit = self.requests.submit
+        self.submit, self.submit_all = self.requests.submit, self.requests.submit_all
         self.is_ready = self.readiness.is_ready
         self.audit = self._audits.collect
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from coordinator.cluster.lifecycle import Phase, RequestLife, Verdict
+from coordinator.cluster.lifecycle import RequestLife, Verdict
 from coordinator.cluster.service_api import StreamEvent
 from protocol.errors import BatonError, DeadlineExceeded, GivenUp, Overloaded, RequestAborted
 from protocol.failures import ErrorKind, Failure, error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from coordinator.cluster.dispatch import Dispatch
     from coordinator.cluster.lifecycle import Loss
@@ -70,19 +70,26 @@ class LiveRequests:
     # ---- beginnings
 
     def submit(self, generation: Generation) -> EventStream:
-        """Admit a generation or raise Overloaded at once; nothing is computed for what is refused."""
+        """As `submit_all`, for one."""
+        return self.submit_all([generation])[0]
+
+    def submit_all(self, generations: Sequence[Generation]) -> list[EventStream]:
+        """Admit one request's generations, all or none: raises Overloaded, InvalidRequest or WorkerLost at once, and
+        nothing is computed for what is refused."""
         now_s = self._clock.now_s()
-        life = RequestLife(generation, now_s, now_s + generation.deadline_in_s)
-        self._demand.arrived(now_s, life.num_tokens)
+        lives = [RequestLife(one, now_s, now_s + one.deadline_in_s) for one in generations]
+        for life in lives:
+            self._demand.arrived(now_s, life.num_tokens)
         try:
-            self._line.check_room(life)
+            self._line.check_room(lives)
         except Overloaded:
             self._demand.refused(now_s)
             raise
-        stream = self._open(life)
-        self._line.add(life)
+        streams = [self._open(life) for life in lives]
+        for life in lives:
+            self._line.add(life)
         self.pump()
-        return stream
+        return streams
 
     def submit_to(self, route: Route, generation: Generation) -> EventStream:
         """Send an internal request over a fixed route, past the line and the ledger's limits."""
@@ -239,14 +246,12 @@ class LiveRequests:
         """The one way out: reservations back, legs released, the stream's last event."""
         if self._lives.pop(life.request_id, None) is None:
             return
-        if life.phase is Phase.QUEUED:
-            self._line.remove(life)
+        self._line.ended(life, is_well=event.finish_reason is not None)
         self._dispatch.release(life, reason)
         life.end()
         if event.error is not None:
             log.log(_level(event.error), "request_id=%s ended: %s", life.request_id, event.error)
         if event.finish_reason is not None:
-            self._line.finished()
             self._dispatch.finished(life)
             self._demand.finished(self._clock.now_s(), life.summary())
         self._streams.pop(life.request_id).put(event)

@@ -117,6 +117,10 @@ class ScriptedService:
         self.streams.append(stream)
         return stream
 
+    def submit_all(self, generations: Sequence[Generation]) -> list[ScriptedStream]:
+        """A script for each."""
+        return [self.submit(generation) for generation in generations]
+
     def is_ready(self) -> bool:
         """As told."""
         return self.ready

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from coordinator.cluster.timeline import Timeline
     from protocol.errors import BatonError
@@ -68,8 +68,9 @@ class TokenStream(Protocol):
 class Service(Protocol):
     """The cluster as the edge sees it."""
 
-    def submit(self, generation: Generation) -> TokenStream:
-        """Admit a generation, or raise Overloaded (429 + Retry-After) or WorkerLost (503) at once."""
+    def submit_all(self, generations: Sequence[Generation]) -> Sequence[TokenStream]:
+        """Admit one request's generations, all or none, or raise at once: Overloaded (429 + Retry-After), WorkerLost
+        (503), InvalidRequest (400) for what can never fit."""
         ...
 
     def is_ready(self) -> bool:

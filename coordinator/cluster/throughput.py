@@ -1,7 +1,12 @@
-"""How fast requests finish. Owns the estimate behind Retry-After; pure."""
+"""How fast requests finish, and when a refused caller is to come back. Owns the estimate behind Retry-After; pure.
+
+The rate is of time in which somebody was served: an idle hour does not make the server slow. Callers that are refused
+stand in a line that nobody sees: each is told the time when those told before it have been let in.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -9,23 +14,57 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
 
 WINDOW_S = 30.0
-MIN_WAIT_S, MAX_WAIT_S = 1.0, 60.0
+"""Of busy time: what was longer ago says nothing."""
+COLD_S = 2.0
+"""What one request is taken for while nothing has finished, and the weight of that guess."""
+MIN_WAIT_S, MAX_WAIT_S = 0.25, 60.0
+"""Clients act on nothing over a minute."""
+GOLDEN = 0.618034
 
 
 class FinishRate:
-    """Finishes within the last half minute."""
+    """`begun` and `idle` say when the server is busy; `finished` that one more is done."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._busy_s = 0.0
+        self._busy_since_s: float | None = None
         self._finished_s: deque[float] = deque(maxlen=1000)
+        self._promised_s: list[float] = []
+        self._told = 0
 
-    def note(self) -> None:
+    def begun(self) -> None:
+        """Somebody is served from now on; idempotent."""
+        if self._busy_since_s is None:
+            self._busy_since_s = self._clock.now_s()
+
+    def idle(self) -> None:
+        """Nobody is served."""
+        self._busy_s = self._busy_time_s()
+        self._busy_since_s = None
+
+    def _busy_time_s(self) -> float:
+        since_s = self._busy_since_s
+        return self._busy_s + (0.0 if since_s is None else self._clock.now_s() - since_s)
+
+    def finished(self) -> None:
         """A request finished now."""
-        self._finished_s.append(self._clock.now_s())
+        self._finished_s.append(self._busy_time_s())
 
-    def time_for(self, requests: int) -> float:
-        """Seconds until `requests` more will have finished, within 1 to 60; a cold guess is 1 s each."""
-        start_s = self._clock.now_s() - WINDOW_S
-        recent = sum(1 for at_s in self._finished_s if at_s >= start_s)
-        seconds = requests * WINDOW_S / recent if recent else float(requests)
-        return min(max(seconds, MIN_WAIT_S), MAX_WAIT_S)
+    def per_s(self) -> float:
+        """Requests that finish in a second of service."""
+        busy_s = self._busy_time_s()
+        recent = sum(1 for at_s in self._finished_s if at_s >= busy_s - WINDOW_S)
+        return (recent + 1) / (min(busy_s, WINDOW_S) + COLD_S)
+
+    def promise(self) -> float:
+        """In how many seconds this caller would fit, after all who were told to come back and have not yet."""
+        now_s = self._clock.now_s()
+        del self._promised_s[: bisect_right(self._promised_s, now_s)]
+        self._told += 1
+        wait_s = (len(self._promised_s) + 1) / self.per_s()
+        if wait_s > MAX_WAIT_S:  # nobody knows so far ahead: not all at one moment, at least
+            wait_s = MAX_WAIT_S * (1.0 - 0.5 * (self._told * GOLDEN % 1.0))
+        wait_s = max(wait_s, MIN_WAIT_S)
+        insort(self._promised_s, now_s + wait_s)
+        return wait_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.cluster.service_api import Generation
+from coordinator.cluster.throughput import MIN_WAIT_S
 from protocol.errors import Overloaded
 from protocol.messages.reports import Goodbye
 from protocol.sampling import SamplingParams
@@ -111,7 +112,8 @@ def test_more_than_a_pool_of_waiting_requests_is_refused() -> None:
             except Overloaded as error:
                 waits_s.append(error.retry_after_s)
         assert waits_s
-        assert min(waits_s) >= 1
+        assert min(waits_s) >= MIN_WAIT_S
+        assert len(set(waits_s)) == len(waits_s)
         for stream in streams:
             assert len(await cluster.drain(stream)) == 20
         await cluster.quiet()

@@ -128,11 +128,10 @@ class GenerationRun:
     def submit(self) -> None:
         """Admit all choices or none; raises what the service raises."""
         try:
-            for generation in self.generations:
-                self._streams.append(self._context.service.submit(generation))
+            self._streams = list(self._context.service.submit_all(self.generations))
         except BaseException as error:
             self.error = error_kind(error)
-            self.close("another choice of the request was refused")
+            self.close("the request was refused")
             raise
         self._events = MergedEvents(self._streams)
         self._is_admitted = True

@@ -132,7 +132,10 @@ def clipped(told: str) -> str:
 def failure_headers(error: BatonError) -> dict[str, str]:
     """When to come back, or what to show."""
     if isinstance(error, Overloaded):
-        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+        return {
+            "Retry-After": str(max(1, math.ceil(error.retry_after_s))),
+            "retry-after-ms": str(math.ceil(error.retry_after_s * 1000)),
+        }
     if isinstance(error, WorkerLost):
         return {"Retry-After": "1"}
     if isinstance(error, Unauthorized):

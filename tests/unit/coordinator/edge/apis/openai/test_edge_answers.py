@@ -347,17 +347,12 @@ async def test_a_bug_in_the_service_is_told_without_its_details(client, service,
     assert "secret" in caplog.text
 
 
-async def test_one_refused_choice_cancels_the_others(client, service, tokenizer):
-    accept = service.submit
-
-    def submit(generation):
-        if service.generations:
-            raise Overloaded("full")
-        return accept(generation)
-
-    service.submit = submit
-    assert (await chat(client, n=2)).status_code == 429
-    assert service.streams[0].cancel_reason is not None
+async def test_several_choices_are_refused_as_one(client, service):
+    service.refusal = Overloaded("full", 1.5)
+    response = await chat(client, n=2)
+    assert response.status_code == 429
+    assert response.headers["retry-after-ms"] == "1500"
+    assert service.streams == []
 
 
 async def test_operations(client, service, app):
