@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.cluster.lifecycle import Loss
 from protocol.messages.launcher import (
+    NOT_STARTED,
     LauncherGoodbye,
     LauncherHello,
     NodeLeaving,
@@ -95,8 +96,13 @@ class Membership:
     def _process_exited(self, message: WorkerExited) -> None:
         """A start after it may have said hello before this was heard, and is none the worse for it."""
         record = self._registry.get(message.worker_id)
-        if record is None or record.hello.pid == message.pid:
-            self._liveness.lose(message.worker_id, f"process exited ({message.status})")
+        reason = f"process exited ({message.status})"
+        if message.status == NOT_STARTED:
+            reason = "the system could not start it again; the launcher's log says why"
+        if record is None:
+            self._registry.still_gone(message.worker_id, reason)
+        elif record.hello.pid == message.pid:
+            self._liveness.lose(message.worker_id, reason)
 
     def on_launcher(self, identity: bytes, message: LauncherMessage) -> None:
         """What runs, and what became of orders."""

@@ -200,6 +200,11 @@ class Registry:
                 self._fenced.popitem(last=False)
         return record
 
+    def still_gone(self, worker_id: str, reason: str) -> None:
+        """Of a worker that was lost there is news, and it is not back."""
+        if (left := self.departures.get(worker_id)) is not None:
+            self.departures[worker_id] = Departure(left.role, reason, left.at_s)
+
     def forget(self, worker_id: str) -> None:
         """A worker that was removed left as planned: nobody waits for it."""
         self.departures.pop(worker_id, None)

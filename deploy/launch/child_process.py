@@ -47,10 +47,20 @@ class ChildProcess:
         self._partial = b""
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.status: int | None = None
-        self._pidfd = os.pidfd_open(self._popen.pid)
+        self._pidfd = self._open_pidfd()
         os.set_blocking(self._output_fd, False)
         self._loop.add_reader(self._output_fd, self._read)
         self._loop.add_reader(self._pidfd, self._ended)
+
+    def _open_pidfd(self) -> int:
+        """OSError when there is no descriptor left: nothing runs that nobody watches."""
+        try:
+            return os.pidfd_open(self._popen.pid)
+        except OSError:
+            self._popen.kill()
+            self._popen.wait()
+            self._output.close()
+            raise
 
     @property
     def pid(self) -> int:

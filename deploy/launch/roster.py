@@ -22,6 +22,7 @@ import msgspec
 from deploy.launch.backoff import Backoff
 from protocol.errors import ConfigError, WorkerLost
 from protocol.messages.launcher import (
+    NOT_STARTED,
     LauncherGoodbye,
     LauncherHello,
     LauncherOrder,
@@ -251,7 +252,8 @@ class Roster:
         is_ours = delay_s is None
         if delay_s is None:
             delay_s = place.backoff.next_s(now_s - place.started_s)
-        said = Say(place.name, f"{ending(end.status)}; starting it again in {delay_s:g} s")
+        why = f" ({end.last_line})" if end.status == NOT_STARTED else ""
+        said = Say(place.name, f"{ending(end.status)}{why}; starting it again in {delay_s:g} s")
         again = [Start(place, delay_s)] if is_ours else []
         return [said, *self._tell_exit(place, end.status, delay_s), *again]
 
@@ -324,6 +326,8 @@ class Roster:
 
 def ending(status: int) -> str:
     """How a process ended, for people."""
+    if status == NOT_STARTED:
+        return "could not be started by the system"
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"

@@ -45,8 +45,12 @@ class NodeLeaving(Message, frozen=True, kw_only=True):
     deadline_s: float
 
 
+NOT_STARTED = 71
+"""`status` of a process that the system could not start: EX_OSERR of sysexits.h."""
+
+
 class WorkerExited(Message, frozen=True, kw_only=True):
-    """A worker process ended; `restart_in_s` is None when it will not be started again."""
+    """A worker process ended, or could not be started again; `restart_in_s` is None when it will not be started again."""
 
     worker_id: str
     pid: int

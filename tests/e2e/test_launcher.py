@@ -179,6 +179,22 @@ def test_killed_worker_is_reported_and_started_again(driven, behaviour) -> None:
     assert b"WorkerExited" in journal
 
 
+@pytest.mark.parametrize("name", ["prefill-0", "coordinator"])
+def test_process_that_ends_while_no_descriptor_is_left_comes_back(driven, name) -> None:
+    one = driven()
+    one.wait_for("READY")
+    one.wait_for(f"{name} runs")
+    launcher, victim = psutil.Process(one.process.pid), one.children()[name]
+    soft, hard = launcher.rlimit(psutil.RLIMIT_NOFILE)
+    launcher.rlimit(psutil.RLIMIT_NOFILE, (launcher.num_fds(), hard))
+    victim.kill()
+    one.wait_for("could not be started by the system", count=2)
+    launcher.rlimit(psutil.RLIMIT_NOFILE, (soft, hard))
+    one.wait_for(f"{name} runs", count=2)
+    one.process.send_signal(signal.SIGINT)
+    assert one.end() == 0
+
+
 def test_killed_coordinator_returns_and_is_greeted_again(driven, behaviour) -> None:
     one = driven()
     one.wait_for("READY")

@@ -263,6 +263,7 @@ def test_histograms_count_choices_tokens_and_prompts(run: tuple[Tally, Expositio
 def test_prefix_cache_counters_are_what_usage_said(run: tuple[Tally, Exposition]) -> None:
     tally, told = run
     assert told.total("vllm:prefix_cache_hits_total") == tally["cached"]
+    assert told.total("vllm:prompt_tokens_cached_total") == tally["cached"]
     assert told.total("vllm:prefix_cache_queries_total") == tally["looked_up"]
     computed = told.total("vllm:request_prefill_kv_computed_tokens_sum")
     assert computed == tally["looked_up"] - tally["cached"]
@@ -294,6 +295,7 @@ def test_gauges_are_empty_when_all_is_done(run: tuple[Tally, Exposition]) -> Non
     _, told = run
     assert told.total("vllm:num_requests_running") == 0
     assert told.total("vllm:num_requests_waiting") == 0
+    assert told.total("vllm:num_requests_waiting_by_reason") == 0
     assert told.total("vllm:kv_cache_usage_perc") == 0
     assert told.total("baton_kv_blocks", state="held") == 0
 

@@ -60,10 +60,23 @@ class ClusterCollector(Collector):
         usage = _sum(workers, "blocks", "held") / total if total else 0.0
         yield self._gauge("vllm:num_requests_running", "Requests on workers", live - waiting)
         yield self._gauge("vllm:num_requests_waiting", "Requests that wait", waiting)
+        queued = min(requests.get("queued", 0), waiting)
+        yield self._waiting({"capacity": queued, "deferred": waiting - queued})
         yield self._gauge("vllm:kv_cache_usage_perc", "Blocks in use, 0 to 1", usage)
         yield self._gauge("baton_requests_live", "Requests that have not ended", live)
         yield self._phases(requests.get("phases", {}))
         yield self._cache_config(workers, total)
+
+    def _waiting(self, by_reason: dict[str, int]) -> Metric:
+        """capacity: for room in the pools, not sent yet; deferred: sent, and a worker has not begun."""
+        family = GaugeMetricFamily(
+            "vllm:num_requests_waiting_by_reason",
+            "Requests that wait, by why; the sum is vllm:num_requests_waiting",
+            labels=("model_name", "reason"),
+        )
+        for reason, count in by_reason.items():
+            family.add_metric((self._model_name, reason), count)
+        return family
 
     def _phases(self, phases: dict[str, int]) -> Metric:
         family = GaugeMetricFamily(

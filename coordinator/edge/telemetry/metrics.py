@@ -116,6 +116,7 @@ class EdgeMetrics:
         self._output_tokens = make("vllm:generation_tokens", "Tokens generated")
         self._queries = make("vllm:prefix_cache_queries", "Prompt tokens looked up in a cache")
         self._hits = make("vllm:prefix_cache_hits", "Prompt tokens found in a cache")
+        self._cached = make("vllm:prompt_tokens_cached", "Prompt tokens that were not computed")
         self._success = Counter(
             "vllm:request_success",
             "Choices that ended, by how: abort is a client that left, error a failure",
@@ -188,6 +189,7 @@ class EdgeMetrics:
         """How much of a prompt a cache held."""
         self._queries.inc(num_prompt_tokens)
         self._hits.inc(num_cached_tokens)
+        self._cached.inc(num_cached_tokens)
         self._computed_size.observe(num_prompt_tokens - num_cached_tokens)
 
     def spent(self, segments: Sequence[Segment], e2e_s: float) -> None:

@@ -39,6 +39,7 @@ from deploy.launch.roster import (
     Start,
     Tell,
 )
+from protocol.messages.launcher import NOT_STARTED
 from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
@@ -140,27 +141,42 @@ class Launcher:
             file.write(msgspec.json.encode(place.spec))
 
     def _start(self, place: Place) -> None:
+        """What the system cannot start now, for want of descriptors or memory, is tried again like what ended."""
+        now_s = self._clock.now_s()
+        self.roster.begin(place, now_s)
+        try:
+            self._spawn(place)
+        except OSError as error:
+            self._do(self.roster.exited(place.name, Exit(NOT_STARTED, str(error)), now_s))
+
+    def _spawn(self, place: Place) -> None:
         self._write_spec(place)
         is_coordinator = place.name == COORDINATOR
         module = self._modules.coordinator if is_coordinator else self._modules.worker
         command = [sys.executable, "-P", "-m", module, str(self._directory / f"{place.name}.json")]
         command += ["--parent", str(os.getpid())]
-        reading, writing = os.pipe() if is_coordinator else (-1, -1)
-        if is_coordinator:
-            command += ["--ready-fd", str(writing)]
-        self.roster.begin(place, self._clock.now_s())
+        if not is_coordinator:
+            self._run(place, command, _inherited(place.spec))
+            return
+        reading, writing = os.pipe()
+        try:
+            self._run(place, [*command, "--ready-fd", str(writing)], (writing,))
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        asyncio.get_running_loop().add_reader(reading, self._on_ready_line, reading)
+
+    def _run(self, place: Place, command: list[str], pass_fds: tuple[int, ...]) -> None:
         process = self._processes[place.name] = ChildProcess(
             command,
             child_environment(_num_threads(place.spec), _gpu_of(place.spec)),
             on_line=lambda line: self._say(place.name, line),
             on_exit=lambda status: self._on_exit(place, status),
-            pass_fds=(writing,) if is_coordinator else _inherited(place.spec),
+            pass_fds=pass_fds,
         )
         place.pid = process.pid
-        if is_coordinator:
-            os.close(writing)
-            loop = asyncio.get_running_loop()
-            loop.add_reader(reading, self._on_ready_line, reading)
 
     def _end(self, place: Place) -> None:
         """End a worker for good. One that does not run now has ended already."""

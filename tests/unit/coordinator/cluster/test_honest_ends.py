@@ -18,7 +18,7 @@ from coordinator.cluster.lifecycle import (
 from coordinator.cluster.service_api import Generation
 from coordinator.cluster.stream import EventStream
 from protocol.errors import GivenUp
-from protocol.messages.launcher import WorkerExited
+from protocol.messages.launcher import NOT_STARTED, WorkerExited
 from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
@@ -133,6 +133,19 @@ def test_late_word_of_a_death_does_not_lose_the_next_start() -> None:
         assert cluster.service.books.registry.get("decode-0") is record
 
     run(scenario, prefill=1, decode=1)
+
+
+def test_view_tells_that_a_worker_could_not_be_started_again() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.kill("decode-0")
+        await cluster.sleep(0.05)
+        word = WorkerExited(worker_id="decode-0", pid=0, status=NOT_STARTED, restart_in_s=1.0)
+        cluster.service.inbox.on_message(b"launcher", word)
+        (lost,) = cluster.service.cluster()["lost"]
+        assert "could not start it" in lost["reason"]
+
+    run(scenario, prefill=1, decode=2)
 
 
 # ---- good ends

@@ -253,6 +253,7 @@ async def test_prompt_of_several_choices_counts_as_cached_only_as_far_as_it_was_
     assert usage["prompt_tokens_details"]["cached_tokens"] == 0
     metrics = (await client.get("/metrics")).text
     assert "vllm:prefix_cache_queries_total 100.0" in re.sub(r"\{[^}]*\}", "", metrics)
+    assert "vllm:prompt_tokens_cached_total 0.0" in re.sub(r"\{[^}]*\}", "", metrics)
     assert "vllm:prefix_cache_hits_total 0.0" in re.sub(r"\{[^}]*\}", "", metrics)
 
 
