@@ -31,6 +31,7 @@ class PromptEcho:
 class Delta:
     """What one choice says next. `tokens` made `text`; `token_ids` has the ending token too.
 
+    `offsets` tells where each token's text begins, in characters of the choice's whole text.
     `finish_reason` is None but in a choice's last delta: "stop" or "length". `stop_reason` is the stop
     string or the id of the stop token that ended it, if one did.
     """
@@ -41,6 +42,7 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    offsets: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)

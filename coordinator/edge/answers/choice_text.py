@@ -75,13 +75,22 @@ def longest_partial(text: str, stop: str) -> int:
 class ChoiceText:
     """Grows with the events of one choice; after `finish_reason` nothing changes any more."""
 
-    def __init__(self, index: int, tokenizer: TextTokenizer, options: TextOptions) -> None:
+    def __init__(
+        self,
+        index: int,
+        tokenizer: TextTokenizer,
+        options: TextOptions,
+        prompt: Sequence[int] = (),
+    ) -> None:
         self._index = index
         self._options = options
-        self._detokenizer = tokenizer.detokenizer(skip_special_tokens=options.skip_special_tokens)
+        self._detokenizer = tokenizer.detokenizer(
+            skip_special_tokens=options.skip_special_tokens, prompt=prompt
+        )
         self._stops = StopStrings(options.stops, include_match=options.include_stop)
         self._waiting: list[SampledToken] = []
         self._waiting_ids: list[int] = []
+        self._waiting_offsets: list[int] = []
         self.num_tokens = 0
         self.finish_reason: str | None = None
 
@@ -97,6 +106,7 @@ class ChoiceText:
                 break
             self._waiting.append(token)
             text += self._add(self._detokenizer.push(token.token_id))
+            self._waiting_offsets.append(self._detokenizer.offset)
             if self._stops.matched is not None:
                 return self._finish(text, "stop", self._stops.matched)
         if event.finish_reason is not None:
@@ -133,4 +143,5 @@ class ChoiceText:
     def _delta(self, text: str) -> Delta:
         tokens, self._waiting = self._waiting, []
         token_ids, self._waiting_ids = self._waiting_ids, []
-        return Delta(self._index, text, tokens, token_ids)
+        offsets, self._waiting_offsets = self._waiting_offsets, []
+        return Delta(self._index, text, tokens, token_ids, offsets=offsets)

@@ -111,7 +111,8 @@ class GenerationRun:
         self._events: MergedEvents | None = None
         self._num_open = len(generations)
         self._texts = [
-            ChoiceText(index, context.tokenizer, options) for index in range(len(generations))
+            ChoiceText(index, context.tokenizer, options, generation.prompt_token_ids)
+            for index, generation in enumerate(generations)
         ]
         self._meters = [
             ChoiceMeter(context.metrics, facts.arrival_s, len(generation.prompt_token_ids))

@@ -144,6 +144,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         [token_id for delta in deltas for token_id in delta.token_ids],
         last.finish_reason,
         last.stop_reason,
+        [offset for delta in deltas for offset in delta.offsets],
     )
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids and back, for one model. Owns the `tokenizers` object and what is held back while text grows.
+"""Text to token ids and back, for one model. Owns the `tokenizers` object.
 
 Byte-level vocabularies (GPT-2, Llama 3, Qwen, SmolLM) write each byte of a token as one printable
 character, so a token *is* bytes and incremental decoding can be exact. Others (SentencePiece) are
@@ -9,93 +9,26 @@ character whose last byte is still to come. Knows nothing of requests.
 
 from __future__ import annotations
 
-import codecs
 import re
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from tokenizers import Tokenizer
 
 from coordinator.edge.text.byte_bound import ByteBound, bound_of
+from coordinator.edge.text.detokenizer import ByteLevelDetokenizer, WindowDetokenizer
 from coordinator.edge.text.guarded_tokenizer import GuardedTokenizer
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
-REPLACEMENT = "\ufffd"
-MAX_WINDOW_TOKENS = 64
+    from coordinator.edge.text.detokenizer import Detokenizer
+
 WHOLE_DECODE_TOKENS = 4096
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-class Detokenizer(Protocol):
-    """Decodes one sequence."""
-
-    def push(self, token_id: int) -> str:
-        """Text that is certain now; may be empty."""
-        ...
-
-    def finish(self) -> str:
-        """What was held back, when no more tokens come."""
-        ...
-
-
-class ByteLevelDetokenizer:
-    """For vocabularies whose tokens are bytes: exact, constant work a token."""
-
-    def __init__(self, token_bytes: Callable[[int], bytes], skipped: frozenset[int]) -> None:
-        self._token_bytes = token_bytes
-        self._skipped = skipped
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token_id: int) -> str:
-        """Whole characters that this token completes."""
-        if token_id in self._skipped:
-            return ""
-        return self._decoder.decode(self._token_bytes(token_id))
-
-    def finish(self) -> str:
-        """U+FFFD for a character that was never completed, as a full decode shows it."""
-        return self._decoder.decode(b"", final=True)
-
-
-class WindowDetokenizer:
-    """For any decoder: decode a window of recent tokens with and without the new ones.
-
-    The window begins at tokens already shown, so that a decoder which treats the first token of a
-    text differently (SentencePiece drops its space) sees the new ones in the middle. A decoder that
-    ends in U+FFFD may be inside a character: nothing is shown, for at most `MAX_WINDOW_TOKENS`.
-    """
-
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
-        self._decode = decode
-        self._shown: list[int] = []
-        self._shown_text = ""
-        self._pending: list[int] = []
-
-    def push(self, token_id: int) -> str:
-        """Text that these tokens add after what the window already shows."""
-        self._pending.append(token_id)
-        text = self._decode([*self._shown, *self._pending])
-        unfinished = text.endswith(REPLACEMENT) and len(self._pending) < MAX_WINDOW_TOKENS
-        if unfinished or len(text) <= len(self._shown_text):
-            return ""
-        return self._advance(text)
-
-    def finish(self) -> str:
-        """The rest, replacement characters included."""
-        if not self._pending:
-            return ""
-        return self._advance(self._decode([*self._shown, *self._pending]))
-
-    def _advance(self, text: str) -> str:
-        new = text[len(self._shown_text) :]
-        self._shown, self._pending = self._pending, []
-        self._shown_text = self._decode(self._shown)
-        return new
 
 
 class _Model(msgspec.Struct):
@@ -144,6 +77,14 @@ def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
     return decoder.get("type") == "ByteLevel"
 
 
+def _has_byte_fallback(decoder: dict[str, Any] | None) -> bool:
+    if decoder is None:
+        return False
+    return decoder.get("type") == "ByteFallback" or any(
+        _has_byte_fallback(part) for part in decoder.get("decoders", ())
+    )
+
+
 class TextTokenizer:
     """One model's tokenizer; safe to use from several threads."""
 
@@ -154,6 +95,7 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         described = msgspec.json.decode(serialized, type=_TokenizerFile)
         self.is_byte_level = _is_byte_level(described.decoder)
+        self._has_byte_fallback = _has_byte_fallback(described.decoder)
         self.bound = self._bound(described)
         self._bytes: dict[int, bytes] = {}
 
@@ -228,14 +170,30 @@ class TextTokenizer:
         """`token_bytes` as text; U+FFFD where a token is only part of a character."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    def detokenizer(self, *, skip_special_tokens: bool) -> Detokenizer:
-        """A fresh incremental decoder for one sequence."""
-        if not self.is_byte_level:
-            return WindowDetokenizer(
-                lambda ids: self.decode(ids, skip_special_tokens=skip_special_tokens)
-            )
+    def detokenizer(self, *, skip_special_tokens: bool, prompt: Sequence[int] = ()) -> Detokenizer:
+        """A fresh incremental decoder for one sequence that goes on after `prompt`."""
         skipped = self.special_ids if skip_special_tokens else frozenset[int]()
-        return ByteLevelDetokenizer(self.token_bytes, skipped)
+
+        def skips(token_id: int) -> bool:
+            return token_id in skipped or not self.token_name(token_id)
+
+        if self.is_byte_level:
+            return ByteLevelDetokenizer(self.token_bytes, skips, prompt)
+
+        def decode(token_ids: Sequence[int]) -> str:
+            return self.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+        return WindowDetokenizer(decode, skips, self.byte_ids, prompt)
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of the tokens that a decoder with byte fallback takes for bytes."""
+        if not self._has_byte_fallback:
+            return frozenset()
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return frozenset(
+            token_id for token, token_id in vocabulary.items() if BYTE_FALLBACK.fullmatch(token)
+        )
 
     def _bound(self, described: _TokenizerFile) -> ByteBound:
         """How few tokens a text can have."""

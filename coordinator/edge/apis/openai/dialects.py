@@ -184,19 +184,20 @@ class CompletionDialect(OpenAiDialect):
 
     def __init__(self, options: ReplyOptions, tokenizer: TextTokenizer) -> None:
         super().__init__(options, tokenizer)
-        self._offsets: dict[int, int] = {}
+        self._begun: set[int] = set()
 
     def chunk_choice(self, delta: Delta) -> Choice:
         """The same in a chunk and in a whole answer."""
         options, index = self.options, delta.index
         prompt = options.prompts[index // options.choices_per_prompt]
-        is_first = index not in self._offsets
+        is_first = index not in self._begun
+        self._begun.add(index)
         echo = prompt.text if is_first else ""
-        offset = self._offsets.get(index, 0) + len(echo)
-        self._offsets[index] = offset + len(delta.text)
         logprobs = None
         if options.logprobs:
-            logprobs = replies.completion_logprobs(delta.tokens, self._tokenizer, offset)
+            logprobs = replies.completion_logprobs(
+                delta.tokens, self._tokenizer, [len(prompt.text) + it for it in delta.offsets]
+            )
         choice = replies.CompletionChoice(
             index, echo + delta.text, logprobs, delta.finish_reason, _stop_reason(delta)
         )

@@ -167,11 +167,11 @@ def _top_logprob(token_id: int, logprob: float, tokenizer: TextTokenizer) -> Top
 
 
 def completion_logprobs(
-    tokens: list[SampledToken], tokenizer: TextTokenizer, text_offset: int
+    tokens: list[SampledToken], tokenizer: TextTokenizer, offsets: list[int]
 ) -> CompletionLogprobs:
-    """Completions form; `text_offset` is where the first token's text begins."""
+    """Completions form; `offsets` are where the tokens' texts begin."""
     told = CompletionLogprobs([], [], [], [])
-    for token in tokens:
+    for token, text_offset in zip(tokens, offsets, strict=True):
         if token.logprob is None:
             continue
         text = tokenizer.token_text(token.token_id)
@@ -184,5 +184,4 @@ def completion_logprobs(
         told.token_logprobs.append(logprob)
         told.tokens.append(text)
         told.top_logprobs.append({text: logprob} | top)
-        text_offset += len(text)
     return told

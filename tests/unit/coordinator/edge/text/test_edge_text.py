@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
 from coordinator.edge.answers.choice_text import StopStrings
-from coordinator.edge.text.tokenizer import REPLACEMENT, TextTokenizer
+from coordinator.edge.text.detokenizer import REPLACEMENT
+from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.errors import ConfigError
 
 SAME_FIXTURE = settings(

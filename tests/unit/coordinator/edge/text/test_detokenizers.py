@@ -1,0 +1,89 @@
+"""Streamed, whole and decoded text are one text, for every kind of tokenizer and after any prompt."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from coordinator.cluster.service_api import StreamEvent
+from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
+from coordinator.edge.answers.responses import joined
+from coordinator.edge.text.detokenizer import REPLACEMENT
+from coordinator.edge.text.tokenizer import TextTokenizer
+from protocol.sampling import SampledToken
+from tests.unit.coordinator.edge.text.chat_models import TOKENIZERS
+
+NUM_SEQUENCES = 4000
+
+
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tokenizer(request) -> TextTokenizer:
+    return TextTokenizer(TOKENIZERS[request.param]().to_str().encode())
+
+
+def streamed(tokenizer: TextTokenizer, prompt: list[int], ids: list[int], *, skip: bool) -> str:
+    detokenizer = tokenizer.detokenizer(skip_special_tokens=skip, prompt=prompt)
+    return "".join(detokenizer.push(one) for one in ids) + detokenizer.finish()
+
+
+def test_text_of_random_ids_is_what_they_add_to_the_prompt(tokenizer):
+    draw = random.Random(4)
+    num_compared = 0
+    for _ in range(NUM_SEQUENCES):
+        prompt = [draw.randrange(tokenizer.size + 2) for _ in range(draw.randrange(8))]
+        ids = [draw.randrange(tokenizer.size + 2) for _ in range(draw.randrange(24))]
+        skip = draw.random() < 0.5
+        before = tokenizer.decode(prompt, skip_special_tokens=skip)
+        text = tokenizer.decode(prompt + ids, skip_special_tokens=skip)
+        if text.startswith(before):
+            num_compared += 1
+            assert streamed(tokenizer, prompt, ids, skip=skip) == text[len(before) :], (prompt, ids)
+    assert num_compared > 0.6 * NUM_SEQUENCES
+
+
+def test_a_long_run_of_bytes_is_one_run():
+    tokenizer = TextTokenizer(TOKENIZERS["sentencepiece"]().to_str().encode())
+    good = [3 + byte for byte in "東京🙂".encode() * 20]
+    for ids in (good, [*good, 3 + 0xE6], [*good, 300]):
+        expected = tokenizer.decode(ids, skip_special_tokens=True)
+        assert streamed(tokenizer, [], ids, skip=True) == expected
+
+
+def test_the_first_word_keeps_its_space():
+    tokenizer = TextTokenizer(TOKENIZERS["sentencepiece"]().to_str().encode())
+    prompt = tokenizer.encode("How are", add_special_tokens=False)
+    ids = tokenizer.encode("you today", add_special_tokens=False)
+    assert streamed(tokenizer, prompt, ids, skip=True) == " you today"
+    assert streamed(tokenizer, [], ids, skip=True) == "you today"
+
+
+def test_a_character_that_the_prompt_began_is_shown_whole():
+    tokenizer = TextTokenizer(TOKENIZERS["byte-level"]().to_str().encode())
+    ids = tokenizer.encode("𝄞a", add_special_tokens=False)
+    assert streamed(tokenizer, ids[:2], ids[2:], skip=True) == "𝄞a"
+    assert streamed(tokenizer, ids[:2], ids[-1:], skip=True) == "a"
+
+
+def offsets_and_text(tokenizer: TextTokenizer, ids: list[int], size: int) -> tuple[list[int], str]:
+    """Through a choice, `size` tokens an event."""
+    choice, deltas = ChoiceText(0, tokenizer, TextOptions()), []
+    for first in range(0, len(ids), size):
+        some = [SampledToken(token_id=one) for one in ids[first : first + size]]
+        reason = "length" if first + size >= len(ids) else None
+        deltas.append(choice.push(StreamEvent(some, reason)))
+    whole = joined([delta for delta in deltas if delta is not None])
+    return whole.offsets, whole.text
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_offsets_count_characters_of_the_text(tokenizer, size):
+    said = "é東🙂 Hello 🙂🙂world é"
+    ids = tokenizer.encode(said, add_special_tokens=False)
+    offsets, text = offsets_and_text(tokenizer, ids, size)
+    assert len(offsets) == len(ids)
+    assert offsets == sorted(offsets)
+    for token_id, offset in zip(ids, offsets, strict=True):
+        own = tokenizer.token_text(token_id)
+        if REPLACEMENT not in own and offset and token_id not in tokenizer.special_ids:
+            assert text.startswith(own, offset)
