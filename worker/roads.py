@@ -95,7 +95,12 @@ class Roads:
             context.incarnation,
             self._fingerprint,
         )
-        return OpenRoads(servers, peers, Puller(self._memory, transports), self._path("peer"))
+        return OpenRoads(
+            servers,
+            peers,
+            Puller(self._memory, transports, self._context.clock),
+            self._path("peer"),
+        )
 
     def _peer_endpoint(self) -> str:
         """On one host a unix socket; where the coordinator is reached over tcp, peers may be elsewhere."""

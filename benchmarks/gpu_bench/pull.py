@@ -119,7 +119,7 @@ class Bench:
 
     def pull_ms(self, source_ids: list[int], target_ids: list[int]) -> float:
         """Through the puller, as the worker does it; every digest is checked."""
-        puller = Puller(self.memory, {"cuda": self.transport})
+        puller = Puller(self.memory, {"cuda": self.transport}, SystemClock())
         address = PeerAddress(
             worker_id="source", incarnation=INCARNATION, host="", control="",
             transports={"cuda": self.address},

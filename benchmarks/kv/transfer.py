@@ -164,7 +164,7 @@ class Bench:
             socket_path=Path(directory) / "reader.shm",
             peer_host="127.0.0.1",
         )
-        self.puller = Puller(self.memory, transports)
+        self.puller = Puller(self.memory, transports, SystemClock())
         self.target = np.frombuffer(self.memory.buffer, dtype=np.uint8)
         self.plain = np.ones(self.memory.size_bytes, dtype=np.uint8)
         self.size = self.per_prompt * model.block_bytes

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kvtransfer.promises.proofs import Materials
     from kvtransfer.pulling.pull import Key, PullJob
     from kvtransfer.transport import BlockMemory, KvLink, Transport
+    from protocol.clock import Clock
     from protocol.messages.records import PeerAddress
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,9 @@ class Lane:
         memory: BlockMemory,
         transports: Mapping[str, Transport],
         deliver: Callable[[PullDone], None],
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._source = source
         self._memory = memory
         self._transports = transports
@@ -160,11 +163,11 @@ class Lane:
 
     def _read(self, job: PullJob, proof: Proof) -> None:
         """Read over the kept link, or over a new one when that broke while nobody used it."""
-        was_kept, start_s = self._link is not None, precise_s()
+        was_kept, start_s = self._link is not None, self._clock.now_s()
         try:
             self._read_once(job, proof)
         except PeerLost as error:
-            is_early = precise_s() - start_s < RECONNECT_WITHIN_S
+            is_early = self._clock.now_s() - start_s < RECONNECT_WITHIN_S
             if not was_kept or not is_early or proof.num_proven or self._interrupted:
                 raise
             log.info("link to %s broke while idle (%s); made anew", self._source.worker_id, error)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kvtransfer.transport import BlockMemory, Transport
+    from protocol.clock import Clock
 
 __all__ = ["Key", "PullCounters", "PullDone", "PullJob", "Puller"]
 MAX_LANES = 256
@@ -31,7 +32,10 @@ _Start = tuple[str, str]
 class Puller:
     """One lane for each start of a worker that we pull from; all methods are for the engine loop."""
 
-    def __init__(self, memory: BlockMemory, transports: Mapping[str, Transport]) -> None:
+    def __init__(
+        self, memory: BlockMemory, transports: Mapping[str, Transport], clock: Clock
+    ) -> None:
+        self._clock = clock
         self.counters = PullCounters()
         self._memory = memory
         self._transports = transports
@@ -46,7 +50,7 @@ class Puller:
         lane = self._lanes.pop(start, None)
         if lane is None:
             self._retire(job.source.worker_id)
-            lane = Lane(job.source, self._memory, self._transports, self._deliver)
+            lane = Lane(job.source, self._memory, self._transports, self._deliver, self._clock)
         self._lanes[start] = lane  # last: most recently used
         lane.submit(job)
         if len(self._lanes) > MAX_LANES:

@@ -82,7 +82,9 @@ class LoneReader:
         memory = KvMemory(len(offers), BLOCK_SIZE * SLOT_BYTES)
         meaning = self.fingerprint.hash_bytes()
         pool = LocalPool(memory, LeaseTable(SystemClock()), "lone", meaning)
-        puller = Puller(memory, {"shm": ShmTransport(pool, self._directory / "lone.shm")})
+        puller = Puller(
+            memory, {"shm": ShmTransport(pool, self._directory / "lone.shm")}, SystemClock()
+        )
         puller.submit(
             PullJob(
                 key=REQUEST,

@@ -188,7 +188,7 @@ class Reader:
                 socket_path=run_directory / "reader.shm",
                 peer_host="127.0.0.1",
             )
-        self.puller = Puller(self.memory, self.transports)
+        self.puller = Puller(self.memory, self.transports, SystemClock())
         self.holds: dict[tuple[str, int], Hold] = {}
         self.number = 0
 

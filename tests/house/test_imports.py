@@ -113,6 +113,29 @@ def test_time_and_chance_are_read_in_their_own_files_alone() -> None:
     assert found == READERS
 
 
+FINE_CLOCKS = {
+    "kvtransfer.pulling.lane": "how long a read and its digests took",
+    "kvtransfer.transports.exchange": "waits of a socket",
+    "kvtransfer.transports.nixl": "waits of a device",
+    "kvtransfer.transports.trial": "how fast a road is",
+    "kvtransfer.transports.ucx": "waits of a device",
+    "kvtransfer.transports.ucx_worker": "waits of a device",
+    "kvtransfer.transports.zmq_tcp": "waits of a socket",
+}
+"""Who reads the finest clock without being given it, and why: waits for what lives by real time, and figures."""
+
+
+def test_the_fine_clock_is_read_for_waits_and_figures_only() -> None:
+    found = {
+        name
+        for name, path in modules().items()
+        if name.split(".")[0] != "benchmarks"
+        and name != "protocol.clock"
+        and "precise_s" in path.read_text(encoding="utf-8")
+    }
+    assert found == FINE_CLOCKS.keys()
+
+
 @pytest.mark.parametrize(
     ("source", "found"),
     [

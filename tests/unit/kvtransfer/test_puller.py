@@ -10,8 +10,10 @@ import pytest
 
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.digest import block_digest
+from kvtransfer.pulling.lane import RECONNECT_WITHIN_S
 from kvtransfer.pulling.puller import PullDone, Puller, PullJob
 from kvtransfer.transport import ignore_landed
+from protocol.clock import ManualClock
 from protocol.errors import DigestMismatch, LayoutMismatch, LeaseExpired, PeerLost, TransferError
 from protocol.messages.records import PeerAddress
 
@@ -85,7 +87,8 @@ class Rig:
         self.memory = KvMemory(8, 64)
         self.fast, self.slow = FakeRoad("fast", self.memory), FakeRoad("slow", self.memory)
         roads: Any = {"fast": self.fast, "slow": self.slow}
-        self.puller = Puller(self.memory, roads)
+        self.clock = ManualClock()
+        self.puller = Puller(self.memory, roads, self.clock)
 
     def job(self, name="p", incarnation="1", key=("r", 0), roads=("fast", "slow"), **changes):
         source = PeerAddress(
@@ -176,6 +179,19 @@ def test_a_link_that_broke_while_idle_is_made_anew(rig):
     rig.fast.acts = [fail(PeerLost("reset"))]
     assert rig.pull().error is None
     assert len(rig.fast.connects) == 2
+
+
+@pytest.mark.parametrize(("after_s", "connects"), [(0.99, 2), (1.0, 1)])
+def test_a_link_that_breaks_late_was_not_idle(rig, after_s, connects):
+    assert rig.pull().error is None
+
+    def hold_and_break(_):
+        rig.clock.advance(after_s * RECONNECT_WITHIN_S)
+        raise PeerLost("reset")
+
+    rig.fast.acts = [hold_and_break]
+    assert (rig.pull().error is None) is (connects == 2)
+    assert len(rig.fast.connects) == connects
 
 
 def test_a_new_link_that_loses_its_peer_is_not_retried(rig):
