@@ -34,6 +34,7 @@ from coordinator.cluster.stream import EventStream
 from coordinator.cluster.waiting_line import WaitingLine
 from coordinator.planning.demand import DemandBook
 from coordinator.planning.planner import Planner
+from protocol.ids import new_request_id
 from protocol.periodic import Periodic
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class ClusterSettings:
     drain_grace_s: float = GRACE_S
 
 
+def _probing(books: Books, requests: LiveRequests, readiness: Readiness) -> Probes:
+    """Real requests, under names that nobody can guess."""
+    return ProbeBook(books, requests, readiness, new_request_id)
+
+
 def _nobody_asks() -> None:
     """Nobody waits for the cluster to become ready."""
 
@@ -76,7 +82,7 @@ class Surroundings:
     """What a simulation may have in another way than production has. `read_inbox` hears what waits; False: there is more."""
 
     open_stream: OpenStream = EventStream
-    probes: Callable[[Books, LiveRequests, Readiness], Probes] = ProbeBook
+    probes: Callable[[Books, LiveRequests, Readiness], Probes] = _probing
     prefixes: PrefixMemory | None = None
     on_ready_change: Callable[[], None] = _nobody_asks
     read_inbox: Callable[[], bool] = _nothing_waits

@@ -129,7 +129,7 @@ class LiveRequests:
             self.pump()
         now_s, is_new = self._clock.now_s(), bool(delivery.tokens)
         life.timeline.heard(worker.worker_id, output.spans, now_s, is_new=is_new)
-        life.timeline.transfer_bytes += output.num_pulled_blocks * worker.hello.block_bytes
+        life.timeline.pulled(output.num_pulled_blocks * worker.hello.block_bytes)
         event = StreamEvent(
             tokens=delivery.tokens,
             finish_reason=delivery.finish_reason,

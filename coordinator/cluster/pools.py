@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 MIN_WANTED = {Role.PREFILL: 0, Role.DECODE: 1}
 """Without a prefill worker the decode workers compute the prompts; the answers need at least one of them."""
+MOVE_S = 5.0
+"""Before a machine is taken away, how long moving the rest may take."""
+AGAIN_S = 1.0
+"""An order that shows no effect is sent again after this long."""
 _INDEX = re.compile(r"(\d+)$")
 
 
@@ -50,6 +54,39 @@ class Slot:
     def is_placeholder(self) -> bool:
         """Whether nobody has spoken of it: it is what a launcher was once told to run."""
         return not (self.is_known or self.is_listed)
+
+    def play(self, role: Role) -> None:
+        """The role is the coordinator's word from now on, or the worker's."""
+        self.role, self.is_known = role, True
+
+    def leave(self) -> None:
+        """Its worker is to go and not to come back."""
+        self.leaving = True
+
+    def ends_with_machine(self, until_s: float) -> None:
+        """Its machine will be taken away then."""
+        self.machine_until_s = until_s
+
+    def drain_until(self, until_s: float) -> float:
+        """Its worker may go on with what it has till then, or as long as its machine leaves time to move the rest.
+        Returns the instant; the order to drain is due at once."""
+        if self.machine_until_s is not None:
+            until_s = min(until_s, self.machine_until_s - MOVE_S)
+        self.drain_until_s = until_s
+        self.due_at_once()
+        return until_s
+
+    def told(self, now_s: float) -> None:
+        """An order about it leaves."""
+        self.told_s = now_s
+
+    def due_at_once(self) -> None:
+        """The next order about it need not wait for the last one's effect."""
+        self.told_s = float("-inf")
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether the last order had time to show an effect, so that it may be said again."""
+        return now_s - self.told_s >= AGAIN_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +191,21 @@ class Pools:
             self._slots[name] = Slot(name, role, is_known=True, is_ordered=True)
         return [self._slots[name] for name in names]
 
+    def led_by(self, launcher: str | None, away: str) -> None:
+        """Who starts workers from now on, and why it can do nothing if it cannot."""
+        self.launcher, self.away = launcher, away
+
+    def scaled_anew(self) -> None:
+        """A scaling begins: what was refused before it is no news any more."""
+        self.refusals.clear()
+
+    def refused(self, worker_id: str, reason: str, now_s: float) -> bool:
+        """The launcher will not start it; False where nobody wanted it."""
+        slot = self.remove(worker_id)
+        if slot is not None:
+            self.refusals.append(Refusal(worker_id, slot.role, reason, now_s))
+        return slot is not None
+
     def remove(self, worker_id: str) -> Slot | None:
         """The worker is gone for good."""
         return self._slots.pop(worker_id, None)
@@ -164,9 +216,7 @@ class Pools:
         if slot is None:
             self._fill_placeholder(role)
             slot = self._slots[worker_id] = Slot(worker_id, role)
-        elif not slot.is_known:
-            slot.role = role
-        slot.is_known = True
+        slot.play(slot.role if slot.is_known else role)
         return slot
 
     def _fill_placeholder(self, role: Role) -> None:

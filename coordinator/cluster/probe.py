@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Protocol
 from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.router import Route
 from coordinator.cluster.service_api import Generation
-from protocol.ids import new_request_id
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coordinator.cluster.books import Books
     from coordinator.cluster.live_requests import LiveRequests
     from coordinator.cluster.readiness import Readiness
@@ -44,7 +45,14 @@ class Probes(Protocol):
 class ProbeBook:
     """At most one probe at a time for each starting worker."""
 
-    def __init__(self, books: Books, requests: LiveRequests, readiness: Readiness) -> None:
+    def __init__(
+        self,
+        books: Books,
+        requests: LiveRequests,
+        readiness: Readiness,
+        new_request_id: Callable[[], str],
+    ) -> None:
+        self._new_request_id = new_request_id
         self._books = books
         self._requests = requests
         self._readiness = readiness
@@ -90,7 +98,7 @@ class ProbeBook:
 
     def _generation(self) -> Generation:
         return Generation(
-            request_id=new_request_id(),
+            request_id=self._new_request_id(),
             prompt_token_ids=[PROBE_TOKEN_ID] * (self._books.ledger.block_size + 2),
             sampling=SamplingParams(max_tokens=2, temperature=0.0, ignore_eos=True),
             deadline_in_s=PROBE_DEADLINE_S,

@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from coordinator.cluster.lifecycle import Loss
-from coordinator.cluster.pools import Candidate, Refusal, check_wanted, choose_surplus
+from coordinator.cluster.pools import Candidate, check_wanted, choose_surplus
 from coordinator.cluster.registry import WorkerState
 from protocol.errors import NoLauncher, PoolConflict, WorkerNotFound
 from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, StopOrder
@@ -38,10 +38,6 @@ GRACE_S = 30.0
 """How long a draining worker may go on with what it has."""
 LEASES_S = 60.0
 """After the grace, how long its leases may take to end before it is given up."""
-MOVE_S = 5.0
-"""Before a machine is taken away, how long moving the rest may take."""
-AGAIN_S = 1.0
-"""An order that shows no effect is sent again after this long."""
 
 
 class Scaler:
@@ -76,7 +72,7 @@ class Scaler:
         self._need_launcher()
         if wanted != target:
             self._check_launcher_acts()
-        self._pools.refusals.clear()
+        self._pools.scaled_anew()
         started = [name for r in Role for name in self._start(r, wanted[r] - target[r])]
         drained = [name for r in Role for name in self._surplus(r, target[r] - wanted[r])]
         for worker_id in drained:
@@ -119,7 +115,7 @@ class Scaler:
         for worker_id in worker_ids:
             slot = self._pools.get(worker_id)
             if slot is not None and not slot.leaving:
-                slot.machine_until_s = until_s
+                slot.ends_with_machine(until_s)
                 self._start(slot.role, 1)
                 self._retire(worker_id)
         self.tick()
@@ -166,7 +162,7 @@ class Scaler:
         taken = [record.worker_id for record in self._registry]
         slots = self._pools.order(role, count, taken)
         for slot in slots:
-            slot.told_s = self._clock.now_s()
+            slot.told(self._clock.now_s())
             log.info("ordering %s", slot.worker_id)
             self._tell(ScaleOrder(worker_id=slot.worker_id, role=role))
         return [slot.worker_id for slot in slots]
@@ -186,8 +182,7 @@ class Scaler:
         return Candidate(slot.worker_id, is_registered=True, is_ready=record.is_ready, load=load)
 
     def _retire(self, worker_id: str) -> None:
-        slot = self._slot(worker_id)
-        slot.leaving = True
+        self._slot(worker_id).leave()
         log.info("%s is to leave", worker_id)
         self._tell(RetireOrder(worker_id=worker_id))
         if self._registry.get(worker_id) is None:
@@ -218,10 +213,8 @@ class Scaler:
     def _begin_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:
         """Also of one that says itself that it drains: a coordinator before this one began it."""
         record.drain()
-        slot.drain_until_s, slot.told_s = now_s + self.grace_s, float("-inf")
-        if slot.machine_until_s is not None:
-            slot.drain_until_s = min(slot.drain_until_s, slot.machine_until_s - MOVE_S)
-        log.info("draining %s: %g s for what it has", slot.worker_id, slot.drain_until_s - now_s)
+        until_s = slot.drain_until(now_s + self.grace_s)
+        log.info("draining %s: %g s for what it has", slot.worker_id, until_s - now_s)
 
     def _hurry(self, worker_id: str, late_s: float) -> None:
         """The grace is over: what is still there goes on elsewhere, if anybody can take it."""
@@ -232,21 +225,21 @@ class Scaler:
             self._liveness.lose(worker_id, "it was told to leave and did not", Loss.SILENT)
 
     def _order_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:
-        if now_s - slot.told_s >= AGAIN_S:
-            slot.told_s = now_s
+        if slot.is_due(now_s):
+            slot.told(now_s)
             self._outgoing.send_order(record, Drain(incarnation=record.incarnation))
 
     def _stop(self, slot: Slot, now_s: float) -> None:
         """Nothing of it is left here: its process may end."""
-        if now_s - slot.told_s >= AGAIN_S:
-            slot.told_s = now_s
+        if slot.is_due(now_s):
+            slot.told(now_s)
             if not self._tell(StopOrder(worker_id=slot.worker_id)):
                 self._pools.remove(slot.worker_id)  # nobody runs it: what is left leaves by itself
 
     # ---- flips
 
     def _flip(self, slot: Slot, role: Role) -> None:
-        slot.role, slot.is_known = role, True
+        slot.play(role)
         log.info("%s plays %s from now on", slot.worker_id, role)
         self._tell(RoleOrder(worker_id=slot.worker_id, role=role))
         record = self._registry.get(slot.worker_id)
@@ -262,7 +255,7 @@ class Scaler:
 
     def launcher_said(self, hello: LauncherHello) -> None:
         """It is there; and, where it says so, what it runs."""
-        self._pools.launcher, self._pools.away = hello.launcher, hello.away
+        self._pools.led_by(hello.launcher, hello.away)
         if hello.workers is None:
             return
         before = self._pools.target
@@ -281,7 +274,7 @@ class Scaler:
         slot = self._pools.joined(record.worker_id, record.role)
         record.plays(slot.role)
         if record.hello.draining and not slot.leaving:
-            slot.leaving = True
+            slot.leave()
             self._tell(RetireOrder(worker_id=record.worker_id))
         if slot.leaving and (record.hello.draining or slot.drain_until_s is not None):
             record.drain()
@@ -290,7 +283,8 @@ class Scaler:
         """A worker has nothing left to do: its process may end now."""
         slot = self._pools.get(worker_id)
         if slot is not None and self._registry.get(worker_id) is None:
-            slot.leaving, slot.told_s = True, float("-inf")
+            slot.leave()
+            slot.due_at_once()
             self._stop(slot, self._clock.now_s())
 
     def gone(self, worker_id: str) -> None:
@@ -304,10 +298,6 @@ class Scaler:
 
     def refused(self, message: ScaleRefused) -> None:
         """The launcher cannot start what was ordered: the target comes down to what there is."""
-        slot = self._pools.remove(message.worker_id)
         self._registry.forget(message.worker_id)
-        if slot is not None:
+        if self._pools.refused(message.worker_id, message.reason, self._clock.now_s()):
             log.warning("%s was not started: %s", message.worker_id, message.reason)
-            now_s = self._clock.now_s()
-            refusal = Refusal(message.worker_id, slot.role, message.reason, now_s)
-            self._pools.refusals.append(refusal)

@@ -150,6 +150,10 @@ class Timeline:
             attempt.last_s = now_s
             attempt.first_s = now_s if attempt.first_s is None else attempt.first_s
 
+    def pulled(self, num_bytes: int) -> None:
+        """So much was moved from worker to worker for it."""
+        self.transfer_bytes += num_bytes
+
     def failed(self, now_s: float) -> None:
         """The current attempt is given up."""
         if self.attempts and self.attempts[-1].failed_s is None:

@@ -37,6 +37,7 @@ from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.prompts import PromptReader, make_guard
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import SystemClock, wall_time_s
+from protocol.randomness import random_seed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -182,7 +183,7 @@ def _make_edge(
     reader: PromptReader,
     sampling_defaults: SamplingDefaults | None,
 ) -> Edge:
-    own = SamplingDefaults.from_directory(model.directory)
+    own = SamplingDefaults.from_directory(model.directory, random_seed)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
     return Edge(
         model=model,

@@ -120,10 +120,10 @@ class CoordinatorProcess:
 
     def _sampling_defaults(self, directory: Path) -> SamplingDefaults:
         """The model's own, with seeds drawn from `--seed` for requests that bring none."""
-        own = SamplingDefaults.from_directory(directory)
+        own = SamplingDefaults.from_directory(directory, seeds_of(self.spec.seed))
         if self.spec.model.name == embedded.NAME:
             own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
-        return dataclasses.replace(own, draw_seed=seeds_of(self.spec.seed))
+        return own
 
     def _make_server(self) -> uvicorn.Server:
         spec = self.spec

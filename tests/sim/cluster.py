@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.cluster.cluster import Cluster as CoordinatorCluster
 from coordinator.cluster.cluster import ClusterSettings, Surroundings
+from coordinator.cluster.probe import ProbeBook
 from coordinator.cluster.scaling import Scaler
 from coordinator.cluster.service_api import Generation, StreamEvent
 from coordinator.cluster.stream import EventStream, StreamEnds
@@ -49,9 +50,13 @@ class NumberedIds:
     def __init__(self) -> None:
         self._incarnations = itertools.count(1)
         self._leases = itertools.count(1)
+        self._requests = itertools.count(1)
 
     def new_incarnation(self) -> str:
         return f"inc{next(self._incarnations):04d}"
+
+    def new_request_id(self) -> str:
+        return f"request{next(self._requests):06d}"
 
     def new_lease_id(self) -> str:
         return f"lease{next(self._leases):06d}"
@@ -104,7 +109,8 @@ class Cluster:
             local_prefill=self.relieves,
             drain_grace_s=DRAIN_GRACE_S,
         )
-        around = Surroundings(open_stream=self._open, read_inbox=self._read_inbox)
+        probes = partial(ProbeBook, new_request_id=self.ids.new_request_id)
+        around = Surroundings(self._open, probes, read_inbox=self._read_inbox)
         self._coordinators += 1
         send = partial(self._from_coordinator, self._coordinators)
         self.service = CoordinatorCluster(settings, self.clock, send, around)

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from protocol.errors import ConfigError, ContextLengthExceeded, InvalidRequest
-from protocol.randomness import random_seed
 from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -48,25 +47,26 @@ class SamplingWishes:
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What holds when a request is silent; the model's generation_config.json may move it."""
+    """What holds when a request is silent; the model's generation_config.json may move it. `draw_seed` makes the seed."""
 
+    draw_seed: Callable[[], int]
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     eos_token_ids: tuple[int, ...] = ()
-    draw_seed: Callable[[], int] = random_seed
 
     @classmethod
-    def from_directory(cls, directory: Path) -> SamplingDefaults:
+    def from_directory(cls, directory: Path, draw_seed: Callable[[], int]) -> SamplingDefaults:
         """Read `generation_config.json` when there is one; raises ConfigError for nonsense."""
         path = directory / "generation_config.json"
         if not path.exists():
-            return cls()
+            return cls(draw_seed)
         try:
             config = json.loads(path.read_bytes())
-            return cls(**_known(config), eos_token_ids=_ids(config.get("eos_token_id")))
+            eos_token_ids = _ids(config.get("eos_token_id"))
+            return cls(draw_seed, **_known(config), eos_token_ids=eos_token_ids)
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path} cannot be used: {error}") from error
 

@@ -270,7 +270,7 @@ async def test_defaults_come_from_request_then_operator_then_model(served_model,
     path = served_model.directory / "generation_config.json"
     config = {"temperature": 0.6, "top_k": 20, "eos_token_id": [2, 0], "do_sample": True}
     path.write_bytes(orjson.dumps(config))
-    defaults = SamplingDefaults.from_directory(served_model.directory)
+    defaults = SamplingDefaults.from_directory(served_model.directory, lambda: 7)
     path.unlink()
     assert (defaults.temperature, defaults.top_k, defaults.eos_token_ids) == (0.6, 20, (2, 0))
 
