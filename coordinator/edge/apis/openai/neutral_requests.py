@@ -133,16 +133,21 @@ def _content(message: Message, path: str) -> str:
 
 
 def _tool_call(call: object, path: str) -> dict[str, Any]:
-    """Templates want the arguments of an earlier call as an object; clients send JSON text."""
+    """Templates want the arguments of an earlier call as an object; clients send JSON text. What a model wrote
+    is not always such: then the text is the one entry of an object, and the conversation goes on."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise InvalidRequest(f"{path}.function is missing", f"{path}.function")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         check_shape(arguments.encode(), f"{path}.function.arguments")
-        try:
-            arguments = orjson.loads(arguments or "{}")
-        except orjson.JSONDecodeError as error:
-            name = f"{path}.function.arguments"
-            raise InvalidRequest(f"{name} is not valid JSON: {error}", name) from error
+        arguments = _arguments(arguments)
     return call | {"function": function | {"arguments": arguments}}
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        return {"arguments": text}
+    return arguments if isinstance(arguments, dict) else {"arguments": text}

@@ -7,6 +7,8 @@ import random
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from coordinator.edge.apis.openai.neutral_requests import conversation_of
+from coordinator.edge.apis.openai.types import ChatRequest
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.text.chat_template import ChatTemplate
@@ -212,3 +214,21 @@ async def test_stand_ins_change_no_other_id(library, name):
             assert (
                 reader.guard.tokenizer.encode(text, found, add_special_tokens=special) == expected
             )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": [1]}', {"a": [1]}),
+        ("", {}),
+        ("{", {"arguments": "{"}),
+        ("[1]", {"arguments": "[1]"}),
+        ("null", {"arguments": "null"}),
+    ],
+)
+def test_templates_get_an_object_of_any_arguments(text, told):
+    call = {"type": "function", "function": {"name": "f", "arguments": text}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    asked = ChatRequest.model_validate({"messages": [message]})
+    (turn,) = conversation_of(asked).turns
+    assert turn.others["tool_calls"][0]["function"]["arguments"] == told
