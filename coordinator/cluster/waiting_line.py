@@ -52,11 +52,6 @@ class WaitingLine:
             )
 
     def _check_possible(self, lives: Sequence[RequestLife]) -> None:
-        if len(lives) > self.max_requests:
-            raise InvalidRequest(
-                f"the request asks for {len(lives)} answers at once; at most {self.max_requests} may wait here "
-                "(max_queued_requests)"
-            )
         largest = max(worker.hello.num_blocks for worker in self._books.registry)
         size = self._books.ledger.block_size
         for life in lives:

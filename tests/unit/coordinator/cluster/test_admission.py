@@ -71,11 +71,16 @@ def test_prompt_that_no_pool_holds_is_refused_for_good() -> None:
     run(scenario, prefill=1, decode=1, num_blocks=64)
 
 
-def test_more_answers_than_may_ever_wait_are_refused_for_good() -> None:
+def test_limit_of_the_line_is_about_others() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
-        with pytest.raises(InvalidRequest, match="1025 answers at once; at most 1024"):
-            cluster.service.submit_all(siblings(1025, 4))
+        cluster.service.line.max_requests = 2
+        requests = siblings(9, 30)
+        streams = cluster.service.submit_all(requests)
+        with pytest.raises(Overloaded):
+            cluster.service.submit(generation("late", [1] * 30))
+        for request, stream in zip(requests, streams, strict=True):
+            assert await cluster.drain(stream) == cluster.oracle(request)
 
     run(scenario, prefill=1, decode=1, num_blocks=64)
 
