@@ -41,9 +41,10 @@ class InvalidRequest(BatonError):
     error_type = "BadRequestError"
     code: str | None = "invalid_value"
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code or type(self).code
 
 
 class ContextLengthExceeded(InvalidRequest):

@@ -105,7 +105,8 @@ class Vocabulary:
             name = self.name_of(max(token_ids))
             named = f" ({name!r})" if name else ""
             message = (
-                f"token id {max(token_ids)}{named} is not below the vocabulary's size {self.size}"
+                f"{param}: token id {max(token_ids)}{named} is not below the vocabulary's size"
+                f" {self.size}"
             )
             raise InvalidRequest(message, param)
 

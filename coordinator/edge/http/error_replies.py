@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from coordinator.edge.http.field_errors import refusal
 from coordinator.edge.http.route_list import RouteList
 from protocol.errors import BatonError, InternalError, InvalidRequest, Overloaded, WorkerLost
 
@@ -184,7 +185,7 @@ def install(app: FastAPI, metrics: EdgeMetrics, spellers: Mapping[str, Spell]) -
     async def validation_error(request: Request, error: Any) -> Response:
         first = error.errors()[0]
         param = ".".join(str(part) for part in first["loc"][1:])
-        return tell(request, failure_of(InvalidRequest(str(first["msg"]), param)))
+        return tell(request, failure_of(refusal(first, param)))
 
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("a request failed unexpectedly", exc_info=error)

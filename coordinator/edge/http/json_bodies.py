@@ -8,6 +8,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
+from coordinator.edge.http.field_errors import most_telling, refusal
 from coordinator.edge.http.limits import MAX_JSON_DEPTH
 from protocol.errors import InvalidRequest
 
@@ -72,13 +73,14 @@ def check_fields(fields: dict[str, Any], model: type[Model]) -> Model:
 
 
 def _invalid(fields: dict[str, Any], error: ValidationError) -> InvalidRequest:
-    first = max(error.errors(include_url=False), key=lambda entry: len(entry["loc"]))
+    entries = error.errors(include_url=False)
+    first = most_telling(entries)
     path = _path(fields, first["loc"], is_missing=first["type"] == "missing")
-    message = str(first["msg"]).removeprefix("Value error, ")
-    return InvalidRequest(f"{path}: {message}", path)
+    others = [entry["type"] for entry in entries if _path(fields, entry["loc"]) == path]
+    return refusal(first, path, others)
 
 
-def _path(fields: object, location: Sequence[str | int], *, is_missing: bool) -> str:
+def _path(fields: object, location: Sequence[str | int], *, is_missing: bool = False) -> str:
     """pydantic's location without its union branches: the part that leads into the body."""
     path, node = "", fields
     for position, part in enumerate(location):

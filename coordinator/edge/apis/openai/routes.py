@@ -20,6 +20,7 @@ from coordinator.edge.apis.openai.neutral_requests import (
 from coordinator.edge.apis.openai.types import ChatRequest, CompletionRequest
 from coordinator.edge.apis.openai.validation import parse_chat, parse_completion
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
+from coordinator.edge.http.field_errors import LONG_ARRAY
 from coordinator.edge.http.json_bodies import body_schema
 from coordinator.edge.http.limits import MAX_PROMPTS
 from protocol.clock import wall_time_s
@@ -115,8 +116,8 @@ class GenerationRoutes:
         said = prompts_of(asked)
         num_choices = len(said) * (asked.n or 1)
         if num_choices > MAX_PROMPTS:
-            message = f"prompts times n is {num_choices}, more than {MAX_PROMPTS}"
-            raise InvalidRequest(message, "prompt")
+            message = f"prompts times n must be at most {MAX_PROMPTS}, but is {num_choices}"
+            raise InvalidRequest(message, "prompt", LONG_ARRAY)
         special = asked.add_special_tokens is not False
         prompts = [
             await edge.reader.text(prompt, add_special_tokens=special)

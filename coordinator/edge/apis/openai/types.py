@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from coordinator.edge.http import limits
+from coordinator.edge.http.field_errors import (
+    EMPTY_TEXT,
+    LARGE_OBJECT,
+    LONG_TEXT,
+    WRONG_TYPE,
+    wrong,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,22 +27,23 @@ if TYPE_CHECKING:
 def _number(value: object) -> object:
     """Numbers only: pydantic alone would take "0.5" and true."""
     if isinstance(value, str | bool):
-        raise ValueError("Input should be a valid number")  # noqa: TRY004 - pydantic wants ValueError
+        wrong(WRONG_TYPE, "must be a number")
     return value
 
 
 def _few_biases(value: object) -> object:
     """Counted first: pydantic would collect an error for every entry of a huge object."""
     if isinstance(value, dict) and len(value) > limits.MAX_LOGIT_BIAS:
-        raise ValueError(f"logit_bias has at most {limits.MAX_LOGIT_BIAS} entries")
+        told = f"must have at most {limits.MAX_LOGIT_BIAS} entries, but has {len(value)}"
+        wrong(LARGE_OBJECT, told)
     return value
 
 
 def _stop_string(value: str) -> str:
     if not value:
-        raise ValueError("a stop string cannot be empty")
-    if len(value.encode()) > limits.MAX_STOP_BYTES:
-        raise ValueError(f"a stop string has at most {limits.MAX_STOP_BYTES} bytes")
+        wrong(EMPTY_TEXT, "cannot be empty")
+    if (size := len(value.encode())) > limits.MAX_STOP_BYTES:
+        wrong(LONG_TEXT, f"must have at most {limits.MAX_STOP_BYTES} bytes, but has {size}")
     return value
 
 

@@ -14,6 +14,7 @@ from coordinator.edge.apis.openai.types import (
     TokenizeRequest,
 )
 from coordinator.edge.http import limits
+from coordinator.edge.http.field_errors import LONG_ARRAY
 from coordinator.edge.http.json_bodies import check_fields, parse_object
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from coordinator.edge.apis.openai.types import GenerationRequest
+
+UNSUPPORTED_CODE = "unsupported_parameter"
 
 
 def parse_chat(body: bytes) -> ChatRequest:
@@ -67,7 +70,8 @@ def _check_prompt_sizes(prompt: object, max_model_len: int) -> None:
         return
     are_ids = isinstance(prompt[0], int)
     if not are_ids and len(prompt) > limits.MAX_PROMPTS:
-        raise InvalidRequest(f"prompt has more than {limits.MAX_PROMPTS} prompts", "prompt")
+        told = f"prompt must have at most {limits.MAX_PROMPTS} prompts, but has {len(prompt)}"
+        raise InvalidRequest(told, "prompt", LONG_ARRAY)
     lists = [prompt] if are_ids else [item for item in prompt if isinstance(item, list)]
     longest = max(map(len, lists), default=0)
     if longest > max_model_len:
@@ -79,7 +83,7 @@ def refuse_unsupported(fields: dict[str, Any], supported: Collection[str] = ()) 
     """Raise InvalidRequest for a known field whose value this server cannot honour."""
     for name, asks_for_nothing in UNSUPPORTED.items():
         if name in fields and name not in supported and not asks_for_nothing(fields[name]):
-            raise InvalidRequest(f"{name} is not supported by this server", name)
+            raise InvalidRequest(f"{name} is not supported by this server", name, UNSUPPORTED_CODE)
 
 
 def _check_stream(request: GenerationRequest) -> None:
@@ -89,4 +93,5 @@ def _check_stream(request: GenerationRequest) -> None:
 
 def _check_tools(request: ChatRequest) -> None:
     if request.tools and len(orjson.dumps(request.tools)) > limits.MAX_TOOLS_BYTES:
-        raise InvalidRequest(f"tools take more than {limits.MAX_TOOLS_BYTES} bytes", "tools")
+        told = f"tools must take at most {limits.MAX_TOOLS_BYTES} bytes"
+        raise InvalidRequest(told, "tools", LONG_ARRAY)

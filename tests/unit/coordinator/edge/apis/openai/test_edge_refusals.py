@@ -26,6 +26,10 @@ NAMED_TOOL = {"type": "function", "function": {"name": "f"}}
 CODES = {
     *("invalid_value", "model_not_found", "unknown_url", "method_not_allowed", "invalid_api_key"),
     *("context_length_exceeded", "insufficient_permissions", "rate_limit_exceeded"),
+    *("invalid_type", "missing_required_parameter", "unsupported_parameter"),
+    *("string_above_max_length", "empty_string", "array_above_max_length", "empty_array"),
+    *("object_above_max_properties", "integer_above_max_value", "integer_below_min_value"),
+    *("decimal_above_max_value", "decimal_below_min_value"),
 }
 
 
