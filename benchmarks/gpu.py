@@ -3,7 +3,7 @@
 usage: python -m benchmarks.gpu [--shapes llama-8b,qwen3-8b] [--parts steps,pull,serve,transformers] [--output FILE]
 
 Each part is a process of its own, so that one that fails, or takes too long, is reported and the others go on. The last
-line is JSON: the environment, and what each part found. `pytest tests/gpu tests/unit/engine/test_cuda_kernels.py` checks the
+line is JSON: the environment, and what each part found. `pytest tests/gpu tests/unit/engine/cuda/test_cuda_kernels.py` checks the
 numbers' meaning: kernels and runner against torch and transformers, 1p1d against 0p1d, the transport's conformance.
 """
 

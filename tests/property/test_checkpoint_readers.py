@@ -20,8 +20,8 @@ from engine.checkpoints.source import open_checkpoint
 from engine.checkpoints.weight_shapes import source_shapes
 from protocol.errors import ConfigError
 from tests.model_files import write_safetensors, write_tokenizer
-from tests.unit.engine.test_bad_files import CONFIG
-from tests.unit.engine.test_checkpoints import write_gguf
+from tests.unit.engine.checkpoints.test_bad_files import CONFIG
+from tests.unit.engine.checkpoints.test_checkpoints import write_gguf
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ from engine.kv.block_pool import BlockPool
 from engine.kv.sequence import Scheduled, Sequence
 from engine.runner import ModelRunner, RunnerOptions
 from protocol.sampling import SamplingParams
-from tests.unit.engine.processors import runnable_targets
+from tests.unit.engine.cpu.processors import runnable_targets
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 

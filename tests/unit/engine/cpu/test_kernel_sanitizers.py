@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.engine.processors import runnable_targets
+from tests.unit.engine.cpu.processors import runnable_targets
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and its sanitizers"),
 ]
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CODE = """
 import sys
 from pathlib import Path
@@ -24,7 +24,7 @@ library._FLAGS = ("-O1", "-g", "-fopenmp", "-ffp-contract=off", "-fsanitize=addr
                   "-fno-sanitize=alignment", "-fno-sanitize-recover=all", "-shared", "-fPIC", "-w")
 target, cache = sys.argv[1], Path(sys.argv[2])
 import torch
-import tests.unit.engine.test_cpu_kernels as kernels
+import tests.unit.engine.cpu.test_cpu_kernels as kernels
 kernels.cache_directory = lambda: cache
 for dtype in (torch.float32, torch.bfloat16):
     for spans in kernels.SPANS.values():

@@ -111,7 +111,7 @@ def test_block_bytes_count_all_layers() -> None:
 
 def test_reading_models_needs_no_torch() -> None:
     code = "import sys, engine.checkpoints.prepared, engine.checkpoints.embedded; sys.exit('torch' in sys.modules)"
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 

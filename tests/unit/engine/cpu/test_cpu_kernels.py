@@ -17,7 +17,7 @@ from engine.model.ragged_batch import RaggedBatch
 from engine.model.rope import rope_table
 from engine.reference.backend import TorchBackend
 from protocol.model_config import ModelConfig
-from tests.unit.engine.processors import runnable_targets
+from tests.unit.engine.cpu.processors import runnable_targets
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 

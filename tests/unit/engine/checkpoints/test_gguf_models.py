@@ -16,7 +16,7 @@ from engine.checkpoints.gguf_pre_tokenizers import PRE_TOKENIZERS
 from engine.checkpoints.gguf_tokenizer import GgufVocabulary, build_tokenizer
 from engine.checkpoints.source import open_checkpoint
 from protocol.errors import ConfigError
-from tests.unit.engine.test_checkpoints import write_gguf
+from tests.unit.engine.checkpoints.test_checkpoints import write_gguf
 
 TEXTS = [
     "Hello, world! It's I'LL we've 12345 3.14159  indented\n\n\ttab",
