@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.config.values import format_bytes
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from deploy.launch.plan import Plan
     from protocol.specs import WorkerSpec
 
-_COLOURS = {"prefill": "cyan", "decode": "green", "coordinator": "magenta"}
+_COLOURS: dict[str, str] = {Role.PREFILL: "cyan", Role.DECODE: "green", "coordinator": "magenta"}
 _STAGES = {
     "download": "fetching the model",
     "extract": "unpacking the model",
@@ -99,8 +100,8 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
     if "launcher" in news:
         table.add_row("launcher", news["launcher"])
         table.add_row("nodes", news["nodes"])
-    for role in ("prefill", "decode"):
-        workers = [worker for worker in plan.workers if worker.role == role]
+    for role in Role:
+        workers = [worker for worker in plan.workers if worker.role is role]
         if workers:
             table.add_row(f"{role} KV", _capacity(workers))
     if spec.host not in ("127.0.0.1", "localhost", "::1") and not spec.api_keys:
@@ -133,15 +134,15 @@ def _reachable(host: str) -> str:
 
 def _pools(plan: Plan) -> str:
     parts = []
-    for role in ("prefill", "decode"):
-        workers = [worker for worker in plan.workers if worker.role == role]
+    for role in Role:
+        workers = [worker for worker in plan.workers if worker.role is role]
         cores = " ".join("cores " + ",".join(map(str, w.cores)) for w in workers if w.cores)
         parts.append(f"{len(workers)} {role}" + (f" ({cores})" if cores else ""))
     return " + ".join(parts)
 
 
 def _transport(plan: Plan) -> str:
-    if all(worker.role == "decode" for worker in plan.workers):
+    if all(worker.role is Role.DECODE for worker in plan.workers):
         return "none (colocated)"
     return plan.workers[0].transport
 

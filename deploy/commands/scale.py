@@ -16,12 +16,13 @@ from deploy.commands.chat import ServerError, explain
 from deploy.commands.status import read_cluster
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 POLL_S = 0.2
-ROLES = ("prefill", "decode")
+ROLES = tuple(role.value for role in Role)
 
 
 def parse_wanted(words: Sequence[str]) -> dict[str, int]:

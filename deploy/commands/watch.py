@@ -18,6 +18,7 @@ from rich.text import Text
 from deploy.commands.chat import ServerError
 from deploy.commands.status import headline, read_cluster, status_client
 from protocol.errors import ConfigError
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +31,7 @@ BAR_CELLS = 24
 PLOT_CELLS = 30
 LEVELS = " ▁▂▃▄▅▆▇█"
 STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "bold red"}
-ROLE_STYLES = {"prefill": "cyan", "decode": "green"}
+ROLE_STYLES: dict[str, str] = {Role.PREFILL: "cyan", Role.DECODE: "green"}
 PLOTS = (
     ("tokens/s", "output_tokens", "output_tokens_per_s", "green"),
     ("TTFT", "ttft_ms", "ttft_ms", "cyan"),
@@ -87,7 +88,9 @@ def _workers(workers: Sequence[dict[str, Any]]) -> Table:
         table.add_column(heading, no_wrap=True)
     for heading in ("waiting", "running", "pulling"):
         table.add_column(heading, justify="right")
-    for worker in sorted(workers, key=lambda worker: (worker["role"] != "prefill", worker["id"])):
+    for worker in sorted(
+        workers, key=lambda worker: (worker["role"] != Role.PREFILL, worker["id"])
+    ):
         table.add_row(*_worker_row(worker))
     return table
 
