@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ def table(path: Path) -> str:
     where = result["environment"]
     ready = result["ready_after_s"]
     lines = [
-        f"`{result['a']}` against {result['b']}, {where['cores']} cores ({where['cpu']}), {where['date'][:10]}, "
-        f"from `{path.relative_to(ROOT)}`; load average {where['load_before'][0]:.1f} before the run.",
+        *textwrap.wrap(
+            f"`{result['a']}` against {result['b']}, {where['cores']} cores ({where['cpu']}), {where['date'][:10]}, "
+            f"from `{path.relative_to(ROOT)}`; load average {where['load_before'][0]:.1f} before the run.",
+            118,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
         "",
         "| load | figure | Baton | vLLM | Baton / vLLM |",
         "|---|---|---|---|---|",
