@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from deploy.launch.local.launcher import Launcher
 from deploy.launch.plan import Host, device_of, make_plan, pool_bytes
 from deploy.launch.ray.choice import choose_ray
 from deploy.launch.ray.owner import RayLauncher
+from deploy.processes.log_lines import QueuedText
 from engine.checkpoints.prepared import WEIGHTS_NAME
 from engine.model import shared_weights
 from protocol.errors import ConfigError
@@ -35,7 +37,12 @@ WEIGHTS_SHARE = 0.25
 
 def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
     """Exit status 0 after a stop that was asked for; ConfigError or WorkerLost otherwise."""
-    console = Console(stderr=True, highlight=False)
+    with QueuedText(sys.stderr.fileno()) as shown:
+        console = Console(file=cast("IO[str]", shown), highlight=False)
+        return _serve(config, clock, started_s, console)
+
+
+def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console) -> int:
     host = Host.here()
     device = device_of(config, host)  # fail before a download rather than after it
     if device == "cpu":

@@ -1,4 +1,4 @@
-"""Log lines to stderr without waiting for whoever reads it. Owns the queue between, and what is said when it was full.
+"""Text to stderr without waiting for whoever reads it. Owns the queue between, and what is said when it was full.
 
 A pipe that nobody empties blocks its writer for ever, and a log line is written on the event loop, or between two
 steps of an engine. So a thread writes, and what it cannot write in time is dropped, counted and told afterwards.
@@ -7,6 +7,7 @@ steps of an engine. So a thread writes, and what it cannot write in time is drop
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import queue
@@ -16,36 +17,44 @@ CAPACITY = 2000
 LAST_WORDS_S = 1.0
 
 
-class QueuedLines(logging.Handler):
-    """Never blocks; `dropped` lines had no room."""
+class QueuedWriter:
+    """Never blocks; `dropped` pieces had no room."""
 
     def __init__(self, descriptor: int, capacity: int = CAPACITY) -> None:
-        super().__init__()
         self.dropped = 0
         self._descriptor = descriptor
         self._told = 0
-        self._lines: queue.Queue[bytes | None] = queue.Queue(capacity)
-        self._writer = threading.Thread(target=self._write_all, name="log lines", daemon=True)
-        self._writer.start()
+        self._pieces: queue.Queue[bytes | None] = queue.Queue(capacity)
+        self._thread = threading.Thread(target=self._write_all, name="log lines", daemon=True)
+        self._thread.start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Format now, since arguments may change; write later."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits."""
+        return self._pieces.empty()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether more may still be written."""
+        return self._thread.is_alive()
+
+    def put(self, piece: bytes) -> None:
+        """Write it later, or never."""
         try:
-            self._lines.put_nowait(f"{self.format(record)}\n".encode(errors="replace"))
+            self._pieces.put_nowait(piece)
         except queue.Full:
             self.dropped += 1
 
     def close(self) -> None:
         """Give what is queued a moment."""
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(None)
-            self._writer.join(LAST_WORDS_S)
-        super().close()
+            self._pieces.put_nowait(None)
+            self._thread.join(LAST_WORDS_S)
 
     def _write_all(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while (piece := self._pieces.get()) is not None:
             try:
-                self._write(line)
+                self._write(piece)
                 if self.dropped > self._told:
                     self._tell_dropped()
             except OSError:  # nobody can read any more: there is no place left to say so
@@ -55,6 +64,62 @@ class QueuedLines(logging.Handler):
         missing, self._told = self.dropped - self._told, self.dropped
         self._write(f"{missing} log lines were dropped: nobody read stderr in time\n".encode())
 
-    def _write(self, line: bytes) -> None:
-        while line:
-            line = line[os.write(self._descriptor, line) :]
+    def _write(self, piece: bytes) -> None:
+        while piece:
+            piece = piece[os.write(self._descriptor, piece) :]
+
+
+class QueuedLines(logging.Handler):
+    """Log records, a line each."""
+
+    def __init__(self, descriptor: int, capacity: int = CAPACITY) -> None:
+        super().__init__()
+        self.writer = QueuedWriter(descriptor, capacity)
+
+    @property
+    def dropped(self) -> int:
+        """Lines without room."""
+        return self.writer.dropped
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format now, since arguments may change; write later."""
+        self.writer.put(f"{self.format(record)}\n".encode(errors="replace"))
+
+    def close(self) -> None:
+        """Give what is queued a moment."""
+        self.writer.close()
+        super().close()
+
+
+class QueuedText(io.TextIOBase):
+    """A text file over a descriptor, for whoever prints: a terminal if the descriptor is one."""
+
+    encoding = "utf-8"
+
+    def __init__(self, descriptor: int, capacity: int = CAPACITY) -> None:
+        super().__init__()
+        self.writer = QueuedWriter(descriptor, capacity)
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        """It is for nothing else."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether a person reads it."""
+        return os.isatty(self._descriptor)
+
+    def fileno(self) -> int:
+        """For the terminal's width."""
+        return self._descriptor
+
+    def write(self, text: str) -> int:
+        """Later, or never."""
+        self.writer.put(text.encode(errors="replace"))
+        return len(text)
+
+    def close(self) -> None:
+        """Give what is queued a moment; the descriptor stays open."""
+        if not self.closed:
+            self.writer.close()
+        super().close()

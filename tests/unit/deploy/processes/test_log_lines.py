@@ -7,7 +7,7 @@ import os
 import re
 import time
 
-from deploy.processes.log_lines import QueuedLines
+from deploy.processes.log_lines import QueuedLines, QueuedText
 
 
 def record(message: str) -> logging.LogRecord:
@@ -25,7 +25,7 @@ def test_a_full_pipe_blocks_nobody_and_the_rest_is_counted():
     text = b""
     while b"dropped: nobody read" not in text:
         text += os.read(reading, 1 << 16)
-    while not handler._lines.empty():
+    while not handler.writer.is_empty:
         text += os.read(reading, 1 << 16)
     handler.emit(record("again"))
     handler.close()
@@ -49,9 +49,9 @@ def test_closing_does_not_wait_for_a_reader_that_never_comes():
     began = time.monotonic()
     handler.close()
     assert time.monotonic() - began < 3
-    while handler._writer.is_alive():
-        os.read(reading, 1 << 16)
     os.close(reading)
+    while handler.writer.is_running:
+        handler.close()
     os.close(writing)
 
 
@@ -63,3 +63,29 @@ def test_a_reader_that_is_gone_is_no_error():
     handler.close()
     os.close(writing)
     assert handler.dropped == 1
+
+
+def test_printing_into_a_full_pipe_blocks_nobody():
+    reading, writing = os.pipe()
+    text = QueuedText(writing, capacity=20)
+    began = time.monotonic()
+    for _ in range(500):
+        print("x" * 1000, file=text, flush=True)
+    text.close()
+    assert time.monotonic() - began < 3
+    assert text.writer.dropped > 100
+    os.close(reading)
+    while text.writer.is_running:
+        text.writer.close()
+    os.close(writing)
+
+
+def test_what_is_printed_arrives_in_order():
+    reading, writing = os.pipe()
+    with QueuedText(writing) as text:
+        assert not text.isatty()
+        print("naïve", 1, file=text)
+        print("東京", file=text)
+    os.close(writing)
+    assert os.read(reading, 100).decode() == "naïve 1\n東京\n"
+    os.close(reading)
