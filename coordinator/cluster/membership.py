@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from protocol.messages.reports import Hello, WorkerMessage
 
 log = logging.getLogger(__name__)
+LATE_HELLO_S = 5.0
+"""How long after a process ended a hello of its number is its own, and not that of another one with the same number."""
 LauncherMessage = LauncherHello | LauncherGoodbye | NodeLeaving | WorkerExited | ScaleRefused
 
 
@@ -51,6 +53,7 @@ class Membership:
         self._scaler = scaler
         self._outgoing = outgoing
         self._clock = clock
+        self._ended: dict[str, tuple[int, float]] = {}
 
     def on_hello(self, identity: bytes, hello: Hello) -> None:
         """A worker offers itself, for the first time or again."""
@@ -67,9 +70,17 @@ class Membership:
             log.error("refused worker: %s", refusal)
             self._outgoing.send_to(identity, Refuse(incarnation=hello.incarnation, reason=refusal))
             return
+        if self._has_ended(hello):
+            log.info("worker %s said hello and has ended since", hello.worker_id)
+            return
         if known is not None:
             self._liveness.lose(hello.worker_id, "a new start of it said hello")
         self._register(identity, hello)
+
+    def _has_ended(self, hello: Hello) -> bool:
+        """Whether its launcher has just told the end of that process: its hello was still on the way."""
+        pid, at_s = self._ended.get(hello.worker_id, (0, 0.0))
+        return hello.pid == pid and self._clock.now_s() - at_s < LATE_HELLO_S
 
     def _register(self, identity: bytes, hello: Hello) -> None:
         record = self._registry.register(hello, identity, self._clock.now_s())
@@ -95,6 +106,7 @@ class Membership:
 
     def _process_exited(self, message: WorkerExited) -> None:
         """A start after it may have said hello before this was heard, and is none the worse for it."""
+        self._ended[message.worker_id] = message.pid, self._clock.now_s()
         record = self._registry.get(message.worker_id)
         reason = f"process exited ({message.status})"
         if message.status == NOT_STARTED:

@@ -72,6 +72,8 @@ class ProbeBook:
                 )
 
     async def _probe(self, record: WorkerRecord) -> None:
+        if self._books.registry.get(record.worker_id) is not record:
+            return  # it joined and was lost in one breath: nobody would tell its probe
         route = self._route(record)
         tokens, error = 0, None
         async for event in self._requests.submit_to(route, self._generation()):

@@ -232,10 +232,10 @@ class Cluster:
         worker = self.workers.get(worker_id)
         return worker is not None and worker.alive
 
-    def begin(self, spec: WorkerSpec) -> None:
+    def begin(self, spec: WorkerSpec, pid: int) -> None:
         """A new start of the worker, empty."""
         name = spec.worker_id
-        self.workers[name] = SimWorker(self, name, spec.role, self.num_blocks, self.policy)
+        self.workers[name] = SimWorker(self, name, spec.role, self.num_blocks, pid, self.policy)
 
     def terminate(self, worker_id: str) -> None:
         """SIGTERM. One that said Goodbye must have nothing left."""

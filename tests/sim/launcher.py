@@ -73,7 +73,7 @@ class Processes(Protocol):
         """Whether a start of it runs."""
         ...
 
-    def begin(self, spec: WorkerSpec) -> None:
+    def begin(self, spec: WorkerSpec, pid: int) -> None:
         """A new start, empty."""
 
     def terminate(self, worker_id: str) -> None:
@@ -135,7 +135,7 @@ class SimLauncher:
             assert isinstance(action, Start)
             place.pid = self.roster.begin(place, self.processes.loop.time())
             assert place.worker is not None
-            self.processes.begin(place.worker)
+            self.processes.begin(place.worker, place.pid)
 
     def _do(self, actions: Iterable[Action]) -> None:
         for action in actions:

@@ -38,7 +38,7 @@ def generation(name: str, max_tokens: int = 20, deadline_in_s: float = 600.0) ->
 async def refuse_a_stranger(cluster: Cluster) -> SimWorker:
     """A worker of another model says hello."""
     other = msgspec.structs.replace(FINGERPRINT, model="another")
-    stranger = SimWorker(cluster, "decode-9", Role.DECODE, 64, fingerprint=other)
+    stranger = SimWorker(cluster, "decode-9", Role.DECODE, 64, 99, fingerprint=other)
     cluster.workers["decode-9"] = stranger
     await cluster.sleep(1.0)
     return stranger

@@ -89,6 +89,7 @@ class SimWorker:
     worker_id: str
     role_at_start: Role
     num_blocks: int
+    pid: int
     policy: Policy = field(default_factory=Policy)
     fingerprint: Fingerprint = FINGERPRINT
 
@@ -282,7 +283,7 @@ class SimWorker:
             worker_id=self.worker_id,
             incarnation=self.context.incarnation,
             role=self.role_at_start,
-            pid=1,
+            pid=self.pid,
             host="sim",
             boot_id="sim",
             fingerprint=self.fingerprint,
