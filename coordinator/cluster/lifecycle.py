@@ -80,7 +80,8 @@ class Delivery:
 
 @dataclass(slots=True)
 class RequestLife:
-    """Invariant: `emitted` is exactly what the client has been given, in order."""
+    """Invariant: `emitted` is exactly what the client has been given, in order. `is_tied`: meant for one route, as a
+    probe is, so that the loss of that is its end."""
 
     generation: Generation
     arrival_s: float
@@ -95,6 +96,7 @@ class RequestLife:
     cached_tokens: int | None = None
     order_seqs: dict[str, int] = field(default_factory=dict)
     strikes: dict[str, int] = field(default_factory=dict)
+    is_tied: bool = False
     timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
@@ -204,7 +206,7 @@ class RequestLife:
         self.replays += is_failure
         self.phase = Phase.QUEUED
         self.prefill_worker = self.decode_worker = None
-        return Verdict.POISON if self.replays > MAX_REPLAYS else Verdict.REPLAY
+        return Verdict.POISON if self.is_tied or self.replays > MAX_REPLAYS else Verdict.REPLAY
 
     def needs(self, worker_id: str) -> bool:
         """Whether the request cannot go on without that worker."""

@@ -92,9 +92,9 @@ class LiveRequests:
         return streams
 
     def submit_to(self, route: Route, generation: Generation) -> EventStream:
-        """Send an internal request over a fixed route, past the line and the ledger's limits."""
+        """Send an internal request over a fixed route, past the line and the ledger's limits: over that one or not at all."""
         now_s = self._clock.now_s()
-        life = RequestLife(generation, now_s, now_s + generation.deadline_in_s)
+        life = RequestLife(generation, now_s, now_s + generation.deadline_in_s, is_tied=True)
         stream = self._open(life)
         self._dispatch.send(life, route)
         return stream

@@ -38,7 +38,7 @@ def test_no_seed_shows_a_violation(seeds: range) -> None:
         assert report.violations == [], f"{report}\n{replay}"
 
 
-@pytest.mark.parametrize("seed", [1369, 1736, 4558, 7866])
+@pytest.mark.parametrize("seed", [1369, 1736, 2990, 4558, 7866])
 def test_seed_that_showed_a_violation_once_shows_none_now(seed: int) -> None:
     """7866: a drained worker left while a cancelled read still wrote to its blocks."""
     assert run_seed(seed).violations == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from coordinator.cluster.lifecycle import (
     MAX_REPLAYS,
     MAX_WORKER_DEATHS,
+    Loss,
     Phase,
     RequestLife,
     Verdict,
@@ -119,3 +120,15 @@ def test_error_of_a_worker_ends_the_request() -> None:
     failure = Failure(ErrorKind.DEADLINE_EXCEEDED, "too late")
     assert request.deliver(output(0, error=failure), "d").error == failure
     assert request.is_finished
+
+
+def test_what_is_meant_for_one_route_ends_with_it() -> None:
+    """A probe in the waiting line would wait for a worker that is ready, which nobody is before a probe ends."""
+    for lose in (
+        lambda probe: probe.requeue(),
+        lambda probe: probe.requeue(is_failure=False),
+        lambda probe: probe.lose_worker("p", Loss.SILENT),
+    ):
+        probe = RequestLife(life().generation, 0.0, 100.0, is_tied=True)
+        probe.dispatch("p", "d")
+        assert lose(probe) is Verdict.POISON
