@@ -103,8 +103,16 @@ class RayServer(Server):
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that are still there after so long."""
-    return psutil.wait_procs(processes, seconds)[1]
+    """Those that still run after so long; one that has ended may wait for its parent to take note of it."""
+    left = psutil.wait_procs(processes, seconds)[1]
+    return [process for process in left if _runs(process)]
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Load:

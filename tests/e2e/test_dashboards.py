@@ -102,7 +102,7 @@ def test_names_that_others_read_exist(names: set[str]) -> None:
 
 def test_the_manual_lists_every_metric(exposition: str) -> None:
     manual = (DIRECTORY.parents[1] / "docs" / "observability.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"`((?:vllm:|baton_)[a-z0-9_]+)`", manual))
+    listed = set(re.findall(r"`((?:vllm:|baton_|http_)[a-z0-9_]+)`", manual))
     families = [f for f in text_string_to_metric_families(exposition) if f.name[:4] != "proc"]
     told = {f"{f.name}_total" if f.type == "counter" else f.name for f in families}
     assert listed == {name for name in told if not name.endswith("_created")}
