@@ -162,7 +162,7 @@ def served(cluster: Cluster) -> Cluster:
 
 
 def test_a_submitted_job_serves_and_answers(served: Cluster) -> None:
-    assert "worker decode-0 is ready" in served.follow("log")
+    until(lambda: "worker decode-0 is ready" in served.follow("log"), "the job's log", 60)
     assert "Paris" in served.follow("chat")
     shown = served.follow("status")
     assert "prefill" in shown
