@@ -32,6 +32,7 @@ def make_server(
         loop="uvloop",
         http=cast("Any", functools.partial(Connection, gate=gate)),
         ws="none",
+        log_config=None,  # uvicorn's own would close the handlers that the process has
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=1,
