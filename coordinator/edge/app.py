@@ -16,13 +16,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from coordinator.edge.answers.edge import Edge, ServedModel
 from coordinator.edge.answers.generation_run import RunContext
-from coordinator.edge.answers.sampling import SamplingDefaults, Vocabulary
+from coordinator.edge.answers.sampling import ModelRules, SamplingDefaults, Vocabulary
 from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
 from coordinator.edge.http.auth import KeyGuard, Keys, Scope
+from coordinator.edge.http.bodies import BodyReader
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.methods import Methods
-from coordinator.edge.http.request_body import BodyRoom
 from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.http.route_list import RouteList
 from coordinator.edge.http.side_work import SideWork
@@ -185,15 +185,19 @@ def _make_edge(
 ) -> Edge:
     own = SamplingDefaults.from_directory(model.directory, random_seed)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
+    vocabulary = Vocabulary(model.config.vocab_size, eos_token_ids, context.tokenizer.token_name)
+    limits = reader.limits
     return Edge(
         model=model,
         context=context,
         reader=reader,
-        limits=reader.limits,
-        defaults=sampling_defaults or own,
-        vocabulary=Vocabulary(model.config.vocab_size, eos_token_ids, context.tokenizer.token_name),
+        limits=limits,
+        rules=ModelRules(
+            sampling_defaults or own, vocabulary, model.max_model_len, limits.request_deadline_s
+        ),
+        vocabulary=vocabulary,
         created=int(wall_time_s()),
         guard=guard,
         side=reader.side,
-        bodies=BodyRoom(reader.limits.max_bodies_bytes),
+        bodies=BodyReader(limits, reader.side),
     )

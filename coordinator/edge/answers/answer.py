@@ -1,5 +1,6 @@
-"""What an answer is made of, in nobody's dialect. Owns the seam between a run and an API: one says it, the other spells it.
+"""What is asked and answered, in nobody's dialect. Owns the seam between an API and a run: one asks and spells, the other says.
 
+    API ─► AnswerRequest, with SamplingWishes ─► run
     run ─► PromptEcho, Delta, Delta … Ending ─► Dialect ─► bytes
        └─► Failure (`coordinator.edge.http.error_replies`), before the first delta or instead of the ending
 
@@ -17,6 +18,56 @@ if TYPE_CHECKING:
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.telemetry.request_record import Timings
     from protocol.sampling import SampledToken
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingWishes:
+    """What a client said, in nobody's dialect; None where it was silent.
+
+    `max_tokens_field` is what the client calls `max_tokens`, for errors. `logprobs` None is off, 0 tells
+    the chosen token only, n tells the n best besides. A `top_k` below 1 is off.
+    """
+
+    max_tokens: int | None = None
+    max_tokens_field: str = "max_tokens"
+    min_tokens: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    logprobs: int | None = None
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRequest:
+    """What a client wants, in nobody's dialect: each of `prompts`, continued `choices_per_prompt` times.
+
+    `prompt_field` is what the client calls its prompt, for errors. `default_max_tokens` holds when the
+    wishes name none. `operation`, `reply_id` and `model` are what traces call it.
+    """
+
+    arrival_s: float
+    operation: str
+    reply_id: str
+    model: str
+    prompts: Sequence[list[int]]
+    prompt_field: str
+    wishes: SamplingWishes
+    default_max_tokens: int
+    choices_per_prompt: int = 1
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    cache_salt: str = ""
+    is_stream: bool = False
+    wants_timings: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""From what a client said to complete sampling. Owns the order: request, then operator or model, then API.
+"""From what a client asked to what is generated. Owns the order: request, then operator or model, then API; and the
+checks that need a model.
 
 Workers fill in nothing: what leaves here is final, `seed` included.
 """
@@ -6,43 +7,25 @@ Workers fill in nothing: what leaves here is final, `seed` included.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from itertools import product
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
+from coordinator.cluster.service_api import Generation
 from protocol.errors import ConfigError, ContextLengthExceeded, InvalidRequest
+from protocol.ids import new_request_id
 from protocol.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection
     from pathlib import Path
+
+    from coordinator.edge.answers.answer import AnswerRequest, SamplingWishes
 
 SEED_SPACE = 2**63
 Number = TypeVar("Number", int, float)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingWishes:
-    """What a client said, in nobody's dialect; None where it was silent.
-
-    `max_tokens_field` is what the client calls `max_tokens`, for errors. `logprobs` None is off, 0 tells
-    the chosen token only, n tells the n best besides. A `top_k` below 1 is off.
-    """
-
-    max_tokens: int | None = None
-    max_tokens_field: str = "max_tokens"
-    min_tokens: int = 0
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
-    logprobs: int | None = None
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +92,50 @@ class Vocabulary:
                 f" {self.size}"
             )
             raise InvalidRequest(message, param)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRules:
+    """What one model fills in where a request is silent, and what it cannot do."""
+
+    defaults: SamplingDefaults
+    vocabulary: Vocabulary
+    max_model_len: int
+    request_deadline_s: float
+
+    def generations(self, asked: AnswerRequest, salt: str) -> list[Generation]:
+        """Every choice of every prompt; choice i of a prompt draws from seed + i. Raises InvalidRequest for what
+        does not fit the model."""
+        resolved = [(prompt, self._sampling(asked, prompt)) for prompt in asked.prompts]
+        return [
+            Generation(
+                request_id=new_request_id(),
+                prompt_token_ids=prompt,
+                sampling=msgspec.structs.replace(
+                    sampling, seed=(sampling.seed + choice) % SEED_SPACE
+                ),
+                deadline_in_s=self.request_deadline_s,
+                cache_salt=salt,
+            )
+            for (prompt, sampling), choice in product(resolved, range(asked.choices_per_prompt))
+        ]
+
+    def _sampling(self, asked: AnswerRequest, prompt: list[int]) -> SamplingParams:
+        self.vocabulary.check(prompt, asked.prompt_field)
+        check_prompt_length(len(prompt), self.max_model_len, asked.prompt_field)
+        max_tokens = resolve_max_tokens(
+            asked.wishes.max_tokens,
+            param=asked.wishes.max_tokens_field,
+            default=asked.default_max_tokens,
+            num_prompt_tokens=len(prompt),
+            max_model_len=self.max_model_len,
+        )
+        return resolve_sampling(
+            asked.wishes,
+            defaults=self.defaults,
+            vocabulary=self.vocabulary,
+            max_tokens=max_tokens,
+        )
 
 
 def resolve_sampling(

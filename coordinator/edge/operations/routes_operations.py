@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from coordinator.edge.http.json_bodies import json_response
+from coordinator.edge.http.bodies import json_response
 from coordinator.edge.operations.openapi import describe, docs_page
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.http.json_bodies import (
+from coordinator.edge.http.bodies import (
     body_schema,
     check_fields,
     json_response,
     parse_object,
+    read_body,
 )
-from coordinator.edge.http.request_body import read_body
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
 from protocol.roles import Role  # noqa: TC001 - pydantic reads the annotation

@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.answers.answer import PromptEcho
-from coordinator.edge.answers.edge import AnswerRequest
+from coordinator.edge.answers.answer import AnswerRequest, PromptEcho
 from coordinator.edge.apis.openai.dialects import ChatDialect, CompletionDialect, ReplyOptions
-from coordinator.edge.apis.openai.neutral_requests import (
+from coordinator.edge.apis.openai.requests import (
     chat_wishes,
     completion_wishes,
-    conversation_of,
+    parse_chat,
+    parse_completion,
     prompts_of,
 )
 from coordinator.edge.apis.openai.types import ChatRequest, CompletionRequest
-from coordinator.edge.apis.openai.validation import parse_chat, parse_completion
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
+from coordinator.edge.http.bodies import body_schema
 from coordinator.edge.http.field_errors import LONG_ARRAY
-from coordinator.edge.http.json_bodies import body_schema
 from coordinator.edge.http.limits import MAX_PROMPTS
 from protocol.clock import wall_time_s
 from protocol.errors import InvalidRequest
@@ -30,11 +29,10 @@ from protocol.ids import new_request_id
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from coordinator.edge.answers.answer import SamplingWishes
     from coordinator.edge.answers.edge import Edge
-    from coordinator.edge.answers.sampling import SamplingWishes
     from coordinator.edge.apis.openai.dialects import OpenAiDialect
     from coordinator.edge.apis.openai.types import GenerationRequest
-    from coordinator.edge.text.prompts import Conversation
 
 TIMINGS_HEADER = "X-Baton-Timings"
 
@@ -97,12 +95,7 @@ class GenerationRoutes:
     async def chat(self, arrival: Arrival) -> Response:
         """Read a conversation and answer it."""
         edge = self._edge
-
-        def parse(body: bytes) -> tuple[ChatRequest, Conversation]:
-            asked = parse_chat(body)
-            return asked, conversation_of(asked)
-
-        asked, conversation = await edge.read(arrival.request, parse)
+        asked, conversation = await edge.bodies.read(arrival.request, parse_chat)
         edge.check_model(asked.model)
         prompt = await edge.reader.chat(conversation)
         return self._respond(CHAT, arrival, asked, chat_wishes(asked), [PromptEcho(prompt)])
@@ -111,7 +104,9 @@ class GenerationRoutes:
         """Read the prompts and continue each."""
         edge = self._edge
         max_model_len = edge.model.max_model_len
-        asked = await edge.read(arrival.request, lambda body: parse_completion(body, max_model_len))
+        asked = await edge.bodies.read(
+            arrival.request, lambda body: parse_completion(body, max_model_len)
+        )
         edge.check_model(asked.model)
         said = prompts_of(asked)
         num_choices = len(said) * (asked.n or 1)

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.apis.openai.neutral_requests import conversation_of
+from coordinator.edge.apis.openai.requests import parse_detokenize, parse_tokenize
 from coordinator.edge.apis.openai.types import DetokenizeRequest, TokenizeRequest
-from coordinator.edge.apis.openai.validation import parse_detokenize, parse_tokenize
-from coordinator.edge.http.json_bodies import body_schema, json_response
+from coordinator.edge.http.bodies import body_schema, json_response
 
 if TYPE_CHECKING:
     from coordinator.edge.answers.edge import Edge
-    from coordinator.edge.text.prompts import Conversation
 
 INLINE_TOKENS = 1024
 
@@ -46,12 +44,7 @@ class TextRoutes:
     async def tokenize(self, request: Request) -> Response:
         """Token ids of a text or of a conversation."""
         edge = self._edge
-
-        def parse(body: bytes) -> tuple[TokenizeRequest, Conversation | None]:
-            asked = parse_tokenize(body)
-            return asked, conversation_of(asked) if asked.prompt is None else None
-
-        asked, conversation = await edge.read(request, parse)
+        asked, conversation = await edge.bodies.read(request, parse_tokenize)
         edge.check_model(asked.model)
         if conversation is not None:
             tokens = await edge.reader.chat(conversation)
@@ -69,7 +62,7 @@ class TextRoutes:
     async def detokenize(self, request: Request) -> Response:
         """Text of token ids, special tokens included."""
         edge = self._edge
-        asked = await edge.read(request, parse_detokenize)
+        asked = await edge.bodies.read(request, parse_detokenize)
         edge.check_model(asked.model)
 
         def read() -> str:

@@ -13,12 +13,11 @@ from starlette.responses import Response
 
 from coordinator.cluster.scripted_service import say
 from coordinator.cluster.service_api import StreamEvent
-from coordinator.edge.answers.edge import AnswerRequest
-from coordinator.edge.answers.sampling import SamplingWishes
+from coordinator.edge.answers.answer import AnswerRequest, SamplingWishes
 from coordinator.edge.apis.registry import APIS
 from coordinator.edge.app import create_app
 from coordinator.edge.http.auth import Principal
-from coordinator.edge.http.json_bodies import parse_object
+from coordinator.edge.http.bodies import parse_object
 from coordinator.edge.http.limits import EdgeLimits
 from protocol.errors import Overloaded, WorkerLost
 
@@ -82,7 +81,7 @@ class GenerateApi:
         @router.post(PATH, response_model=None)
         async def generate(request: Request, principal: Principal = who) -> Response:
             arrival_s = edge.context.clock.now_s()
-            body = await edge.read(request, parse_object)
+            body = await edge.bodies.read(request, parse_object)
             edge.check_model(body["model"])
             options = body.get("options", {})
             asked = AnswerRequest(

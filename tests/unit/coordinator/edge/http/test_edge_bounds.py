@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from coordinator.edge.http.body_shape import MAX_CONTAINERS, check_shape, shape_of
+from coordinator.edge.http.bodies import MAX_CONTAINERS, BodyRoom, check_shape, shape_of
 from coordinator.edge.http.error_replies import clipped
-from coordinator.edge.http.request_body import BodyRoom
 from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.text.byte_bound import NFC_SHRINKS
 from coordinator.edge.text.tokenizer import TextTokenizer

@@ -7,7 +7,7 @@ import random
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from coordinator.edge.apis.openai.neutral_requests import conversation_of
+from coordinator.edge.apis.openai.requests import conversation_of
 from coordinator.edge.apis.openai.types import ChatRequest
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.side_work import SideWork
