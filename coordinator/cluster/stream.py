@@ -35,6 +35,7 @@ class EventStream:
         self._ends = ends
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
         self.is_over = False
+        self._is_read = False
 
     def put(self, event: StreamEvent) -> None:
         """Add an event; nothing after the last."""
@@ -43,12 +44,16 @@ class EventStream:
         self.is_over = event.finish_reason is not None or event.error is not None
         self._events.put_nowait(event)
 
-    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        while True:
-            event = await self._events.get()
-            yield event
-            if event.finish_reason is not None or event.error is not None:
-                return
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        if self._is_read:
+            raise StopAsyncIteration
+        events = self._events
+        event = events.get_nowait() if events.qsize() else await events.get()
+        self._is_read = event.finish_reason is not None or event.error is not None
+        return event
 
     def cancel(self, reason: str) -> None:
         """The reader is gone: abort everywhere."""
