@@ -9,26 +9,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from coordinator.edge.http import limits
-from coordinator.edge.http.field_errors import (
-    EMPTY_TEXT,
-    LARGE_OBJECT,
-    LONG_TEXT,
-    WRONG_TYPE,
-    wrong,
+from coordinator.edge.http.field_errors import LARGE_OBJECT, wrong
+from coordinator.edge.http.field_types import (
+    Float,
+    Int,
+    Lenient,
+    Penalty,
+    Stops,
+    StopString,
+    Texts,
+    TokenIds,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def _number(value: object) -> object:
-    """Numbers only: pydantic alone would take "0.5" and true."""
-    if isinstance(value, str | bool):
-        wrong(WRONG_TYPE, "must be a number")
-    return value
 
 
 def _few_biases(value: object) -> object:
@@ -37,31 +34,6 @@ def _few_biases(value: object) -> object:
         told = f"must have at most {limits.MAX_LOGIT_BIAS} entries, but has {len(value)}"
         wrong(LARGE_OBJECT, told)
     return value
-
-
-def _stop_string(value: str) -> str:
-    if not value:
-        wrong(EMPTY_TEXT, "cannot be empty")
-    if (size := len(value.encode())) > limits.MAX_STOP_BYTES:
-        wrong(LONG_TEXT, f"must have at most {limits.MAX_STOP_BYTES} bytes, but has {size}")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_number)]
-Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
-Penalty = Annotated[Float, Field(ge=-2, le=2)]
-StopString = Annotated[str, AfterValidator(_stop_string)]
-Stops = Annotated[list[StopString], Field(fail_fast=True, max_length=limits.MAX_STOP_STRINGS)]
-TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]], Field(fail_fast=True)
-]
-Texts = Annotated[list[Annotated[str, Field(strict=True)]], Field(fail_fast=True)]
-
-
-class Lenient(BaseModel):
-    """Unknown fields are kept and ignored."""
-
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
 class StreamOptions(Lenient):

@@ -1,0 +1,42 @@
+"""Types of fields that every API has. Owns how strictly they are read; which fields there are is each API's own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from coordinator.edge.http import limits
+from coordinator.edge.http.field_errors import EMPTY_TEXT, LONG_TEXT, WRONG_TYPE, wrong
+
+
+def _number(value: object) -> object:
+    """Numbers only: pydantic alone would take "0.5" and true."""
+    if isinstance(value, str | bool):
+        wrong(WRONG_TYPE, "must be a number")
+    return value
+
+
+def _stop_string(value: str) -> str:
+    if not value:
+        wrong(EMPTY_TEXT, "cannot be empty")
+    if (size := len(value.encode())) > limits.MAX_STOP_BYTES:
+        wrong(LONG_TEXT, f"must have at most {limits.MAX_STOP_BYTES} bytes, but has {size}")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Penalty = Annotated[Float, Field(ge=-2, le=2)]
+StopString = Annotated[str, AfterValidator(_stop_string)]
+Stops = Annotated[list[StopString], Field(fail_fast=True, max_length=limits.MAX_STOP_STRINGS)]
+TokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]], Field(fail_fast=True)
+]
+Texts = Annotated[list[Annotated[str, Field(strict=True)]], Field(fail_fast=True)]
+
+
+class Lenient(BaseModel):
+    """Unknown fields are kept and ignored."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
