@@ -9,7 +9,8 @@ A token's log-probabilities come with it, as `protocol.sampling` has them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -78,13 +79,42 @@ class PromptEcho:
     text: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More of what is said to the user."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of what was thought before."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """One call of a tool, `position` in its choice: `call_id` and `name` come first and once, and with
+    them or later `arguments`, whose fragments joined are the text of a JSON object."""
+
+    position: int
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
+Part = TextDelta | ReasoningDelta | ToolCallDelta
+
+
 @dataclass(slots=True)
 class Delta:
-    """What one choice says next. `tokens` made `text`; `token_ids` has the ending token too.
+    """What one choice says next. `tokens` made it; `token_ids` has the ending token too.
 
-    `offsets` tells where each token's text begins, in characters of the choice's whole text.
-    `finish_reason` is None but in a choice's last delta: "stop" or "length". `stop_reason` is the stop
-    string or the id of the stop token that ended it, if one did.
+    `parts` are its pieces in order where an answer can have other parts than text, and then `text` is only
+    what those of text say; without parts `text` is all. `offsets` tells where each token's text begins, in
+    characters of all that the model wrote. `finish_reason` is None but in a choice's last delta: "stop",
+    "length" or "tool_calls". `stop_reason` is the stop string or the id of the stop token that ended it, if one did.
     """
 
     index: int = 0
@@ -94,6 +124,21 @@ class Delta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     offsets: list[int] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+
+    def pieces(self) -> list[Part]:
+        """Its parts, also where it is text alone."""
+        return self.parts or ([TextDelta(self.text)] if self.text else [])
+
+    @property
+    def reasoning(self) -> str:
+        """What its reasoning says."""
+        return "".join(part.text for part in self.parts if isinstance(part, ReasoningDelta))
+
+    @property
+    def calls(self) -> list[ToolCallDelta]:
+        """What its calls say."""
+        return [part for part in self.parts if isinstance(part, ToolCallDelta)]
 
 
 @dataclass(slots=True)
@@ -103,6 +148,7 @@ class Usage:
     num_prompt_tokens: int
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +157,38 @@ class Ending:
 
     usage: Usage
     timings: Timings | None = None
+
+
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """All of one choice's deltas as one; neighbouring parts of a kind are one part."""
+    last = deltas[-1]
+    return Delta(
+        last.index,
+        "".join(delta.text for delta in deltas),
+        [token for delta in deltas for token in delta.tokens],
+        [token_id for delta in deltas for token_id in delta.token_ids],
+        last.finish_reason,
+        last.stop_reason,
+        [offset for delta in deltas for offset in delta.offsets],
+        _merged([part for delta in deltas for part in delta.parts]),
+    )
+
+
+def _merged(parts: Sequence[Part]) -> list[Part]:
+    return [_one(list(run)) for _, run in groupby(parts, _kind)]
+
+
+def _kind(part: Part) -> tuple[type[Part], int]:
+    return type(part), part.position if isinstance(part, ToolCallDelta) else 0
+
+
+def _one(run: Sequence[Part]) -> Part:
+    first = run[0]
+    if isinstance(first, ToolCallDelta):
+        said = "".join(part.arguments for part in run if isinstance(part, ToolCallDelta))
+        return replace(first, arguments=said)
+    text = "".join(part.text for part in run if not isinstance(part, ToolCallDelta))
+    return replace(first, text=text)
 
 
 class Dialect(Protocol):

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from coordinator.edge.answers.answer import Delta
+from coordinator.edge.answers.answer import joined
 from coordinator.edge.answers.generation_run import error_kind
 from coordinator.edge.http.error_replies import failure_of
 from protocol.errors import BatonError, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from starlette.types import Receive, Scope, Send
 
-    from coordinator.edge.answers.answer import Dialect
+    from coordinator.edge.answers.answer import Delta, Dialect
     from coordinator.edge.answers.generation_run import GenerationRun
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.telemetry.metrics import EdgeMetrics
@@ -179,20 +179,6 @@ class WholeResponse(RunResponse):
         self.headers["content-length"] = str(len(body))
         await self.start(send)
         await self.write(send, body, more=False)
-
-
-def joined(deltas: Sequence[Delta]) -> Delta:
-    """All of one choice's deltas as one."""
-    last = deltas[-1]
-    return Delta(
-        last.index,
-        "".join(delta.text for delta in deltas),
-        [token for delta in deltas for token in delta.tokens],
-        [token_id for delta in deltas for token_id in delta.token_ids],
-        last.finish_reason,
-        last.stop_reason,
-        [offset for delta in deltas for offset in delta.offsets],
-    )
 
 
 class StreamResponse(RunResponse):

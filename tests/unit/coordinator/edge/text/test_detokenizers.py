@@ -7,8 +7,8 @@ import random
 import pytest
 
 from coordinator.cluster.service_api import StreamEvent
+from coordinator.edge.answers.answer import joined
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
-from coordinator.edge.answers.responses import joined
 from coordinator.edge.text.detokenizer import REPLACEMENT
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.sampling import SampledToken
