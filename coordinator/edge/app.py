@@ -21,6 +21,7 @@ from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
 from coordinator.edge.http.auth import KeyGuard, Keys, Scope
 from coordinator.edge.http.bodies import BodyReader
+from coordinator.edge.http.error_replies import Spellers
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
@@ -40,14 +41,13 @@ from protocol.clock import SystemClock, wall_time_s
 from protocol.randomness import random_seed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from coordinator.cluster.service_api import PoolControl, Service
     from coordinator.edge.answers.edge import Api
     from coordinator.edge.apis.registry import ApiFactory
-    from coordinator.edge.http.error_replies import Spell
     from coordinator.edge.telemetry.request_record import TraceSink
     from protocol.clock import Clock
 
@@ -99,7 +99,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     edge = _make_edge(model, guard, context, reader, sampling_defaults)
     app = _make_app(root_path, metrics)
     spoken = [make(edge) for make in apis]
-    spellers = {api.prefix: api.failure for api in spoken}
+    spellers = _spellers(spoken)
     has_keys = bool(api_keys)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
     error_replies.install(app, metrics, spellers)
@@ -112,6 +112,13 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         scaling = PoolRoutes(pools, edge.limits).router()
         app.include_router(scaling, dependencies=[Depends(admin_guard)])
     return app
+
+
+def _spellers(apis: Sequence[Api]) -> Spellers:
+    return Spellers(
+        {api.prefix: api.failure for api in apis},
+        {api.header: api.failure for api in apis if api.header},
+    )
 
 
 def _make_app(root_path: str, metrics: EdgeMetrics) -> FastAPI:
@@ -130,7 +137,7 @@ def _make_app(root_path: str, metrics: EdgeMetrics) -> FastAPI:
 
 
 def _add_middleware(
-    app: FastAPI, metrics: EdgeMetrics, sites: Sites, spellers: Mapping[str, Spell] | None
+    app: FastAPI, metrics: EdgeMetrics, sites: Sites, spellers: Spellers | None
 ) -> None:
     """The last added sees a request first. Without `spellers` keys decide which sites may ask."""
     app.add_middleware(Methods, routes=RouteList(app.routes))

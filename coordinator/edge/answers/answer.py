@@ -13,9 +13,12 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
+from coordinator.edge.answers.tools import NO_TOOLS
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.telemetry.request_record import Timings
     from protocol.sampling import SampledToken
@@ -68,6 +71,7 @@ class AnswerRequest:
     skip_special_tokens: bool = True
     cache_salt: str = ""
     is_stream: bool = False
+    tools: ToolUse = NO_TOOLS
     wants_timings: bool = False
 
 

@@ -105,6 +105,8 @@ class Api(Protocol):
 
     prefix: str
     """Below it failures are told in this API's way; "" for the one that also tells everybody else's."""
+    header: str
+    """Nor does it matter where, if a request has this header; "" for none."""
 
     def router(self) -> APIRouter:
         """Its routes; who mounts them asks for keys."""

@@ -26,7 +26,7 @@ from coordinator.edge.http.limits import MAX_JSON_DEPTH
 from protocol.errors import InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from starlette.requests import Request
 
@@ -38,6 +38,8 @@ MAX_CONTAINERS = 16 * 1024
 MAX_STRINGS = 64 * 1024
 MAX_VALUES = 1200 * 1024
 UNKNOWN = -1
+STREAMED, ERROR_SCHEMA = "x-streamed", "x-error"
+"""What a route tells of itself besides what OpenAPI has a place for: the media type of its stream, its errors' schema."""
 Model = TypeVar("Model", bound=BaseModel)
 Parsed = TypeVar("Parsed")
 
@@ -224,11 +226,21 @@ def _path(fields: object, location: Sequence[str | int], *, is_missing: bool = F
     return path or "body"
 
 
-def body_schema(model: type[BaseModel]) -> dict[str, Any]:
+def body_schema(
+    model: type[BaseModel], streamed: str = "", error: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """What OpenAPI says of a body that the route parses itself, to bound it first; its `$defs` still have to be
-    hoisted to where its references point."""
+    hoisted to where its references point. `streamed` is the media type of answers that come in pieces, `error` the
+    schema of errors other than OpenAI's."""
     schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    content = {"application/json": {"schema": schema}}
+    told: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
+    return told | error_schema(error) | ({STREAMED: streamed} if streamed else {})
+
+
+def error_schema(error: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a route without a body tells of its errors."""
+    return {ERROR_SCHEMA: dict(error)} if error else {}
 
 
 def json_response(content: object) -> Response:

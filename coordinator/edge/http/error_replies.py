@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from coordinator.edge.http.route_list import RouteList
 from protocol.errors import BatonError, InternalError, InvalidRequest, Overloaded, WorkerLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from fastapi import FastAPI
     from starlette.requests import Request
@@ -144,20 +144,29 @@ def failure_headers(error: BatonError) -> dict[str, str]:
     return {}
 
 
-def speller_at(path: str, spellers: Mapping[str, Spell]) -> Spell:
-    """Who spells failures for the longest prefix that `path` begins with; "" is everybody's."""
-    return spellers[max((begin for begin in spellers if path.startswith(begin)), key=len)]
+@dataclass(frozen=True, slots=True)
+class Spellers:
+    """Who spells failures: below which paths, one of them "" and everybody's, and for which request headers."""
+
+    by_prefix: Mapping[str, Spell]
+    by_header: Mapping[str, Spell] = field(default_factory=dict)
+
+    def of(self, path: str, headers: Container[str]) -> Spell:
+        """The longest prefix decides, but the empty one does only without a header that some speller knows."""
+        begin = max((begin for begin in self.by_prefix if path.startswith(begin)), key=len)
+        named = next((name for name in self.by_header if not begin and name in headers), None)
+        return self.by_prefix[begin] if named is None else self.by_header[named]
 
 
-def install(app: FastAPI, metrics: EdgeMetrics, spellers: Mapping[str, Spell]) -> None:
-    """Map every exception that can leave a route; `spellers` has one for "" at least."""
+def install(app: FastAPI, metrics: EdgeMetrics, spellers: Spellers) -> None:
+    """Map every exception that can leave a route."""
 
     def tell(
         request: Request, failure: Failure, headers: Mapping[str, str] | None = None
     ) -> Response:
         metrics.rejected(failure.status, failure.kind)
         path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-        body = speller_at(path, spellers)(failure)
+        body = spellers.of(path, request.headers)(failure)
         return Response(body, failure.status, headers, media_type="application/json")
 
     async def baton_error(request: Request, error: Any) -> Response:

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
-from coordinator.edge.http.error_replies import ForeignHost, ForeignOrigin, failure_of, speller_at
+from coordinator.edge.http.error_replies import ForeignHost, ForeignOrigin, failure_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    from coordinator.edge.http.error_replies import Spell
+    from coordinator.edge.http.error_replies import Spellers
 
 ANY = "*"
 READING = ("GET", "HEAD", "OPTIONS")
@@ -47,7 +48,7 @@ class SiteGuard:
         self,
         app: ASGIApp,
         sites: Sites,
-        spellers: Mapping[str, Spell],
+        spellers: Spellers,
         refused: Callable[[int, str], None],
     ) -> None:
         self._app = app
@@ -63,7 +64,7 @@ class SiteGuard:
             return
         failure = failure_of(error)
         self._refused(failure.status, failure.kind)
-        body = speller_at(scope["path"], self._spellers)(failure)
+        body = self._spellers.of(scope["path"], Headers(scope=scope))(failure)
         reply = Response(body, failure.status, media_type="application/json")
         await reply(scope, receive, send)
 

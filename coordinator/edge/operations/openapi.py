@@ -7,6 +7,7 @@ import json
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from coordinator.edge.http.bodies import ERROR_SCHEMA, STREAMED
 from coordinator.edge.operations.routes_ui import content_security_policy
 
 if TYPE_CHECKING:
@@ -32,13 +33,10 @@ ERROR_REPLY = {
     },
 }
 JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}}
-STREAMED = {"text/event-stream": {"schema": {"type": "string"}}}
 CONTENTS: dict[str, dict[str, Any]] = {
     "/health": {},
     "/live": {},
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
-    "/v1/chat/completions": JSON_OBJECT | STREAMED,
-    "/v1/completions": JSON_OBJECT | STREAMED,
 }
 ERROR = {
     "description": "Refused or failed",
@@ -66,8 +64,13 @@ def describe(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
     content = CONTENTS.get(path, JSON_OBJECT)
+    if streamed := operation.pop(STREAMED, ""):
+        content = content | {streamed: {"schema": {"type": "string"}}}
     answer = {"description": "Done"} | ({"content": content} if content else {})
     operation["responses"] = {"200": answer, "default": ERROR}
+    if error := operation.pop(ERROR_SCHEMA, None):
+        told = {"content": {"application/json": {"schema": error}}}
+        operation["responses"]["default"] = ERROR | told
     if path in ("/health", "/live"):
         operation["responses"] = {"200": answer} | ({"503": NOT_READY} if path == "/health" else {})
         operation["security"] = []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class OpenAiApi:
     """`/v1`, `/tokenize` and `/detokenize`; it tells the failures of every path that is no other API's."""
 
-    prefix = ""
+    prefix = header = ""
 
     def __init__(self, edge: Edge) -> None:
         self._routes = (GenerationRoutes(edge), TextRoutes(edge))

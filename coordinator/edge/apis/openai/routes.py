@@ -88,7 +88,7 @@ class GenerationRoutes:
                 endpoint,
                 methods=["POST"],
                 response_model=None,
-                openapi_extra=body_schema(model),
+                openapi_extra=body_schema(model, "text/event-stream"),
             )
         return router
 

@@ -71,6 +71,7 @@ class Ndjson:
 
 class GenerateApi:
     prefix = "/api/"
+    header = ""
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge

@@ -1,0 +1,106 @@
+"""What a model may call, in nobody's dialect. Owns what a tool is and which calls an answer must, may or must not make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from coordinator.edge.http import limits
+from coordinator.edge.http.field_errors import LONG_ARRAY
+from protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class ToolChoice(StrEnum):
+    """Whether an answer calls."""
+
+    AUTO = "auto"
+    NONE = "none"
+    REQUIRED = "required"
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function: its `parameters` are a JSON schema. `shown` is how templates are told of it, OpenAI's way."""
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    description: str = ""
+    is_strict: bool = False
+    source: Mapping[str, Any] | None = None
+
+    @property
+    def shown(self) -> Mapping[str, Any]:
+        """As its client wrote it, where that client writes as templates read."""
+        if self.source is not None:
+            return self.source
+        function: dict[str, Any] = {"name": self.name, "description": self.description}
+        return {"type": "function", "function": function | {"parameters": dict(self.parameters)}}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """The tools of one request. With a name in `only` it is that one that must be called."""
+
+    tools: tuple[Tool, ...] = ()
+    choice: ToolChoice = ToolChoice.AUTO
+    only: str | None = None
+    is_parallel: bool = True
+
+    @property
+    def may_call(self) -> bool:
+        """Whether the answer is looked through for calls."""
+        return bool(self.tools) and self.choice is not ToolChoice.NONE
+
+    @property
+    def must_call(self) -> bool:
+        """Whether an answer without a call is wrong."""
+        return bool(self.tools) and self.choice is ToolChoice.REQUIRED
+
+    @property
+    def callable_tools(self) -> tuple[Tool, ...]:
+        """Those that the answer may call."""
+        return tuple(tool for tool in self.tools if self.only in (None, tool.name))
+
+    def shown(self) -> list[Mapping[str, Any]] | None:
+        """What a template is told; nothing of tools that must not be called."""
+        return [tool.shown for tool in self.tools] if self.may_call else None
+
+
+NO_TOOLS = ToolUse()
+
+
+def check_tools(use: ToolUse, choice_field: str = "tool_choice") -> ToolUse:
+    """The same; raises InvalidRequest for names that are there twice or not at all, and for too many bytes."""
+    names = [tool.name for tool in use.tools]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidRequest(f"tools has {twice!r} twice", "tools")
+    if use.only is not None and use.only not in names:
+        raise InvalidRequest(
+            f"{choice_field} names {use.only!r}, which is not in tools", choice_field
+        )
+    if use.choice is ToolChoice.REQUIRED and not names:
+        raise InvalidRequest(f"{choice_field} needs tools", choice_field)
+    check_size([tool.shown for tool in use.tools])
+    return use
+
+
+def check_size(tools: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InvalidRequest for tools that are larger than any prompt should hold."""
+    if tools and len(orjson.dumps(tools)) > limits.MAX_TOOLS_BYTES:
+        told = f"tools must take at most {limits.MAX_TOOLS_BYTES} bytes"
+        raise InvalidRequest(told, "tools", LONG_ARRAY)
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """The arguments of a call as an object. What a model wrote is not always one: then the text is its one entry."""
+    try:
+        arguments = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError:
+        return {"arguments": text}
+    return arguments if isinstance(arguments, dict) else {"arguments": text}

@@ -1,0 +1,162 @@
+"""Anthropic's bodies to neutral requests. Owns what a block means; the inverse is `dialect.py`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from coordinator.edge.answers.answer import SamplingWishes
+from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
+from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
+from coordinator.edge.http.bodies import check_fields, parse_object
+from coordinator.edge.text.prompts import Conversation, Turn
+from protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from coordinator.edge.apis.anthropic.types import Block, Message
+
+CHOICES = {
+    "auto": ToolChoice.AUTO,
+    "none": ToolChoice.NONE,
+    "any": ToolChoice.REQUIRED,
+    "tool": ToolChoice.REQUIRED,
+}
+HIDDEN = ("redacted_thinking",)
+"""Blocks that only their vendor can read."""
+
+
+def parse_messages(body: bytes) -> tuple[MessagesRequest, Conversation, ToolUse]:
+    """POST /v1/messages, everything checked that needs no model."""
+    asked = check_fields(parse_object(body), MessagesRequest)
+    if asked.output_config is not None and asked.output_config.format is not None:
+        path = "output_config.format"
+        raise InvalidRequest(f"{path} is not supported by this server", path)
+    use = tools_of(asked)
+    return asked, conversation_of(asked, use), use
+
+
+def parse_count(body: bytes) -> tuple[CountRequest, Conversation]:
+    """POST /v1/messages/count_tokens, likewise."""
+    asked = check_fields(parse_object(body), CountRequest)
+    return asked, conversation_of(asked, tools_of(asked))
+
+
+def wishes_of(asked: MessagesRequest) -> SamplingWishes:
+    """What a request says of sampling."""
+    return SamplingWishes(
+        max_tokens=asked.max_tokens,
+        temperature=asked.temperature,
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        seed=asked.seed,
+    )
+
+
+def tools_of(asked: CountRequest) -> ToolUse:
+    """The client's own tools; those that only the vendor runs are not offered to the model."""
+    tools = tuple(
+        Tool(tool.name, tool.input_schema or {}, tool.description or "", bool(tool.strict))
+        for tool in asked.tools or ()
+        if tool.type in (None, "custom")
+    )
+    choice = asked.tool_choice
+    if choice is None:
+        return check_tools(ToolUse(tools))
+    if choice.type == "tool" and choice.name is None:
+        raise InvalidRequest("tool_choice.name is missing", "tool_choice.name")
+    only = choice.name if choice.type == "tool" else None
+    return check_tools(
+        ToolUse(tools, CHOICES[choice.type], only, not choice.disable_parallel_tool_use)
+    )
+
+
+def conversation_of(asked: CountRequest, use: ToolUse) -> Conversation:
+    """What the template may see. An answer that was begun by the client is gone on with."""
+    turns = list(_turns(asked))
+    last = turns[-1]
+    thinks = asked.thinking is not None and asked.thinking.type != "disabled"
+    return Conversation(
+        turns=turns,
+        tools=use.shown(),
+        template_kwargs={"enable_thinking": thinks},
+        continue_final_turn=last.role == "assistant" and bool(last.content) and not last.others,
+    )
+
+
+def _turns(asked: CountRequest) -> Iterator[Turn]:
+    """Neighbours of one role are one turn, as their API has it."""
+    system = "\n".join(_texts(asked.system, "system")) if asked.system else ""
+    waiting = Turn("system", system) if system else None
+    for index, message in enumerate(asked.messages):
+        for turn in _turns_of(message, f"messages[{index}].content"):
+            if waiting is not None and waiting.role == turn.role != "tool" and not waiting.others:
+                content = "\n".join(filter(None, (waiting.content, turn.content)))
+                waiting = replace(turn, content=content)
+                continue
+            if waiting is not None:
+                yield waiting
+            waiting = turn
+    if waiting is not None:
+        yield waiting
+
+
+def _turns_of(message: Message, path: str) -> Iterator[Turn]:
+    """Results of tools come before what else the user says with them."""
+    blocks = message.content
+    if isinstance(blocks, str):
+        yield Turn(message.role, blocks)
+        return
+    results = [block for block in blocks if block.type == "tool_result"]
+    for block in results:
+        others = {"tool_call_id": block.tool_use_id or ""}
+        yield Turn("tool", "\n".join(_texts(block.content or "", path)), others)
+    others = _others(message, path)
+    said = "\n".join(_texts(blocks, path))
+    if said or others or not results:
+        yield Turn(message.role, said, others)
+
+
+def _others(message: Message, path: str) -> dict[str, Any]:
+    blocks: Sequence[Block] = message.content if isinstance(message.content, list) else ()
+    calls = [
+        _call(block, f"{path}[{position}]")
+        for position, block in enumerate(blocks)
+        if block.type == "tool_use"
+    ]
+    thought = "".join(block.thinking or "" for block in blocks if block.type == "thinking")
+    others: dict[str, Any] = {"tool_calls": calls} if calls else {}
+    return others | ({"reasoning_content": thought} if thought else {})
+
+
+def _call(block: Block, path: str) -> dict[str, Any]:
+    if not block.name:
+        raise InvalidRequest(f"{path}.name is missing", f"{path}.name")
+    function = {"name": block.name, "arguments": block.input or {}}
+    return {"id": block.id or "", "type": "function", "function": function}
+
+
+def _texts(content: str | Sequence[Block], path: str) -> Iterator[str]:
+    """What blocks say; raises InvalidRequest for what cannot be read here."""
+    if isinstance(content, str):
+        yield content
+        return
+    for position, block in enumerate(content):
+        yield from _texts_of(block, f"{path}[{position}]")
+
+
+def _texts_of(block: Block, path: str) -> Iterator[str]:
+    source = block.source
+    if block.type in ("thinking", "tool_use", "tool_result", *HIDDEN):
+        return
+    if block.type == "text":
+        if block.text is None:
+            raise InvalidRequest(f"{path}.text is missing", f"{path}.text")
+        yield block.text
+    elif block.type == "document" and isinstance(source, dict) and source.get("type") == "text":
+        yield str(source.get("data", ""))
+    elif block.type == "search_result":
+        yield from _texts(block.content or "", f"{path}.content")
+    else:
+        raise InvalidRequest(f"{path}: blocks of type {block.type!r} are not supported", path)

@@ -1,0 +1,137 @@
+"""POST /v1/messages and /v1/messages/count_tokens, and GET /v1/models for who names Anthropic's version. Writes no bytes of answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
+from starlette.routing import Match
+
+from coordinator.edge.answers.answer import AnswerRequest
+from coordinator.edge.apis.anthropic.dialect import MessagesDialect
+from coordinator.edge.apis.anthropic.replies import ERROR_REPLY
+from coordinator.edge.apis.anthropic.requests import parse_count, parse_messages, wishes_of
+from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
+from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
+from coordinator.edge.http.bodies import body_schema, json_response
+from protocol.ids import new_request_id
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+    from coordinator.edge.answers.edge import Edge
+
+VERSION_HEADER = "anthropic-version"
+
+
+class VersionedRoute(APIRoute):
+    """Is there only for requests with Anthropic's header, so that another API may have the same path."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As any route, but none without the header."""
+        if not any(name == VERSION_HEADER.encode() for name, _ in scope["headers"]):
+            return Match.NONE, {}
+        return super().matches(scope)
+
+
+class MessageRoutes:
+    """Conversations: answered, or counted."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router, who = APIRouter(prefix="/v1/messages"), Depends(self._edge.guard)
+
+        async def create_message(request: Request, principal: Principal = who) -> Response:
+            """Answer a conversation, in Anthropic's form."""
+            return await self.message(request, principal)
+
+        async def count_message_tokens(request: Request) -> Response:
+            """How many tokens a conversation has."""
+            return await self.count(request)
+
+        for path, endpoint, told in (
+            ("", create_message, body_schema(MessagesRequest, "text/event-stream", ERROR_REPLY)),
+            ("/count_tokens", count_message_tokens, body_schema(CountRequest, error=ERROR_REPLY)),
+        ):
+            router.add_api_route(
+                path, endpoint, methods=["POST"], response_model=None, openapi_extra=told
+            )
+        return router
+
+    async def message(self, request: Request, principal: Principal) -> Response:
+        """Read a conversation and answer it."""
+        edge = self._edge
+        arrival_s = edge.context.clock.now_s()
+        asked, conversation, tools = await edge.bodies.read(request, parse_messages)
+        edge.check_model(asked.model)
+        prompt = await edge.reader.chat(conversation)
+        reply_id, model = f"msg_{new_request_id()}", asked.model or edge.model.name
+        neutral = AnswerRequest(
+            arrival_s=arrival_s,
+            operation="chat",
+            reply_id=reply_id,
+            model=model,
+            prompts=[prompt],
+            prompt_field="messages",
+            wishes=wishes_of(asked),
+            default_max_tokens=edge.limits.default_max_tokens,
+            stops=tuple(asked.stop_sequences or ()),
+            is_stream=bool(asked.stream),
+            tools=tools,
+        )
+        return edge.respond(request, principal, neutral, MessagesDialect(reply_id, model))
+
+    async def count(self, request: Request) -> Response:
+        """Read a conversation and count it."""
+        edge = self._edge
+        asked, conversation = await edge.bodies.read(request, parse_count)
+        edge.check_model(asked.model)
+        prompt = await edge.reader.chat(conversation)
+        return json_response({"input_tokens": len(prompt)})
+
+
+class ModelRoutes:
+    """Cards as Anthropic's clients read them."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def router(self) -> APIRouter:
+        """Their routes; `/openapi.json` has these paths already."""
+        router = APIRouter(prefix="/v1/models", route_class=VersionedRoute)
+        for path, endpoint in (("", self.models), ("/{model_id:path}", self.model)):
+            router.add_api_route(
+                path, endpoint, methods=["GET"], response_model=None, include_in_schema=False
+            )
+        return router
+
+    async def models(self) -> Response:
+        """A card for every served name, all on one page."""
+        names = self._edge.model.served_names
+        cards = [self._card(name) for name in names]
+        page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return json_response({"data": cards} | page)
+
+    async def model(self, model_id: str) -> Response:
+        """One card."""
+        self._edge.check_model(model_id)
+        return json_response(self._card(model_id))
+
+    def _card(self, name: str) -> dict[str, Any]:
+        edge = self._edge
+        created = datetime.fromtimestamp(edge.created, UTC)
+        return {
+            "type": "model",
+            "id": name,
+            "display_name": name,
+            "created_at": created.isoformat().replace("+00:00", "Z"),
+            "lifecycle": "active",
+            "max_input_tokens": edge.model.max_model_len,
+            "max_tokens": edge.model.max_model_len,
+        }

@@ -1,0 +1,356 @@
+"""Anthropic's messages: what a request means, what its stream says, event by event, and how it is refused."""
+
+from __future__ import annotations
+
+import httpx
+import orjson
+import pytest
+from jsonschema import Draft202012Validator
+
+from coordinator.cluster.scripted_service import say
+from coordinator.cluster.service_api import StreamEvent
+from coordinator.edge.answers.answer import (
+    Delta,
+    Ending,
+    Part,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from coordinator.edge.apis.anthropic.dialect import MessagesDialect
+from coordinator.edge.app import EdgeLimits, create_app
+from protocol.errors import Overloaded, WorkerLost
+from protocol.sampling import SampledToken
+
+MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
+HELLO = [{"role": "user", "content": "Hello"}]
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
+async def ask(client, **fields):
+    return await client.post(MESSAGES, json={"max_tokens": 64, "messages": HELLO} | fields)
+
+
+def script(tokenizer, text, finish_reason="length"):
+    return say(tokenizer.encode(text, add_special_tokens=False), finish_reason)
+
+
+def events_of(text):
+    lines = text.split("\n\n")
+    assert lines.pop() == ""
+    found = []
+    for line in lines:
+        name, data = line.split("\n")
+        fields = orjson.loads(data.removeprefix("data: "))
+        assert name == f"event: {fields['type']}"
+        found.append(fields)
+    return found
+
+
+def prompt_of(service, tokenizer):
+    return tokenizer.decode(service.generations[-1].prompt_token_ids, skip_special_tokens=False)
+
+
+async def test_a_whole_message(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello world")
+    told = (await ask(client, model="tiny-alias")).json()
+    usage = told.pop("usage")
+    assert told.pop("id").startswith("msg_")
+    assert told == {
+        "type": "message",
+        "role": "assistant",
+        "model": "tiny-alias",
+        "content": [{"type": "text", "text": "Hello world"}],
+        "stop_reason": "max_tokens",
+        "stop_sequence": None,
+    }
+    generation = service.generations[0]
+    assert usage == {
+        "input_tokens": len(generation.prompt_token_ids),
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "output_tokens": len(tokenizer.encode("Hello world", add_special_tokens=False)),
+    }
+    assert generation.sampling.max_tokens == 64
+
+
+async def test_a_stream_event_by_event(client, service, tokenizer):
+    first, *rest = (
+        SampledToken(token_id=token_id)
+        for token_id in tokenizer.encode("Hello world", add_special_tokens=False)
+    )
+    service.default = [
+        StreamEvent(tokens=[first], num_cached_tokens=3),
+        *(StreamEvent(tokens=[token]) for token in rest),
+        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop"),
+    ]
+    response = await ask(client, stream=True)
+    told = events_of(response.text)
+    assert [entry["type"] for entry in told[:3]] == ["message_start", "content_block_start", "ping"]
+    assert [entry["type"] for entry in told[-3:]] == [
+        *("content_block_stop", "message_delta", "message_stop")
+    ]
+    prompt = len(service.generations[0].prompt_token_ids)
+    start = told[0]["message"]
+    assert start["content"] == []
+    assert (start["stop_reason"], start["role"], start["type"]) == (None, "assistant", "message")
+    assert start["usage"]["input_tokens"] == prompt - 3
+    assert start["usage"]["cache_read_input_tokens"] == 3
+    assert told[1]["content_block"] == {"type": "text", "text": ""}
+    deltas = [entry for entry in told if entry["type"] == "content_block_delta"]
+    assert "".join(entry["delta"]["text"] for entry in deltas) == "Hello world"
+    assert {(entry["index"], entry["delta"]["type"]) for entry in deltas} == {(0, "text_delta")}
+    assert told[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
+    assert told[-2]["usage"] == {
+        "input_tokens": prompt - 3,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 3,
+        "output_tokens": len(rest) + 2,
+    }
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert "[DONE]" not in response.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_stop_sequence_is_told(client, service, tokenizer, stream):
+    service.default = script(tokenizer, "Hello END of", None)
+    response = await ask(client, stop_sequences=["no", "END"], stream=stream)
+    told = events_of(response.text)[-2]["delta"] if stream else response.json()
+    assert (told["stop_reason"], told["stop_sequence"]) == ("stop_sequence", "END")
+
+
+async def test_system_and_blocks_are_turns(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    cached = {"cache_control": {"type": "ephemeral"}}
+    await ask(
+        client,
+        system=[{"type": "text", "text": "Be", **cached}, {"type": "text", "text": "brief"}],
+        messages=[
+            {"role": "user", "content": [{"type": "text", "text": "Hello", **cached}]},
+            {"role": "user", "content": "there"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Hi"}]},
+            {"role": "user", "content": "How?"},
+        ],
+        metadata={"user_id": "u"},
+        service_tier="auto",
+    )
+    assert prompt_of(service, tokenizer) == (
+        "<|im_start|>system\nBe\nbrief<|im_end|>\n<|im_start|>user\nHello\nthere<|im_end|>\n"
+        "<|im_start|>assistant\nHi<|im_end|>\n<|im_start|>user\nHow?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+async def test_an_answer_that_the_client_began_is_gone_on_with(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    await ask(client, messages=[*HELLO, {"role": "assistant", "content": "It is"}])
+    assert prompt_of(service, tokenizer).endswith("<|im_start|>assistant\nIt is")
+
+
+async def test_sampling_reaches_the_generation(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    await ask(client, temperature=0.25, top_p=0.5, top_k=7, seed=5)
+    sampling = service.generations[0].sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed) == (
+        *(0.25, 0.5, 7, 5),
+    )
+
+
+async def test_count_is_the_prompt_of_the_same_message(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    asked = {"system": "Be brief", "messages": HELLO}
+    await ask(client, **asked)
+    told = (await client.post(COUNT, json=asked)).json()
+    assert told == {"input_tokens": len(service.generations[0].prompt_token_ids)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 9999}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, ".content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "type 'image'"),
+        ({"system": [{"type": "image"}]}, "system[0]"),
+        ({"stop_sequences": [""]}, "stop_sequences[0]"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
+        ({"tools": [{"name": "f"}, {"name": "f"}]}, "tools"),
+        ({"tools": [{"name": ""}]}, "tools[0].name"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+    ],
+)
+async def test_wrong_field_is_named_in_anthropics_shape(client, fields, named):
+    response = await ask(client, **fields)
+    assert response.status_code == 400
+    told = response.json()
+    assert (told["type"], told["error"]["type"]) == ("error", "invalid_request_error")
+    assert named in told["error"]["message"]
+
+
+async def test_refusals_keep_status_headers_and_shape(client, service, served_model):
+    service.refusal = Overloaded("full", 2.2)
+    for stream in (False, True):
+        response = await ask(client, stream=stream)
+        assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+        assert response.json()["error"] == {"type": "rate_limit_error", "message": "full"}
+    for response, status, kind in (
+        (await ask(client, model="no"), 404, "not_found_error"),
+        (await client.get(MESSAGES), 405, "invalid_request_error"),
+        (await client.post(MESSAGES + "/no"), 404, "not_found_error"),
+        (await client.get("/v1/models/no", headers=VERSION), 404, "not_found_error"),
+        (await client.get("/v1/nowhere", headers=VERSION), 404, "not_found_error"),
+    ):
+        assert (response.status_code, response.json()["error"]["type"]) == (status, kind)
+    app = create_app(service=service, model=served_model, limits=EdgeLimits(max_body_bytes=99))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as small:
+        response = await ask(small, system="x" * 99)
+    assert (response.status_code, response.json()["error"]["type"]) == (413, "request_too_large")
+
+
+async def test_other_clients_are_told_of_models_openais_way(client):
+    assert (await client.get("/v1/models")).json()["object"] == "list"
+    told = (await client.get("/v1/models/no")).json()
+    assert told["error"]["param"] == "model"
+
+
+async def test_models_have_cards_in_its_form(client):
+    told = (await client.get("/v1/models", headers=VERSION)).json()
+    assert [card["id"] for card in told["data"]] == ["tiny", "tiny-alias"]
+    assert (told["first_id"], told["last_id"], told["has_more"]) == ("tiny", "tiny-alias", False)
+    card = (await client.get("/v1/models/tiny", headers=VERSION)).json()
+    assert card == told["data"][0]
+    assert (card["type"], card["display_name"]) == ("model", "tiny")
+    assert card["created_at"].endswith("Z")
+
+
+async def test_failure_after_the_first_token_is_an_event(client, service, tokenizer):
+    service.default = [*script(tokenizer, "Hello", None), StreamEvent(error=WorkerLost("gone"))]
+    response = await ask(client, stream=True)
+    assert response.status_code == 200
+    assert events_of(response.text)[-1] == {
+        "type": "error",
+        "error": {"type": "overloaded_error", "message": "gone"},
+    }
+
+
+async def test_keys_are_asked_for(service, served_model, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    app = create_app(service=service, model=served_model, api_keys=["k"])
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as asking:
+        paths = [("POST", MESSAGES), ("POST", COUNT), ("GET", "/v1/models")]
+        for method, path in paths:
+            response = await asking.request(method, path, headers=VERSION)
+            assert response.status_code == 401
+            assert response.json()["error"]["type"] == "authentication_error"
+        asking.headers["x-api-key"] = "k"
+        assert (await ask(asking)).status_code == 200
+
+
+async def test_routes_are_documented_with_their_errors(client):
+    document = (await client.get("/openapi.json")).json()
+    for path in (MESSAGES, COUNT):
+        told = document["paths"][path]["post"]
+        schema = told["responses"]["default"]["content"]["application/json"]["schema"]
+        Draft202012Validator(schema).validate((await client.post(path, json={})).json())
+    assert "text/event-stream" in document["paths"][MESSAGES]["post"]["responses"]["200"]["content"]
+    assert "anthropic" not in str(document["paths"]["/v1/models"])
+
+
+CALLING: list[Part] = [
+    ReasoningDelta("Let me"),
+    ReasoningDelta(" think"),
+    TextDelta("I look"),
+    TextDelta(" it up."),
+    ToolCallDelta(0, "toolu_1", "look"),
+    ToolCallDelta(0, arguments='{"at":'),
+    ToolCallDelta(0, arguments='"x"}'),
+    ToolCallDelta(1, "toolu_2", "go", "{}"),
+]
+ENDING = Ending(Usage(5, 9))
+
+
+def test_parts_of_a_stream_are_blocks():
+    dialect = MessagesDialect("msg_1", "tiny")
+    said = b"".join(dialect.delta(Delta(parts=[part]), ENDING.usage) for part in CALLING)
+    said += dialect.end(Delta(finish_reason="tool_calls"), ENDING)
+    told = events_of(said.decode())
+    starts = [entry for entry in told if entry["type"] == "content_block_start"]
+    assert [(entry["index"], entry["content_block"]) for entry in starts] == [
+        (0, {"type": "thinking", "thinking": "", "signature": ""}),
+        (1, {"type": "text", "text": ""}),
+        (2, {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}),
+        (3, {"type": "tool_use", "id": "toolu_2", "name": "go", "input": {}}),
+    ]
+    deltas = [entry for entry in told if entry["type"] == "content_block_delta"]
+    assert [(entry["index"], *entry["delta"].values()) for entry in deltas] == [
+        (0, "thinking_delta", "Let me"),
+        (0, "thinking_delta", " think"),
+        (1, "text_delta", "I look"),
+        (1, "text_delta", " it up."),
+        (2, "input_json_delta", '{"at":'),
+        (2, "input_json_delta", '"x"}'),
+        (3, "input_json_delta", "{}"),
+    ]
+    stops = [entry["index"] for entry in told if entry["type"] == "content_block_stop"]
+    assert stops == [0, 1, 2, 3]
+    assert told[-2]["delta"]["stop_reason"] == "tool_use"
+    assert sum(entry["type"] == "ping" for entry in told) == 1
+
+
+def test_parts_of_a_whole_answer_are_blocks():
+    parts: list[Part] = [
+        ReasoningDelta("Let me think"),
+        TextDelta("I look it up."),
+        ToolCallDelta(0, "toolu_1", "look", '{"at":"x"}'),
+        ToolCallDelta(1, "toolu_2", "go", '{"cut'),
+    ]
+    delta = Delta(parts=parts, finish_reason="tool_calls")
+    told = orjson.loads(MessagesDialect("msg_1", "tiny").whole([delta], ENDING))
+    assert told["content"] == [
+        {"type": "thinking", "thinking": "Let me think", "signature": ""},
+        {"type": "text", "text": "I look it up."},
+        {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "x"}},
+        {"type": "tool_use", "id": "toolu_2", "name": "go", "input": {"arguments": '{"cut'}},
+    ]
+    assert told["stop_reason"] == "tool_use"
+
+
+async def test_an_answer_without_text_has_no_blocks(client, service):
+    service.default = [StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop")]
+    assert (await ask(client)).json()["content"] == []
+    told = [entry["type"] for entry in events_of((await ask(client, stream=True)).text)]
+    assert told == ["message_start", "ping", "message_delta", "message_stop"]
+
+
+async def test_calls_and_results_reach_the_template(service, served_model, tokenizer, tmp_path):
+    service.default = script(tokenizer, "Hello")
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}|{{ m.content }}|{{ m.reasoning_content }}"
+        "|{{ m.tool_calls | tojson if m.tool_calls }}|{{ m.tool_call_id }};{% endfor %}"
+    )
+    app = create_app(service=service, model=served_model, chat_template=tmp_path / "t.jinja")
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as asking:
+        call = {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}
+        result = {"type": "tool_result", "tool_use_id": "t1"}
+        done = [{"type": "text", "text": "done"}]
+        thinking = {"type": "thinking", "thinking": "hm", "signature": ""}
+        messages = [
+            *HELLO,
+            {"role": "assistant", "content": [thinking, {"type": "text", "text": "so"}, call]},
+            {"role": "user", "content": [*done, {**result, "content": done}]},
+        ]
+        assert (await ask(asking, messages=messages)).status_code == 200
+    written = '[{"id": "t1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]'
+    assert prompt_of(service, tokenizer) == (
+        f"user|Hello|||;assistant|so|hm|{written}|;tool|done|||t1;user|done|||;"
+    )
