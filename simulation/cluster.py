@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from coordinator.cluster.books import Books
-    from coordinator.cluster.live_requests import LiveRequests
+    from coordinator.cluster.live_requests import EventStream, LiveRequests
     from coordinator.cluster.readiness import Readiness
-    from coordinator.cluster.stream import EventStream
     from protocol.messages.reports import Output
     from simulation.calibration import Hardware
     from simulation.workload import SimRequest

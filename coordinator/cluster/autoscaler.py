@@ -18,8 +18,8 @@ from protocol.roles import Role
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
+    from coordinator.cluster.dispatch import WaitingLine
     from coordinator.cluster.registry import WorkerRecord
-    from coordinator.cluster.waiting_line import WaitingLine
     from coordinator.planning.demand import DemandBook
     from coordinator.planning.observations import Decision, State
     from coordinator.planning.planner import Planner

@@ -15,23 +15,20 @@ from coordinator.cluster.audit import AuditBook
 from coordinator.cluster.autoscaler import Autoscaler
 from coordinator.cluster.books import Books
 from coordinator.cluster.cluster_view import ClusterView
-from coordinator.cluster.dispatch import Dispatch
+from coordinator.cluster.dispatch import Dispatch, WaitingLine
 from coordinator.cluster.hearing import Hearing
 from coordinator.cluster.inbox import Inbox
 from coordinator.cluster.ledger import Ledger
-from coordinator.cluster.live_requests import LiveRequests
+from coordinator.cluster.live_requests import EventStream, LiveRequests
 from coordinator.cluster.liveness import Liveness
 from coordinator.cluster.membership import Membership
-from coordinator.cluster.outgoing import Outgoing
 from coordinator.cluster.pools import Pools
 from coordinator.cluster.probe import ProbeBook
 from coordinator.cluster.readiness import Readiness
 from coordinator.cluster.reconcile import Reconciler
-from coordinator.cluster.registry import Registry
+from coordinator.cluster.registry import Outgoing, Registry
 from coordinator.cluster.router import PrefixMemory, Router, stride_tokens
 from coordinator.cluster.scaling import GRACE_S, Scaler
-from coordinator.cluster.stream import EventStream
-from coordinator.cluster.waiting_line import WaitingLine
 from coordinator.planning.demand import DemandBook
 from coordinator.planning.planner import Planner
 from protocol.ids import new_request_id

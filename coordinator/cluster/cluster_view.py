@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coordinator.cluster.books import Books
+    from coordinator.cluster.dispatch import WaitingLine
     from coordinator.cluster.live_requests import LiveRequests
     from coordinator.cluster.readiness import Readiness
     from coordinator.cluster.registry import WorkerRecord
-    from coordinator.cluster.waiting_line import WaitingLine
     from protocol.clock import Clock
 
 

@@ -1,4 +1,5 @@
-"""Live requests, from their admission to their one end. Owns their lives and streams; whose turn it is, is the line's.
+"""Live requests, from their admission to their one end. Owns their lives and their streams to HTTP; whose turn it is, is
+the line's.
 
 submit ─► line ─pump─► dispatch ─► … Output ─► life ─► EventStream
             ▲                          │
@@ -7,8 +8,9 @@ submit ─► line ─pump─► dispatch ─► … Output ─► life ─► E
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from coordinator.cluster.lifecycle import RequestLife, Verdict
 from coordinator.cluster.service_api import StreamEvent
@@ -16,23 +18,73 @@ from protocol.errors import BatonError, DeadlineExceeded, GivenUp, Overloaded, R
 from protocol.failures import ErrorKind, Failure, error_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-    from coordinator.cluster.dispatch import Dispatch
+    from coordinator.cluster.dispatch import Dispatch, WaitingLine
     from coordinator.cluster.lifecycle import Loss
     from coordinator.cluster.registry import WorkerRecord
     from coordinator.cluster.router import Route
     from coordinator.cluster.service_api import Generation
-    from coordinator.cluster.stream import EventStream, StreamEnds
     from coordinator.cluster.timeline import Timeline
-    from coordinator.cluster.waiting_line import WaitingLine
     from coordinator.planning.demand import DemandBook
     from protocol.clock import Clock
     from protocol.messages.reports import Output, TransferFailed
 
-    OpenStream = Callable[[str, Timeline, StreamEnds], EventStream]
+    OpenStream = Callable[[str, Timeline, "StreamEnds"], "EventStream"]
 
 log = logging.getLogger(__name__)
+
+
+class StreamEnds(Protocol):
+    """Whom a reader tells that it reads no more."""
+
+    def cancel(self, request_id: str, reason: str) -> None:
+        """It wants nothing of the request."""
+
+    def finish(self, request_id: str) -> None:
+        """It has everything that it wants."""
+
+
+class EventStream:
+    """A queue of StreamEvents; iteration ends after the event with a finish reason or an error.
+
+    Tokens wait as ids, a few bytes each and at most `max_tokens` of them, so a slow reader costs
+    little and stops nobody.
+    """
+
+    def __init__(self, request_id: str, timeline: Timeline, ends: StreamEnds) -> None:
+        self.timeline = timeline
+        self._request_id = request_id
+        self._ends = ends
+        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self.is_over = False
+        self._is_read = False
+
+    def put(self, event: StreamEvent) -> None:
+        """Add an event; nothing after the last."""
+        if self.is_over:
+            return
+        self.is_over = event.finish_reason is not None or event.error is not None
+        self._events.put_nowait(event)
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        if self._is_read:
+            raise StopAsyncIteration
+        events = self._events
+        event = events.get_nowait() if events.qsize() else await events.get()
+        self._is_read = event.finish_reason is not None or event.error is not None
+        return event
+
+    def cancel(self, reason: str) -> None:
+        """The reader is gone: abort everywhere."""
+        self._ends.cancel(self._request_id, reason)
+
+    def finish(self) -> None:
+        """The reader needs no more: a good end, whatever is still being computed."""
+        self._ends.finish(self._request_id)
 
 
 class LiveRequests:

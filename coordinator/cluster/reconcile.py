@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.books import Books
     from coordinator.cluster.dispatch import Dispatch
     from coordinator.cluster.live_requests import LiveRequests
-    from coordinator.cluster.outgoing import Outgoing
-    from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.registry import Outgoing, WorkerRecord
     from protocol.messages.reports import Heartbeat
 
 MAX_STRIKES = 4

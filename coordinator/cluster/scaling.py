@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 
     from coordinator.cluster.books import Books
     from coordinator.cluster.liveness import Liveness
-    from coordinator.cluster.outgoing import Outgoing
     from coordinator.cluster.pools import Slot
-    from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.registry import Outgoing, WorkerRecord
     from protocol.clock import Clock
     from protocol.messages.launcher import LauncherHello, ScaleRefused
 

@@ -13,8 +13,7 @@ from worker.silence import SilenceLimit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coordinator.cluster.outgoing import Outgoing
-    from coordinator.cluster.registry import Registry
+    from coordinator.cluster.registry import Outgoing, Registry
     from protocol.clock import Clock
     from protocol.messages.reports import WorkerMessage
 

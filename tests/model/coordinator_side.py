@@ -93,7 +93,7 @@ class Client:
 
 
 class Stream:
-    """Stands in for coordinator.cluster.stream.EventStream."""
+    """Stands in for coordinator.cluster.live_requests.EventStream."""
 
     def __init__(self, side: CoordinatorSide, request_id: str, timeline: Timeline) -> None:
         self.side = side

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field, replace
 
 import coordinator.cluster.ledger
 from coordinator.cluster.lifecycle import MAX_WORKER_DEATHS
+from coordinator.cluster.live_requests import EventStream
 from coordinator.cluster.service_api import Generation
-from coordinator.cluster.stream import EventStream
 from protocol.errors import (
     BatonError,
     DeadlineExceeded,

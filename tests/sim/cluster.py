@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.cluster.cluster import Cluster as CoordinatorCluster
 from coordinator.cluster.cluster import ClusterSettings, Surroundings
+from coordinator.cluster.live_requests import EventStream, StreamEnds
 from coordinator.cluster.probe import ProbeBook
 from coordinator.cluster.scaling import Scaler
 from coordinator.cluster.service_api import Generation, StreamEvent
-from coordinator.cluster.stream import EventStream, StreamEnds
 from coordinator.cluster.timeline import Timeline
 from engine.attesting import attested_tokens
 from engine.kv.prefix_cache import root_key

@@ -15,8 +15,8 @@ from coordinator.cluster.lifecycle import (
     RequestLife,
     Verdict,
 )
+from coordinator.cluster.live_requests import EventStream
 from coordinator.cluster.service_api import Generation
-from coordinator.cluster.stream import EventStream
 from protocol.errors import GivenUp
 from protocol.messages.launcher import NOT_STARTED, WorkerExited
 from protocol.sampling import SamplingParams
