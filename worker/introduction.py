@@ -35,6 +35,10 @@ class Introduction:
         self._unanswered += 1
         return True
 
+    def hurry(self) -> None:
+        """There is news: the next hello is due now."""
+        self._next_s = float("-inf")
+
     def answered(self) -> None:
         """The coordinator spoke."""
         self._unanswered, self._complain_at = 0, PATIENCE_HELLOS

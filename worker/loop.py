@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from worker.roles import Key, Roles
 
 log = logging.getLogger(__name__)
+STOP_GRACE_S = 35.0
+"""How long a worker that was told to end goes on with what it has."""
 IDLE_S = 0.1
 """A worker with nothing to compute takes a turn at least so often."""
 
@@ -112,6 +114,7 @@ class WorkerLoop:
         around: Surroundings,
         context: WorkerContext,
         silence_limit_s: float | None = None,
+        stop_grace_s: float = STOP_GRACE_S,
     ) -> None:
         self.roles = roles
         self.outbox = outbox
@@ -129,6 +132,8 @@ class WorkerLoop:
         self._listened_s = context.clock.now_s()
         self._next_expiry_s = 0.0
         self._farewell = Farewell()
+        self._stop_grace_s = stop_grace_s
+        self._has_news = False
         self._silence = SilenceLimit(silence_limit_s, self._listened_s)
         self._introduction = Introduction(around.coordinator)
 
@@ -151,8 +156,9 @@ class WorkerLoop:
         self.leave()
 
     def greet(self) -> None:
-        """Say hello when it is time to."""
-        if self.is_registered or self._farewell.is_said:
+        """Say hello when it is time to: also once more by a worker that is to end."""
+        is_known = self.is_registered and not self._has_news
+        if is_known or self._farewell.is_said:
             return
         if self._introduction.is_due(self.context.clock.now_s()):
             self.outbox.tell(
@@ -161,7 +167,8 @@ class WorkerLoop:
                     incarnation=self.context.incarnation,
                     address=self._around.address(),
                     role=self.role,
-                    draining=self._farewell.is_begun,
+                    draining=self._farewell.is_begun and not self._farewell.is_stop,
+                    stopping=self._farewell.is_stop,
                 )
             )
 
@@ -244,7 +251,7 @@ class WorkerLoop:
         """What this worker is, and whether it stays."""
         match order:
             case Welcome():
-                self.is_registered = True
+                self.is_registered, self._has_news = True, False
                 self._introduction.answered()
             case Refuse():
                 raise ConfigError(f"the coordinator refused this worker: {order.reason}")
@@ -273,8 +280,19 @@ class WorkerLoop:
         """Whether this worker has no part in anything any more."""
         return self._farewell.is_said
 
+    def stop(self) -> None:
+        """The process is to end (SIGTERM): no more work, then Goodbye. At once when asked again, after a Goodbye, and
+        where no coordinator knows it, so that nothing is here."""
+        if not self.is_registered:
+            self._farewell.hurry()
+            return
+        log.info("told to end: going on with what is here for %g s at most", self._stop_grace_s)
+        self._farewell.stop(self.context.clock.now_s() + self._stop_grace_s)
+        self._has_news = self._farewell.is_stop
+        self._introduction.hurry()
+
     def leave(self) -> None:
-        """Say Goodbye once nothing is here, if told to drain; end when nobody ends us, or nobody speaks to us."""
+        """Say Goodbye once nothing is here, if told to drain or to end; end when nobody ends us, or nobody speaks to us."""
         now_s = self.context.clock.now_s()
         if self._farewell.is_due(now_s, is_empty=self.roles.is_empty):
             self.is_registered = False  # no heartbeat from now on: this start is over
@@ -282,8 +300,9 @@ class WorkerLoop:
             self.outbox.tell(
                 Goodbye(
                     incarnation=self.context.incarnation,
-                    reason="drained",
+                    reason="told to end" if self._farewell.is_stop else "drained",
                     worker_id=self.context.worker_id,
+                    stopping=self._farewell.is_stop,
                 )
             )
         if self._silence.is_over(now_s):

@@ -24,15 +24,26 @@ class WorkerProcess:
         self._sockets = sockets
         self._heartbeat = heartbeat
         self._stop = threading.Event()
+        self._unheard_terms = 0
 
     def run(self) -> None:
-        """Until SIGTERM, a refusal, the end of a Drain, or long silence."""
-        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        """Until a refusal, the end of a Drain, long silence, SIGINT at once, or SIGTERM: a drain that others begin."""
+        signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, lambda *_: self._stop.set())
         self._heartbeat.start()
         try:
             while not (self._stop.is_set() or self._loop.is_over):
+                self._obey_terms()
                 self._loop.turn(self._sockets.hear(0 if self._loop.busy else int(IDLE_S * 1000)))
         finally:
             self._heartbeat.close()
             self._sockets.close()
+
+    def _on_term(self, *_: object) -> None:
+        """Between any two instructions of the loop: it is told when it can hear."""
+        self._unheard_terms += 1
+
+    def _obey_terms(self) -> None:
+        while self._unheard_terms:
+            self._unheard_terms -= 1
+            self._loop.stop()

@@ -44,7 +44,9 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
     machinery = Machinery(memory, engine.runner, roads)
     roles = build_roles(limits, machinery, leases, outbox, context)
     card = _card(spec, engine, roads.address())
-    loop = WorkerLoop(card, roles, outbox, sockets, context, spec.silence_limit_s)
+    loop = WorkerLoop(
+        card, roles, outbox, sockets, context, spec.silence_limit_s, spec.stop_grace_s
+    )
     return WorkerProcess(loop, sockets, HeartbeatThread(channels, spec.control, loop.heartbeat))
 
 

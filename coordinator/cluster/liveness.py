@@ -12,7 +12,6 @@ import os
 from typing import TYPE_CHECKING
 
 from coordinator.cluster.lifecycle import Loss
-from coordinator.cluster.registry import WorkerState
 from protocol.errors import WorkerLost
 from protocol.ids import host_identity
 
@@ -67,8 +66,10 @@ class Liveness:
         is_leaving = self._books.pools.is_leaving(worker_id)
         if is_leaving:
             self._registry.forget(worker_id)
-        level = logging.INFO if is_leaving else logging.WARNING
-        log.log(level, "worker %s is gone (%s); what needs it is replayed", worker_id, reason)
+        if is_leaving or record.comes_back:
+            log.info("worker %s left (%s)", worker_id, reason)
+        else:
+            log.warning("worker %s is gone (%s); what needs it is replayed", worker_id, reason)
         self._dispatch.left(worker_id)
         self._probes.forget(worker_id)
         self._requests.worker_lost(worker_id, reason, loss)
@@ -87,7 +88,7 @@ class Liveness:
         for record, reason, loss in self._registry.lost(now_s):
             self.lose(record.worker_id, reason, loss)
         self._close_watches()
-        if any(w.state is not WorkerState.DRAINING for w in self._registry):
+        if any(worker.is_staying for worker in self._registry):
             self._no_worker_since_s = None
             return
         self._no_worker_since_s = self._no_worker_since_s or now_s

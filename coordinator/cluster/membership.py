@@ -47,7 +47,7 @@ class Membership:
         outgoing: Outgoing,
         clock: Clock,
     ) -> None:
-        self._registry = books.registry
+        self._registry, self._pools = books.registry, books.pools
         self._liveness = liveness
         self._scaler = scaler
         self._outgoing = outgoing
@@ -59,6 +59,8 @@ class Membership:
         known = self._registry.get(hello.worker_id)
         if known is not None and known.incarnation == hello.incarnation:
             known.moved_to(identity)
+            if hello.stopping:
+                self._scaler.stops(known)
             self._outgoing.send_to(identity, Welcome(incarnation=hello.incarnation))
             return
         if self._registry.is_fenced(hello.incarnation):
@@ -91,16 +93,24 @@ class Membership:
     def on_goodbye(self, record: WorkerRecord, goodbye: Goodbye) -> None:
         """Let it go, unless something seems to need it still: that its blocks were read is news which the reader
         may bring later than it. It says Goodbye again, and what was truly lost ends with its silence."""
-        if not self._liveness.is_needed(record.worker_id):
-            self._liveness.lose(record.worker_id, goodbye.reason, Loss.SILENT)
+        if goodbye.stopping:
+            self._scaler.stops(record)
+        if self._liveness.is_needed(record.worker_id):
+            return
+        self._liveness.lose(record.worker_id, goodbye.reason, Loss.SILENT)
+        if not self._comes_back(goodbye):
             self._registry.forget(record.worker_id)
             self._scaler.left(record.worker_id)
+
+    def _comes_back(self, goodbye: Goodbye) -> bool:
+        """Whether its launcher starts it again: it was told to end, and nobody wanted fewer workers."""
+        return goodbye.stopping and not self._pools.is_leaving(goodbye.worker_id)
 
     def on_stranger(self, message: WorkerMessage) -> None:
         """Something that speaks for no registered start."""
         if isinstance(message, Heartbeat):
             self._outgoing.send_to(message.identity, Fence(incarnation=message.incarnation))
-        elif isinstance(message, Goodbye):
+        elif isinstance(message, Goodbye) and not self._comes_back(message):
             self._scaler.left(message.worker_id)
 
     def _process_exited(self, message: WorkerExited) -> None:

@@ -45,7 +45,8 @@ class WorkerState(enum.Enum):
 
 @dataclass(slots=True)
 class WorkerRecord:
-    """One incarnation of one worker. `silent_s` is of the last look. `role` is what it is given work as, `told_role` what it knows of that."""
+    """One incarnation of one worker. `silent_s` is of the last look. `stops_until_s`: its process ends, then at the
+    latest, and is started again. `role` is what it is given work as, `told_role` what it knows of that."""
 
     hello: Hello
     identity: bytes
@@ -58,6 +59,7 @@ class WorkerRecord:
     step_moved_s: float = 0.0
     sent_seq: int = 0
     told_role: Role | None = None
+    stops_until_s: float | None = None
 
     @property
     def worker_id(self) -> str:
@@ -96,6 +98,22 @@ class WorkerRecord:
     def drain(self) -> None:
         """No new work for it."""
         self.state = WorkerState.DRAINING
+
+    def stops(self, until_s: float) -> None:
+        """Its process was told to end; what it has may go on till then."""
+        if self.stops_until_s is None:
+            self.stops_until_s = until_s
+        self.drain()
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether it will be started again after this start."""
+        return self.stops_until_s is not None
+
+    @property
+    def is_staying(self) -> bool:
+        """Whether this worker, if not this start of it, will take work again."""
+        return self.state is not WorkerState.DRAINING or self.comes_back
 
     @property
     def is_ready(self) -> bool:

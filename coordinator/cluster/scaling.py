@@ -194,6 +194,9 @@ class Scaler:
             record = self._registry.get(slot.worker_id)
             if slot.leaving:
                 self._see_off(slot, record, now_s)
+            elif record is not None and record.stops_until_s is not None:
+                if now_s > record.stops_until_s:
+                    self._hurry(slot.worker_id, now_s - record.stops_until_s)
             elif record is not None and record.told_role != record.role:
                 self._tell_role(record)
 
@@ -277,6 +280,14 @@ class Scaler:
             self._tell(RetireOrder(worker_id=record.worker_id))
         if slot.leaving and (record.hello.draining or slot.drain_until_s is not None):
             record.drain()
+        if record.hello.stopping:
+            self.stops(record)
+
+    def stops(self, record: WorkerRecord) -> None:
+        """Its process was told to end, and not by us: no new work for it until it comes back, and its slot stays."""
+        if not record.comes_back:
+            record.stops(self._clock.now_s() + self.grace_s)
+            log.info("%s was told to end: %g s for what it has", record.worker_id, self.grace_s)
 
     def left(self, worker_id: str) -> None:
         """A worker has nothing left to do: its process may end now."""

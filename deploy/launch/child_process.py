@@ -73,9 +73,16 @@ class ChildProcess:
         return self.status is None
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Ask it to end, in its own time."""
+        self._signal(signal.SIGTERM)
+
+    def interrupt(self) -> None:
+        """Ask it to end now: a worker takes SIGTERM for a drain."""
+        self._signal(signal.SIGINT)
+
+    def _signal(self, number: int) -> None:
         if self.running:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
         """End it and whatever it started, at once."""

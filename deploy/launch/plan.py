@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from deploy.config.serve_config import ServeConfig
     from deploy.host.gpus import Gpu
 
+HANDOVER_S = 5.0
+"""Beyond the grace, what a worker that was told to end gets for handing over the rest."""
+
 
 @dataclass(frozen=True)
 class Host:
@@ -98,6 +101,7 @@ def make_plan(
             max_num_batched_tokens=limits_on(config, device)[0],
             enable_prefix_caching=config.enable_prefix_caching,
             lease_duration_s=config.kv_lease_duration,
+            stop_grace_s=config.drain_grace + HANDOVER_S,
             log_level=config.log_level,
         )
         for (worker_id, role), share, place in zip(

@@ -328,6 +328,8 @@ def ending(status: int) -> str:
     """How a process ended, for people."""
     if status == NOT_STARTED:
         return "could not be started by the system"
+    if status == 0:
+        return "ended as it was told to"
     if status < 0:
         return f"was ended by {signal.Signals(-status).name}"
     return f"ended with status {status}"

@@ -24,6 +24,11 @@ def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
         raise SystemExit("the launcher is gone already")
 
 
+def end_by_interrupt() -> None:
+    """SIGINT ends the process without a word until it has a handler of its own, whoever ignored it before."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def harden() -> None:
     """No core dumps (they hold prompts), private files, and room for connections of strangers."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

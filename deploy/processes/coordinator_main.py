@@ -24,7 +24,7 @@ from coordinator.edge.app import SamplingDefaults, ServedModel, Sites, create_ap
 from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.limits import WireLimits
 from deploy.config.autoscale import limits_of, targets_of
-from deploy.processes.child import follow_parent, harden, log_to_stderr
+from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
 from deploy.processes.owner_watch import OwnerWatch
 from engine.checkpoints import embedded
 from protocol.clock import SystemClock
@@ -168,6 +168,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=0)
     arguments = parser.parse_args()
     follow_parent(arguments.parent)
+    end_by_interrupt()
     harden()
     spec = msgspec.json.decode(arguments.spec.read_bytes(), type=CoordinatorSpec)
     log_to_stderr("coordinator", spec.log_level)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from deploy.processes.child import follow_parent, harden, log_to_stderr
+from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
 from engine.context import WorkerContext
 from protocol.addresses import check_can_advertise, tcp_endpoint
 from protocol.channels import require_keys
@@ -65,6 +65,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=0)
     arguments = parser.parse_args()
     follow_parent(arguments.parent)
+    end_by_interrupt()
     harden()
     spec = msgspec.json.decode(arguments.spec.read_bytes(), type=WorkerSpec)
     log_to_stderr(spec.worker_id, spec.log_level)

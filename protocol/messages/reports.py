@@ -26,7 +26,8 @@ from protocol.worker_load import BlockCounts, WorkerLoad
 
 class Hello(Message, frozen=True, kw_only=True):
     """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it. `draining`:
-    another coordinator told it to drain, it takes no work. Of two starts that both live, the one of the higher
+    another coordinator told it to drain, it takes no work. `stopping`: its process was told to end by a signal, it
+    takes no work and will be started again. Of two starts that both live, the one of the higher
     `generation` is the worker."""
 
     worker_id: str
@@ -46,6 +47,7 @@ class Hello(Message, frozen=True, kw_only=True):
     block_bytes: int = 0
     generation: int = 0
     draining: bool = False
+    stopping: bool = False
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -131,11 +133,13 @@ class RoleChanged(Message, frozen=True, kw_only=True):
 
 
 class Goodbye(Message, frozen=True, kw_only=True):
-    """The worker has nothing left to do here and may be stopped; said again until it is."""
+    """The worker has nothing left to do here and may be stopped; said again until it is. `stopping`: it ends by itself,
+    and will be started again."""
 
     incarnation: str
     reason: str
     worker_id: str = ""
+    stopping: bool = False
 
 
 WorkerMessage = (

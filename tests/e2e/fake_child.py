@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zmq
 
-from deploy.processes.child import follow_parent
+from deploy.processes.child import end_by_interrupt, follow_parent
 
 
 def coordinate(endpoint: str, ready_fd: int, journal: Path) -> None:
@@ -36,13 +36,14 @@ def coordinate(endpoint: str, ready_fd: int, journal: Path) -> None:
 
 
 def main() -> None:
-    """Until SIGTERM."""
+    """Until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser()
     parser.add_argument("spec", type=Path)
     parser.add_argument("--parent", type=int)
     parser.add_argument("--ready-fd", type=int)
     arguments = parser.parse_args()
     follow_parent(arguments.parent)
+    end_by_interrupt()
     name = arguments.spec.stem
     directory = Path(os.environ["BATON_TEST_BEHAVIOUR"])
     behaviour = directory / name
@@ -52,6 +53,7 @@ def main() -> None:
         sys.exit(2)
     if wanted == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     print(f"{name} runs", flush=True)
     if arguments.ready_fd is not None and wanted != "mute":
         spec = json.loads(arguments.spec.read_bytes())

@@ -8,7 +8,7 @@ C5  blocks, leases, offers, sequences and reservations are zero when the load is
     every account that a worker gives of itself meanwhile is balanced, and the last one empty
 C6  the pools are in the end what was wanted: coordinator, launcher and workers agree on who there is, and as what
 
-Faults: lost, repeated and reordered messages, deaths, pauses, flipped bits, partitions, slow workers and
+Faults: lost, repeated and reordered messages, deaths, SIGTERM (in a third of the seeds), pauses, flipped bits, partitions, slow workers and
 links, cancelled requests, chats of two turns, a third of the seeds with no headroom (preemptions), a quarter with a death
 of the coordinator (in half of them it is paused, too), whose open streams may be cut and are counted. In half of the seeds some requests have less time than they
 need, and workers are audited in the middle of everything. In half of the seeds the pools are scaled, drained
@@ -86,6 +86,7 @@ class Campaign:
         self.restarts_coordinator = self.rng.random() < 0.25
         self.scales = self.rng.random() < 0.5
         self.pauses_coordinator = random.Random(seed + 1).random() < 0.5
+        self.stops = random.Random(seed + 2).random() < 0.3
         self.load_s = self.rng.choice([0.2, 1.0, 3.0])
         self.hurrying = random.Random(seed).choice([0.0, 0.2])
         self.usual_delay_s = cluster.network.faults.delay_s
@@ -207,6 +208,8 @@ class Campaign:
             faults += [self._slow_worker, self._slow_network]
             if self.pauses_coordinator:
                 faults.append(self._pause_coordinator)
+            if self.stops:
+                faults += [self._stop, self._stop]
             if self.restarts_coordinator:
                 faults.append(self._restart_coordinator)
             await self.rng.choice(faults)()
@@ -224,6 +227,10 @@ class Campaign:
         victim = self._victim()
         if self.cluster.is_alive(victim):
             self.cluster.kill(victim)
+
+    async def _stop(self) -> None:
+        """It drains, and the launcher starts it again; a second one does not wait."""
+        self.cluster.workers[self._victim()].stop()
 
     async def _pause(self) -> None:
         self.cluster.pause(self._victim(), self.rng.choice([0.2, 1.0, 5.0]))

@@ -45,6 +45,7 @@ BLOCK_SIZE = 4
 MAX_NUM_SEQS = 32
 MAX_STEP_TOKENS = 16
 LEASE_S = 5.0
+STOP_GRACE_S = 2.0
 FINGERPRINT = Fingerprint(
     model="mock",
     weights="w",
@@ -128,7 +129,9 @@ class SimWorker:
             outbox,
             self.context,
         )
-        self.loop = WorkerLoop(self._card(), self.roles, outbox, self, self.context)
+        self.loop = WorkerLoop(
+            self._card(), self.roles, outbox, self, self.context, stop_grace_s=STOP_GRACE_S
+        )
         self._beat()
         self._wake()
 
@@ -149,6 +152,12 @@ class SimWorker:
         return self.roles.leases
 
     # ---- being told
+
+    def stop(self) -> None:
+        """SIGTERM of somebody who is not the launcher."""
+        if self.alive:
+            self.loop.stop()
+            self._wake()
 
     def deliver(self, frame: bytes) -> None:
         """An order arrived; it is heard at the next turn."""

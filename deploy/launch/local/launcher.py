@@ -1,7 +1,7 @@
 """The local launcher: one supervised process tree. Owns its processes, its timers and the way out; torch-free.
 
 start ──► all processes side by side ──► "ready" on a pipe from the coordinator ──► serving
-SIGINT, SIGTERM, SIGHUP: SIGTERM to all, wait, SIGKILL; a second signal kills at once
+SIGINT, SIGTERM, SIGHUP: SIGINT to all, wait, SIGKILL; a second signal kills at once
 
 Who should run, and what an exit or an order means, is decided in `deploy.launch.roster`.
 """
@@ -186,7 +186,7 @@ class Launcher:
             self._do(self.roster.gone(place.name, status or 0))
         elif process not in self._ending:
             self._ending.add(process)
-            process.terminate()
+            process.interrupt()
             self._later(self._shutdown_timeout_s, process.kill)
 
     # ---- what children and the coordinator do
@@ -253,7 +253,7 @@ class Launcher:
         for timer in self._timers:
             timer.cancel()
         for process in self._running():
-            process.terminate()
+            process.interrupt()
         for wait_s in (self._shutdown_timeout_s, _KILL_WAIT_S):
             if not self._running():
                 return

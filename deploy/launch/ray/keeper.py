@@ -147,7 +147,7 @@ class Keeper:
         if self._child is None or not self._child.running:
             self._over.set()
             return
-        self._child.terminate()
+        self._child.interrupt()
         asyncio.get_running_loop().call_later(timeout_s, self._child.kill)
 
     # ---- the seat

@@ -30,9 +30,9 @@ from tests.unit.worker.lone_worker import (
     decode_order,
     prefill_order,
 )
-from worker.farewell import ALONE_S, GOODBYE_EVERY_S
+from worker.farewell import ALONE_S, GOODBYE_EVERY_S, HEARD_S
 from worker.introduction import HELLO_EVERY_S
-from worker.loop import IDLE_S, Garbled
+from worker.loop import IDLE_S, STOP_GRACE_S, Garbled
 from worker.silence import FIRST_WORD_S
 
 WELCOME = Welcome(incarnation="w1")
@@ -333,3 +333,40 @@ def test_pause_of_a_worker_is_no_silence_of_the_coordinator() -> None:
     worker.turn(Ping(incarnation="w1"))
     worker.turn(after_s=60.0)
     assert not worker.loop.is_over
+
+
+def test_signal_is_told_at_once_and_the_worker_goes_on_with_what_it_has() -> None:
+    worker = welcomed()
+    worker.turn(prefill_order(), ATTACH)
+    worker.loop.stop()
+    (hello,) = worker.turn()
+    assert isinstance(hello, Hello)
+    assert hello.stopping
+    assert not hello.draining
+    assert worker.loop.heartbeat() is not None
+    assert worker.names(WELCOME, after_s=HELLO_EVERY_S) == ["Hello"]
+    assert worker.names(after_s=HELLO_EVERY_S) == []
+    (goodbye,) = worker.turn(PULLED)
+    assert isinstance(goodbye, Goodbye)
+    assert goodbye.stopping
+    assert not worker.loop.is_over
+    worker.turn(after_s=HEARD_S + 0.1)
+    assert worker.loop.is_over
+
+
+def test_signal_where_nobody_knows_the_worker_ends_it() -> None:
+    worker = LoneWorker()
+    worker.loop.stop()
+    worker.turn()
+    assert worker.loop.is_over
+
+
+def test_grace_of_a_signal_has_an_end() -> None:
+    worker = welcomed()
+    worker.turn(decode_order(deadline_in_s=600.0), announced())
+    worker.loop.stop()
+    worker.turn(after_s=STOP_GRACE_S)
+    assert not worker.loop.is_over
+    worker.turn(after_s=0.1)
+    assert worker.held > 0
+    assert worker.loop.is_over
