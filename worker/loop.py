@@ -55,10 +55,16 @@ if TYPE_CHECKING:
     from worker.roles import Key, Roles
 
 log = logging.getLogger(__name__)
-STOP_GRACE_S = 35.0
-"""How long a worker that was told to end goes on with what it has."""
 IDLE_S = 0.1
 """A worker with nothing to compute takes a turn at least so often."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a worker goes on that nobody speaks to (None: for ever), or that was told to end and has something left."""
+
+    silence_limit_s: float | None = None
+    stop_grace_s: float = 35.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +119,9 @@ class WorkerLoop:
         outbox: Outbox,
         around: Surroundings,
         context: WorkerContext,
-        silence_limit_s: float | None = None,
-        stop_grace_s: float = STOP_GRACE_S,
+        patience: Patience | None = None,
     ) -> None:
+        patience = patience or Patience()
         self.roles = roles
         self.outbox = outbox
         self.context = context
@@ -132,9 +138,9 @@ class WorkerLoop:
         self._listened_s = context.clock.now_s()
         self._next_expiry_s = 0.0
         self._farewell = Farewell()
-        self._stop_grace_s = stop_grace_s
+        self._stop_grace_s = patience.stop_grace_s
         self._has_news = False
-        self._silence = SilenceLimit(silence_limit_s, self._listened_s)
+        self._silence = SilenceLimit(patience.silence_limit_s, self._listened_s)
         self._introduction = Introduction(around.coordinator)
 
     # ---- a turn

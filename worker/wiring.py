@@ -12,7 +12,7 @@ from protocol.clock import ListeningClock
 from protocol.ids import host_identity
 from protocol.messages.reports import Hello
 from worker.heartbeat import HeartbeatThread
-from worker.loop import WorkerLoop
+from worker.loop import Patience, WorkerLoop
 from worker.outbox import Outbox
 from worker.process import WorkerProcess
 from worker.roads import Roads
@@ -45,7 +45,12 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
     roles = build_roles(limits, machinery, leases, outbox, context)
     card = _card(spec, engine, roads.address())
     loop = WorkerLoop(
-        card, roles, outbox, sockets, context, spec.silence_limit_s, spec.stop_grace_s
+        card,
+        roles,
+        outbox,
+        sockets,
+        context,
+        Patience(spec.silence_limit_s, spec.stop_grace_s),
     )
     return WorkerProcess(loop, sockets, HeartbeatThread(channels, spec.control, loop.heartbeat))
 

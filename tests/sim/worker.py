@@ -22,7 +22,7 @@ from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Hello
 from protocol.roles import Role
 from worker.heartbeat import HEARTBEAT_S
-from worker.loop import IDLE_S, Garbled, WorkerLoop
+from worker.loop import IDLE_S, Garbled, Patience, WorkerLoop
 from worker.outbox import Outbox
 from worker.reports import Resources
 from worker.roles import Limits, Machinery, build_roles
@@ -130,7 +130,12 @@ class SimWorker:
             self.context,
         )
         self.loop = WorkerLoop(
-            self._card(), self.roles, outbox, self, self.context, stop_grace_s=STOP_GRACE_S
+            self._card(),
+            self.roles,
+            outbox,
+            self,
+            self.context,
+            Patience(stop_grace_s=STOP_GRACE_S),
         )
         self._beat()
         self._wake()

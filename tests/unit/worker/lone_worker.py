@@ -18,7 +18,7 @@ from protocol.messages.records import Message, PeerAddress
 from protocol.messages.reports import Hello
 from protocol.roles import Role
 from protocol.sampling import SampledToken, SamplingParams
-from worker.loop import Heard, WorkerLoop
+from worker.loop import Heard, Patience, WorkerLoop
 from worker.outbox import Outbox
 from worker.reports import Resources
 from worker.roles import Limits, Machinery, build_roles
@@ -60,7 +60,12 @@ class LoneWorker:
         machinery = Machinery(memory, AttestingRunner(memory, SIZE), self)
         self.roles = build_roles(limits, machinery, leases, outbox, self.context)
         self.loop = WorkerLoop(
-            self._card(num_blocks), self.roles, outbox, self, self.context, silence_limit_s
+            self._card(num_blocks),
+            self.roles,
+            outbox,
+            self,
+            self.context,
+            Patience(silence_limit_s),
         )
 
     def _card(self, num_blocks: int) -> Hello:

@@ -32,7 +32,7 @@ from tests.unit.worker.lone_worker import (
 )
 from worker.farewell import ALONE_S, GOODBYE_EVERY_S, HEARD_S
 from worker.introduction import HELLO_EVERY_S
-from worker.loop import IDLE_S, STOP_GRACE_S, Garbled
+from worker.loop import IDLE_S, Garbled, Patience
 from worker.silence import FIRST_WORD_S
 
 WELCOME = Welcome(incarnation="w1")
@@ -365,7 +365,7 @@ def test_grace_of_a_signal_has_an_end() -> None:
     worker = welcomed()
     worker.turn(decode_order(deadline_in_s=600.0), announced())
     worker.loop.stop()
-    worker.turn(after_s=STOP_GRACE_S)
+    worker.turn(after_s=Patience().stop_grace_s)
     assert not worker.loop.is_over
     worker.turn(after_s=0.1)
     assert worker.held > 0
