@@ -37,7 +37,7 @@ class BlockMemory(Protocol):
     fd: int
 
     def materials(self, block_ids: Sequence[int]) -> Sequence[Buffer]:
-        """What stands for each block in its digest, see kvtransfer.promises.digest."""
+        """What stands for each block in its digest, see kvtransfer.promises.proofs."""
         ...
 
     def readable(self, first: int, count: int) -> memoryview:

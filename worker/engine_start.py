@@ -11,7 +11,7 @@ import msgspec
 from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.checkpoints.prepared import fingerprint, kv_block_bytes, read_manifest
 from engine.kv.pool_memory import KvMemory
-from kvtransfer.promises.digest import DIGEST_NAMES
+from kvtransfer.promises.proofs import DIGEST_NAMES
 
 if TYPE_CHECKING:
     from engine.runner_api import Runner

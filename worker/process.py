@@ -1,17 +1,36 @@
-"""One worker process. Owns its signals, and that it takes turns until it is to end; what a turn is, is `worker.loop`."""
+"""One worker process. Owns its sockets, the poll over everything that can speak, its signals, and that it takes turns
+until it is to end; what a turn is, is `worker.loop`.
+
+control DEALER ◄─► coordinator      peers ROUTER/DEALERs ◄─► other workers      puller ─► proven blocks
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker.loop import IDLE_S
+import zmq
+
+from protocol import wire
+from protocol.errors import ProtocolError
+from protocol.messages.orders import CoordinatorMessage
+from worker.loop import IDLE_S, Garbled
+from worker.reports import Resources
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kvtransfer.pulling.pull import PullCounters
+    from protocol.channels import Channels
+    from protocol.messages.peers import PeerMessage
+    from protocol.messages.records import Message, PeerAddress
+    from protocol.specs import WorkerSpec
     from worker.heartbeat import HeartbeatThread
-    from worker.loop import WorkerLoop
-    from worker.sockets import WorkerSockets
+    from worker.loop import Heard, WorkerLoop
+    from worker.roads import Roads
 
 
 class WorkerProcess:
@@ -47,3 +66,101 @@ class WorkerProcess:
         while self._unheard_terms:
             self._unheard_terms -= 1
             self._loop.stop()
+
+
+class WorkerSockets:
+    """Satisfies worker.outbox.Lines and worker.loop.Surroundings."""
+
+    def __init__(
+        self, spec: WorkerSpec, channels: Channels, roads: Roads, memory_bytes: int
+    ) -> None:
+        self.coordinator = spec.control
+        self.identity = f"{spec.worker_id}/{os.getpid()}".encode()
+        self._channels = channels
+        self._roads = roads
+        self._memory_bytes = memory_bytes
+        self._decoder: wire.Decoder[CoordinatorMessage] = wire.Decoder(CoordinatorMessage)
+        self._control = channels.socket(zmq.DEALER)
+        self._control.setsockopt(zmq.SNDHWM, 100_000)
+        self._control.setsockopt(zmq.ROUTING_ID, self.identity)
+        channels.connect(self._control, spec.control, "control")  # reconnects by itself
+
+    def hear(self, timeout_ms: int) -> Iterator[Heard]:
+        """Everything that waits, or comes within the timeout: orders first, then peers, then reads that ended."""
+        poller = zmq.Poller()
+        poller.register(self._control, zmq.POLLIN)
+        poller.register(self._roads.puller.fileno(), zmq.POLLIN)
+        for socket in self._roads.peers.sockets():
+            poller.register(socket, zmq.POLLIN)
+        if poller.poll(timeout_ms):
+            yield from self._orders()
+            yield from self._roads.peers.receive()
+            yield from self._roads.puller.poll()
+
+    def _orders(self) -> Iterator[CoordinatorMessage | Garbled]:
+        while True:
+            try:
+                frame = self._control.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                yield self._decoder.decode(frame)
+            except ProtocolError as error:
+                yield Garbled(error)
+
+    # ---- worker.outbox.Lines
+
+    def tell(self, message: Message) -> None:
+        """See Lines."""
+        self._control.send(wire.encode(message), zmq.NOBLOCK)
+
+    def reply(self, identity: bytes, message: PeerMessage) -> bool:
+        """See Lines."""
+        return self._roads.peers.reply(identity, message)
+
+    def ask(self, source: PeerAddress, message: PeerMessage) -> None:
+        """See Lines."""
+        self._roads.peers.send_to_source(source, message)
+
+    # ---- worker.loop.Surroundings
+
+    def address(self) -> PeerAddress:
+        """See Surroundings."""
+        return self._roads.address()
+
+    def start_over(self) -> None:
+        """See Surroundings."""
+        self._roads.restart()
+
+    def forget_peer(self, worker_id: str) -> None:
+        """See Surroundings."""
+        self._roads.forget_peer(worker_id)
+
+    def resources(self) -> Resources:
+        """See Surroundings."""
+        return Resources(_count_files(), threading.active_count(), self._memory_bytes)
+
+    def pull_counters(self) -> PullCounters:
+        """See Surroundings."""
+        return self._roads.puller.counters
+
+    def dropped_messages(self) -> int:
+        """See Surroundings."""
+        return self._roads.peers.dropped_messages + self._channels.refused
+
+    def close(self) -> None:
+        """Every socket and road."""
+        self._roads.close()
+        self._channels.close()
+        self._control.close()
+
+
+def _count_files() -> int:
+    """Open descriptors that are not sockets: connections come and go with clients."""
+    count = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            count += not str(entry.readlink()).startswith("socket:")
+        except FileNotFoundError:  # the descriptor of this very listing
+            continue
+    return count

@@ -43,7 +43,7 @@ class OpenRoads:
 
 
 class Roads:
-    """Over one pool, for one incarnation after another. Satisfies kvtransfer.pulling.fetcher.Pulls."""
+    """Over one pool, for one incarnation after another. Satisfies kvtransfer.pulling.pull.Pulls."""
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from decode.scheduler import DecodeScheduler
 from engine.kv.allocation import Allocator
 from engine.kv.block_pool import BlockPool
 from kvtransfer.promises.proofs import BlockProofs
-from kvtransfer.pulling.fetcher import PullingFetcher
+from kvtransfer.pulling.pull import PullingFetcher
 from kvtransfer.sharing.exchange import BlockExchange
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.runner_api import Runner
     from kvtransfer.promises.lease import LeaseTable
     from kvtransfer.promises.proofs import Materials
-    from kvtransfer.pulling.fetcher import Pulls
+    from kvtransfer.pulling.pull import Pulls
     from worker.outbox import Outbox
 
 Key = tuple[str, int]

@@ -14,11 +14,10 @@ from protocol.messages.reports import Hello
 from worker.heartbeat import HeartbeatThread
 from worker.loop import Patience, WorkerLoop
 from worker.outbox import Outbox
-from worker.process import WorkerProcess
+from worker.process import WorkerProcess, WorkerSockets
 from worker.roads import Roads
 from worker.roles import Limits, Machinery, build_roles
 from worker.silence import LONGEST_LOOK_S
-from worker.sockets import WorkerSockets
 
 if TYPE_CHECKING:
     from engine.context import WorkerContext

@@ -20,8 +20,8 @@ import torch
 from benchmarks.gpu_bench.timing import device_ms
 from engine.cuda.device_memory import DeviceMemory
 from engine.kv.block_pool import BlockPool, Hold
-from kvtransfer.promises.digest import block_digest, digest_header, full_block_identity
 from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.promises.proofs import block_digest, digest_header, full_block_identity
 from kvtransfer.pulling.puller import Puller, PullJob
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.cuda_ipc import CudaTransport

@@ -17,8 +17,8 @@ import zmq
 
 from engine.kv.block_pool import BlockPool, Hold
 from engine.kv.pool_memory import KvMemory
-from kvtransfer.promises.digest import block_digest, digest_header, full_block_identity
 from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.promises.proofs import block_digest, digest_header, full_block_identity
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.nixl_agent import Agent, address_of
 from kvtransfer.transports.select import make_transports

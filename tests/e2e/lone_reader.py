@@ -14,8 +14,8 @@ from engine.attesting import SLOT_BYTES
 from engine.checkpoints.prepared import fingerprint
 from engine.kv.pool_memory import KvMemory
 from engine.kv.prefix_cache import block_keys, root_key
-from kvtransfer.promises.digest import digest_header, full_block_identity
 from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.promises.proofs import digest_header, full_block_identity
 from kvtransfer.pulling.puller import Puller, PullJob
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.shm import ShmTransport

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import kvtransfer.pulling.lane
+import kvtransfer.pulling.puller
 import kvtransfer.transports.cuda_ipc
-from kvtransfer.promises.digest import block_digest
+from kvtransfer.promises.proofs import block_digest
 from kvtransfer.transports.select import usable
 from protocol.errors import (
     DigestMismatch,
@@ -95,7 +95,7 @@ def at_landing(monkeypatch):
                     act()
             return block_digest(header, block)
 
-        monkeypatch.setattr(kvtransfer.pulling.lane, "block_digest", digest)
+        monkeypatch.setattr(kvtransfer.pulling.puller, "block_digest", digest)
 
     return install
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 from engine.kv.block_pool import BlockPool, Hold
-from kvtransfer.promises.digest import block_digest, digest_header, full_block_identity
 from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.promises.proofs import block_digest, digest_header, full_block_identity
 from kvtransfer.pulling.puller import PullDone, Puller, PullJob
 from kvtransfer.transport import KvServer, LocalPool, Transport
 from kvtransfer.transports.inprocess import Directory, InProcessTransport

@@ -114,7 +114,6 @@ def test_time_and_chance_are_read_in_their_own_files_alone() -> None:
 
 
 FINE_CLOCKS = {
-    "kvtransfer.pulling.lane": "how long a read and its digests took",
     "kvtransfer.transports.exchange": "waits of a socket",
     "kvtransfer.transports.nixl": "waits of a device",
     "kvtransfer.transports.trial": "how fast a road is",

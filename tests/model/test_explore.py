@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 import kvtransfer.promises.proofs
-import kvtransfer.pulling.lane
+import kvtransfer.pulling.puller
 from protocol.messages.orders import CoordinatorMessage
 from tests.model.configuration import BOUNDED, KINDS, ONE, TWO, Configuration, Faults
 from tests.model.explore import Explorer, Found
@@ -76,7 +76,7 @@ def test_faultless_pair_of_requests_has_one_end() -> None:
 
 
 def test_search_finds_what_a_missing_digest_lets_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (kvtransfer.promises.proofs, kvtransfer.pulling.lane):
+    for module in (kvtransfer.promises.proofs, kvtransfer.pulling.puller):
         monkeypatch.setattr(module, "block_digest", lambda header, block: b"")
     found = Explorer(Configuration("flip", ONE, faults=Faults(flip=1))).run(20_000)
     assert found.violation is not None

@@ -15,8 +15,8 @@ from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.context import WorkerContext
 from kvtransfer.heard import FromReader, FromSource
 from kvtransfer.promises.lease import LeaseTable
-from kvtransfer.pulling.lane import Proof
 from kvtransfer.pulling.pull import PullCounters, PullDone, PullJob
+from kvtransfer.pulling.puller import Proof
 from protocol.errors import ConfigError, DigestMismatch, PeerLost, TransferError
 from protocol.failures import ErrorKind, Failure, transfer_error_of
 from protocol.messages.orders import CoordinatorMessage
@@ -216,7 +216,7 @@ class WorkerSide:
 
     def _verify(self, read: Read) -> TransferError | None:
         try:
-            Proof(read.job, self.memory).landed(0, len(read.job.target_ids))
+            Proof(read.job, self.memory, self.context.clock).landed(0, len(read.job.target_ids))
         except DigestMismatch as error:
             return error
         return None
@@ -303,7 +303,7 @@ class WorkerSide:
             backend="model",
         )
 
-    # ---- kvtransfer.pulling.fetcher.Pulls
+    # ---- kvtransfer.pulling.pull.Pulls
 
     def submit(self, job: PullJob) -> None:
         self.reads.append(Read(job))

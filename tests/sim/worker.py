@@ -10,8 +10,8 @@ from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.context import WorkerContext
 from kvtransfer.heard import FromReader, FromSource
 from kvtransfer.promises.lease import LeaseTable
-from kvtransfer.pulling.lane import Proof
 from kvtransfer.pulling.pull import PullCounters, PullDone
+from kvtransfer.pulling.puller import Proof
 from protocol import wire
 from protocol.clock import ListeningClock
 from protocol.errors import ConfigError, DigestMismatch, PeerLost, ProtocolError, TransferError
@@ -208,7 +208,7 @@ class SimWorker:
             self._wake(IDLE_S)
 
     def _hear(self) -> Iterator[Heard]:
-        """As worker.sockets: orders first, then peers, then reads that ended."""
+        """As worker.process: orders first, then peers, then reads that ended."""
         orders, self._orders = self._orders, []
         for frame in orders:
             try:
@@ -310,7 +310,7 @@ class SimWorker:
             backend="attesting",
         )
 
-    # ---- kvtransfer.pulling.fetcher.Pulls
+    # ---- kvtransfer.pulling.pull.Pulls
 
     def submit(self, job: PullJob) -> None:
         read = Read(self, self.context.incarnation, job)
@@ -378,7 +378,9 @@ class Read:
         if self.reader.policy.skip_digest:
             return None
         try:
-            Proof(self.job, self.reader.memory).landed(0, len(self.job.target_ids))
+            Proof(self.job, self.reader.memory, self.reader.context.clock).landed(
+                0, len(self.job.target_ids)
+            )
         except DigestMismatch as error:
             return error
         return None

@@ -12,18 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-import kvtransfer.promises.digest
 import kvtransfer.promises.proofs
-import kvtransfer.pulling.lane
+import kvtransfer.pulling.puller
 from coordinator.cluster.ledger import Ledger
 from coordinator.cluster.lifecycle import Delivery, Phase, RequestLife
 from decode.role import DecodeRole, Fetch
 from engine.kv.block_pool import BlockPool, Hold
 from engine.kv.prefix_cache import block_keys, root_key
-from kvtransfer.promises.digest import block_digest, digest_header
 from kvtransfer.promises.lease import LeaseTable
-from kvtransfer.pulling.lane import Proof
+from kvtransfer.promises.proofs import block_digest, digest_header
 from kvtransfer.pulling.pull import PullJob
+from kvtransfer.pulling.puller import Proof
 from kvtransfer.sharing.lender import Lender
 from kvtransfer.sharing.reader import PrefixReader
 from prefill.role import Offer, PrefillRole
@@ -167,7 +166,7 @@ def place_is_part_of_the_proof() -> None:
         for index, generation in ((0, 1), (1, 1), (0, 2))
     ]
     digests = {
-        kvtransfer.promises.digest.block_digest(header, b"the same bytes") for header in headers
+        kvtransfer.promises.proofs.block_digest(header, b"the same bytes") for header in headers
     }
     assert len(digests) == len(headers)
 
@@ -178,7 +177,7 @@ def landed_bytes_are_proven() -> None:
     job = PullJob(("r", 1), source, "l", [0], [0], [header], [block_digest(header, b"right")])
     memory = SimpleNamespace(materials=lambda ids: [b"wrong" for _ in ids])
     try:
-        Proof(job, memory).landed(0, 1)
+        Proof(job, memory, Clock()).landed(0, 1)
     except DigestMismatch:
         return
     raise AssertionError("wrong bytes were taken")
@@ -247,7 +246,7 @@ def free_on_abort_while_a_read_is_in_flight(patch: Patch) -> None:
 
 
 def skip_digest(patch: Patch) -> None:
-    for module in (kvtransfer.promises.proofs, kvtransfer.pulling.lane):
+    for module in (kvtransfer.promises.proofs, kvtransfer.pulling.puller):
         patch.setattr(module, "block_digest", lambda header, block: b"")
 
 
@@ -332,9 +331,9 @@ def serve_from_an_expired_lease(patch: Patch) -> None:
 
 
 def digest_without_the_header(patch: Patch) -> None:
-    digest = kvtransfer.promises.digest.block_digest
+    digest = kvtransfer.promises.proofs.block_digest
     patch.setattr(
-        kvtransfer.promises.digest, "block_digest", lambda header, block: digest(b"", block)
+        kvtransfer.promises.proofs, "block_digest", lambda header, block: digest(b"", block)
     )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.kv.block_pool import BlockPool
 from engine.kv.pool_memory import KvMemory
-from kvtransfer.promises import digest
+from kvtransfer.promises import proofs
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.runs import group_runs, join_runs
 from kvtransfer.transport import LocalPool
@@ -24,7 +24,7 @@ from protocol.errors import (
 )
 from protocol.failures import ErrorKind, Failure, transfer_error_of
 
-HEADER = digest.digest_header(b"f" * 32, digest.full_block_identity(b"key"), 3, 7)
+HEADER = proofs.digest_header(b"f" * 32, proofs.full_block_identity(b"key"), 3, 7)
 
 
 def _pool(**changes):
@@ -42,28 +42,28 @@ def test_the_header_has_its_documented_size():
 
 
 def test_a_digest_has_sixteen_bytes_and_repeats():
-    assert len(digest.block_digest(HEADER, b"block")) == digest.DIGEST_BYTES
-    assert digest.block_digest(HEADER, b"block") == digest.block_digest(HEADER, b"block")
+    assert len(proofs.block_digest(HEADER, b"block")) == proofs.DIGEST_BYTES
+    assert proofs.block_digest(HEADER, b"block") == proofs.block_digest(HEADER, b"block")
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        digest.digest_header(b"g" * 32, digest.full_block_identity(b"key"), 3, 7),
-        digest.digest_header(b"f" * 32, digest.full_block_identity(b"kez"), 3, 7),
-        digest.digest_header(b"f" * 32, digest.full_block_identity(b"key"), 4, 7),
-        digest.digest_header(b"f" * 32, digest.full_block_identity(b"key"), 3, 8),
-        digest.digest_header(b"f" * 32, digest.partial_block_identity("key", 0), 3, 7),
+        proofs.digest_header(b"g" * 32, proofs.full_block_identity(b"key"), 3, 7),
+        proofs.digest_header(b"f" * 32, proofs.full_block_identity(b"kez"), 3, 7),
+        proofs.digest_header(b"f" * 32, proofs.full_block_identity(b"key"), 4, 7),
+        proofs.digest_header(b"f" * 32, proofs.full_block_identity(b"key"), 3, 8),
+        proofs.digest_header(b"f" * 32, proofs.partial_block_identity("key", 0), 3, 7),
     ],
     ids=["fingerprint", "key", "index", "generation", "partial"],
 )
 def test_every_field_of_the_header_is_in_the_digest(header):
-    assert digest.block_digest(header, b"block") != digest.block_digest(HEADER, b"block")
+    assert proofs.block_digest(header, b"block") != proofs.block_digest(HEADER, b"block")
 
 
 def test_a_partial_block_belongs_to_one_attempt():
-    assert digest.partial_block_identity("r", 1) != digest.partial_block_identity("r", 2)
-    assert digest.partial_block_identity("r/1", 2) != digest.partial_block_identity("r", 12)
+    assert proofs.partial_block_identity("r", 1) != proofs.partial_block_identity("r", 2)
+    assert proofs.partial_block_identity("r/1", 2) != proofs.partial_block_identity("r", 12)
 
 
 @given(st.binary(min_size=1, max_size=4096), st.data())
@@ -71,7 +71,7 @@ def test_any_flipped_bit_changes_the_digest(block, data):
     bit = data.draw(st.integers(0, len(block) * 8 - 1))
     flipped = bytearray(block)
     flipped[bit // 8] ^= 1 << bit % 8
-    assert digest.block_digest(HEADER, block) != digest.block_digest(HEADER, flipped)
+    assert proofs.block_digest(HEADER, block) != proofs.block_digest(HEADER, flipped)
 
 
 IDS = st.lists(st.integers(0, 40), unique=True, max_size=30)

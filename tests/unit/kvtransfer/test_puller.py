@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from engine.kv.pool_memory import KvMemory
-from kvtransfer.promises.digest import block_digest
-from kvtransfer.pulling.lane import RECONNECT_WITHIN_S
-from kvtransfer.pulling.puller import PullDone, Puller, PullJob
+from kvtransfer.promises.proofs import block_digest
+from kvtransfer.pulling.puller import RECONNECT_WITHIN_S, PullDone, Puller, PullJob
 from kvtransfer.transport import ignore_landed
 from protocol.clock import ManualClock
 from protocol.errors import DigestMismatch, LayoutMismatch, LeaseExpired, PeerLost, TransferError
