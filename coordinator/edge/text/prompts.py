@@ -1,4 +1,4 @@
-"""Conversations and texts to token ids. Owns what a template sees of a conversation; long inputs leave the event loop.
+"""Conversations and texts to token ids. Owns the way there; long inputs leave the event loop.
 
 conversation ─► rendered text ─► token ids                      nothing in it can be a control token: nearly always
              └► with marks ─► text and the template's tokens ─► token ids    otherwise (`control_tokens.py`)
@@ -8,83 +8,26 @@ A text whose bytes alone are too many for the context is refused before it is to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from coordinator.edge.text.control_tokens import MARKS, ROLES, ControlTokens
+from coordinator.edge.text.control_tokens import MARKS, ControlTokens
 from coordinator.edge.text.guarded_tokenizer import CLOSE, OPEN, GuardedTokenizer
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable
 
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.text.chat_template import ChatTemplate
+    from coordinator.edge.text.conversation import Conversation
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.clock import Clock
 
 INLINE_TURNS = 32
 CUT, SPACES = "\ufdd2\ufdd3", " \n\t "
 """Where a continued message ends, and white space that is gone behind it if the template trims."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One message, its text in one piece. `others` are what templates may know besides: earlier tool calls, names."""
-
-    role: str
-    content: str
-    others: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
-    """What a chat template renders, in nobody's dialect. `continue_final_turn` goes on within the last turn."""
-
-    turns: Sequence[Turn]
-    tools: Sequence[Mapping[str, Any]] | None = None
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    add_generation_prompt: bool = True
-    continue_final_turn: bool = False
-    add_special_tokens: bool = False
-
-    def brought(self) -> list[str]:
-        """Every text in it that came with the request, keys of objects too; names of known roles did not."""
-        found = list(_texts([self.tools, self.template_kwargs]))
-        for turn in self.turns:
-            found += [turn.content, *_texts(turn.others)]
-            if turn.role not in ROLES:
-                found.append(turn.role)
-        return found
-
-    def with_final(self, content: str) -> Conversation:
-        """The same with other words in its last turn."""
-        return replace(self, turns=[*self.turns[:-1], replace(self.turns[-1], content=content)])
-
-    def context(self) -> dict[str, Any]:
-        """As templates know it, by the names that the field's templates use."""
-        return {
-            **self.template_kwargs,
-            "messages": [
-                {**turn.others, "role": turn.role, "content": turn.content} for turn in self.turns
-            ],
-            "tools": self.tools,
-            "documents": None,
-            "add_generation_prompt": self.add_generation_prompt and not self.continue_final_turn,
-        }
-
-
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
 from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
 from coordinator.edge.http.bodies import check_fields, parse_object
-from coordinator.edge.text.prompts import Conversation, Turn
+from coordinator.edge.text.conversation import Conversation, Turn
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:

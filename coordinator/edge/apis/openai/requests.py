@@ -24,7 +24,7 @@ from coordinator.edge.http import limits
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
 from coordinator.edge.http.field_errors import LONG_ARRAY
 from coordinator.edge.text.chat_template import ALLOWED_KWARGS
-from coordinator.edge.text.prompts import Conversation, Turn
+from coordinator.edge.text.conversation import Conversation, Turn
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:

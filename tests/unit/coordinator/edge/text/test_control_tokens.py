@@ -12,7 +12,8 @@ from coordinator.edge.apis.openai.types import ChatRequest
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.text.chat_template import ChatTemplate
-from coordinator.edge.text.prompts import Conversation, PromptReader, Turn, make_guard
+from coordinator.edge.text.conversation import Conversation, Turn
+from coordinator.edge.text.prompts import PromptReader, make_guard
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import ManualClock
 from protocol.errors import InvalidRequest
