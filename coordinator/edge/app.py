@@ -26,7 +26,6 @@ from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.http.route_list import RouteList
-from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.http.sites import SiteGuard, Sites
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
@@ -35,7 +34,7 @@ from coordinator.edge.telemetry.http_metrics import HttpMetrics
 from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.telemetry.metrics import EdgeMetrics
 from coordinator.edge.text.chat_template import ChatTemplate
-from coordinator.edge.text.prompts import PromptReader, make_guard
+from coordinator.edge.text.prompts import make_reader
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import SystemClock, wall_time_s
 from protocol.randomness import random_seed
@@ -49,6 +48,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.edge import Api
     from coordinator.edge.apis.registry import ApiFactory
     from coordinator.edge.telemetry.request_record import TraceSink
+    from coordinator.edge.text.prompts import PromptReader
     from protocol.clock import Clock
 
 __all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "Sites", "create_app"]
@@ -86,14 +86,13 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     guard, admin_guard = KeyGuard(keys, Scope.GENERATE), KeyGuard(keys, Scope.OPERATE)
     tokenizer = TextTokenizer.from_directory(model.directory)
     template = ChatTemplate.from_directory(model.directory, chat_template)
-    reader = PromptReader(
+    reader = make_reader(
         tokenizer,
         template,
         limits or EdgeLimits(),
         clock,
-        SideWork(),
         model.max_model_len,
-        None if allow_special_tokens_in_content else make_guard(tokenizer, template),
+        guarded=not allow_special_tokens_in_content,
     )
     context = RunContext(service, tokenizer, metrics, clock, traces)
     edge = _make_edge(model, guard, context, reader, sampling_defaults)

@@ -11,7 +11,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-ALLOWED_KWARGS = frozenset({"enable_thinking", "thinking", "reasoning_effort", "date_string"})
+GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template"})
 
 
 class GenerationTag(Extension):
@@ -107,6 +107,12 @@ class ChatTemplate:
         special = {name: tokens.marked(text) for name, text in self._special_tokens.items()}
         self._copies[True] = (self._compile(tokens), special)
 
+    def variables(self) -> frozenset[str]:
+        """What a request may set: names that a template reads and nobody else gives a value."""
+        trees = [self._environment.parse(source) for source in self._sources.values()]
+        read = {name for tree in trees for name in _read_by(tree)}
+        return frozenset(read - GIVEN - set(SPECIAL_TOKENS) - set(self._environment.globals))
+
     def mentions(self, text: str) -> bool:
         """Whether a template has `text` in it."""
         return any(text in source for source in self._sources.values())
@@ -148,6 +154,18 @@ class ChatTemplate:
             message = f"the chat template cannot render these messages: {error}"
             raise InvalidRequest(message, "messages") from error
         return "".join(pieces)
+
+
+def _read_by(tree: nodes.Template) -> set[str]:
+    """Names that come from outside: what a template sets itself only if it asks whether it is defined."""
+    names = list(tree.find_all(nodes.Name))
+    own = {name.name for name in names if name.ctx != "load"}
+    asked = {
+        test.node.name
+        for test in tree.find_all(nodes.Test)
+        if test.name in ("defined", "undefined") and isinstance(test.node, nodes.Name)
+    }
+    return meta.find_undeclared_variables(tree) - (own - asked)
 
 
 def _choose(templates: Mapping[str, Template], *, tools: object) -> Template:

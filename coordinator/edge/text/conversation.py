@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,55 +13,99 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that an earlier answer made; `arguments` is the text that the model wrote, an object of JSON or not."""
+
+    name: str
+    arguments: str = "{}"
+    call_id: str = ""
+
+    def parsed(self) -> dict[str, Any]:
+        """An object of any arguments: what is none becomes the one entry of an object."""
+        try:
+            arguments = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            return {"arguments": self.arguments}
+        return arguments if isinstance(arguments, dict) else {"arguments": self.arguments}
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One message, its text in one piece. `others` are what templates may know besides: earlier tool calls, names."""
+    """One message: a text, or several. `reasoning` is what an answer thought before it.
+
+    `others` are what templates may know besides: names, ids of calls that a result answers. `path` is what
+    errors call the message; without one it is its place in `messages`.
+    """
 
     role: str
-    content: str
+    content: str | tuple[str, ...] = ""
     others: Mapping[str, Any] = field(default_factory=dict)
+    calls: Sequence[ToolCall] = ()
+    reasoning: str = ""
+    path: str = ""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Its content, one text or several."""
+        return (self.content,) if isinstance(self.content, str) else self.content
+
+    @property
+    def text(self) -> str:
+        """Its content in one piece."""
+        return "\n".join(self.texts)
+
+    def ending_with(self, text: str) -> Turn:
+        """The same with another last text."""
+        content = text if isinstance(self.content, str) else (*self.content[:-1], text)
+        return replace(self, content=content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What a chat template renders, in nobody's dialect. `continue_final_turn` goes on within the last turn."""
+    """What a chat template renders. `continue_final_turn` goes on within the last turn.
+
+    `template_kwargs` are variables that a client asks for, `template_hints` such as are set where the template reads
+    them and forgotten elsewhere. `tools` have OpenAI's form (`{"type": "function", "function": {"name": …}}`), which is what templates know;
+    `documents` have a `title` and a `text`.
+    """
 
     turns: Sequence[Turn]
     tools: Sequence[Mapping[str, Any]] | None = None
+    documents: Sequence[Mapping[str, Any]] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    template_hints: Mapping[str, bool] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_turn: bool = False
     add_special_tokens: bool = False
 
     def brought(self) -> list[str]:
         """Every text in it that came with the request, keys of objects too; names of known roles did not."""
-        found = list(_texts([self.tools, self.template_kwargs]))
+        found = list(_texts([self.tools, self.documents, self.template_kwargs]))
         for turn in self.turns:
-            found += [turn.content, *_texts(turn.others)]
+            found += turn.texts
+            if turn.others:
+                found += _texts(turn.others)
+            if turn.reasoning:
+                found.append(turn.reasoning)
+            for call in turn.calls:
+                found += [call.name, call.call_id, call.arguments, *_texts(call.parsed())]
             if turn.role not in ROLES:
                 found.append(turn.role)
         return found
 
-    def with_final(self, content: str) -> Conversation:
-        """The same with other words in its last turn."""
-        return replace(self, turns=[*self.turns[:-1], replace(self.turns[-1], content=content)])
+    def ending_with(self, text: str) -> Conversation:
+        """The same with another last text in its last turn."""
+        return replace(self, turns=[*self.turns[:-1], self.turns[-1].ending_with(text)])
 
-    def context(self) -> dict[str, Any]:
-        """As templates know it, by the names that the field's templates use."""
-        return {
-            **self.template_kwargs,
-            "messages": [
-                {**turn.others, "role": turn.role, "content": turn.content} for turn in self.turns
-            ],
-            "tools": self.tools,
-            "documents": None,
-            "add_generation_prompt": self.add_generation_prompt and not self.continue_final_turn,
-        }
+    def path_of(self, index: int) -> str:
+        """What errors call a turn."""
+        return self.turns[index].path or f"messages[{index}]"
 
 
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for item in value:
             yield from _texts(item)
     elif isinstance(value, dict):

@@ -9,19 +9,22 @@ A text whose bytes alone are too many for the context is refused before it is to
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.text.control_tokens import MARKS, ControlTokens
 from coordinator.edge.text.guarded_tokenizer import CLOSE, OPEN, GuardedTokenizer
+from coordinator.edge.text.kept_fields import KeptFields
+from coordinator.edge.text.template_probe import probe
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from coordinator.edge.http.limits import EdgeLimits
-    from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.text.chat_template import ChatTemplate
     from coordinator.edge.text.conversation import Conversation
+    from coordinator.edge.text.template_abilities import TemplateAbilities
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.clock import Clock
 
@@ -46,17 +49,48 @@ def make_guard(tokenizer: TextTokenizer, template: ChatTemplate) -> Guard:
     return Guard(tokens, tokenizer.guarded(tokens.names))
 
 
+def make_reader(
+    tokenizer: TextTokenizer,
+    template: ChatTemplate,
+    limits: EdgeLimits,
+    clock: Clock,
+    max_model_len: int,
+    *,
+    guarded: bool = True,
+) -> PromptReader:
+    """A reader that has tried what `template` can do; unless `guarded`, messages may write control tokens."""
+
+    def render(context: Mapping[str, Any]) -> str:
+        return template.render(context, clock=clock, limits=limits)
+
+    def tried(context: Mapping[str, Any]) -> str | None:
+        try:
+            return render(context)
+        except InvalidRequest:
+            return None
+
+    kept = KeptFields(probe(tried, template.variables()), render)
+    guard = make_guard(tokenizer, template) if guarded else None
+    return PromptReader(tokenizer, template, kept, limits, clock, SideWork(), max_model_len, guard)
+
+
 @dataclass(frozen=True, slots=True)
 class PromptReader:
     """Turns what a client sent into what a worker takes; without a guard, messages may write control tokens."""
 
     tokenizer: TextTokenizer
     template: ChatTemplate
+    kept: KeptFields
     limits: EdgeLimits
     clock: Clock
     side: SideWork
     max_model_len: int
     guard: Guard | None = None
+
+    @property
+    def abilities(self) -> TemplateAbilities:
+        """What the chat template can do."""
+        return self.kept.abilities
 
     async def chat(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation; the template writes its own special tokens."""
@@ -78,6 +112,7 @@ class PromptReader:
 
     def _read(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]] | None]:
         """The rendered text, and where its control tokens stand if not at all places that spell one."""
+        self.kept.check(conversation)
         text, guard = self._render(conversation), self.guard
         brought = conversation.brought()
         if guard is None or not guard.tokens.may_be_in(brought):
@@ -103,7 +138,7 @@ class PromptReader:
         answers = [turn for turn in conversation.turns if turn.role == "assistant"]
         others = [turn for turn in conversation.turns if turn.role != "assistant"]
         said = replace(conversation, turns=others).brought()
-        answered = [turn.content for turn in answers]
+        answered = [text for turn in answers for text in turn.texts]
         return frozenset(
             name
             for name in tokens.loose
@@ -113,13 +148,13 @@ class PromptReader:
     def _render(self, conversation: Conversation, *, marks: bool = False) -> str:
         if not conversation.continue_final_turn:
             return self._rendered(conversation, marks=marks)
-        content = conversation.turns[-1].content
+        content = conversation.turns[-1].texts[-1]
         words = content.rstrip()
         if words != content:
-            text = self._rendered(conversation.with_final(content + CUT + SPACES), marks=marks)
+            text = self._rendered(conversation.ending_with(content + CUT + SPACES), marks=marks)
             if CUT + SPACES in text:
                 return text[: text.rfind(CUT)]
-        text = self._rendered(conversation.with_final(words + CUT), marks=marks)
+        text = self._rendered(conversation.ending_with(words + CUT), marks=marks)
         if CUT not in text:
             message = "continue_final_message needs a last message whose text the template keeps"
             raise InvalidRequest(message, "continue_final_message")
@@ -127,7 +162,7 @@ class PromptReader:
 
     def _rendered(self, conversation: Conversation, *, marks: bool) -> str:
         return self.template.render(
-            conversation.context(), clock=self.clock, limits=self.limits, marks=marks
+            self.abilities.context(conversation), clock=self.clock, limits=self.limits, marks=marks
         )
 
     async def text(
@@ -154,6 +189,8 @@ class PromptReader:
 def _is_small(conversation: Conversation, limit: int) -> bool:
     """Whether rendering costs the loop nothing: few turns of text alone, and no more of it than `limit`."""
     turns = conversation.turns
-    if len(turns) > INLINE_TURNS or conversation.tools or any(turn.others for turn in turns):
+    if len(turns) > INLINE_TURNS or conversation.tools or conversation.documents:
         return False
-    return sum(len(turn.content) for turn in turns) <= limit
+    if any(turn.others or turn.calls for turn in turns):
+        return False
+    return sum(len(text) for turn in turns for text in (*turn.texts, turn.reasoning)) <= limit

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
 from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
 from coordinator.edge.http.bodies import check_fields, parse_object
-from coordinator.edge.text.conversation import Conversation, Turn
+from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -80,19 +81,19 @@ def conversation_of(asked: CountRequest, use: ToolUse) -> Conversation:
     return Conversation(
         turns=turns,
         tools=use.shown(),
-        template_kwargs={"enable_thinking": thinks},
-        continue_final_turn=last.role == "assistant" and bool(last.content) and not last.others,
+        template_hints={"enable_thinking": thinks},
+        continue_final_turn=last.role == "assistant" and bool(last.content) and _only_says(last),
     )
 
 
 def _turns(asked: CountRequest) -> Iterator[Turn]:
     """Neighbours of one role are one turn, as their API has it."""
     system = "\n".join(_texts(asked.system, "system")) if asked.system else ""
-    waiting = Turn("system", system) if system else None
+    waiting = Turn("system", system, path="system") if system else None
     for index, message in enumerate(asked.messages):
-        for turn in _turns_of(message, f"messages[{index}].content"):
-            if waiting is not None and waiting.role == turn.role != "tool" and not waiting.others:
-                content = "\n".join(filter(None, (waiting.content, turn.content)))
+        for turn in _turns_of(message, f"messages[{index}]"):
+            if waiting is not None and waiting.role == turn.role and _only_says(waiting):
+                content = "\n".join(filter(None, (waiting.text, turn.text)))
                 waiting = replace(turn, content=content)
                 continue
             if waiting is not None:
@@ -102,39 +103,36 @@ def _turns(asked: CountRequest) -> Iterator[Turn]:
         yield waiting
 
 
+def _only_says(turn: Turn) -> bool:
+    return not (turn.others or turn.calls or turn.reasoning or turn.role == "tool")
+
+
 def _turns_of(message: Message, path: str) -> Iterator[Turn]:
     """Results of tools come before what else the user says with them."""
     blocks = message.content
     if isinstance(blocks, str):
-        yield Turn(message.role, blocks)
+        yield Turn(message.role, blocks, path=path)
         return
+    within = f"{path}.content"
     results = [block for block in blocks if block.type == "tool_result"]
     for block in results:
         others = {"tool_call_id": block.tool_use_id or ""}
-        yield Turn("tool", "\n".join(_texts(block.content or "", path)), others)
-    others = _others(message, path)
-    said = "\n".join(_texts(blocks, path))
-    if said or others or not results:
-        yield Turn(message.role, said, others)
-
-
-def _others(message: Message, path: str) -> dict[str, Any]:
-    blocks: Sequence[Block] = message.content if isinstance(message.content, list) else ()
+        yield Turn("tool", "\n".join(_texts(block.content or "", within)), others, path=path)
     calls = [
-        _call(block, f"{path}[{position}]")
+        _call(block, f"{within}[{position}]")
         for position, block in enumerate(blocks)
         if block.type == "tool_use"
     ]
     thought = "".join(block.thinking or "" for block in blocks if block.type == "thinking")
-    others: dict[str, Any] = {"tool_calls": calls} if calls else {}
-    return others | ({"reasoning_content": thought} if thought else {})
+    said = "\n".join(_texts(blocks, within))
+    if said or calls or thought or not results:
+        yield Turn(message.role, said, calls=calls, reasoning=thought, path=path)
 
 
-def _call(block: Block, path: str) -> dict[str, Any]:
+def _call(block: Block, path: str) -> ToolCall:
     if not block.name:
         raise InvalidRequest(f"{path}.name is missing", f"{path}.name")
-    function = {"name": block.name, "arguments": block.input or {}}
-    return {"id": block.id or "", "type": "function", "function": function}
+    return ToolCall(block.name, json.dumps(block.input or {}, ensure_ascii=False), block.id or "")
 
 
 def _texts(content: str | Sequence[Block], path: str) -> Iterator[str]:

@@ -8,6 +8,7 @@ The inverse, neutral answers to OpenAI's bytes, is `dialects.py`.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -22,23 +23,25 @@ from coordinator.edge.apis.openai.types import (
 )
 from coordinator.edge.http import limits
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
-from coordinator.edge.http.field_errors import LONG_ARRAY
-from coordinator.edge.text.chat_template import ALLOWED_KWARGS
-from coordinator.edge.text.conversation import Conversation, Turn
+from coordinator.edge.http.field_errors import LONG_ARRAY, WRONG_TYPE
+from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from coordinator.edge.apis.openai.types import GenerationRequest, Message
+    from coordinator.edge.apis.openai.types import ContentPart, GenerationRequest, Message
 
 UNSUPPORTED_CODE = "unsupported_parameter"
+REASONING = ("reasoning_content", "reasoning")
+UNSUPPORTED_OF_MESSAGES = ("audio", "function_call")
+"""Known fields of messages that would change what the model sees; `tool_calls` takes the place of the second."""
 
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation]:
     """POST /v1/chat/completions, everything checked that needs no model; and what the chat template is to see."""
     fields = parse_object(body)
-    refuse_unsupported(fields)
+    refuse_unsupported(fields, supported=("documents",))
     request = check_fields(fields, ChatRequest)
     _check_stream(request)
     if request.top_logprobs and not request.logprobs:
@@ -159,10 +162,6 @@ def prompts_of(request: CompletionRequest) -> list[str | list[int]]:
 def conversation_of(request: ChatRequest | TokenizeRequest) -> Conversation:
     """What the template may see. Raises InvalidRequest for what it may not."""
     kwargs = request.chat_template_kwargs or {}
-    for name, value in kwargs.items():
-        if name not in ALLOWED_KWARGS or not isinstance(value, bool | int | float | str | None):
-            path = f"chat_template_kwargs.{name}"
-            raise InvalidRequest(f"{path} is not supported by this server", path)
     continued = bool(request.continue_final_message)
     if continued and request.add_generation_prompt:
         message = "continue_final_message and add_generation_prompt exclude each other"
@@ -171,6 +170,7 @@ def conversation_of(request: ChatRequest | TokenizeRequest) -> Conversation:
     return Conversation(
         turns=[_turn(message, index) for index, message in enumerate(messages)],
         tools=_tools(request),
+        documents=request.documents or None,
         template_kwargs=kwargs,
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_turn=continued,
@@ -184,20 +184,30 @@ def _tools(request: ChatRequest | TokenizeRequest) -> list[dict[str, Any]] | Non
 
 
 def _turn(message: Message, index: int) -> Turn:
+    """A message; fields that are null or empty say nothing."""
     path = f"messages[{index}]"
-    fields = {**(message.model_extra or {})}
-    if isinstance(fields.get("tool_calls"), list):
-        fields["tool_calls"] = [
-            _tool_call(call, f"{path}.tool_calls[{position}]")
-            for position, call in enumerate(fields["tool_calls"])
-        ]
-    elif not fields.get("tool_calls"):
-        fields.pop("tool_calls", None)
-    return Turn(message.role, _content(message, path), fields)
+    others = {name: value for name, value in (message.model_extra or {}).items() if value}
+    for name in UNSUPPORTED_OF_MESSAGES:
+        if name in others:
+            raise InvalidRequest(f"{path}.{name} is not supported by this server", f"{path}.{name}")
+    refusal, calls = others.pop("refusal", None), others.pop("tool_calls", None)
+    reasoning = [others.pop(name, None) for name in REASONING]
+    content = _content(message, path, refusal)
+    return Turn(
+        message.role,
+        content,
+        others,
+        _calls(calls, f"{path}.tool_calls"),
+        next((text for text in reasoning if isinstance(text, str)), ""),
+        path,
+    )
 
 
-def _content(message: Message, path: str) -> str:
+def _content(message: Message, path: str, refusal: object) -> str | tuple[str, ...]:
+    """A refusal is what an assistant said."""
     content = message.content
+    if not content and isinstance(refusal, str):
+        return refusal
     if content is None:
         if message.role in ("assistant", "tool"):
             return ""
@@ -208,27 +218,35 @@ def _content(message: Message, path: str) -> str:
         name = f"{path}.content[{position}]"
         if part.type not in ("text", "input_text", "output_text", "refusal"):
             raise InvalidRequest(f"{name}: parts of type {part.type!r} are not supported", name)
-        if part.text is None:
+        if _text_of(part) is None:
             raise InvalidRequest(f"{name}.text is missing", f"{name}.text")
-    return "\n".join(part.text or "" for part in content)
+    return tuple(_text_of(part) or "" for part in content) or ""
 
 
-def _tool_call(call: object, path: str) -> dict[str, Any]:
-    """Templates want the arguments of an earlier call as an object; clients send JSON text. What a model wrote
-    is not always such: then the text is the one entry of an object, and the conversation goes on."""
+def _text_of(part: ContentPart) -> str | None:
+    """OpenAI's parts of type refusal have their text in `refusal`."""
+    refusal = (part.model_extra or {}).get("refusal")
+    return part.text if part.text is not None or not isinstance(refusal, str) else refusal
+
+
+def _calls(calls: object, path: str) -> tuple[ToolCall, ...]:
+    if not isinstance(calls, list | None):
+        raise InvalidRequest(f"{path} must be an array", path, WRONG_TYPE)
+    return tuple(_tool_call(call, f"{path}[{index}]") for index, call in enumerate(calls or ()))
+
+
+def _tool_call(call: object, path: str) -> ToolCall:
+    """An earlier call. Clients send its arguments as the text that the model wrote, some as an object."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         raise InvalidRequest(f"{path}.function is missing", f"{path}.function")
-    arguments = function.get("arguments")
+    name, arguments, call_id = function.get("name"), function.get("arguments"), call.get("id")
+    if not isinstance(name, str):
+        raise InvalidRequest(f"{path}.function.name must be a string", f"{path}.function.name")
     if isinstance(arguments, str):
         check_shape(arguments.encode(), f"{path}.function.arguments")
-        arguments = _arguments(arguments)
-    return call | {"function": function | {"arguments": arguments}}
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    try:
-        arguments = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
-        return {"arguments": text}
-    return arguments if isinstance(arguments, dict) else {"arguments": text}
+    elif arguments is None:
+        arguments = "{}"
+    else:
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(name, arguments, call_id if isinstance(call_id, str) else "")

@@ -36,6 +36,9 @@ def _few_biases(value: object) -> object:
     return value
 
 
+Documents = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=limits.MAX_DOCUMENTS)]
+
+
 class StreamOptions(Lenient):
     """What a stream tells besides text."""
 
@@ -115,6 +118,7 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    documents: Documents | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
@@ -142,6 +146,7 @@ class TokenizeRequest(Lenient):
         | None
     ) = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
+    documents: Documents | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -201,4 +206,4 @@ UNSUPPORTED: dict[str, Callable[[object], bool]] = {
     "truncate_prompt_tokens": _ABSENT,
     "use_beam_search": _NOTHING,
 }
-"""Known fields and which of their values ask for nothing; `echo` is served by completions only."""
+"""Known fields and which of their values ask for nothing; `documents` are served by chats only, `echo` by completions."""

@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerFast
 from coordinator.edge.apis.openai.requests import conversation_of
 from coordinator.edge.apis.openai.types import ChatRequest
 from coordinator.edge.http.limits import EdgeLimits
-from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.text.chat_template import ChatTemplate
-from coordinator.edge.text.conversation import Conversation, Turn
-from coordinator.edge.text.prompts import PromptReader, make_guard
+from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from coordinator.edge.text.prompts import PromptReader, make_reader
+from coordinator.edge.text.template_abilities import TemplateAbilities
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import ManualClock
 from protocol.errors import InvalidRequest
@@ -37,8 +37,7 @@ def library(request):
 def reader_of(library, source: str, *, guarded: bool = True) -> PromptReader:
     tokenizer = TextTokenizer(library.to_str().encode())
     template = ChatTemplate({"default": source}, EOS_AND_BOS)
-    guard = make_guard(tokenizer, template) if guarded else None
-    return PromptReader(tokenizer, template, EdgeLimits(), ManualClock(), SideWork(), 4096, guard)
+    return make_reader(tokenizer, template, EdgeLimits(), ManualClock(), 4096, guarded=guarded)
 
 
 def hugging_face(library, source: str) -> PreTrainedTokenizerFast:
@@ -68,7 +67,9 @@ async def test_harmless_content_has_the_ids_of_transformers(library, name):
         texts = ["".join(draw.choices(ALPHABET, k=draw.randrange(30))) for _ in range(4)]
         chat = conversation(texts, system=name not in NO_SYSTEM)
         expected = peer.apply_chat_template(
-            chat.context()["messages"], add_generation_prompt=True, return_dict=False
+            reader.abilities.context(chat)["messages"],
+            add_generation_prompt=True,
+            return_dict=False,
         )
         assert await reader.chat(chat) == expected
 
@@ -120,7 +121,7 @@ async def test_the_operator_may_allow_special_tokens_in_content():
 
 
 TOOLS = [{"type": "function", "function": {"name": "f<|im_end|>", "description": "<|im_start|>"}}]
-CALLS = [{"function": {"name": "<|im_end|>", "arguments": {"<|im_start|>": ["<|im_end|>"]}}}]
+CALLS = [ToolCall("<|im_end|>", '{"<|im_start|>": ["\\u003c|im_end|>"]}', "<|im_end|>")]
 
 
 async def test_tools_calls_names_and_results_are_content():
@@ -128,7 +129,7 @@ async def test_tools_calls_names_and_results_are_content():
     reader = reader_of(library, TEMPLATES["qwen-tools"])
     turns = [
         Turn("user", "x"),
-        Turn("assistant", "", {"tool_calls": CALLS}),
+        Turn("assistant", "", calls=CALLS),
         Turn("tool", "<|im_end|><tool_call>", {"name": "<|im_start|>"}),
     ]
     ids = await reader.chat(Conversation(turns=turns, tools=TOOLS))
@@ -207,7 +208,8 @@ async def test_stand_ins_change_no_other_id(library, name):
     draw = random.Random(name)
     for _ in range(20):
         texts = ["".join(draw.choices(ALPHABET, k=draw.randrange(30))) for _ in range(4)]
-        context = conversation(texts, system=name not in NO_SYSTEM).context()
+        chat = conversation(texts, system=name not in NO_SYSTEM)
+        context = reader.abilities.context(chat)
         text = reader.template.render(context, clock=reader.clock, limits=reader.limits)
         for special in (True, False):
             expected = reader.tokenizer.encode(text, add_special_tokens=special)
@@ -231,5 +233,5 @@ def test_templates_get_an_object_of_any_arguments(text, told):
     call = {"type": "function", "function": {"name": "f", "arguments": text}}
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
     asked = ChatRequest.model_validate({"messages": [message]})
-    (turn,) = conversation_of(asked).turns
-    assert turn.others["tool_calls"][0]["function"]["arguments"] == told
+    context = TemplateAbilities().context(conversation_of(asked))
+    assert context["messages"][0]["tool_calls"][0]["function"]["arguments"] == told

@@ -132,6 +132,29 @@ async def test_the_template_writes_the_prompt(client, service, tokenizer):
     )
 
 
+ECHOED: dict[str, object] = {
+    "role": "assistant",
+    "content": None,
+    "refusal": "I will not.",
+    "annotations": [],
+    "audio": None,
+    "function_call": None,
+    "tool_calls": None,
+    "reasoning_content": None,
+}
+
+
+async def test_a_refusal_is_what_an_assistant_said(client, service, tokenizer):
+    service.default = say([2], "stop")
+    parts = [{"type": "refusal", "refusal": "Nor now."}]
+    messages = [*HELLO, ECHOED, *HELLO, {"role": "assistant", "content": parts}, *HELLO]
+    await chat(client, messages=messages)
+    ids = service.generations[0].prompt_token_ids
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    assert "assistant\nI will not.<|im_end|>" in text
+    assert "assistant\nNor now.<|im_end|>" in text
+
+
 async def test_continue_final_message_ends_with_its_words(client, service, tokenizer):
     service.default = say([2], "stop")
     messages = [*HELLO, {"role": "assistant", "content": "Hello wor"}]
@@ -295,6 +318,8 @@ LENIENT = [
     {"max_tokens": 5.0, "unheard_of": {"x": [1]}},
     {"chat_template_kwargs": {"enable_thinking": False}},
     {"messages": [*HELLO, {"role": "assistant", "content": ""}, *HELLO]},
+    {"messages": [*HELLO, ECHOED, *HELLO]},
+    {"documents": []},
 ]
 
 

@@ -23,6 +23,11 @@ HELLO_CHAT: dict[str, Any] = {"messages": HELLO}
 HELLO_PROMPT: dict[str, Any] = {"prompt": "Hi"}
 IMAGE = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+CALLING: dict[str, Any] = {
+    "role": "assistant",
+    "content": "x",
+    "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}
 NAMED_TOOL = {"type": "function", "function": {"name": "f"}}
 CODES = {
     *("invalid_value", "model_not_found", "unknown_url", "method_not_allowed", "invalid_api_key"),
@@ -131,11 +136,28 @@ CHAT_FIELDS: Fields = [
     ({"tools": "x"}, "tools"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
     ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages"),
+    ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking"),
+    ({"documents": [{"title": "a", "text": "b"}]}, "documents"),
+    ({"documents": [5]}, "documents[0]"),
+    ({"messages": [HELLO[0] | {"name": "Ada"}]}, "messages[0].name"),
+    ({"messages": [HELLO[0] | {"function_call": {"name": "f"}}]}, "messages[0].function_call"),
+    ({"messages": [HELLO[0] | {"audio": {"id": "a"}}]}, "messages[0].audio"),
+    ({"messages": [*HELLO, CALLING]}, "messages[1].tool_calls"),
+    ({"messages": [*HELLO, CALLING | {"tool_calls": 5}]}, "messages[1].tool_calls"),
+    (
+        {"messages": [*HELLO, CALLING | {"tool_calls": [{"function": {}}]}]},
+        "messages[1].tool_calls[0].function.name",
+    ),
+    (
+        {"messages": [*HELLO, CALLING | {"tool_calls": [], "reasoning_content": "Hm."}]},
+        "messages[1].reasoning_content",
+    ),
     ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
     ({"echo": True}, "echo"),
 ]
 COMPLETION_FIELDS: Fields = [
     ({"prompt": None}, "prompt"),
+    ({"documents": [{"text": "b"}]}, "documents"),
     ({"prompt": 5}, "prompt"),
     ({"prompt": ""}, "prompt"),
     ({"prompt": []}, "prompt"),
