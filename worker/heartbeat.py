@@ -6,6 +6,8 @@ that hangs.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import threading
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from protocol.channels import Channels
     from protocol.messages.reports import Heartbeat
 
+log = logging.getLogger(__name__)
 HEARTBEAT_S = 0.5
 
 
@@ -42,14 +45,17 @@ class HeartbeatThread(threading.Thread):
         socket = self._channels.socket(zmq.DEALER)
         self._channels.connect(socket, self._endpoint, "control")
         while not self._over.wait(HEARTBEAT_S):
-            message = self._read()
-            if message is None:
-                continue
             try:
-                socket.send(wire.encode(message), zmq.NOBLOCK)
-            except zmq.Again:  # the coordinator is away and the queue is full of older signs
-                continue
+                self._beat(socket)
+            except Exception:  # without a sign of life the worker would be given up
+                log.exception("a sign of life could not be sent; the next one is")
         socket.close()
+
+    def _beat(self, socket: zmq.Socket[bytes]) -> None:
+        message = self._read()
+        if message is not None:
+            with contextlib.suppress(zmq.Again):  # the coordinator is away: older signs wait
+                socket.send(wire.encode(message), zmq.NOBLOCK)
 
     def close(self) -> None:
         """Stop, and wait for the socket to be closed."""

@@ -7,6 +7,7 @@ until it says EAGAIN, or a message would wait for the next edge.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 import zmq
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from protocol.channel_keys import ChannelKeys
 
+log = logging.getLogger(__name__)
 MAX_MESSAGES_A_TURN = 256
 
 
@@ -76,7 +78,11 @@ class ControlSocket:
         except ProtocolError:
             self.dropped_messages += 1
             return
-        self._on_message(frames[0], message)
+        try:
+            self._on_message(frames[0], message)
+        except Exception:  # what waits behind it is others', and would wait for another edge
+            self.dropped_messages += 1
+            log.exception("a %s could not be followed", type(message).__name__)
 
     def send(self, identity: bytes, message: msgspec.Struct) -> bool:
         """False when the peer is not connected or does not read."""

@@ -63,6 +63,8 @@ class ControlLink:
                 self._on_order(self._decoder.decode(frames[-1]))
             except ProtocolError as error:
                 log.warning("dropped a message of the coordinator: %s", error)
+            except Exception:  # the orders behind it wait for no other edge
+                log.exception("an order of the coordinator could not be followed")
 
     def close(self) -> None:
         """Drop what is queued and end."""

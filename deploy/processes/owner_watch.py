@@ -1,13 +1,13 @@
-"""A coordinator that no parent holds: whether its launcher is still there. Owns the timer and what the end of it means."""
+"""A coordinator that no parent holds: whether its launcher is still there. Owns what the end of it means."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from protocol.messages.launcher import LauncherGoodbye, LauncherHello
 from protocol.messages.orders import Refuse
+from protocol.periodic import Periodic
 from worker.silence import SilenceLimit
 
 if TYPE_CHECKING:
@@ -31,19 +31,18 @@ class OwnerWatch:
         self._silence = SilenceLimit(limit_s, clock.now_s(), first_s=0.0)
         self._registry, self._outgoing, self._clock = registry, outgoing, clock
         self._end: Callable[[], None] = lambda: None
-        self._timer: asyncio.TimerHandle | None = None
+        self._looks = Periodic("looking for the launcher", LOOK_EVERY_S, self._look)
         self._is_over = False
 
     def start(self, end: Callable[[], None]) -> None:
         """Look from now on; a coordinator with a parent needs no look."""
         self._end = end
         if self._silence.limit_s is not None and not self._is_over:
-            self._look()
+            self._looks.start()
 
     def close(self) -> None:
         """Look no more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self._looks.close()
 
     def hear(self, message: WorkerMessage) -> None:
         """Any message; the launcher's count."""
@@ -55,13 +54,12 @@ class OwnerWatch:
     def _look(self) -> None:
         if self._silence.is_over(self._clock.now_s()):
             self._finish(f"no launcher for {self._silence.limit_s:g} s")
-            return
-        self._timer = asyncio.get_running_loop().call_later(LOOK_EVERY_S, self._look)
 
     def _finish(self, reason: str) -> None:
         if self._is_over:
             return
         self._is_over = True
+        self._looks.close()
         log.warning("ending, and the workers too: %s", reason)
         for worker in self._registry:
             self._outgoing.send_order(worker, Refuse(incarnation=worker.incarnation, reason=reason))

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING
 from kvtransfer.promises.proofs import block_digest
 from kvtransfer.pulling.pull import Key, PullCounters, PullDone, PullJob
 from protocol.errors import (
-    BatonError,
     DigestMismatch,
     LayoutMismatch,
     OutOfReach,
@@ -158,7 +157,7 @@ class Lane:
             self._read(job, proof)
         except TransferError as error:
             return self._failed(job, error)
-        except (OSError, ValueError, RuntimeError, BatonError) as error:  # a road's own failure
+        except Exception as error:  # a road's own failure: whoever waits for the job hears of it
             log.exception("pull failed for request_id=%s", job.key[0])
             return self._failed(job, TransferError(f"{type(error).__name__}: {error}"))
         seconds = self._clock.now_s() - start_s

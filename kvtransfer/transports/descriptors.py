@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 MAX_FRAME_BYTES = 64 << 10
+FULL_S = 0.1
+"""When no reader could be accepted, how long others wait."""
 _CREDENTIALS = struct.Struct("3i")
 _AT = "@"
 GREETING = b"G"
@@ -89,14 +91,17 @@ class DescriptorServer:
         self._listener.setblocking(False)  # noqa: FBT003 - the standard library's signature
         self._selector = selectors.DefaultSelector()
         self._wake_reader, self._wake_writer = socket.socketpair()
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._is_listening = False
+        self._listen(is_wanted=True)
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run, name=f"baton-{self.name}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while True:
-            for key, _ in self._selector.select():
+            ready = self._selector.select(None if self._is_listening else FULL_S)
+            self._listen(is_wanted=True)
+            for key, _ in ready:
                 if key.fileobj is self._wake_reader:
                     return
                 if key.fileobj is self._listener:
@@ -110,6 +115,7 @@ class DescriptorServer:
         except OSError as error:  # the reader left already, or no descriptor is free
             log.warning("could not accept a reader: %s", error)
             self.dropped_messages += 1
+            self._listen(is_wanted=False)
             return
         if (uid := _uid_of(connection)) != os.getuid():
             log.warning("refused a reader of uid %d; only this worker's own user may read", uid)
@@ -117,6 +123,14 @@ class DescriptorServer:
             return
         connection.setblocking(False)  # noqa: FBT003
         self._selector.register(connection, selectors.EVENT_READ)
+
+    def _listen(self, *, is_wanted: bool) -> None:
+        """Not for a moment after a failure: the listener would be ready at once, again and again."""
+        if is_wanted and not self._is_listening:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+        elif self._is_listening and not is_wanted:
+            self._selector.unregister(self._listener)
+        self._is_listening = is_wanted
 
     def _serve(self, connection: socket.socket) -> None:
         try:

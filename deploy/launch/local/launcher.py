@@ -40,6 +40,7 @@ from deploy.launch.roster import (
     Tell,
 )
 from protocol.messages.launcher import NOT_STARTED
+from protocol.periodic import Periodic
 from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Launcher:
         self._ending: set[ChildProcess] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._on_ready: Callable[[str], None] = lambda _: None
+        self._hellos = Periodic("saying what runs", HELLO_EVERY_S, self._greet)
 
     @property
     def news(self) -> dict[str, str]:
@@ -105,9 +107,10 @@ class Launcher:
             specs: list[Spec] = [self.plan.coordinator, *self.plan.workers]
             for spec in specs:
                 self._start(self.roster.add(spec))
-            self._greet()
+            self._hellos.start()
             await self._outcome
         finally:
+            self._hellos.close()
             await self._stop_all()
             self._link.close()
 
@@ -213,7 +216,6 @@ class Launcher:
 
     def _greet(self) -> None:
         """From the start on: a coordinator that comes back learns how many workers are wanted before it serves."""
-        self._later(HELLO_EVERY_S, self._greet)
         if self._processes[COORDINATOR].running:
             self._link.send(self.roster.hello())
 

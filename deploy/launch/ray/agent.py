@@ -89,7 +89,12 @@ class Agent:
     def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the agent failed", exc_info=error)
 
     def _seats_by_node(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.state import state
 
-from deploy.launch.ray.patience import happens_within
+from deploy.launch.ray.patience import ends_within, happens_within
 from deploy.launch.ray.records import Attached, Away, Back, Leaving
 from protocol.clock import wall_time_s
 
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from deploy.launch.ray.records import AgentReport
     from protocol.clock import Clock
 
+log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0
 SILENCE_S = 3.0
+SLEPT_S = 2 * SILENCE_S
+"""Who is longer at a look than that did not run: nothing is concluded from it."""
 NO_DEADLINE_S = 30.0
 """What a node that is drained without a deadline is believed to have left."""
 HEAD = "node:__internal_head__"
@@ -45,19 +49,24 @@ class ClusterWatch:
         """Until cancelled."""
         never = asyncio.Event()
         while True:
-            await self._look()
+            try:
+                await self._look()
+            except Exception:
+                log.exception("looking at Ray failed; it is tried again in %g s", LOOK_EVERY_S)
             await happens_within(never, LOOK_EVERY_S)
 
     async def _look(self) -> None:
+        began_s = self._clock.now_s()
         if self._asking is None:
             self._asking = asyncio.ensure_future(asyncio.to_thread(draining_nodes))
-        done, _ = await asyncio.wait([self._asking], timeout=SILENCE_S)
-        if not done:
+        if not await ends_within(self._asking, SILENCE_S):
             self._set_away(f"its head node does not answer for {SILENCE_S:g} s")
             return
         asked, self._asking = self._asking, None
         error = asked.exception()
         if error is not None:
+            if self._clock.now_s() - began_s > SLEPT_S:
+                return  # the time that Ray was given was ours: asked again
             self._set_away(f"its head node does not answer: {type(error).__name__}")
             return
         if self._is_away:

@@ -7,6 +7,7 @@ the agent ended   Ray was lost to it, or it broke; again after 0.2, 1, 2 … 60 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from deploy.launch.ray.records import OwnerOrder
     from protocol.clock import Clock
 
+log = logging.getLogger(__name__)
 RAY_IS_UP = "Ray runtime started"
 RAY_STOPS_S = 10.0
 FINISH_S = 11.0
@@ -106,8 +108,8 @@ class RayConnection:
     # ---- our Ray
 
     def _on_ray_line(self, line: str) -> None:
-        if RAY_IS_UP in line and not self._closing:
-            self._start_agent()
+        if RAY_IS_UP in line:
+            self._if_open(self._start_agent)
 
     def _on_ray_exit(self, status: int) -> None:
         self._ended.set()
@@ -125,14 +127,19 @@ class RayConnection:
         command = [sys.executable, "-P", "-m", "deploy.launch.ray.agent"]
         command += [self._choice.address, self._choice.launch]
         command += ["--channel", str(theirs.fileno()), "--parent", parent]
-        self._agent = ChildProcess(
-            command,
-            {**child_environment(), **self._choice.environment},
-            on_line=lambda _: None,
-            on_exit=self._on_agent_exit,
-            pass_fds=(theirs.fileno(),),
-        )
-        theirs.close()
+        try:
+            self._agent = ChildProcess(
+                command,
+                {**child_environment(), **self._choice.environment},
+                on_line=lambda _: None,
+                on_exit=self._on_agent_exit,
+                pass_fds=(theirs.fileno(),),
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         self._spawn(self._listen(ours))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
@@ -146,7 +153,10 @@ class RayConnection:
         while (report := await lines.receive()) is not None:
             if isinstance(report, Attached):
                 self._started_s = self._clock.now_s()
-            self._on_report(report)
+            try:
+                self._on_report(report)
+            except Exception:
+                log.exception("a report of the agent could not be followed: %s", report)
         if self._lines is lines:
             self._lines = None
         lines.close()
@@ -168,5 +178,9 @@ class RayConnection:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._if_open, action)
 
     def _if_open(self, action: Callable[[], None]) -> None:
-        if not self._closing:
+        if self._closing:
+            return
+        try:
             action()
+        except OSError as error:  # no descriptor or memory is left now: tried again like what ended
+            self._again(f"could not be started: {error}")

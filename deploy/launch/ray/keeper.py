@@ -42,6 +42,7 @@ from deploy.launch.ray.records import (
 )
 from deploy.processes.child import harden, log_to_stderr
 from protocol.clock import SystemClock
+from protocol.messages.launcher import NOT_STARTED
 
 if TYPE_CHECKING:
     from deploy.launch.ray.records import KeeperNews
@@ -86,24 +87,34 @@ class Keeper:
     # ---- the engine
 
     def _start(self) -> None:
+        """Raises OSError when the system cannot start it now."""
         order = self.order
         command = [sys.executable, "-P", "-m", order.module, order.spec_path]
         command += ["--parent", str(os.getpid())]
-        reading, writing = os.pipe() if order.tells_ready else (-1, -1)
-        if order.tells_ready:
-            command += ["--ready-fd", str(writing)]
         self._started_s = self._clock.now_s()
+        if not order.tells_ready:
+            self._run(command, ())
+            return
+        reading, writing = os.pipe()
+        try:
+            self._run([*command, "--ready-fd", str(writing)], (writing,))
+        except OSError:
+            os.close(reading)
+            raise
+        finally:
+            os.close(writing)
+        asyncio.get_running_loop().add_reader(reading, self._on_ready_line, reading)
+
+    def _run(self, command: list[str], pass_fds: tuple[int, ...]) -> None:
+        order = self.order
         self._child = ChildProcess(
             command,
             child_environment(order.num_threads, order.gpu),
             on_line=lambda line: self._tell(Line(name=order.name, text=line)),
             on_exit=self._on_exit,
-            pass_fds=(writing,) if order.tells_ready else (),
+            pass_fds=pass_fds,
         )
         self._tell(Started(name=order.name, pid=self._child.pid))
-        if order.tells_ready:
-            os.close(writing)
-            asyncio.get_running_loop().add_reader(reading, self._on_ready_line, reading)
 
     def _on_ready_line(self, descriptor: int) -> None:
         line = os.read(descriptor, 1 << 16).decode("utf-8", "replace").strip()
@@ -115,17 +126,20 @@ class Keeper:
 
     def _on_exit(self, status: int) -> None:
         assert self._child is not None
+        tail = list(self._child.tail)[-1:]
         is_final = self._ending or status in FINAL
+        self._ended(self._child.pid, status, tail[0] if tail else "", is_final=is_final)
+
+    def _ended(self, pid: int, status: int, last_line: str, *, is_final: bool) -> None:
         lived_s = self._clock.now_s() - self._started_s
         delay_s = None if is_final else self._backoff.next_s(lived_s)
-        tail = list(self._child.tail)[-1:]
         self._tell(
             Ended(
                 name=self.order.name,
-                pid=self._child.pid,
+                pid=pid,
                 status=status,
                 restart_in_s=delay_s,
-                last_line=tail[0] if tail else "",
+                last_line=last_line,
             )
         )
         if delay_s is None:
@@ -134,8 +148,13 @@ class Keeper:
             asyncio.get_running_loop().call_later(delay_s, self._start_again)
 
     def _start_again(self) -> None:
-        if not self._ending:
+        """What the system cannot start now, for want of descriptors or memory, is tried again like what ended."""
+        if self._ending:
+            return
+        try:
             self._start()
+        except OSError as error:
+            self._ended(0, NOT_STARTED, str(error), is_final=False)
 
     def _on_notice(self) -> None:
         """The machine is about to be taken away: say so, and be gone in time."""
@@ -172,16 +191,18 @@ class Keeper:
                 ready=self._ready,
             )
         )
-        while (order := await seat.receive()) is not None:
-            match order:
-                case Adopt():
-                    self._place = (order.node_id, order.session)
-                    self._take(seat)
-                case End():
-                    self._end(order.timeout_s)
-        if self._seat is seat:
-            self._seat = None
-        seat.close()
+        try:
+            while (order := await seat.receive()) is not None:
+                match order:
+                    case Adopt():
+                        self._place = (order.node_id, order.session)
+                        self._take(seat)
+                    case End():
+                        self._end(order.timeout_s)
+        finally:
+            if self._seat is seat:
+                self._seat = None
+            seat.close()
 
     def _take(self, seat: Lines[SeatOrder]) -> None:
         if self._seat is not None:

@@ -52,6 +52,7 @@ from deploy.launch.roster import (
     Tell,
 )
 from protocol.errors import ConfigError
+from protocol.periodic import Periodic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -81,6 +82,7 @@ class RayLauncher:
         self.roster.go_away(_away("it is not there yet"))
         self._clock, self._say = clock, say
         self._link: ControlLink | None = None
+        self._hellos = Periodic("saying what runs", HELLO_EVERY_S, self._greet)
         self._on_ready: Callable[[str], None] = lambda _: None
 
     @property
@@ -224,13 +226,11 @@ class RayLauncher:
         for spec in self.plan.workers:
             self._sit(self.roster.add(self.seating.admit(spec)))
         self._link = ControlLink(control, self._on_order, self.seating.launcher_keys)
-        self._greet()
+        self._hellos.start()
 
     def _greet(self) -> None:
         """Again and again: it is also the sign that the owner lives."""
-        if not self.roster.stopping:
-            self._do([Tell(self.roster.hello())])
-            asyncio.get_running_loop().call_later(HELLO_EVERY_S, self._greet)
+        self._do([Tell(self.roster.hello())])
 
     def _on_order(self, order: LauncherOrder) -> None:
         self._do(self.roster.on_order(order, self._clock.now_s()))
@@ -271,6 +271,7 @@ class RayLauncher:
 
     async def _close(self) -> None:
         self.roster.close()
+        self._hellos.close()
         if self._link is not None and self.roster.away is not None:
             await self._send_away()
         is_done = await self._ray.close(self.choice.shutdown_timeout_s)

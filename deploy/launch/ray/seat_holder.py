@@ -60,7 +60,9 @@ class SeatHolder:
             try:
                 await self._once()
                 await self._pause()
-            except RayError as error:
+            except Exception as error:
+                if not isinstance(error, RayError):
+                    log.exception("the seat of %s failed; it is looked for again", self.name)
                 if isinstance(error, ActorDiedError):
                     self._actor = None
                 if self._leaving.is_set():

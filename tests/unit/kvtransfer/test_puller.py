@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+import zmq
 
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.proofs import block_digest
@@ -311,3 +312,12 @@ def test_closing_with_a_read_under_way_waits_for_it():
     assert rig.fast.began.wait(10)
     rig.puller.close()
     assert ended == [True]
+
+
+@pytest.mark.parametrize("error", [zmq.ZMQError(24), MemoryError(), KeyError("a bug")])
+def test_whatever_a_road_fails_with_the_job_has_an_end_and_the_lane_goes_on(rig, error):
+    """A zmq.ZMQError is no OSError: it ended the lane's thread, and nobody heard of the job."""
+    rig.fast.acts.append(fail(error))
+    done = rig.pull()
+    assert type(error).__name__ in str(done.error)
+    assert rig.pull().error is None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
+log = logging.getLogger(__name__)
 Member = TypeVar("Member")
 SWEEP_EVERY_S = 0.25
 
@@ -47,6 +49,9 @@ class WaitingRoom(Generic[Member]):
         now_s = loop.time()
         while (member := self.oldest()) is not None and self._deadlines[member] <= now_s:
             del self._deadlines[member]
-            self._expire(member)
+            try:
+                self._expire(member)
+            except Exception:  # those behind it have their deadlines, too
+                log.exception("a connection could not be ended at its deadline")
         if self._deadlines and self._timer is None:
             self._timer = loop.call_later(SWEEP_EVERY_S, self._sweep, loop)

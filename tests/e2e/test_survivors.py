@@ -1,0 +1,153 @@
+"""Loops of one process that others speak to: what fails once does not end them, nor hold up what comes after it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import zmq
+
+from coordinator.cluster.control_socket import ControlSocket
+from deploy.launch.control import ControlLink
+from engine.kv.pool_memory import KvMemory
+from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.transport import LocalPool
+from kvtransfer.transports.shm import ShmTransport
+from protocol import wire
+from protocol.channels import Channels
+from protocol.clock import SystemClock
+from protocol.messages.launcher import LauncherHello, LauncherOrder, StopOrder
+from protocol.messages.reports import Heartbeat, WorkerMessage
+from protocol.worker_load import BlockCounts, WorkerLoad
+from worker.heartbeat import HeartbeatThread
+
+pytestmark = pytest.mark.e2e
+
+
+async def test_messages_behind_one_that_fails_are_heard(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+    over = asyncio.Event()
+
+    def on_message(_: bytes, message: WorkerMessage) -> None:
+        assert isinstance(message, LauncherHello)
+        heard.append(message.launcher)
+        if message.launcher == "1":
+            raise RuntimeError("a bug of ours")
+        if message.launcher == "3":
+            over.set()
+
+    control = ControlSocket(f"ipc://{tmp_path}/control", on_message)
+    channels = Channels()
+    dealer = channels.socket(zmq.DEALER)
+    dealer.connect(control.address)
+    for number in range(4):
+        dealer.send(wire.encode(LauncherHello(launcher=str(number))))
+    control.start()
+    with caplog.at_level(logging.ERROR):
+        await asyncio.wait_for(over.wait(), 5)
+    assert heard == ["0", "1", "2", "3"]
+    assert control.dropped_messages == 1
+    assert "LauncherHello could not be followed" in caplog.text
+    dealer.close()
+    channels.context.term()
+    control.close()
+
+
+async def test_orders_behind_one_that_fails_are_heard(tmp_path: Path) -> None:
+    heard: list[str] = []
+    over = asyncio.Event()
+
+    def on_order(order: LauncherOrder) -> None:
+        heard.append(order.worker_id)
+        if order.worker_id == "1":
+            raise OSError(24, "Too many open files")
+        if order.worker_id == "2":
+            over.set()
+
+    channels = Channels()
+    router = channels.socket(zmq.ROUTER)
+    router.bind(f"ipc://{tmp_path}/control")
+    link = ControlLink(f"ipc://{tmp_path}/control", on_order)
+    link.send(LauncherHello(launcher="x"))
+    identity, _ = await asyncio.to_thread(router.recv_multipart)
+    for number in range(3):
+        router.send_multipart([identity, wire.encode(StopOrder(worker_id=str(number)))])
+    await asyncio.wait_for(over.wait(), 5)
+    assert heard == ["0", "1", "2"]
+    link.close()
+    router.close()
+    channels.context.term()
+
+
+def test_a_sign_of_life_follows_one_that_failed(tmp_path: Path) -> None:
+    channels = Channels()
+    router = channels.socket(zmq.ROUTER)
+    router.bind(f"ipc://{tmp_path}/control")
+    counts = BlockCounts(total=1, free=1, cached=0, held=0)
+    beat = Heartbeat(
+        incarnation="i", identity=b"w", step=1, busy=False, load=WorkerLoad(blocks=counts)
+    )
+    fails = iter([True])
+
+    def read() -> Heartbeat:
+        if next(fails, False):
+            raise RuntimeError("changed size during iteration")
+        return beat
+
+    thread = HeartbeatThread(channels, f"ipc://{tmp_path}/control", read)
+    thread.start()
+    assert router.poll(5000)
+    thread.close()
+    router.close()
+    channels.context.term()
+
+
+@contextmanager
+def few_descriptors(more: int) -> Iterator[None]:
+    """So many beyond those that are open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_server_without_descriptors_waits_and_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It tried again at once, ten thousand times a second, a line in the log for each."""
+    pool = LocalPool(KvMemory(4, 4096), LeaseTable(SystemClock()), "i", b"f" * 32)
+    server = ShmTransport(pool, tmp_path / "kv").serve()
+    path = server.address.rpartition("@")[0]
+    clients = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+    taken: list[int] = []
+    with few_descriptors(0), caplog.at_level(logging.WARNING):
+        try:
+            while True:
+                taken.append(os.dup(0))
+        except OSError:
+            pass
+        for client in clients:
+            client.connect(path)
+        threading.Event().wait(1.0)
+        assert 1 <= len(caplog.records) < 30
+        for descriptor in taken:
+            os.close(descriptor)
+    for client in clients:
+        client.settimeout(5)
+        client.send(b"?")
+        assert client.recv(10) == b""  # it was accepted, and what it said is no greeting
+        client.close()
+    server.close()
