@@ -72,7 +72,10 @@ class Autoscaler:
         if now_s - self._asked_s < EVERY_S:
             return
         self._asked_s = now_s
+        was_beyond = self.planner.needs.beyond_reach is not None
         self.last = self.planner.decide(self.observe(now_s))
+        if self.planner.needs.beyond_reach is not None and not was_beyond:
+            log.warning("autoscaler: %s", self.planner.needs.beyond_reach)
         self._obey(self.last, now_s)
 
     def _obey(self, decision: Decision, now_s: float) -> None:
@@ -113,8 +116,9 @@ class Autoscaler:
             rate_slow=demand.arrivals.rate(now_s, SLOW_S),
             short_count=short,
             arrival_scv=demand.arrivals.dispersion(now_s, SLOW_S),
-            prefill_tokens_per_s=demand.prefill_tokens_per_s,
+            prefill_tokens_per_s=demand.prefill_tokens_per_s or demand.first_tokens_per_s,
             service_s=demand.service_s(now_s),
+            expected_service_s=demand.expected_service_s(now_s),
             prompt_tokens=demand.prompt_tokens(now_s),
             output_tokens=demand.output_tokens(now_s),
             prefill_share=demand.prefill_share(now_s),
@@ -175,6 +179,7 @@ class Autoscaler:
             "reason": self.last.reason,
             "needs": {role.value: need.now for role, need in self.planner.needs.last.items()},
             "trouble": self.planner.trouble,
+            "beyond_reach": self.planner.needs.beyond_reach,
             "counts": dict(self.counts),
             "decisions": [
                 {"for_s": round(now_s - at_s, 1), **_decision_json(decision)}

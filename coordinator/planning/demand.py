@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from coordinator.planning.capacity import StepCost
 from coordinator.planning.needs import HELD_S
@@ -91,21 +91,30 @@ class FinishedRequest:
     replays: int
 
 
+class _Verdict(NamedTuple):
+    """Whether a request held a target, and whether it missed it for want of workers."""
+
+    is_held: bool
+    is_blamable: bool
+
+
 @dataclass(slots=True)
 class DemandBook:
-    """One for the cluster. `targets` say what counts as held."""
+    """One for the cluster. `targets` say what counts as held. `first_tokens_per_s` is the speed of prefill as the first
+    seconds showed it, which may be too slow: it serves until `prefill_tokens_per_s` is known."""
 
     targets: Targets = NO_TARGETS
     arrivals: Arrivals = field(default_factory=Arrivals)
     step: StepFit = field(default_factory=StepFit)
     prefill_tokens_per_s: float = 0.0
+    first_tokens_per_s: float = 0.0
     _service_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _prompts: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _outputs: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _resident: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _first_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(LONG_S, 10.0))
     _at_prefill: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
-    _judged: deque[tuple[float, bool, bool | None]] = field(default_factory=deque)
+    _judged: deque[tuple[float, _Verdict, _Verdict | None]] = field(default_factory=deque)
     _finished_by: dict[str, int] = field(default_factory=dict)
     _counters: dict[str, _Counters] = field(default_factory=dict)
 
@@ -118,7 +127,7 @@ class DemandBook:
 
     def refused(self, now_s: float) -> None:
         """It was turned away: no target was held."""
-        self._judge(now_s, ttft=False, tpot=None)
+        self._judge(now_s, _Verdict(is_held=False, is_blamable=True), None)
 
     def judge_by(self, targets: Targets) -> None:
         """What counts as held from now on."""
@@ -140,8 +149,18 @@ class DemandBook:
         self._first_s.add(now_s, ttft_s)
         tpot = None
         if num_output > 1 and request.replays == 0:
-            tpot = (last_s - begun_s) / (num_output - 1) <= self.targets.tpot_s
-        self._judge(now_s, ttft=ttft_s <= self.targets.ttft_s, tpot=tpot)
+            in_time = (last_s - begun_s) / (num_output - 1) <= self.targets.tpot_s
+            tpot = _Verdict(in_time, not in_time)
+        in_time = ttft_s <= self.targets.ttft_s
+        own_s = self._own_s(request)
+        self._judge(now_s, _Verdict(in_time, not in_time and own_s <= self.targets.ttft_s), tpot)
+
+    def _own_s(self, request: FinishedRequest) -> float:
+        """What a prompt costs without anybody before it; from its length where that was not measured apart."""
+        if request.is_prefilled_apart and request.prefill_s is not None:
+            return request.prefill_s + request.prefix_fetch_s
+        speed = self.prefill_tokens_per_s or self.first_tokens_per_s
+        return request.num_prompt_tokens / speed if speed else 0.0
 
     def _is_cold(self, worker_id: str) -> bool:
         """Count what a worker finished; its first few say nothing."""
@@ -149,7 +168,7 @@ class DemandBook:
         self._finished_by[worker_id] = count
         return count <= COLD_REQUESTS
 
-    def _judge(self, now_s: float, *, ttft: bool, tpot: bool | None) -> None:
+    def _judge(self, now_s: float, ttft: _Verdict, tpot: _Verdict | None) -> None:
         self._judged.append((now_s, ttft, tpot))
         while self._judged[0][0] < now_s - HELD_S:
             self._judged.popleft()
@@ -165,11 +184,13 @@ class DemandBook:
         self._counters[worker_id] = now
         if before is None or now.steps < before.steps or before.in_state_s > in_state_s:
             return
-        if in_state_s < COLD_S:
-            return
         steps, seconds = now.steps - before.steps, now.step_s - before.step_s
         prompt = now.prefill_tokens - before.prefill_tokens
         written = now.decode_tokens - before.decode_tokens
+        if prompt and not written and seconds > 0:
+            self.first_tokens_per_s = max(self.first_tokens_per_s, prompt / seconds)
+        if in_state_s < COLD_S:
+            return
         if steps and written and not prompt:
             self.step.add(written / steps, seconds / steps, steps)
         elif prompt and not written and seconds > 0:
@@ -188,6 +209,11 @@ class DemandBook:
     def service_s(self, now_s: float) -> Distribution:
         """Seconds of a prefill worker for one prompt."""
         return self._service_s.over(now_s, SLOW_S)
+
+    def expected_service_s(self, now_s: float) -> Distribution:
+        """What the prompts that came cost, by their lengths; empty when no speed is known."""
+        speed = self.prefill_tokens_per_s or self.first_tokens_per_s
+        return self.prompt_tokens(now_s).scaled(1.0 / speed) if speed else Distribution()
 
     def prompt_tokens(self, now_s: float) -> Distribution:
         """Lengths of what came."""
@@ -216,5 +242,9 @@ class DemandBook:
         return _held([ttft for ttft, _ in recent]), _held([p for _, p in recent if p is not None])
 
 
-def _held(verdicts: list[bool]) -> Held:
-    return Held(len(verdicts), sum(verdicts) / len(verdicts)) if verdicts else Held()
+def _held(verdicts: list[_Verdict]) -> Held:
+    count = len(verdicts)
+    if not count:
+        return Held()
+    blamable = sum(verdict.is_blamable for verdict in verdicts)
+    return Held(count, sum(verdict.is_held for verdict in verdicts) / count, blamable / count)

@@ -21,6 +21,14 @@ from coordinator.planning.capacity import (
     prefill_attainment,
     reachable_goal,
 )
+from coordinator.planning.lessons import (
+    CHANCE,
+    MIN_SAMPLES,
+    Lessons,
+    binomial_tail,
+    is_beyond_chance,
+)
+from coordinator.planning.sketch import Distribution
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -28,14 +36,16 @@ if TYPE_CHECKING:
 
 RELAXED = 1.1
 """Workers are removed only if the rest could carry this much of the load."""
-MIN_SAMPLES = 20
-"""Finished requests before the models are believed."""
+MIN_ARRIVALS = 8
+"""Prompts that came before anything is concluded from their lengths alone."""
 FORGIVEN = 0.1
 """A window's highest needs that do not keep workers from being removed: a spike is over when it is over."""
 BURST_SIGMAS = 5.0
 """The short window's rate counts when it is above the long one's by more than chance would have it."""
 FULL_SHARE = 0.9
 FULL_KEPT_S = 600.0
+FULL_WAIT_SHARE = 0.25
+"""Of the wait that the goal allows, before full decode workers are a reason for more of them."""
 """Decode workers that were full do not become fewer for so long: requests were waiting, or were refused."""
 WAIT_MARGIN, WAIT_STEP, LEAST_WAIT = 0.01, 1.02, 0.2
 LEAST_SHARE = 0.5
@@ -44,10 +54,6 @@ HELD_S = 60.0
 """How far back requests are looked at, to see whether targets are held."""
 RECOVER_S = 30.0
 """A queue should be gone after so long, or after four TTFTs when that is more."""
-LEARNED_S = 1800.0
-MAX_LEARNED_S = 4 * 3600.0
-MISS_TICKS = 5
-MISS_MARGIN = 0.02
 LESSON_SLACK = 1.1
 """A role keeps its workers while its load is within a tenth of where it failed with one less."""
 
@@ -78,13 +84,26 @@ def relaxed_rate(seen: Observations) -> float:
     return RELAXED * max(rate_now(seen), seen.rate_slow)
 
 
+def service_of(seen: Observations) -> Distribution:
+    """Seconds of a worker for one prompt: as measured, or at first from the prompts' lengths; empty when neither is
+    known well enough."""
+    if seen.service_s.count >= MIN_SAMPLES:
+        return seen.service_s
+    if seen.expected_service_s.count >= MIN_ARRIVALS:
+        return seen.expected_service_s
+    return Distribution()
+
+
 def prefill_demand(
     seen: Observations, rate: float | None = None, wait_scale: float = 1.0
 ) -> PrefillDemand:
-    """What comes to the prefill workers: decode workers that relieve them go on doing so."""
+    """What comes to the prefill workers: decode workers that relieve them go on doing so. From a few requests, no more
+    is believed than is likely."""
     rate = rate_now(seen) if rate is None else rate
     rate *= max(seen.prefill_share, LEAST_SHARE)
-    return PrefillDemand(rate, seen.service_s, seen.arrival_scv, wait_scale)
+    if seen.service_s.count < MIN_SAMPLES:
+        rate *= 1.0 - 1.0 / math.sqrt(max(seen.expected_service_s.count, 1.0))
+    return PrefillDemand(rate, service_of(seen), seen.arrival_scv, wait_scale)
 
 
 def decode_demand(seen: Observations, rate: float | None = None) -> DecodeDemand | None:
@@ -93,17 +112,8 @@ def decode_demand(seen: Observations, rate: float | None = None) -> DecodeDemand
         return None
     tokens = max(seen.output_tokens.mean - 1.0, 0.0)
     rate = rate_now(seen) if rate is None else rate
-    prefilling = rate * max(seen.first_token_s, seen.service_s.mean)
+    prefilling = rate * max(seen.first_token_s, service_of(seen).mean)
     return DecodeDemand(rate, tokens, seen.step, seen.room_sequences, prefilling)
-
-
-@dataclass(slots=True)
-class _Lesson:
-    """No worker is planned to carry `load_per_worker` again before `until_s`."""
-
-    load_per_worker: float
-    until_s: float
-    hold_s: float
 
 
 @dataclass(slots=True)
@@ -118,11 +128,11 @@ class Needs:
         default_factory=lambda: {role: deque() for role in Role}
     )
     wait_scale: float = 1.0
+    beyond_reach: str | None = None
     _full: tuple[int, float] = (0, float("-inf"))
     _since_s: dict[str, float] = field(default_factory=dict)
     _queued_s: float = float("-inf")
-    _misses: dict[Role, int] = field(default_factory=lambda: dict.fromkeys(Role, 0))
-    _lessons: dict[str, _Lesson] = field(default_factory=dict)
+    _lessons: Lessons = field(default_factory=Lessons)
 
     def update(
         self, seen: Observations, *, is_settled: bool, is_comparable: bool = False
@@ -180,12 +190,20 @@ class Needs:
         Promised blocks alone do not tell: where prompts queue for prefill beyond what the target allows, it is
         for them that the blocks are promised, and more decode workers would only let more prompts queue."""
         decoders = seen.of(Role.DECODE, "ready")
-        if not seen.queued_requests or not decoders:
+        if not decoders or not self._waits_beyond_goal(seen):
             return False
         if all(w.running >= FULL_SHARE * seen.room_sequences for w in decoders):
             return True
         is_promised = all(w.kv_share >= FULL_SHARE for w in decoders)
         return is_promised and self._waits_s(seen, 0) <= self._slack_s(seen)
+
+    def _waits_beyond_goal(self, seen: Observations) -> bool:
+        """Whether what waits at the coordinator is old, or much, for this goal."""
+        patience = self._patience()
+        if seen.queued_requests > patience * seen.room_sequences:
+            return True
+        longest_s = FULL_WAIT_SHARE * patience * self._slack_s(seen)
+        return seen.queued_requests > 0 and seen.oldest_wait_s >= longest_s
 
     def floor(self, role: Role, now_s: float, window_s: float) -> int | None:
         """What covered the relaxed need for all but FORGIVEN of the window; None when the window is not known
@@ -202,9 +220,10 @@ class Needs:
 
     def _prefill(self, seen: Observations) -> Need:
         present = seen.present()[Role.PREFILL]
-        if seen.service_s.count < MIN_SAMPLES:
+        if not service_of(seen).values:
             return self._unknown(seen, Role.PREFILL, present)
-        goal = reachable_goal(self.targets.goal, seen.service_s.share_within(self.targets.ttft_s))
+        goal = reachable_goal(self.targets.goal, self._possible(seen))
+        self.beyond_reach = self._beyond_reach(seen, goal)
 
         def fewest(rate: float) -> int:
             demand = prefill_demand(seen, rate, self.wait_scale)
@@ -220,15 +239,21 @@ class Needs:
             f"{rate_now(seen):.2f} requests/s keep {busy:.2f} prefill busy",
         )
         queue, backlog_s = self._for_queue(seen, busy)
-        if queue or self.is_decode_full(seen):
+        if self.is_decode_full(seen):
             self._queued_s = seen.now_s
         if queue > now:
             now, why = queue, f"{backlog_s:.1f} s of prompts wait"
         return Need(now, max(fewest(relaxed_rate(seen)), now), why, busy)
 
     def _slack_s(self, seen: Observations) -> float:
-        """How long a prompt may wait for a prefill worker."""
-        return max(self.targets.ttft_s - seen.service_s.mean, 0.25 * self.targets.ttft_s)
+        """How long a prompt may wait for a prefill worker and still be in time."""
+        return max(self.targets.ttft_s - service_of(seen).mean, 0.25 * self.targets.ttft_s)
+
+    def _patience(self) -> float:
+        """How many times as long the newest prompt may wait before the queue alone asks for workers; 1 at a goal of 0.9.
+        A lower goal lets more prompts wait too long, and waits have an exponential tail."""
+        most_missed = min(max(1.0 - self.targets.goal, 1e-3), 0.75)
+        return math.log(0.1) / math.log(most_missed)
 
     def _backlog_s(self, seen: Observations, queued_tokens: int) -> float:
         """Seconds that one worker would need for those prompts, and all that are at workers."""
@@ -238,16 +263,24 @@ class Needs:
         return tokens / seen.prefill_tokens_per_s
 
     def _waits_s(self, seen: Observations, queued_tokens: int) -> float:
-        """How long the newest prompt waits for a prefill worker."""
-        return self._backlog_s(seen, queued_tokens) / max(len(seen.of(Role.PREFILL, "ready")), 1)
+        """How long the newest prompt waits for a prefill worker: the one with the least to do takes it."""
+        ready = seen.of(Role.PREFILL, "ready")
+        if not ready or seen.prefill_tokens_per_s <= 0:
+            return self._backlog_s(seen, queued_tokens)
+        tokens = queued_tokens / len(ready) + min(w.queued_tokens for w in ready)
+        return tokens / seen.prefill_tokens_per_s
 
     def _for_queue(self, seen: Observations, busy: float) -> tuple[int, float]:
-        """Workers that end the wait soon, when the newest request would wait beyond its target; and the backlog."""
+        """Workers that end the wait soon, when the newest request would wait beyond what the goal allows; and the
+        backlog."""
         queued = 0 if self.is_decode_full(seen) else seen.queued_tokens
-        backlog_s = self._backlog_s(seen, queued)
-        if self._waits_s(seen, queued) <= self._slack_s(seen):
+        backlog_s, waits_s = self._backlog_s(seen, queued), self._waits_s(seen, queued)
+        if waits_s > self._slack_s(seen):
+            self._queued_s = seen.now_s
+        patience = self._patience()
+        if waits_s <= patience * self._slack_s(seen):
             return 0, backlog_s
-        recover_s = max(RECOVER_S, 4 * self.targets.ttft_s)
+        recover_s = max(RECOVER_S, 4 * self.targets.ttft_s) * max(patience, 1.0)
         return math.ceil(busy + backlog_s / recover_s), backlog_s
 
     def _decode(self, seen: Observations) -> Need:
@@ -278,7 +311,7 @@ class Needs:
     def _unknown(self, seen: Observations, role: Role, present: int) -> Need:
         """Too few samples: only a queue that is too old is believed, one worker at a time."""
         is_its_queue = self.is_decode_full(seen) == (role == Role.DECODE)
-        if seen.oldest_wait_s > self.targets.ttft_s and is_its_queue:
+        if seen.oldest_wait_s > self.targets.ttft_s * self._patience() and is_its_queue:
             why = f"a request has waited {seen.oldest_wait_s:.1f} s"
             return Need(present + 1, present + 1, why)
         return Need(present, present, "too few requests have finished to judge")
@@ -286,33 +319,38 @@ class Needs:
     # ---- what reality taught
 
     def _learn(self, seen: Observations, role: Role, need: Need) -> None:
-        """Count ticks in which a role missed its target although it has what the models ask for, and no
-        queue of before explains it."""
-        held, goal = seen.tpot, self.targets.goal
+        """The role is to blame for misses beyond chance, if it has what the models ask for and no queue of before
+        explains them."""
+        held, allowed = seen.tpot, 1.0 - self.targets.goal
         if role == Role.PREFILL:
-            held = seen.ttft
-            goal = reachable_goal(goal, seen.service_s.share_within(self.targets.ttft_s))
-        present = len(seen.of(role, "ready"))
-        misses = held.count >= MIN_SAMPLES and held.share < goal - MISS_MARGIN
-        blamed = misses and seen.now_s - self._queued_s >= self.echo_s
-        if not blamed or need.load is None or need.now > present or not present:
-            self._misses[role] = 0
-            return
-        self._misses[role] += 1
-        if self._misses[role] >= MISS_TICKS:
-            self._misses[role] = 0
-            self._remember(role, need.load / present, seen.now_s)
+            possible = self._possible(seen)
+            held, allowed = seen.ttft, possible - reachable_goal(self.targets.goal, possible)
+        is_old = seen.now_s - self._queued_s < self.echo_s
+        is_short = need.now > len(seen.of(role, "ready"))
+        blamed = None if is_old or is_short or not is_beyond_chance(held, allowed) else held
+        self._lessons.judge(seen, role, need.load, blamed)
 
-    def _remember(self, role: Role, load_per_worker: float, now_s: float) -> None:
-        known = self._lessons.get(role)
-        hold_s = min(2 * known.hold_s, MAX_LEARNED_S) if known else LEARNED_S
-        self._lessons[role] = _Lesson(load_per_worker, now_s + hold_s, hold_s)
+    def _beyond_reach(self, seen: Observations, planned: float) -> str | None:
+        """What to tell people when too many prompts are late on an idle worker, beyond chance."""
+        late, count, goal = (
+            1.0 - self._possible(seen),
+            round(seen.service_s.count),
+            self.targets.goal,
+        )
+        if count < MIN_SAMPLES or binomial_tail(count, 1.0 - goal, round(late * count)) >= CHANCE:
+            return None
+        return (
+            f"goal:{goal:g} is beyond reach with any number of workers: {late:.1%} of the prompts take longer than "
+            f"{self.targets.ttft_s * 1e3:.0f} ms on an idle one; the pools are sized for {planned:.1%}"
+        )
+
+    def _possible(self, seen: Observations) -> float:
+        """Share of prompts that are in time on an idle worker."""
+        return service_of(seen).share_within(self.targets.ttft_s)
 
     def _with_lesson(self, seen: Observations, role: Role, need: Need) -> Need:
-        lesson = self._lessons.get(role)
-        if lesson is None or need.load is None or seen.now_s >= lesson.until_s:
-            return need
-        if lesson.load_per_worker <= 0:
+        lesson = self._lessons.of(role, seen.now_s)
+        if lesson is None or need.load is None or lesson.load_per_worker <= 0:
             return need
         least = math.floor(need.load / lesson.load_per_worker + 1e-9) + 1
         relaxed = math.floor(LESSON_SLACK * need.load / lesson.load_per_worker + 1e-9) + 1

@@ -31,10 +31,12 @@ class WorkerSight:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How many requests were judged against a target lately, and the share that held it."""
+    """How many requests were judged against a target lately, the share that held it, and the share that missed it and
+    would not have on an idle worker."""
 
     count: float = 0.0
     share: float = 1.0
+    blamable: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Observations:
     """The cluster at `now_s`. `rate_short`, `_long` and `_slow` are requests a second over half a minute, two
     and ten minutes. Rates and distributions are of warm workers only; `queued_tokens` wait at the
     coordinator, those of workers are in `workers`;
-    `first_token_s` is the mean of the last two minutes,
+    `expected_service_s` is what prompts that came would cost at the speed that was seen first, for as long as too few
+    have ended; `first_token_s` is the mean of the last two minutes,
     `prefill_share` how many prompts prefill workers computed, and not decode workers themselves."""
 
     now_s: float
@@ -57,6 +60,7 @@ class Observations:
     arrival_scv: float = 1.0
     prefill_tokens_per_s: float = 0.0
     service_s: Distribution = field(default_factory=Distribution)
+    expected_service_s: Distribution = field(default_factory=Distribution)
     prompt_tokens: Distribution = field(default_factory=Distribution)
     output_tokens: Distribution = field(default_factory=Distribution)
     first_token_s: float = 0.0

@@ -58,8 +58,8 @@ def observe(now_s: float = 1000.0, rate: float = 1.0, **changes) -> Observations
         prompt_tokens=SERVICES.scaled(1000.0),
         output_tokens=OUTPUTS,
         step=STEP,
-        ttft=Held(100, 0.97),
-        tpot=Held(100, 0.97),
+        ttft=Held(100, 0.97, 0.03),
+        tpot=Held(100, 0.97, 0.03),
     )
     return replace(base, **changes)
 
@@ -130,7 +130,7 @@ class Toy:
         tpot = decode_attainment(
             demand, max(len(draft.of(Role.DECODE, "ready")), 1), TARGETS.tpot_s
         )
-        return replace(draft, ttft=Held(200, ttft), tpot=Held(200, tpot))
+        return replace(draft, ttft=Held(200, ttft, 1.0 - ttft), tpot=Held(200, tpot, 1.0 - tpot))
 
     def _sight(self, name: str, worker: Worker) -> WorkerSight:
         state: State = "ready" if worker.ready_s <= self.now_s else "starting"

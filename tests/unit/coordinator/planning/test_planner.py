@@ -207,7 +207,7 @@ def test_reacts_to_full_decode_workers_dynamo_10528() -> None:
 def test_ignores_cold_samples_dynamo_12430() -> None:
     """The first requests after a start were slow; too few of them to be believed."""
     slow = Distribution((9.0,), (1.0,), 5)
-    decision = decide_twice(planner(), rate=1.0, service_s=slow, ttft=Held(5, 0.0))
+    decision = decide_twice(planner(), rate=1.0, service_s=slow, ttft=Held(5, 0.0, 1.0))
     assert isinstance(decision, Hold)
 
 
@@ -215,7 +215,7 @@ def test_a_cold_start_does_not_count_as_a_missed_target_dynamo_12430() -> None:
     """Misses soon after a change are of the time before it."""
     made = planner()
     for tick in range(12):
-        decision = made.decide(observe(1000.0 + 2 * tick, ttft=Held(100, 0.1)))
+        decision = made.decide(observe(1000.0 + 2 * tick, ttft=Held(100, 0.1, 0.9)))
         assert isinstance(decision, Hold)
 
 
