@@ -4,6 +4,8 @@
     tcp://   with keys: CURVE, server and client proven     encrypted; who has no key of the cluster is refused
     tcp://   without keys: loopback only                    plain
 
+A tcp connection that takes one of the last descriptors is closed again: strangers cannot take what the process needs.
+
 Authentication fails closed: a listener names a domain and libzmq refuses everybody while no guard
 answers for it; the guard answers no to all but the keys of that domain.
 """
@@ -14,6 +16,8 @@ import itertools
 import logging
 import os
 import queue
+import resource
+import socket
 import threading
 from typing import TYPE_CHECKING
 
@@ -37,6 +41,7 @@ CURVE_OVERHEAD_BYTES = 64
 """A sealed frame is 33 bytes longer than its content, and its wire size is what MAXMSGSIZE bounds."""
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 _ZAP_VERSION = b"1.0"
+MAX_RESERVE = 256
 _FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -72,10 +77,37 @@ def verdict(frames: list[bytes], keys: ChannelKeys) -> list[bytes]:
     return [_ZAP_VERSION, request_id, b"400", b"not a key of this cluster", b"", b""]
 
 
-class _Guard(threading.Thread):
-    """Answers libzmq's questions about keys, and counts connections that proved none."""
+def last_descriptor() -> int:
+    """From this number on descriptors are a reserve: an eighth, at most MAX_RESERVE. The kernel gives the lowest free."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - min(MAX_RESERVE, soft // 8)
 
-    def __init__(self, context: Context, keys: ChannelKeys) -> None:
+
+def turn_away(descriptor: int, endpoint: str) -> bool:
+    """End a connection that was accepted at `endpoint`, if it has one of the last descriptors: libzmq sees that its
+    client has gone."""
+    if descriptor < last_descriptor():
+        return False
+    try:
+        connection = socket.socket(fileno=descriptor)
+    except OSError:  # closed meanwhile
+        return False
+    try:
+        if connection.getsockname()[1] != int(endpoint.rpartition(":")[2]):
+            return False  # closed meanwhile, and its number is another one's
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        return False
+    finally:
+        connection.detach()
+    return True
+
+
+class _Guard(threading.Thread):
+    """Answers libzmq's questions about keys, counts connections that proved none, and turns those away for which there
+    is no room. Without keys everybody is let in whom the listener lets in."""
+
+    def __init__(self, context: Context, keys: ChannelKeys | None) -> None:
         super().__init__(name="baton-guard", daemon=True)
         self.refused = 0
         self._keys = keys
@@ -83,16 +115,20 @@ class _Guard(threading.Thread):
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._numbers = itertools.count()
         self._monitors: queue.SimpleQueue[Socket] = queue.SimpleQueue()
-        self._zap = context.socket(zmq.REP)
-        self._zap.setsockopt(zmq.LINGER, 0)
-        self._zap.bind(_ZAP_ENDPOINT)
+        self._zap: Socket | None = None
+        if keys is not None:
+            self._zap = context.socket(zmq.REP)
+            self._zap.setsockopt(zmq.LINGER, 0)
+            self._zap.bind(_ZAP_ENDPOINT)
         self.start()
 
     def watch(self, listener: Socket) -> None:
         """Count what fails on a listener, until it is closed. Called by the listener's own thread."""
         address = f"inproc://baton-guard-{next(self._numbers)}"  # pyzmq's own would be used again too soon
         self._monitors.put(
-            listener.get_monitor_socket(_FAILED | zmq.EVENT_MONITOR_STOPPED, address)
+            listener.get_monitor_socket(
+                _FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_MONITOR_STOPPED, address
+            )
         )
         os.eventfd_write(self._wake, 1)
 
@@ -100,14 +136,15 @@ class _Guard(threading.Thread):
         """Thread body."""
         poller = zmq.Poller()
         poller.register(self._wake, zmq.POLLIN)
-        poller.register(self._zap, zmq.POLLIN)
+        if self._zap is not None:
+            poller.register(self._zap, zmq.POLLIN)
         watched: set[Socket] = set()
         while not self._over:
             for ready, _ in poller.poll():
                 if ready == self._wake:
                     os.eventfd_read(self._wake)
-                elif ready is self._zap:
-                    self._zap.send_multipart(verdict(self._zap.recv_multipart(), self._keys))
+                elif self._zap is not None and ready is self._zap:
+                    self._answer(self._zap)
                 elif isinstance(ready, zmq.Socket) and not self._note(ready):
                     poller.unregister(ready)
                     watched.discard(ready)
@@ -115,7 +152,12 @@ class _Guard(threading.Thread):
             self._take_new(poller, watched)
         for monitor in watched:
             monitor.close()
-        self._zap.close()
+        if self._zap is not None:
+            self._zap.close()
+
+    def _answer(self, zap: Socket) -> None:
+        assert self._keys is not None
+        zap.send_multipart(verdict(zap.recv_multipart(), self._keys))
 
     def _take_new(self, poller: zmq.Poller, watched: set[Socket]) -> None:
         while not self._monitors.empty():
@@ -128,16 +170,23 @@ class _Guard(threading.Thread):
         event = recv_monitor_message(monitor)
         if event["event"] == zmq.EVENT_MONITOR_STOPPED:
             return False
-        self.refused += 1
-        if (
-            self.refused & (self.refused - 1) == 0
-        ):  # the first, second, fourth …: a flood stays short
-            log.warning(
-                "refused %d connections so far that proved no key of this cluster, the last one at %s",
-                self.refused,
-                event["endpoint"].decode("ascii", "replace"),
-            )
+        endpoint = event["endpoint"].decode("ascii", "replace")
+        if event["event"] != zmq.EVENT_ACCEPTED:
+            self._count("proved no key of this cluster", endpoint)
+        elif turn_away(event["value"], endpoint):
+            self._count("came when nearly all descriptors were taken", endpoint)
         return True
+
+    def _count(self, why: str, endpoint: str) -> None:
+        """The first, second, fourth … is told: a flood stays short."""
+        self.refused += 1
+        if self.refused & (self.refused - 1) == 0:
+            log.warning(
+                "refused %d connections so far; the last one, at %s, %s",
+                self.refused,
+                endpoint,
+                why,
+            )
 
     def close(self) -> None:
         """End the thread; from now on every tcp handshake fails."""
@@ -167,7 +216,14 @@ class Channels:
 
     def unencrypted(self) -> Channels:
         """The same context for data on a network that the operator declared trusted: plain sockets."""
-        return Channels(trusted=self.context)
+        made = Channels(trusted=self.context)
+        made._guard = self._needed_guard()
+        return made
+
+    def _needed_guard(self) -> _Guard:
+        """Without keys it comes with the first listener on a network."""
+        self._guard = self._guard or _Guard(self.context, None)
+        return self._guard
 
     def socket(self, kind: int, max_bytes: int = wire.MAX_CONTROL_BYTES) -> Socket:
         """A socket that waits for nobody: bounded messages, handshakes and closing."""
@@ -196,7 +252,8 @@ class Channels:
             socket.setsockopt(zmq.CURVE_SECRETKEY, keys.own.secret.encode())
             socket.setsockopt(zmq.ZAP_DOMAIN, channel.encode())
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-            self._guard.watch(socket)
+        if endpoint.startswith(TCP):
+            self._needed_guard().watch(socket)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -222,5 +279,5 @@ class Channels:
 
     def close(self) -> None:
         """End the guard, after the listeners. The context stays its sockets' owners' business."""
-        if self._guard is not None:
+        if self._guard is not None and not self._is_trusted:
             self._guard.close()

@@ -7,6 +7,7 @@ control DEALER ◄─► coordinator      peers ROUTER/DEALERs ◄─► other w
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -21,7 +22,7 @@ from worker.loop import IDLE_S, Garbled
 from worker.reports import Resources
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from kvtransfer.pulling.pull import PullCounters
     from protocol.channels import Channels
@@ -157,10 +158,21 @@ class WorkerSockets:
 
 def _count_files() -> int:
     """Open descriptors that are not sockets: connections come and go with clients."""
-    count = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            count += not str(entry.readlink()).startswith("socket:")
-        except FileNotFoundError:  # the descriptor of this very listing
-            continue
-    return count
+    links = (Path(f"/proc/self/fd/{number}") for number in _descriptors())
+    return sum(not _target(link).startswith("socket:") for link in links)
+
+
+def _descriptors() -> Iterable[int]:
+    """Numbers of open descriptors. To list them takes one; where none is left, all are open."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - closed before they are looked at
+    except OSError:
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _target(link: Path) -> str:
+    """What a descriptor is of; a closed one is taken for a socket, so that it is not counted."""
+    try:
+        return str(link.readlink())
+    except FileNotFoundError:
+        return "socket:"

@@ -84,7 +84,7 @@ class Roads:
             LocalPool(self._memory, self._leases, context.incarnation, context.fingerprint_hash),
             channels=self._channels,
             socket_path=self._path("shm"),
-            peer_host=self._spec.peer_host,
+            peer_host=self._spec.peer_host if self._spec.control.startswith(TCP) else None,
             network=self._spec.kv_network,
         )
         servers = {name: transport.serve() for name, transport in transports.items()}

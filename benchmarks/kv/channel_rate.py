@@ -18,6 +18,7 @@ from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.transport import LocalPool
 from kvtransfer.transports.zmq_tcp import ZmqTransport
+from protocol.addresses import tcp_endpoint
 from protocol.channel_keys import ChannelKeys, ClusterKeys
 from protocol.channels import Channels
 from protocol.clock import SystemClock
@@ -39,7 +40,7 @@ class End:
         assert hold is not None
         leases.grant(NAME, hold, 10 * LIMIT_S)
         pool = LocalPool(self.memory, leases, NAME)
-        self.transport = ZmqTransport(self.channels, "127.0.0.1", pool)
+        self.transport = ZmqTransport(self.channels, tcp_endpoint("127.0.0.1"), pool)
 
 
 def rates(keys: ChannelKeys | None, num_blocks: int, repeats: int) -> list[float]:

@@ -32,6 +32,7 @@ from kvtransfer.transports.handshake import (
     refusal,
 )
 from protocol import wire
+from protocol.channels import HEARTBEAT_MS, PEER_TIMEOUT_MS
 from protocol.clock import precise_s
 from protocol.errors import PeerLost, ProtocolError, TransferError
 from protocol.failures import Failure, transfer_error_of
@@ -79,6 +80,8 @@ _greeting_decoder: wire.Decoder[Greeting] = wire.Decoder(Greeting)
 def _data_socket(channels: Channels, kind: int, max_bytes: int) -> zmq.Socket[bytes]:
     """Bounds that every data socket has."""
     socket = channels.socket(kind, max_bytes)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, PEER_TIMEOUT_MS)
     socket.setsockopt(zmq.SNDHWM, 4096)
     socket.setsockopt(zmq.RCVHWM, 4096)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)

@@ -12,7 +12,7 @@ from kvtransfer.transports.cuda_ipc import CudaTransport
 from kvtransfer.transports.rdma import has_rdma
 from kvtransfer.transports.shm import ShmTransport
 from kvtransfer.transports.zmq_tcp import ZmqTransport
-from protocol.addresses import is_loopback
+from protocol.addresses import is_loopback, tcp_endpoint
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ PREFERENCE = ("cuda", "shm", "nixl", "ucx", "zmq")
 """Best first. cuda copies from GPU memory to GPU memory of one host. shm copies at memory speed but needs one host. nixl reads one-sidedly over RDMA, so
 the source's cores do nothing; ucx reaches RDMA too. zmq works everywhere, and over plain TCP it is
 faster than nixl and ucx (docs/LOG.md): `auto` takes those two only where there is an RDMA device."""
+LOOPBACK = "127.0.0.1"
 _NEED_RDMA = ("nixl", "ucx")
 _BARE = ("nixl", "ucx")
 """Neither encrypts nor authenticates what it carries."""
@@ -55,7 +56,7 @@ def _obstacle(name: str) -> str | None:
 
 
 def chosen_names(
-    choice: str, peer_host: str = "127.0.0.1", network: str = "", kind: str = "host"
+    choice: str, peer_host: str = LOOPBACK, network: str = "", kind: str = "host"
 ) -> tuple[str, ...]:
     """The transports that `--transport` and `--kv-network` allow at `peer_host` for memory of that kind, best first."""
     may_be_bare = is_loopback(peer_host) or network == TRUSTED
@@ -86,21 +87,25 @@ def make_transports(
     *,
     channels: Channels,
     socket_path: Path,
-    peer_host: str,
+    peer_host: str | None,
     network: str = "",
 ) -> dict[str, Transport]:
-    """The chosen transports by name, best first. `socket_path` is where shm listens. On a trusted
+    """The chosen transports by name, best first. `socket_path` is where shm listens, and zmq beside it where there is no
+    `peer_host` because all are on this one: nobody else's processes reach that, nor take a worker's descriptors. On a trusted
     network blocks go unencrypted; what nixl and ucx agree on beforehand is encrypted there too."""
     made: dict[str, Transport] = {}
-    for name in chosen_names(choice, peer_host, network, pool.memory.kind):
+    path = socket_path.with_suffix(".zmq")
+    zmq_at = f"ipc://{path}" if peer_host is None else tcp_endpoint(peer_host)
+    host = peer_host or LOOPBACK
+    for name in chosen_names(choice, host, network, pool.memory.kind):
         if name == "cuda":
             made[name] = CudaTransport(pool, socket_path.with_suffix(".cuda"))
         elif name == "shm":
             made[name] = ShmTransport(pool, socket_path)
         elif name == "zmq":
             ways = channels.unencrypted() if network == TRUSTED else channels
-            made[name] = ZmqTransport(ways, peer_host, pool)
+            made[name] = ZmqTransport(ways, zmq_at, pool)
         else:  # imports an optional package, so only when it is there
             module = import_module(f"kvtransfer.transports.{name}")
-            made[name] = module.TRANSPORT(channels, peer_host, pool)
+            made[name] = module.TRANSPORT(channels, host, pool)
     return made

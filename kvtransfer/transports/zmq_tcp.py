@@ -26,7 +26,6 @@ from kvtransfer.transports.exchange import (
 )
 from kvtransfer.transports.handshake import MAX_RUNS, greeting_for
 from protocol import wire
-from protocol.addresses import tcp_endpoint
 from protocol.clock import precise_s
 from protocol.errors import TransferError
 
@@ -134,18 +133,18 @@ class ZmqLink(RequestLink):
 
 
 class ZmqTransport:
-    """One worker's pool over ZeroMQ; `host` is the address to bind and advertise."""
+    """One worker's pool over ZeroMQ; `endpoint` is what to bind: a free tcp port, or a path for this host alone."""
 
     name = "zmq"
 
-    def __init__(self, channels: Channels, host: str, pool: LocalPool) -> None:
+    def __init__(self, channels: Channels, endpoint: str, pool: LocalPool) -> None:
         self._channels = channels
-        self._host = host
+        self._endpoint = endpoint
         self._pool = pool
 
     def serve(self) -> ZmqServer:
-        """Bind a free port."""
-        return ZmqServer(self._channels, tcp_endpoint(self._host), self._pool)
+        """Bind."""
+        return ZmqServer(self._channels, self._endpoint, self._pool)
 
     def connect(self, address: str, incarnation: str, timeout_s: float) -> ZmqLink:
         """See Transport."""
