@@ -108,7 +108,20 @@ async def pause(seconds: float = 0.0005) -> None:
 
 
 JDK = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+CHUNKS = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+NEXT = b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n"
 CORPUS = {
+    "chunk extensions": CHUNKS + b'2;a=b;c="d"\r\nhi\r\n0;e\r\n\r\n' + NEXT,
+    "trailers that would mislead": CHUNKS
+    + b"2\r\nhi\r\n0\r\nContent-Length: 50\r\nHost: evil\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + NEXT,
+    "a length with zeros": b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 0002\r\n\r\nhi" + NEXT,
+    "a name that only looks like one": b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer_Encoding: chunked\r\nContent-Length: 2\r\n\r\nhi"
+    + NEXT,
+    "an expectation without a body": b"GET /a HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n"
+    + NEXT,
+    "another expectation": b"POST /a HTTP/1.1\r\nHost: x\r\nExpect: more\r\nContent-Length: 2\r\n\r\nhi"
+    + NEXT,
     "two gets": b"GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n",
     "jdk get": b"GET /a HTTP/1.1\r\n" + JDK + b"\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n",
     "jdk post": b"POST /a HTTP/1.1\r\n" + JDK + b"Content-Length: 5\r\n\r\nhello",
@@ -196,7 +209,48 @@ async def refusal(server, sent: bytes, *, more: bytes = b"") -> int:
         (b"GET / HTTP/1.1\r\n\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n", 400),
         (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        *(
+            (sent, 400)
+            for sent in (
+                b"GET /a\r\n\r\n",
+                b"GET  /a  HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET\t/a\tHTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET /a HTTP/1.1 \r\nHost: x\r\n\r\n",
+                b" GET /a HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET /a http/1.1\r\nHost: x\r\n\r\n",
+                b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET /a\0b HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET a HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET x:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: x\r\na: b\0c\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: x\r\na\0: b\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: x\r\n: b\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: x\r\na: b\rc: d\r\n\r\n",
+                b"GET /a\r HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET /a HTTP/1.1\r\r\nHost: x\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: x\na: b\r\n\r\n",
+                b"GET /a HTTP/1.1\r\n Host: x\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: a b\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nHost: u@a\r\n\r\n",
+                b"GET http://u@x/a HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET http:///a HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET http://x/a HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
+                b"GET http://x/a HTTP/1.1\r\n\r\n",
+                b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length : 2\r\n\r\nhi",
+                b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n",
+                b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nhi",
+                b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 0x2\r\n\r\nhi",
+                b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\nhi",
+                b"POST /a HTTP/1.1\r\nHost: x\r\na: b\rTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                b"POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                CHUNKS + b"2;a=b\nhi\r\n0\r\n\r\n",
+                CHUNKS + b"2;a\rb\r\nhi\r\n0\r\n\r\n",
+                CHUNKS + b"fffffffffffffffff\r\nhi\r\n0\r\n\r\n",
+                b"GET /a HTTP/1.1\r\nbad\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n",
+            )
+        ),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 400),
         (
             b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -205,7 +259,7 @@ async def refusal(server, sent: bytes, *, more: bytes = b"") -> int:
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
     ],
-    ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else str(value),
+    ids=lambda value: repr(value[:90]) if isinstance(value, bytes) else str(value),
 )
 async def test_what_is_no_request_gets_its_answer(sent, status):
     async with Running(echo) as server:
@@ -360,3 +414,85 @@ async def test_large_bodies_are_refused_readably(tmp_path):
 
             reply = await client.post("/v1/completions", content=unannounced())
             assert reply.status_code == 413
+
+
+# ---- what another parser reads otherwise, or not at all
+
+
+async def said_to(sent: bytes, more: bytes = b"", app=echo) -> bytes:
+    """All that comes back until the connection is idle or closed."""
+    async with Running(app) as server:
+        reader, writer = await server.connect()
+        writer.write(sent)
+        if more:
+            await pause(0.1)
+            writer.write(more)
+        told = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    return told
+
+
+LATER = b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+
+
+async def test_a_client_that_waits_for_100_gets_it_before_it_sends():
+    told = await said_to(b"POST /a HTTP/1.1\r\nHost: x\r\n" + LATER, b"hi")
+    assert told.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert told.endswith(b'["POST", "/a", "hi"]')
+
+
+async def test_an_old_client_is_not_sent_100():
+    told = await said_to(b"POST /a HTTP/1.0\r\n" + LATER + b"hi")
+    assert told.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" in told
+
+
+async def test_a_client_that_waits_for_100_gets_the_refusal_instead():
+    told = await said_to(b"POST /a HTTP/1.1\r\nHost: x\r\n" + LATER, app=deaf)
+    assert told.startswith(b"HTTP/1.1 413")
+
+
+async def test_head_has_no_body_and_its_own_is_read():
+    head = b"HEAD /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
+    told = await said_to(head + NEXT)
+    first, _, rest = told.partition(b"\r\n\r\n")
+    assert first.startswith(b"HTTP/1.1 200")
+    assert rest.startswith(b"HTTP/1.1 200")
+    assert rest.endswith(b'["GET", "/b", ""]')
+
+
+@pytest.mark.parametrize("ending", [b"Connection: close\r\n", b"Connection: TE, close\r\n"])
+async def test_nothing_is_answered_behind_a_last_request(ending):
+    told = await said_to(b"GET /a HTTP/1.1\r\nHost: x\r\n" + ending + b"\r\n" + NEXT)
+    assert told.count(b"HTTP/1.1") == 1
+
+
+async def hosted(scope, receive, send):
+    """Answers path, query and host."""
+    if scope["type"] == "http":
+        host = dict(scope["headers"]).get(b"host", b"")
+        said = scope["raw_path"] + b" " + scope["query_string"] + b" " + host
+        headers = [(b"content-length", b"%d" % len(said))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": said})
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        (b"http://x/a?b=c", b"/a b=c x"),
+        (b"HTTP://other:81/a", b"/a  other:81"),
+        (b"https://other", b"/  other"),
+        (b"http://other?b", b"/ b other"),
+        (b"http://[::1]:8000/a", b"/a  [::1]:8000"),
+        (b"/http://other/", b"/http://other/  mine"),
+    ],
+)
+async def test_the_host_in_a_target_counts(target, expected):
+    told = await said_to(b"GET " + target + b" HTTP/1.1\r\nhOsT: mine\r\n\r\n", app=hosted)
+    assert told.endswith(b"\r\n\r\n" + expected)
+
+
+async def test_a_later_minor_version_is_1_1():
+    told = await said_to(b"GET /a HTTP/1.2\r\nHost: x\r\n\r\n" + NEXT)
+    assert told.count(b"HTTP/1.1 200") == 2

@@ -25,6 +25,8 @@ class Methods:
             await self._app(scope, receive, send)
             return
         methods = self._routes.methods_of(scope["path"])
+        if scope["path"] == "*":  # the server as a whole (RFC 9110, 9.3.7)
+            methods = {method for route in self._routes for method in route.methods or ()}
         if scope["method"] == "OPTIONS" and methods:
             allowed = ", ".join(
                 sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])})

@@ -13,6 +13,7 @@ from coordinator.edge.http.wire.limits import MAX_CHUNK_LINE_BYTES, MAX_HEADER_B
 from coordinator.edge.http.wire.refusals import WireRefusal
 
 LENGTH = re.compile(rb"[0-9]{1,15}")
+HOST = re.compile(rb"(?:\[[0-9A-Za-z:.%]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::[0-9]*)?")
 CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
 TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 BAD_CHUNK = "the body's chunks are malformed"
@@ -113,6 +114,8 @@ def body_of(headers: list[tuple[bytes, bytes]], version: str) -> BodyReader | No
     sizes, codings, hosts = named.values()
     if len(hosts) > 1 or (version == "1.1" and not hosts):
         raise WireRefusal(400, "a request must have one Host header")
+    if hosts and HOST.fullmatch(hosts[0]) is None:
+        raise WireRefusal(400, "the Host header is no host")
     if codings:
         if sizes or version != "1.1":
             raise WireRefusal(400, "Transfer-Encoding must stand alone, and in HTTP/1.1")

@@ -215,6 +215,8 @@ class Connection(HttpToolsProtocol):
         except WireRefusal as refusal:
             self._refusal = refusal
             return
+        if self._body is None or self.parser.get_http_version() != "1.1":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

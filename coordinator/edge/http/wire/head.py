@@ -3,7 +3,7 @@
 The parser behind would take a header of any size, copy it again for every packet, and hand a connection over to
 whatever protocol `Upgrade` names. So it gets whole heads only, of bounded size, without that field: no protocol is
 offered here, and a server may ignore the wish (RFC 9110, 7.8). Lines end in CRLF and are not folded: what a proxy in
-front may read otherwise is refused.
+front may read otherwise is refused. A target with a host in it counts instead of the Host header (RFC 9112, 3.2.2).
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from coordinator.edge.http.wire.refusals import WireRefusal
 END = b"\r\n\r\n"
 BARE_LF = re.compile(rb"(?<!\r)\n")
 FOLDED = re.compile(rb"\r\n[ \t]")
+START = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
+ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/?)(.*)", re.IGNORECASE)
+HOST = re.compile(rb"(?<=\r\n)host:[^\r\n]*", re.IGNORECASE)
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 LINE_TOO_LONG = f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes"
 BLOCK_TOO_LARGE = f"the headers take more than {MAX_HEADER_BYTES} bytes"
@@ -73,6 +76,25 @@ def _check_size(head: bytes, *, is_whole: bool) -> None:
 def _checked(head: bytes) -> bytes:
     if FOLDED.search(head):
         raise WireRefusal(400, "headers must not be folded")
-    if head.startswith(b"CONNECT "):
+    start = START.match(head)
+    if start is None:
+        raise WireRefusal(
+            400, "a request begins with METHOD TARGET HTTP/1.1, one space between them"
+        )
+    method, target, major, minor = start.groups()
+    if major != b"1":
+        raise WireRefusal(505, "this server speaks HTTP/1.1")
+    if method == b"CONNECT":
         raise WireRefusal(501, "this server is no proxy")
-    return UPGRADE.sub(b"", head)
+    fields = UPGRADE.sub(b"", head[start.end() - 2 :])
+    if (absolute := ABSOLUTE.fullmatch(target)) is not None:
+        target, fields = _origin_form(absolute, fields)
+    return b"%s %s HTTP/1.%d%s" % (method, target, min(int(minor), 1), fields)
+
+
+def _origin_form(absolute: re.Match[bytes], fields: bytes) -> tuple[bytes, bytes]:
+    """Path and query alone, and the target's host in every Host header's place."""
+    host, _, rest = absolute.groups()
+    if not host or b"@" in host:
+        raise WireRefusal(400, "the request's target must name a host, and nobody who asks")
+    return b"/" + rest, HOST.sub(lambda _: b"Host: " + host, fields)

@@ -12,6 +12,7 @@ TYPES = {
     431: "BadRequestError",
     501: "NotImplementedError",
     503: "ServiceUnavailableError",
+    505: "HttpVersionNotSupportedError",
 }
 
 
