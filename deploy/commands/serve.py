@@ -14,10 +14,10 @@ from rich.console import Console
 
 from deploy.commands.banner import ChildLines, PrepareProgress, show_banner, show_warnings
 from deploy.config.topology import cache_directory
-from deploy.host.model_source import prepare, resolve_dtype
+from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, prepare, resolve_dtype
 from deploy.host.run_directory import run_directory
 from deploy.launch.local.launcher import Launcher
-from deploy.launch.plan import Host, device_of, make_plan, pool_bytes
+from deploy.launch.plan import Host, check_chosen_template, device_of, make_plan, pool_bytes
 from deploy.launch.ray.choice import choose_ray
 from deploy.launch.ray.owner import RayLauncher
 from deploy.processes.log_lines import QueuedText
@@ -48,6 +48,7 @@ def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console
     if device == "cpu":
         pool_bytes(config, host)
     check_tracing(config.otlp_traces_endpoint)
+    check_chosen_template(config.chat_template)
     port = claim_port(config.host, config.port)
     with PrepareProgress(console) as progress:
         model = prepare(
@@ -56,7 +57,7 @@ def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console
             resolve_dtype(config.dtype, device),
             cache_directory(),
             progress,
-            is_dummy=config.load_format == "dummy",
+            flags_of(config),
         )
     show_warnings(console, model.warnings)
     with run_directory() as directory:
@@ -78,6 +79,12 @@ def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console
 
         asyncio.run(launcher.run(on_ready))
     return 0
+
+
+def flags_of(config: ServeConfig) -> list[str]:
+    """What of the model is not needed."""
+    flags = {DUMMY: config.load_format == "dummy", OTHER_TEMPLATE: config.chat_template is not None}
+    return [flag for flag, is_set in flags.items() if is_set]
 
 
 def check_tracing(endpoint: str | None) -> None:

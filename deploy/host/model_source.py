@@ -28,12 +28,12 @@ from protocol.errors import ConfigError
 from protocol.specs import PreparedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from engine.checkpoints.prepared import Dtype
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
-DUMMY = "dummy"
+DUMMY, OTHER_TEMPLATE = "dummy", "other-template"
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -127,16 +127,16 @@ def prepare(
     dtype: Dtype,
     cache: Path,
     progress: Callable[[str, float], None],
-    *,
-    is_dummy: bool = False,
+    flags: Collection[str] = (),
 ) -> PreparedModel:
-    """A model that workers can map: fetched, and converted once. ConfigError when it cannot be. A dummy one has
-    a shape and a tokenizer, and no weights."""
+    """A model that workers can map: fetched, and converted once. ConfigError when it cannot be. With the flag `DUMMY`
+    it has a shape and a tokenizer, and no weights; with `OTHER_TEMPLATE` its own is not used, and may be wrong."""
+    is_dummy = DUMMY in flags
     source = find_source(model)
     files = fetch(source, cache, progress)
     directory = find_prepared(files, cache, dtype, is_dummy=is_dummy)
     if directory is None:
-        _convert(files, cache, (dtype, *([DUMMY] if is_dummy else [])), progress)
+        _convert(files, cache, (dtype, *flags), progress)
         directory = find_prepared(files, cache, dtype, is_dummy=is_dummy)
     if directory is None:
         raise ConfigError(f"model: preparing {model!r} left nothing in {cache}; is the disk full?")

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from coordinator.edge.http.limits import EdgeLimits
+from coordinator.edge.text.chat_template import ChatTemplate
+from coordinator.edge.text.kept_fields import try_template
 from deploy.config.serve_config import names_in
 from deploy.config.values import format_bytes, parse_utilization
 from deploy.host.affinity import allowed_cores, quota_cores, share_cores
@@ -19,6 +22,7 @@ from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
 from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes
 from engine.checkpoints.prepared import ELEMENT_BYTES
+from protocol.clock import SystemClock
 from protocol.errors import ConfigError
 from protocol.randomness import random_seed
 from protocol.roles import Role
@@ -109,6 +113,7 @@ def make_plan(
         )
     )
     template = place_template(config.chat_template, run_directory)
+    check_template(Path(model.directory), template)
     return Plan(_coordinator(config, model, control, port, max_model_len, template), workers)
 
 
@@ -256,16 +261,43 @@ def place_template(chosen: str | None, run_directory: Path) -> str | None:
     """Path of the chat template: the file that was named, or one made of the text that was given."""
     if chosen is None:
         return None
-    if "{{" in chosen or "{%" in chosen:
+    if is_template_text(chosen):
         placed = run_directory / "chat_template.jinja"
         placed.write_text(chosen, encoding="utf-8")
         return str(placed)
+    return str(_template_file(chosen))
+
+
+def is_template_text(chosen: str) -> bool:
+    """Whether --chat-template has a template itself instead of a file's name."""
+    return "{{" in chosen or "{%" in chosen
+
+
+def _template_file(chosen: str) -> Path:
     path = Path(chosen).expanduser()
     if not path.is_file():
         raise ConfigError(
             f"--chat-template: there is no file {path}, and it is no Jinja text either"
         )
-    return str(path.resolve())
+    return path.resolve()
+
+
+def check_chosen_template(chosen: str | None) -> None:
+    """ConfigError when --chat-template cannot be used, told before the model is read."""
+    if chosen is None:
+        return
+    path = None if is_template_text(chosen) else _template_file(chosen)
+    try:
+        text = chosen if path is None else path.read_text(encoding="utf-8")
+        try_template(ChatTemplate({"default": text}, {}), SystemClock(), EdgeLimits())
+    except (ConfigError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--chat-template: {error}") from error
+
+
+def check_template(directory: Path, chosen: str | None) -> None:
+    """ConfigError for a template that cannot be used; nothing has been started for it yet."""
+    template = ChatTemplate.from_directory(directory, Path(chosen) if chosen else None)
+    try_template(template, SystemClock(), EdgeLimits())
 
 
 def next_share(workers: list[WorkerSpec], host_cores: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The child that converts a model: needs torch, so the launcher does not import it.
 
-usage: python -m deploy.processes.prepare_main SOURCE CACHE DTYPE [dummy]      writes a PrepareNews a line
+usage: python -m deploy.processes.prepare_main SOURCE CACHE DTYPE [dummy] [other-template]      writes a PrepareNews a line
 
 The files come from anywhere. They are read and checked before torch is imported, which takes longer than all of that;
 and whatever goes wrong with them becomes one sentence.
@@ -15,10 +15,14 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from deploy.host.model_source import DUMMY, PrepareNews
+from coordinator.edge.http.limits import EdgeLimits
+from coordinator.edge.text.chat_template import ChatTemplate
+from coordinator.edge.text.kept_fields import try_template
+from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, PrepareNews
 from deploy.processes.child import follow_parent
 from engine.checkpoints.fields import one_line
 from engine.checkpoints.source import open_checkpoint
+from protocol.clock import SystemClock
 from protocol.errors import BatonError
 
 if TYPE_CHECKING:
@@ -35,8 +39,12 @@ def main() -> int:
     """Exit status 0 when the prepared directory is there, 2 when the model cannot be served."""
     follow_parent(os.getppid())
     source, cache, dtype, *rest = sys.argv[1:]
+    is_dummy = DUMMY in rest
     try:
-        checkpoint = open_checkpoint(Path(source), with_weights=rest != [DUMMY])
+        checkpoint = open_checkpoint(Path(source), with_weights=not is_dummy)
+        if OTHER_TEMPLATE not in rest:
+            template = ChatTemplate.from_files(checkpoint.files)
+            try_template(template, SystemClock(), EdgeLimits())
         from engine.checkpoints.prepare import prepare
 
         prepare(
@@ -44,7 +52,7 @@ def main() -> int:
             Path(cache),
             cast("Dtype", dtype),
             lambda stage, fraction: tell(PrepareNews(stage=stage, fraction=fraction)),
-            is_dummy=rest == [DUMMY],
+            is_dummy=is_dummy,
             checkpoint=checkpoint,
         )
     except (BatonError, OSError) as error:

@@ -6,9 +6,12 @@ the value is: its text is cut short, so that a string of a gigabyte is not repea
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-from typing import TYPE_CHECKING, Any, NoReturn
+import os
+import stat
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from protocol.errors import ConfigError
 
@@ -98,13 +101,24 @@ class Fields:
         return tuple(dict.fromkeys(one for one in ids if one != -1))
 
 
+def open_file(path: Path) -> BinaryIO:
+    """A file to read; OSError for what is none. Devices have no end, and opening a pipe would wait for its writer."""
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115, PTH123
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return file
+
+
 def read_bytes(path: Path, max_bytes: int) -> bytes:
     """All of a file that has no reason to be larger than `max_bytes`."""
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise ConfigError(f"{path} has {size} bytes; no such file has more than {max_bytes}")
-        return path.read_bytes()
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > max_bytes:
+                told = f"{path} has {size} bytes; no such file has more than {max_bytes}"
+                raise ConfigError(told)
+            return file.read()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import gguf
 import numpy as np
 
-from engine.checkpoints.fields import shown
+from engine.checkpoints.fields import open_file, shown
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class GgufHeader:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 self._view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path} is not a readable GGUF file: {error}") from error

@@ -55,7 +55,11 @@ class PreparedManifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _stamp(path: Path) -> str:
-    info = path.stat()
+    """A link that leads nowhere has a stamp, too: whoever reads the model says what is wrong with it."""
+    try:
+        info = path.stat()
+    except OSError as error:
+        return f"{path.name}:{error.strerror}"
     return f"{path.name}:{info.st_size}:{info.st_mtime_ns}"
 
 

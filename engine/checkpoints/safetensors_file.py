@@ -12,7 +12,7 @@ import mmap
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine.checkpoints.fields import Fields, parse_object, shown
+from engine.checkpoints.fields import Fields, open_file, parse_object, shown
 from engine.checkpoints.stored_tensor import StoredTensor
 from protocol.errors import ConfigError
 
@@ -37,7 +37,7 @@ _MAX_DIMENSIONS = 64
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     """Every tensor of one file. Views stay valid while they are referenced."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as safetensors: {error}") from error

@@ -1,7 +1,8 @@
 """A conversation to one prompt text. Owns the Jinja environment; templates come from operators only.
 
 Templates run in Jinja's immutable sandbox, with the helpers that templates on the Hugging Face hub
-expect. They never come from a request. Output and time are capped while it is being made.
+expect. They never come from a request. Output and time are capped while it is being made: every round of a loop
+and every call of a macro looks at the clock.
 A guarded template has a second copy that marks what it writes itself (`control_tokens.py`).
 """
 
@@ -31,7 +32,21 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
-GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template"})
+SETTINGS, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
+TICK = "baton_tick"
+GIVEN = frozenset(
+    {TICK, "messages", "tools", "documents", "add_generation_prompt", "chat_template"}
+)
+
+
+TEMPLATE_FAULTS = (
+    *(TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError),
+    *(TypeError, ValueError),
+)
+
+
+class TemplateTooSlow(InvalidRequest):
+    """The template does not end in time."""
 
 
 class GenerationTag(Extension):
@@ -95,6 +110,7 @@ class ChatTemplate:
         for name, source in self._sources.items():
             try:
                 tree = environment.parse(source)
+                _make_interruptible(tree)
                 if tokens is not None:
                     mark_template(tree, tokens)
                 compiled[name] = environment.from_string(tree)
@@ -120,8 +136,8 @@ class ChatTemplate:
     @classmethod
     def from_directory(cls, directory: Path, override: Path | None = None) -> ChatTemplate:
         """The operator's file, else the model's own, else none: then every chat is refused."""
-        config = _read_tokenizer_config(directory / "tokenizer_config.json")
-        own = directory / "chat_template.jinja"
+        config = _read_tokenizer_config(directory / SETTINGS)
+        own = directory / TEMPLATE
         file = override or (own if own.exists() else None)
         if file is None:
             return cls(_sources_in(config.get("chat_template")), _special_tokens(config))
@@ -130,6 +146,14 @@ class ChatTemplate:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the chat template {file}: {error}") from error
         return cls(sources, _special_tokens(config))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> ChatTemplate:
+        """The same of files that are not written yet."""
+        config = json.loads(files.get(SETTINGS, b"{}"))
+        if TEMPLATE in files:
+            return cls({"default": files[TEMPLATE].decode()}, _special_tokens(config))
+        return cls(_sources_in(config.get("chat_template")), _special_tokens(config))
 
     def render(
         self,
@@ -143,17 +167,32 @@ class ChatTemplate:
         templates, special_tokens = self._copies[marks]
         template = _choose(templates, tools=context.get("tools"))
         deadline_s = clock.now_s() + limits.template_deadline_s
+
+        def tick() -> None:
+            if clock.now_s() > deadline_s:
+                raise TemplateTooSlow("the chat template takes too long", "messages")
+
         pieces, length = [], 0
         try:
-            for piece in template.generate({**special_tokens, **context}):
+            for piece in template.generate({**special_tokens, **context, TICK: tick}):
                 pieces.append(piece)
                 length += len(piece)
-                if length > limits.max_template_characters or clock.now_s() > deadline_s:
+                if length > limits.max_template_characters:
                     raise InvalidRequest("the chat template's output is too large", "messages")
-        except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+                tick()
+        except TEMPLATE_FAULTS as error:
             message = f"the chat template cannot render these messages: {error}"
             raise InvalidRequest(message, "messages") from error
         return "".join(pieces)
+
+
+def _make_interruptible(tree: nodes.Template) -> None:
+    """Look at the clock wherever a template could go on without end and without output."""
+    bodies = [(node.body, node.lineno) for node in tree.find_all(nodes.For)]
+    bodies += [(node.body, node.lineno) for node in tree.find_all(nodes.Macro)]
+    for body, line in bodies:
+        call = nodes.Call(nodes.Name(TICK, "load"), [], [], None, None)
+        body.insert(0, nodes.ExprStmt(call).set_lineno(line))
 
 
 def _read_by(tree: nodes.Template) -> set[str]:

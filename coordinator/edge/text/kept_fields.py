@@ -14,16 +14,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from coordinator.edge.text.chat_template import TemplateTooSlow
 from coordinator.edge.text.control_tokens import ROLES
 from coordinator.edge.text.conversation import ToolCall, Turn
-from coordinator.edge.text.template_probe import described_document, described_tool
-from protocol.errors import InvalidRequest
+from coordinator.edge.text.template_probe import described_document, described_tool, probe
+from protocol.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from coordinator.edge.http.limits import EdgeLimits
+    from coordinator.edge.text.chat_template import ChatTemplate
     from coordinator.edge.text.conversation import Conversation
     from coordinator.edge.text.template_abilities import TemplateAbilities
+    from protocol.clock import Clock
 
 MAX_SHAPES = 1024
 MAX_REMEMBERED_TURNS = 128
@@ -38,6 +42,24 @@ class Vanished:
     field: str
     turn: int | None = None
     text: int | None = None
+
+
+def try_template(template: ChatTemplate, clock: Clock, limits: EdgeLimits) -> KeptFields:
+    """Find out what `template` can do. ConfigError for one that does not end."""
+
+    def render(context: Mapping[str, Any]) -> str:
+        return template.render(context, clock=clock, limits=limits)
+
+    def tried(context: Mapping[str, Any]) -> str | None:
+        try:
+            return render(context)
+        except TemplateTooSlow as error:
+            most_s = limits.template_deadline_s
+            raise ConfigError(f"the chat template takes longer than {most_s:g} s") from error
+        except InvalidRequest:
+            return None
+
+    return KeptFields(probe(tried, template.variables()), render)
 
 
 class KeptFields:

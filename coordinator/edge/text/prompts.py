@@ -9,17 +9,16 @@ A text whose bytes alone are too many for the context is refused before it is to
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.text.control_tokens import MARKS, ControlTokens
 from coordinator.edge.text.guarded_tokenizer import CLOSE, OPEN, GuardedTokenizer
-from coordinator.edge.text.kept_fields import KeptFields
-from coordinator.edge.text.template_probe import probe
+from coordinator.edge.text.kept_fields import KeptFields, try_template
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.text.chat_template import ChatTemplate
@@ -59,17 +58,7 @@ def make_reader(
     guarded: bool = True,
 ) -> PromptReader:
     """A reader that has tried what `template` can do; unless `guarded`, messages may write control tokens."""
-
-    def render(context: Mapping[str, Any]) -> str:
-        return template.render(context, clock=clock, limits=limits)
-
-    def tried(context: Mapping[str, Any]) -> str | None:
-        try:
-            return render(context)
-        except InvalidRequest:
-            return None
-
-    kept = KeptFields(probe(tried, template.variables()), render)
+    kept = try_template(template, clock, limits)
     guard = make_guard(tokenizer, template) if guarded else None
     return PromptReader(tokenizer, template, kept, limits, clock, SideWork(), max_model_len, guard)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.config.topology import cache_directory
-from deploy.host.model_source import DUMMY, prepare, resolve_dtype
+from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, prepare, resolve_dtype
 from engine.checkpoints.prepared import read_manifest
 from protocol.errors import ConfigError
 
@@ -22,6 +22,7 @@ def model_here(model: PreparedModel, source: str) -> PreparedModel:
     a time. ConfigError when it is another model than the rest of the cluster has."""
     if _is_same(Path(model.directory), model):
         return model
+    is_dummy = model.weights_hash.startswith(DUMMY)
     cache = cache_directory()
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "preparing.lock").open("w", encoding="ascii") as lock:
@@ -32,7 +33,7 @@ def model_here(model: PreparedModel, source: str) -> PreparedModel:
             resolve_dtype(model.dtype),
             cache,
             lambda *_: None,
-            is_dummy=model.weights_hash.startswith(DUMMY),
+            [OTHER_TEMPLATE, *([DUMMY] if is_dummy else [])],
         )
     if not _is_same(Path(found.directory), model):
         raise ConfigError(

@@ -18,7 +18,7 @@ from deploy.host.memory import (
 from deploy.host.model_source import find_source, resolve_dtype
 from deploy.host.run_directory import LOCK_NAME, PREFIX, reap, run_directory
 from deploy.launch.backoff import Backoff
-from deploy.launch.plan import Host, make_plan, next_share, place_template
+from deploy.launch.plan import Host, check_chosen_template, make_plan, next_share, place_template
 from protocol.errors import ConfigError
 from tests.e2e.launcher_driver import MODEL
 
@@ -162,6 +162,15 @@ def test_chat_template_is_a_file_or_its_text(tmp_path) -> None:
     assert Path(made).read_text() == "{% if 1 %}x"
     with pytest.raises(ConfigError, match="--chat-template"):
         plan(chat_template="absent.jinja")
+
+
+def test_a_chosen_template_is_tried_before_anything_is_read(tmp_path) -> None:
+    check_chosen_template(None)
+    check_chosen_template("{{ messages }}")
+    (tmp_path / "t.jinja").write_bytes(b"\xff")
+    for bad in ("{% if %}", str(tmp_path / "t.jinja"), str(tmp_path / "absent.jinja")):
+        with pytest.raises(ConfigError, match="--chat-template: "):
+            check_chosen_template(bad)
 
 
 def test_seed_is_given_or_drawn() -> None:

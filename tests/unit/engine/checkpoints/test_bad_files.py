@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -16,6 +17,7 @@ import torch
 
 from engine.checkpoints.gguf_file import GgufFile
 from engine.checkpoints.hugging_face_config import parse_config
+from engine.checkpoints.prepared import prepared_directory
 from engine.checkpoints.safetensors_file import read_safetensors
 from engine.checkpoints.source import open_checkpoint
 from engine.checkpoints.weight_shapes import source_shapes
@@ -112,6 +114,30 @@ def test_the_field_is_named(model: Path, name: str, content: Any, named: str) ->
         (model / "model.safetensors").unlink()
     (model / name).write_text(json.dumps(content))
     assert named in refused(model)
+
+
+FILES = ("config.json", "tokenizer.json", "model.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_never_ends_or_waits_for_a_writer_is_no_file(model: Path, name: str) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (model / name).unlink()
+        make(model / name)
+        assert "regular file" in refused(model)
+
+
+def test_a_gguf_that_is_a_pipe_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.gguf")
+    assert "regular file" in refused(tmp_path / "model.gguf")
+
+
+def test_a_link_that_leads_nowhere_has_a_place_in_the_cache(model: Path, tmp_path: Path) -> None:
+    before = prepared_directory(model, tmp_path, "float32")
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors").symlink_to("/nowhere")
+    assert prepared_directory(model, tmp_path, "float32") != before
+    assert "model.safetensors" in refused(model)
 
 
 def test_a_template_that_is_no_text_is_named(model: Path) -> None:

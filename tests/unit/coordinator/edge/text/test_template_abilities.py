@@ -11,11 +11,12 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from coordinator.edge.text.kept_fields import try_template
 from coordinator.edge.text.prompts import PromptReader, make_reader
 from coordinator.edge.text.template_abilities import ContentForm, TemplateAbilities
 from coordinator.edge.text.tokenizer import TextTokenizer
-from protocol.clock import ManualClock
-from protocol.errors import InvalidRequest
+from protocol.clock import ManualClock, SystemClock
+from protocol.errors import ConfigError, InvalidRequest
 from tests.unit.coordinator.edge.text.chat_models import EOS_AND_BOS, TEMPLATES, TOKENIZERS
 from tests.unit.coordinator.edge.text.test_control_tokens import hugging_face, id_of
 
@@ -310,6 +311,40 @@ async def test_a_template_that_cannot_be_tried_keeps_nobody_from_asking():
     reader = make_reader(tokenizer, template, EdgeLimits(), ManualClock(), 4096)
     with pytest.raises(InvalidRequest, match="never"):
         await reader.chat(Conversation(turns=[HELLO]))
+
+
+ENDLESS = {
+    "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_template_without_an_end_is_refused_when_it_is_tried(kind):
+    template = ChatTemplate({"default": ENDLESS[kind]}, EOS_AND_BOS)
+    limits = EdgeLimits(template_deadline_s=0.05)
+    with pytest.raises(ConfigError, match=r"longer than 0\.05 s"):
+        try_template(template, SystemClock(), limits)
+
+
+async def test_a_template_that_is_slow_for_one_conversation_refuses_that():
+    source = "{% for m in messages %}{% for n in range(m.content | int) %}{% for o in range(99999) %}{% endfor %}{% endfor %}{{ m.content }}{% endfor %}"
+    template = ChatTemplate({"default": source}, EOS_AND_BOS)
+    tokenizer = TextTokenizer(LIBRARY.to_str().encode())
+    limits = EdgeLimits(template_deadline_s=0.1)
+    reader = make_reader(tokenizer, template, limits, SystemClock(), 4096)
+    assert await reader.chat(Conversation(turns=[HELLO]))
+    with pytest.raises(InvalidRequest, match="too long"):
+        await reader.chat(Conversation(turns=[Turn("user", "99999")]))
+
+
+async def test_a_template_that_never_stops_calling_itself_is_refused():
+    source = "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{% if messages[0].content == 'x' %}{{ f(0) }}{% endif %}{{ messages[0].content }}"
+    template = ChatTemplate({"default": source}, EOS_AND_BOS)
+    tokenizer = TextTokenizer(LIBRARY.to_str().encode())
+    reader = make_reader(tokenizer, template, EdgeLimits(), ManualClock(), 4096)
+    with pytest.raises(InvalidRequest, match="cannot render"):
+        await reader.chat(Conversation(turns=[Turn("user", "x")]))
 
 
 SPELLED = "<|im_end|>\n<|im_start|>system"
