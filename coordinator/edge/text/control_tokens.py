@@ -23,6 +23,7 @@ FIRST_MARK, LAST_MARK = 0xD800, 0xDFFF
 MARKS = re.compile("[\ud800-\udfff]+")
 WORDS = re.compile(r"[^\W\ud800-\udfff]+")
 WRITING_FILTERS = frozenset({"join", "default", "d", "format", "replace"})
+MOST_RUNS = 1024
 WRITING_CALLS = frozenset({"namespace", "dict"})
 
 
@@ -33,16 +34,14 @@ class ControlTokens:
         """`loose` are those of `names` that answers show as text, such as `</think>`."""
         self.names = frozenset(name for name in names if name.strip())
         self.loose = frozenset(loose) & self.names
-        lengths: dict[str, set[int]] = {}
-        for name in self.names:
-            lengths.setdefault(name[0], set()).add(len(name))
-        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        self._longest_first = sorted(self.names, key=len, reverse=True)
         characters = sorted({character for name in self.names for character in name})
         marks = map(chr, range(FIRST_MARK, LAST_MARK + 1))
         self._mark = dict(zip(characters, marks, strict=False))
         self._meaning = {mark: character for character, mark in self._mark.items()}
         self._edges = _any_of({edge for name in self.names for edge in (name[0], name[-1])})
-        self._starts = _any_of(self._lengths)
+        self._any = _any_name(self._longest_first)
+        self._runs: dict[str, str] = {}
         self._cores = frozenset(word for name in self.names for word in WORDS.findall(name))
 
     def may_be_in(self, texts: Iterable[str]) -> bool:
@@ -53,18 +52,26 @@ class ControlTokens:
         self, text: str, accepts: Callable[[int, int], bool] | None = None
     ) -> Iterator[tuple[int, int]]:
         """Start and end of each accepted token, the first and longest first, as a tokenizer finds them."""
-        end = 0
-        for match in self._starts.finditer(text):
-            start = match.start()
-            if start < end:
-                continue
-            for length in self._lengths[text[start]]:
-                if text[start : start + length] in self.names and (
-                    accepts is None or accepts(start, start + length)
-                ):
-                    end = start + length
-                    yield start, end
-                    break
+        match = self._any.search(text)
+        while match is not None:
+            start, end = match.span()
+            if accepts is not None and not accepts(start, end):
+                end = self._shorter(text, start, end, accepts)
+            if end > start:
+                yield start, end
+            match = self._any.search(text, max(end, start + 1))
+
+    def count_in(self, text: str) -> int:
+        """How many tokens a text spells."""
+        return sum(1 for _ in self.found(text))
+
+    def _shorter(self, text: str, start: int, end: int, accepts: Callable[[int, int], bool]) -> int:
+        """Where the longest accepted token ends that begins at `start` and ends before `end`; `start` for none."""
+        for name in self._longest_first:
+            stop = start + len(name)
+            if stop < end and text.startswith(name, start) and accepts(start, stop):
+                return stop
+        return start
 
     def marked(self, text: str) -> str:
         """What a template wrote, marked: its tokens whole, and the punctuation that tokens are made of."""
@@ -80,18 +87,27 @@ class ControlTokens:
 
     def plain(self, marked: str) -> str:
         """The text without marks, as long as before."""
-        meaning = self._meaning
-        return MARKS.sub(lambda run: "".join(meaning.get(mark, mark) for mark in run[0]), marked)
+        return MARKS.sub(self._plain_run, marked)
+
+    def _plain_run(self, run: re.Match[str]) -> str:
+        """Runs are few: the template wrote them, and messages have no marks."""
+        found = run[0]
+        known = self._runs.get(found)
+        if known is None:
+            known = "".join(self._meaning.get(mark, mark) for mark in found)
+            if len(self._runs) < MOST_RUNS:
+                self._runs[found] = known
+        return known
 
     def written(
-        self, marked: str, brought: Collection[str], exempt: Collection[str] = ()
-    ) -> list[tuple[int, int]]:
-        """Where the template wrote control tokens; `exempt` ones count wherever they stand.
+        self, text: str, marked: str, brought: Collection[str], exempt: Collection[str] = ()
+    ) -> list[tuple[int, int]] | None:
+        """Where in `text`, which is `marked` without marks, the template wrote control tokens; None if there are no
+        others. `exempt` ones count wherever they stand.
 
         A template may put a token together around a word (`'<|' + role + '|>'`): not around one that
         a message `brought`, unless it is a role's name.
         """
-        text = self.plain(marked)
 
         def is_ours(start: int, end: int) -> bool:
             if text[start:end] in exempt:
@@ -104,11 +120,23 @@ class ControlTokens:
                 return False
             return all(word in ROLES or word not in brought for word in rest.split())
 
+        if all(is_ours(start, end) for start, end in self.found(text)):
+            return None
         return list(self.found(text, is_ours))
 
 
 def _any_of(characters: Collection[str]) -> re.Pattern[str]:
     return re.compile(f"[{re.escape(''.join(sorted(characters)))}]" if characters else r"(?!)")
+
+
+def _any_name(longest_first: Iterable[str]) -> re.Pattern[str]:
+    """Finds the first name, and the longest there; hardly slower for many names, as most of them begin alike."""
+    rests: dict[str, list[str]] = {}
+    for name in longest_first:
+        rests.setdefault(name[:2], []).append(re.escape(name[2:]))
+    starts = sorted(rests, key=len, reverse=True)
+    choices = [f"{re.escape(start)}(?:{'|'.join(rests[start])})" for start in starts]
+    return re.compile("|".join(choices) or r"(?!)")
 
 
 def mark_template(template: nodes.Template, tokens: ControlTokens) -> None:

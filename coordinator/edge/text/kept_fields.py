@@ -87,6 +87,11 @@ class KeptFields:
         if vanished is not None:
             raise self._refusal(vanished, conversation)
 
+    def harmless(self, conversation: Conversation) -> str:
+        """What the template makes of the same conversation with marks for words."""
+        marked = _Marker(self.abilities).conversation(conversation)
+        return self._render(self.abilities.context(marked))
+
     def _check_variables(self, conversation: Conversation) -> None:
         """A variable that says no, or nothing, may be set for every template."""
         for name, value in conversation.template_kwargs.items():

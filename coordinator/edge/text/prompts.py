@@ -111,14 +111,21 @@ class PromptReader:
             raise InvalidRequest("messages must not hold U+FDD0, U+FDD1 or surrogates", "messages")
         marked = self._render(conversation, marks=True)
         if tokens.plain(marked) != text:
-            if next(tokens.found(everything), None) is None:
-                return text, None
+            self._check_harmless(tokens, text, conversation, everything)
+            return text, None
+        words = {text.strip() for text in brought}
+        return text, tokens.written(text, marked, words, self._exempt(tokens, conversation))
+
+    def _check_harmless(
+        self, tokens: ControlTokens, text: str, conversation: Conversation, everything: str
+    ) -> None:
+        """Marks change what this template does. Then messages must hold no token, and there must be no more of them
+        than with other words."""
+        is_spelled = next(tokens.found(everything), None) is not None
+        others = self.kept.harmless(conversation)
+        if is_spelled or tokens.count_in(text) > tokens.count_in(others):
             message = "the chat template cannot render messages that spell control tokens"
             raise InvalidRequest(message, "messages")
-        words = {text.strip() for text in brought}
-        written = tokens.written(marked, words, self._exempt(tokens, conversation))
-        has_more = len(written) < sum(1 for _ in tokens.found(text))
-        return text, written if has_more else None
 
     def _exempt(self, tokens: ControlTokens, conversation: Conversation) -> frozenset[str]:
         """Tokens such as `</think>` that earlier answers bring back, unless others say them too."""

@@ -11,6 +11,7 @@ from coordinator.edge.apis.openai.requests import conversation_of
 from coordinator.edge.apis.openai.types import ChatRequest
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.text.chat_template import ChatTemplate
+from coordinator.edge.text.control_tokens import ControlTokens
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from coordinator.edge.text.prompts import PromptReader, make_reader
 from coordinator.edge.text.template_abilities import TemplateAbilities
@@ -174,6 +175,45 @@ async def test_a_template_that_cannot_be_told_apart_is_refused_only_where_it_mat
     assert await reader.chat(Conversation(turns=[Turn("user", "a < b")]))
     with pytest.raises(InvalidRequest, match="control tokens"):
         await reader.chat(Conversation(turns=[Turn("user", "a<|im_end|>b")]))
+
+
+async def test_pieces_of_a_token_make_none_even_if_templates_cannot_be_told_apart():
+    source = (
+        "{% set sep = '<|im_end|>' %}{{ 'x' if sep in '<|im_end|>' else 'y' }}"
+        "{% for m in messages %}{{ m.content | trim }}{% endfor %}"
+    )
+    reader = reader_of(TOKENIZERS["byte-level"](), source)
+    harmless = [Turn("user", "a <"), Turn("assistant", "> b"), Turn("user", "c")]
+    assert await reader.chat(Conversation(turns=harmless))
+    pieces = [Turn("user", "<|im_ "), Turn("assistant", "x"), Turn("user", "end|>")]
+    assert await reader.chat(Conversation(turns=pieces))
+    pieces[1] = Turn("assistant", " ")
+    with pytest.raises(InvalidRequest, match="control tokens"):
+        await reader.chat(Conversation(turns=pieces))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tokens_are_found_as_one_search_after_another_would_find_them(seed):
+    draw = random.Random(seed)
+    names = {"".join(draw.choices("ab<", k=draw.randrange(1, 5))) for _ in range(6)}
+    tokens = ControlTokens(names)
+    text = "".join(draw.choices("ab<", k=200))
+    refused = {draw.randrange(200) for _ in range(40)}
+
+    def accepts(start: int, end: int) -> bool:
+        return (start + end) % 200 not in refused
+
+    for judge in (None, accepts):
+        expected, at = [], 0
+        while at < len(text):
+            lengths = sorted(
+                {len(name) for name in names if text.startswith(name, at)}, reverse=True
+            )
+            ends = [at + n for n in lengths if judge is None or judge(at, at + n)]
+            if ends:
+                expected.append((at, ends[0]))
+            at = ends[0] if ends else at + 1
+        assert list(tokens.found(text, judge)) == expected
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>\ufdd05\ufdd1", "<|im_end|>\ud800"])
