@@ -1,20 +1,21 @@
 """The engine behind a scheduler. Owns one model, its KV memory and the order forward → sample.
 
-prepared directory ─► MappedWeights ─► backend ─► Model ┐
-RunnerOptions ──────► KvMemory ───────────────────────── ┴─► ModelRunner.execute(batch)
+prepared directory ─► MappedWeights ─► KernelModel, or backend ─► Model ┐
+RunnerOptions ──────► KvMemory ─────────────────────────────────────────┴─► ModelRunner.execute(batch)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 
 from engine.checkpoints.prepared import kv_block_bytes, read_manifest
-from engine.cpu.backend import CpuBackend, find_kernels
+from engine.cpu.backend import PlainBackend, find_kernels
 from engine.cpu.kernel_library import Kernels
+from engine.cpu.kernel_model import KernelModel
 from engine.cpu.panels import load_panels
 from engine.kv.pool_memory import KvMemory
 from engine.kv.pool_tensor import kv_tensor
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from engine.checkpoints.prepared import PreparedManifest
     from engine.kv.sequence import Scheduled
+    from protocol.model_config import ModelConfig
     from protocol.sampling import SampledToken
 
 _WARM_UP_TOKENS = 16
@@ -54,21 +56,44 @@ class RunnerOptions:
     shared_weights_fd: int | None = None
 
 
+class Computing(Protocol):
+    """What a step computes with, as far as others ask. Runners of equal `arithmetic` and `kv_layout` write equal
+    bytes for equal tokens, if they are exact at all."""
+
+    description: str
+    arithmetic: str
+    kv_layout: str
+    max_context_tokens: int
+
+
+class Forward(Protocol):
+    """A model over some KV."""
+
+    def forward(self, batch: RaggedBatch) -> torch.Tensor:
+        """Compute the KV of every new token; [len(sample_rows), vocab] float32 logits."""
+        ...
+
+
 class ModelRunner:
     """Satisfies engine.runner_api.Runner. Used by one thread at a time."""
 
     def __init__(
-        self, model: Model, kv_memory: KvMemory, kv: torch.Tensor, arithmetic: str
+        self,
+        config: ModelConfig,
+        model: tuple[Forward, Computing],
+        kv_memory: KvMemory,
+        kv: torch.Tensor,
     ) -> None:
-        """`arithmetic`: runners of equal names write equal KV for equal tokens, if it is exact at all."""
-        self.config = model.config
+        """A model, and what it computes with; a KernelModel is both."""
+        self.config = config
         self.kv_memory = kv_memory
         self.block_bytes = kv_memory.block_bytes
         self.block_size: int = kv.shape[4]
-        self.backend = model.backend.description
-        self.arithmetic = arithmetic
-        self.max_context_tokens = model.backend.max_context_tokens
-        self._model = model
+        self._model, computing = model
+        self.backend = computing.description
+        self.arithmetic = computing.arithmetic
+        self.kv_layout = computing.kv_layout
+        self.max_context_tokens = computing.max_context_tokens
         self._kv = kv
 
     @classmethod
@@ -89,9 +114,7 @@ class ModelRunner:
         block_bytes = kv_block_bytes(config, options.block_size, manifest.dtype)
         memory = memory_factory(options.num_blocks, block_bytes)
         kv = kv_tensor(memory, config, options.block_size, dtype)
-        backend = _choose_backend(prepared, manifest, options, mapped, kv)
-        model = Model(config, load_weights(mapped, config.num_layers, backend), backend)
-        return cls(model, memory, kv, backend.arithmetic)
+        return cls(config, _choose_model(prepared, manifest, options, mapped, kv), memory, kv)
 
     def execute(self, batch: SequenceOf[Scheduled]) -> list[SampledToken | None]:
         """One step: KV of every scheduled token, and a next token where `samples` is true."""
@@ -123,23 +146,26 @@ class ModelRunner:
         del self._model, self._kv
 
 
-def _choose_backend(
+def _choose_model(
     prepared: Path,
     manifest: PreparedManifest,
     options: RunnerOptions,
     mapped: MappedWeights,
     kv: torch.Tensor,
-) -> TorchBackend:
+) -> tuple[Forward, Computing]:
+    config = manifest.config
     if options.backend not in ("auto", "cpu", "torch"):
         raise ConfigError(f"backend {options.backend!r} is unknown; supported: auto, cpu, torch")
     if options.backend == "torch":
-        return TorchBackend(manifest.config, kv)
-    target = options.kernel_target
-    kernels = find_kernels(manifest.config, kv.dtype, options.kernel_cache, target)
-    panels = {}
-    if isinstance(kernels, Kernels):
-        panels = load_panels(prepared, manifest, mapped, kernels, options.shared_weights_fd)
-    return CpuBackend(manifest.config, kv, kernels, panels)
+        backend = TorchBackend(config, kv)
+    else:
+        found = find_kernels(config, kv.dtype, options.kernel_cache, options.kernel_target)
+        if isinstance(found, Kernels):
+            panels = load_panels(prepared, manifest, mapped, found, options.shared_weights_fd)
+            model = KernelModel(config, mapped, kv, found, panels)
+            return model, model
+        backend = PlainBackend(config, kv, found)
+    return Model(config, load_weights(mapped, config.num_layers, backend), backend), backend
 
 
 def _tiny_batch(start: int, count: int, num_blocks: int) -> RaggedBatch:

@@ -52,7 +52,7 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     )
     runner = ModelRunner.load(directory, options)
     runner.warm_up()
-    meaning = msgspec.structs.replace(layout, arithmetic=runner.arithmetic)
+    meaning = msgspec.structs.replace(layout, arithmetic=runner.arithmetic, layout=runner.kv_layout)
     return StartedEngine(runner, runner.kv_memory, meaning)
 
 

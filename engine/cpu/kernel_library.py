@@ -22,8 +22,26 @@ if TYPE_CHECKING:
 
 MAX_QUERY_GROUP = 48
 MAX_HEAD_DIM = 256
-_SOURCES = ("decoder.c", "decoder.h", "operations.h", "product.h", "tiles.h", "vector.h")
-_FLAGS = ("-O3", "-fopenmp", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-w")
+_SOURCES = (
+    "decoder.c",
+    "decoder.h",
+    "attention.h",
+    "forward.h",
+    "operations.h",
+    "product.h",
+    "tiles.h",
+    "vector.h",
+)
+_FLAGS = (
+    "-O3",
+    "-fopenmp",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-strict-aliasing",
+    "-shared",
+    "-fPIC",
+    "-w",
+)
 TARGETS = {
     "native": ("-march=native",),
     "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
@@ -32,7 +50,7 @@ TARGETS = {
     "portable": (),
 }
 """Compiler flags of the processors that kernels are built for; all but `native` are for tests."""
-ARITHMETIC_VERSION = 1
+ARITHMETIC_VERSION = 2
 """Rises when the same instructions add in another order: workers of both kinds must not share KV."""
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
@@ -41,25 +59,57 @@ class KernelsUnavailable(Exception):
     """No compiled kernels here; the text says why, in a few words."""
 
 
-class Step(ctypes.Structure):
-    """`Step` of kernels/decoder.h, field by field."""
+class Matrix(ctypes.Structure):
+    """`Matrix` of kernels/decoder.h, field by field; so are the next."""
 
     _fields_: ClassVar[Any] = [
-        *((name, _POINTER) for name in ("kv", "rope", "positions", "query_starts")),
-        *((name, _POINTER) for name in ("context_lengths", "block_tables")),
-        *((name, _INT) for name in ("table_width", "num_sequences", "num_tokens", "num_layers")),
-        *((name, _INT) for name in ("num_heads", "num_kv_heads", "head_dim", "block_size")),
-        *((name, _INT) for name in ("window", "num_threads")),
+        *((name, _POINTER) for name in ("panels", "bias")),
+        *((name, _INT) for name in ("outputs", "words", "gated")),
+    ]
+
+
+class Layer(ctypes.Structure):
+    """One decoder layer."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, Matrix) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, _POINTER) for name in ("input_norm", "post_norm", "q_norm", "k_norm")),
+    ]
+
+
+class Decoder(ctypes.Structure):
+    """What does not change from step to step."""
+
+    _fields_: ClassVar[Any] = [
+        ("layers", ctypes.POINTER(Layer)),
+        ("norm", _POINTER),
+        ("head", Matrix),
+        ("rope", _POINTER),
+        *((name, _INT) for name in ("num_layers", "hidden", "num_heads", "num_kv_heads")),
+        *((name, _INT) for name in ("head_dim", "window")),
         *((name, _FLOAT) for name in ("epsilon", "scale")),
     ]
 
 
-class Product(ctypes.Structure):
-    """`Product` of kernels/decoder.h, field by field."""
+class Step(ctypes.Structure):
+    """One step over a ragged batch."""
 
     _fields_: ClassVar[Any] = [
-        *((name, _POINTER) for name in ("panels", "x", "bias", "out", "wide")),
-        *((name, _INT) for name in ("rows", "outputs", "words", "gated", "num_threads")),
+        ("decoder", ctypes.POINTER(Decoder)),
+        *((name, _POINTER) for name in ("kv", "positions", "query_starts", "block_tables")),
+        *((name, _POINTER) for name in ("sample_rows", "residual", "scratch", "logits")),
+        *((name, _INT) for name in ("table_width", "num_sequences", "num_tokens", "num_samples")),
+        *((name, _INT) for name in ("block_size", "num_threads")),
+    ]
+
+
+class Product(ctypes.Structure):
+    """One matrix product."""
+
+    _fields_: ClassVar[Any] = [
+        ("matrix", ctypes.POINTER(Matrix)),
+        *((name, _POINTER) for name in ("x", "out", "wide")),
+        *((name, _INT) for name in ("rows", "adds", "num_threads")),
     ]
 
 
@@ -75,10 +125,14 @@ class Kernels:
             found.argtypes, found.restype = arguments, None
             return found
 
-        pointers = (_POINTER,) * 4
-        self.add_norm = function("add_norm", *pointers, _INT, _INT, _FLOAT, _INT)
+        step = ctypes.POINTER(Step)
+        self.forward = function("forward", step)
+        self.norm = function("norm", *(_POINTER,) * 3, _INT, _INT, _FLOAT, _INT)
         self.product = function("product", ctypes.POINTER(Product))
-        self.attend = function("attend", ctypes.POINTER(Step), _INT, *pointers, _POINTER)
+        self.attend = function("attend", step, _INT, *(_POINTER,) * 3)
+        self._scratch_bytes = library[f"scratch_bytes_{suffix}"]
+        self._scratch_bytes.argtypes = (ctypes.POINTER(Decoder), _INT)
+        self._scratch_bytes.restype = _INT
         self.pack = library.pack
         self.pack.argtypes, self.pack.restype = (_POINTER, _POINTER, *(_INT,) * 4), None
         library.prepare()
@@ -88,6 +142,10 @@ class Kernels:
         self.panel_columns: int = library.panel_columns()
         self.layout = f"panels{self.panel_columns}-gated"
         self.widens = suffix == "bf16" and bool(library.widens())
+
+    def scratch_bytes(self, decoder: Decoder, num_tokens: int) -> int:
+        """What a step of so many tokens needs for its intermediate results."""
+        return int(self._scratch_bytes(ctypes.byref(decoder), num_tokens))
 
 
 def load_kernels(cache: Path, suffix: str, target: str = "native") -> Kernels:

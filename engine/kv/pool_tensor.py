@@ -3,7 +3,8 @@
     [num_blocks, num_layers, 2 (keys, values), num_kv_heads, block_size, head_dim]
 
 One block is one contiguous range of bytes with all layers in it; inside, the keys of one head of one
-layer are contiguous too, which is what the attention kernels read.
+layer are contiguous too. That is how torch and the GPU see it; the C kernels put keys and values of a head
+beside each other and turn the keys (engine/cpu/kernels/operations.h), in as many bytes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import torch
 if TYPE_CHECKING:
     from engine.kv.pool_memory import KvMemory
     from protocol.model_config import ModelConfig
+
+
+KV_LAYOUT = "block:layer:kv:head:token:dim"
 
 
 def kv_tensor(

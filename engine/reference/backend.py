@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import linear, silu
 
+from engine.kv.pool_tensor import KV_LAYOUT
 from engine.model.rope import rope_table, rotate
 from engine.reference.attention import paged_attention, store_kv, token_slots
 
@@ -32,6 +33,7 @@ class TorchBackend:
         self.kv = kv
         self.description = f"torch ({kv.device.type} reference)"
         self.arithmetic = f"torch-{torch.__version__}"
+        self.kv_layout = KV_LAYOUT
         self.max_context_tokens = min(config.max_position_embeddings, kv.shape[0] * kv.shape[4])
         self.rope = rope_table(config, self.max_context_tokens).to(kv.device)
 

@@ -8,6 +8,7 @@ processor that kernels are built for and this one can run.
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from engine.kv.block_pool import BlockPool
 from engine.kv.sequence import Scheduled, Sequence
 from engine.runner import ModelRunner, RunnerOptions
 from protocol.sampling import SamplingParams
+from tests.unit.engine.cpu.driving import turned_back
 from tests.unit.engine.cpu.processors import runnable_targets
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -123,9 +125,11 @@ def kv_bits(runner: ModelRunner, sequence: Sequence) -> torch.Tensor:
     """Keys and values of every computed token, token first."""
     blocks = [bytes(runner.kv_memory.block(block)) for block in sequence.block_table]
     config = runner.config
-    shape = (len(blocks), config.num_layers, 2, config.num_kv_heads, BLOCK_SIZE, -1)
-    flat = torch.frombuffer(bytearray(b"".join(blocks)), dtype=torch.uint8).view(shape)
-    return flat.movedim(4, 1).flatten(0, 1)[: sequence.num_computed_tokens].clone()
+    shape = (len(blocks), config.num_layers, 2, config.num_kv_heads, BLOCK_SIZE, config.head_dim)
+    dtype = torch.float32 if len(blocks[0]) == math.prod(shape[1:]) * 4 else torch.bfloat16
+    turned = torch.frombuffer(bytearray(b"".join(blocks)), dtype=dtype).view(shape)
+    tokens = turned_back(turned).movedim(4, 1).flatten(0, 1)[: sequence.num_computed_tokens]
+    return tokens.contiguous().view(torch.int16)
 
 
 @pytest.fixture(scope="module")

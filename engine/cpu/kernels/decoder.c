@@ -6,6 +6,8 @@
 #include "vector.h"
 #include "tiles.h"
 
+INLINE char *aligned(char *place) { return (char *)(((uintptr_t)place + 63) & ~(uintptr_t)63); }
+
 #define PASTE_(a, b) a##_##b
 #define PASTE(a, b) PASTE_(a, b)
 
@@ -79,7 +81,9 @@ void pack(const uint32_t *matrix, uint32_t *panels, int64_t outputs, int64_t wor
 #define NAME(name) PASTE(name, f32)
 #define PACKED 1 /* elements per 32-bit word */
 #include "operations.h"
+#include "attention.h"
 #include "product.h"
+#include "forward.h"
 #undef TYPE
 #undef NAME
 #undef PACKED
@@ -88,4 +92,6 @@ void pack(const uint32_t *matrix, uint32_t *panels, int64_t outputs, int64_t wor
 #define NAME(name) PASTE(name, bf16)
 #define PACKED 2
 #include "operations.h"
+#include "attention.h"
 #include "product.h"
+#include "forward.h"

@@ -11,31 +11,54 @@
 #define AHEAD_WORDS 2048 /* how far before its use a panel is asked for */
 #define CACHED_BYTES (576 << 10) /* of rows that stay in the second cache while a matrix passes by */
 
-/* One step over a ragged batch; see engine/model/ragged_batch.py for the arrays.
-   kv is [blocks, layers, 2, kv_heads, block_size, head_dim]. */
+/* A matrix in panels; see product.h. */
 typedef struct {
-    void *kv;
+    const uint32_t *panels;
+    const void *bias;              /* [outputs], or null; of a gated one [2 * outputs] */
+    int64_t outputs, words;
+    int64_t gated;                 /* panels of [gate, up] columns; see pack */
+} Matrix;
+
+typedef struct {
+    Matrix qkv, out, gate_up, down;
+    const void *input_norm, *post_norm;
+    const void *q_norm, *k_norm;   /* [head_dim], or null */
+} Layer;
+
+/* What does not change from step to step. */
+typedef struct {
+    const Layer *layers;
+    const void *norm;
+    Matrix head;
     const float *rope;             /* [positions, head_dim]: cosines, then sines */
+    int64_t num_layers, hidden, num_heads, num_kv_heads, head_dim;
+    int64_t window;                /* 0 for none */
+    float epsilon, scale;
+} Decoder;
+
+/* One step over a ragged batch; see engine/model/ragged_batch.py for the arrays, operations.h for kv. */
+typedef struct {
+    const Decoder *decoder;
+    void *kv;
     const int32_t *positions;      /* [tokens] */
     const int32_t *query_starts;   /* [sequences + 1] */
-    const int32_t *context_lengths;/* [sequences] */
     const int32_t *block_tables;   /* [sequences, table_width] */
-    int64_t table_width, num_sequences, num_tokens;
-    int64_t num_layers, num_heads, num_kv_heads, head_dim, block_size;
-    int64_t window;                /* 0 for none */
-    int64_t num_threads;
-    float epsilon, scale;
+    const int64_t *sample_rows;    /* [samples], ascending */
+    void *residual;                /* [tokens, hidden]: the embedded tokens; used up */
+    void *scratch;                 /* scratch_bytes(decoder, tokens, samples) */
+    void *logits;                  /* [samples, vocabulary] */
+    int64_t table_width, num_sequences, num_tokens, num_samples;
+    int64_t block_size, num_threads;
 } Step;
 
 /* One matrix product; see product.h. */
 typedef struct {
-    const uint32_t *panels;
+    const Matrix *matrix;
     const void *x;                 /* [rows, words] */
-    const void *bias;              /* [outputs], or null */
     void *out;                     /* [rows, outputs] */
     float *wide;                   /* scratch of rows * words * 2, where bf16 is widened */
-    int64_t rows, outputs, words;
-    int64_t gated;                 /* panels of [gate, up] columns; see pack */
+    int64_t rows;
+    int64_t adds;                  /* to what is in out */
     int64_t num_threads;
 } Product;
 

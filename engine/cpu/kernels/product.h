@@ -77,32 +77,41 @@ static void NAME(panel_tile)(int64_t rows, int ahead, const uint32_t *x, const u
 
 /* Columns of the output that a panel makes: a gated one has a gate in its first half, and what passes
    it in its second. */
-INLINE int64_t NAME(panel_outputs)(const Product *p) { return p->gated ? LANES : PANEL; }
+INLINE int64_t NAME(panel_outputs)(const Matrix *m) { return m->gated ? LANES : PANEL; }
 
-/* Bias, rounding, gate: from the sums of some rows to their part of the output. */
+/* The biases of one panel's columns, zeros behind the last. */
+static void NAME(panel_bias)(const Matrix *m, int64_t column, int64_t count, TYPE *bias) {
+    const TYPE *all = m->bias;
+    memcpy(bias, all + column, (m->gated ? LANES : count) * sizeof(TYPE));
+    if (m->gated) memcpy(bias + LANES, all + m->outputs + column, LANES * sizeof(TYPE));
+}
+
+INLINE void NAME(put)(TYPE *out, vf x, int64_t adds) {
+    NAME(store)(out, adds ? NAME(load)(out) + NAME(rounded)(x) : x);
+}
+
+/* Bias, rounding, gate or sum: from the sums of some rows to their part of the output. */
 static void NAME(finish)(const Product *p, const float *sums, int64_t rows, int64_t first, int64_t index) {
-    int64_t column = index * NAME(panel_outputs)(p), left = p->outputs - column;
-    TYPE *out = (TYPE *)p->out + first * p->outputs + column, bias[PANEL] = {0}, row[PANEL];
+    const Matrix *m = p->matrix;
+    int64_t column = index * NAME(panel_outputs)(m), left = m->outputs - column;
     int64_t count = left < PANEL ? left : PANEL;
-    if (p->bias && p->gated) {
-        memcpy(bias, (const TYPE *)p->bias + column, LANES * sizeof(TYPE));
-        memcpy(bias + LANES, (const TYPE *)p->bias + p->outputs + column, LANES * sizeof(TYPE));
-    } else if (p->bias)
-        memcpy(bias, (const TYPE *)p->bias + column, count * sizeof(TYPE));
-    for (int64_t r = 0; r < rows; r++, sums += PANEL, out += p->outputs) {
+    TYPE *out = (TYPE *)p->out + first * m->outputs + column, bias[PANEL] = {0}, row[PANEL];
+    if (m->bias) NAME(panel_bias)(m, column, count, bias);
+    for (int64_t r = 0; r < rows; r++, sums += PANEL, out += m->outputs) {
         vf one = load_f32(sums), two = load_f32(sums + LANES);
-        if (p->bias) {
+        if (m->bias) {
             one += NAME(load)(bias);
             two += NAME(load)(bias + LANES);
         }
-        if (p->gated)
+        if (m->gated)
             NAME(store)(out, NAME(silu)(NAME(rounded)(one)) * NAME(rounded)(two));
         else if (count == PANEL) {
-            NAME(store)(out, one);
-            NAME(store)(out + LANES, two);
+            NAME(put)(out, one, p->adds);
+            NAME(put)(out + LANES, two, p->adds);
         } else {
-            NAME(store)(row, one);
-            NAME(store)(row + LANES, two);
+            memcpy(row, out, count * sizeof(TYPE));
+            NAME(put)(row, one, p->adds);
+            NAME(put)(row + LANES, two, p->adds);
             memcpy(out, row, count * sizeof(TYPE));
         }
     }
@@ -111,13 +120,14 @@ static void NAME(finish)(const Product *p, const float *sums, int64_t rows, int6
 /* All rows of one block with one panel. */
 static void NAME(panel_block)(const Product *p, const uint32_t *x, int64_t first, int64_t rows,
                               int64_t index) {
-    const uint32_t *panel = p->panels + index * p->words * PANEL;
+    int64_t words = p->matrix->words;
+    const uint32_t *panel = p->matrix->panels + index * words * PANEL;
     float sums[MATRIX_ROWS * PANEL];
 #if PACKED == 2 && defined(__AMX_BF16__)
-    if (uses_tiles(p->words)) {
+    if (uses_tiles(words)) {
         for (int64_t r = 0; r < rows; r += MATRIX_ROWS) {
             int64_t here = rows - r < MATRIX_ROWS ? rows - r : MATRIX_ROWS;
-            matrix_tiles(here, x + (first + r) * p->words, panel, p->words, sums);
+            matrix_tiles(here, x + (first + r) * words, panel, words, sums);
             NAME(finish)(p, sums, here, first + r, index);
         }
         return;
@@ -126,26 +136,26 @@ static void NAME(panel_block)(const Product *p, const uint32_t *x, int64_t first
     int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t i = 0; i < tiles; i++) {
         int64_t low = first + rows * i / tiles, high = first + rows * (i + 1) / tiles;
-        NAME(panel_tile)(high - low, i == 0, x + low * p->words * X_WORDS, panel, p->words, sums);
+        NAME(panel_tile)(high - low, i == 0, x + low * words * X_WORDS, panel, words, sums);
         NAME(finish)(p, sums, high - low, low, index);
     }
 }
 
-/* out[rows, outputs] = x[rows, words] * matrix + bias; gated: silu(the first half of that) * the second
-   half, of 2 * outputs columns, where outputs is a multiple of LANES. `wide` is scratch for x as floats, where bf16
-   is widened. Rows go in blocks that stay in the cache while the panels pass by. */
+/* out[rows, outputs] = x[rows, words] * matrix + bias, added to what is there if that is asked for; gated: silu(the
+   first half of that) * the second half, of 2 * outputs columns, where outputs is a multiple of LANES. `wide` is
+   scratch for x as floats, where bf16 is widened. Rows go in blocks that stay in the cache while the panels pass by. */
 void NAME(product)(const Product *p) {
     const uint32_t *x = p->x;
-    int64_t block = CACHED_BYTES / (p->words * X_WORDS * 4) / MATRIX_ROWS * MATRIX_ROWS;
+    int64_t words = p->matrix->words, width = NAME(panel_outputs)(p->matrix);
+    int64_t block = CACHED_BYTES / (words * X_WORDS * 4) / MATRIX_ROWS * MATRIX_ROWS;
     if (block < MATRIX_ROWS) block = MATRIX_ROWS;
-    int64_t blocks = (p->rows + block - 1) / block, width = NAME(panel_outputs)(p);
-    int64_t panels = (p->outputs + width - 1) / width;
+    int64_t blocks = (p->rows + block - 1) / block, panels = (p->matrix->outputs + width - 1) / width;
 #pragma omp parallel if (p->num_threads > 1) num_threads(p->num_threads)
     {
 #if X_WORDS == 2
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < p->rows; r++)
-            NAME(widen_row)(x + r * p->words, (uint32_t *)p->wide + r * p->words * 2, p->words);
+            NAME(widen_row)(x + r * words, (uint32_t *)p->wide + r * words * 2, words);
         x = (const uint32_t *)p->wide;
 #endif
 #pragma omp for collapse(2) schedule(static)
@@ -154,9 +164,7 @@ void NAME(product)(const Product *p) {
                 int64_t first = b * block, rows = p->rows - first < block ? p->rows - first : block;
                 NAME(panel_block)(p, x, first, rows, i);
             }
-#if PACKED == 2 && defined(__AMX_BF16__)
-        release_tiles(p->words);
-#endif
+        release_tiles();
     }
 }
 #undef X_WORDS

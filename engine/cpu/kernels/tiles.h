@@ -15,7 +15,7 @@
 #define TILE_DATA 18
 
 static int tiles_permitted;
-static _Thread_local int64_t shaped_rows; /* what this thread's tiles are shaped for; 0 for nothing */
+static _Thread_local int64_t shaped_for; /* what this thread's tiles are shaped for; 0 for nothing */
 
 static void permit_tiles(void) {
     tiles_permitted = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
@@ -24,12 +24,20 @@ static void permit_tiles(void) {
 /* Decided by the matrix alone: every number of rows goes the same way. */
 INLINE int uses_tiles(int64_t words) { return tiles_permitted && words % TILE_WORDS == 0; }
 
+typedef struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t width[16];
+    uint8_t rows[16];
+} Shape;
+
+INLINE void apply_shape(const Shape *shape, int64_t name) {
+    __asm__ volatile("" : : "m"(*shape)); /* GCC 12 thinks that the instruction reads only eight bytes */
+    _tile_loadconfig(shape);
+    shaped_for = name;
+}
+
 static void shape_tiles(int64_t rows) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t width[16];
-        uint8_t rows[16];
-    } shape = {.palette = 1};
+    Shape shape = {.palette = 1};
     uint8_t upper = (uint8_t)(rows < 16 ? rows : 16), lower = (uint8_t)(rows - upper);
     for (int i = 0; i < 8; i++) {
         shape.width[i] = 64;
@@ -37,14 +45,13 @@ static void shape_tiles(int64_t rows) {
     }
     shape.rows[0] = shape.rows[1] = shape.rows[4] = upper;
     if (lower) shape.rows[2] = shape.rows[3] = shape.rows[5] = lower;
-    _tile_loadconfig(&shape);
-    shaped_rows = rows;
+    apply_shape(&shape, rows);
 }
 
-INLINE void release_tiles(int64_t words) {
-    if (uses_tiles(words) && shaped_rows) {
+INLINE void release_tiles(void) {
+    if (tiles_permitted && shaped_for) {
         _tile_release();
-        shaped_rows = 0;
+        shaped_for = 0;
     }
 }
 
@@ -58,7 +65,7 @@ INLINE void ask_ahead(const uint32_t *column) {
 static void matrix_tiles(int64_t rows, const uint32_t *x, const uint32_t *panel, int64_t words,
                          float *sums) {
     const int64_t stride = words * 4, wide = PANEL * 4;
-    if (shaped_rows != rows) shape_tiles(rows);
+    if (shaped_for != rows) shape_tiles(rows);
     _tile_zero(0);
     _tile_zero(1);
     if (rows <= 16) {
@@ -91,6 +98,66 @@ static void matrix_tiles(int64_t rows, const uint32_t *x, const uint32_t *panel,
     _tile_stored(0, sums, wide);
     _tile_stored(1, sums + LANES, wide);
 }
+
+/* Attention: [0]-[3] sums of up to 16 rows; [4] rows of 16 words of queries, [5] rows of 8 words of weights;
+   [6] 16 words of 16 keys, [7] 8 words (16 positions) of values. */
+static void shape_attention(int64_t rows) {
+    if (shaped_for == -rows) return;
+    Shape shape = {.palette = 1};
+    for (int i = 0; i < 8; i++) {
+        shape.width[i] = 64;
+        shape.rows[i] = (uint8_t)rows;
+    }
+    shape.width[5] = 32;
+    shape.rows[6] = 16;
+    shape.rows[7] = 8;
+    apply_shape(&shape, -rows);
+}
+
+/* scores[rows, KEY_TILE] = queries[rows, words] * keys of four groups; rows are filled up to 16 where there are more. */
+static void score_tiles(int64_t rows, const uint32_t *queries, int64_t words, const uint32_t *const *keys,
+                        int64_t stride, float *scores) {
+    shape_attention(rows < 16 ? rows : 16);
+    for (int64_t r = 0; r < rows; r += 16, queries += 16 * words, scores += 16 * KEY_TILE) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = 0; k < words; k += TILE_WORDS) {
+            _tile_loadd(4, queries + k, words * 4);
+#define GROUP(I)                                                                                     \
+    _tile_loadd(6, keys[I] + k * stride, stride * 4);                                                \
+    _tile_dpbf16ps(I, 4, 6);
+            GROUP(0) GROUP(1) GROUP(2) GROUP(3)
+#undef GROUP
+        }
+        _tile_stored(0, scores, KEY_TILE * 4);
+        _tile_stored(1, scores + 16, KEY_TILE * 4);
+        _tile_stored(2, scores + 32, KEY_TILE * 4);
+        _tile_stored(3, scores + 48, KEY_TILE * 4);
+    }
+}
+
+/* outputs[rows, dim] += weights[rows, KEY_TILE] * values of four groups; 32 columns at a time. */
+static void mix_tiles(int64_t rows, const uint32_t *weights, const uint32_t *const *values, int64_t dim,
+                      float *outputs) {
+    shape_attention(rows < 16 ? rows : 16);
+    for (int64_t r = 0; r < rows; r += 16, weights += 16 * KEY_TILE / 2, outputs += 16 * dim)
+        for (int64_t n = 0; n < dim; n += 32) {
+            _tile_loadd(0, outputs + n, dim * 4);
+            _tile_loadd(1, outputs + n + 16, dim * 4);
+            for (int64_t g = 0; g < 4; g++) {
+                _tile_loadd(5, weights + g * 8, KEY_TILE / 2 * 4);
+                _tile_loadd(7, values[g] + n, dim * 4);
+                _tile_dpbf16ps(0, 5, 7);
+                _tile_loadd(7, values[g] + n + 16, dim * 4);
+                _tile_dpbf16ps(1, 5, 7);
+            }
+            _tile_stored(0, outputs + n, dim * 4);
+            _tile_stored(1, outputs + n + 16, dim * 4);
+        }
+}
 #else
 static void permit_tiles(void) {}
+INLINE void release_tiles(void) {}
 #endif

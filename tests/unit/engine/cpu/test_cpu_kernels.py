@@ -9,14 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from deploy.config.topology import cache_directory
-from engine.cpu.backend import CpuBackend, PanelProduct, find_kernels
-from engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
+from engine.cpu.backend import PlainBackend, find_kernels
+from engine.cpu.kernel_library import Kernels, KernelsUnavailable
 from engine.model.decoder import LayerWeights
 from engine.model.ragged_batch import RaggedBatch
 from engine.model.rope import rope_table
-from engine.reference.backend import TorchBackend
+from engine.reference.backend import TorchBackend, rms_norm
 from protocol.model_config import ModelConfig
+from tests.unit.engine.cpu.driving import (
+    Attention,
+    PackedMatrix,
+    kernels_for,
+    norm,
+    turned,
+    turned_back,
+)
 from tests.unit.engine.cpu.processors import runnable_targets
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
@@ -25,12 +32,6 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C co
 REPEATS = [pytest.mark.slow, pytest.mark.deep]
 OTHERS = [pytest.param(name, marks=REPEATS) for name in runnable_targets()[1:]]
 TARGETS = ["native", *OTHERS]
-
-
-def kernels_for(dtype: Any, target: Any = "native") -> Any:
-    """From the cache that is named by their content, as everything else that takes long to make."""
-    suffix = "f32" if dtype == torch.float32 else "bf16"
-    return load_kernels(cache_directory() / "kernels", suffix, target)
 
 
 def make_config(heads: Any, kv_heads: Any, head_dim: Any, window: Any = None) -> Any:
@@ -86,11 +87,9 @@ def layer_weights(config: Any, dtype: Any, *, normed: Any) -> Any:
     )
 
 
-def both(config: Any, dtype: Any, block_size: Any, num_blocks: Any, target: Any = "native") -> Any:
+def pool_of(config: Any, dtype: Any, block_size: Any, num_blocks: Any) -> Any:
     shape = (num_blocks, config.num_layers, 2, config.num_kv_heads, block_size, config.head_dim)
-    kv = torch.randn(shape).to(dtype)
-    # what was never written must never be read
-    return TorchBackend(config, kv), CpuBackend(config, kv.clone(), kernels_for(dtype, target), {})
+    return torch.randn(shape).to(dtype)  # what was never written must never be read
 
 
 def tolerance(dtype: Any) -> Any:
@@ -112,6 +111,9 @@ ATTENTION = [
     (8, 1, 32, 16, None),
     (9, 3, 64, 16, 64),
     (2, 2, 256, 16, 1),
+    (3, 1, 64, 1, None),
+    (20, 1, 64, 4, None),
+    (6, 2, 64, 128, 100),
 ]
 BOTH_DTYPES = ATTENTION[:2]
 
@@ -147,66 +149,70 @@ def test_attention_equals_the_reference(
 ) -> None:
     torch.manual_seed(0)
     config = make_config(heads, kv_heads, head_dim, window)
-    reference, fast = both(config, dtype, block_size, 200, target)
-    batch = make_batch(spans, block_size, 200)
+    num_blocks = 3200 // block_size
+    kv = pool_of(config, dtype, block_size, num_blocks)
+    batch = make_batch(spans, block_size, num_blocks)
     weights = layer_weights(config, dtype, normed=kv_heads == 1)
     qkv = torch.randn(batch.num_tokens, (heads + 2 * kv_heads) * head_dim).to(dtype)
-    expected = reference.begin(batch).attend(qkv.clone(), 1, weights)
-    found = fast.begin(batch).attend(qkv.clone(), 1, weights)
+    fast = Attention(config, turned(kv), kernels_for(dtype, target), weights.q_norm)
+    found = fast(batch, qkv, 1)
+    expected = TorchBackend(config, kv).begin(batch).attend(qkv, 1, weights)
     torch.testing.assert_close(found, expected, **tolerance(dtype))
-    torch.testing.assert_close(fast.kv, reference.kv, **tolerance(dtype))
+    torch.testing.assert_close(turned_back(fast.kv), kv, **tolerance(dtype))
 
 
-def test_stale_nan_beyond_a_context_does_not_spread() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("block_size", [1, 16, 64])
+@pytest.mark.parametrize("target", TARGETS)
+def test_stale_nan_beyond_a_context_does_not_spread(
+    dtype: Any, block_size: Any, target: Any
+) -> None:
     config = make_config(4, 2, 64)
-    _, fast = both(config, torch.float32, 16, 8)
-    fast.kv.fill_(float("nan"))
-    batch = make_batch([(0, 5)], 16, 8)
-    weights = layer_weights(config, torch.float32, normed=False)
-    output = fast.begin(batch).attend(torch.randn(5, 8 * 64), 0, weights)
+    kv = pool_of(config, dtype, block_size, 256 // block_size).fill_(float("nan"))
+    batch = make_batch([(0, 5), (0, 64), (0, 81)], block_size, len(kv))
+    attend = Attention(config, turned(kv), kernels_for(dtype, target))
+    output = attend(batch, torch.randn(150, 8 * 64).to(dtype), 0)
     assert torch.isfinite(output).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("block_size", [1, 2, 8, 16, 128])
+def test_the_order_of_a_block_can_be_undone(dtype: Any, block_size: Any) -> None:
+    kv = pool_of(make_config(4, 2, 64), dtype, block_size, 3)
+    assert torch.equal(turned_back(turned(kv)), kv)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize("target", TARGETS)
-def test_small_operations_equal_the_reference(dtype: Any, rows: Any, target: Any) -> None:
+def test_a_norm_equals_the_reference(dtype: Any, rows: Any, target: Any) -> None:
     torch.manual_seed(0)
-    config = make_config(9, 3, 64)
-    reference, fast = both(config, dtype, 16, 4, target)
-    batch = make_batch([(0, rows)], 16, 4)
-    plain, kernels = reference.begin(batch), fast.begin(batch)
-    x, delta = torch.randn(2, rows, 576).to(dtype)
-    weight = torch.rand(576).to(dtype)
-    for first, second in zip(
-        kernels.add_norm(x.clone(), delta, weight), plain.add_norm(x, delta, weight), strict=True
-    ):
-        torch.testing.assert_close(first, second, **tolerance(dtype))
+    x, weight = torch.randn(rows, 576).to(dtype), torch.rand(576).to(dtype)
+    found = norm(kernels_for(dtype, target), x, weight, 1e-5)
+    torch.testing.assert_close(found, rms_norm(x, weight, 1e-5), **tolerance(dtype))
 
 
 def test_threads_do_not_change_the_result() -> None:
     torch.manual_seed(0)
     config = make_config(9, 3, 64)
-    _, fast = both(config, torch.bfloat16, 16, 64)
+    attend = Attention(config, pool_of(config, torch.bfloat16, 16, 64), kernels_for(torch.bfloat16))
     batch = make_batch([(40, 1), (0, 200), (3, 30)], 16, 64)
-    weights = layer_weights(config, torch.bfloat16, normed=False)
     qkv = torch.randn(batch.num_tokens, 15 * 64).bfloat16()
     outputs = []
-    for fast.num_threads in (1, 2, 3):
-        outputs.append(fast.begin(batch).attend(qkv, 0, weights))
+    for attend.num_threads in (1, 2, 3):
+        outputs.append(attend(batch, qkv, 0))
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
 
 
-def backend_of(kernels: Any, dtype: Any = torch.float32) -> Any:
-    return CpuBackend(make_config(9, 3, 64), torch.zeros(2, 2, 2, 3, 16, 64).to(dtype), kernels, {})
+def plain_backend(reason: Any, dtype: Any = torch.float32) -> Any:
+    return PlainBackend(make_config(9, 3, 64), torch.zeros(2, 2, 2, 3, 16, 64).to(dtype), reason)
 
 
 def refused(config: Any, cache: Any) -> Any:
     found = find_kernels(config, torch.float32, cache)
     assert isinstance(found, KernelsUnavailable)
-    backend = backend_of(found)
-    assert backend.kernels is None
+    backend = plain_backend(found)
     assert "not exact" in backend.description
     assert backend.arithmetic.startswith("torch-")
     return backend.description
@@ -234,7 +240,7 @@ def test_a_failing_compiler_is_survived(monkeypatch: Any, tmp_path: Any) -> None
 def test_without_kernels_products_are_still_right(dtype: Any) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(64, 96).to(dtype), torch.randn(5, 96).to(dtype)
-    multiply = backend_of(KernelsUnavailable("none"), dtype).linear("x", weight, None)
+    multiply = plain_backend(KernelsUnavailable("none"), dtype).linear("x", weight, None)
     expected = torch.nn.functional.linear(x, weight)
     torch.testing.assert_close(multiply(x), expected, **tolerance(dtype))
 
@@ -245,11 +251,10 @@ def test_arithmetic_names_what_the_bits_depend_on() -> None:
         for dtype in (torch.float32, torch.bfloat16)
         for target in ("native", "portable")
     }
-    assert names[torch.float32, "portable"] == names[torch.bfloat16, "portable"] == "portable/1"
-    assert backend_of(kernels_for(torch.float32)).arithmetic == names[torch.float32, "native"]
+    assert names[torch.float32, "portable"] == names[torch.bfloat16, "portable"] == "portable/2"
     if "avx512_bf16" in runnable_targets():
-        assert names[torch.float32, "native"] == "avx512/1"
-        assert names[torch.bfloat16, "native"] in ("avx512_bf16/1", "amx_bf16/1")
+        assert names[torch.float32, "native"] == "avx512/2"
+        assert names[torch.bfloat16, "native"] in ("avx512_bf16/2", "amx_bf16/2")
 
 
 SHAPES = [(1, 16), (15, 96), (64, 48), (100, 576), (33, 1504)]
@@ -264,21 +269,21 @@ def test_a_product_is_right_and_a_row_of_it_alone_has_the_same_bits(
     dtype: Any, biased: Any, outputs: Any, inputs: Any, target: Any
 ) -> None:
     torch.manual_seed(0)
-    backend = backend_of(kernels_for(dtype, target), dtype)
     weight = (torch.randn(outputs, inputs) * inputs**-0.5).to(dtype)
     bias = torch.randn(outputs).to(dtype) if biased else None
-    multiply = backend.linear("x", weight, bias)
-    assert isinstance(multiply, PanelProduct)
+    multiply = PackedMatrix(kernels_for(dtype, target), weight, bias)
     x = torch.randn(max(ROWS), inputs).to(dtype)
     wide_bias = None if bias is None else bias.float()
     expected = torch.nn.functional.linear(x.float(), weight.float(), wide_bias).to(dtype)
     whole = multiply(x)
     torch.testing.assert_close(whole, expected, **tolerance(dtype))
     for rows in ROWS:
-        backend.num_threads = 1 + rows % 3
+        multiply.num_threads = 1 + rows % 3
         first = max(ROWS) - rows
         assert torch.equal(multiply(x[first:]), whole[first:])
     assert multiply(x[:0]).shape == (0, outputs)
+    residual = torch.randn(whole.shape).to(dtype)
+    assert torch.equal(multiply(x, residual), residual + whole)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
@@ -289,14 +294,12 @@ def test_a_gated_product_equals_the_reference_and_row_by_row_has_the_same_bits(
     dtype: Any, biased: Any, inputs: Any, target: Any
 ) -> None:
     torch.manual_seed(0)
-    backend = backend_of(kernels_for(dtype, target), dtype)
     weight = (torch.randn(2 * 80, inputs) * inputs**-0.5).to(dtype)
     bias = torch.randn(2 * 80).to(dtype) if biased else None
     x = torch.randn(33, inputs).to(dtype)
     gate, up = torch.nn.functional.linear(x, weight, bias).chunk(2, dim=-1)
-    step = backend.begin(make_batch([(0, 33)], 16, 4))
-    multiply = backend.linear("layers.0.gate_up", weight, bias)
-    whole = step.silu_mul(multiply(x))
+    multiply = PackedMatrix(kernels_for(dtype, target), weight, bias, gated=True)
+    whole = multiply(x)
     torch.testing.assert_close(whole, torch.nn.functional.silu(gate) * up, **tolerance(dtype))
     for row in range(33):
         assert torch.equal(multiply(x[row : row + 1])[0], whole[row])
@@ -306,9 +309,8 @@ def test_a_gated_product_equals_the_reference_and_row_by_row_has_the_same_bits(
 def test_a_product_of_many_row_blocks_is_right(target: Any) -> None:
     """More rows than stay in the cache while a matrix passes by."""
     torch.manual_seed(0)
-    backend = backend_of(kernels_for(torch.float32, target))
     weight, x = torch.randn(40, 1536) / 40, torch.randn(300, 1536)
-    found = backend.linear("x", weight, None)(x)
+    found = PackedMatrix(kernels_for(torch.float32, target), weight, None)(x)
     torch.testing.assert_close(found, x @ weight.T, atol=1e-4, rtol=1e-4)
 
 

@@ -24,12 +24,14 @@ library._FLAGS = ("-O1", "-g", "-fopenmp", "-ffp-contract=off", "-fsanitize=addr
                   "-fno-sanitize=alignment", "-fno-sanitize-recover=all", "-shared", "-fPIC", "-w")
 target, cache = sys.argv[1], Path(sys.argv[2])
 import torch
+import tests.unit.engine.cpu.driving as driving
 import tests.unit.engine.cpu.test_cpu_kernels as kernels
-kernels.cache_directory = lambda: cache
+driving.cache_directory = lambda: cache
 for dtype in (torch.float32, torch.bfloat16):
     for spans in kernels.SPANS.values():
-        kernels.test_attention_equals_the_reference(dtype, spans, 7, 1, 96, 8, 20, target)
-    kernels.test_small_operations_equal_the_reference(dtype, 7, target)
+        for shape in (kernels.ATTENTION[1], *kernels.ATTENTION[-3:]):
+            kernels.test_attention_equals_the_reference(dtype, spans, *shape, target)
+    kernels.test_a_norm_equals_the_reference(dtype, 7, target)
     for outputs, inputs in kernels.SHAPES:
         kernels.test_a_product_is_right_and_a_row_of_it_alone_has_the_same_bits(
             dtype, True, outputs, inputs, target)

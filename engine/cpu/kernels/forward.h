@@ -1,0 +1,63 @@
+/* A whole step in one call, once for both element types; the order of operations is engine/model/decoder.py's.
+
+   The residual is summed at the end of the products out and down. Scratch, one array after the other:
+
+       normed [tokens, hidden] · qkv [tokens, heads + 2 kv_heads, dim] · query, attended [tokens, heads, dim]
+       active [tokens, inner] · wide: floats for the widest row of x, where bf16 is widened */
+
+INLINE int64_t NAME(widest)(const Decoder *d) {
+    int64_t heads = d->num_heads * d->head_dim, inner = d->layers[0].gate_up.outputs;
+    int64_t widest = d->hidden > heads ? d->hidden : heads;
+    return widest > inner ? widest : inner;
+}
+
+/* Bytes of scratch for a step of so many tokens. */
+int64_t NAME(scratch_bytes)(const Decoder *d, int64_t tokens) {
+    int64_t heads = d->num_heads * d->head_dim, qkv = d->layers[0].qkv.outputs;
+    int64_t elements = d->hidden + qkv + 2 * heads + d->layers[0].gate_up.outputs;
+    int64_t wide = PACKED == 2 && widens() ? NAME(widest)(d) * 4 : 0;
+    return tokens * (elements * (int64_t)sizeof(TYPE) + wide) + 5 * 64;
+}
+
+static void NAME(multiply)(const Step *s, const Matrix *m, int64_t rows, const void *x, void *out, int64_t adds,
+                           float *wide) {
+    Product p = {.matrix = m, .x = x, .out = out, .wide = wide, .rows = rows, .adds = adds,
+                 .num_threads = s->num_threads};
+    NAME(product)(&p);
+}
+
+/* Keep the sampled rows of `rows`, in front. */
+static void NAME(keep_sampled)(const Step *s, TYPE *rows, int64_t width) {
+    for (int64_t i = 0; i < s->num_samples; i++)
+        memmove(rows + i * width, rows + s->sample_rows[i] * width, width * sizeof(TYPE));
+}
+
+/* Keys and values of every token to their blocks, logits of the sampled rows. */
+void NAME(forward)(const Step *s) {
+    const Decoder *d = s->decoder;
+    int64_t rows = s->num_tokens, hidden = d->hidden, heads = d->num_heads * d->head_dim;
+    TYPE *residual = s->residual;
+    TYPE *normed = (TYPE *)aligned(s->scratch);
+    TYPE *qkv = (TYPE *)aligned((char *)(normed + rows * hidden));
+    TYPE *query = (TYPE *)aligned((char *)(qkv + rows * d->layers[0].qkv.outputs));
+    TYPE *attended = query + rows * heads;
+    TYPE *active = (TYPE *)aligned((char *)(attended + rows * heads));
+    float *wide = (float *)aligned((char *)(active + rows * d->layers[0].gate_up.outputs));
+    for (int64_t i = 0; i < d->num_layers; i++) {
+        const Layer *layer = d->layers + i;
+        NAME(norm)(residual, layer->input_norm, normed, rows, hidden, d->epsilon, s->num_threads);
+        NAME(multiply)(s, &layer->qkv, rows, normed, qkv, 0, wide);
+        NAME(attend)(s, i, qkv, query, attended);
+        if (i == d->num_layers - 1) { /* the KV is complete: from here on only the sampled rows matter */
+            NAME(keep_sampled)(s, attended, heads);
+            NAME(keep_sampled)(s, residual, hidden);
+            rows = s->num_samples;
+        }
+        NAME(multiply)(s, &layer->out, rows, attended, residual, 1, wide);
+        NAME(norm)(residual, layer->post_norm, normed, rows, hidden, d->epsilon, s->num_threads);
+        NAME(multiply)(s, &layer->gate_up, rows, normed, active, 0, wide);
+        NAME(multiply)(s, &layer->down, rows, active, residual, 1, wide);
+    }
+    NAME(norm)(residual, d->norm, normed, rows, hidden, d->epsilon, s->num_threads);
+    NAME(multiply)(s, &d->head, rows, normed, s->logits, 0, wide);
+}
