@@ -97,13 +97,31 @@ class PacedStream:
         self.cancel("complete")
 
 
+class OneToken:
+    """A token at once, and no more."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline(0.0)
+
+    async def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        yield StreamEvent(tokens=[SampledToken(token_id=64)], finish_reason="length")
+
+    def cancel(self, reason: str) -> None:
+        """It is over."""
+
+    def finish(self) -> None:
+        """It is over."""
+
+
 @dataclass
 class PacedService(ScriptedService):
-    """Every generation is a paced stream."""
+    """Every generation is a paced stream, or one token."""
+
+    is_short: bool = False
 
     def submit(self, generation: Any) -> Any:
         """A new stream."""
-        return PacedStream(generation.sampling.max_tokens)
+        return OneToken() if self.is_short else PacedStream(generation.sampling.max_tokens)
 
 
 @contextmanager
@@ -130,7 +148,7 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (options["descriptors"], most))
     app = create_app(
-        service=PacedService(scripts=deque()),
+        service=PacedService(scripts=deque(), is_short=options.get("is_short", False)),
         model=make_model(directory),
         pools=ScriptedPools(),
         limits=EdgeLimits(**options.get("edge_limits", {})),

@@ -29,7 +29,15 @@ Count = Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)]
 class ScaleRequest(BaseModel):
     """How many workers each pool should have; a pool that is not named stays as it is."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "anyOf": [
+                {"required": [pool], "properties": {pool: {"type": "integer"}}}
+                for pool in ("prefill", "decode")
+            ]
+        },
+    )
 
     prefill: Count | None = None
     decode: Count | None = None

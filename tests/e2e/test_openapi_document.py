@@ -1,0 +1,83 @@
+"""The document that clients are generated from: a validator takes it, and requests made of it are answered as it says."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import hypothesis
+import pytest
+import schemathesis
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from tests.e2e.edge_server import edge_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.negative_data_rejection,
+    checks.missing_required_header,
+    checks.unsupported_method,
+    checks.allow_header_conformance,
+]
+"""All but those about resources that are made and deleted, and one: a schema cannot say everything that is refused, such
+as a text with a NUL in it, or one that the context does not hold."""
+TESTED = hypothesis.settings(
+    max_examples=12,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(hypothesis.HealthCheck),
+    phases=[hypothesis.Phase.generate],
+)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with edge_server(tmp_path_factory.mktemp("model"), is_short=True) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def document(url: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()
+    return found
+
+
+def test_the_document_is_valid(document: dict[str, Any]) -> None:
+    assert document["openapi"].startswith("3.1")
+    OpenAPIV31SpecValidator(document).validate()
+
+
+@pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+def test_whatever_is_asked_is_answered_as_the_document_says(
+    url: str, document: dict[str, Any], mode: schemathesis.GenerationMode
+) -> None:
+    schema = schemathesis.openapi.from_dict(document)
+    tried = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if (
+            mode is schemathesis.GenerationMode.NEGATIVE
+            and "requestBody" not in operation.definition.raw
+        ):
+            continue  # nothing can be wrong about what takes nothing, or any text
+
+        @TESTED
+        @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+        def answered(case: schemathesis.Case) -> None:
+            nonlocal tried
+            tried += 1
+            case.validate_response(case.call(base_url=url, timeout=20), checks=CHECKS)
+
+        answered()
+    assert tried >= 60
