@@ -97,6 +97,10 @@ class Conversation:
         """The same with another last text in its last turn."""
         return replace(self, turns=[*self.turns[:-1], self.turns[-1].ending_with(text)])
 
+    def without_thoughts(self) -> Conversation:
+        """The same without what earlier answers thought, for templates that have no room for it."""
+        return replace(self, turns=[replace(turn, reasoning="") for turn in self.turns])
+
     def path_of(self, index: int) -> str:
         """What errors call a turn."""
         return self.turns[index].path or f"messages[{index}]"

@@ -81,6 +81,12 @@ class PromptReader:
         """What the chat template can do."""
         return self.kept.abilities
 
+    async def turns(self, conversation: Conversation) -> list[int]:
+        """As `chat`, for clients that send back what an answer thought, whether a template has room for it or not."""
+        if self.abilities.reasoning_field is None:
+            conversation = conversation.without_thoughts()
+        return await self.chat(conversation)
+
     async def chat(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation; the template writes its own special tokens."""
         is_small = _is_small(conversation, self.limits.inline_text_bytes)

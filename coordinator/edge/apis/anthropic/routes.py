@@ -70,7 +70,7 @@ class MessageRoutes:
         arrival_s = edge.context.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
         edge.check_model(asked.model)
-        prompt = await edge.reader.chat(conversation)
+        prompt = await edge.reader.turns(conversation)
         reply_id, model = f"msg_{new_request_id()}", asked.model or edge.model.name
         neutral = AnswerRequest(
             arrival_s=arrival_s,
@@ -92,7 +92,7 @@ class MessageRoutes:
         edge = self._edge
         asked, conversation = await edge.bodies.read(request, parse_count)
         edge.check_model(asked.model)
-        prompt = await edge.reader.chat(conversation)
+        prompt = await edge.reader.turns(conversation)
         return json_response({"input_tokens": len(prompt)})
 
 

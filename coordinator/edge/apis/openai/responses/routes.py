@@ -1,0 +1,175 @@
+"""POST /v1/responses, and what can be done with a response that is kept. Writes no bytes of answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from coordinator.edge.answers.answer import AnswerRequest
+from coordinator.edge.apis.openai.responses.dialect import ResponseOptions, ResponsesDialect
+from coordinator.edge.apis.openai.responses.requests import (
+    conversation_of,
+    parse_response,
+    turns_of,
+    wishes_of,
+)
+from coordinator.edge.apis.openai.responses.types import ResponsesRequest
+from coordinator.edge.apis.openai.responses.window import KeptResponse, ResponseWindow
+from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
+from coordinator.edge.http.bodies import body_schema, json_response
+from protocol.clock import wall_time_s
+from protocol.errors import InvalidRequest
+from protocol.ids import new_request_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.text.conversation import Turn
+
+ONE = "/{response_id}"
+
+
+class ResponseRoutes:
+    """Makes responses, and keeps them for a while."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        self._window = ResponseWindow()
+
+    def router(self) -> APIRouter:
+        """Its routes."""
+        router, who = APIRouter(prefix="/v1/responses"), Depends(self._edge.guard)
+
+        async def create_response(request: Request, principal: Principal = who) -> Response:
+            """Answer an input, item by item."""
+            return await self.create(request, principal)
+
+        async def get_response(response_id: str, principal: Principal = who) -> Response:
+            """A response that is still kept."""
+            kept = self._window.find(response_id, principal.tenant)
+            return Response(kept.told, media_type="application/json")
+
+        async def delete_response(response_id: str, principal: Principal = who) -> Response:
+            """Forget a response."""
+            self._window.drop(response_id, principal.tenant)
+            return json_response({"id": response_id, "object": "response", "deleted": True})
+
+        async def list_input_items(response_id: str, principal: Principal = who) -> Response:
+            """What a response answered, the last first."""
+            return self._items(self._window.find(response_id, principal.tenant))
+
+        async def cancel_response(response_id: str, principal: Principal = who) -> Response:
+            """Refused: whoever asked for a response cancels it by leaving."""
+            self._window.find(response_id, principal.tenant)
+            raise InvalidRequest("only responses in the background are cancelled", "response_id")
+
+        told = body_schema(ResponsesRequest, "text/event-stream")
+        add = router.add_api_route
+        add("", create_response, methods=["POST"], response_model=None, openapi_extra=told)
+        add(ONE, get_response, methods=["GET"], response_model=None)
+        add(ONE, delete_response, methods=["DELETE"], response_model=None)
+        add(f"{ONE}/input_items", list_input_items, methods=["GET"], response_model=None)
+        add(f"{ONE}/cancel", cancel_response, methods=["POST"], response_model=None)
+        return router
+
+    async def create(self, request: Request, principal: Principal) -> Response:
+        """Read an input and answer it."""
+        edge = self._edge
+        arrival_s = edge.context.clock.now_s()
+        asked, own, tools = await edge.bodies.read(request, parse_response)
+        edge.check_model(asked.model)
+        earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
+        prompt = await edge.reader.turns(conversation_of(asked, earlier, own, tools))
+        wishes = wishes_of(asked)
+        options = ResponseOptions(
+            response_id=f"resp_{new_request_id()}",
+            created=int(wall_time_s()),
+            model=asked.model or edge.model.name,
+            echoed=self._echoed(asked),
+            logprobs=wishes.logprobs is not None,
+        )
+        neutral = AnswerRequest(
+            arrival_s=arrival_s,
+            operation="chat",
+            reply_id=options.response_id,
+            model=options.model,
+            prompts=[prompt],
+            prompt_field="input",
+            wishes=wishes,
+            default_max_tokens=edge.limits.default_max_tokens,
+            is_stream=bool(asked.stream),
+            tools=tools,
+        )
+        keep = self._keeper(options.response_id, principal, asked, [*earlier, *own])
+        dialect = ResponsesDialect(options, edge.context.tokenizer, keep)
+        return edge.respond(request, principal, neutral, dialect)
+
+    def _keeper(
+        self, response_id: str, principal: Principal, asked: ResponsesRequest, turns: list[Turn]
+    ) -> Callable[[bytes, Sequence[dict[str, Any]]], None]:
+        """What takes the response when it has ended, unless its client wants it kept nowhere."""
+        if asked.store is False:
+            return lambda _told, _output: None
+        items = input_items(asked)
+
+        def keep(told: bytes, output: Sequence[dict[str, Any]]) -> None:
+            answered = [*turns, *answer_turn(output)]
+            self._window.keep(response_id, KeptResponse(principal.tenant, told, items, answered))
+
+        return keep
+
+    def _items(self, kept: KeptResponse) -> Response:
+        items = list(reversed(kept.items))
+        ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
+        told = {"object": "list", "data": items, "has_more": False}
+        return json_response(told | {"first_id": None, "last_id": None} | ends)
+
+    def _echoed(self, asked: ResponsesRequest) -> dict[str, Any]:
+        """What a response repeats of its request, and the defaults that held."""
+        defaults, text, reasoning = self._edge.rules.defaults, asked.text, asked.reasoning
+        temperature, top_p = asked.temperature, asked.top_p
+        return {
+            "background": False,
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.max_output_tokens,
+            "max_tool_calls": None,
+            "metadata": asked.metadata or {},
+            "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "previous_response_id": asked.previous_response_id,
+            "prompt_cache_key": asked.prompt_cache_key,
+            "reasoning": {
+                "effort": reasoning.effort if reasoning else None,
+                "summary": reasoning.summary if reasoning else None,
+            },
+            "safety_identifier": asked.safety_identifier,
+            "service_tier": "default",
+            "store": asked.store is not False,
+            "temperature": defaults.temperature if temperature is None else temperature,
+            "text": {"format": (text.format if text else None) or {"type": "text"}},
+            "tool_choice": asked.tool_choice or "auto",
+            "tools": [tool.model_dump(exclude_unset=True) for tool in asked.tools or ()],
+            "top_logprobs": asked.top_logprobs or 0,
+            "top_p": defaults.top_p if top_p is None else top_p,
+            "truncation": "disabled",
+            "user": asked.user,
+        }
+
+
+def input_items(asked: ResponsesRequest) -> list[dict[str, Any]]:
+    """The input as items, each with an id."""
+    if isinstance(asked.input, str):
+        content = [{"type": "input_text", "text": asked.input}]
+        said = {"id": f"msg_{new_request_id()}", "type": "message", "role": "user"}
+        return [said | {"content": content}] if asked.input else []
+    return [
+        {"id": f"msg_{new_request_id()}", "type": "message"} | item.model_dump(exclude_unset=True)
+        for item in asked.input
+    ]
+
+
+def answer_turn(output: Sequence[dict[str, Any]]) -> list[Turn]:
+    """The output as the one turn, if it says anything, that a later request goes on with."""
+    return turns_of(ResponsesRequest.model_validate({"input": output}))

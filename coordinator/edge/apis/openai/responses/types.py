@@ -1,0 +1,95 @@
+"""What clients of /v1/responses may send. Owns the pydantic models behind `/openapi.json`; no meaning beyond types and ranges.
+
+Unknown fields are accepted and ignored, as are tools of other types than "function": no server but theirs runs those.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from coordinator.edge.http import limits
+from coordinator.edge.http.field_types import Float, Int, Lenient
+
+
+class Part(Lenient):
+    """A piece of a message, a result or a thought."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+
+Parts = Annotated[list[Part], Field(fail_fast=True)]
+
+
+class Item(Lenient):
+    """One step of a conversation; without a type it is a message."""
+
+    type: str | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | Parts | None = None
+    summary: Parts | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: str | Parts | None = None
+
+
+class FlatTool(Lenient):
+    """A tool; `name` and what follows are a function's."""
+
+    type: str
+    name: Annotated[str, Field(min_length=1, max_length=limits.MAX_TOOL_NAME_CHARACTERS)] | None = (
+        None
+    )
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class TextConfig(Lenient):
+    """What form the answer has."""
+
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ReasoningConfig(Lenient):
+    """How much to think."""
+
+    effort: str | None = None
+    summary: str | None = None
+
+
+class ResponsesRequest(Lenient):
+    """POST /v1/responses."""
+
+    model: str | None = None
+    input: str | Annotated[list[Item], Field(fail_fast=True, max_length=limits.MAX_MESSAGES)] = ""
+    instructions: str | None = None
+    previous_response_id: (
+        Annotated[str, Field(max_length=limits.MAX_REQUEST_ID_CHARACTERS)] | None
+    ) = None
+    store: bool | None = None
+    stream: bool | None = None
+    max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
+    temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    include: Annotated[list[str], Field(max_length=64)] | None = None
+    tools: Annotated[list[FlatTool], Field(fail_fast=True, max_length=limits.MAX_TOOLS)] | None = (
+        None
+    )
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    metadata: dict[str, Any] | None = None
+    truncation: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None

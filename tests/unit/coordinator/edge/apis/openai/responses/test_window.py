@@ -1,0 +1,68 @@
+"""What is kept of responses is bounded, in number and in bytes, and the sum is true."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coordinator.edge.apis.openai.responses.window import (
+    KeptResponse,
+    ResponseNotFound,
+    ResponseWindow,
+)
+from coordinator.edge.text.conversation import ToolCall, Turn
+
+
+def kept(size, tenant="", turns=()):
+    return KeptResponse(tenant, b"x" * size, [], turns)
+
+
+def test_the_oldest_leave_first():
+    window = ResponseWindow(most=2)
+    for name in "abc":
+        window.keep(name, kept(1))
+    assert len(window) == 2
+    assert window.find("b", "") is not window.find("c", "")
+    with pytest.raises(ResponseNotFound):
+        window.find("a", "")
+
+
+def test_turns_and_what_they_have_besides_are_counted():
+    small = kept(0, turns=[Turn("user", "é")])
+    large = kept(0, turns=[Turn("user", "é", calls=[ToolCall("f", "x" * 100)])])
+    assert small.num_bytes - kept(0).num_bytes == len("é".encode()) + len("{}")
+    assert large.num_bytes > small.num_bytes + 100
+
+
+def test_one_that_is_larger_than_the_window_pushes_nobody_out():
+    window = ResponseWindow(most_bytes=100)
+    window.keep("a", kept(50))
+    window.keep("b", kept(101))
+    assert window.find("a", "").told
+    assert len(window) == 1
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 60)), max_size=60))
+def test_bounds_hold_and_the_sum_is_true(steps):
+    window, books = ResponseWindow(4, 100), {}
+    for number, (drops, name, size) in enumerate(steps):
+        if drops:
+            try:
+                window.drop(str(name), "")
+            except ResponseNotFound:
+                continue
+        else:
+            books[str(number)] = kept(size)
+            window.keep(str(number), books[str(number)])
+        found = [each for each in books if _is_in(window, each)]
+        assert len(window) == len(found) <= 4
+        assert window.num_bytes == sum(books[each].num_bytes for each in found) <= 100
+
+
+def _is_in(window, name):
+    try:
+        window.find(name, "")
+    except ResponseNotFound:
+        return False
+    return True
