@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from protocol.constraints import Constraint
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One request's sampling, fully resolved by the coordinator: workers fill in no defaults.
@@ -11,7 +13,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     `temperature` 0 is greedy. `top_k` 0 is off. `logprobs` None is off, 0 tells the chosen token
     only, n tells the n best besides. `seed` is always set; position and seed decide a draw, so a
     resumed request draws the same tokens. Ids in `eos_token_ids` end the sequence unless
-    `ignore_eos`; ids in `stop_token_ids` always do (both only after `min_tokens` outputs).
+    `ignore_eos`; ids in `stop_token_ids` always do (both only after `min_tokens` outputs). With a
+    `constraint` an answer also ends where nothing may follow.
     """
 
     max_tokens: int
@@ -29,6 +32,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stop_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    constraint: Constraint | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

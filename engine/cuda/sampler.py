@@ -4,6 +4,8 @@
     temperature, top-k…   filtered and drawn on the device, all rows at once
     bias, penalties, logprobs: those rows go to the host, to engine.sampling.sampler itself
 
+What a row's grammar forbids is taken away on the device, before all that.
+
 A draw is at the quantile of (seed, position) in order of token id, as on the host: sums run in float64, but an
 exponential may differ in its last bit, so a draw that falls between two tokens may fall to the other one.
 """
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from engine.cuda.decode_graphs import Choices, choices_of
 from engine.cuda.sizing import DRAWN_ROWS
+from engine.grammar.guide import WORD_BITS
 from engine.sampling.sampler import (
     GREEDY_TEMPERATURE,
     changes_logits,
@@ -30,8 +34,11 @@ from protocol.sampling import SampledToken
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.cuda.decode_graphs import Choices
     from engine.kv.sequence import Sequence
+
+
+def _has_failed(sequence: Sequence) -> bool:
+    return sequence.guide is not None and sequence.guide.failure is not None
 
 
 def needs_host(sequence: Sequence) -> bool:
@@ -103,6 +110,16 @@ def _kept(scaled: torch.Tensor, weights: torch.Tensor, draws: Draws) -> torch.Te
     return torch.zeros_like(kept).scatter_(-1, order, in_top_k & in_top_p)
 
 
+def keep_allowed(choices: Choices, rows: torch.Tensor, bits: torch.Tensor) -> Choices:
+    """The choices with `rows` limited to the tokens that `bits` [rows, words] int32 names; writes to the logits."""
+    shifts = torch.arange(WORD_BITS, dtype=torch.int32, device=bits.device)
+    named = ((bits.unsqueeze(-1) >> shifts) & 1).flatten(1)[:, : choices.logits.shape[1]] != 0
+    kept = torch.where(named, choices.logits[rows], float("-inf"))
+    choices.logits.index_copy_(0, rows, kept)
+    greedy = choices.greedy.index_copy(1, rows, choices_of(kept).greedy)
+    return Choices(choices.logits, greedy)
+
+
 class DeviceSampler:
     """Answers of one step after another; the copy to the host is the step's one synchronization."""
 
@@ -116,6 +133,7 @@ class DeviceSampler:
         """The next token of each sequence, whose rows are `choices`; InternalError if logits are not numbers.
 
         Waits for everything that was started on the stream before."""
+        choices = self._within_grammars(choices, sequences)
         answers = choices.greedy
         drawn = [
             row
@@ -136,8 +154,24 @@ class DeviceSampler:
         self._choose_on_host(choices.logits, sequences, chosen)
         return chosen
 
+    def _within_grammars(self, choices: Choices, sequences: SequenceOf[Sequence]) -> Choices:
+        """Made on the host while the device computes the logits."""
+        masks = {
+            row: sequence.guide.mask()
+            for row, sequence in enumerate(sequences)
+            if sequence.guide is not None
+        }
+        rows = [row for row in masks if not _has_failed(sequences[row])]
+        for start in range(0, len(rows), DRAWN_ROWS):
+            some = rows[start : start + DRAWN_ROWS]
+            bits = self._upload(torch.from_numpy(np.stack([masks[row] for row in some])))
+            choices = keep_allowed(choices, self._rows(some), bits)
+        return choices
+
     def _rows(self, rows: list[int]) -> torch.Tensor:
-        host = torch.tensor(rows)
+        return self._upload(torch.tensor(rows))
+
+    def _upload(self, host: torch.Tensor) -> torch.Tensor:
         pinned = host.pin_memory() if self._is_cuda else host
         return pinned.to(self._device, non_blocking=True)
 

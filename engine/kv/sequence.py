@@ -15,6 +15,7 @@ from engine.kv.prefix_cache import block_key
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
+    from engine.grammar.guide import Guide
     from engine.kv.block_pool import Hold
     from protocol.messages.records import PeerAddress
     from protocol.sampling import SampledToken, SamplingParams
@@ -38,7 +39,8 @@ class Sequence:
     output, including output of earlier attempts. `root` is the parent key of the first block.
     `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
     `chunk_tokens` limits what a step may compute of it, together with others so limited (0: no limit);
-    `prefix_fetch_s` is how long reading from there, or trying to, took.
+    `prefix_fetch_s` is how long reading from there, or trying to, took. `guide` is how far the output is
+    in its grammar, if it has one.
     """
 
     request_id: str
@@ -61,6 +63,7 @@ class Sequence:
     prefix_source_tokens: int = 0
     prefix_fetch_s: float = 0.0
     chunk_tokens: int = 0
+    guide: Guide | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -90,6 +93,8 @@ class Sequence:
     def append(self, token: SampledToken) -> None:
         """Add an output token; its KV is not computed yet."""
         self.token_ids.append(token.token_id)
+        if self.guide is not None:
+            self.guide.accept(token.token_id)
 
     def extend_keys(self, block_size: int, limit_tokens: int) -> list[bytes]:
         """Content keys of the full blocks within the first `limit_tokens` tokens."""
@@ -109,6 +114,8 @@ class Sequence:
                 return "stop", newest
             if newest in self.sampling.eos_token_ids and not self.sampling.ignore_eos:
                 return "stop", None
+        if self.guide is not None and self.guide.is_finished:
+            return "stop", None
         if self.num_output_tokens >= self.sampling.max_tokens:
             return "length", None
         return None, None

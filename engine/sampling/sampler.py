@@ -1,7 +1,7 @@
 """Choosing tokens from logits. Owns the order of penalties, filters and the draw; must not know batches or blocks.
 
-The order is vLLM's: logit bias and minimum length, then penalties, then temperature, min-p, top-k,
-top-p. A draw is a function of (logits, seed, position) alone: Philox (Salmon et al., SC 2011) keyed by
+The order is vLLM's: what a grammar forbids, logit bias and minimum length, then penalties, then temperature,
+min-p, top-k, top-p. Log-probabilities are of what the grammar leaves. A draw is a function of (logits, seed, position) alone: Philox (Salmon et al., SC 2011) keyed by
 the seed with the position as its counter, so neither batch nor worker nor attempt changes a token.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from engine.grammar.guide import allowed
 from protocol.errors import InternalError
 from protocol.sampling import SampledToken, SamplingParams, TokenLogprob
 
@@ -33,6 +34,8 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
     """The next token of each sequence from [S, vocab] float32 logits; InternalError if they are not numbers."""
     if not sequences:
         return []
+    for row, sequence in enumerate(sequences):
+        forbid_by_grammar(logits[row], sequence)
     best_values, best_ids = logits.max(dim=-1)
     if not bool(torch.isfinite(best_values).all()):
         raise InternalError("the model computed logits that are not finite numbers")
@@ -43,6 +46,16 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
         else _choose(logits[row], token_id, sequence)
         for row, (token_id, sequence) in enumerate(zip(greedy, sequences, strict=True))
     ]
+
+
+def forbid_by_grammar(logits: torch.Tensor, sequence: Sequence) -> None:
+    """Nothing but what may come next in the sequence's grammar; writes to `logits` [vocab]. Where nothing may, the
+    guide says so: whatever is chosen then is told to nobody."""
+    if sequence.guide is None:
+        return
+    bits = sequence.guide.mask()
+    if sequence.guide.failure is None:
+        logits.masked_fill_(torch.from_numpy(~allowed(bits, len(logits))), -np.inf)
 
 
 def is_plain_greedy(sequence: Sequence) -> bool:
@@ -63,6 +76,7 @@ def changes_logits(params: SamplingParams, sequence: Sequence) -> bool:
         or params.presence_penalty != 0.0
         or params.frequency_penalty != 0.0
         or sequence.num_output_tokens < params.min_tokens
+        or (params.ignore_eos and sequence.guide is not None)
     )
 
 
@@ -87,13 +101,20 @@ def _apply_bias(logits: FloatArray, params: SamplingParams, sequence: Sequence) 
     for token_id, bias in params.logit_bias.items():
         if 0 <= token_id < len(logits):
             logits[token_id] += max(-_MAX_BIAS, min(_MAX_BIAS, bias))
-    if sequence.num_output_tokens < params.min_tokens:
-        ends = (
-            params.stop_token_ids
-            if params.ignore_eos
-            else params.stop_token_ids + params.eos_token_ids
-        )
-        logits[[token_id for token_id in ends if 0 <= token_id < len(logits)]] = -np.inf
+    ends = _forbidden_ends(params, sequence)
+    logits[[token_id for token_id in ends if 0 <= token_id < len(logits)]] = -np.inf
+
+
+def _forbidden_ends(params: SamplingParams, sequence: Sequence) -> tuple[int, ...]:
+    """Before the minimum length everything that ends a text. A grammar would take an EOS for its end, so one that is
+    to be ignored is not drawn. If nothing else may come the grammar's word counts: see `_choose`."""
+    is_short = sequence.num_output_tokens < params.min_tokens
+    ends = params.stop_token_ids if is_short else ()
+    if is_short and not params.ignore_eos:
+        ends += params.eos_token_ids
+    if params.ignore_eos and sequence.guide is not None:
+        ends += params.eos_token_ids
+    return ends
 
 
 def _apply_penalties(logits: FloatArray, params: SamplingParams, sequence: Sequence) -> None:
@@ -163,10 +184,11 @@ def _keep_top_p(
 
 
 def _logprob(raw: torch.Tensor, token_id: int, num_top: int) -> TokenLogprob:
-    """Of the model's own distribution, before penalties and temperature."""
+    """Of the model's own distribution, of what a grammar leaves of it, before penalties and temperature."""
     logprobs = torch.log_softmax(raw, dim=-1)
     top: list[tuple[int, float]] = []
     if num_top > 0:
         values, ids = logprobs.topk(min(num_top, len(logprobs)))
-        top = list(zip(ids.tolist(), values.tolist(), strict=True))
+        best = zip(ids.tolist(), values.tolist(), strict=True)
+        top = [(best_id, value) for best_id, value in best if value > -np.inf]
     return TokenLogprob(logprob=float(logprobs[token_id]), top=top)

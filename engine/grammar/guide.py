@@ -1,0 +1,113 @@
+"""One answer on its way through a grammar. Owns which tokens may come next, and when nothing more may come.
+
+    compiled grammar ─► Guide ◄─ every token of the answer, those of earlier attempts included
+                          │
+                          └─► mask of the next token, is_finished, failure
+
+What it says depends on constraint and tokens alone: whoever takes an answer over makes the same of them. The seam to
+a library of grammars is `Matcher`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    Bits = npt.NDArray[np.int32]
+
+WORD_BITS = 32
+
+
+class Matcher(Protocol):
+    """What a library of grammars knows of one answer."""
+
+    def accept(self, token_id: int) -> bool:
+        """Go on by a token; False when the grammar has no such way."""
+        ...
+
+    def fill(self, bits: Bits) -> None:
+        """Write which tokens may come next: bit i of word w is token 32 w + i."""
+        ...
+
+    def may_end(self) -> bool:
+        """Whether what was accepted is a whole answer."""
+        ...
+
+
+class CompiledGrammar(Protocol):
+    """A constraint made ready for one vocabulary; used by one thread at a time."""
+
+    num_bytes: int
+
+    def matcher(self) -> Matcher:
+        """At the beginning of an answer."""
+        ...
+
+
+class Guide:
+    """Used by one thread. `ends` are the tokens that end an answer and are no part of its text.
+
+    `failure` says why nothing can follow that should; such an answer must not be told as complete.
+    """
+
+    def __init__(self, matcher: Matcher, num_tokens: int, ends: Sequence[int]) -> None:
+        self.is_finished = False
+        self.failure: str | None = None
+        self._matcher = matcher
+        self._ends = frozenset(ends)
+        self._bits: Bits = np.zeros(-(-num_tokens // WORD_BITS), dtype=np.int32)
+        self._end_bits = _bits_of(self._ends, len(self._bits))
+        self._has_text = False
+        self._is_current = False
+
+    def accept_all(self, token_ids: Iterable[int]) -> None:
+        """Tokens that were emitted before."""
+        for token_id in token_ids:
+            self.accept(token_id)
+
+    def accept(self, token_id: int) -> None:
+        """One more token of the answer; notes when it was the last, or should not have been."""
+        if self.failure is not None:
+            return
+        if token_id in self._ends and self._matcher.may_end():
+            self.is_finished = True
+        elif self.is_finished or not self._matcher.accept(token_id):
+            self.failure = f"token {token_id} is not in the answer's grammar here"
+        else:
+            self._is_current = False
+            self.is_finished = self._matcher.may_end() and not self._find_text()
+
+    def mask(self) -> Bits:
+        """Which tokens may come next; not to be changed. Nothing at all is a `failure`."""
+        has_text, may_end = self._find_text(), self._matcher.may_end()
+        bits = self._bits | self._end_bits if may_end else self._bits
+        if not (has_text or bits.any()):
+            self.failure = "no token of the model continues the answer in its grammar"
+        return bits
+
+    def _find_text(self) -> bool:
+        """Whether a token that is text may come next."""
+        if not self._is_current:
+            self._matcher.fill(self._bits)
+            self._bits &= ~self._end_bits
+            self._has_text, self._is_current = bool(self._bits.any()), True
+        return self._has_text
+
+
+def _bits_of(token_ids: Iterable[int], num_words: int) -> Bits:
+    bits = np.zeros(num_words, dtype=np.uint32)
+    for token_id in token_ids:
+        bits[token_id // WORD_BITS] |= np.uint32(1 << token_id % WORD_BITS)
+    return bits.view(np.int32)
+
+
+def allowed(bits: Bits, num_tokens: int) -> npt.NDArray[np.bool_]:
+    """A mask as one truth a token."""
+    unpacked = np.unpackbits(bits.view(np.uint8), count=num_tokens, bitorder="little")
+    return unpacked.view(np.bool_)

@@ -1,0 +1,150 @@
+"""A client's JSON Schema as it is given to a library of grammars. Owns what is changed in it, and that nothing else is.
+
+Every document that the changed schema allows the client's allows too:
+
+* objects that name their properties have no others, unless the schema says what others it wants: a model that may go
+  on for ever sometimes does. A schema that puts conditions together (`allOf`, a `$ref` beside other keywords) is left
+  open, since a closed part would forbid what another part wants.
+* a `format` that is not known here is an annotation, as the specification has it; so is what changes nothing.
+* `x-guidance`, by which a schema could switch off its own checks, is taken out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_DEPTH = 64
+FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
+IN_PLACE = frozenset(
+    ("allOf", "anyOf", "oneOf", "not", "if", "then", "else", "dependentSchemas", "$ref")
+)
+"""Keywords whose schemas speak of the same value as their neighbours."""
+ANNOTATIONS = frozenset(
+    [
+        "$schema",
+        "$id",
+        "id",
+        "$comment",
+        "$defs",
+        "definitions",
+        "$anchor",
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "nullable",
+        "discriminator",
+    ]
+)
+_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_SINGLE = frozenset(
+    [
+        "items",
+        "additionalItems",
+        "additionalProperties",
+        "contains",
+        "propertyNames",
+        "not",
+        "if",
+        "then",
+        "else",
+        "unevaluatedProperties",
+        "unevaluatedItems",
+    ]
+)
+Schema = dict[str, Any]
+
+
+def prepared(schema: object) -> Schema | bool:
+    """The schema to compile. Raises InvalidRequest for what is none, or too deep."""
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequest("a JSON schema must be an object or a boolean")
+    _check_depth(schema)
+    if isinstance(schema, bool):
+        return schema
+    closes = all(_stands_alone(part) for part in _parts(schema))
+    return _changed(schema, closes=closes)
+
+
+def _check_depth(schema: object) -> None:
+    level = [schema]
+    for _ in range(MAX_DEPTH):
+        inner = [node for node in level if isinstance(node, dict | list)]
+        if not inner:
+            return
+        level = [v for node in inner for v in (node.values() if isinstance(node, dict) else node)]
+    raise InvalidRequest(f"the schema is nested more than {MAX_DEPTH} levels deep")
+
+
+def _parts(schema: Schema) -> Iterator[Schema]:
+    """The schema and every schema in it."""
+    yield schema
+    for _, _, part in _subschemas(schema):
+        yield from _parts(part)
+
+
+def _subschemas(schema: Schema) -> Iterator[tuple[str, str | int | None, Schema]]:
+    """(keyword, place in it, schema) of those directly in this one."""
+    for keyword, value in schema.items():
+        if keyword in _MAPS and isinstance(value, dict):
+            yield from ((keyword, name, part) for name, part in value.items() if _is(part))
+        elif keyword in _LISTS and isinstance(value, list):
+            yield from ((keyword, place, part) for place, part in enumerate(value) if _is(part))
+        elif keyword in _SINGLE and _is(value):
+            yield keyword, None, value
+
+
+def _is(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _stands_alone(schema: Schema) -> bool:
+    """Whether no two keywords here speak of one object's properties."""
+    in_place = [keyword for keyword in schema if keyword in IN_PLACE]
+    if not in_place:
+        return True
+    others = schema.keys() - ANNOTATIONS - {in_place[0], "type"}
+    return not others and in_place[0] in ("anyOf", "oneOf", "$ref")
+
+
+def _changed(schema: Schema, *, closes: bool) -> Schema:
+    changed = {name: value for name, value in schema.items() if not _is_idle(name, value)}
+    for keyword, place, part in _subschemas(schema):
+        new = _changed(part, closes=closes)
+        if place is None:
+            changed[keyword] = new
+        else:
+            if changed[keyword] is schema[keyword]:
+                changed[keyword] = schema[keyword].copy()
+            changed[keyword][place] = new
+    if closes and _names_all(schema):
+        changed["additionalProperties"] = False
+    return changed
+
+
+def _names_all(schema: Schema) -> bool:
+    """Whether no property is wanted that `properties` does not name."""
+    named, required = schema.get("properties"), schema.get("required", [])
+    is_open = bool(schema.keys() & _OPENING) or not isinstance(required, list)
+    return isinstance(named, dict) and not is_open and all(name in named for name in required)
+
+
+_OPENING = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
+
+
+def _is_idle(name: str, value: object) -> bool:
+    """Whether a keyword changes nothing, or must not."""
+    if name == "format":
+        return value not in FORMATS
+    return name == "x-guidance" or (name == "uniqueItems" and value is False)
