@@ -10,9 +10,9 @@ from protocol.messages.orders import Audit
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
+    from coordinator.cluster.control_socket import Outgoing
     from coordinator.cluster.dispatch import WaitingLine
     from coordinator.cluster.live_requests import LiveRequests
-    from coordinator.cluster.registry import Outgoing
     from protocol.messages.reports import AuditReply
     from protocol.worker_load import BlockCounts
 

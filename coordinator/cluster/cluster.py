@@ -15,6 +15,7 @@ from coordinator.cluster.audit import AuditBook
 from coordinator.cluster.autoscaler import Autoscaler
 from coordinator.cluster.books import Books
 from coordinator.cluster.cluster_view import ClusterView
+from coordinator.cluster.control_socket import Outgoing
 from coordinator.cluster.dispatch import Dispatch, WaitingLine
 from coordinator.cluster.hearing import Hearing
 from coordinator.cluster.inbox import Inbox
@@ -26,7 +27,7 @@ from coordinator.cluster.pools import Pools
 from coordinator.cluster.probe import ProbeBook
 from coordinator.cluster.readiness import Readiness
 from coordinator.cluster.reconcile import Reconciler
-from coordinator.cluster.registry import Outgoing, Registry
+from coordinator.cluster.registry import Registry
 from coordinator.cluster.router import PrefixMemory, Router, stride_tokens
 from coordinator.cluster.scaling import GRACE_S, Scaler
 from coordinator.planning.demand import DemandBook
@@ -105,8 +106,8 @@ class Cluster:
         self.outgoing = Outgoing(send)
         prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))
         self.router = Router(ledger, prefixes, relieves=settings.local_prefill)
-        dispatch = Dispatch(books, self.router, self.outgoing, clock)
         self.line = WaitingLine(books, clock, settings.max_queued_requests)
+        dispatch = Dispatch(books, self.line, self.router, self.outgoing, clock)
         self.demand = DemandBook()
         self.requests = LiveRequests(self.line, dispatch, self.demand, clock, around.open_stream)
         self.readiness = Readiness(books, around.on_ready_change)

@@ -1,4 +1,7 @@
-"""The control ROUTER on the event loop. Owns one socket and its readiness; must not know what messages mean.
+"""The control line to workers and launcher. Owns who the launcher is, and one ROUTER socket on the event loop; must not
+know what messages mean.
+
+    send_order ─► numbered ─► send ─► a worker         anybody ─► read ─► on_message
 
 ZeroMQ's descriptor is edge-triggered: after it fires, and after every send, the socket is drained
 until it says EAGAIN, or a message would wait for the next edge.
@@ -10,6 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
 import zmq
 
 from protocol import wire
@@ -20,12 +24,38 @@ from protocol.messages.reports import WorkerMessage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import msgspec
-
+    from coordinator.cluster.registry import WorkerRecord
     from protocol.channel_keys import ChannelKeys
+    from protocol.messages.launcher import LauncherOrder
+    from protocol.messages.orders import CoordinatorMessage
 
 log = logging.getLogger(__name__)
 MAX_MESSAGES_A_TURN = 256
+
+
+class Outgoing:
+    """Waits for nobody: what cannot be sent is lost, and heartbeats find out."""
+
+    def __init__(self, send: Callable[[bytes, CoordinatorMessage | LauncherOrder], bool]) -> None:
+        self._send = send
+        self._launcher: bytes | None = None
+
+    def send_to(self, identity: bytes, message: CoordinatorMessage) -> bool:
+        """To whoever is behind `identity`, registered or not."""
+        return self._send(identity, message)
+
+    def send_order(self, record: WorkerRecord, order: CoordinatorMessage) -> bool:
+        """To a registered worker, with the next number."""
+        numbered = msgspec.structs.replace(order, seq=record.next_seq())
+        return self._send(record.identity, numbered)
+
+    def launcher_is(self, identity: bytes | None) -> None:
+        """The launcher spoke, or said goodbye (None)."""
+        self._launcher = identity
+
+    def tell_launcher(self, order: LauncherOrder) -> bool:
+        """False when there is no launcher, or it is away."""
+        return self._launcher is not None and self._send(self._launcher, order)
 
 
 class ControlSocket:

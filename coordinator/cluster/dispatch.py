@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from coordinator.cluster.books import Books
+    from coordinator.cluster.control_socket import Outgoing
     from coordinator.cluster.lifecycle import RequestLife
-    from coordinator.cluster.registry import Outgoing, WorkerRecord
+    from coordinator.cluster.registry import WorkerRecord
     from coordinator.cluster.router import Route, Router
     from protocol.clock import Clock
 
@@ -109,15 +110,27 @@ class WaitingLine:
 class Dispatch:
     """Every reservation in the ledger is of a live attempt, or of one whose legs are being aborted right now."""
 
-    def __init__(self, books: Books, router: Router, outgoing: Outgoing, clock: Clock) -> None:
+    def __init__(
+        self, books: Books, line: WaitingLine, router: Router, outgoing: Outgoing, clock: Clock
+    ) -> None:
         self._books, self._ledger = books, books.ledger
+        self._line = line
         self._router = router
         self._outgoing = outgoing
         self._clock = clock
 
     # ---- attempts
 
-    def route(self, life: RequestLife) -> Route | None:
+    def pump(self) -> None:
+        """Send waiting requests, oldest first, as long as there is room."""
+        while (life := self._line.first()) is not None:
+            route = self._route(life)
+            if route is None:
+                return
+            self._line.remove(life)
+            self.send(life, route)
+
+    def _route(self, life: RequestLife) -> Route | None:
         """A pair with room for the request, or None."""
         return self._router.choose(
             self._books.registry,

@@ -1,7 +1,7 @@
 """Live requests, from their admission to their one end. Owns their lives and their streams to HTTP; whose turn it is, is
 the line's.
 
-submit ─► line ─pump─► dispatch ─► … Output ─► life ─► EventStream
+submit ─► line ─► dispatch ─► … Output ─► life ─► EventStream
             ▲                          │
             └────────── replay: worker lost, transfer failed
 """
@@ -140,7 +140,7 @@ class LiveRequests:
         streams = [self._open(life) for life in lives]
         for life in lives:
             self._line.add(life)
-        self.pump()
+        self._dispatch.pump()
         return streams
 
     def submit_to(self, route: Route, generation: Generation) -> EventStream:
@@ -157,13 +157,8 @@ class LiveRequests:
         return stream
 
     def pump(self) -> None:
-        """Send waiting requests, oldest first, as long as there is room."""
-        while (life := self._line.first()) is not None:
-            route = self._dispatch.route(life)
-            if route is None:
-                return
-            self._line.remove(life)
-            self._dispatch.send(life, route)
+        """There may be room, or somebody to use it."""
+        self._dispatch.pump()
 
     # ---- what workers say
 
@@ -178,7 +173,7 @@ class LiveRequests:
             return
         self._dispatch.progressed(life, worker, adopted=delivery.adopted)
         if delivery.adopted:
-            self.pump()
+            self._dispatch.pump()
         now_s, is_new = self._clock.now_s(), bool(delivery.tokens)
         life.timeline.heard(worker.worker_id, output.spans, now_s, is_new=is_new)
         life.timeline.pulled(output.num_pulled_blocks * worker.hello.block_bytes)
@@ -245,7 +240,7 @@ class LiveRequests:
             if verdict is not Verdict.NOTHING:
                 self._dispatch.abort(life.request_id, old_attempt, legs, reason)
             self._after_loss(life, verdict, f"worker {worker_id} was lost: {reason}")
-        self.pump()
+        self._dispatch.pump()
 
     def _after_loss(self, life: RequestLife, verdict: Verdict, reason: str) -> None:
         if verdict is not Verdict.NOTHING:
@@ -260,7 +255,7 @@ class LiveRequests:
             self.replays += 1
             log.warning("request_id=%s is replayed after %s", life.request_id, reason)
             self._line.put_first(life)
-            self.pump()
+            self._dispatch.pump()
 
     # ---- ends
 
@@ -307,7 +302,7 @@ class LiveRequests:
             self._dispatch.finished(life)
             self._demand.finished(self._clock.now_s(), life.summary())
         self._streams.pop(life.request_id).put(event)
-        self.pump()
+        self._dispatch.pump()
 
 
 def _level(error: BatonError) -> int:

@@ -24,8 +24,9 @@ from protocol.messages.reports import Goodbye, Heartbeat
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
+    from coordinator.cluster.control_socket import Outgoing
     from coordinator.cluster.liveness import Liveness
-    from coordinator.cluster.registry import Outgoing, WorkerRecord
+    from coordinator.cluster.registry import WorkerRecord
     from coordinator.cluster.scaling import Scaler
     from protocol.clock import Clock
     from protocol.messages.reports import Hello, WorkerMessage

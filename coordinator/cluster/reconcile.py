@@ -8,9 +8,10 @@ from protocol.messages.orders import Ping
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
+    from coordinator.cluster.control_socket import Outgoing
     from coordinator.cluster.dispatch import Dispatch
     from coordinator.cluster.live_requests import LiveRequests
-    from coordinator.cluster.registry import Outgoing, WorkerRecord
+    from coordinator.cluster.registry import WorkerRecord
     from protocol.messages.reports import Heartbeat
 
 MAX_STRIKES = 4

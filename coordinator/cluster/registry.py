@@ -1,5 +1,4 @@
-"""Who the workers are, how they are and how they are told. Owns liveness, role and load, the numbers of orders, and who
-the launcher is; pure: told of time, never asks.
+"""Who the workers are and how they are. Owns liveness, role and load; pure: told of time, never asks.
 
     starting ──probe passed──► ready ──drain──► draining ──► dead (forgotten)
         └───────────────────────┴── exit, silence, no progress ──► dead
@@ -14,17 +13,13 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from coordinator.cluster.lifecycle import Loss
 from protocol.errors import LayoutMismatch
 from protocol.worker_load import STEP_TOKEN_BUCKETS, BlockCounts, WorkerLoad
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-    from protocol.messages.launcher import LauncherOrder
-    from protocol.messages.orders import CoordinatorMessage
     from protocol.messages.reports import Heartbeat, Hello
     from protocol.roles import Role
 
@@ -265,28 +260,3 @@ class Registry:
             elif now_s - record.step_moved_s > STALL_S:
                 found.append((record, f"no progress for {STALL_S:g} s", Loss.STUCK))
         return found
-
-
-class Outgoing:
-    """Waits for nobody: what cannot be sent is lost, and heartbeats find out."""
-
-    def __init__(self, send: Callable[[bytes, CoordinatorMessage | LauncherOrder], bool]) -> None:
-        self._send = send
-        self._launcher: bytes | None = None
-
-    def send_to(self, identity: bytes, message: CoordinatorMessage) -> bool:
-        """To whoever is behind `identity`, registered or not."""
-        return self._send(identity, message)
-
-    def send_order(self, record: WorkerRecord, order: CoordinatorMessage) -> bool:
-        """To a registered worker, with the next number."""
-        numbered = msgspec.structs.replace(order, seq=record.next_seq())
-        return self._send(record.identity, numbered)
-
-    def launcher_is(self, identity: bytes | None) -> None:
-        """The launcher spoke, or said goodbye (None)."""
-        self._launcher = identity
-
-    def tell_launcher(self, order: LauncherOrder) -> bool:
-        """False when there is no launcher, or it is away."""
-        return self._launcher is not None and self._send(self._launcher, order)

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from coordinator.cluster.books import Books
+    from coordinator.cluster.control_socket import Outgoing
     from coordinator.cluster.liveness import Liveness
     from coordinator.cluster.pools import Slot
-    from coordinator.cluster.registry import Outgoing, WorkerRecord
+    from coordinator.cluster.registry import WorkerRecord
     from protocol.clock import Clock
     from protocol.messages.launcher import LauncherHello, ScaleRefused
 

@@ -13,7 +13,8 @@ from worker.silence import SilenceLimit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from coordinator.cluster.registry import Outgoing, Registry
+    from coordinator.cluster.control_socket import Outgoing
+    from coordinator.cluster.registry import Registry
     from protocol.clock import Clock
     from protocol.messages.reports import WorkerMessage
 
