@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from coordinator.cluster.registry import Outgoing, Registry
+from coordinator.cluster.control_socket import Outgoing
+from coordinator.cluster.registry import Registry
 from deploy.processes import owner_watch
 from deploy.processes.owner_watch import OwnerWatch
 
