@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from coordinator.edge.answers.answer_parts import Parsers, formats_of
 from coordinator.edge.answers.edge import Edge, ServedModel
 from coordinator.edge.answers.generation_run import RunContext
 from coordinator.edge.answers.sampling import ModelRules, SamplingDefaults, Vocabulary
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from coordinator.edge.text.prompts import PromptReader
     from protocol.clock import Clock
 
-__all__ = ["EdgeLimits", "SamplingDefaults", "ServedModel", "Sites", "create_app"]
+__all__ = ["EdgeLimits", "Parsers", "SamplingDefaults", "ServedModel", "Sites", "create_app"]
 
 
 def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
@@ -70,6 +71,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     pools: PoolControl | None = None,
     apis: Sequence[ApiFactory] = APIS,
     sites: Sites | None = None,
+    parsers: Parsers | None = None,
 ) -> FastAPI:
     """The application over `service`.
 
@@ -78,6 +80,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     `allow_special_tokens_in_content`, messages cannot write control tokens. `traces` is told
     of every finished request; closing it is the caller's. Without `pools` their sizes cannot be changed.
     `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
+    `parsers` are the operator's word on how the model writes calls and reasoning.
     Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
@@ -95,7 +98,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         guarded=not allow_special_tokens_in_content,
     )
     context = RunContext(service, tokenizer, metrics, clock, traces)
-    edge = _make_edge(model, guard, context, reader, sampling_defaults)
+    edge = _make_edge(model, guard, context, reader, sampling_defaults, parsers or Parsers())
     app = _make_app(root_path, metrics)
     spoken = [make(edge) for make in apis]
     spellers = _spellers(spoken)
@@ -188,6 +191,7 @@ def _make_edge(
     context: RunContext,
     reader: PromptReader,
     sampling_defaults: SamplingDefaults | None,
+    parsers: Parsers,
 ) -> Edge:
     own = SamplingDefaults.from_directory(model.directory, random_seed)
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
@@ -198,6 +202,7 @@ def _make_edge(
         context=context,
         reader=reader,
         limits=limits,
+        formats=formats_of(reader.template, context.tokenizer, parsers),
         rules=ModelRules(
             sampling_defaults or own, vocabulary, model.max_model_len, limits.request_deadline_s
         ),

@@ -71,6 +71,8 @@ class ServeConfig:
     timeout_keep_alive: float
     auth: bool
     chat_template: str | None
+    tool_call_parser: str
+    reasoning_parser: str
     allow_special_tokens_in_content: bool
     otlp_traces_endpoint: str | None
     root_path: str

@@ -139,6 +139,20 @@ class Choice:
         return name
 
 
+tool_call_parser = Choice(
+    *("auto", "off", "hermes", "llama3_json", "mistral", "pythonic"),
+    meant={
+        "qwen": "hermes",
+        "qwen25": "hermes",
+        "llama3": "llama3_json",
+        "llama4_pythonic": "pythonic",
+        "none": "off",
+    },
+)
+reasoning_parser = Choice(
+    *("auto", "off", "think"),
+    meant={"qwen3": "think", "deepseek_r1": "think", "deepseek-r1": "think", "none": "off"},
+)
 _NO_HALF = "is not supported on CPUs: use bfloat16 or float32 (or auto)"
 dtype = Choice(
     *("auto", "float32", "bfloat16"),

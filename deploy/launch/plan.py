@@ -211,6 +211,8 @@ def _coordinator(
         autoscale=config.autoscale,
         slo=config.slo,
         chat_template=template,
+        tool_call_parser=config.tool_call_parser,
+        reasoning_parser=config.reasoning_parser,
         allow_special_tokens_in_content=config.allow_special_tokens_in_content,
         log_level=config.log_level,
         root_path=config.root_path,

@@ -20,7 +20,7 @@ import uvloop
 
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
-from coordinator.edge.app import SamplingDefaults, ServedModel, Sites, create_app
+from coordinator.edge.app import Parsers, SamplingDefaults, ServedModel, Sites, create_app
 from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.limits import WireLimits
 from deploy.config.autoscale import limits_of, targets_of
@@ -145,6 +145,7 @@ class CoordinatorProcess:
             sampling_defaults=self._sampling_defaults(model.directory),
             traces=self.traces,
             pools=self.cluster.scaler,
+            parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser),
             sites=Sites(
                 checks_host=spec.checks_host,
                 hosts=spec.allowed_hosts,

@@ -54,7 +54,8 @@ class AnswerRequest:
     """What a client wants, in nobody's dialect: each of `prompts`, continued `choices_per_prompt` times.
 
     `prompt_field` is what the client calls its prompt, for errors. `default_max_tokens` holds when the
-    wishes name none. `operation`, `reply_id` and `model` are what traces call it.
+    wishes name none. `operation`, `reply_id` and `model` are what traces call it. `has_parts` says that its
+    dialect has room for reasoning and calls.
     """
 
     arrival_s: float
@@ -72,6 +73,7 @@ class AnswerRequest:
     cache_salt: str = ""
     is_stream: bool = False
     tools: ToolUse = NO_TOOLS
+    has_parts: bool = False
     wants_timings: bool = False
 
 

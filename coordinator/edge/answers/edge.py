@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 from coordinator.edge.answers.choice_text import TextOptions
 from coordinator.edge.answers.generation_run import GenerationRun
 from coordinator.edge.answers.responses import StreamResponse, WholeResponse
+from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.http.request_ids import label_of
 from coordinator.edge.telemetry.request_record import RequestFacts
-from protocol.errors import ModelNotFound
+from protocol.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from coordinator.edge.answers.answer import AnswerRequest, Dialect
+    from coordinator.edge.answers.answer_parts import AnswerFormats
     from coordinator.edge.answers.generation_run import RunContext
     from coordinator.edge.answers.sampling import ModelRules, Vocabulary
     from coordinator.edge.http.auth import KeyGuard, Principal
@@ -63,6 +65,7 @@ class Edge:
     guard: KeyGuard
     side: SideWork
     bodies: BodyReader
+    formats: AnswerFormats
 
     def check_model(self, name: str | None) -> None:
         """Raise ModelNotFound for a name that is not served; no name means the served model."""
@@ -74,12 +77,18 @@ class Edge:
         self, request: Request, principal: Principal, asked: AnswerRequest, dialect: Dialect
     ) -> Response:
         """The answer; sent, it submits its run. Raises InvalidRequest for what does not fit the model."""
+        if asked.tools.must_call:
+            message = "an answer that must call a tool is not supported by this server"
+            raise InvalidRequest(message, "tool_choice", UNSUPPORTED_CODE)
         generations = self.rules.generations(asked, principal.salt(asked.cache_salt))
         sampling = generations[0].sampling
+        tokenizer = self.context.tokenizer
+        make_parts = self.formats.maker(asked, tokenizer, asked.prompts[0])
+        is_parted = make_parts is not None and self.formats.needs_specials
         text = TextOptions(
             stops=asked.stops,
             include_stop=asked.include_stop,
-            skip_special_tokens=asked.skip_special_tokens,
+            skip_special_tokens=asked.skip_special_tokens and not is_parted,
             min_tokens=sampling.min_tokens,
             hidden_ids=frozenset(() if sampling.ignore_eos else sampling.eos_token_ids),
         )
@@ -95,7 +104,7 @@ class Edge:
             choices_per_prompt=asked.choices_per_prompt,
             headers=request.headers,
         )
-        run = GenerationRun(generations, text, facts, self.context)
+        run = GenerationRun(generations, text, facts, self.context, make_parts)
         answer = StreamResponse if asked.is_stream else WholeResponse
         return answer(run, dialect, metrics=self.context.metrics, limits=self.limits)
 

@@ -17,10 +17,11 @@ from coordinator.edge.telemetry.request_record import RequestRecord, cached_of_p
 from protocol.errors import BatonError, InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from coordinator.cluster.service_api import Generation, Service, StreamEvent, TokenStream
     from coordinator.edge.answers.answer import Delta
+    from coordinator.edge.answers.answer_parts import PartReader
     from coordinator.edge.telemetry.metrics import EdgeMetrics
     from coordinator.edge.telemetry.request_record import RequestFacts, TraceSink
     from coordinator.edge.text.tokenizer import TextTokenizer
@@ -100,6 +101,7 @@ class GenerationRun:
         options: TextOptions,
         facts: RequestFacts,
         context: RunContext,
+        make_parts: Callable[[], PartReader] | None = None,
     ) -> None:
         self.generations = generations
         self.facts = facts
@@ -114,6 +116,7 @@ class GenerationRun:
             ChoiceText(index, context.tokenizer, options, generation.prompt_token_ids)
             for index, generation in enumerate(generations)
         ]
+        self._parts = [make_parts() for _ in generations] if make_parts is not None else None
         self._meters = [
             ChoiceMeter(context.metrics, facts.arrival_s, len(generation.prompt_token_ids))
             for generation in generations
@@ -169,7 +172,12 @@ class GenerationRun:
             self._count_cached()
         if delta is not None and delta.finish_reason is not None:
             self._choice_ended(index, event, delta.finish_reason, now_s)
-        return delta
+        return delta if delta is None or self._parts is None else self._parted(self._parts, delta)
+
+    def _parted(self, parts: list[PartReader], delta: Delta) -> Delta | None:
+        told = parts[delta.index].read(delta)
+        self.usage.num_reasoning_tokens = sum(part.num_reasoning_tokens for part in parts)
+        return told
 
     def _count_cached(self) -> None:
         self.usage.num_cached_tokens = sum(cached_of_prompts(self._meters, self.facts))

@@ -11,6 +11,7 @@ from protocol.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+UNSUPPORTED_CODE = "unsupported_parameter"
 WRONG_TYPE = "invalid_type"
 INVALID = "invalid_value"
 MISSING = "missing_required_parameter"

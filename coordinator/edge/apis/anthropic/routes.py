@@ -84,6 +84,7 @@ class MessageRoutes:
             stops=tuple(asked.stop_sequences or ()),
             is_stream=bool(asked.stream),
             tools=tools,
+            has_parts=True,
         )
         return edge.respond(request, principal, neutral, MessagesDialect(reply_id, model))
 

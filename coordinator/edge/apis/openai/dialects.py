@@ -15,7 +15,7 @@ from coordinator.edge.apis.openai import replies
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from coordinator.edge.answers.answer import Delta, Ending, PromptEcho, Usage
+    from coordinator.edge.answers.answer import Delta, Ending, PromptEcho, ToolCallDelta, Usage
     from coordinator.edge.apis.openai.replies import Choice, Reply
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.text.tokenizer import TextTokenizer
@@ -122,7 +122,10 @@ def usage_of(usage: Usage) -> replies.Usage:
     """Counts as OpenAI names them."""
     prompt, output = usage.num_prompt_tokens, usage.num_output_tokens
     details = replies.PromptTokensDetails(usage.num_cached_tokens)
-    return replies.Usage(prompt, prompt + output, output, details)
+    thought: replies.CompletionTokensDetails | UnsetType = UNSET
+    if usage.num_reasoning_tokens:
+        thought = replies.CompletionTokensDetails(usage.num_reasoning_tokens)
+    return replies.Usage(prompt, prompt + output, output, details, thought)
 
 
 def _stop_reason(delta: Delta) -> str | int | UnsetType | None:
@@ -140,12 +143,13 @@ class ChatDialect(OpenAiDialect):
 
     def chunk_choice(self, delta: Delta) -> Choice:
         """What a choice adds."""
-        says = replies.Delta()
+        says = replies.Delta(content=delta.text or UNSET)
         if delta.index not in self._begun:
             self._begun.add(delta.index)
             says = replies.Delta("assistant", delta.text)
-        elif delta.text:
-            says = replies.Delta(content=delta.text)
+        if delta.parts:
+            says.reasoning_content = says.reasoning = delta.reasoning or UNSET
+            says.tool_calls = [call_delta(part) for part in delta.calls] or UNSET
         return replies.ChatChunkChoice(
             delta.index,
             says,
@@ -159,7 +163,7 @@ class ChatDialect(OpenAiDialect):
         """A message."""
         return replies.ChatChoice(
             delta.index,
-            replies.ChatMessage("assistant", delta.text),
+            _message(delta),
             self._logprobs(delta),
             delta.finish_reason,
             _stop_reason(delta),
@@ -175,6 +179,24 @@ class ChatDialect(OpenAiDialect):
         if not self.options.logprobs:
             return None
         return replies.chat_logprobs(delta.tokens, self._tokenizer)
+
+
+def call_delta(part: ToolCallDelta) -> replies.CallDelta:
+    """A call's first chunk names it, the others only go on with its arguments."""
+    if not part.name:
+        return replies.CallDelta(part.position, replies.CalledFunction(part.arguments))
+    function = replies.CalledFunction(part.arguments, part.name)
+    return replies.CallDelta(part.position, function, part.call_id, "function")
+
+
+def _message(delta: Delta) -> replies.ChatMessage:
+    calls = [
+        replies.Call(part.call_id, "function", replies.CalledFunction(part.arguments, part.name))
+        for part in delta.calls
+    ]
+    thought = delta.reasoning or UNSET
+    content = None if calls and not delta.text else delta.text
+    return replies.ChatMessage("assistant", content, thought, thought, calls or UNSET)
 
 
 class CompletionDialect(OpenAiDialect):

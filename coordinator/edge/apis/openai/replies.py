@@ -22,6 +22,12 @@ LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    """How much of the answer was thought."""
+
+    reasoning_tokens: int
+
+
 class PromptTokensDetails(msgspec.Struct):
     """How much of the prompt was not computed again."""
 
@@ -35,6 +41,7 @@ class Usage(msgspec.Struct):
     total_tokens: int
     completion_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
 class TopLogprob(msgspec.Struct):
@@ -69,11 +76,38 @@ class CompletionLogprobs(msgspec.Struct):
     top_logprobs: list[dict[str, float]]
 
 
+class CalledFunction(msgspec.Struct):
+    """Which function a call names, and with what."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class CallDelta(msgspec.Struct):
+    """What a chunk adds to a call: all but the arguments are in its first."""
+
+    index: int
+    function: CalledFunction
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+
+
+class Call(msgspec.Struct):
+    """A call of a whole answer."""
+
+    id: str
+    type: str
+    function: CalledFunction
+
+
 class Delta(msgspec.Struct):
-    """What a chat chunk adds."""
+    """What a chat chunk adds. Reasoning has both names that clients look for."""
 
     role: str | UnsetType = UNSET
-    content: str | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[CallDelta] | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct):
@@ -91,7 +125,10 @@ class ChatMessage(msgspec.Struct):
     """The answer of a chat."""
 
     role: str
-    content: str
+    content: str | None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[Call] | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):

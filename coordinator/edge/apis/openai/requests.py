@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from coordinator.edge.answers.answer import SamplingWishes
+from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse
 from coordinator.edge.apis.openai.types import (
     UNSUPPORTED,
     ChatRequest,
@@ -23,7 +24,7 @@ from coordinator.edge.apis.openai.types import (
 )
 from coordinator.edge.http import limits
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
-from coordinator.edge.http.field_errors import LONG_ARRAY, WRONG_TYPE
+from coordinator.edge.http.field_errors import LONG_ARRAY, UNSUPPORTED_CODE, WRONG_TYPE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from coordinator.edge.apis.openai.types import ContentPart, GenerationRequest, Message
 
-UNSUPPORTED_CODE = "unsupported_parameter"
 REASONING = ("reasoning_content", "reasoning")
 UNSUPPORTED_OF_MESSAGES = ("audio", "function_call")
 """Known fields of messages that would change what the model sees; `tool_calls` takes the place of the second."""
@@ -107,6 +107,20 @@ def _check_tools(request: ChatRequest) -> None:
     if request.tools and len(orjson.dumps(request.tools)) > limits.MAX_TOOLS_BYTES:
         told = f"tools must take at most {limits.MAX_TOOLS_BYTES} bytes"
         raise InvalidRequest(told, "tools", LONG_ARRAY)
+
+
+def tools_of(asked: ChatRequest) -> ToolUse:
+    """The functions that an answer may call. Those without a name the model sees, and cannot call."""
+    tools = []
+    for tool in asked.tools or ():
+        function = tool.get("function")
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            parameters = function.get("parameters")
+            known = parameters if isinstance(parameters, dict) else {}
+            tools.append(Tool(function["name"], known, "", bool(function.get("strict")), tool))
+    choice = asked.tool_choice
+    wanted = ToolChoice(choice) if isinstance(choice, str) else ToolChoice.AUTO
+    return ToolUse(tuple(tools), wanted, is_parallel=asked.parallel_tool_calls is not False)
 
 
 def chat_wishes(asked: ChatRequest) -> SamplingWishes:

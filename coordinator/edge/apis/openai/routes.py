@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from coordinator.edge.answers.answer import AnswerRequest, PromptEcho
+from coordinator.edge.answers.tools import NO_TOOLS
 from coordinator.edge.apis.openai.dialects import ChatDialect, CompletionDialect, ReplyOptions
 from coordinator.edge.apis.openai.requests import (
     chat_wishes,
@@ -16,6 +17,7 @@ from coordinator.edge.apis.openai.requests import (
     parse_chat,
     parse_completion,
     prompts_of,
+    tools_of,
 )
 from coordinator.edge.apis.openai.types import ChatRequest, CompletionRequest
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
@@ -175,6 +177,8 @@ class GenerationRoutes:
             cache_salt=asked.cache_salt or "",
             is_stream=bool(asked.stream),
             wants_timings=bool(wants_timings),
+            tools=tools_of(asked) if isinstance(asked, ChatRequest) else NO_TOOLS,
+            has_parts=is_chat,
         )
         dialect = endpoint.dialect(options, edge.context.tokenizer)
         return edge.respond(arrival.request, arrival.principal, neutral, dialect)

@@ -118,6 +118,7 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     documents: Documents | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None

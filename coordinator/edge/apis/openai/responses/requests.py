@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
-from coordinator.edge.apis.openai.requests import UNSUPPORTED_CODE
 from coordinator.edge.apis.openai.responses.types import ResponsesRequest
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
+from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.errors import InvalidRequest
 

@@ -102,6 +102,7 @@ class ResponseRoutes:
             default_max_tokens=edge.limits.default_max_tokens,
             is_stream=bool(asked.stream),
             tools=tools,
+            has_parts=True,
         )
         keep = self._keeper(options.response_id, principal, asked, [*earlier, *own])
         dialect = ResponsesDialect(options, edge.context.tokenizer, keep)
