@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.edge.apis.anthropic.api import AnthropicApi
+from coordinator.edge.apis.ollama.api import OllamaApi
 from coordinator.edge.apis.openai.api import OpenAiApi
 
 if TYPE_CHECKING:
@@ -14,5 +15,5 @@ if TYPE_CHECKING:
 
     ApiFactory = Callable[[Edge], Api]
 
-APIS: tuple[ApiFactory, ...] = (AnthropicApi, OpenAiApi)
+APIS: tuple[ApiFactory, ...] = (AnthropicApi, OllamaApi, OpenAiApi)
 """Where two have the same path the first one looks whether a request is for it."""

@@ -25,7 +25,7 @@ NAMES = {"look", "go"}
 LOOK = '{"name": "look", "arguments": {"at": "a } \\" b", "n": [1, {"x": 2}]}}'
 GO = '{"name": "go", "arguments": {}}'
 LOOKED = ("look", {"at": 'a } " b', "n": [1, {"x": 2}]})
-WENT = ("go", {})
+WENT: tuple[str, dict[str, object]] = ("go", {})
 
 CALLS = [
     ("hermes", f"<tool_call>\n{LOOK}\n</tool_call>", "", [LOOKED]),
@@ -245,6 +245,7 @@ def test_no_token_is_lost_while_text_waits():
         reader.read(Delta(text="x", token_ids=[4], finish_reason="stop")),
     ]
     assert [delta and delta.token_ids for delta in told] == [[1], None, None, [2, 3, 4]]
+    assert told[3] is not None
     assert told[3].parts == [TextDelta("<tool_cax")]
 
 

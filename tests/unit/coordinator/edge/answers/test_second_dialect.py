@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.edge import Edge
     from coordinator.edge.http.error_replies import Failure
 
-PATH = "/api/generate"
+PATH = "/lines/generate"
 
 
 def line(**fields) -> bytes:
@@ -70,7 +70,7 @@ class Ndjson:
 
 
 class GenerateApi:
-    prefix = "/api/"
+    prefix = "/lines/"
     header = ""
 
     def __init__(self, edge: Edge) -> None:
@@ -193,7 +193,7 @@ async def test_unknown_model_body_key_and_path_are_told_in_its_shape(client):
         (await generate(client, model="no"), 404),
         (await client.post(PATH, content=b"{"), 400),
         (await client.post(PATH, headers={"x-api-key": "no"}), 401),
-        (await client.get("/api/nowhere"), 404),
+        (await client.get("/lines/nowhere"), 404),
         (await client.get(PATH), 405),
     ):
         assert response.status_code == status

@@ -1,0 +1,1 @@
+"""Ollama's dialect: chats, generations and what it tells of its models."""

@@ -1,0 +1,35 @@
+"""Ollama's API as the edge mounts it. Owns nothing but what belongs to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+
+from coordinator.edge.apis.ollama.dialects import error_body
+from coordinator.edge.apis.ollama.routes import AnswerRoutes, ModelRoutes
+
+if TYPE_CHECKING:
+    from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.http.error_replies import Failure
+
+
+class OllamaApi:
+    """What lies below `/api/`."""
+
+    prefix = "/api/"
+    header = ""
+
+    def __init__(self, edge: Edge) -> None:
+        self._routes = (AnswerRoutes(edge), ModelRoutes(edge))
+
+    def router(self) -> APIRouter:
+        """All of its routes."""
+        router = APIRouter()
+        for routes in self._routes:
+            router.include_router(routes.router())
+        return router
+
+    def failure(self, failure: Failure) -> bytes:
+        """Ollama's error object."""
+        return error_body(failure)

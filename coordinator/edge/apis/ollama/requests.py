@@ -1,0 +1,118 @@
+"""Ollama's bodies to neutral requests. Owns what its fields and options mean; the inverse is `dialects.py`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from coordinator.edge.answers.answer import SamplingWishes
+from coordinator.edge.answers.tools import Tool, ToolUse, check_tools
+from coordinator.edge.apis.ollama.types import ChatRequest, GenerateRequest, Options
+from coordinator.edge.http.bodies import check_fields, parse_object
+from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
+from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from coordinator.edge.apis.ollama.types import AnswerBody, Message
+
+LATEST = ":latest"
+UNSUPPORTED = ("context", "format", "images", "suffix", "template")
+"""Known fields that would change the answer, unless they are empty."""
+
+
+def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation, ToolUse]:
+    """POST /api/chat, everything checked that needs no model."""
+    asked = check_fields(_supported(body), ChatRequest)
+    use = tools_of(asked)
+    turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(asked.messages)]
+    conversation = Conversation(turns=turns, tools=use.shown(), template_hints=_hints(asked))
+    return asked, conversation, use
+
+
+def parse_generate(body: bytes) -> tuple[GenerateRequest, Conversation]:
+    """POST /api/generate: a text is a conversation of one turn, unless it is raw."""
+    asked = check_fields(_supported(body), GenerateRequest)
+    turns = [Turn("user", asked.prompt or "", path="prompt")]
+    if asked.system:
+        turns.insert(0, Turn("system", asked.system, path="system"))
+    return asked, Conversation(turns=turns, template_hints=_hints(asked))
+
+
+def wishes_of(asked: AnswerBody) -> SamplingWishes:
+    """What a request says of sampling."""
+    options = asked.options or Options()
+    num_predict = options.num_predict
+    if num_predict == 0:
+        raise InvalidRequest("options.num_predict must not be 0", "options.num_predict")
+    has_limit = num_predict is not None and num_predict > 0
+    return SamplingWishes(
+        max_tokens=num_predict if has_limit else None,
+        max_tokens_field="options.num_predict",
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        seed=options.seed,
+        repetition_penalty=options.repeat_penalty,
+        presence_penalty=options.presence_penalty or 0.0,
+        frequency_penalty=options.frequency_penalty or 0.0,
+        logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+    )
+
+
+def stops_of(asked: AnswerBody) -> tuple[str, ...]:
+    """Where a text ends."""
+    stop = asked.options.stop if asked.options is not None else None
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def model_of(name: str | None) -> str | None:
+    """A name without the tag that stands for none."""
+    return name.removesuffix(LATEST) if name else None
+
+
+def tools_of(asked: ChatRequest) -> ToolUse:
+    """Functions, as OpenAI's clients write them."""
+    tools = []
+    for index, tool in enumerate(asked.tools or ()):
+        function = tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            path = f"tools[{index}].function.name"
+            raise InvalidRequest(f"{path} is missing", path)
+        parameters = function.get("parameters")
+        known = parameters if isinstance(parameters, dict) else {}
+        tools.append(Tool(function["name"], known, source=tool))
+    return check_tools(ToolUse(tuple(tools)))
+
+
+def _supported(body: bytes) -> dict[str, Any]:
+    fields = parse_object(body)
+    for name in UNSUPPORTED:
+        if fields.get(name):
+            raise InvalidRequest(f"{name} is not supported by this server", name, UNSUPPORTED_CODE)
+    return fields
+
+
+def _hints(asked: AnswerBody) -> dict[str, bool]:
+    return {} if asked.think is None else {"enable_thinking": bool(asked.think)}
+
+
+def _turn(message: Message, path: str) -> Turn:
+    if message.images:
+        raise InvalidRequest(f"{path}.images is not supported by this server", f"{path}.images")
+    calls = [
+        _call(call, f"{path}.tool_calls[{position}]")
+        for position, call in enumerate(message.tool_calls or ())
+    ]
+    others = {"name": message.tool_name} if message.tool_name else {}
+    reasoning = message.thinking or ""
+    return Turn(message.role, message.content or "", others, calls, reasoning, path)
+
+
+def _call(call: dict[str, Any], path: str) -> ToolCall:
+    function = call.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(function, dict) or not isinstance(name, str):
+        raise InvalidRequest(f"{path}.function.name is missing", f"{path}.function.name")
+    return ToolCall(name, json.dumps(function.get("arguments") or {}, ensure_ascii=False))

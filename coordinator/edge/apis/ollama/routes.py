@@ -1,0 +1,257 @@
+"""POST /api/chat and /api/generate, and what Ollama tells of its models. Writes no bytes of answers."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
+
+from coordinator.edge.answers.answer import AnswerRequest
+from coordinator.edge.answers.tools import NO_TOOLS
+from coordinator.edge.apis.ollama.dialects import ChatDialect, GenerateDialect, now_told
+from coordinator.edge.apis.ollama.requests import (
+    model_of,
+    parse_chat,
+    parse_generate,
+    stops_of,
+    wishes_of,
+)
+from coordinator.edge.apis.ollama.types import ChatRequest, GenerateRequest, ModelRequest
+from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
+from coordinator.edge.http.bodies import (
+    body_schema,
+    check_fields,
+    error_schema,
+    json_response,
+    parse_object,
+)
+from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
+from protocol.errors import InvalidRequest
+from protocol.ids import new_request_id
+
+if TYPE_CHECKING:
+    from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.answers.tools import ToolUse
+    from coordinator.edge.apis.ollama.dialects import OllamaDialect
+    from coordinator.edge.apis.ollama.types import AnswerBody
+
+NDJSON = "application/x-ndjson"
+ERROR_REPLY = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}},
+}
+NEVER = "9999-12-31T23:59:59Z"
+"""When a model that stays is unloaded."""
+
+
+class AnswerRoutes:
+    """The two endpoints that generate."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router, who = APIRouter(prefix="/api"), Depends(self._edge.guard)
+
+        async def ollama_chat(request: Request, principal: Principal = who) -> Response:
+            """Answer a conversation, line by line."""
+            return await self.chat(request, principal)
+
+        async def ollama_generate(request: Request, principal: Principal = who) -> Response:
+            """Answer a text, line by line."""
+            return await self.generate(request, principal)
+
+        for path, endpoint, model in (
+            ("/chat", ollama_chat, ChatRequest),
+            ("/generate", ollama_generate, GenerateRequest),
+        ):
+            told = body_schema(model, NDJSON, ERROR_REPLY)
+            router.add_api_route(
+                path, endpoint, methods=["POST"], response_model=None, openapi_extra=told
+            )
+        return router
+
+    async def chat(self, request: Request, principal: Principal) -> Response:
+        """Read a conversation and answer it; one without messages loads the model."""
+        edge = self._edge
+        arrival_s = edge.context.clock.now_s()
+        asked, conversation, tools = await edge.bodies.read(request, parse_chat)
+        name = self._checked(asked)
+        dialect = ChatDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
+        if not asked.messages:
+            return self._loaded(dialect)
+        prompt = await edge.reader.turns(conversation)
+        neutral = self._neutral(asked, name, arrival_s, prompt, tools)
+        return edge.respond(request, principal, neutral, dialect)
+
+    async def generate(self, request: Request, principal: Principal) -> Response:
+        """Read a text and answer it; an empty one loads the model."""
+        edge = self._edge
+        arrival_s = edge.context.clock.now_s()
+        asked, conversation = await edge.bodies.read(request, parse_generate)
+        name = self._checked(asked)
+        dialect = GenerateDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
+        if not asked.prompt:
+            return self._loaded(dialect)
+        if asked.raw:
+            prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)
+        else:
+            prompt = await edge.reader.turns(conversation)
+        neutral = self._neutral(asked, name, arrival_s, prompt, NO_TOOLS)
+        return edge.respond(request, principal, neutral, dialect)
+
+    def _checked(self, asked: AnswerBody) -> str:
+        name = asked.model or asked.name
+        self._edge.check_model(model_of(name))
+        return name or self._edge.model.name
+
+    def _loaded(self, dialect: OllamaDialect) -> Response:
+        """Models are loaded before a server takes requests: there is nothing to wait for."""
+        told = dialect.words("", "", [])
+        head = {"model": self._edge.model.name, "created_at": now_told()}
+        return json_response(head | told | {"done": True, "done_reason": "load"})
+
+    def _neutral(
+        self, asked: AnswerBody, name: str, arrival_s: float, prompt: list[int], tools: ToolUse
+    ) -> AnswerRequest:
+        is_chat = isinstance(asked, ChatRequest)
+        return AnswerRequest(
+            arrival_s=arrival_s,
+            operation="chat" if is_chat else "generate",
+            reply_id=new_request_id(),
+            model=name,
+            prompts=[prompt],
+            prompt_field="messages" if is_chat else "prompt",
+            wishes=wishes_of(asked),
+            default_max_tokens=self._edge.limits.default_max_tokens,
+            stops=stops_of(asked),
+            is_stream=asked.stream is not False,
+            tools=tools,
+            has_parts=is_chat or not getattr(asked, "raw", None),
+            wants_timings=True,
+        )
+
+
+class ModelRoutes:
+    """What is served, as Ollama's clients ask for it."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+        files = sorted(path for path in edge.model.directory.iterdir() if path.is_file())
+        sizes = [(path.name, path.stat().st_size) for path in files]
+        self._size = sum(size for _, size in sizes)
+        self._digest = hashlib.sha256(repr((edge.model.config, sizes)).encode()).hexdigest()
+
+    def router(self) -> APIRouter:
+        """Their routes."""
+        router = APIRouter(prefix="/api")
+        told = error_schema(ERROR_REPLY)
+        for path, get in (("/tags", self.tags), ("/ps", self.ps), ("/version", self.version)):
+            router.add_api_route(
+                path, get, methods=["GET"], response_model=None, openapi_extra=told
+            )
+        shown = body_schema(ModelRequest, error=ERROR_REPLY)
+        for path, post in (
+            ("/show", self.show),
+            ("/embed", self.embed),
+            ("/embeddings", self.embed),
+        ):
+            router.add_api_route(
+                path,
+                post,
+                methods=["POST"],
+                response_model=None,
+                openapi_extra=shown,
+                operation_id=f"ollama_{path.strip('/')}",
+            )
+        return router
+
+    async def tags(self) -> Response:
+        """Every served name."""
+        return json_response({"models": self._cards()})
+
+    async def ps(self) -> Response:
+        """The same: what is served is loaded, and stays."""
+        length = self._edge.model.max_model_len
+        loaded = {"expires_at": NEVER, "size_vram": 0, "context_length": length}
+        cards = [card | loaded for card in self._cards()]
+        for card in cards:
+            del card["modified_at"]
+        return json_response({"models": cards})
+
+    async def version(self, request: Request) -> Response:
+        """Baton's own."""
+        return json_response({"version": request.app.version})
+
+    async def show(self, request: Request) -> Response:
+        """One model."""
+        edge = self._edge
+        await self._read(request)
+        config, length = edge.model.config, edge.model.max_model_len
+        known = {
+            "general.architecture": config.family,
+            f"{config.family}.context_length": length,
+            f"{config.family}.embedding_length": config.hidden_size,
+            f"{config.family}.block_count": config.num_layers,
+            f"{config.family}.attention.head_count": config.num_heads,
+            f"{config.family}.attention.head_count_kv": config.num_kv_heads,
+        }
+        tools = ["tools"] if edge.formats.family is not None and edge.reader.abilities.tools else []
+        thinking = ["thinking"] if edge.formats.thinks else []
+        return json_response(
+            {
+                "modelfile": f"FROM {edge.model.name}\n",
+                "parameters": f"num_ctx {length}",
+                "template": "",
+                "details": self._details(),
+                "model_info": known,
+                "capabilities": ["completion", *tools, *thinking],
+                "modified_at": self._modified(),
+            }
+        )
+
+    async def embed(self, request: Request) -> Response:
+        """Refused: the model is for generating."""
+        await self._read(request)
+        message = f"the model {self._edge.model.name!r} is not for embeddings"
+        raise InvalidRequest(message, "model", UNSUPPORTED_CODE)
+
+    async def _read(self, request: Request) -> None:
+        def parse(body: bytes) -> ModelRequest:
+            return check_fields(parse_object(body), ModelRequest)
+
+        asked = await self._edge.bodies.read(request, parse)
+        self._edge.check_model(model_of(asked.model or asked.name))
+
+    def _cards(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": name,
+                "model": name,
+                "modified_at": self._modified(),
+                "size": self._size,
+                "digest": self._digest,
+                "details": self._details(),
+            }
+            for name in self._edge.model.served_names
+        ]
+
+    def _details(self) -> dict[str, Any]:
+        family = self._edge.model.config.family
+        return {
+            "parent_model": "",
+            "format": "safetensors",
+            "family": family,
+            "families": [family],
+            "parameter_size": "",
+            "quantization_level": "",
+        }
+
+    def _modified(self) -> str:
+        created = datetime.fromtimestamp(self._edge.created, UTC)
+        return created.isoformat().replace("+00:00", "Z")

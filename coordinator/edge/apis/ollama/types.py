@@ -1,0 +1,76 @@
+"""What Ollama's clients may send. Owns the pydantic models behind `/openapi.json`; no meaning beyond types and ranges.
+
+Unknown fields and options are accepted and ignored: most options say how Ollama's own engine loads a model.
+`keep_alive` is one of them: models stay.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from coordinator.edge.http import limits
+from coordinator.edge.http.field_types import Float, Int, Lenient, Penalty, Stops, StopString
+
+
+class Options(Lenient):
+    """How to sample. `num_predict` below zero is no limit but the server's."""
+
+    num_predict: Int | None = None
+    temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
+    top_k: Annotated[Int, Field(ge=-1, le=2**31 - 1)] | None = None
+    top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
+    min_p: Annotated[Float, Field(ge=0, le=1)] | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | Stops | None = None
+    repeat_penalty: Annotated[Float, Field(gt=0, le=2)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+
+
+class ModelRequest(Lenient):
+    """POST /api/show; `name` is what older clients call it."""
+
+    model: str | None = None
+    name: str | None = None
+
+
+class AnswerBody(ModelRequest):
+    """Fields that both generation endpoints share."""
+
+    stream: bool | None = None
+    options: Options | None = None
+    format: str | dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+    think: bool | str | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
+
+
+class GenerateRequest(AnswerBody):
+    """POST /api/generate."""
+
+    prompt: str | None = None
+    system: str | None = None
+    raw: bool | None = None
+
+
+class Message(Lenient):
+    """One turn of a conversation."""
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str | None = None
+    thinking: str | None = None
+    images: list[Any] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_name: str | None = None
+
+
+class ChatRequest(AnswerBody):
+    """POST /api/chat."""
+
+    messages: Annotated[list[Message], Field(fail_fast=True, max_length=limits.MAX_MESSAGES)] = (
+        Field(default_factory=list)
+    )
+    tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None

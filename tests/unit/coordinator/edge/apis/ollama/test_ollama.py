@@ -1,0 +1,234 @@
+"""Ollama's dialect: lines, options, what is told of models, and refusals in its shape."""
+
+from __future__ import annotations
+
+import httpx
+import orjson
+import pytest
+
+from coordinator.cluster.scripted_service import say
+from coordinator.cluster.service_api import StreamEvent
+from coordinator.edge.answers.answer import (
+    Delta,
+    Ending,
+    Part,
+    ReasoningDelta,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from coordinator.edge.apis.ollama.dialects import ChatDialect
+from coordinator.edge.app import create_app
+from protocol.errors import Overloaded, WorkerLost
+from protocol.sampling import SampledToken, TokenLogprob
+
+CHAT, GENERATE = "/api/chat", "/api/generate"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+async def chat(client, **fields):
+    return await client.post(CHAT, json={"model": "tiny", "messages": HELLO} | fields)
+
+
+async def generate(client, **fields):
+    return await client.post(GENERATE, json={"model": "tiny", "prompt": "Hello"} | fields)
+
+
+def script(tokenizer, text, finish_reason="stop"):
+    return say([*tokenizer.encode(text, add_special_tokens=False), 2], finish_reason)
+
+
+def lines(response):
+    return [orjson.loads(line) for line in response.text.splitlines()]
+
+
+def prompt_of(service, tokenizer):
+    return tokenizer.decode(service.generations[-1].prompt_token_ids, skip_special_tokens=False)
+
+
+async def test_a_chat_is_streamed_unless_it_is_told_not_to(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello world")
+    response = await chat(client)
+    *told, last = lines(response)
+    assert response.headers["content-type"] == "application/x-ndjson"
+    assert "".join(line["message"]["content"] for line in told) == "Hello world"
+    assert {(line["message"]["role"], line["done"], line["model"]) for line in told} == {
+        ("assistant", False, "tiny")
+    }
+    assert last["message"] == {"role": "assistant", "content": ""}
+    assert (last["done"], last["done_reason"]) == (True, "stop")
+    assert last["prompt_eval_count"] == len(service.generations[0].prompt_token_ids)
+    assert last["eval_count"] == len(service.default)
+    whole = (await chat(client, stream=False)).json()
+    assert whole["message"] == {"role": "assistant", "content": "Hello world"}
+    assert set(whole) == set(last)
+    durations = [whole[name] for name in whole if name.endswith("_duration")]
+    assert len(durations) == 4
+    assert all(isinstance(duration, int) and duration >= 0 for duration in durations)
+
+
+async def test_a_text_is_generated_through_the_template_unless_it_is_raw(
+    client, service, tokenizer
+):
+    service.default = script(tokenizer, "Hi", "length")
+    told = lines(await generate(client, system="Be brief", keep_alive="5m"))
+    assert "".join(line["response"] for line in told) == "Hi"
+    assert told[-1]["done_reason"] == "length"
+    assert prompt_of(service, tokenizer) == (
+        "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    await generate(client, raw=True)
+    assert prompt_of(service, tokenizer) == "Hello"
+
+
+async def test_options_reach_the_sampling(client, service, tokenizer):
+    service.default = script(tokenizer, "Hello END of")
+    options = {
+        "num_predict": 7,
+        "temperature": 0.25,
+        "top_k": 5,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "seed": 3,
+        "repeat_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.25,
+        "stop": ["END"],
+        "num_ctx": 4096,
+        "mirostat": 0,
+    }
+    told = (await chat(client, options=options, stream=False)).json()
+    sampling = service.generations[0].sampling
+    assert told["message"]["content"] == "Hello "
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_k) == (7, 0.25, 5)
+    assert (sampling.top_p, sampling.min_p, sampling.seed) == (0.5, 0.1, 3)
+    assert sampling.repetition_penalty == 1.5
+    assert (sampling.presence_penalty, sampling.frequency_penalty) == (0.5, 0.25)
+    await chat(client, options={"num_predict": -1})
+    assert service.generations[1].sampling.max_tokens > 7
+
+
+async def test_logprobs_come_with_their_words(client, service, tokenizer):
+    token_ids = tokenizer.encode("Hi", add_special_tokens=False)
+    logprob = TokenLogprob(logprob=-0.5, top=[(token_ids[0], -0.5)])
+    tokens = [SampledToken(token_id=token_id, logprob=logprob) for token_id in token_ids]
+    service.default = [StreamEvent(tokens=tokens, finish_reason="length")]
+    told = (await chat(client, logprobs=True, top_logprobs=1, stream=False)).json()
+    assert [entry["logprob"] for entry in told["logprobs"]] == [-0.5] * len(tokens)
+    assert told["logprobs"][0]["top_logprobs"][0]["token"] == tokenizer.token_text(token_ids[0])
+    first, *_ = lines(await generate(client, logprobs=True))
+    assert len(first["logprobs"]) == len(tokens)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "words"),
+    [
+        (CHAT, {}, "message"),
+        (CHAT, {"messages": []}, "message"),
+        (GENERATE, {"prompt": ""}, "response"),
+    ],
+)
+async def test_a_request_without_words_loads_the_model(client, service, path, fields, words):
+    told = (await client.post(path, json={"model": "tiny"} | fields)).json()
+    assert (told["done"], told["done_reason"], words in told) == (True, "load", True)
+    assert service.generations == []
+
+
+async def test_models_are_told_of(client):
+    tags = (await client.get("/api/tags")).json()["models"]
+    assert [card["name"] for card in tags] == ["tiny", "tiny-alias"]
+    assert {len(card["digest"]) for card in tags} == {64}
+    assert all(card["size"] > 0 and card["details"]["family"] == "llama" for card in tags)
+    running = (await client.get("/api/ps")).json()["models"]
+    assert [card["context_length"] for card in running] == [256, 256]
+    shown = (await client.post("/api/show", json={"model": "tiny:latest"})).json()
+    assert shown["model_info"]["llama.context_length"] == 256
+    assert shown["capabilities"] == ["completion"]
+    document = (await client.get("/openapi.json")).json()
+    assert (await client.get("/api/version")).json()["version"] == document["info"]["version"]
+    for path in ("chat", "generate", "tags", "ps", "version", "show", "embed", "embeddings"):
+        assert f"/api/{path}" in document["paths"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "named"),
+    [
+        (CHAT, {"format": "json"}, "format"),
+        (CHAT, {"format": {"type": "object"}}, "format"),
+        (CHAT, {"messages": [{"role": "user", "images": ["x"]}]}, "messages[0].images"),
+        (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
+        (CHAT, {"options": {"temperature": "hot"}}, "options.temperature"),
+        (CHAT, {"options": {"num_predict": 9999}}, "options.num_predict"),
+        (CHAT, {"options": {"num_predict": 0}}, "options.num_predict"),
+        (CHAT, {"options": {"stop": [""]}}, "options.stop[0]"),
+        (CHAT, {"tools": [{"type": "function"}]}, "tools[0].function.name"),
+        (GENERATE, {"suffix": "x"}, "suffix"),
+        (GENERATE, {"images": ["x"]}, "images"),
+        (GENERATE, {"context": [1]}, "context"),
+        (GENERATE, {"template": "x"}, "template"),
+        ("/api/embed", {"input": "x"}, "embeddings"),
+        ("/api/embeddings", {"prompt": "x"}, "embeddings"),
+    ],
+)
+async def test_refusals_are_told_in_its_shape(client, path, fields, named):
+    response = await client.post(
+        path, json={"model": "tiny", "messages": HELLO, "prompt": "x"} | fields
+    )
+    assert response.status_code == 400
+    assert list(response.json()) == ["error"]
+    assert named in response.json()["error"]
+
+
+async def test_statuses_and_headers_are_kept(client, service, tokenizer):
+    assert (await chat(client, model="no")).status_code == 404
+    assert (await client.post("/api/show", json={"model": "no"})).status_code == 404
+    assert isinstance((await client.get("/api/nowhere")).json()["error"], str)
+    service.refusal = Overloaded("full", 2.2)
+    for stream in (False, True):
+        response = await chat(client, stream=stream)
+        assert (response.status_code, response.headers["retry-after"]) == (429, "3")
+        assert response.json() == {"error": "full"}
+
+
+async def test_failure_after_the_first_token_is_a_line(client, service, tokenizer):
+    service.default = [*script(tokenizer, "Hello", None), StreamEvent(error=WorkerLost("gone"))]
+    assert lines(await chat(client))[-1] == {"error": "gone"}
+
+
+async def test_keys_are_asked_for(service, served_model):
+    app = create_app(service=service, model=served_model, api_keys=["k"])
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://edge"
+    ) as asking:
+        for method, path in (("POST", CHAT), ("POST", GENERATE), ("GET", "/api/tags")):
+            response = await asking.request(method, path)
+            assert (response.status_code, list(response.json())) == (401, ["error"])
+
+
+def test_calls_are_told_whole(tokenizer):
+    usage, dialect = Usage(5, 9), ChatDialect("tiny", tokenizer)
+    parts: list[Part] = [
+        ReasoningDelta("hm"),
+        TextDelta("I look."),
+        ToolCallDelta(0, "call_1", "look"),
+        ToolCallDelta(0, arguments='{"at":'),
+        ToolCallDelta(0, arguments='"x"}'),
+        ToolCallDelta(1, "call_2", "go"),
+        ToolCallDelta(1, arguments="{}"),
+    ]
+    deltas = [
+        Delta(text=part.text if isinstance(part, TextDelta) else "", parts=[part]) for part in parts
+    ]
+    said = b"".join(dialect.delta(delta, usage) for delta in deltas)
+    said += dialect.end(Delta(finish_reason="tool_calls"), Ending(usage))
+    told = [orjson.loads(line) for line in said.splitlines()]
+    messages = [line["message"] for line in told]
+    assert messages[0]["thinking"] == "hm"
+    assert messages[1]["content"] == "I look."
+    calls = [call for message in messages for call in message.get("tool_calls", ())]
+    assert [call["function"] for call in calls] == [
+        {"index": 0, "name": "look", "arguments": {"at": "x"}},
+        {"index": 1, "name": "go", "arguments": {}},
+    ]
+    assert (told[-1]["done_reason"], told[-1]["done"]) == ("stop", True)
