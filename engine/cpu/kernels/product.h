@@ -90,14 +90,22 @@ INLINE void NAME(put)(TYPE *out, vf x, int64_t adds) {
     NAME(store)(out, adds ? NAME(load)(out) + NAME(rounded)(x) : x);
 }
 
-/* Bias, rounding, gate or sum: from the sums of some rows to their part of the output. */
-static void NAME(finish)(const Product *p, const float *sums, int64_t rows, int64_t first, int64_t index) {
+/* Sums of some rows with one panel, and which of them have become their part of the output. */
+typedef struct {
+    _Alignas(64) float sums[MATRIX_ROWS * PANEL];
+    int64_t rows, first, index, done;
+} NAME(Part);
+
+/* Bias, rounding, gate or sum: the next rows of a part become output, up to row `until`. */
+INLINE void NAME(finish)(const Product *p, NAME(Part) *part, int64_t until) {
     const Matrix *m = p->matrix;
-    int64_t column = index * NAME(panel_outputs)(m), left = m->outputs - column;
-    int64_t count = left < PANEL ? left : PANEL;
-    TYPE *out = (TYPE *)p->out + first * m->outputs + column, bias[PANEL] = {0}, row[PANEL];
-    if (m->bias) NAME(panel_bias)(m, column, count, bias);
-    for (int64_t r = 0; r < rows; r++, sums += PANEL, out += m->outputs) {
+    int64_t column = part->index * NAME(panel_outputs)(m), count = m->outputs - column;
+    TYPE *out = (TYPE *)p->out + (part->first + part->done) * m->outputs + column, bias[PANEL] = {0}, row[PANEL];
+    const float *sums = part->sums + part->done * PANEL;
+    if (count > PANEL) count = PANEL;
+    if (until > part->rows) until = part->rows;
+    if (m->bias && part->done < until) NAME(panel_bias)(m, column, count, bias);
+    for (; part->done < until; part->done++, sums += PANEL, out += m->outputs) {
         vf one = load_f32(sums), two = load_f32(sums + LANES);
         if (m->bias) {
             one += NAME(load)(bias);
@@ -117,27 +125,77 @@ static void NAME(finish)(const Product *p, const float *sums, int64_t rows, int6
     }
 }
 
+static void NAME(finish_all)(const Product *p, NAME(Part) *part) { NAME(finish)(p, part, part->rows); }
+
+#if PACKED == 2 && defined(__AMX_BF16__)
+/* Few rows wait for the panel, so they ask for its words early; many ask for the next panel's, each block of rows for
+   its share. Either way the words are there before they are needed, and nothing is asked for twice. */
+INLINE void ask_ahead(const int few, const uint32_t *column, int64_t words, int64_t block, int64_t blocks) {
+    if (few) {
+#pragma GCC unroll 32
+        for (int i = 0; i < 2 * TILE_WORDS; i++) __builtin_prefetch(column + AHEAD_WORDS + i * LANES);
+        return;
+    }
+    int64_t low = block * 2 * TILE_WORDS / blocks, high = (block + 1) * 2 * TILE_WORDS / blocks;
+    for (int64_t i = low; i < high; i++) __builtin_prefetch(column + words * PANEL + i * LANES, 0, 2);
+}
+
+/* While the tiles multiply, the vector units finish the part before. */
+INLINE void multiply_block(const int upper_only, const Product *p, const uint32_t *x, int64_t block,
+                           int64_t blocks, Part_bf16 *part, Part_bf16 *before) {
+    int64_t words = p->matrix->words, steps = words / TILE_WORDS;
+    int64_t each = (before->rows + steps - 1) / steps;
+    const uint32_t *panel = p->matrix->panels + part->index * words * PANEL;
+    if (shaped_for != part->rows) shape_tiles(part->rows);
+    zero_tiles(upper_only);
+    for (int64_t k = 0; k < words; k += TILE_WORDS) {
+        ask_ahead(upper_only && blocks == 1, panel + k * PANEL, words, block, blocks);
+        add_tiles(upper_only, x + k, words, panel + k * PANEL);
+        finish_bf16(p, before, before->done + each);
+    }
+    store_tiles(upper_only, part->sums);
+    part->done = 0;
+}
+
+/* As panel_block, in tiles; what is not finished stays in parts[0]. */
+static void tile_block(const Product *p, const uint32_t *x, int64_t first, int64_t rows, int64_t index,
+                       Part_bf16 *parts[2]) {
+    int64_t blocks = (rows + MATRIX_ROWS - 1) / MATRIX_ROWS;
+    for (int64_t i = 0; i < blocks; i++) {
+        Part_bf16 *before = parts[0], *part = parts[1];
+        int64_t low = i * MATRIX_ROWS;
+        part->rows = rows - low < MATRIX_ROWS ? rows - low : MATRIX_ROWS;
+        part->first = first + low;
+        part->index = index;
+        const uint32_t *at = x + part->first * p->matrix->words;
+        if (part->rows <= 16) multiply_block(1, p, at, i, blocks, part, before);
+        else multiply_block(0, p, at, i, blocks, part, before);
+        parts[0] = part;
+        parts[1] = before;
+    }
+}
+#endif
+
 /* All rows of one block with one panel. */
 static void NAME(panel_block)(const Product *p, const uint32_t *x, int64_t first, int64_t rows,
-                              int64_t index) {
-    int64_t words = p->matrix->words;
+                              int64_t index, NAME(Part) *parts[2]) {
+    int64_t words = p->matrix->words, tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     const uint32_t *panel = p->matrix->panels + index * words * PANEL;
-    float sums[MATRIX_ROWS * PANEL];
+    NAME(Part) *part = parts[0];
 #if PACKED == 2 && defined(__AMX_BF16__)
     if (uses_tiles(words)) {
-        for (int64_t r = 0; r < rows; r += MATRIX_ROWS) {
-            int64_t here = rows - r < MATRIX_ROWS ? rows - r : MATRIX_ROWS;
-            matrix_tiles(here, x + (first + r) * words, panel, words, sums);
-            NAME(finish)(p, sums, here, first + r, index);
-        }
+        tile_block(p, x, first, rows, index, parts);
         return;
     }
 #endif
-    int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     for (int64_t i = 0; i < tiles; i++) {
         int64_t low = first + rows * i / tiles, high = first + rows * (i + 1) / tiles;
-        NAME(panel_tile)(high - low, i == 0, x + low * words * X_WORDS, panel, words, sums);
-        NAME(finish)(p, sums, high - low, low, index);
+        NAME(panel_tile)(high - low, i == 0, x + low * words * X_WORDS, panel, words, part->sums);
+        part->rows = high - low;
+        part->first = low;
+        part->index = index;
+        part->done = 0;
+        NAME(finish_all)(p, part);
     }
 }
 
@@ -152,18 +210,21 @@ void NAME(product)(const Product *p) {
     int64_t blocks = (p->rows + block - 1) / block, panels = (p->matrix->outputs + width - 1) / width;
 #pragma omp parallel if (p->num_threads > 1) num_threads(p->num_threads)
     {
+        NAME(Part) room[2], *parts[2] = {room, room + 1};
+        room[0].rows = room[0].done = 0;
 #if X_WORDS == 2
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < p->rows; r++)
             NAME(widen_row)(x + r * words, (uint32_t *)p->wide + r * words * 2, words);
         x = (const uint32_t *)p->wide;
 #endif
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(2) schedule(static) nowait
         for (int64_t b = 0; b < blocks; b++)
             for (int64_t i = 0; i < panels; i++) {
                 int64_t first = b * block, rows = p->rows - first < block ? p->rows - first : block;
-                NAME(panel_block)(p, x, first, rows, i);
+                NAME(panel_block)(p, x, first, rows, i, parts);
             }
+        NAME(finish_all)(p, parts[0]);
         release_tiles();
     }
 }

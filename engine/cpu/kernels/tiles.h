@@ -55,48 +55,35 @@ INLINE void release_tiles(void) {
     }
 }
 
-/* Few rows wait for the panel and not for the tiles, so they ask for its words early; many rows lose by it. */
-INLINE void ask_ahead(const uint32_t *column) {
-#pragma GCC unroll 32
-    for (int i = 0; i < 2 * TILE_WORDS; i++) __builtin_prefetch(column + AHEAD_WORDS + i * LANES);
-}
-
-/* sums[rows, PANEL] of at most MATRIX_ROWS rows. */
-static void matrix_tiles(int64_t rows, const uint32_t *x, const uint32_t *panel, int64_t words,
-                         float *sums) {
-    const int64_t stride = words * 4, wide = PANEL * 4;
-    if (shaped_for != rows) shape_tiles(rows);
+INLINE void zero_tiles(const int upper_only) {
     _tile_zero(0);
     _tile_zero(1);
-    if (rows <= 16) {
-        for (int64_t k = 0; k < words; k += TILE_WORDS) {
-            const uint32_t *column = panel + k * PANEL;
-            ask_ahead(column);
-            _tile_loadd(4, x + k, stride);
-            _tile_loadd(6, column, wide);
-            _tile_loadd(7, column + LANES, wide);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-        }
-    } else {
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t k = 0; k < words; k += TILE_WORDS) {
-            const uint32_t *column = panel + k * PANEL;
-            _tile_loadd(4, x + k, stride);
-            _tile_loadd(6, column, wide);
-            _tile_loadd(7, column + LANES, wide);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_loadd(5, x + 16 * words + k, stride);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
-        }
-        _tile_stored(2, sums + 16 * PANEL, wide);
-        _tile_stored(3, sums + 16 * PANEL + LANES, wide);
-    }
+    if (upper_only) return;
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+/* Adds the products of 16 words of up to 32 rows, the first at x, with 16 words of a panel, the first at `column`. */
+INLINE void add_tiles(const int upper_only, const uint32_t *x, int64_t words, const uint32_t *column) {
+    const int64_t stride = words * 4, wide = PANEL * 4;
+    _tile_loadd(4, x, stride);
+    _tile_loadd(6, column, wide);
+    _tile_loadd(7, column + LANES, wide);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (upper_only) return;
+    _tile_loadd(5, x + 16 * words, stride);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+}
+
+INLINE void store_tiles(const int upper_only, float *sums) {
+    const int64_t wide = PANEL * 4;
     _tile_stored(0, sums, wide);
     _tile_stored(1, sums + LANES, wide);
+    if (upper_only) return;
+    _tile_stored(2, sums + 16 * PANEL, wide);
+    _tile_stored(3, sums + 16 * PANEL + LANES, wide);
 }
 
 /* Attention: [0]-[3] sums of up to 16 rows; [4] rows of 16 words of queries, [5] rows of 8 words of weights;
