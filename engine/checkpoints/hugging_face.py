@@ -10,6 +10,7 @@ import msgspec
 
 from engine.checkpoints.checkpoint import (
     GENERATION,
+    GENERATION_FIELDS,
     SETTINGS,
     TEMPLATE,
     TOKENIZER,
@@ -54,15 +55,13 @@ def read_directory(directory: Path, *, with_weights: bool = True) -> Checkpoint:
 def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, Any]) -> None:
     """Tokenizer, templates, generation settings; and with them the ends of sequence."""
     settings = _optional(directory / SETTINGS)
-    generation = _optional(directory / GENERATION)
+    generation, where = _generation(directory, raw_config)
     path = directory / TOKENIZER
     if not path.exists():
         raise ConfigError(f"{directory} has no {TOKENIZER}; save a fast tokenizer there first")
     checkpoint.files[TOKENIZER] = read_bytes(path, _MAX_TOKENIZER_BYTES)
     tokenizer = load_tokenizer(checkpoint.files[TOKENIZER], str(path))
-    ends = checkpoint.config.eos_token_ids + check_generation(
-        generation, str(directory / GENERATION)
-    )
+    ends = checkpoint.config.eos_token_ids + check_generation(generation, where)
     specials = (
         settings if "eos_token" in settings else _optional(directory / "special_tokens_map.json")
     )
@@ -76,6 +75,15 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
     generation["eos_token_id"] = list(checkpoint.config.eos_token_ids)
     checkpoint.files[GENERATION] = json.dumps(generation, indent=1).encode()
     write_settings(checkpoint, settings, _templates(directory, settings))
+
+
+def _generation(directory: Path, raw_config: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Its settings and the file they are in: without a file of their own, as in transformers, config.json."""
+    path = directory / GENERATION
+    if path.exists():
+        return read_object(path, _MAX_CONFIG_BYTES), str(path)
+    found = {name: value for name, value in raw_config.items() if name in GENERATION_FIELDS}
+    return found, str(directory / "config.json")
 
 
 def _default_end(checkpoint: Checkpoint) -> tuple[int, ...]:

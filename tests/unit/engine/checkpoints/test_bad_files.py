@@ -90,10 +90,6 @@ def test_what_is_no_json_object_is_named(model: Path, name: str, text: str) -> N
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("generation_config.json", {"eos_token_id": "x"}, "eos_token_id"),
-        ("generation_config.json", {"eos_token_id": [1.5]}, "eos_token_id"),
-        ("generation_config.json", {"temperature": "hot"}, "temperature"),
-        ("generation_config.json", {"top_k": 1.5}, "top_k"),
         ("tokenizer_config.json", {"chat_template": 5}, "chat_template"),
         ("tokenizer_config.json", {"chat_template": [{"name": "x"}]}, "template"),
         ("tokenizer_config.json", {"chat_template": [7]}, "name"),
