@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
 from coordinator.cluster.service_api import StreamEvent
@@ -36,13 +36,16 @@ MAX_MODEL_LEN = 8192
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 
-def make_model(directory: Path) -> ServedModel:
-    """256 byte tokens and one long one, so that a text of 8,192 x 16 bytes could fit."""
+def make_model(directory: Path, *, has_bound: bool = True) -> ServedModel:
+    """256 byte tokens and one long one, so that a text of 8,192 x 16 bytes could fit. Without
+    a bound: nobody can tell from a text's bytes how few tokens it has."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: index for index, character in enumerate([*alphabet, "Ġ" * 16])}
     tokenizer = Tokenizer(models.BPE(vocabulary, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if not has_bound:
+        tokenizer.normalizer = normalizers.NFKC()
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "chat_template.jinja").write_text(TEMPLATE)
     config = ModelConfig(
@@ -149,7 +152,7 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options["descriptors"], most))
     app = create_app(
         service=PacedService(scripts=deque(), is_short=options.get("is_short", False)),
-        model=make_model(directory),
+        model=make_model(directory, has_bound=options.get("has_bound", True)),
         pools=ScriptedPools(),
         limits=EdgeLimits(**options.get("edge_limits", {})),
         **options.get("app", {}),

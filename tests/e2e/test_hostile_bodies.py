@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 
@@ -14,8 +15,9 @@ from tests.e2e.hostile_bodies import HOSTILE
 
 pytestmark = pytest.mark.e2e
 MAX_GAP_S = 0.5
-MAX_LAG_S = 0.25
-"""The promise is 0.1 s on a machine of its own; here, tests of others share two cores."""
+MAX_LAG_S = 0.1
+"""On a machine of its own; a crowded one gives each process its share of a core."""
+TEXTS = ("one message", "digits", "other letters", "escapes", "tokenize a text", "1,000 messages")
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +26,33 @@ def port(tmp_path_factory):
         yield port
 
 
+@pytest.fixture(scope="module")
+def idle_port(tmp_path_factory):
+    """Of a server that nobody asks for anything."""
+    with edge_server(tmp_path_factory.mktemp("model")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def unbounded_port(tmp_path_factory):
+    """Of one whose tokenizer could make few tokens of any text."""
+    with edge_server(tmp_path_factory.mktemp("model"), has_bound=False) as port:
+        yield port
+
+
+def connected_to(port):
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60)
+
+
 @pytest.fixture
 async def client(port):
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as connected:
+    async with connected_to(port) as connected:
         yield connected
+
+
+def bearable_s() -> float:
+    """As late as the loop may be while so many processes want to run."""
+    return MAX_LAG_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 async def longest_gap_s(client, until: asyncio.Event) -> float:
@@ -53,8 +78,8 @@ async def lag_s(client) -> float:
     return float(longest[1])
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-async def test_a_hostile_body_delays_nobody(client, name):
+async def check_harmless(client, name):
+    """Two at once, beside an innocent stream."""
     path, body = HOSTILE[name]
     over = asyncio.Event()
     stream = asyncio.create_task(longest_gap_s(client, over))
@@ -67,5 +92,21 @@ async def test_a_hostile_body_delays_nobody(client, name):
     assert gap < MAX_GAP_S
 
 
-async def test_the_loop_was_never_late(client):
-    assert await lag_s(client) < MAX_LAG_S
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_body_delays_nobody(client, idle_port, name):
+    await check_harmless(client, name)
+
+
+async def test_the_loop_was_never_late(client, idle_port):
+    async with connected_to(idle_port) as idle:
+        assert await lag_s(client) < bearable_s() + await lag_s(idle)
+
+
+async def test_a_text_of_four_megabytes_that_no_bound_refuses_delays_nobody(
+    unbounded_port, idle_port
+):
+    """Four million ids were made a list at once: half a second in which nothing else ran."""
+    async with connected_to(unbounded_port) as client, connected_to(idle_port) as idle:
+        for name in TEXTS:
+            await check_harmless(client, name)
+        assert await lag_s(client) < bearable_s() + await lag_s(idle)

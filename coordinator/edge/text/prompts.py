@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
 
 INLINE_TURNS = 32
+LONG_TEXT_CHARACTERS = 128 * 1024
+"""Of a longer text it is asked first whether it is far too long: a tokenizer may not tell by the bytes."""
 CUT, SPACES = "\ufdd2\ufdd3", " \n\t "
 """Where a continued message ends, and white space that is gone behind it if the template trims."""
 
@@ -185,7 +187,16 @@ class PromptReader:
             raise ContextLengthExceeded(self.max_model_len, told, param)
         if len(text) <= self.limits.inline_text_bytes:
             return encode()
-        return await self.side.tokenize(encode)
+
+        def work() -> list[int]:
+            if len(text) > LONG_TEXT_CHARACTERS and self.tokenizer.is_far_beyond(
+                text, self.max_model_len
+            ):
+                told = f"your {param} has {len(text)} characters: far more tokens than that."
+                raise ContextLengthExceeded(self.max_model_len, told, param)
+            return encode()
+
+        return await self.side.tokenize(work)
 
 
 def _is_small(conversation: Conversation, limit: int) -> bool:

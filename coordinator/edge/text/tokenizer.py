@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from coordinator.edge.text.detokenizer import Detokenizer
 
+SLICE_CHARACTERS = 16 * 1024
 WHOLE_DECODE_TOKENS = 4096
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -141,6 +142,24 @@ class TextTokenizer:
         encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoded[0].ids
         return ids
+
+    def is_far_beyond(self, text: str, limit: int) -> bool:
+        """Whether a text has far more tokens than `limit`, told from its slices one after the other: a hundred times as
+        cheap as to tokenize all of it, and nobody else waits for millions of ids. A cut can take a token apart, so twice
+        the limit is asked for, and as much as the longest token for each cut."""
+        total, beyond = 0, 2 * limit
+        for start in range(0, len(text), SLICE_CHARACTERS):
+            piece = text[start : start + SLICE_CHARACTERS]
+            total += len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
+            beyond += self._longest_token
+            if total > beyond:
+                return True
+        return False
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """In characters, as the vocabulary spells it."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
     def decode_long(self, token_ids: Sequence[int]) -> str:
         """As `decode`, special tokens shown; for many ids a token at a time, so that other threads get their turn."""

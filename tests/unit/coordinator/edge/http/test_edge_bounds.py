@@ -7,12 +7,15 @@ import json
 import sys
 import unicodedata
 
+import httpx
 import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from coordinator.cluster.scripted_service import ScriptedService
+from coordinator.edge.app import create_app
 from coordinator.edge.http.bodies import MAX_CONTAINERS, BodyRoom, check_shape, shape_of
 from coordinator.edge.http.error_replies import clipped
 from coordinator.edge.telemetry.loop_lag import LoopLag
@@ -210,3 +213,40 @@ async def test_a_loop_that_is_held_shows_its_lag(app):
     assert longest is not None
     assert longest > 0.2
     assert registry.get_sample_value("baton_event_loop_lag_seconds_count")
+
+
+def no_bound() -> TextTokenizer:
+    tokenizer = build_tokenizer()
+    tokenizer.normalizer = normalizers.NFKC()
+    return of(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "text", ["x " * 300_000, "1" * 500_000, "東" * 200_000, "a<|endoftext|>" * 30_000]
+)
+def test_a_text_that_is_far_too_long_is_told_by_its_slices(text):
+    tokenizer = no_bound()
+    assert tokenizer.bound.fewest_tokens(text) == 0
+    assert tokenizer.is_far_beyond(text, 256)
+
+
+@pytest.mark.parametrize(
+    "text", ["x " * 30_000, "1" * 50_000, "東" * 20_000, "<|endoftext|>" * 9_000, "é\n \t" * 20_000]
+)
+def test_a_text_that_fits_is_never_far_too_long(text):
+    tokenizer = no_bound()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert not tokenizer.is_far_beyond(text, len(ids))
+
+
+async def test_a_text_far_too_long_is_refused_with_the_words_clients_know(served_model):
+    directory = served_model.directory
+    (directory / "tokenizer.json").write_bytes(no_bound()._serialized)
+    app = create_app(service=ScriptedService(), model=served_model)
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        error = (await client.post(COMPLETE, json={"prompt": "x " * 100_000})).json()["error"]
+    assert error["message"].startswith(
+        "This model's maximum context length is 256 tokens. However,"
+    )
+    assert error["code"] == "context_length_exceeded"
