@@ -109,6 +109,9 @@ def child_environment(num_threads: int | None = None, gpu: str | None = None) ->
         variables.update(dict.fromkeys(_THREAD_VARIABLES, str(num_threads)))
         # Spinning threads lose their core to clients and coordinator: measured 5x slower steps.
         variables.setdefault("OMP_WAIT_POLICY", "passive")
+        # Where there are no own kernels: oneDNN keeps state of every shape, hundreds of MiB after some hundred prompts.
+        variables.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+        variables.setdefault("LRU_CACHE_CAPACITY", "128")
     if gpu is not None:
         variables["CUDA_VISIBLE_DEVICES"] = gpu
     return variables

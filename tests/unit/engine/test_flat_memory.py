@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.unit.engine.test_model_grid import VOCAB, build, save
 
 LENGTHS = 300
 GROWTH_BYTES = 4 << 20
-"""oneDNN's products keep 4 KiB of each shape and layer: 16 MiB here, half a GiB with the embedded model."""
+"""oneDNN's products keep state of each shape: measured here, more than 1 MiB a length."""
 
 
 def private_bytes() -> int:
@@ -40,7 +41,11 @@ def test_private_memory_is_flat_over_prompt_lengths(tmp_path: Path, dtype: Any) 
     runner = load(prepared, "auto", cache_directory() / "kernels")
     assert "not exact" not in runner.backend
     lengths = random.Random(0).sample(range(1, 512), LENGTHS)
-    compute(runner, [511, 510, *lengths[:20]])
-    before = private_bytes()
-    compute(runner, lengths[20:])
-    assert private_bytes() - before < GROWTH_BYTES
+    compute(runner, [511, 510, *lengths[:30]])
+    sizes = [private_bytes()]
+    for first in range(
+        30, LENGTHS, 90
+    ):  # what is kept of each shape shows every time, the allocator's own only once
+        compute(runner, lengths[first : first + 90])
+        sizes.append(private_bytes())
+    assert min(after - before for before, after in pairwise(sizes)) < GROWTH_BYTES
