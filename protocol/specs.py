@@ -82,6 +82,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     allow_credentials: bool = False
     keep_alive_s: float = 75.0
     max_queued_requests: int = 1024
+    max_first_token_s: float = 60.0
     local_prefill: bool = True
     drain_grace_s: float = 30.0
     autoscale: tuple[str, ...] = ()

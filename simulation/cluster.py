@@ -137,6 +137,7 @@ class SimCluster:
         pools: tuple[int, int],
         *,
         max_queued: int = 1 << 20,
+        max_first_token_s: float = 60.0,
         relieves: bool = True,
     ) -> None:
         self.hardware = hardware
@@ -156,6 +157,7 @@ class SimCluster:
             block_size=hardware.block_size,
             expected={Role.PREFILL: pools[0], Role.DECODE: pools[1]},
             max_queued_requests=max_queued,
+            max_first_token_s=max_first_token_s,
             local_prefill=relieves,
         )
         around = Surroundings(probes=InstantProbes)

@@ -113,7 +113,7 @@ def _run(given: argparse.Namespace) -> list[dict[str, Any]]:
     clock, rows = SystemClock(), []
     for name, pools, make in _candidates(given):
         started_s = clock.now_s()
-        cluster = SimCluster(requests, hardware, pools)
+        cluster = SimCluster(requests, hardware, pools, max_first_token_s=targets.ttft_s)
         cluster.run(make())
         row = {"policy": name, **score(cluster, targets)}
         stride = max(1, len(cluster.sizes) // KEPT_SIZES)

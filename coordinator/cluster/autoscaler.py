@@ -105,11 +105,14 @@ class Autoscaler:
         queue = list(self._line)
         short, seconds = demand.arrivals.in_window(now_s, SHORT_S)
         ttft, tpot = demand.held(now_s)
+        refused_tokens, refused_share = demand.refused_lately(now_s)
         return Observations(
             now_s=now_s,
             workers=workers,
             queued_requests=len(queue),
-            queued_tokens=sum(life.num_tokens for life in queue),
+            queued_tokens=sum(life.work_tokens for life in queue),
+            refused_tokens=refused_tokens,
+            refused_share=refused_share,
             oldest_wait_s=max((now_s - life.arrival_s for life in queue), default=0.0),
             rate_short=short / seconds,
             rate_long=demand.arrivals.rate(now_s, LONG_S),

@@ -16,7 +16,7 @@ from coordinator.cluster.autoscaler import Autoscaler
 from coordinator.cluster.books import Books
 from coordinator.cluster.cluster_view import ClusterView
 from coordinator.cluster.control_socket import Outgoing
-from coordinator.cluster.dispatch import Dispatch, WaitingLine
+from coordinator.cluster.dispatch import Dispatch, LineBounds, WaitingLine
 from coordinator.cluster.hearing import Hearing
 from coordinator.cluster.inbox import Inbox
 from coordinator.cluster.ledger import Ledger
@@ -57,6 +57,7 @@ class ClusterSettings:
     block_size: int
     expected: Mapping[Role, int]
     max_queued_requests: int = 1024
+    max_first_token_s: float = 60.0
     local_prefill: bool = True
     drain_grace_s: float = GRACE_S
 
@@ -105,10 +106,12 @@ class Cluster:
         self.books = books = Books(Registry(), Pools(settings.expected), ledger)
         self.outgoing = Outgoing(send)
         prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))
-        self.router = Router(ledger, prefixes, relieves=settings.local_prefill)
-        self.line = WaitingLine(books, clock, settings.max_queued_requests)
+        self.demand = demand = DemandBook()
+        work = demand.prompt_cost.work
+        self.router = Router(ledger, prefixes, work, relieves=settings.local_prefill)
+        bounds = LineBounds(settings.max_queued_requests, settings.max_first_token_s)
+        self.line = WaitingLine(books, self.router, demand, clock, bounds)
         dispatch = Dispatch(books, self.line, self.router, self.outgoing, clock)
-        self.demand = DemandBook()
         self.requests = LiveRequests(self.line, dispatch, self.demand, clock, around.open_stream)
         self.readiness = Readiness(books, around.on_ready_change)
         self.probes = around.probes(books, self.requests, self.readiness)

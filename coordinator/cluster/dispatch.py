@@ -7,12 +7,14 @@ WaitingLine ─first─► life ─route─► reservations ─► Prefill to P,
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.cluster.lifecycle import Phase
 from coordinator.cluster.throughput import FinishRate
 from protocol.errors import InvalidRequest, Overloaded, WorkerLost
 from protocol.messages.orders import Abort, Decode, Prefill
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,18 +24,47 @@ if TYPE_CHECKING:
     from coordinator.cluster.lifecycle import RequestLife
     from coordinator.cluster.registry import WorkerRecord
     from coordinator.cluster.router import Route, Router
+    from coordinator.planning.demand import DemandBook
     from protocol.clock import Clock
 
+LEAST_WAIT_SHARE = 0.25
+"""Of the bound: a prompt that takes nearly all of it alone may wait for others so long."""
 REACCOUNT_TOKENS = 64
 """A growing sequence's reservation is written anew after so many tokens."""
 
 
-class WaitingLine:
-    """First come, first served; what is replayed has waited longest."""
+def level(queues: Sequence[float], more: float) -> float:
+    """How high the lowest queue is when `more` was poured over the queues, lowest first: a long prompt at one worker
+    stops nobody at the others."""
+    filled, height = 0.0, 0.0
+    for count, queue in enumerate(sorted(queues)):
+        if count and filled + more <= queue * count:
+            break
+        filled += queue
+        height = (filled + more) / (count + 1)
+    return height
 
-    def __init__(self, books: Books, clock: Clock, max_requests: int) -> None:
-        self.max_requests = max_requests
+
+@dataclass(frozen=True, slots=True)
+class LineBounds:
+    """How many may wait, and how long a first token may take for those before it."""
+
+    max_requests: int
+    first_token_s: float
+
+
+class WaitingLine:
+    """First come, first served; what is replayed has waited longest. `bound_s` is how long a first token may take that
+    others are before."""
+
+    def __init__(
+        self, books: Books, router: Router, demand: DemandBook, clock: Clock, bounds: LineBounds
+    ) -> None:
+        self.max_requests = bounds.max_requests
+        self._bound_s = bounds.first_token_s
         self._books = books
+        self._router = router
+        self._demand = demand
         self._lives: deque[RequestLife] = deque()
         self._finish_rate = FinishRate(clock)
         self._served: set[str] = set()
@@ -46,21 +77,61 @@ class WaitingLine:
 
     def check_room(self, lives: Sequence[RequestLife]) -> None:
         """Raise for a request, all of whose choices come or none: InvalidRequest for what would never fit, WorkerLost
-        where nobody serves, Overloaded where others wait. At most one pool-full of requests waits: what would wait
-        longer is told to come back; what nobody is before may wait for itself."""
+        where nobody serves, Overloaded where its first token would come too late, or more waits than one pool-full.
+        What nobody is before may wait for itself."""
         ready = self._books.ready()
         if not ready:
             raise WorkerLost("no worker is ready; the pools are starting or restarting")
         self._check_possible(lives)
-        waiting = sum(self._need(other) for other in self._lives)
-        need = sum(map(self._need, lives))
-        capacity = sum(worker.hello.num_blocks for worker in self._books.decoders())
-        is_full = len(self._lives) + len(lives) > self.max_requests
-        if self._lives and (is_full or waiting + need > capacity):
-            raise Overloaded(
-                f"{len(self._lives)} requests wait for KV blocks already; retry later",
-                self._finish_rate.promise(),
-            )
+        for life in lives:
+            salt = life.generation.cache_salt
+            life.work_tokens = self._router.expected_work(life.token_ids, salt)
+        if self._lives and len(self._lives) + len(lives) > self.max_requests:
+            raise self._overloaded(f"{len(self._lives)} requests wait already")
+        late_s = self._late_s(lives)
+        if late_s is None:
+            self._check_blocks(lives)
+        elif late_s > 0:
+            raise self._overloaded("those before this request take too long", late_s)
+
+    def _late_s(self, lives: Sequence[RequestLife]) -> float | None:
+        """How much later than the bound the first token would come, for those before it; None as long as nothing is
+        known of the workers' speed."""
+        token_s = self._demand.prompt_cost.work().token_s
+        if token_s is None:
+            return None
+        own_s = token_s * max(life.work_tokens for life in lives)
+        bound_s = min(self._bound_s, *(life.deadline_s - life.arrival_s for life in lives))
+        wait_s = self._prompts_s(token_s)
+        if not self._is_room_in_decoders():
+            wait_s = max(wait_s, len(self._lives) / self._finish_rate.per_s())
+        return wait_s - max(bound_s - own_s, LEAST_WAIT_SHARE * bound_s)
+
+    def _prompts_s(self, token_s: float) -> float:
+        """When a worker has time for a new prompt, those that wait here being before it."""
+        ready, ledger = self._books.ready(), self._books.ledger
+        workers = [worker for worker in ready if worker.role is Role.PREFILL] or ready
+        queues = [ledger.queued_prefill_tokens(worker.worker_id) for worker in workers]
+        waiting = sum(life.work_tokens for life in self._lives)
+        return token_s * level(queues, waiting)
+
+    def _is_room_in_decoders(self) -> bool:
+        """Whether who is next would find a decode worker, if a prefill worker were free."""
+        first, ledger = self.first(), self._books.ledger
+        need = 1 if first is None else self._need(first)
+        return any(ledger.fits_decode(w.worker_id, need) for w in self._books.decoders())
+
+    def _check_blocks(self, lives: Sequence[RequestLife]) -> None:
+        """One pool-full may wait beside the one that is being served."""
+        decoders, ledger = self._books.decoders(), self._books.ledger
+        wanted = sum(map(self._need, (*self._lives, *lives)))
+        free = sum(ledger.free_blocks(worker.worker_id) for worker in decoders)
+        capacity = sum(worker.hello.num_blocks for worker in decoders)
+        if self._lives and wanted > capacity + free:
+            raise self._overloaded(f"{len(self._lives)} requests wait for KV blocks already")
+
+    def _overloaded(self, why: str, wait_s: float = 0.0) -> Overloaded:
+        return Overloaded(f"{why}; retry later", max(self._finish_rate.promise(), wait_s))
 
     def _check_possible(self, lives: Sequence[RequestLife]) -> None:
         largest = max(worker.hello.num_blocks for worker in self._books.registry)
@@ -147,11 +218,12 @@ class Dispatch:
         life.dispatch(prefill_id, decode.worker_id)
         life.timeline.dispatched(prefill_id, decode.worker_id, now_s)
         token_ids = life.token_ids
-        local = 0 if prefill else len(token_ids)
+        work = route.work_tokens or len(token_ids)
+        local = 0 if prefill else work
         self._ledger.reserve_decode(decode.worker_id, life.request_id, self._need(life), local)
         holders = [decode.worker_id]
         if prefill is not None:
-            self._ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids))
+            self._ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids), work)
             holders.append(prefill.worker_id)
             self._outgoing.send_order(prefill, prefill_leg(life, prefill, route, now_s))
             life.ordered(prefill.worker_id, prefill.sent_seq)
@@ -159,14 +231,16 @@ class Dispatch:
         life.ordered(decode.worker_id, decode.sent_seq)
         self._router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
 
-    def progressed(self, life: RequestLife, worker: WorkerRecord, *, adopted: bool) -> None:
-        """Keep the ledger true as the request moves from prefill to decode and grows."""
-        if worker.worker_id == (life.prefill_worker or life.decode_worker):
-            self._ledger.prefill_computed(worker.worker_id, life.request_id)
+    def progressed(self, life: RequestLife, worker: WorkerRecord, *, adopted: bool) -> bool:
+        """Keep the ledger true as the request moves from prefill to decode and grows; whether others may go now."""
+        has_computed = worker.worker_id == (life.prefill_worker or life.decode_worker)
+        if has_computed:
+            has_computed = self._ledger.prefill_computed(worker.worker_id, life.request_id)
         if adopted and life.prefill_worker is not None:
             self._ledger.release_prefill(life.prefill_worker, life.request_id)
         if worker.worker_id == life.decode_worker and len(life.emitted) % REACCOUNT_TOKENS == 0:
             self._ledger.reserve_decode(worker.worker_id, life.request_id, self._need(life))
+        return adopted or has_computed
 
     def release(self, life: RequestLife, reason: str) -> None:
         """Abort both legs of the current attempt and give its reservations back."""

@@ -35,8 +35,11 @@ class _Sum:
         self.total += amount - self._amounts.get(request_id, 0)
         self._amounts[request_id] = amount
 
-    def drop(self, request_id: str) -> None:
-        self.total -= self._amounts.pop(request_id, 0)
+    def drop(self, request_id: str) -> bool:
+        """Whether it was there."""
+        amount = self._amounts.pop(request_id, None)
+        self.total -= amount or 0
+        return amount is not None
 
 
 @dataclass(slots=True)
@@ -98,16 +101,18 @@ class Ledger:
             if local_tokens:
                 account.prefill_tokens[request_id] = local_tokens
 
-    def reserve_prefill(self, worker_id: str, request_id: str, tokens: int) -> None:
-        """Promise a prompt's blocks and computing on a prefill worker."""
+    def reserve_prefill(
+        self, worker_id: str, request_id: str, tokens: int, work_tokens: int
+    ) -> None:
+        """Promise a prompt's blocks on a prefill worker, and its computing, which costs `work_tokens`."""
         if (account := self._accounts.get(worker_id)) is not None:
             account.prefill_blocks[request_id] = self.num_blocks(tokens)
-            account.prefill_tokens[request_id] = tokens
+            account.prefill_tokens[request_id] = work_tokens
 
-    def prefill_computed(self, worker_id: str, request_id: str) -> None:
-        """The prompt is computed; its blocks stay reserved until they are taken over."""
-        if (account := self._accounts.get(worker_id)) is not None:
-            account.prefill_tokens.drop(request_id)
+    def prefill_computed(self, worker_id: str, request_id: str) -> bool:
+        """The prompt is computed; its blocks stay reserved until they are taken over. False when it was already."""
+        account = self._accounts.get(worker_id)
+        return account is not None and account.prefill_tokens.drop(request_id)
 
     def release_prefill(self, worker_id: str, request_id: str) -> None:
         """The prompt's blocks were taken over, or are not wanted."""
@@ -122,8 +127,17 @@ class Ledger:
             account.prefill_tokens.drop(request_id)
 
     def queued_prefill_tokens(self, worker_id: str) -> int:
-        """Prompt tokens sent to the worker and not yet computed."""
+        """Work sent to the worker and not yet done, as tokens of the mean prompt."""
         return self._accounts[worker_id].prefill_tokens.total
+
+    def num_queued_prompts(self, worker_id: str) -> int:
+        """Prompts sent to the worker and not yet computed."""
+        return len(self._accounts[worker_id].prefill_tokens)
+
+    def free_blocks(self, worker_id: str) -> int:
+        """Blocks that are promised to nobody."""
+        account = self._accounts[worker_id]
+        return max(account.capacity_blocks - account.used_blocks, 0)
 
     def decode_share(self, worker_id: str) -> float:
         """Share of the worker's blocks that is promised, 0 to 1 and beyond."""

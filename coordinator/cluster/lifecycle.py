@@ -97,6 +97,7 @@ class RequestLife:
     order_seqs: dict[str, int] = field(default_factory=dict)
     strikes: dict[str, int] = field(default_factory=dict)
     is_tied: bool = False
+    work_tokens: int = 0
     timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
@@ -243,4 +244,5 @@ class RequestLife:
             prefill_s=told.get("prefill_s"),
             prefix_fetch_s=told.get("prefix_fetch_s", 0.0),
             replays=timeline.replays,
+            num_cached_tokens=self.num_cached_tokens,
         )

@@ -135,7 +135,7 @@ class LiveRequests:
         try:
             self._line.check_room(lives)
         except Overloaded:
-            self._demand.refused(now_s)
+            self._demand.refused(now_s, sum(life.work_tokens for life in lives))
             raise
         streams = [self._open(life) for life in lives]
         for life in lives:
@@ -171,8 +171,7 @@ class LiveRequests:
         if delivery.has_gap:
             self.replay(life, "an output was lost")
             return
-        self._dispatch.progressed(life, worker, adopted=delivery.adopted)
-        if delivery.adopted:
+        if self._dispatch.progressed(life, worker, adopted=delivery.adopted):
             self._dispatch.pump()
         now_s, is_new = self._clock.now_s(), bool(delivery.tokens)
         life.timeline.heard(worker.worker_id, output.spans, now_s, is_new=is_new)

@@ -1,7 +1,8 @@
 """Which pair of workers serves a request. Owns the choice and the memory of prefixes; pure.
 
-Prefill: least queued prompt tokens, counting tokens the worker probably has cached as already done,
-and those that it can read from another worker's cache as nearly so. Where prompts queue, a decode worker
+Prefill: done soonest by the work that is queued there and by its own, counting tokens the worker probably has cached as
+already done, and those that it can read from another worker's cache as nearly so. A prompt is bound to a worker late: while
+every prefill worker has enough to do, it waits in the line, where the best worker can still be chosen. Where prompts queue, a decode worker
 that would be done sooner computes one itself. Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
 A pair whose transfer just failed is avoided for a while.
 """
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from coordinator.planning.prompt_cost import PromptWork
 from protocol.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from coordinator.cluster.ledger import Ledger
     from coordinator.cluster.lifecycle import RequestLife
@@ -31,6 +33,8 @@ MAX_PREFIXES = 65_536
 TOKEN_BYTES = 8
 BAD_PAIR_S = 5.0
 SHARE_SLACK = 0.1
+ENOUGH_PROMPTS, ENOUGH_STEPS = 2, 2
+"""A prefill worker has enough to do with so many prompts, if they fill so many steps."""
 RELIEF_SPEED = 0.4
 """How fast a decode worker computes prompts beside its answers, a prefill worker being 1."""
 RELIEF_CHUNKS = 8
@@ -42,13 +46,15 @@ wait for one piece, not for a whole step."""
 class Route:
     """`prefill` None: the decode worker computes the prompt itself. `prefix_source` probably has the
     first `prefix_source_tokens` cached, more than the prefill worker. `chunk_tokens`: how much of a
-    prompt the decode worker may compute in one step, beside the answers that it writes; 0 is no limit."""
+    prompt the decode worker may compute in one step, beside the answers that it writes; 0 is no limit. `work_tokens`
+    is what the prompt costs whoever computes it, 0 if nobody estimated it."""
 
     prefill: WorkerRecord | None
     decode: WorkerRecord
     chunk_tokens: int = 0
     prefix_source: WorkerRecord | None = None
     prefix_source_tokens: int = 0
+    work_tokens: int = 0
 
 
 def stride_tokens(block_size: int) -> int:
@@ -115,9 +121,17 @@ class PrefixMemory:
 class Router:
     """Chooses routes from what registry and ledger say."""
 
-    def __init__(self, ledger: Ledger, prefixes: PrefixMemory, *, relieves: bool = True) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        prefixes: PrefixMemory,
+        work: Callable[[], PromptWork] = PromptWork,
+        *,
+        relieves: bool = True,
+    ) -> None:
         self.ledger = ledger
         self.prefixes = prefixes
+        self._work_now = work
         self._relieves = relieves
         self._bad_pairs: dict[tuple[str, str], float] = {}
 
@@ -149,30 +163,55 @@ class Router:
             return None
         hits = self.prefixes.hits(token_ids, salt)
         decode = self._choose_decode(fitting, hits)
+        work = self._work_of(len(token_ids), hits)
         if not prefillers:
-            return Route(None, decode)
-        prefill = self._choose_prefill(prefillers, decode, token_ids, hits, now_s)
+            return Route(None, decode, work_tokens=work(decode))
+        prefill = self._choose_prefill(prefillers, decode, len(token_ids), work, now_s)
         if prefill is None:
             return None
-        if self._relieves and self._is_sooner_at(decode, prefill, len(token_ids), hits):
-            return Route(None, decode, max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1))
+        if self._relieves and self._is_sooner_at(decode, prefill, work):
+            chunk = max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1)
+            return Route(None, decode, chunk, work_tokens=work(decode))
+        if self._has_enough(prefill):
+            return None
         source = self._choose_source(ready, prefill, hits)
         num_tokens = hits[source.worker_id] if source else 0
-        return Route(prefill, decode, 0, source, num_tokens)
+        return Route(prefill, decode, 0, source, num_tokens, work(prefill))
+
+    def expected_work(self, token_ids: Sequence[int], salt: str) -> int:
+        """What a prompt will cost where most of it is cached, as tokens."""
+        most = max(self.prefixes.hits(token_ids, salt).values(), default=0)
+        return self._work_now().tokens(len(token_ids), most)
+
+    def _work_of(self, num_tokens: int, hits: dict[str, int]) -> Callable[[WorkerRecord], int]:
+        """What a prompt costs each worker."""
+        work = self._work_now()
+        fetched = int(FETCH_WORTH * max(hits.values(), default=0))
+
+        def of(worker: WorkerRecord) -> int:
+            return work.tokens(num_tokens, max(hits.get(worker.worker_id, 0), fetched))
+
+        return of
+
+    def _has_enough(self, prefill: WorkerRecord) -> bool:
+        step_tokens = prefill.hello.max_num_batched_tokens
+        return (
+            self.ledger.num_queued_prompts(prefill.worker_id) >= ENOUGH_PROMPTS
+            and self.ledger.queued_prefill_tokens(prefill.worker_id) >= ENOUGH_STEPS * step_tokens
+        )
 
     def _is_sooner_at(
-        self, decode: WorkerRecord, prefill: WorkerRecord, num_tokens: int, hits: dict[str, int]
+        self, decode: WorkerRecord, prefill: WorkerRecord, work: Callable[[WorkerRecord], int]
     ) -> bool:
         """Whether the decode worker, beside its answers, computes the prompt before the prefill worker
         gets to its end. Not on account of less than one step: streams that are being written pay for it."""
 
-        def work(worker: WorkerRecord) -> int:
-            queued = self.ledger.queued_prefill_tokens(worker.worker_id)
-            return queued + max(num_tokens - hits.get(worker.worker_id, 0), 0)
+        def until_done(worker: WorkerRecord) -> int:
+            return self.ledger.queued_prefill_tokens(worker.worker_id) + work(worker)
 
         step_tokens = prefill.hello.max_num_batched_tokens
         has_queue = self.ledger.queued_prefill_tokens(prefill.worker_id) >= step_tokens
-        return has_queue and work(decode) / RELIEF_SPEED < work(prefill)
+        return has_queue and until_done(decode) / RELIEF_SPEED < until_done(prefill)
 
     def _choose_source(
         self, ready: list[WorkerRecord], prefill: WorkerRecord, hits: dict[str, int]
@@ -199,19 +238,17 @@ class Router:
         self,
         prefillers: list[WorkerRecord],
         decode: WorkerRecord,
-        token_ids: Sequence[int],
-        hits: dict[str, int],
+        num_tokens: int,
+        work: Callable[[WorkerRecord], int],
         now_s: float,
     ) -> WorkerRecord | None:
-        need = self.ledger.num_blocks(len(token_ids))
+        need = self.ledger.num_blocks(num_tokens)
         fitting = [w for w in prefillers if self.ledger.fits_prefill(w.worker_id, need)]
         good = [
             w for w in fitting if self._bad_pairs.get((w.worker_id, decode.worker_id), 0.0) <= now_s
         ]
-        fetched = FETCH_WORTH * max(hits.values(), default=0)
 
-        def cost(worker: WorkerRecord) -> float:
-            saved = max(hits.get(worker.worker_id, 0), fetched)
-            return self.ledger.queued_prefill_tokens(worker.worker_id) - saved
+        def until_done(worker: WorkerRecord) -> int:
+            return self.ledger.queued_prefill_tokens(worker.worker_id) + work(worker)
 
-        return min(good or fitting, key=cost, default=None)
+        return min(good or fitting, key=until_done, default=None)

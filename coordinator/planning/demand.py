@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from coordinator.planning.capacity import StepCost
 from coordinator.planning.needs import HELD_S
 from coordinator.planning.observations import Held, Targets
+from coordinator.planning.prompt_cost import PromptCostFit
 from coordinator.planning.sketch import Arrivals, Distribution, SlidingSketch
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ SHORT_S, LONG_S, SLOW_S = 30.0, 120.0, 600.0
 COLD_REQUESTS = 3
 COLD_S = 10.0
 NO_TARGETS = Targets(math.inf, math.inf)
+MAX_REFUSED = 4096
 MEMORY_S = 60.0
 """After so many seconds of steps, a fit of the step's cost remembers half of the weight."""
 
@@ -89,6 +91,7 @@ class FinishedRequest:
     prefill_s: float | None
     prefix_fetch_s: float
     replays: int
+    num_cached_tokens: int = 0
 
 
 class _Verdict(NamedTuple):
@@ -108,12 +111,14 @@ class DemandBook:
     step: StepFit = field(default_factory=StepFit)
     prefill_tokens_per_s: float = 0.0
     first_tokens_per_s: float = 0.0
+    prompt_cost: PromptCostFit = field(default_factory=PromptCostFit)
     _service_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _prompts: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _outputs: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _resident: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _first_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(LONG_S, 10.0))
     _at_prefill: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
+    _refused: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=MAX_REFUSED))
     _judged: deque[tuple[float, _Verdict, _Verdict | None]] = field(default_factory=deque)
     _finished_by: dict[str, int] = field(default_factory=dict)
     _counters: dict[str, _Counters] = field(default_factory=dict)
@@ -125,8 +130,9 @@ class DemandBook:
         self.arrivals.add(now_s)
         self._prompts.add(now_s, num_prompt_tokens)
 
-    def refused(self, now_s: float) -> None:
-        """It was turned away: no target was held."""
+    def refused(self, now_s: float, work_tokens: int) -> None:
+        """It was turned away, with so much work: no target was held."""
+        self._refused.append((now_s, work_tokens))
         self._judge(now_s, _Verdict(is_held=False, is_blamable=True), None)
 
     def judge_by(self, targets: Targets) -> None:
@@ -145,6 +151,9 @@ class DemandBook:
         self._at_prefill.add(now_s, float(request.is_prefilled_apart))
         if request.is_prefilled_apart and request.prefill_s is not None:
             self._service_s.add(now_s, request.prefill_s + request.prefix_fetch_s)
+            if request.replays == 0:
+                begin = request.num_cached_tokens
+                self.prompt_cost.add(request.num_prompt_tokens, begin, request.prefill_s)
         ttft_s = first_s - request.submitted_s
         self._first_s.add(now_s, ttft_s)
         tpot = None
@@ -209,6 +218,13 @@ class DemandBook:
     def service_s(self, now_s: float) -> Distribution:
         """Seconds of a prefill worker for one prompt."""
         return self._service_s.over(now_s, SLOW_S)
+
+    def refused_lately(self, now_s: float) -> tuple[int, float]:
+        """Work that was turned away in the last half minute, and the share of what came: where the line is short by its
+        bound, this is the queue."""
+        recent = [tokens for at_s, tokens in self._refused if at_s >= now_s - SHORT_S]
+        came, _ = self.arrivals.in_window(now_s, SHORT_S)
+        return sum(recent), min(len(recent) / max(came, 1), 1.0)
 
     def expected_service_s(self, now_s: float) -> Distribution:
         """What the prompts that came cost, by their lengths; empty when no speed is known."""

@@ -274,6 +274,8 @@ class Needs:
         """Workers that end the wait soon, when the newest request would wait beyond what the goal allows; and the
         backlog."""
         queued = 0 if self.is_decode_full(seen) else seen.queued_tokens
+        if seen.refused_share > 1.0 - self.targets.goal:
+            queued += seen.refused_tokens
         backlog_s, waits_s = self._backlog_s(seen, queued), self._waits_s(seen, queued)
         if waits_s > self._slack_s(seen):
             self._queued_s = seen.now_s

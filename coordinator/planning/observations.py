@@ -43,7 +43,8 @@ class Held:
 class Observations:
     """The cluster at `now_s`. `rate_short`, `_long` and `_slow` are requests a second over half a minute, two
     and ten minutes. Rates and distributions are of warm workers only; `queued_tokens` wait at the
-    coordinator, those of workers are in `workers`;
+    coordinator, those of workers are in `workers`, and `refused_tokens` would wait, had that share of what
+    came not been turned away lately;
     `expected_service_s` is what prompts that came would cost at the speed that was seen first, for as long as too few
     have ended; `first_token_s` is the mean of the last two minutes,
     `prefill_share` how many prompts prefill workers computed, and not decode workers themselves."""
@@ -52,6 +53,8 @@ class Observations:
     workers: tuple[WorkerSight, ...]
     queued_requests: int = 0
     queued_tokens: int = 0
+    refused_tokens: int = 0
+    refused_share: float = 0.0
     oldest_wait_s: float = 0.0
     rate_short: float = 0.0
     rate_long: float = 0.0

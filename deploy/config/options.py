@@ -218,6 +218,13 @@ GROUPS = {
             "beyond this many waiting requests, answer 429",
             metavar="N",
         ),
+        Option(
+            "max-first-token-wait",
+            seconds,
+            60.0,
+            "answer 429 where the first token would come later, for the requests before it",
+            metavar="SECONDS",
+        ),
     ),
     "computing": (
         Option(

@@ -61,6 +61,7 @@ class ServeConfig:
     autoscale: tuple[str, ...]
     slo: tuple[str, ...]
     max_queued_requests: int
+    max_first_token_wait: float
     api_key: tuple[str, ...]
     admin_api_key: tuple[str, ...]
     allowed_hosts: tuple[str, ...]

@@ -206,6 +206,7 @@ def _coordinator(
         allow_credentials=config.allow_credentials,
         keep_alive_s=config.timeout_keep_alive,
         max_queued_requests=config.max_queued_requests,
+        max_first_token_s=config.max_first_token_wait,
         local_prefill=config.local_prefill == "auto",
         drain_grace_s=config.drain_grace,
         autoscale=config.autoscale,

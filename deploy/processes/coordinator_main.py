@@ -54,6 +54,7 @@ class CoordinatorProcess:
             block_size=spec.block_size,
             expected=spec.expected,
             max_queued_requests=spec.max_queued_requests,
+            max_first_token_s=spec.max_first_token_s,
             local_prefill=spec.local_prefill,
             drain_grace_s=spec.drain_grace_s,
         )

@@ -77,7 +77,7 @@ def test_a_goal_beyond_reach_feeds_no_pools(caplog: pytest.LogCaptureFixture) ->
     most, own = score(large, targets), score(planned, targets)
     assert most["attained"] < 0.95, "the goal is beyond reach"
     assert own["attained"] >= most["attained"] - 0.03
-    assert own["worker_hours"] <= 0.5 * most["worker_hours"]
+    assert own["worker_hours"] <= 0.55 * most["worker_hours"]
 
 
 def test_a_cold_start_is_acted_on_at_once() -> None:

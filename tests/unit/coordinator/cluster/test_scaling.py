@@ -299,7 +299,7 @@ def test_draining_worker_gets_no_work() -> None:
             for name, life in cluster.service.requests._lives.items()
             if name != "long"
         }
-        assert used == {"decode-0", "decode-1"} - {leaving}
+        assert used - {None} == {"decode-0", "decode-1"} - {leaving}, "None waits"
         for other in [stream, *others]:
             assert await cluster.drain(other)
         await settle(cluster)

@@ -1,0 +1,54 @@
+"""Workers that are ready, for tests of who is given what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from protocol.fingerprint import Fingerprint
+from protocol.messages.records import PeerAddress
+from protocol.messages.reports import Hello
+
+if TYPE_CHECKING:
+    from coordinator.cluster.registry import Registry, WorkerRecord
+    from protocol.roles import Role
+
+FINGERPRINT = Fingerprint(
+    model="none",
+    weights="w",
+    tokenizer="t",
+    dtype="float32",
+    layout="l",
+    block_size=16,
+    num_layers=1,
+    num_kv_heads=1,
+    head_dim=1,
+    rope="none",
+)
+
+
+def ready_worker(
+    registry: Registry, worker_id: str, role: Role, step_tokens: int, num_blocks: int = 100_000
+) -> WorkerRecord:
+    """Registered and proven."""
+    address = PeerAddress(
+        worker_id=worker_id, incarnation=worker_id, host="here", control="", transports={}
+    )
+    hello = Hello(
+        worker_id=worker_id,
+        incarnation=worker_id,
+        role=role,
+        pid=1,
+        host="here",
+        boot_id="b",
+        fingerprint=FINGERPRINT,
+        address=address,
+        num_blocks=num_blocks,
+        block_size=16,
+        max_model_len=1 << 20,
+        max_num_seqs=64,
+        max_num_batched_tokens=step_tokens,
+        backend="none",
+    )
+    record = registry.register(hello, worker_id.encode(), 0.0)
+    assert record.passed_probe()
+    return record
