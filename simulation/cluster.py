@@ -1,5 +1,5 @@
 """The simulated cluster. Owns virtual time and the ends of every wire; service, router, ledger, registry, membership,
-scaler and autoscaler are the production classes.
+scaler and autoscaler are the production classes, and so is the launcher's roster.
 
 Left out: lost messages and deaths (tests/sim has those), and with them the reconciliation of heartbeats; HTTP, text and
 tokenizing; preemption, where a worker's blocks run out although the ledger thought they would do. A start takes
@@ -18,11 +18,11 @@ from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.service_api import Generation
 from protocol.errors import BatonError
 from protocol.fingerprint import Fingerprint
-from protocol.messages.launcher import LauncherHello, ScaleOrder, StopOrder, WorkerExited
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Goodbye, Heartbeat, Hello, Outputs
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
+from simulation.launcher import SimLauncher
 from simulation.worker import SimWorker
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.books import Books
     from coordinator.cluster.live_requests import EventStream, LiveRequests
     from coordinator.cluster.readiness import Readiness
+    from launching.roster import Message, Place
     from protocol.messages.reports import Output
     from simulation.calibration import Hardware
     from simulation.workload import SimRequest
@@ -148,7 +149,6 @@ class SimCluster:
         self.ended: list[Ended] = []
         self.worker_s = 0.0
         self.sizes: list[tuple[float, int, int]] = []
-        self._processes: set[str] = set()
         self._counted_s = 0.0
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._order = itertools.count()
@@ -163,11 +163,12 @@ class SimCluster:
         around = Surroundings(probes=InstantProbes)
         self.service = Cluster(settings, self.clock, self._send, around)
         self.scaler = self.service.scaler
-        self.service.inbox.on_message(LAUNCHER, LauncherHello(launcher="sim"))
+        self._launcher = SimLauncher(self, hardware.start_s)
         for role, count in zip((Role.PREFILL, Role.DECODE), pools, strict=True):
-            for index in range(count):
-                self._processes.add(f"{role}-{index}")
-                self._join((f"{role}-{index}", role))
+            self._launcher.plan(role, count)
+        self._launcher.greet()
+        for place in self._launcher.roster:
+            self.join(place)
 
     # ---- time
 
@@ -219,7 +220,7 @@ class SimCluster:
 
     def _count_workers(self) -> None:
         """A worker costs from the order that starts it to the end of its process."""
-        self.worker_s += len(self._processes) * (self.now_s - self._counted_s)
+        self.worker_s += len(self._launcher.roster.workers) * (self.now_s - self._counted_s)
         self._counted_s = self.now_s
         roles = Counter(record.role for record in self.service.books.registry)
         size = (roles[Role.PREFILL], roles[Role.DECODE])
@@ -291,7 +292,8 @@ class SimCluster:
 
     def _send(self, identity: bytes, message: Any) -> bool:
         if identity == LAUNCHER:
-            self._launch(message)
+            self._count_workers()
+            self._launcher.foreman.on_order(message)
             return True
         worker = self.workers.get(identity.decode())
         if worker is None or not worker.alive:
@@ -305,23 +307,26 @@ class SimCluster:
         if worker is not None and worker.alive:
             worker.hear(landing[1])
 
-    def _launch(self, order: Any) -> None:
-        if isinstance(order, ScaleOrder) and order.worker_id not in self._processes:
-            self._count_workers()
-            self._processes.add(order.worker_id)
-            self.at(self.now_s + self.hardware.start_s, self._join, (order.worker_id, order.role))
-        elif isinstance(order, StopOrder) and order.worker_id in self._processes:
-            self.at(self.now_s, self._stopped, order.worker_id)
+    # ---- what the launcher does
 
-    def _join(self, who: tuple[str, Role]) -> None:
-        worker_id, role = who
-        if worker_id not in self._processes:
-            return
-        incarnation = f"{worker_id}.{next(self._order)}"
+    def join(self, place: Place) -> None:
+        """A worker says hello."""
+        spec = place.worker
+        assert spec is not None, "the coordinator is not in the roster"
+        worker_id, incarnation = place.name, f"{place.name}.{next(self._order)}"
         self.workers[worker_id] = SimWorker(self, worker_id, incarnation, self.hardware)
-        hello = introduction(worker_id, incarnation, role, self.hardware)
+        hello = introduction(worker_id, incarnation, spec.role, self.hardware)
         self.service.inbox.on_message(worker_id.encode(), hello)
         self.service.requests.pump()
+
+    def stop(self, place: Place) -> None:
+        """Its process ends."""
+        self._count_workers()
+        self.workers.pop(place.name, None)
+
+    def hear_launcher(self, message: Message) -> None:
+        """Its line to the coordinator."""
+        self.service.inbox.on_message(LAUNCHER, message)
 
     def goodbye(self, worker_id: str, incarnation: str) -> None:
         """A drained worker says so, at the end of this instant."""
@@ -330,10 +335,3 @@ class SimCluster:
 
     def _left(self, what: tuple[str, Goodbye]) -> None:
         self.service.inbox.on_message(what[0].encode(), what[1])
-
-    def _stopped(self, worker_id: str) -> None:
-        self._count_workers()
-        self._processes.discard(worker_id)
-        self.workers.pop(worker_id, None)
-        exited = WorkerExited(worker_id=worker_id, pid=1, status=0, restart_in_s=None)
-        self.service.inbox.on_message(LAUNCHER, exited)

@@ -1,4 +1,4 @@
-"""One child process, watched through its pidfd. Owns its pipes and its end; restarting is decided in `deploy.launch.roster`."""
+"""One child process, watched through its pidfd. Owns its pipes and its end; restarting is decided in `launching.roster`."""
 
 from __future__ import annotations
 

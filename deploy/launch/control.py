@@ -1,4 +1,4 @@
-"""The launcher's line to the coordinator. Owns the socket; what an order means is decided in `deploy.launch.roster`.
+"""The launcher's line to the coordinator. Owns the socket; what an order means is decided in `launching.roster`.
 
 ZeroMQ's descriptor is edge-triggered: after it fires, and after every send, the socket is drained.
 """

@@ -13,7 +13,7 @@ FLOORS = (
     ("engine",),
     ("kvtransfer",),
     ("prefill", "decode"),
-    ("worker", "coordinator"),
+    ("worker", "coordinator", "launching"),
     ("simulation",),
     ("deploy",),
     ("benchmarks",),

@@ -132,7 +132,7 @@ class Cluster:
     def start(self) -> None:
         """Start every process."""
         self.service.start()
-        self.launcher.start()
+        self.launcher.begin()
 
     # ---- wiring
 

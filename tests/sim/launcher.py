@@ -6,23 +6,13 @@ Its line to the coordinator keeps the order, and may lose.
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from deploy.launch.roster import (
-    HELLO_EVERY_S,
-    Action,
-    End,
-    Exit,
-    Fail,
-    Place,
-    Respec,
-    Roster,
-    Say,
-    Start,
-    Tell,
-)
+from launching.foreman import Foreman
+from launching.roster import HELLO_EVERY_S, Exit, Place, Roster, Start
 from protocol import wire
 from protocol.errors import ConfigError
 from protocol.messages.launcher import LauncherOrder, ScaleOrder
@@ -30,10 +20,12 @@ from protocol.model_config import ModelConfig
 from protocol.roles import Role
 from protocol.specs import PreparedModel, WorkerSpec
 from tests.sim.network import Faults, Network
+from tests.sim.virtual_loop import VirtualClock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
 
+    from launching.roster import Message
     from tests.sim.virtual_loop import VirtualLoop
 
 NAME = "launcher"
@@ -90,13 +82,14 @@ class SimLauncher:
         self.rng = random.Random(seed)
         self.line = Network(processes.loop, random.Random(seed + 1), Faults(lose=lose))
         self.roster = Roster("sim", 0, self._more)
+        self.foreman = Foreman(self.roster, self, VirtualClock(processes.loop))
         self.room = 12
         self.start_s = (0.05, 0.8)
         self._decoder = wire.Decoder[LauncherOrder](LauncherOrder)
         for name, role in roles.items():
             self.roster.add(_spec(name, role))
 
-    def start(self) -> None:
+    def begin(self) -> None:
         """Every worker of the plan, and the first of many hellos."""
         for place in self.roster:
             self.start_now(place.name)
@@ -104,7 +97,7 @@ class SimLauncher:
         self._greet()
 
     def _greet(self) -> None:
-        self._do([Tell(self.roster.hello())])
+        self.tell(self.roster.hello())
         self.processes.loop.call_later(HELLO_EVERY_S, self._greet)
 
     def order(self, message: msgspec.Struct) -> None:
@@ -112,8 +105,7 @@ class SimLauncher:
         self.line.send("coordinator", NAME, message, self._obey)
 
     def _obey(self, frame: bytes) -> None:
-        order = self._decoder.decode(frame)
-        self._do(self.roster.on_order(order, self.processes.loop.time()))
+        self.foreman.on_order(self._decoder.decode(frame))
 
     def _more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
         del now_s
@@ -123,8 +115,7 @@ class SimLauncher:
 
     def exited(self, worker_id: str) -> None:
         """A process ended, whoever wanted that."""
-        now_s = self.processes.loop.time()
-        self._do(self.roster.exited(worker_id, Exit(KILLED), now_s))
+        self.foreman.exited(worker_id, Exit(KILLED))
 
     def start_now(self, worker_id: str) -> None:
         """Whatever the backoff says; nothing where there is no place for it, or a start of it runs."""
@@ -137,27 +128,33 @@ class SimLauncher:
             assert place.worker is not None
             self.processes.begin(place.worker, place.pid)
 
-    def _do(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case Start(place, after_s):
-                    delay_s = after_s + self.rng.uniform(*self.start_s)
-                    self.processes.loop.call_later(delay_s, self.start_now, place.name)
-                case End(place):
-                    self._end(place)
-                case Tell(message):
-                    self.line.send(NAME, "coordinator", message, self.processes.hear_launcher)
-                case Fail(error):
-                    raise error
-                case Respec() | Say():
-                    pass  # the next start is made from the place's spec; nobody reads along
+    # ---- launching.foreman.Crew
 
-    def _end(self, place: Place) -> None:
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        self.processes.loop.call_later(delay_s, action)
+
+    def start(self, place: Place) -> None:
+        """A process takes a while to come up."""
+        self.later(self.rng.uniform(*self.start_s), partial(self.start_now, place.name))
+
+    def respec(self, place: Place) -> None:
+        """The next start is made from the place's spec."""
+
+    def tell(self, message: Message) -> None:
+        self.line.send(NAME, "coordinator", message, self.processes.hear_launcher)
+
+    def say(self, name: str, text: str) -> None:
+        """Nobody reads along."""
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+    def end(self, place: Place) -> None:
         if self.processes.is_alive(place.name):
             delay_s = self.rng.uniform(0.001, 0.05)
             self.processes.loop.call_later(delay_s, self.processes.terminate, place.name)
         else:
-            self._do(self.roster.gone(place.name, 0))
+            self.foreman.gone(place.name, 0)
 
 
 def _spec(worker_id: str, role: Role) -> WorkerSpec:

@@ -3,7 +3,7 @@
 start ──► all processes side by side ──► "ready" on a pipe from the coordinator ──► serving
 SIGINT, SIGTERM, SIGHUP: SIGINT to all, wait, SIGKILL; a second signal kills at once
 
-Who should run, and what an exit or an order means, is decided in `deploy.launch.roster`.
+Who should run, and what an exit or an order means, is decided in `launching.roster`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,32 +23,20 @@ from deploy.host.memory import available_bytes, check_one_more
 from deploy.launch.child_process import ChildProcess
 from deploy.launch.control import ControlLink
 from deploy.launch.plan import next_share
-from deploy.launch.roster import (
-    COORDINATOR,
-    HELLO_EVERY_S,
-    Action,
-    End,
-    Exit,
-    Fail,
-    Place,
-    Respec,
-    Roster,
-    Say,
-    Spec,
-    Start,
-    Tell,
-)
+from launching.foreman import Foreman
+from launching.roster import COORDINATOR, HELLO_EVERY_S, Exit, Place, Roster, Spec
 from protocol.messages.launcher import NOT_STARTED
 from protocol.periodic import Periodic
 from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from deploy.launch.plan import Plan
+    from launching.roster import Message
     from protocol.clock import Clock
-    from protocol.messages.launcher import LauncherOrder, ScaleOrder
+    from protocol.messages.launcher import ScaleOrder
 
 SETTLE_S = 15.0
 """A worker started less long ago may not have taken its KV pool yet."""
@@ -65,7 +52,7 @@ class Modules:
 
 
 class Launcher:
-    """Runs a plan until told to stop. `say(name, line)` shows what children print."""
+    """Runs a plan until told to stop; the foreman's crew. `say(name, line)` shows what children print."""
 
     def __init__(
         self,
@@ -78,7 +65,8 @@ class Launcher:
     ) -> None:
         self.plan = plan
         self.roster = Roster("local", os.getpid(), self._more)
-        self._directory, self._clock, self._say = directory, clock, say
+        self._foreman = Foreman(self.roster, self, clock)
+        self._directory, self._clock, self.say = directory, clock, say
         self._shutdown_timeout_s = shutdown_timeout_s
         self._modules = modules or Modules()
         self.available_bytes: Callable[[], int] = available_bytes
@@ -102,11 +90,11 @@ class Launcher:
         self._all_gone = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal)
-        self._link = ControlLink(self.plan.coordinator.control, self._on_order)
+        self._link = ControlLink(self.plan.coordinator.control, self._foreman.on_order)
         try:
             specs: list[Spec] = [self.plan.coordinator, *self.plan.workers]
             for spec in specs:
-                self._start(self.roster.add(spec))
+                self.start(self.roster.add(spec))
             self._hellos.start()
             await self._outcome
         finally:
@@ -116,44 +104,23 @@ class Launcher:
 
     # ---- what the roster wants done
 
-    def _do(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case Start(place, after_s) if after_s > 0:
-                    self._later(after_s, partial(self._due, place))
-                case Start(place):
-                    self._start(place)
-                case End(place):
-                    self._end(place)
-                case Respec(place):
-                    self._write_spec(place)
-                case Tell(message):
-                    self._link.send(message)
-                case Say(name, text):
-                    self._say(name, text)
-                case Fail(error):
-                    self._finish(error)
-
-    def _due(self, place: Place) -> None:
-        self._do(self.roster.due(place))
-
-    def _write_spec(self, place: Place) -> None:
+    def respec(self, place: Place) -> None:
+        """See Crew: a start reads the file."""
         path = self._directory / f"{place.name}.json"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(msgspec.json.encode(place.spec))
 
-    def _start(self, place: Place) -> None:
-        """What the system cannot start now, for want of descriptors or memory, is tried again like what ended."""
-        now_s = self._clock.now_s()
-        self.roster.begin(place, now_s)
+    def start(self, place: Place) -> None:
+        """See Crew. What the system cannot start now, for want of descriptors or memory, is tried again like what ended."""
+        self.roster.begin(place, self._clock.now_s())
         try:
             self._spawn(place)
         except OSError as error:
-            self._do(self.roster.exited(place.name, Exit(NOT_STARTED, str(error)), now_s))
+            self._foreman.exited(place.name, Exit(NOT_STARTED, str(error)))
 
     def _spawn(self, place: Place) -> None:
-        self._write_spec(place)
+        self.respec(place)
         is_coordinator = place.name == COORDINATOR
         module = self._modules.coordinator if is_coordinator else self._modules.worker
         command = [sys.executable, "-P", "-m", module, str(self._directory / f"{place.name}.json")]
@@ -175,22 +142,30 @@ class Launcher:
         process = self._processes[place.name] = ChildProcess(
             command,
             child_environment(_num_threads(place.spec), _gpu_of(place.spec)),
-            on_line=lambda line: self._say(place.name, line),
+            on_line=lambda line: self.say(place.name, line),
             on_exit=lambda status: self._on_exit(place, status),
             pass_fds=pass_fds,
         )
         place.pid = process.pid
 
-    def _end(self, place: Place) -> None:
-        """End a worker for good. One that does not run now has ended already."""
+    def end(self, place: Place) -> None:
+        """See Crew. One that does not run now has ended already."""
         process = self._processes.get(place.name)
         if process is None or not process.running:
             status = process.status if process is not None else None
-            self._do(self.roster.gone(place.name, status or 0))
+            self._foreman.gone(place.name, status or 0)
         elif process not in self._ending:
             self._ending.add(process)
             process.interrupt()
-            self._later(self._shutdown_timeout_s, process.kill)
+            self.later(self._shutdown_timeout_s, process.kill)
+
+    def tell(self, message: Message) -> None:
+        """See Crew."""
+        self._link.send(message)
+
+    def fail(self, error: Exception) -> None:
+        """See Crew."""
+        self._finish(error)
 
     # ---- what children and the coordinator do
 
@@ -207,12 +182,9 @@ class Launcher:
         self._ending.discard(process)
         tail = list(process.tail)[-1:]
         ended = Exit(status, tail[0] if tail else "")
-        self._do(self.roster.exited(place.name, ended, self._clock.now_s()))
+        self._foreman.exited(place.name, ended)
         if self.roster.stopping and not self._running():
             self._all_gone.set()
-
-    def _on_order(self, order: LauncherOrder) -> None:
-        self._do(self.roster.on_order(order, self._clock.now_s()))
 
     def _greet(self) -> None:
         """From the start on: a coordinator that comes back learns how many workers are wanted before it serves."""
@@ -271,7 +243,8 @@ class Launcher:
     def _running(self) -> list[ChildProcess]:
         return [process for process in self._processes.values() if process.running]
 
-    def _later(self, delay_s: float, action: Callable[[], None]) -> None:
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """See Crew."""
         loop = asyncio.get_running_loop()
         self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
         self._timers.add(loop.call_later(delay_s, action))

@@ -28,8 +28,8 @@ from deploy.launch.ray.records import (
     Sit,
 )
 from deploy.launch.ray.seat_holder import SeatHolder
-from deploy.launch.roster import COORDINATOR
 from deploy.processes.child import follow_parent, harden, log_to_stderr
+from launching.roster import COORDINATOR
 from protocol.clock import SystemClock
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import sys
 from typing import TYPE_CHECKING
 
 from deploy.config.topology import child_environment
-from deploy.launch.backoff import Backoff
 from deploy.launch.child_process import ChildProcess
 from deploy.launch.ray.lines import Lines
 from deploy.launch.ray.patience import happens_within
 from deploy.launch.ray.records import AgentReport, Attached, Finish
+from launching.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.config.topology import child_environment
-from deploy.launch.backoff import Backoff
 from deploy.launch.child_process import ChildProcess
 from deploy.launch.ray.lines import Lines
 from deploy.launch.ray.node_directory import remove_keeper
@@ -41,6 +40,7 @@ from deploy.launch.ray.records import (
     Started,
 )
 from deploy.processes.child import harden, log_to_stderr
+from launching.backoff import Backoff
 from protocol.clock import SystemClock
 from protocol.messages.launcher import NOT_STARTED
 

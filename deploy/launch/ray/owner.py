@@ -37,30 +37,18 @@ from deploy.launch.ray.records import (
     Waiting,
 )
 from deploy.launch.ray.seating import ALONE_S, Seating
-from deploy.launch.roster import (
-    COORDINATOR,
-    HELLO_EVERY_S,
-    Action,
-    End,
-    Exit,
-    Fail,
-    Place,
-    Respec,
-    Roster,
-    Say,
-    Start,
-    Tell,
-)
+from launching.foreman import Foreman
+from launching.roster import COORDINATOR, HELLO_EVERY_S, Exit, Place, Roster
 from protocol.errors import ConfigError
 from protocol.periodic import Periodic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from deploy.launch.plan import Plan
     from deploy.launch.ray.choice import RayChoice
+    from launching.roster import Message
     from protocol.clock import Clock
-    from protocol.messages.launcher import LauncherOrder
 
 GOODBYE_S = 5.0
 RESTART_S = 0.2
@@ -69,7 +57,7 @@ RAY = "ray"
 
 
 class RayLauncher:
-    """Runs a plan until told to stop. `say(name, line)` shows what happens, and what children print."""
+    """Runs a plan until told to stop; the foreman's crew. `say(name, line)` shows what happens, and what children print."""
 
     def __init__(
         self, plan: Plan, choice: RayChoice, clock: Clock, say: Callable[[str, str], None]
@@ -80,7 +68,8 @@ class RayLauncher:
         self.roster = Roster(RAY, os.getpid(), self.seating.more)
         self.roster.add(plan.coordinator)
         self.roster.go_away(_away("it is not there yet"))
-        self._clock, self._say = clock, say
+        self._foreman = Foreman(self.roster, self, clock)
+        self._clock, self.say = clock, say
         self._link: ControlLink | None = None
         self._hellos = Periodic("saying what runs", HELLO_EVERY_S, self._greet)
         self._on_ready: Callable[[str], None] = lambda _: None
@@ -115,7 +104,7 @@ class RayLauncher:
             case Attached() | Away() | Back():
                 self._on_ray(report)
             case Line():
-                self._say(report.name, report.text)
+                self.say(report.name, report.text)
             case Started():
                 self._started(report)
             case Ready():
@@ -123,31 +112,39 @@ class RayLauncher:
             case Ended():
                 self._ended(report)
             case Leaving():
-                self._do(self.roster.machine_leaving(report.names, report.deadline_s))
+                self._foreman.do(self.roster.machine_leaving(report.names, report.deadline_s))
             case Failed():
-                self._do(self.roster.failed(report.name, report.reason))
+                self._foreman.do(self.roster.failed(report.name, report.reason))
             case Placed() | Waiting() | Unseated() | Gone():
                 self._on_seat(report)
 
     # ---- what the roster wants done
 
-    def _do(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case Start(place):
-                    self._sit(place)
-                case End(place):
-                    self._ray.send(Leave(name=place.name))
-                case Respec(place):
-                    if self.seating.node_of(place) is not None:
-                        self._ray.send(self.seating.run(place))
-                case Tell(message):
-                    if self._link is not None:
-                        self._link.send(message)
-                case Say(name, text):
-                    self._say(name, text)
-                case Fail(error):
-                    self._finish(error)
+    def later(self, delay_s: float, action: Callable[[], None]) -> None:
+        """See Crew."""
+        asyncio.get_running_loop().call_later(delay_s, action)
+
+    def start(self, place: Place) -> None:
+        """See Crew. Also one that is leaving: who is to end it must find it first."""
+        self._ray.send(Sit(name=place.name, demand=self.seating.demand_of(place)))
+
+    def end(self, place: Place) -> None:
+        """See Crew."""
+        self._ray.send(Leave(name=place.name))
+
+    def respec(self, place: Place) -> None:
+        """See Crew."""
+        if self.seating.node_of(place) is not None:
+            self._ray.send(self.seating.run(place))
+
+    def tell(self, message: Message) -> None:
+        """See Crew."""
+        if self._link is not None:
+            self._link.send(message)
+
+    def fail(self, error: Exception) -> None:
+        """See Crew."""
+        self._finish(error)
 
     # ---- Ray
 
@@ -167,17 +164,11 @@ class RayLauncher:
             asked, offered = self.choice.placement, cluster.resources
             self.seating.placement = choose_placement(asked, offered, is_ours=is_ours)
             if not cluster.has_authentication:
-                self._say(
-                    RAY, "this Ray asks nobody for a token; docs/cluster.md says how it would"
-                )
+                self.say(RAY, "this Ray asks nobody for a token; docs/cluster.md says how it would")
         self.cluster = cluster
         self._set_back()
         for place in self.roster:
-            self._sit(place)
-
-    def _sit(self, place: Place) -> None:
-        """Also one that is leaving: who is to end it must find it first."""
-        self._ray.send(Sit(name=place.name, demand=self.seating.demand_of(place)))
+            self.start(place)
 
     def _on_lost(self, reason: str) -> None:
         if self.cluster is None:
@@ -188,13 +179,13 @@ class RayLauncher:
     def _set_away(self, reason: str) -> None:
         told = self.roster.go_away(_away(reason))
         if told:
-            self._say(RAY, f"Ray is lost: {reason}. Serving goes on; scaling does not")
-        self._do(told)
+            self.say(RAY, f"Ray is lost: {reason}. Serving goes on; scaling does not")
+        self._foreman.do(told)
 
     def _set_back(self) -> None:
         if self.roster.away is not None and self.roster.ready:
-            self._say(RAY, "Ray is back; scaling goes on")
-        self._do(self.roster.come_back())
+            self.say(RAY, "Ray is back; scaling goes on")
+        self._foreman.do(self.roster.come_back())
 
     # ---- seats
 
@@ -203,12 +194,12 @@ class RayLauncher:
             case Placed():
                 self._placed(report)
             case Waiting():
-                self._say(report.name, f"waits for a node with {spell(report.demand)}")
+                self.say(report.name, f"waits for a node with {spell(report.demand)}")
             case Unseated():
-                self._say(report.name, f"lost its place ({report.reason}); looking for another")
+                self.say(report.name, f"lost its place ({report.reason}); looking for another")
             case Gone():
                 self.seating.forget(report.name)
-                self._do(self.roster.gone(report.name, 0))
+                self._foreman.gone(report.name, 0)
 
     def _placed(self, placed: Placed) -> None:
         place = self.roster.get(placed.name)
@@ -224,16 +215,13 @@ class RayLauncher:
     def _open_control(self, coordinator: Place, placed: Placed) -> None:
         control = self.seating.open_control(coordinator, placed.node)
         for spec in self.plan.workers:
-            self._sit(self.roster.add(self.seating.admit(spec)))
-        self._link = ControlLink(control, self._on_order, self.seating.launcher_keys)
+            self.start(self.roster.add(self.seating.admit(spec)))
+        self._link = ControlLink(control, self._foreman.on_order, self.seating.launcher_keys)
         self._hellos.start()
 
     def _greet(self) -> None:
         """Again and again: it is also the sign that the owner lives."""
-        self._do([Tell(self.roster.hello())])
-
-    def _on_order(self, order: LauncherOrder) -> None:
-        self._do(self.roster.on_order(order, self._clock.now_s()))
+        self.tell(self.roster.hello())
 
     # ---- what became of it
 
@@ -241,7 +229,7 @@ class RayLauncher:
         if (place := self.roster.get(started.name)) is not None:
             place.pid = started.pid
             if started.kept and self.roster.ready:
-                self._say(place.name, f"ran on, pid {started.pid}")
+                self.say(place.name, f"ran on, pid {started.pid}")
 
     def _served(self, ready: Ready) -> None:
         if self.roster.served():
@@ -252,7 +240,7 @@ class RayLauncher:
         is_over = ended.restart_in_s is None
         again_in_s = RESTART_S if is_over else ended.restart_in_s
         exited = Exit(ended.status, ended.last_line, again_in_s, is_over)
-        self._do(self.roster.exited(ended.name, exited, self._clock.now_s()))
+        self._foreman.exited(ended.name, exited)
 
     # ---- the way out
 
@@ -282,7 +270,7 @@ class RayLauncher:
 
     async def _send_away(self) -> None:
         """Ray is away, or failed at it: the coordinator ends itself and the workers. Waits until it does not listen."""
-        self._do(self.roster.goodbye())
+        self._foreman.do(self.roster.goodbye())
         spec, loop = self.plan.coordinator, asyncio.get_running_loop()
         until_s, never = loop.time() + GOODBYE_S, asyncio.Event()
         while loop.time() < until_s:
@@ -292,7 +280,7 @@ class RayLauncher:
                 return
             writer.close()
             await happens_within(never, 0.1)
-        self._say(RAY, f"not everything ended; what is left ends by itself within {ALONE_S:g} s")
+        self.say(RAY, f"not everything ended; what is left ends by itself within {ALONE_S:g} s")
 
 
 def _away(reason: str) -> str:

@@ -38,7 +38,7 @@ from deploy.launch.ray.records import (
     Run,
     Started,
 )
-from deploy.launch.roster import COORDINATOR
+from launching.roster import COORDINATOR
 from protocol.errors import BatonError, InternalError
 from protocol.specs import CoordinatorSpec, WorkerSpec
 

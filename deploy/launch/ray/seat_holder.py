@@ -10,7 +10,6 @@ import msgspec
 import ray
 from ray.exceptions import ActorDiedError, RayError
 
-from deploy.launch.backoff import Backoff
 from deploy.launch.ray.patience import happens_within
 from deploy.launch.ray.records import (
     Ended,
@@ -24,7 +23,8 @@ from deploy.launch.ray.records import (
     Waiting,
 )
 from deploy.launch.ray.seat import Seat
-from deploy.launch.roster import COORDINATOR
+from launching.backoff import Backoff
+from launching.roster import COORDINATOR
 
 if TYPE_CHECKING:
     from collections.abc import Callable

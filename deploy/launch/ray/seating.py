@@ -1,5 +1,5 @@
 """Where the processes of the roster sit, and what each is told for the node that it got. Owns nodes, demands and keys;
-who should run is `deploy.launch.roster`'s, and nothing is started here.
+who should run is `launching.roster`'s, and nothing is started here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from protocol.specs import WorkerSpec
 if TYPE_CHECKING:
     from deploy.launch.plan import Plan
     from deploy.launch.ray.choice import RayChoice
-    from deploy.launch.roster import Place, Roster
+    from launching.roster import Place, Roster
     from protocol.channel_keys import ChannelKeys
     from protocol.messages.launcher import ScaleOrder
 

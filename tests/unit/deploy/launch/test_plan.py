@@ -17,8 +17,8 @@ from deploy.host.memory import (
 )
 from deploy.host.model_source import find_source, resolve_dtype
 from deploy.host.run_directory import LOCK_NAME, PREFIX, reap, run_directory
-from deploy.launch.backoff import Backoff
 from deploy.launch.plan import Host, check_chosen_template, make_plan, next_share, place_template
+from launching.backoff import Backoff
 from protocol.errors import ConfigError
 from tests.e2e.launcher_driver import MODEL
 

@@ -3,8 +3,9 @@
     events    an order of the coordinator · exited · failed · gone · due · go_away, come_back · served · close
     actions   Start · End · Respec · Tell · Say · Fail          in the order in which they are to be done
 
-The local launcher, Ray's owner and the simulated launcher run this one roster and do its actions. They differ in what
-starting and ending a process is there, and in what one worker more is made of (`more`).
+The local launcher, Ray's owner and both simulations run this one roster, and one foreman does its actions
+(`launching.foreman`). They differ in what starting and ending a process is there, and in what one worker more is made
+of (`more`).
 
     wanted ──Start──► runs ──exited──► wanted, after 0.2, 1, 2, 4 … 60 s          told: WorkerExited(restart_in_s)
       │                 └─Stop, Retire─► leaving ──exited──► End ──gone──► (none)  told: WorkerExited(None)
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.launch.backoff import Backoff
+from launching.backoff import Backoff
 from protocol.errors import ConfigError, WorkerLost
 from protocol.messages.launcher import (
     NOT_STARTED,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from deploy.launch.roster import (
+from launching.roster import (
     COORDINATOR,
     Action,
     End,

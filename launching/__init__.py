@@ -1,0 +1,1 @@
+"""Who should run: what every launcher has in common, whatever starts its processes."""
