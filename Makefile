@@ -11,9 +11,10 @@ ARGS    ?=
 JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 LANES   ?= $(shell expr $(JOBS) + 1)
 PYTEST  := $(BIN)/python -m pytest --dist loadgroup
+CLIENTS := $(patsubst tests/clients/requirements/%.txt,.clients/%/.installed,$(wildcard tests/clients/requirements/*.txt))
 QUICK   := tests/unit tests/property tests/house tests/model
 
-.PHONY: help serve install test deep unit check proof lint types imports fmt sim e2e slow gpu bench ci clean
+.PHONY: help serve install test deep unit check proof lint types imports fmt sim e2e clients slow gpu bench ci clean
 
 help:     ## list targets
 	@grep -hE '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -68,6 +69,14 @@ proof: $(DEV)  ## every state of small handoffs, and 10,000 seeds of the simulat
 e2e: $(DEV)  ## real processes on loopback
 	$(PYTEST) -n $(LANES) -m "(e2e or slow or nixl) and not (gpu or deep)" $(ARGS)
 
+.clients/%/.installed: tests/clients/requirements/%.txt | $(BIN)/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip --disable-pip-version-check install -r $<
+	@touch $@
+
+clients: $(DEV) $(CLIENTS)  ## official clients, each in an environment of its own, against a server
+	$(BIN)/python -m pytest tests/clients $(ARGS)
+
 gpu: $(DEV)  ## what only hardware shows
 	$(BIN)/python -m pytest -m gpu $(ARGS)
 
@@ -77,4 +86,4 @@ bench: $(RUNTIME)  ## how fast KV blocks move between two processes, each transp
 ci: lint types imports proof deep  ## what CI runs: everything
 
 clean:    ## remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info

@@ -1,0 +1,74 @@
+"""What OpenAI's own client makes of a server, chats and responses. Prints one JSON object; `text` or `tools` says what is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import openai
+
+HELLO = [{"role": "user", "content": "Hello"}]
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+FLAT = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}
+
+
+def text(url: str) -> dict[str, object]:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    whole = client.responses.create(model="tiny", input="Hello", instructions="Be brief")
+    with client.responses.stream(model="tiny", input="Hello", instructions="Be brief") as stream:
+        events = [event.type for event in stream]
+        final = stream.get_final_response()
+    second = client.responses.create(
+        model="tiny", input="Again", previous_response_id=whole.id, store=False
+    )
+    return {
+        "chat": client.chat.completions.create(model="tiny", messages=HELLO)
+        .choices[0]
+        .message.content,
+        "whole": whole.output_text,
+        "streamed": final.output_text,
+        "asynchronous": asyncio.run(asynchronous(url)),
+        "events": list(dict.fromkeys(events)),
+        "usage": [whole.usage.total_tokens, final.usage.total_tokens],
+        "grows": second.usage.input_tokens > whole.usage.input_tokens,
+        "read": client.responses.retrieve(whole.id).output_text,
+    }
+
+
+async def asynchronous(url: str) -> str:
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    stream = await client.responses.create(model="tiny", input="Hello", stream=True)
+    told = [event.delta async for event in stream if event.type == "response.output_text.delta"]
+    return "".join(told)
+
+
+def tools(url: str) -> dict[str, object]:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    chat = client.chat.completions.create(model="tiny", messages=HELLO, tools=[TOOL])
+    with client.chat.completions.stream(model="tiny", messages=HELLO, tools=[TOOL]) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion()
+    response = client.responses.create(model="tiny", input="Hello", tools=[FLAT])
+    with client.responses.stream(model="tiny", input="Hello", tools=[FLAT]) as events:
+        final = events.get_final_response()
+    choices = [chat.choices[0], streamed.choices[0]]
+    return {
+        "calls": [
+            [call.function.name, json.loads(call.function.arguments)]
+            for choice in choices
+            for call in choice.message.tool_calls
+        ],
+        "items": [
+            [item.name, json.loads(item.arguments)]
+            for told in (response, final)
+            for item in told.output
+        ],
+        "stop": [choice.finish_reason for choice in choices],
+        "content": [choice.message.content for choice in choices],
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps({"text": text, "tools": tools}[sys.argv[2]](sys.argv[1])))
