@@ -231,5 +231,7 @@ class GenerationRun:
     def _trace(self) -> None:
         sink, self._sink = self._sink, None
         if sink is not None:
-            sampling, now_s = self.generations[0].sampling, self._context.clock.now_s()
-            sink.record(RequestRecord(self.facts, sampling, self._meters, now_s, self.error))
+            ends_s = [meter.ended_s for meter in self._meters if meter.ended_s is not None]
+            end_s = max(ends_s, default=self._context.clock.now_s())
+            sampling = self.generations[0].sampling
+            sink.record(RequestRecord(self.facts, sampling, self._meters, end_s, self.error))
