@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from decode.scheduler import DecodeScheduler
     from engine.context import WorkerContext
+    from engine.grammar.guide import Guide
     from engine.kv.sequence import Scheduled, Sequence
     from engine.runner_api import Runner
     from kvtransfer.sharing.exchange import BlockFetcher
@@ -109,12 +110,14 @@ class DecodeRole:
         """(request, attempt) of every sequence here."""
         return list(self._sequences)
 
-    def decode(self, message: Decode) -> None:
-        """Take a request; a second message, while it or a read of it is here, changes nothing."""
+    def decode(self, message: Decode, guide: Guide | None = None) -> None:
+        """Take a request; a second message, while it or a read of it is here, changes nothing. `guide` has seen what
+        was emitted."""
         key = (message.request_id, message.attempt)
         if key in self._sequences or key in self.fetches:
             return
         sequence = self.scheduler.allocator.begin(message, self.context)
+        sequence.guide = guide
         sequence.chunk_tokens = message.chunk_tokens
         self._sequences[key] = Progress({"unheard_s": self.context.unheard_s})
         if message.source is not None:
@@ -297,6 +300,9 @@ class DecodeRole:
 
     def _emit(self, sequence: Sequence, token: SampledToken) -> None:
         """Tell the coordinator of a new token, and end the sequence if it is the last."""
+        if (failure := sequence.grammar_failure()) is not None:
+            self._end_with(sequence, failure)
+            return
         reason, stop_token_id = sequence.finish_reason()
         now_s = self.context.clock.now_s()
         spans, num_pulled_blocks = self._sequences[sequence.key].take(sequence, now_s)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from engine.context import WorkerContext
+    from engine.grammar.guide import Guide
     from engine.kv.sequence import Sequence
     from engine.runner_api import Runner
     from kvtransfer.sharing.exchange import BlockExchange
@@ -104,12 +105,13 @@ class PrefillRole:
         """Whether nothing is offered, and no fetch, cancelled ones included, holds blocks."""
         return not self.offers and not self.prefixes.fetches
 
-    def prefill(self, message: Prefill) -> None:
-        """Take a prompt; a second message for the same attempt changes nothing."""
+    def prefill(self, message: Prefill, guide: Guide | None = None) -> None:
+        """Take a prompt; a second message for the same attempt changes nothing. `guide` has seen what was emitted."""
         key = (message.request_id, message.attempt)
         if key in self.offers:
             return
         sequence = self.scheduler.allocator.begin(message, self.context)
+        sequence.guide = guide
         sequence.prefix_source = message.prefix_source
         sequence.prefix_source_tokens = message.prefix_source_tokens
         told = {"unheard_s": self.context.unheard_s}
@@ -183,7 +185,9 @@ class PrefillRole:
         for sequence in self.scheduler.update(batch):
             self._finish(self.offers[sequence.key], chosen[sequence.key])
         for scheduled in batch:
-            offer = self.offers[scheduled.sequence.key]
+            offer = self.offers.get(scheduled.sequence.key)
+            if offer is None:  # its grammar has no way on
+                continue
             self.leases.renew(offer.lease_id, self.context.lease_duration_s)
             self._announce(offer)
         return True
@@ -203,6 +207,9 @@ class PrefillRole:
         if token is None:
             raise AssertionError("a finished prompt has no token")
         sequence.append(token)
+        if (failure := sequence.grammar_failure()) is not None:
+            self._fail(offer, failure)
+            return
         offer.first_token = token
         offer.finish_reason, stop_token_id = sequence.finish_reason()
         offer.spans["prefill_s"] = self.context.clock.now_s() - sequence.started_s

@@ -2,7 +2,7 @@
 
     order ─────────┐                            ┌── reports to the coordinator
     peer message ──┼─► take ─► roles ─► Outbox ─┤
-    finished read ─┘            ▲               └── messages to other workers
+    read, grammar ─┘            ▲               └── messages to other workers
                               step
 
     turn: greet ─► take what came ─► step ─► flush ─► expire ─► leave
@@ -39,6 +39,7 @@ from protocol.messages.orders import (
 )
 from protocol.messages.reports import Goodbye, Heartbeat, RoleChanged
 from worker.farewell import Farewell
+from worker.gate import GrammarMade
 from worker.introduction import Introduction
 from worker.reports import account, load
 from worker.silence import SilenceLimit
@@ -74,7 +75,7 @@ class Garbled:
     error: ProtocolError
 
 
-Heard = CoordinatorMessage | Garbled | FromReader | FromSource | PullDone
+Heard = CoordinatorMessage | Garbled | FromReader | FromSource | PullDone | GrammarMade
 
 
 class Surroundings(Protocol):
@@ -202,6 +203,7 @@ class WorkerLoop:
 
     def expire(self) -> None:
         """End what outlived its time, renew what is still wanted."""
+        self.roles.gate.expire()
         self.roles.prefill.expire()
         self.roles.decode.expire()
 
@@ -217,6 +219,8 @@ class WorkerLoop:
                 self.roles.decode.hear(event.source, event.message)
             case PullDone():
                 self._read_ended(event)
+            case GrammarMade():
+                self.roles.gate.made(event)
             case Garbled():
                 self._silence.heard(self.context.clock.now_s())
                 self.dropped_messages += 1
@@ -236,11 +240,12 @@ class WorkerLoop:
         self._heard = max(self._heard, order.seq)
         match order:
             case Prefill():
-                self.roles.prefill.prefill(order)
+                self.roles.gate.admit(order, self.roles.prefill.prefill)
             case Decode():
-                self.roles.decode.decode(order)
+                self.roles.gate.admit(order, self.roles.decode.decode)
             case Abort():
                 key = (order.request_id, order.attempt)
+                self.roles.gate.end(key)
                 self.roles.prefill.end(key)
                 self.roles.decode.end(key)
             case Audit():

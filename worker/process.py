@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import Message, PeerAddress
     from protocol.specs import WorkerSpec
+    from worker.grammars import GrammarThread
     from worker.heartbeat import HeartbeatThread
     from worker.loop import Heard, WorkerLoop
     from worker.roads import Roads
@@ -73,13 +74,19 @@ class WorkerSockets:
     """Satisfies worker.outbox.Lines and worker.loop.Surroundings."""
 
     def __init__(
-        self, spec: WorkerSpec, channels: Channels, roads: Roads, memory_bytes: int
+        self,
+        spec: WorkerSpec,
+        channels: Channels,
+        roads: Roads,
+        memory_bytes: int,
+        grammars: GrammarThread | None = None,
     ) -> None:
         self.coordinator = spec.control
         self.identity = f"{spec.worker_id}/{os.getpid()}".encode()
         self._channels = channels
         self._roads = roads
         self._memory_bytes = memory_bytes
+        self._grammars = grammars
         self._decoder: wire.Decoder[CoordinatorMessage] = wire.Decoder(CoordinatorMessage)
         self._control = channels.socket(zmq.DEALER)
         self._control.setsockopt(zmq.SNDHWM, 100_000)
@@ -87,16 +94,21 @@ class WorkerSockets:
         channels.connect(self._control, spec.control, "control")  # reconnects by itself
 
     def hear(self, timeout_ms: int) -> Iterator[Heard]:
-        """Everything that waits, or comes within the timeout: orders first, then peers, then reads that ended."""
+        """Everything that waits, or comes within the timeout: orders first, then peers, then reads that ended,
+        and grammars that were made."""
         poller = zmq.Poller()
         poller.register(self._control, zmq.POLLIN)
         poller.register(self._roads.puller.fileno(), zmq.POLLIN)
         for socket in self._roads.peers.sockets():
             poller.register(socket, zmq.POLLIN)
+        if self._grammars is not None:
+            poller.register(self._grammars.fileno(), zmq.POLLIN)
         if poller.poll(timeout_ms):
             yield from self._orders()
             yield from self._roads.peers.receive()
             yield from self._roads.puller.poll()
+            if self._grammars is not None:
+                yield from self._grammars.done()
 
     def _orders(self) -> Iterator[CoordinatorMessage | Garbled]:
         while True:
@@ -150,7 +162,9 @@ class WorkerSockets:
         return self._roads.peers.dropped_messages + self._channels.refused
 
     def close(self) -> None:
-        """Every socket and road."""
+        """Every socket and road, and the grammars' thread."""
+        if self._grammars is not None:
+            self._grammars.close()
         self._roads.close()
         self._channels.close()
         self._control.close()

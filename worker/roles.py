@@ -14,6 +14,7 @@ from kvtransfer.pulling.pull import PullingFetcher
 from kvtransfer.sharing.exchange import BlockExchange
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
+from worker.gate import GrammarGate
 from worker.metered_runner import MeteredRunner
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from kvtransfer.promises.lease import LeaseTable
     from kvtransfer.promises.proofs import Materials
     from kvtransfer.pulling.pull import Pulls
+    from worker.gate import Grammars
     from worker.outbox import Outbox
 
 Key = tuple[str, int]
@@ -41,11 +43,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Machinery:
-    """What a worker computes in, computes with and reads with."""
+    """What a worker computes in, computes with and reads with; without `grammars` its answers have none."""
 
     memory: Materials
     runner: Runner
     pulls: Pulls
+    grammars: Grammars | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +61,21 @@ class Roles:
     runner: MeteredRunner
     prefill: PrefillRole
     decode: DecodeRole
+    gate: GrammarGate
 
     @property
     def is_empty(self) -> bool:
         """Whether no sequence, offer, fetch or lease is here."""
-        return self.prefill.is_empty and self.decode.is_empty and not len(self.leases)
+        roles_are = self.prefill.is_empty and self.decode.is_empty and self.gate.is_empty
+        return roles_are and not len(self.leases)
 
     def live(self) -> list[Key]:
         """(request, attempt) of everything that is here."""
-        return [*self.prefill.offers, *self.decode.keys()]
+        return [*self.prefill.offers, *self.decode.keys(), *self.gate.keys()]
 
     def drop_all(self) -> None:
         """Fenced: forget everything; blocks being written go when their reads end."""
+        self.gate.drop_all()
         self.prefill.drop_all()
         self.decode.drop_all()
 
@@ -107,4 +113,5 @@ def build_roles(
         outbox,
         context,
     )
-    return Roles(pool, leases, allocator, metered, prefill, decode)
+    gate = GrammarGate(machinery.grammars, outbox, context)
+    return Roles(pool, leases, allocator, metered, prefill, decode, gate)

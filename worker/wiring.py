@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.vocabulary import GrammarVocabulary, eos_token_ids
 from kvtransfer.promises.lease import LeaseTable
 from protocol.channels import Channels
 from protocol.clock import ListeningClock
 from protocol.ids import host_identity
 from protocol.messages.reports import Hello
+from worker.engine_start import MOCK_BACKEND
+from worker.grammars import GrammarThread
 from worker.heartbeat import HeartbeatThread
 from worker.loop import Patience, WorkerLoop
 from worker.outbox import Outbox
@@ -31,7 +36,8 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
     channels, memory = Channels(spec.keys), engine.memory
     leases = LeaseTable(ListeningClock(context.clock, LONGEST_LOOK_S))
     roads = Roads(spec, channels, memory, leases, engine.fingerprint, context)
-    sockets = WorkerSockets(spec, channels, roads, memory.size_bytes)
+    grammars = _grammars(spec)
+    sockets = WorkerSockets(spec, channels, roads, memory.size_bytes, grammars)
     outbox = Outbox(sockets, context)
     limits = Limits(
         num_blocks=memory.num_blocks,
@@ -40,7 +46,7 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
         max_num_seqs=spec.max_num_seqs,
         prefix_caching=spec.enable_prefix_caching,
     )
-    machinery = Machinery(memory, engine.runner, roads)
+    machinery = Machinery(memory, engine.runner, roads, grammars)
     roles = build_roles(limits, machinery, leases, outbox, context)
     card = _card(spec, engine, roads.address())
     loop = WorkerLoop(
@@ -52,6 +58,16 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
         Patience(spec.silence_limit_s, spec.stop_grace_s),
     )
     return WorkerProcess(loop, sockets, HeartbeatThread(channels, spec.control, loop.heartbeat))
+
+
+def _grammars(spec: WorkerSpec) -> GrammarThread | None:
+    """None for the mock, which asks nobody what it may say. The vocabulary is read now: that keeps the interpreter busy."""
+    if spec.backend == MOCK_BACKEND:
+        return None
+    directory, config = Path(spec.model.directory), spec.model.config
+
+    rows, eos = config.vocab_size, eos_token_ids(directory, config.eos_token_ids)
+    return GrammarThread(GrammarCompiler(GrammarVocabulary.from_directory(directory, rows, eos)))
 
 
 def _card(spec: WorkerSpec, engine: StartedEngine, address: PeerAddress) -> Hello:

@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from coordinator.edge.answers.answer_parts import Parsers, formats_of
 from coordinator.edge.answers.edge import Edge, ServedModel
 from coordinator.edge.answers.generation_run import RunContext
+from coordinator.edge.answers.grammar_check import GrammarCheck
 from coordinator.edge.answers.sampling import ModelRules, SamplingDefaults, Vocabulary
 from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
     from coordinator.cluster.service_api import PoolControl, Service
     from coordinator.edge.answers.edge import Api
+    from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.apis.registry import ApiFactory
     from coordinator.edge.telemetry.request_record import TraceSink
     from coordinator.edge.text.prompts import PromptReader
@@ -72,6 +74,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     apis: Sequence[ApiFactory] = APIS,
     sites: Sites | None = None,
     parsers: Parsers | None = None,
+    grammars: Compiles | None = None,
 ) -> FastAPI:
     """The application over `service`.
 
@@ -81,6 +84,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     of every finished request; closing it is the caller's. Without `pools` their sizes cannot be changed.
     `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
     `parsers` are the operator's word on how the model writes calls and reasoning.
+    `grammars` tries what answers shall be limited to; without it no answer is.
     Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
@@ -97,22 +101,21 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         model.max_model_len,
         guarded=not allow_special_tokens_in_content,
     )
-    context = RunContext(service, tokenizer, metrics, clock, traces)
-    edge = _make_edge(model, guard, context, reader, sampling_defaults, parsers or Parsers())
+    context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
+    edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
     app = _make_app(root_path, metrics)
-    spoken = [make(edge) for make in apis]
+    spoken, has_keys = [make(edge) for make in apis], bool(api_keys)
     spellers = _spellers(spoken)
-    has_keys = bool(api_keys)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
     error_replies.install(app, metrics, spellers)
     app.include_router(OpenRoutes(service).router())
     app.include_router(UiRoutes().router())
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
-    admin = AdminRoutes(service, metrics).router()
-    app.include_router(admin, dependencies=[Depends(admin_guard)])
+    operated = [AdminRoutes(service, metrics).router()]
     if pools is not None:
-        scaling = PoolRoutes(pools, edge.limits).router()
-        app.include_router(scaling, dependencies=[Depends(admin_guard)])
+        operated.append(PoolRoutes(pools, edge.limits).router())
+    for router in operated:
+        app.include_router(router, dependencies=[Depends(admin_guard)])
     return app
 
 
@@ -185,11 +188,12 @@ def _guarded(app: FastAPI, apis: Sequence[Api], *, has_keys: bool) -> APIRouter:
     return router
 
 
-def _make_edge(
+def _make_edge(  # noqa: PLR0913 - as above
     model: ServedModel,
     guard: KeyGuard,
     context: RunContext,
     reader: PromptReader,
+    grammars: GrammarCheck,
     sampling_defaults: SamplingDefaults | None,
     parsers: Parsers,
 ) -> Edge:
@@ -207,6 +211,7 @@ def _make_edge(
             sampling_defaults or own, vocabulary, model.max_model_len, limits.request_deadline_s
         ),
         vocabulary=vocabulary,
+        grammars=grammars,
         created=int(wall_time_s()),
         guard=guard,
         side=reader.side,

@@ -25,6 +25,7 @@ from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.limits import WireLimits
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
+from deploy.processes.grammar_child import GrammarProcess
 from deploy.processes.owner_watch import OwnerWatch
 from engine.checkpoints import embedded
 from protocol.clock import SystemClock
@@ -66,6 +67,10 @@ class CoordinatorProcess:
             spec.owner_silence_s, self.cluster.books.registry, self.cluster.outgoing, self.clock
         )
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
+        config = spec.model.config
+        self.grammars = GrammarProcess(
+            Path(spec.model.directory), config.vocab_size, config.eos_token_ids
+        )
 
     def _open_traces(self, endpoint: str | None) -> TraceSink | None:
         if endpoint is None:
@@ -113,6 +118,7 @@ class CoordinatorProcess:
             self.owner.close()
             self.cluster.close()
             self.control.close()
+            await self.grammars.close()
 
     def _stop(self, server: uvicorn.Server) -> None:
         """Streams in flight end with an error event; then the server closes."""
@@ -147,6 +153,7 @@ class CoordinatorProcess:
             traces=self.traces,
             pools=self.cluster.scaler,
             parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser),
+            grammars=self.grammars,
             sites=Sites(
                 checks_host=spec.checks_host,
                 hosts=spec.allowed_hosts,

@@ -1,15 +1,11 @@
-"""From a constraint to a compiled grammar. Owns which library reads which kind; the same in every process.
+"""From a constraint to a compiled grammar. Owns how each kind is read; the same in every process.
 
-    json_object json_schema regex choice, Lark, triggered tags     llguidance
-    GBNF, other structural tags                                    xgrammar
-
-llguidance honours a JSON schema or names the keyword that it cannot honour, and compiles within a millisecond or so;
-docs/adr/0013 has what was measured of both.
+llguidance honours a JSON schema or names the keyword that it cannot honour, compiles within milliseconds, and gives
+up by itself on what would take long. docs/adr/0014 has what was measured of it and of xgrammar.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -24,7 +20,6 @@ from protocol.errors import InvalidRequest
 if TYPE_CHECKING:
     from engine.grammar.guide import CompiledGrammar
     from engine.grammar.vocabulary import GrammarVocabulary
-    from engine.grammar.xgrammar_grammars import XgrammarCompiler
     from protocol.sampling import SamplingParams
 
 
@@ -35,22 +30,11 @@ class GrammarCompiler:
         self.vocabulary = vocabulary
         self._llguidance = LlguidanceCompiler(vocabulary)
 
-    @cached_property
-    def _xgrammar(self) -> XgrammarCompiler:
-        """Imported when a client first asks for what needs it: it takes seconds, and torch."""
-        from engine.grammar.xgrammar_grammars import XgrammarCompiler  # noqa: PLC0415 - see above
-
-        return XgrammarCompiler(self.vocabulary)
-
     def compile(self, constraint: Constraint) -> CompiledGrammar:
         """Raises InvalidRequest, which says what of the constraint cannot be honoured."""
         text = constraint.text
-        if constraint.kind is ConstraintKind.GRAMMAR and "::=" in text:
-            return self._xgrammar.ebnf(text)
         if constraint.kind is ConstraintKind.STRUCTURAL_TAG:
             tags = triggered_tags_of(text)
-            if tags is None:
-                return self._xgrammar.structural_tag(text)
             return self._llguidance.compile(tags_lark(tags, self.vocabulary.control_ids))
         return self._llguidance.compile(_lark(constraint.kind, text))
 
@@ -69,7 +53,7 @@ def _lark(kind: ConstraintKind, text: str) -> str:
         case ConstraintKind.CHOICE:
             return lark.start(lark.choice_rule(_choices(text)))
         case ConstraintKind.GRAMMAR:
-            return lark.own_lark(text)
+            return lark.own_grammar(text)
         case _:
             return lark.start(lark.json_rule(_json(text)))
 

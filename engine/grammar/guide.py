@@ -69,10 +69,15 @@ class Guide:
     def accept_all(self, token_ids: Iterable[int]) -> None:
         """Tokens that were emitted before."""
         for token_id in token_ids:
-            self.accept(token_id)
+            self._take(token_id)
+        self._conclude()
 
     def accept(self, token_id: int) -> None:
         """One more token of the answer; notes when it was the last, or should not have been."""
+        self._take(token_id)
+        self._conclude()
+
+    def _take(self, token_id: int) -> None:
         if self.failure is not None:
             return
         if token_id in self._ends and self._matcher.may_end():
@@ -81,6 +86,10 @@ class Guide:
             self.failure = f"token {token_id} is not in the answer's grammar here"
         else:
             self._is_current = False
+
+    def _conclude(self) -> None:
+        """Whether nothing may follow; only where an answer may end that needs to be looked at."""
+        if self.failure is None and not self.is_finished and not self._is_current:
             self.is_finished = self._matcher.may_end() and not self._find_text()
 
     def mask(self) -> Bits:

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from engine.grammar.schemas import prepared
 from protocol.errors import InvalidRequest
@@ -153,8 +154,19 @@ def start(rule: str) -> str:
     return f"{_HEADER}start: {rule}\n"
 
 
-def own_lark(text: str) -> str:
-    """A client's grammar. Raises InvalidRequest for options, which are not a client's."""
+def own_grammar(text: str) -> str:
+    """A client's grammar, in Lark or GBNF. Raises InvalidRequest for options, which are not a client's."""
+    if "::=" in text:
+        return _HEADER + _of_gbnf(text)
     if "%llguidance" in text:
         raise InvalidRequest("%llguidance is not supported in a grammar")
     return _HEADER + text
+
+
+def _of_gbnf(text: str) -> str:
+    try:
+        lark: str = gbnf_to_lark(text)
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InvalidRequest(f"it is not GBNF: {first[:300]}") from error
+    return lark

@@ -65,16 +65,19 @@ class _Document(msgspec.Struct):
     type: str = "structural_tag"
 
 
-def triggered_tags_of(text: str) -> TriggeredTags | None:
-    """The tags of a structural tag, or None when it is of another layout."""
+def triggered_tags_of(text: str) -> TriggeredTags:
+    """The tags of a structural tag. Raises InvalidRequest for another layout."""
     try:
         return msgspec.json.decode(text, type=_Document).format
     except msgspec.MsgspecError:
         pass
     try:
         return _modern(msgspec.json.decode(text, type=_Legacy))
-    except msgspec.MsgspecError:
-        return None
+    except msgspec.MsgspecError as error:
+        told = (
+            "a structural tag must be of the layout triggered_tags, with a JSON schema in each tag"
+        )
+        raise InvalidRequest(told) from error
 
 
 def _modern(legacy: _Legacy) -> TriggeredTags:

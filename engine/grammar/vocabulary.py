@@ -76,6 +76,19 @@ class GrammarVocabulary:
         return tuple(sorted({*self.eos_token_ids, *silent}))
 
 
+def eos_token_ids(directory: Path, of_config: Sequence[int]) -> tuple[int, ...]:
+    """What ends a text of a prepared model: its configuration's word, and its generation_config.json's."""
+    path = directory / "generation_config.json"
+    if not path.exists():
+        return tuple(of_config)
+    try:
+        said = json.loads(path.read_bytes()).get("eos_token_id")
+        own = () if said is None else (said,) if isinstance(said, int) else tuple(map(int, said))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be used: {error}") from error
+    return tuple(sorted({*of_config, *own}))
+
+
 def _words(vocabulary: dict[str, int] | list[list[Any]]) -> Iterator[tuple[str, int]]:
     """A unigram model's vocabulary is a list of [piece, score]."""
     if isinstance(vocabulary, dict):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.kv.prefix_cache import block_key
+from protocol.failures import ErrorKind, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -95,6 +96,11 @@ class Sequence:
         self.token_ids.append(token.token_id)
         if self.guide is not None:
             self.guide.accept(token.token_id)
+
+    def grammar_failure(self) -> Failure | None:
+        """Why the output cannot be told as it is."""
+        reason = None if self.guide is None else self.guide.failure
+        return None if reason is None else Failure(ErrorKind.INTERNAL, reason)
 
     def extend_keys(self, block_size: int, limit_tokens: int) -> list[bytes]:
         """Content keys of the full blocks within the first `limit_tokens` tokens."""

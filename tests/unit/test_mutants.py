@@ -344,11 +344,11 @@ def never_release_the_ledger(patch: Patch) -> None:
 def let_a_repeated_order_replace_a_read(patch: Patch) -> None:
     decode = DecodeRole.decode
 
-    def hasty(self: DecodeRole, message: object) -> None:
+    def hasty(self: DecodeRole, message: object, guide: object = None) -> None:
         key = (message.request_id, message.attempt)  # type: ignore[attr-defined]
         if key not in self._sequences:
             self.fetches.pop(key, None)
-        decode(self, message)  # type: ignore[arg-type]
+        decode(self, message, guide)  # type: ignore[arg-type]
 
     patch.setattr(DecodeRole, "decode", hasty)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.telemetry.request_record import Timings
+    from protocol.constraints import Constraint
     from protocol.sampling import SampledToken
 
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 class SamplingWishes:
     """What a client said, in nobody's dialect; None where it was silent.
 
-    `max_tokens_field` is what the client calls `max_tokens`, for errors. `logprobs` None is off, 0 tells
+    `max_tokens_field` is what the client calls `max_tokens`, for errors; `constraint_field` what it calls its constraint,
+    which `grammar_check` tries before an answer is begun. `logprobs` None is off, 0 tells
     the chosen token only, n tells the n best besides. A `top_k` below 1 is off.
     """
 
@@ -47,6 +49,8 @@ class SamplingWishes:
     logprobs: int | None = None
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    constraint: Constraint | None = None
+    constraint_field: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.answer import AnswerRequest, Dialect
     from coordinator.edge.answers.answer_parts import AnswerFormats
     from coordinator.edge.answers.generation_run import RunContext
+    from coordinator.edge.answers.grammar_check import GrammarCheck
     from coordinator.edge.answers.sampling import ModelRules, Vocabulary
     from coordinator.edge.http.auth import KeyGuard, Principal
     from coordinator.edge.http.bodies import BodyReader
@@ -61,6 +62,7 @@ class Edge:
     limits: EdgeLimits
     rules: ModelRules
     vocabulary: Vocabulary
+    grammars: GrammarCheck
     created: int
     guard: KeyGuard
     side: SideWork

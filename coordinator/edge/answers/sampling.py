@@ -167,6 +167,7 @@ def resolve_sampling(
         stop_token_ids=tuple(wishes.stop_token_ids),
         eos_token_ids=vocabulary.eos_token_ids,
         ignore_eos=wishes.ignore_eos,
+        constraint=wishes.constraint,
     )
 
 

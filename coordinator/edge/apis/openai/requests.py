@@ -15,6 +15,7 @@ import orjson
 
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse
+from coordinator.edge.apis.openai.constraints import constraint_of
 from coordinator.edge.apis.openai.types import (
     UNSUPPORTED,
     ChatRequest,
@@ -142,6 +143,7 @@ def completion_wishes(asked: CompletionRequest) -> SamplingWishes:
 def _wishes(
     asked: GenerationRequest, max_tokens: int | None, max_tokens_field: str, logprobs: int | None
 ) -> SamplingWishes:
+    constraint, constraint_field = constraint_of(asked)
     return SamplingWishes(
         max_tokens=max_tokens,
         max_tokens_field=max_tokens_field,
@@ -158,6 +160,8 @@ def _wishes(
         logprobs=logprobs,
         stop_token_ids=asked.stop_token_ids or (),
         ignore_eos=bool(asked.ignore_eos),
+        constraint=constraint,
+        constraint_field=constraint_field,
     )
 
 

@@ -99,8 +99,10 @@ class GenerationRoutes:
         edge = self._edge
         asked, conversation = await edge.bodies.read(arrival.request, parse_chat)
         edge.check_model(asked.model)
+        wishes = chat_wishes(asked)
+        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         prompt = await edge.reader.chat(conversation)
-        return self._respond(CHAT, arrival, asked, chat_wishes(asked), [PromptEcho(prompt)])
+        return self._respond(CHAT, arrival, asked, wishes, [PromptEcho(prompt)])
 
     async def complete(self, arrival: Arrival) -> Response:
         """Read the prompts and continue each."""
@@ -110,6 +112,8 @@ class GenerationRoutes:
             arrival.request, lambda body: parse_completion(body, max_model_len)
         )
         edge.check_model(asked.model)
+        wishes = completion_wishes(asked)
+        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         said = prompts_of(asked)
         num_choices = len(said) * (asked.n or 1)
         if num_choices > MAX_PROMPTS:
@@ -128,7 +132,7 @@ class GenerationRoutes:
             PromptEcho(prompt, self._echo(own, prompt) if asked.echo else "")
             for own, prompt in zip(said, prompts, strict=True)
         ]
-        return self._respond(COMPLETION, arrival, asked, completion_wishes(asked), echoes)
+        return self._respond(COMPLETION, arrival, asked, wishes, echoes)
 
     def _echo(self, said: str | list[int], prompt: list[int]) -> str:
         if isinstance(said, str):

@@ -78,6 +78,12 @@ class GenerationRequest(Lenient):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     return_timings: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: dict[str, Any] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: Annotated[Texts, Field(min_length=1)] | None = None
+    guided_grammar: str | None = None
     cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARACTERS)] | None = None
 
     @property
@@ -166,10 +172,6 @@ def _one_of(*harmless: object) -> Callable[[object], bool]:
     return lambda value: any(value == other and type(value) is type(other) for other in harmless)
 
 
-def _is_text_format(value: object) -> bool:
-    return value is None or (isinstance(value, dict) and value.get("type") == "text")
-
-
 def _is_text_only(value: object) -> bool:
     return value in (None, [], ["text"])
 
@@ -188,19 +190,13 @@ UNSUPPORTED: dict[str, Callable[[object], bool]] = {
     "echo": _NOTHING,
     "function_call": _one_of(None, "none", "auto"),
     "functions": _NOTHING,
-    "guided_choice": _ABSENT,
-    "guided_grammar": _ABSENT,
-    "guided_json": _ABSENT,
-    "guided_regex": _ABSENT,
     "length_penalty": _one_of(None, 1, 1.0),
     "logits_processors": _NOTHING,
     "modalities": _is_text_only,
     "prompt_embeds": _ABSENT,
     "prompt_logprobs": _one_of(None, _NO),
     "repetition_detection": _ABSENT,
-    "response_format": _is_text_format,
     "return_tokens_as_token_ids": _NOTHING,
-    "structured_outputs": _ABSENT,
     "suffix": _one_of(None, ""),
     "thinking_token_budget": _ABSENT,
     "tool_choice": _one_of(None, "none", "auto"),

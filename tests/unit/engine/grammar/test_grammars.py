@@ -226,13 +226,19 @@ def test_a_control_token_in_a_tag_is_the_token_and_not_its_name() -> None:
     assert accepts(guide_of(COMPILER, constraint), "<|python_tag|>2")
 
 
-def test_other_structural_tags_are_read_too() -> None:
-    text = '{"type":"structural_tag","format":{"type":"sequence","elements":[{"type":"const_string","value":"<a>"},{"type":"regex","pattern":"[0-9]+"}]}}'
+@pytest.mark.parametrize(
+    "text", ["{", "{}", '{"type":"structural_tag","format":{"type":"any_text"}}']
+)
+def test_other_structural_tags_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="triggered_tags"):
+        COMPILER.compile(structured("structural_tag", text))
+
+
+def test_vllms_older_structural_tags_are_read_too() -> None:
+    text = '{"structures":[{"begin":"<f>","schema":{"const":1},"end":"</f>"}],"triggers":["<f"]}'
     guide = guide_of(COMPILER, structured("structural_tag", text))
-    assert accepts(guide, "<a>1")
+    assert accepts(guide, "a <f>1</f> b")
     assert may_end(guide)
-    with pytest.raises(InvalidRequest):
-        COMPILER.compile(structured("structural_tag", '{"type":"structural_tag","format":{}}'))
 
 
 def test_an_answer_ends_where_its_grammar_may_and_nowhere_else() -> None:

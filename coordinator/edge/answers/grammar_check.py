@@ -1,0 +1,71 @@
+"""Whether an answer can be kept to a constraint. Owns what is known of constraints that were tried; compiles nothing.
+
+A constraint is tried before its request is admitted, by whoever `Compiles`: a process that can be ended, so that a
+hostile one costs nobody anything. Workers, who compile it again, only see what was found good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Protocol
+
+from protocol.constraints import MAX_CONSTRAINT_BYTES
+from protocol.errors import InvalidRequest, Overloaded
+
+if TYPE_CHECKING:
+    from protocol.constraints import Constraint
+
+MAX_KNOWN = 4096
+MAX_WAITING = 32
+RETRY_AFTER_S = 2.0
+UNSUPPORTED_CODE = "unsupported_parameter"
+
+
+class Compiles(Protocol):
+    """Tries one constraint at a time."""
+
+    async def refusal(self, constraint: Constraint) -> str | None:
+        """Why it cannot be honoured, within a few seconds; None when it can."""
+        ...
+
+
+class GrammarCheck:
+    """On one event loop. Remembers verdicts, good and bad ones, of the constraints that were used last."""
+
+    def __init__(self, compiles: Compiles | None) -> None:
+        self._compiles = compiles
+        self._known: OrderedDict[str, str | None] = OrderedDict()
+        self._lock = asyncio.Lock()
+        self._waiting = 0
+
+    async def check(self, constraint: Constraint | None, param: str) -> None:
+        """Raise InvalidRequest that names the client's field, `param`, and what of it cannot be honoured."""
+        if constraint is None:
+            return
+        if self._compiles is None:
+            told = f"{param} is not supported by this server"
+            raise InvalidRequest(told, param, UNSUPPORTED_CODE)
+        if (size := len(constraint.text.encode("utf-8", "surrogatepass"))) > MAX_CONSTRAINT_BYTES:
+            told = f"{param} must have at most {MAX_CONSTRAINT_BYTES} bytes, but has {size}"
+            raise InvalidRequest(told, param)
+        refusal = await self._verdict(constraint, self._compiles)
+        if refusal is not None:
+            raise InvalidRequest(f"{param}: {refusal}", param)
+
+    async def _verdict(self, constraint: Constraint, compiles: Compiles) -> str | None:
+        key = constraint.key
+        if key not in self._known:
+            if self._waiting >= MAX_WAITING:
+                raise Overloaded("too many new grammars at once", retry_after_s=RETRY_AFTER_S)
+            self._waiting += 1
+            try:
+                async with self._lock:
+                    if key not in self._known:
+                        self._known[key] = await compiles.refusal(constraint)
+            finally:
+                self._waiting -= 1
+        self._known.move_to_end(key)
+        while len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return self._known[key]

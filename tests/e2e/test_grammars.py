@@ -1,0 +1,179 @@
+"""Answers that keep to a grammar, from real processes: the same tokens from one pool and from two, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from tests.e2e.server import Server
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+CALL = {
+    "type": "structural_tag",
+    "format": {
+        "type": "triggered_tags",
+        "triggers": ["<call>"],
+        "tags": [
+            {
+                "type": "tag",
+                "begin": "<call>",
+                "content": {"type": "json_schema", "json_schema": PERSON},
+                "end": "</call>",
+            }
+        ],
+        "at_least_one": True,
+        "stop_after_first": True,
+    },
+}
+ASKED: dict[str, dict[str, Any]] = {
+    "json_schema": {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "p", "strict": True, "schema": PERSON},
+        }
+    },
+    "tgi": {"response_format": {"type": "json_object", "value": PERSON}},
+    "guided_json": {"guided_json": json.dumps(PERSON)},
+    "regex": {"structured_outputs": {"regex": r"[A-Z][a-z]{2,8} is \d{1,3} years old\."}},
+    "choice": {"guided_choice": ["positive", "negative", "neutral"]},
+    "gbnf": {"guided_grammar": 'root ::= "<" [a-z]{1,9} ">" [0-9]{2}'},
+    "tags": {"response_format": CALL},
+}
+SAMPLED = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 64, "return_token_ids": True}
+SEEDS = (1,)
+MESSAGES = [{"role": "user", "content": "Describe a person named Ada."}]
+
+
+def whole(name: str, text: str) -> bool:
+    """Whether a text is a complete answer to what was asked."""
+    if name == "regex":
+        return re.fullmatch(r"[A-Z][a-z]{2,8} is \d{1,3} years old\.", text) is not None
+    if name == "choice":
+        return text in ("positive", "negative", "neutral")
+    if name == "gbnf":
+        return re.fullmatch(r"<[a-z]{1,9}>[0-9]{2}", text) is not None
+    if name == "tags":
+        assert text.startswith("<call>") and text.endswith("</call>")  # noqa: PT018 - one shape
+        text = text.removeprefix("<call>").removesuffix("</call>")
+    jsonschema.validate(json.loads(text), PERSON)
+    return True
+
+
+def answer(server: Server, name: str, seed: int, **more: Any) -> tuple[list[int], str, str]:
+    reply = server.chat(messages=MESSAGES, seed=seed, **ASKED[name], **SAMPLED | more)
+    choice = reply["choices"][0]
+    return choice["token_ids"], choice["message"]["content"], choice["finish_reason"]
+
+
+def answers(server: Server) -> dict[tuple[str, int], tuple[list[int], str, str]]:
+    return {(name, seed): answer(server, name, seed) for name in ASKED for seed in SEEDS}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[tuple[str, int], tuple[list[int], str, str]]:
+    """What one pool says."""
+    with Server("--pd", "0p1d", "--kv-cache-memory", "256MiB") as server:
+        return answers(server)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server("--pd", "1p1d", "--kv-cache-memory", "256MiB") as server:
+        yield server
+
+
+def test_what_one_pool_says_keeps_to_its_grammar(alone: dict[Any, Any]) -> None:
+    ends = [end for _, _, end in alone.values()]
+    assert ends.count("stop") >= len(ends) // 2
+    for (name, _), (_, text, end) in alone.items():
+        assert end == "length" or whole(name, text), (name, text)
+
+
+def test_two_pools_say_the_same(server: Server, alone: dict[Any, Any]) -> None:
+    assert answers(server) == alone
+    assert server.audit()["balanced"]
+
+
+def test_choices_logprobs_penalties_and_streams_keep_to_it_too(server: Server) -> None:
+    extra = {"n": 2, "logprobs": True, "top_logprobs": 5, "frequency_penalty": 0.3, "min_tokens": 4}
+    asked = {**ASKED["json_schema"], **SAMPLED, **extra, "seed": 7, "logit_bias": {"107": 1.5}}
+    reply = server.chat(messages=MESSAGES, **asked)
+    for choice in reply["choices"]:
+        assert choice["finish_reason"] == "length" or whole(
+            "json_schema", choice["message"]["content"]
+        )
+        told = choice["logprobs"]["content"]
+        assert all(entry["logprob"] <= 0.0 and entry["logprob"] > -1e4 for entry in told)
+        assert all(other["logprob"] > -1e4 for entry in told for other in entry["top_logprobs"])
+    texts = ["", ""]
+    with server.client.stream(
+        "POST", "/v1/chat/completions", json={"messages": MESSAGES, "stream": True, **asked}
+    ) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: {"):
+                for choice in json.loads(line[6:])["choices"]:
+                    texts[choice["index"]] += choice["delta"].get("content") or ""
+    assert texts == [choice["message"]["content"] for choice in reply["choices"]]
+
+
+def test_what_cannot_be_kept_to_is_refused_by_name(server: Server) -> None:
+    for asked, told in (
+        ({"guided_json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+        ({"guided_regex": "(?=a)b"}, "guided_regex"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "exclude each other"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "exactly one"),
+        ({"guided_regex": "a" * 70_000}, "65536 bytes"),
+    ):
+        body = {"prompt": "x", "max_tokens": 4, **asked}
+        reply = server.client.post("/v1/completions", json=body)
+        assert reply.status_code == 400
+        assert told in reply.text
+
+
+def await_pair(server: Server) -> None:
+    """Both workers are ready."""
+    waiter = threading.Event()
+    while {w["role"] for w in server.cluster()["workers"] if w["state"] == "ready"} != {
+        "prefill",
+        "decode",
+    }:
+        waiter.wait(0.1)
+
+
+def test_a_kill_changes_no_token(server: Server, alone: dict[Any, Any]) -> None:
+    """Once each worker, in the middle of an answer: who goes on has only the text of the grammar and the tokens."""
+    for place, role in ((3, "decode"), (9, "decode"), (1, "prefill")):
+        await_pair(server)
+        token_ids: list[int] = []
+        body = {"messages": MESSAGES, "seed": 1, "stream": True, **ASKED["json_schema"], **SAMPLED}
+        with server.client.stream("POST", "/v1/chat/completions", json=body) as stream:
+            is_killed = False
+            for line in stream.iter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                for choice in json.loads(line[6:])["choices"]:
+                    token_ids += choice.get("token_ids") or []
+                if len(token_ids) >= place and not is_killed:
+                    os.kill(server.worker(role)["pid"], signal.SIGKILL)
+                    is_killed = True
+        assert is_killed
+        assert token_ids == alone["json_schema", 1][0]
