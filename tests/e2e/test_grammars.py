@@ -134,6 +134,76 @@ def test_choices_logprobs_penalties_and_streams_keep_to_it_too(server: Server) -
     assert texts == [choice["message"]["content"] for choice in reply["choices"]]
 
 
+def in_dialects() -> dict[str, tuple[str, dict[str, Any], tuple[str | int, ...], tuple[str, str]]]:
+    """Path, what is asked, where the text stands in the answer, and what says that it is complete."""
+    form = {"type": "json_schema", "name": "p", "schema": PERSON}
+    sampled = {"temperature": 1.0, "top_p": 0.95, "seed": 1}
+    options = {**sampled, "num_predict": 64}
+    ollama = {"messages": MESSAGES, "stream": False, "format": PERSON, "options": options}
+    return {
+        "responses": (
+            "/v1/responses",
+            {"input": MESSAGES, "max_output_tokens": 64, "text": {"format": form}, **sampled},
+            ("output", 0, "content", 0, "text"),
+            ("status", "completed"),
+        ),
+        "messages": (
+            "/v1/messages",
+            {"messages": MESSAGES, "max_tokens": 64, "output_config": {"format": form}, **sampled},
+            ("content", 0, "text"),
+            ("stop_reason", "end_turn"),
+        ),
+        "ollama": ("/api/chat", ollama, ("message", "content"), ("done_reason", "stop")),
+    }
+
+
+@pytest.mark.parametrize("name", in_dialects())
+def test_a_schema_means_the_same_in_every_dialect(
+    server: Server, alone: dict[Any, Any], name: str
+) -> None:
+    path, body, place, (end, well) = in_dialects()[name]
+    reply = server.client.post(path, json={"model": "smollm2-135m", **body})
+    assert reply.status_code == 200, reply.text
+    told = reply.json()
+    text = told
+    for step in place:
+        text = text[step]
+    assert text == alone["json_schema", 1][1]
+    assert (told[end] == well) == (alone["json_schema", 1][2] == "stop")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (
+            "/v1/responses",
+            {
+                "input": "x",
+                "text": {"format": {"type": "json_schema", "schema": {"uniqueItems": True}}},
+            },
+            "text.format",
+        ),
+        ("/v1/responses", {"input": "x", "text": {"format": {"type": "yaml"}}}, "text.format.type"),
+        (
+            "/v1/messages",
+            {
+                "messages": MESSAGES,
+                "max_tokens": 4,
+                "output_config": {"format": {"type": "json_schema"}},
+            },
+            "output_config.format.schema",
+        ),
+        ("/api/chat", {"messages": MESSAGES, "format": "yaml"}, "format"),
+    ],
+)
+def test_what_a_dialect_cannot_keep_to_is_refused_by_name(
+    server: Server, path: str, body: dict[str, Any], field: str
+) -> None:
+    reply = server.client.post(path, json={"model": "smollm2-135m", **body})
+    assert reply.status_code == 400, reply.text
+    assert field in reply.text
+
+
 def test_what_cannot_be_kept_to_is_refused_by_name(server: Server) -> None:
     for asked, told in (
         ({"guided_json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),

@@ -8,18 +8,44 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from protocol.constraints import MAX_CONSTRAINT_BYTES
+import orjson
+
+from protocol.constraints import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind, json_schema
 from protocol.errors import InvalidRequest, Overloaded
-
-if TYPE_CHECKING:
-    from protocol.constraints import Constraint
 
 MAX_KNOWN = 4096
 MAX_WAITING = 32
 RETRY_AFTER_S = 2.0
 UNSUPPORTED_CODE = "unsupported_parameter"
+
+
+def schema_constraint(value: object, path: str) -> Constraint:
+    """A client's JSON schema, or JSON text of one; `path` is what the client calls it."""
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRequest(f"{path} is not JSON: {error}", path) from error
+    if not isinstance(value, dict | bool):
+        raise InvalidRequest(f"{path} must be a JSON schema", path)
+    return json_schema(value)
+
+
+def format_constraint(form: dict[str, object] | None, path: str) -> Constraint | None:
+    """`{"type": "json_schema", "schema": …}`, as the formats of newer APIs are; None for text."""
+    kind = None if form is None else form.get("type")
+    if form is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return Constraint(kind=ConstraintKind.JSON_OBJECT)
+    if kind != "json_schema":
+        told = f"{path}.type {kind!r} is unknown; supported: text, json_object, json_schema"
+        raise InvalidRequest(told, f"{path}.type")
+    if form.get("schema") is None:
+        raise InvalidRequest(f"{path}.schema is missing", f"{path}.schema")
+    return schema_constraint(form["schema"], f"{path}.schema")
 
 
 class Compiles(Protocol):

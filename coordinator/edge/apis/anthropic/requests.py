@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from coordinator.edge.answers.answer import SamplingWishes
+from coordinator.edge.answers.grammar_check import format_constraint
 from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
 from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
 from coordinator.edge.http.bodies import check_fields, parse_object
@@ -24,6 +25,7 @@ CHOICES = {
     "any": ToolChoice.REQUIRED,
     "tool": ToolChoice.REQUIRED,
 }
+FORMAT = "output_config.format"
 HIDDEN = ("redacted_thinking",)
 """Blocks that only their vendor can read."""
 
@@ -31,9 +33,6 @@ HIDDEN = ("redacted_thinking",)
 def parse_messages(body: bytes) -> tuple[MessagesRequest, Conversation, ToolUse]:
     """POST /v1/messages, everything checked that needs no model."""
     asked = check_fields(parse_object(body), MessagesRequest)
-    if asked.output_config is not None and asked.output_config.format is not None:
-        path = "output_config.format"
-        raise InvalidRequest(f"{path} is not supported by this server", path)
     use = tools_of(asked)
     return asked, conversation_of(asked, use), use
 
@@ -46,12 +45,15 @@ def parse_count(body: bytes) -> tuple[CountRequest, Conversation]:
 
 def wishes_of(asked: MessagesRequest) -> SamplingWishes:
     """What a request says of sampling."""
+    form = asked.output_config.format if asked.output_config is not None else None
     return SamplingWishes(
         max_tokens=asked.max_tokens,
         temperature=asked.temperature,
         top_p=asked.top_p,
         top_k=asked.top_k,
         seed=asked.seed,
+        constraint=format_constraint(form, FORMAT),
+        constraint_field=FORMAT,
     )
 
 

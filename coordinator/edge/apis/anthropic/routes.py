@@ -70,6 +70,8 @@ class MessageRoutes:
         arrival_s = edge.context.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
         edge.check_model(asked.model)
+        wishes = wishes_of(asked)
+        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         prompt = await edge.reader.turns(conversation)
         reply_id, model = f"msg_{new_request_id()}", asked.model or edge.model.name
         neutral = AnswerRequest(
@@ -79,7 +81,7 @@ class MessageRoutes:
             model=model,
             prompts=[prompt],
             prompt_field="messages",
-            wishes=wishes_of(asked),
+            wishes=wishes,
             default_max_tokens=edge.limits.default_max_tokens,
             stops=tuple(asked.stop_sequences or ()),
             is_stream=bool(asked.stream),

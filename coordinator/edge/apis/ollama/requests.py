@@ -6,18 +6,20 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
+from coordinator.edge.answers.grammar_check import schema_constraint
 from coordinator.edge.answers.tools import Tool, ToolUse, check_tools
 from coordinator.edge.apis.ollama.types import ChatRequest, GenerateRequest, Options
 from coordinator.edge.http.bodies import check_fields, parse_object
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from protocol.constraints import Constraint, ConstraintKind
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from coordinator.edge.apis.ollama.types import AnswerBody, Message
 
 LATEST = ":latest"
-UNSUPPORTED = ("context", "format", "images", "suffix", "template")
+UNSUPPORTED = ("context", "images", "suffix", "template")
 """Known fields that would change the answer, unless they are empty."""
 
 
@@ -58,7 +60,18 @@ def wishes_of(asked: AnswerBody) -> SamplingWishes:
         presence_penalty=options.presence_penalty or 0.0,
         frequency_penalty=options.frequency_penalty or 0.0,
         logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+        constraint=_constraint(asked),
+        constraint_field="format",
     )
+
+
+def _constraint(asked: AnswerBody) -> Constraint | None:
+    """`json`, or a schema; empty is none."""
+    if not asked.format:
+        return None
+    if asked.format == "json":
+        return Constraint(kind=ConstraintKind.JSON_OBJECT)
+    return schema_constraint(asked.format, "format")
 
 
 def stops_of(asked: AnswerBody) -> tuple[str, ...]:

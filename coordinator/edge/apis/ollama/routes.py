@@ -33,6 +33,7 @@ from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
 
 if TYPE_CHECKING:
+    from coordinator.edge.answers.answer import SamplingWishes
     from coordinator.edge.answers.edge import Edge
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.apis.ollama.dialects import OllamaDialect
@@ -85,8 +86,9 @@ class AnswerRoutes:
         dialect = ChatDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
         if not asked.messages:
             return self._loaded(dialect)
+        wishes = await self._wishes(asked)
         prompt = await edge.reader.turns(conversation)
-        neutral = self._neutral(asked, name, arrival_s, prompt, tools)
+        neutral = self._neutral(asked, wishes, name, arrival_s, prompt, tools)
         return edge.respond(request, principal, neutral, dialect)
 
     async def generate(self, request: Request, principal: Principal) -> Response:
@@ -98,11 +100,12 @@ class AnswerRoutes:
         dialect = GenerateDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
         if not asked.prompt:
             return self._loaded(dialect)
+        wishes = await self._wishes(asked)
         if asked.raw:
             prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)
         else:
             prompt = await edge.reader.turns(conversation)
-        neutral = self._neutral(asked, name, arrival_s, prompt, NO_TOOLS)
+        neutral = self._neutral(asked, wishes, name, arrival_s, prompt, NO_TOOLS)
         return edge.respond(request, principal, neutral, dialect)
 
     def _checked(self, asked: AnswerBody) -> str:
@@ -116,8 +119,19 @@ class AnswerRoutes:
         head = {"model": self._edge.model.name, "created_at": now_told()}
         return json_response(head | told | {"done": True, "done_reason": "load"})
 
+    async def _wishes(self, asked: AnswerBody) -> SamplingWishes:
+        wishes = wishes_of(asked)
+        await self._edge.grammars.check(wishes.constraint, wishes.constraint_field)
+        return wishes
+
     def _neutral(
-        self, asked: AnswerBody, name: str, arrival_s: float, prompt: list[int], tools: ToolUse
+        self,
+        asked: AnswerBody,
+        wishes: SamplingWishes,
+        name: str,
+        arrival_s: float,
+        prompt: list[int],
+        tools: ToolUse,
     ) -> AnswerRequest:
         is_chat = isinstance(asked, ChatRequest)
         return AnswerRequest(
@@ -127,7 +141,7 @@ class AnswerRoutes:
             model=name,
             prompts=[prompt],
             prompt_field="messages" if is_chat else "prompt",
-            wishes=wishes_of(asked),
+            wishes=wishes,
             default_max_tokens=self._edge.limits.default_max_tokens,
             stops=stops_of(asked),
             is_stream=asked.stream is not False,

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from protocol.constraints import Constraint, ConstraintKind, json_schema
+from coordinator.edge.answers.grammar_check import schema_constraint
+from protocol.constraints import Constraint, ConstraintKind
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _structured_outputs(said: Any) -> Constraint:
 
 def _of(key: str, value: object, path: str) -> Constraint:
     if key == "json":
-        return _schema(value, path)
+        return schema_constraint(value, path)
     if key == "choice":
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise InvalidRequest(f"{path} must be a list of strings", path)
@@ -102,15 +103,3 @@ def _of(key: str, value: object, path: str) -> Constraint:
     if not isinstance(value, str):
         raise InvalidRequest(f"{path} must be a string", path)
     return Constraint(kind=KINDS[key], text=value)
-
-
-def _schema(value: object, path: str) -> Constraint:
-    """A schema, or JSON text of one."""
-    if isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"{path} is not JSON: {error}", path) from error
-    if not isinstance(value, dict | bool):
-        raise InvalidRequest(f"{path} must be a JSON schema", path)
-    return json_schema(value)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
+from coordinator.edge.answers.grammar_check import format_constraint
 from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
 from coordinator.edge.apis.openai.responses.types import ResponsesRequest
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from coordinator.edge.apis.openai.responses.types import Item, Part
 
+FORMAT = "text.format"
 LOGPROBS = "message.output_text.logprobs"
 UNSUPPORTED = ("background", "conversation", "prompt", "image", "moderation")
 """Known fields that ask for what is not served, unless they are null or false."""
@@ -33,15 +35,12 @@ def parse_response(body: bytes) -> tuple[ResponsesRequest, list[Turn], ToolUse]:
     asked = check_fields(fields, ResponsesRequest)
     if not asked.input and asked.previous_response_id is None:
         raise InvalidRequest("input is empty", "input")
-    form = asked.text.format if asked.text is not None else None
-    if form is not None and form.get("type") != "text":
-        path = "text.format"
-        raise InvalidRequest(f"{path} is not supported by this server", path, UNSUPPORTED_CODE)
     return asked, turns_of(asked), tools_of(asked)
 
 
 def wishes_of(asked: ResponsesRequest) -> SamplingWishes:
     """What a request says of sampling."""
+    form = asked.text.format if asked.text is not None else None
     wants_logprobs = LOGPROBS in (asked.include or ()) or asked.top_logprobs
     return SamplingWishes(
         max_tokens=asked.max_output_tokens,
@@ -50,6 +49,8 @@ def wishes_of(asked: ResponsesRequest) -> SamplingWishes:
         top_p=asked.top_p,
         seed=asked.seed,
         logprobs=(asked.top_logprobs or 0) if wants_logprobs else None,
+        constraint=format_constraint(form, FORMAT),
+        constraint_field=FORMAT,
     )
 
 

@@ -81,9 +81,10 @@ class ResponseRoutes:
         arrival_s = edge.context.clock.now_s()
         asked, own, tools = await edge.bodies.read(request, parse_response)
         edge.check_model(asked.model)
+        wishes = wishes_of(asked)
+        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
         prompt = await edge.reader.turns(conversation_of(asked, earlier, own, tools))
-        wishes = wishes_of(asked)
         options = ResponseOptions(
             response_id=f"resp_{new_request_id()}",
             created=int(wall_time_s()),

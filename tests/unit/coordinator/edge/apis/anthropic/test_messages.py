@@ -183,7 +183,10 @@ async def test_count_is_the_prompt_of_the_same_message(client, service, tokenize
         ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
         ({"tools": [{"name": "f"}, {"name": "f"}]}, "tools"),
         ({"tools": [{"name": ""}]}, "tools[0].name"),
-        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format"),
+        (
+            {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
+            "output_config.format",
+        ),
     ],
 )
 async def test_wrong_field_is_named_in_anthropics_shape(client, fields, named):
