@@ -70,6 +70,10 @@ class Place:
         """Its spec, if it is a worker's."""
         return self.spec if isinstance(self.spec, WorkerSpec) else None
 
+    def runs_as(self, pid: int) -> None:
+        """Its newest start has a process."""
+        self.pid = pid
+
 
 @dataclass(frozen=True)
 class Exit:

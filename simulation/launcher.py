@@ -93,7 +93,7 @@ class SimLauncher:
 
     def _begin(self, place: Place) -> None:
         self.roster.begin(place, self.now_s())
-        place.pid = PID
+        place.runs_as(PID)
 
     def _more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
         del now_s

@@ -124,7 +124,7 @@ class SimLauncher:
             return
         for action in self.roster.due(place):
             assert isinstance(action, Start)
-            place.pid = self.roster.begin(place, self.processes.loop.time())
+            place.runs_as(self.roster.begin(place, self.processes.loop.time()))
             assert place.worker is not None
             self.processes.begin(place.worker, place.pid)
 

@@ -146,7 +146,7 @@ class Launcher:
             on_exit=lambda status: self._on_exit(place, status),
             pass_fds=pass_fds,
         )
-        place.pid = process.pid
+        place.runs_as(process.pid)
 
     def end(self, place: Place) -> None:
         """See Crew. One that does not run now has ended already."""

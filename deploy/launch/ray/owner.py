@@ -227,7 +227,7 @@ class RayLauncher:
 
     def _started(self, started: Started) -> None:
         if (place := self.roster.get(started.name)) is not None:
-            place.pid = started.pid
+            place.runs_as(started.pid)
             if started.kept and self.roster.ready:
                 self.say(place.name, f"ran on, pid {started.pid}")
 
