@@ -145,6 +145,7 @@ class Bench:
         num_blocks = self.per_prompt * COPIES
         self.memory = KvMemory(num_blocks, model.block_bytes)
         channels = Channels()
+        self.channels = channels
         self.context = channels.context
         self.source = SourceProcess(transport, directory, num_blocks, model.block_bytes)
         address = PeerAddress(
@@ -210,6 +211,7 @@ class Bench:
     def close(self) -> None:
         self.puller.close()
         self.source.close()
+        self.channels.close()
         self.context.destroy(linger=0)
 
 

@@ -48,6 +48,7 @@ def round_trip_s(name: str, directory: Path) -> float:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise TransferError(f"{type(error).__name__}: {error}") from error
     finally:
+        channels.close()
         channels.context.destroy(linger=0)
 
 

@@ -175,6 +175,7 @@ class Reader:
         self.memory = new_memory(memory, num_blocks, block_bytes)
         self.pool = BlockPool(num_blocks)
         channels = Channels()
+        self.channels = channels
         self.context = channels.context
         local = LocalPool(self.memory, LeaseTable(SystemClock()), "reader", FINGERPRINT)
         self.transports: dict[str, Transport]
@@ -248,4 +249,5 @@ class Reader:
         counts = self.pool.counts()
         assert counts.free == counts.total
         assert self.pool.is_balanced()
+        self.channels.close()
         self.context.destroy(linger=0)
