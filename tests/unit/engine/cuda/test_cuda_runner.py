@@ -205,6 +205,7 @@ def test_draws_on_the_device_are_those_of_the_host(params) -> None:
             ),
             num_tokens=seed,
             num_output_tokens=1,
+            guide=None,
         )
         for seed in range(200)
     ]
