@@ -39,7 +39,7 @@ $(DEV): requirements-dev.txt $(RUNTIME)
 test: $(DEV)  ## every kind of test that needs no accelerator, in minutes
 	$(PYTEST) -n $(LANES) -m "not (gpu or deep)" $(ARGS)
 
-deep: $(DEV)  ## test, and what repeats it with other values
+deep: $(DEV) $(CLIENTS)  ## test, the official clients, and what repeats it with other values
 	$(PYTEST) -n $(LANES) -m "not gpu" $(ARGS)
 
 unit: $(DEV)  ## unit, property and house tests: no model, no sockets
