@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import resource
 import subprocess
@@ -19,6 +18,7 @@ import zmq
 from protocol.channel_keys import ChannelKeys, ClusterKeys
 from protocol.channels import HANDSHAKE_MS
 from protocol.roles import Role
+from tests.e2e.scarcity import few_descriptors
 from tests.e2e.server import MOCK, Server
 from tests.e2e.test_channel_sockets import channels, hear
 
@@ -51,20 +51,6 @@ def come(process: subprocess.Popen[str], port: int) -> None:
     process.stdin.write(f"{port}\n")
     process.stdin.flush()
     assert process.stdout.readline() == "connected\n"
-
-
-@contextmanager
-def few_descriptors(more: int) -> Iterator[None]:
-    """So many beyond those that are open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-    free = (number for number in itertools.count() if number not in taken)
-    limit = next(itertools.islice(free, more, None))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def keys_of() -> tuple[ChannelKeys, ChannelKeys]:

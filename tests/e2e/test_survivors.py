@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
-import resource
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,6 +24,7 @@ from protocol.clock import SystemClock
 from protocol.messages.launcher import LauncherHello, LauncherOrder, StopOrder
 from protocol.messages.reports import Heartbeat, WorkerMessage
 from protocol.worker_load import BlockCounts, WorkerLoad
+from tests.e2e.scarcity import few_descriptors
 from worker.heartbeat import HeartbeatThread
 
 pytestmark = pytest.mark.e2e
@@ -111,20 +108,6 @@ def test_a_sign_of_life_follows_one_that_failed(tmp_path: Path) -> None:
     thread.close()
     router.close()
     channels.context.term()
-
-
-@contextmanager
-def few_descriptors(more: int) -> Iterator[None]:
-    """So many beyond those that are open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    taken = {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-    free = (number for number in itertools.count() if number not in taken)
-    limit = next(itertools.islice(free, more, None))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_server_without_descriptors_waits_and_goes_on(

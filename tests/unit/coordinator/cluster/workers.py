@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocol.fingerprint import Fingerprint
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Hello
+from tests.model.surroundings import fingerprint
 
 if TYPE_CHECKING:
     from coordinator.cluster.registry import Registry, WorkerRecord
     from protocol.roles import Role
 
-FINGERPRINT = Fingerprint(
-    model="none",
-    weights="w",
-    tokenizer="t",
-    dtype="float32",
-    layout="l",
-    block_size=16,
-    num_layers=1,
-    num_kv_heads=1,
-    head_dim=1,
-    rope="none",
-)
+BLOCK_SIZE = 16
 
 
 def ready_worker(
@@ -40,10 +29,10 @@ def ready_worker(
         pid=1,
         host="here",
         boot_id="b",
-        fingerprint=FINGERPRINT,
+        fingerprint=fingerprint(BLOCK_SIZE),
         address=address,
         num_blocks=num_blocks,
-        block_size=16,
+        block_size=BLOCK_SIZE,
         max_model_len=1 << 20,
         max_num_seqs=64,
         max_num_batched_tokens=step_tokens,

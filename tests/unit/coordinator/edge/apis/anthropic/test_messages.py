@@ -22,6 +22,7 @@ from coordinator.edge.apis.anthropic.dialect import MessagesDialect
 from coordinator.edge.app import EdgeLimits, create_app
 from protocol.errors import Overloaded, WorkerLost
 from protocol.sampling import SampledToken
+from tests.unit.coordinator.edge.apis.named_events import named_events, prompt_of
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -34,22 +35,6 @@ async def ask(client, **fields):
 
 def script(tokenizer, text, finish_reason="length"):
     return say(tokenizer.encode(text, add_special_tokens=False), finish_reason)
-
-
-def events_of(text):
-    lines = text.split("\n\n")
-    assert lines.pop() == ""
-    found = []
-    for line in lines:
-        name, data = line.split("\n")
-        fields = orjson.loads(data.removeprefix("data: "))
-        assert name == f"event: {fields['type']}"
-        found.append(fields)
-    return found
-
-
-def prompt_of(service, tokenizer):
-    return tokenizer.decode(service.generations[-1].prompt_token_ids, skip_special_tokens=False)
 
 
 async def test_a_whole_message(client, service, tokenizer):
@@ -86,7 +71,7 @@ async def test_a_stream_event_by_event(client, service, tokenizer):
         StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop"),
     ]
     response = await ask(client, stream=True)
-    told = events_of(response.text)
+    told = named_events(response.text)
     assert [entry["type"] for entry in told[:3]] == ["message_start", "content_block_start", "ping"]
     assert [entry["type"] for entry in told[-3:]] == [
         *("content_block_stop", "message_delta", "message_stop")
@@ -116,7 +101,7 @@ async def test_a_stream_event_by_event(client, service, tokenizer):
 async def test_stop_sequence_is_told(client, service, tokenizer, stream):
     service.default = script(tokenizer, "Hello END of", None)
     response = await ask(client, stop_sequences=["no", "END"], stream=stream)
-    told = events_of(response.text)[-2]["delta"] if stream else response.json()
+    told = named_events(response.text)[-2]["delta"] if stream else response.json()
     assert (told["stop_reason"], told["stop_sequence"]) == ("stop_sequence", "END")
 
 
@@ -238,7 +223,7 @@ async def test_failure_after_the_first_token_is_an_event(client, service, tokeni
     service.default = [*script(tokenizer, "Hello", None), StreamEvent(error=WorkerLost("gone"))]
     response = await ask(client, stream=True)
     assert response.status_code == 200
-    assert events_of(response.text)[-1] == {
+    assert named_events(response.text)[-1] == {
         "type": "error",
         "error": {"type": "overloaded_error", "message": "gone"},
     }
@@ -285,7 +270,7 @@ def test_parts_of_a_stream_are_blocks():
     dialect = MessagesDialect("msg_1", "tiny")
     said = b"".join(dialect.delta(Delta(parts=[part]), ENDING.usage) for part in CALLING)
     said += dialect.end(Delta(finish_reason="tool_calls"), ENDING)
-    told = events_of(said.decode())
+    told = named_events(said.decode())
     starts = [entry for entry in told if entry["type"] == "content_block_start"]
     assert [(entry["index"], entry["content_block"]) for entry in starts] == [
         (0, {"type": "thinking", "thinking": "", "signature": ""}),
@@ -330,7 +315,7 @@ def test_parts_of_a_whole_answer_are_blocks():
 async def test_an_answer_without_text_has_no_blocks(client, service):
     service.default = [StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop")]
     assert (await ask(client)).json()["content"] == []
-    told = [entry["type"] for entry in events_of((await ask(client, stream=True)).text)]
+    told = [entry["type"] for entry in named_events((await ask(client, stream=True)).text)]
     assert told == ["message_start", "ping", "message_delta", "message_stop"]
 
 

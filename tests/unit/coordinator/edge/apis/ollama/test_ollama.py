@@ -21,6 +21,7 @@ from coordinator.edge.apis.ollama.dialects import ChatDialect
 from coordinator.edge.app import create_app
 from protocol.errors import Overloaded, WorkerLost
 from protocol.sampling import SampledToken, TokenLogprob
+from tests.unit.coordinator.edge.apis.named_events import prompt_of
 
 CHAT, GENERATE = "/api/chat", "/api/generate"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -40,10 +41,6 @@ def script(tokenizer, text, finish_reason="stop"):
 
 def lines(response):
     return [orjson.loads(line) for line in response.text.splitlines()]
-
-
-def prompt_of(service, tokenizer):
-    return tokenizer.decode(service.generations[-1].prompt_token_ids, skip_special_tokens=False)
 
 
 async def test_a_chat_is_streamed_unless_it_is_told_not_to(client, service, tokenizer):

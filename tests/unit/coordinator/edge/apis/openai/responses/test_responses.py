@@ -24,6 +24,7 @@ from coordinator.edge.app import create_app
 from coordinator.edge.text.conversation import ToolCall, Turn
 from protocol.errors import InvalidRequest, Overloaded, WorkerLost
 from protocol.sampling import SampledToken, TokenLogprob
+from tests.unit.coordinator.edge.apis.named_events import named_events, prompt_of
 
 PATH = "/v1/responses"
 
@@ -37,20 +38,9 @@ def script(tokenizer, text, finish_reason="stop"):
 
 
 def events_of(text):
-    lines = text.split("\n\n")
-    assert lines.pop() == ""
-    found = []
-    for line in lines:
-        name, data = line.split("\n")
-        fields = orjson.loads(data.removeprefix("data: "))
-        assert name == f"event: {fields['type']}"
-        found.append(fields)
+    found = named_events(text)
     assert [entry["sequence_number"] for entry in found] == list(range(len(found)))
     return found
-
-
-def prompt_of(service, tokenizer):
-    return tokenizer.decode(service.generations[-1].prompt_token_ids, skip_special_tokens=False)
 
 
 async def test_a_whole_response(client, service, tokenizer):
