@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from coordinator.edge.telemetry.metrics import EdgeMetrics
-from coordinator.planning.demand import DemandBook, StepFit
-from coordinator.planning.observations import Hold, Limits, Range, Scale, Targets
+from coordinator.planning.demand import DemandBook, FinishedRequest, StepFit
+from coordinator.planning.observations import Held, Hold, Limits, Range, Scale, Targets
 from coordinator.planning.sketch import Arrivals, Sketch, SlidingSketch
 from deploy.cli import main
 from deploy.config.autoscale import limits_of, targets_of
@@ -41,6 +41,57 @@ def test_service_times_and_steps_are_what_they_cost() -> None:
     assert seen.prefill_tokens_per_s == pytest.approx(1000, rel=0.1)
     assert seen.step is not None
     assert seen.step.seconds(2) == pytest.approx(0.012, rel=0.25)
+
+
+def judged(prefill_s: float | None, ttft_s: float) -> Held:
+    """One request after some that warmed the worker up, of 4,000 tokens at 1,000 a second; the target is 2 s."""
+    book = DemandBook(Targets(2.0, 0.1), prefill_tokens_per_s=1000.0)
+    for number in range(4):
+        is_last = number == 3
+        told = FinishedRequest(
+            worker="w",
+            is_prefilled_apart=prefill_s is not None,
+            num_prompt_tokens=4000,
+            num_output_tokens=1,
+            submitted_s=0.0,
+            first_s=ttft_s if is_last else 0.1,
+            attempt_first_s=0.0,
+            attempt_last_s=0.0,
+            prefill_s=prefill_s,
+            prefix_fetch_s=0.0,
+            replays=0,
+        )
+        book.finished(1.0, told)
+    return book.held(1.0)[0]
+
+
+@pytest.mark.parametrize(
+    ("prefill_s", "ttft_s", "held", "blamable"),
+    [
+        (1.0, 1.5, 1.0, 0.0),
+        (1.0, 5.0, 0.0, 1.0),
+        (3.0, 5.0, 0.0, 0.0),
+        (None, 5.0, 0.0, 0.0),  # a decode worker computed it: 4 s by its length
+    ],
+)
+def test_a_miss_is_blamed_on_waiting_alone(
+    prefill_s: float | None, ttft_s: float, held: float, blamable: float
+) -> None:
+    found = judged(prefill_s, ttft_s)
+    assert (found.count, found.share, found.blamable) == (1, held, blamable)
+
+
+def test_what_is_refused_is_work_that_came() -> None:
+    book = DemandBook(Targets(2.0, 0.1))
+    for number in range(10):
+        book.arrived(100.0 + number, 500)
+    for number in (1, 2):
+        book.refused(100.0 + number, 500)
+    tokens, share = book.refused_lately(110.0)
+    assert tokens == 1000
+    assert share == pytest.approx(0.2)
+    assert book.refused_lately(200.0)[0] == 0
+    assert book.held(110.0)[0].blamable == 1.0
 
 
 def test_the_first_requests_of_a_worker_are_not_believed() -> None:

@@ -195,6 +195,32 @@ def test_reacts_to_a_queue_at_the_coordinator_dynamo_10528() -> None:
     assert decision.prefill > 1
 
 
+@pytest.mark.parametrize(
+    ("goal", "grows"), [(0.5, False), (0.9, False), (0.95, True), (0.99, True)]
+)
+def test_what_was_refused_is_a_queue_where_the_goal_minds(goal: float, *, grows: bool) -> None:
+    """The line is short by its bound: seven in a hundred were turned away, with a minute's work."""
+    made = Planner(replace(TARGETS, goal=goal), LIMITS)
+    refused = {"refused_share": 0.07, "refused_tokens": 60_000}
+    decision = decide_twice(made, rate=0.5, **refused)
+    assert isinstance(decision, Scale) == grows
+
+
+@pytest.mark.parametrize(("goal", "grows"), [(0.5, False), (0.9, True), (0.99, True)])
+def test_a_lower_goal_lets_prompts_wait_longer(goal: float, *, grows: bool) -> None:
+    """40 s of prompts wait: one worker ends that in a minute, which a goal of a half has."""
+    made = Planner(replace(TARGETS, goal=goal), LIMITS)
+    queue = WorkerSight("prefill-0", Role.PREFILL, "ready", 999.0, queued_tokens=40_000)
+    decision = decide_twice(made, rate=0.5, workers=(queue, *sights(decode=1)))
+    assert isinstance(decision, Scale) == grows
+
+
+def test_one_busy_worker_beside_a_free_one_is_no_queue() -> None:
+    busy = WorkerSight("prefill-0", Role.PREFILL, "ready", 999.0, queued_tokens=60_000)
+    decision = decide_twice(planner(), rate=0.5, workers=(busy, *sights(prefill=1, decode=1)))
+    assert isinstance(decision, Hold)
+
+
 def test_reacts_to_full_decode_workers_dynamo_10528() -> None:
     full = WorkerSight("decode-0", Role.DECODE, "ready", 999.0, running=64, kv_share=1.0)
     workers = (*sights(prefill=1), full)
