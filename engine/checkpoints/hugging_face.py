@@ -10,12 +10,10 @@ import msgspec
 
 from engine.checkpoints.checkpoint import (
     GENERATION,
-    GENERATION_FIELDS,
     SETTINGS,
     TEMPLATE,
     TOKENIZER,
     Checkpoint,
-    check_generation,
     load_tokenizer,
     named_templates,
     settle_vocabulary,
@@ -23,6 +21,7 @@ from engine.checkpoints.checkpoint import (
     write_settings,
 )
 from engine.checkpoints.fields import Fields, read_bytes, read_object, shown
+from engine.checkpoints.generation import GENERATION_FIELDS, check_generation
 from engine.checkpoints.hugging_face_config import DEFAULT_EOS, parse_config
 from engine.checkpoints.safetensors_file import read_safetensors
 from engine.checkpoints.stored_tensor import check_tensors, settle_head
