@@ -16,6 +16,7 @@ from engine.checkpoints.checkpoint import (
     write_settings,
 )
 from engine.checkpoints.fields import shown
+from engine.checkpoints.generation import gguf_generation
 from engine.checkpoints.gguf_file import GgufFile, gguf_name
 from engine.checkpoints.gguf_tokenizer import GgufVocabulary, build_tokenizer
 from engine.checkpoints.hugging_face import read_directory
@@ -50,7 +51,7 @@ def _read_gguf(source: Path, *, with_weights: bool) -> Checkpoint:
     config = msgspec.structs.replace(config, bos_token_id=vocabulary.special("bos"))
     checkpoint = Checkpoint(config, tensors)
     settle_vocabulary(checkpoint, tokenizer, vocabulary.ends())
-    generation = {
+    generation = gguf_generation(file.fields) | {
         "eos_token_id": list(checkpoint.config.eos_token_ids),
         "bos_token_id": config.bos_token_id,
     }

@@ -30,7 +30,8 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What holds when a request is silent; the model's generation_config.json may move it. `draw_seed` makes the seed."""
+    """What holds when a request is silent; the model's generation_config.json may move it: with `do_sample: false` a
+    silent request is greedy, as in transformers. `draw_seed` makes the seed."""
 
     draw_seed: Callable[[], int]
     temperature: float = 1.0
@@ -57,11 +58,12 @@ class SamplingDefaults:
 def _known(config: dict[str, Any]) -> dict[str, Any]:
     names = {known.name for known in fields(SamplingDefaults)} - {"eos_token_ids", "draw_seed"}
     kinds = {"top_k": int}
-    return {
+    found = {
         name: kinds.get(name, float)(value)
         for name, value in config.items()
         if name in names and value is not None
     }
+    return found | ({"temperature": 0.0} if config.get("do_sample") is False else {})
 
 
 def _ids(value: int | list[int] | None) -> tuple[int, ...]:

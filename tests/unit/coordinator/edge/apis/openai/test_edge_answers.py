@@ -294,7 +294,10 @@ async def test_defaults_come_from_request_then_operator_then_model(served_model,
     config = {"temperature": 0.6, "top_k": 20, "eos_token_id": [2, 0], "do_sample": True}
     path.write_bytes(orjson.dumps(config))
     defaults = SamplingDefaults.from_directory(served_model.directory, lambda: 7)
+    path.write_bytes(orjson.dumps(config | {"do_sample": False}))
+    greedy = SamplingDefaults.from_directory(served_model.directory, lambda: 7)
     path.unlink()
+    assert (greedy.temperature, greedy.top_k) == (0.0, 20)
     assert (defaults.temperature, defaults.top_k, defaults.eos_token_ids) == (0.6, 20, (2, 0))
 
 
