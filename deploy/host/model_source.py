@@ -23,6 +23,7 @@ import msgspec
 from deploy.config.options import EMBEDDED_MODEL
 from deploy.config.topology import child_environment
 from engine.checkpoints.embedded import fetch_embedded
+from engine.checkpoints.fields import one_line
 from engine.checkpoints.prepared import find_prepared, read_manifest
 from protocol.errors import ConfigError
 from protocol.specs import PreparedModel
@@ -56,6 +57,18 @@ class Source:
 
 def find_source(model: str) -> Source:
     """Tell the kinds apart; ConfigError says what may be named."""
+    try:
+        return _find_source(model)
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # too long a name, no such home, no permission
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"model: {one_line(model, 200)} cannot be opened: {reason}") from error
+
+
+def _find_source(model: str) -> Source:
     path = Path(model).expanduser()
     if model == EMBEDDED_MODEL and not path.exists():
         return Source("embedded", model, model)

@@ -101,6 +101,11 @@ class Fields:
         return tuple(dict.fromkeys(one for one in ids if one != -1))
 
 
+def is_there(path: Path) -> bool:
+    """Whether the directory has an entry of that name, even a link that leads nowhere: who put it there meant something."""
+    return os.path.lexists(path)
+
+
 def open_file(path: Path) -> BinaryIO:
     """A file to read; OSError for what is none. Devices have no end, and opening a pipe would wait for its writer."""
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")  # noqa: SIM115, PTH123

@@ -20,9 +20,9 @@ from engine.checkpoints.checkpoint import (
     special_token,
     write_settings,
 )
-from engine.checkpoints.fields import Fields, read_bytes, read_object, shown
+from engine.checkpoints.fields import Fields, is_there, read_bytes, read_object, shown
 from engine.checkpoints.generation import GENERATION_FIELDS, check_generation
-from engine.checkpoints.hugging_face_config import DEFAULT_EOS, parse_config
+from engine.checkpoints.hugging_face_config import DEFAULT_EOS, WEIGHT_FILES, parse_config
 from engine.checkpoints.safetensors_file import read_safetensors
 from engine.checkpoints.stored_tensor import check_tensors, settle_head
 from protocol.errors import ConfigError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _MAX_CONFIG_BYTES = 1 << 24
 _MAX_TOKENIZER_BYTES, _MAX_INDEX_BYTES = 1 << 27, 1 << 26
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SINGLE, _INDEX = WEIGHT_FILES
 EXTRA_TEMPLATES = "additional_chat_templates"
 
 
@@ -56,7 +56,7 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
     settings = _optional(directory / SETTINGS)
     generation, where = _generation(directory, raw_config)
     path = directory / TOKENIZER
-    if not path.exists():
+    if not is_there(path):
         raise ConfigError(f"{directory} has no {TOKENIZER}; save a fast tokenizer there first")
     checkpoint.files[TOKENIZER] = read_bytes(path, _MAX_TOKENIZER_BYTES)
     tokenizer = load_tokenizer(checkpoint.files[TOKENIZER], str(path))
@@ -79,7 +79,7 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
 def _generation(directory: Path, raw_config: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """Its settings and the file they are in: without a file of their own, as in transformers, config.json."""
     path = directory / GENERATION
-    if path.exists():
+    if is_there(path):
         return read_object(path, _MAX_CONFIG_BYTES), str(path)
     found = {name: value for name, value in raw_config.items() if name in GENERATION_FIELDS}
     return found, str(directory / "config.json")
@@ -99,7 +99,7 @@ def _templates(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
     """By name. A file comes before what the settings say, as in transformers; further files have names of their own."""
     found = named_templates(settings.get("chat_template"), str(directory / SETTINGS))
     own = directory / TEMPLATE
-    if own.exists():
+    if is_there(own):
         found = {"default": _text(own)}
     for path in sorted((directory / EXTRA_TEMPLATES).glob("*.jinja")):
         found[path.stem] = _text(path)
@@ -114,15 +114,15 @@ def _text(path: Path) -> str:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_object(path, _MAX_CONFIG_BYTES) if path.exists() else {}
+    return read_object(path, _MAX_CONFIG_BYTES) if is_there(path) else {}
 
 
 def read_tensors(directory: Path) -> dict[str, StoredTensor]:
     """Every tensor of the checkpoint: of the one file, else of all files that the index names."""
-    if (directory / _SINGLE).exists():
+    if is_there(directory / _SINGLE):
         return read_safetensors(directory / _SINGLE)
     path = directory / _INDEX
-    if not path.exists():
+    if not is_there(path):
         raise ConfigError(f"{directory} has no {_SINGLE} and no {_INDEX}; convert it first")
     places = _weight_map(path)
     found: dict[str, StoredTensor] = {}

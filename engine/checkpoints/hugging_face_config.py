@@ -77,6 +77,9 @@ DEFAULT_EOS = {"llama": 2}
 _DEFAULT_WINDOW, _DEFAULT_WINDOW_LAYERS = 4096, 28
 _SILU = ("silu", "swish")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_FULL_OF_OLD = "attention"
+_OTHER_WEIGHTS = "transformers_weights"
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _KV_HEADS = "num_key_value_heads"
 _MOST = {"num_hidden_layers": MAX_LAYERS, "num_attention_heads": MAX_HEADS}
 
@@ -156,6 +159,8 @@ def _check_supported(fields: Fields) -> None:
     for name, neutral in (("is_causal", True), ("is_encoder_decoder", False)):
         if fields.values.get(name, neutral) not in (neutral, None):
             fields.refuse(name, f"is supported as {str(neutral).lower()} only")
+    if fields.values.get(_OTHER_WEIGHTS) not in (None, *WEIGHT_FILES):
+        fields.refuse(_OTHER_WEIGHTS, f"is supported as {WEIGHT_FILES[0]} only")
     for name in ("per_layer_config", "kv_sharing_modes"):
         if fields.values.get(name):
             fields.refuse(name, "is not supported: layers must be alike")
@@ -200,6 +205,7 @@ def _window(
         kinds = [_FULL] * first + [_SLIDING] * (num_layers - first)
     if not isinstance(kinds, list) or len(kinds) != num_layers:
         fields.refuse(name, f"must name the kind of each of {num_layers} layers")
+    kinds = [_FULL if kind == _FULL_OF_OLD else kind for kind in kinds]
     if architecture.window == "some layers" and all(kind == _FULL for kind in kinds):
         return None
     if not all(kind == (_FULL if window is None else _SLIDING) for kind in kinds):

@@ -123,6 +123,54 @@ def test_what_never_ends_or_waits_for_a_writer_is_no_file(model: Path, name: str
         assert "regular file" in refused(model)
 
 
+TEXTS = ("generation_config.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.json")
+
+
+def as_directory(path: Path) -> None:
+    path.mkdir()
+    (path / "x").write_text("{}")
+
+
+KINDS = {
+    "a directory": as_directory,
+    "a link to nowhere": lambda path: path.symlink_to("/nowhere/at/all"),
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a pipe": os.mkfifo,
+    "no text": lambda path: path.write_bytes("{}".encode("utf-16")),
+    "a zip": lambda path: path.write_bytes(b"PK\x03\x04\xff" + bytes(range(256))),
+    "a pickle": lambda path: path.write_bytes(b"\x80\x04\x95" + bytes(range(256))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [*TEXTS, "config.json", "model.safetensors"])
+def test_what_stands_in_place_of_a_file_is_named(model: Path, name: str, kind: str) -> None:
+    (model / name).unlink(missing_ok=True)
+    KINDS[kind](model / name)
+    assert name in refused(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_in_place_of_a_shard_an_index_or_a_gguf_is_named(
+    model: Path, kind: str
+) -> None:
+    (model / "model.safetensors").unlink()
+    index = model / "model.safetensors.index.json"
+    KINDS[kind](index)
+    assert index.name in refused(model)
+    shutil.rmtree(index) if index.is_dir() else index.unlink()
+    index.write_text('{"weight_map": {"lm_head.weight": "a.safetensors"}}')
+    KINDS[kind](model / "a.safetensors")
+    assert "a.safetensors" in refused(model)
+    KINDS[kind](model / "m.gguf")
+    assert "m.gguf" in refused(model / "m.gguf") or kind == "a directory"
+
+
+def test_weights_of_the_old_kind_alone_are_to_be_converted(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    assert "convert it first" in refused(model)
+
+
 def test_a_gguf_that_is_a_pipe_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.gguf")
     assert "regular file" in refused(tmp_path / "model.gguf")

@@ -135,6 +135,15 @@ def test_windows() -> None:
     assert windowed.sliding_window == 64
 
 
+def test_layers_by_the_name_of_old_are_layers_without_a_window() -> None:
+    kinds = {"layer_types": ["attention", "full_attention"]}
+    for name in ("Qwen2", "Qwen3"):
+        config = of(name, use_sliding_window=True, sliding_window=8, **kinds)
+        theirs = getattr(transformers, f"{name}Config")(**(SMALL | kinds))
+        assert config.sliding_window is None
+        assert set(theirs.layer_types) == {"full_attention"}
+
+
 def test_biases() -> None:
     for value in (True, False):
         qwen2, mistral = of("Qwen2", attention_bias=value), of("Mistral", attention_bias=value)
@@ -207,6 +216,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"sliding_window": 8}, "sliding_window"),
     ({"attention_chunk_size": 8}, "attention_chunk_size"),
     ({"layer_types": ["sliding_attention"] * 2}, "layer_types"),
+    ({"transformers_weights": "other.safetensors"}, "transformers_weights"),
+    ({"kv_sharing_modes": ["own", "reuse"]}, "kv_sharing_modes"),
 ]
 
 
