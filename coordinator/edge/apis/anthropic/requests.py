@@ -155,8 +155,9 @@ def _texts_of(block: Block, path: str) -> Iterator[str]:
             raise InvalidRequest(f"{path}.text is missing", f"{path}.text")
         yield block.text
     elif block.type == "document" and isinstance(source, dict) and source.get("type") == "text":
-        yield str(source.get("data", ""))
+        yield from filter(None, (block.title, block.context, str(source.get("data", ""))))
     elif block.type == "search_result":
+        yield from filter(None, (block.title, source if isinstance(source, str) else None))
         yield from _texts(block.content or "", f"{path}.content")
     else:
         raise InvalidRequest(f"{path}: blocks of type {block.type!r} are not supported", path)

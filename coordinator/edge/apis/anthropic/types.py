@@ -27,6 +27,8 @@ class Block(Lenient):
     content: str | list[Block] | None = None
     is_error: bool | None = None
     source: str | dict[str, Any] | None = None
+    title: str | None = None
+    context: str | None = None
 
 
 Blocks = Annotated[list[Block], Field(fail_fast=True)]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
@@ -16,6 +18,8 @@ from protocol.constraints import Constraint, ConstraintKind
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from coordinator.edge.apis.ollama.types import AnswerBody, Message
 
 LATEST = ":latest"
@@ -24,11 +28,17 @@ UNSUPPORTED = ("context", "images", "suffix", "template")
 
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation, ToolUse]:
-    """POST /api/chat, everything checked that needs no model."""
+    """POST /api/chat, everything checked that needs no model. A last message of the assistant is gone on with."""
     asked = check_fields(_supported(body), ChatRequest)
     use = tools_of(asked)
     turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(asked.messages)]
-    conversation = Conversation(turns=turns, tools=use.shown(), template_hints=_hints(asked))
+    last = turns[-1] if turns else Turn("user")
+    conversation = Conversation(
+        turns=_linked(turns),
+        tools=use.shown(),
+        template_hints=_hints(asked),
+        continue_final_turn=last.role == "assistant" and bool(last.content) and not last.calls,
+    )
     return asked, conversation, use
 
 
@@ -118,7 +128,8 @@ def _turn(message: Message, path: str) -> Turn:
         _call(call, f"{path}.tool_calls[{position}]")
         for position, call in enumerate(message.tool_calls or ())
     ]
-    others = {"name": message.tool_name} if message.tool_name else {}
+    others = {"name": message.tool_name, "tool_call_id": message.tool_call_id}
+    others = {name: value for name, value in others.items() if value}
     reasoning = message.thinking or ""
     return Turn(message.role, message.content or "", others, calls, reasoning, path)
 
@@ -128,4 +139,30 @@ def _call(call: dict[str, Any], path: str) -> ToolCall:
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(function, dict) or not isinstance(name, str):
         raise InvalidRequest(f"{path}.function.name is missing", f"{path}.function.name")
-    return ToolCall(name, json.dumps(function.get("arguments") or {}, ensure_ascii=False))
+    arguments, call_id = function.get("arguments") or {}, call.get("id")
+    told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(name, told, call_id if isinstance(call_id, str) else "")
+
+
+def _linked(turns: list[Turn]) -> list[Turn]:
+    """Calls and results with ids, which some templates insist on: Ollama's clients tell which result is whose by its
+    tool's name, or by its place."""
+    numbers = count(1)
+    named = [replace(turn, calls=_numbered(turn.calls, numbers)) for turn in turns]
+    waiting: list[ToolCall] = []
+    for place, turn in enumerate(named):
+        if turn.calls:
+            waiting = list(turn.calls)
+        elif turn.role == "tool" and "tool_call_id" not in turn.others and waiting:
+            own = [call for call in waiting if call.name == turn.others.get("name")]
+            answered = (own or waiting)[0]
+            waiting.remove(answered)
+            others = {**turn.others, "tool_call_id": answered.call_id}
+            named[place] = replace(turn, others=others)
+    return named
+
+
+def _numbered(calls: Sequence[ToolCall], numbers: Iterator[int]) -> list[ToolCall]:
+    return [
+        call if call.call_id else replace(call, call_id=f"call_{next(numbers)}") for call in calls
+    ]

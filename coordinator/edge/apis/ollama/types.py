@@ -65,6 +65,7 @@ class Message(Lenient):
     images: list[Any] | None = None
     tool_calls: list[dict[str, Any]] | None = None
     tool_name: str | None = None
+    tool_call_id: str | None = None
 
 
 class ChatRequest(AnswerBody):

@@ -18,6 +18,7 @@ from coordinator.edge.answers.answer import (
     Usage,
 )
 from coordinator.edge.apis.ollama.dialects import ChatDialect
+from coordinator.edge.apis.ollama.requests import parse_chat
 from coordinator.edge.app import create_app
 from protocol.errors import Overloaded, WorkerLost
 from protocol.sampling import SampledToken, TokenLogprob
@@ -229,3 +230,42 @@ def test_calls_are_told_whole(tokenizer):
         {"index": 1, "name": "go", "arguments": {}},
     ]
     assert (told[-1]["done_reason"], told[-1]["done"]) == ("stop", True)
+
+
+def linked(*messages):
+    body = orjson.dumps({"messages": list(messages)})
+    return parse_chat(body)[1]
+
+
+def test_calls_and_results_get_ids_by_name_or_place():
+    functions = [{"name": name} for name in ("a", "b", "a")]
+    calls = [{"function": function} for function in functions]
+    results = [{"role": "tool", "content": "x", "tool_name": name} for name in ("b", "a")]
+    results.append({"role": "tool", "content": "x"})
+    own = {"role": "assistant", "tool_calls": [{"id": "own", "function": {"name": "c"}}]}
+    answer = {"role": "tool", "content": "y", "tool_call_id": "own", "tool_name": "c"}
+    conversation = linked(*HELLO, {"role": "assistant", "tool_calls": calls}, *results, own, answer)
+    made = [call.call_id for turn in conversation.turns for call in turn.calls]
+    assert made == ["call_1", "call_2", "call_3", "own"]
+    told = [turn.others["tool_call_id"] for turn in conversation.turns if turn.role == "tool"]
+    assert told == ["call_2", "call_1", "call_3", "own"]
+
+
+def test_arguments_may_be_text():
+    call = {"function": {"name": "a", "arguments": '{"x": 1}'}}
+    conversation = linked({"role": "assistant", "tool_calls": [call]})
+    assert conversation.turns[0].calls[0].parsed() == {"x": 1}
+
+
+@pytest.mark.parametrize(
+    ("last", "is_continued"),
+    [
+        ({"role": "assistant", "content": "Well"}, True),
+        ({"role": "assistant", "content": " "}, True),
+        ({"role": "assistant", "content": ""}, False),
+        ({"role": "assistant", "tool_calls": [{"function": {"name": "a"}}]}, False),
+        ({"role": "user", "content": "x"}, False),
+    ],
+)
+def test_an_answer_that_was_begun_is_gone_on_with(last, is_continued):
+    assert linked(*HELLO, last).continue_final_turn == is_continued
