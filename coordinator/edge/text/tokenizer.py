@@ -176,6 +176,8 @@ class TextTokenizer:
 
     def token_name(self, token_id: int) -> str:
         """The vocabulary's own spelling, or "" for an id without a token."""
+        if not 0 <= token_id < self.size:  # the library takes no more than 32 bits
+            return ""
         return self._tokenizer.id_to_token(token_id) or ""
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -44,3 +44,54 @@ async def test_ids_are_checked_like_words(narrow, service, tokenizer):
     service.default = say([3], "length")
     response = await narrow.post("/v1/completions", json={"prompt": [3, tokenizer.size - 2]})
     assert response.status_code == 200
+
+
+SAY = [{"role": "user", "content": "say plain"}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"messages": SAY, "max_tokens": 5}),
+        ("/v1/responses", {"input": "say plain"}),
+        ("/v1/responses", {"input": SAY}),
+        ("/api/chat", {"messages": SAY}),
+        ("/api/generate", {"prompt": "say plain"}),
+        ("/api/generate", {"prompt": "say plain", "raw": True}),
+    ],
+)
+async def test_every_dialect_names_the_token(narrow, service, tokenizer, path, body):
+    response = await narrow.post(path, json=body)
+    assert response.status_code == 400
+    assert f"{tokenizer.size - 1} ('plain')" in response.text
+    assert service.generations == []
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 10**6, 2**31 - 1, 2**31, 2**63, 2**70])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/completions", "prompt"),
+        ("/v1/completions", "stop_token_ids"),
+        ("/v1/completions", "logit_bias"),
+        ("/v1/chat/completions", "stop_token_ids"),
+        ("/v1/chat/completions", "logit_bias"),
+        ("/detokenize", "tokens"),
+    ],
+)
+async def test_an_id_is_refused_wherever_it_stands(narrow, service, tokenizer, path, field, beyond):
+    token_id = tokenizer.size - 1 + beyond
+    value = {str(token_id): 1.0} if field == "logit_bias" else [3, token_id]
+    hello = [{"role": "user", "content": "fine"}]
+    said = {"messages": hello} if "chat" in path else {"prompt": "fine"}
+    response = await narrow.post(path, json={**said, field: value})
+    assert response.status_code == 400
+    assert field in response.json()["error"]["message"]
+    assert service.generations == []
+
+
+async def test_nested_prompts_of_ids_are_checked_each(narrow, service, tokenizer):
+    prompts = [[3, 4], [5, tokenizer.size - 1]]
+    response = await narrow.post("/v1/completions", json={"prompt": prompts})
+    assert response.status_code == 400
+    assert service.generations == []
