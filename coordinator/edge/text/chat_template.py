@@ -1,23 +1,20 @@
-"""A conversation to one prompt text. Owns the Jinja environment; templates come from operators only.
+"""A conversation to one prompt text. Owns which template is taken; templates come from operators only.
 
-Templates run in Jinja's immutable sandbox, with the helpers that templates on the Hugging Face hub
-expect. They never come from a request. Output and time are capped while it is being made: every round of a loop
-and every call of a macro looks at the clock.
+Templates run in `template_sandbox.py`, where every operation is paid for before it is done, so neither time nor memory of a
+rendering is without end. They never come from a request.
 A guarded template has a second copy that marks what it writes itself (`control_tokens.py`).
 """
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError, meta, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from coordinator.edge.text.control_tokens import mark_template
-from protocol.clock import wall_time_s
+from coordinator.edge.text.template_meter import Meter, too_large
+from coordinator.edge.text.template_sandbox import METER, TemplateSandbox
 from protocol.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from jinja2 import Template
-    from jinja2.parser import Parser
 
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.text.control_tokens import ControlTokens
@@ -33,74 +29,24 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 SETTINGS, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
-TICK = "baton_tick"
-GIVEN = frozenset(
-    {TICK, "messages", "tools", "documents", "add_generation_prompt", "chat_template"}
-)
+GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template"})
+SHOWN_CHARACTERS = 500
 
 
 TEMPLATE_FAULTS = (
     *(TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError),
     *(TypeError, ValueError),
 )
-
-
-class TemplateTooSlow(InvalidRequest):
-    """The template does not end in time."""
-
-
-class GenerationTag(Extension):
-    """`{% generation %}` marks assistant text for training; serving shows its body as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 - the name and form that jinja2 reads
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The body alone."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.fromtimestamp(wall_time_s(), tz=UTC).astimezone().strftime(form)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,  # noqa: FBT001, FBT002
-) -> str:
-    """JSON as it stands: Jinja's own filter escapes for HTML, which a prompt must not be."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def make_environment() -> ImmutableSandboxedEnvironment:
-    """The environment that transformers gives a chat template."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+UNCOMPILED = (*TEMPLATE_FAULTS, SyntaxError, MemoryError)
+"""What Jinja, and Python for what Jinja made, say of a template that cannot be: numbers of too many digits, too deep
+brackets and loops."""
 
 
 class ChatTemplate:
     """A compiled template with the model's special tokens."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        self._environment = make_environment()
+        self._environment = TemplateSandbox()
         self._sources = dict(sources)
         self._special_tokens = dict(special_tokens)
         self._copies = {False: (self._compile(None), self._special_tokens)}
@@ -110,12 +56,12 @@ class ChatTemplate:
         for name, source in self._sources.items():
             try:
                 tree = environment.parse(source)
-                _make_interruptible(tree)
                 if tokens is not None:
                     mark_template(tree, tokens)
-                compiled[name] = environment.from_string(tree)
-            except TemplateError as error:
-                raise ConfigError(f"chat template {name!r} does not compile: {error}") from error
+                compiled[name] = environment.compile_tree(tree)
+            except UNCOMPILED as error:
+                told = _shown(error)
+                raise ConfigError(f"chat template {name!r} does not compile: {told}") from error
         return compiled
 
     def guard(self, tokens: ControlTokens) -> None:
@@ -166,33 +112,26 @@ class ChatTemplate:
         """Prompt text. Raises InvalidRequest when the template refuses, fails or does not end."""
         templates, special_tokens = self._copies[marks]
         template = _choose(templates, tools=context.get("tools"))
-        deadline_s = clock.now_s() + limits.template_deadline_s
-
-        def tick() -> None:
-            if clock.now_s() > deadline_s:
-                raise TemplateTooSlow("the chat template takes too long", "messages")
-
+        meter = Meter(
+            clock, clock.now_s() + limits.template_deadline_s, limits.max_template_characters
+        )
         pieces, length = [], 0
         try:
-            for piece in template.generate({**special_tokens, **context, TICK: tick}):
+            for piece in template.generate({**special_tokens, **context, METER: meter}):
                 pieces.append(piece)
                 length += len(piece)
                 if length > limits.max_template_characters:
-                    raise InvalidRequest("the chat template's output is too large", "messages")
-                tick()
-        except TEMPLATE_FAULTS as error:
-            message = f"the chat template cannot render these messages: {error}"
+                    raise too_large()
+                meter.tick()
+        except (*TEMPLATE_FAULTS, MemoryError) as error:
+            message = f"the chat template cannot render these messages: {_shown(error)}"
             raise InvalidRequest(message, "messages") from error
         return "".join(pieces)
 
 
-def _make_interruptible(tree: nodes.Template) -> None:
-    """Look at the clock wherever a template could go on without end and without output."""
-    bodies = [(node.body, node.lineno) for node in tree.find_all(nodes.For)]
-    bodies += [(node.body, node.lineno) for node in tree.find_all(nodes.Macro)]
-    for body, line in bodies:
-        call = nodes.Call(nodes.Name(TICK, "load"), [], [], None, None)
-        body.insert(0, nodes.ExprStmt(call).set_lineno(line))
+def _shown(error: BaseException) -> str:
+    text = " ".join(str(error)[: 2 * SHOWN_CHARACTERS].split())
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
 
 
 def _read_by(tree: nodes.Template) -> set[str]:

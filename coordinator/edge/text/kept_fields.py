@@ -14,9 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from coordinator.edge.text.chat_template import TemplateTooSlow
 from coordinator.edge.text.control_tokens import ROLES
 from coordinator.edge.text.conversation import ToolCall, Turn
+from coordinator.edge.text.template_meter import TemplateTooLarge, TemplateTooSlow
 from coordinator.edge.text.template_probe import described_document, described_tool, probe
 from protocol.errors import ConfigError, InvalidRequest
 
@@ -45,7 +45,8 @@ class Vanished:
 
 
 def try_template(template: ChatTemplate, clock: Clock, limits: EdgeLimits) -> KeptFields:
-    """Find out what `template` can do. ConfigError for one that does not end."""
+    """Find out what `template` can do. ConfigError for one that does not end, or takes a short conversation for more
+    than a long one may become."""
 
     def render(context: Mapping[str, Any]) -> str:
         return template.render(context, clock=clock, limits=limits)
@@ -56,6 +57,8 @@ def try_template(template: ChatTemplate, clock: Clock, limits: EdgeLimits) -> Ke
         except TemplateTooSlow as error:
             most_s = limits.template_deadline_s
             raise ConfigError(f"the chat template takes longer than {most_s:g} s") from error
+        except TemplateTooLarge as error:
+            raise ConfigError(f"{error}: of a short conversation") from error
         except InvalidRequest:
             return None
 
