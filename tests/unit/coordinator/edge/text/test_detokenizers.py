@@ -10,15 +10,33 @@ from coordinator.cluster.service_api import StreamEvent
 from coordinator.edge.answers.answer import joined
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.text.detokenizer import REPLACEMENT
-from coordinator.edge.text.tokenizer import TextTokenizer
+from coordinator.edge.text.tokenizer import WHOLE_DECODE_TOKENS, TextTokenizer
+from engine.checkpoints.gguf_tokenizer import build_tokenizer
 from protocol.sampling import SampledToken
 from tests.unit.coordinator.edge.text.chat_models import TOKENIZERS
+from tests.unit.engine.checkpoints.test_gguf_models import (
+    LLAMA3,
+    TEKKEN,
+    of_trained,
+    piece_vocabulary,
+    trained,
+)
 
 NUM_SEQUENCES = 4000
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
+OF_GGUF = {
+    "gguf-sentencepiece": lambda: build_tokenizer(piece_vocabulary()),
+    "gguf-no-prefix": lambda: build_tokenizer(piece_vocabulary(add_space_prefix=False)),
+    "gguf-tekken": lambda: build_tokenizer(of_trained(trained(TEKKEN), "tekken")),
+    "gguf-llama3": lambda: build_tokenizer(of_trained(trained(LLAMA3), "llama-bpe")),
+}
+
+
+@pytest.fixture(scope="module", params=[*TOKENIZERS, *OF_GGUF])
 def tokenizer(request) -> TextTokenizer:
+    if request.param in OF_GGUF:
+        return TextTokenizer(OF_GGUF[request.param]())
     return TextTokenizer(TOKENIZERS[request.param]().to_str().encode())
 
 
@@ -40,6 +58,24 @@ def test_text_of_random_ids_is_what_they_add_to_the_prompt(tokenizer):
             num_compared += 1
             assert streamed(tokenizer, prompt, ids, skip=skip) == text[len(before) :], (prompt, ids)
     assert num_compared > 0.6 * NUM_SEQUENCES
+
+
+def test_text_of_random_ids_alone_is_streamed_as_it_is_whole(tokenizer):
+    """Every sequence, without exception, and as the edge tells it: in events of any size."""
+    draw = random.Random(5)
+    for _ in range(NUM_SEQUENCES):
+        ids = [draw.randrange(tokenizer.size + 2) for _ in range(draw.randrange(1, 24))]
+        skip = draw.random() < 0.5
+        whole = tokenizer.decode(ids, skip_special_tokens=skip)
+        assert streamed(tokenizer, [], ids, skip=skip) == whole, ids
+        if skip and draw.random() < 0.1:
+            assert offsets_and_text(tokenizer, ids, draw.randrange(1, 6))[1] == whole, ids
+
+
+def test_text_of_many_ids_is_read_in_pieces(tokenizer):
+    draw = random.Random(6)
+    ids = [draw.randrange(tokenizer.size) for _ in range(WHOLE_DECODE_TOKENS + 500)]
+    assert tokenizer.decode_long(ids) == tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def test_a_long_run_of_bytes_is_one_run():
@@ -85,5 +121,7 @@ def test_offsets_count_characters_of_the_text(tokenizer, size):
     assert offsets == sorted(offsets)
     for token_id, offset in zip(ids, offsets, strict=True):
         own = tokenizer.token_text(token_id)
+        if token_id in tokenizer.byte_ids:  # shown with the whole run of bytes that it is in
+            continue
         if REPLACEMENT not in own and offset and token_id not in tokenizer.special_ids:
             assert text.startswith(own, offset)
