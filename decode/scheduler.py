@@ -8,6 +8,7 @@
 
 A preempted sequence goes to the head of the queue and is computed again from its tokens; the same
 tokens come out, because a draw depends only on seed and position. The youngest goes first.
+Prompts that are computed here go by when they are due, a piece a step of a long one, as on a prefill worker.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from engine.kv.sequence import Scheduled, Sequence, SequenceStatus
+from engine.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,28 +28,42 @@ Key = tuple[str, int]
 
 
 class _Step:
-    """One step being filled. `pieces` counts tokens of prompts that are limited to a piece a step, together."""
+    """One step being filled. `pieces` counts tokens of prompts that are limited to a piece a step, together; a piece
+    of a long prompt stands beside no other prompt."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, pace: Pace, block_size: int) -> None:
         self.batch: list[Scheduled] = []
         self._budget = budget
+        self._pace = pace
+        self._block_size = block_size
         self._pieces = 0
+        self._has_prompts = self._is_closed = False
 
     def room(self, sequence: Sequence) -> int:
         """Prompt tokens of the sequence that may still be added."""
+        if self._is_closed:
+            return 0
         if not sequence.chunk_tokens:
             return self._budget
         return min(self._budget, sequence.chunk_tokens - self._pieces)
 
-    def add(self, sequence: Sequence) -> None:
-        """Its next token, always; or as much of its prompt as there is room for."""
-        remaining = sequence.num_tokens - sequence.num_computed_tokens
-        num_tokens = 1 if remaining == 1 else min(remaining, self.room(sequence))
+    def write(self, sequence: Sequence) -> None:
+        """Its next token, always."""
+        self.batch.append(Scheduled(sequence, 1))
+        self._budget -= 1
+
+    def read(self, sequence: Sequence) -> None:
+        """As much of its prompt as there is room for."""
+        chunk = self._pace.chunk(sequence, self._block_size, sequence.chunk_tokens)
+        is_piece = chunk < sequence.num_tokens - sequence.num_computed_tokens
+        num_tokens = 0 if is_piece and self._has_prompts else min(chunk, self.room(sequence))
+        self._is_closed = self._is_closed or is_piece
         if num_tokens <= 0:
             return
         self.batch.append(Scheduled(sequence, num_tokens))
         self._budget -= num_tokens
-        if remaining > 1 and sequence.chunk_tokens:
+        self._has_prompts = True
+        if sequence.chunk_tokens:
             self._pieces += num_tokens
 
 
@@ -55,9 +71,15 @@ class DecodeScheduler:
     """Every sequence here is in exactly one of `waiting`, `fetching` and `running` (oldest first)."""
 
     def __init__(
-        self, allocator: Allocator, *, max_num_batched_tokens: int, max_num_seqs: int
+        self,
+        allocator: Allocator,
+        *,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        pace: Pace | None = None,
     ) -> None:
         self.allocator = allocator
+        self.pace = pace or Pace(max_num_batched_tokens)
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
         self.waiting: deque[Sequence] = deque()
@@ -134,10 +156,11 @@ class DecodeScheduler:
     def schedule(self) -> list[Scheduled]:
         """One token for every running sequence, then chunks of prompts computed here, within the budget."""
         self._make_room()
-        step = _Step(self.max_num_batched_tokens)
+        step = _Step(self.max_num_batched_tokens, self.pace, self.allocator.block_size)
         for sequence in self.running:
-            step.add(sequence)
-        self._admit_local(step)
+            if _is_written(sequence):
+                step.write(sequence)
+        self._read_prompts(step)
         return step.batch
 
     def _make_room(self) -> None:
@@ -160,13 +183,19 @@ class DecodeScheduler:
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
 
-    def _admit_local(self, step: _Step) -> None:
-        for sequence in [s for s in self.waiting if s.key not in self._remote]:
-            if step.room(sequence) <= 0 or self._num_active >= self.max_num_seqs:
-                break
-            if not self._start_local(sequence):
-                break
-            step.add(sequence)
+    def _read_prompts(self, step: _Step) -> None:
+        """Prompts that are computed here: what was preempted was here before, then what is due first."""
+        here = [s for s in self.running if not _is_written(s)]
+        waiting = [s for s in self.waiting if s.key not in self._remote]
+        is_room = True
+        for sequence in sorted((*here, *waiting), key=_turn):
+            if sequence.status is not SequenceStatus.RUNNING:
+                is_room = is_room and step.room(sequence) > 0
+                is_room = is_room and self._num_active < self.max_num_seqs
+                is_room = is_room and self._start_local(sequence)
+                if not is_room:
+                    continue
+            step.read(sequence)
 
     def _start_local(self, sequence: Sequence) -> bool:
         started = self.allocator.start(
@@ -189,3 +218,12 @@ class DecodeScheduler:
             if samples:
                 sampled.append(scheduled.sequence)
         return sampled
+
+
+def _is_written(sequence: Sequence) -> bool:
+    """Whether only its newest token is to be computed."""
+    return sequence.num_tokens - sequence.num_computed_tokens == 1
+
+
+def _turn(sequence: Sequence) -> tuple[bool, float]:
+    return sequence.status is not SequenceStatus.PREEMPTED, sequence.due_s

@@ -1,7 +1,8 @@
 """Which prompt tokens a prefill worker computes next. Owns waiting and running prompts; pure.
 
-First come, first served, in chunks: one step computes at most `max_num_batched_tokens` tokens, the
-oldest prompt first, so a prompt's time to first token is its own length plus what came before it.
+In chunks, by when each is due, which the coordinator says: soon for a short prompt, later for a long one, so that
+nobody waits behind a long one and that one does not wait for ever. One step computes at most `max_num_batched_tokens`
+tokens, and of a long prompt only a piece (`engine.pace`), alone: its piece is what a short prompt may have to wait for.
 A prompt gets all its blocks before its first chunk, so two half-done prompts never wait for each
 other's blocks. One whose beginning is being fetched from another worker's cache has its blocks too,
 and is passed over until `resume`.
@@ -13,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from engine.kv.sequence import Scheduled, Sequence, SequenceStatus
+from engine.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,9 +30,15 @@ class PrefillScheduler:
     """Every sequence here is in exactly one of `waiting` and `running`."""
 
     def __init__(
-        self, allocator: Allocator, *, max_num_batched_tokens: int, max_num_seqs: int
+        self,
+        allocator: Allocator,
+        *,
+        max_num_batched_tokens: int,
+        max_num_seqs: int,
+        pace: Pace | None = None,
     ) -> None:
         self.allocator = allocator
+        self.pace = pace or Pace(max_num_batched_tokens)
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
         self.waiting: deque[Sequence] = deque()
@@ -74,16 +82,20 @@ class PrefillScheduler:
         return None
 
     def schedule(self) -> list[Scheduled]:
-        """Chunks of the next step, oldest prompts first; empty when nothing fits."""
+        """Chunks of the next step, first what is due first; empty when nothing fits."""
         budget = self.max_num_batched_tokens
         batch: list[Scheduled] = []
-        for sequence in self.running:
-            budget -= self._schedule_chunk(sequence, budget, batch)
-        while budget > 0 and self.waiting and len(self.running) < self.max_num_seqs:
-            if not self._start(self.waiting[0]):
+        is_room = True
+        for sequence in sorted(self, key=lambda s: s.due_s):
+            if budget <= 0:
                 break
-            sequence = self.waiting.popleft()
-            self.running.append(sequence)
+            if sequence.status is SequenceStatus.WAITING:
+                is_room = is_room and len(self.running) < self.max_num_seqs
+                is_room = is_room and self._start(sequence)
+                if not is_room:
+                    continue
+                self.waiting.remove(sequence)
+                self.running.append(sequence)
             budget -= self._schedule_chunk(sequence, budget, batch)
         return batch
 
@@ -108,18 +120,23 @@ class PrefillScheduler:
         """Append the sequence's next chunk; returns how much of the budget is gone.
 
         A long rest is split, so that most of its blocks are read while its end is computed. Both parts
-        have their step for themselves: another prompt beside them would delay the first token."""
-        if _is_fetching(sequence) or budget <= 0:
+        have their step for themselves: another prompt beside them would delay the first token. So would a piece of a
+        long prompt, which is alone, too."""
+        if _is_fetching(sequence):
             return 0
         left = sequence.num_tokens - sequence.num_computed_tokens
-        num_tokens = min(budget, left)
+        chunk = self.pace.chunk(sequence, self.allocator.block_size)
+        is_piece = chunk < left
+        if is_piece and batch:
+            return budget
+        num_tokens = min(budget, chunk)
         if num_tokens == left >= 2 * self._last_chunk_tokens:
             num_tokens = self.allocator.num_blocks(left - self._last_chunk_tokens)
             num_tokens *= self.allocator.block_size
             self._split.add(sequence.key)
         if num_tokens > 0:
             batch.append(Scheduled(sequence, num_tokens))
-        return budget if sequence.key in self._split else max(num_tokens, 0)
+        return budget if is_piece or sequence.key in self._split else max(num_tokens, 0)
 
     def update(self, batch: list[Scheduled]) -> list[Sequence]:
         """Note a finished step; returns the prompts that are now fully computed, removed from here."""

@@ -1,14 +1,14 @@
 """One simulated worker: production messages in, production messages out, computing replaced by calibrated times.
 
-A turn is one decode step of the whole batch and, beside it, one chunk of the oldest prompt; orders are heard between
-turns, as in a real worker. Turns in which nothing begins or ends are taken together, because their length is a
+A turn is one decode step of the whole batch and, beside it, one chunk of the prompt that is due first (a piece of it, if
+it is long: `engine.pace`); orders are heard between turns, as in a real worker. Turns in which nothing begins or ends are taken together, because their length is a
 quadratic in their number: a worker costs events by the request, not by the token.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from protocol.messages.orders import Abort, Decode, Drain, Prefill
 from protocol.messages.reports import Output
 from protocol.sampling import SampledToken
 from protocol.worker_load import BlockCounts, WorkerLoad
+from simulation.prompt_queue import Prompt, PromptQueue
 
 if TYPE_CHECKING:
     from simulation.calibration import Hardware
@@ -26,26 +27,6 @@ REPORT_TOKENS = 64
 """Tokens of one sequence are told together after so many, which is where the ledger looks again."""
 
 Key = tuple[str, int]
-
-
-@dataclass(slots=True)
-class Prompt:
-    """A prompt that waits or is being computed; `left_s` of computing remain."""
-
-    key: Key
-    num_tokens: int
-    max_tokens: int
-    arrived_s: float
-    decode_worker: str
-    chunk_tokens: int
-    index: int
-    source: str = ""
-    started_s: float = 0.0
-    left_s: float = 0.0
-    left_tokens: int = 0
-    chunk_s: float = 0.0
-    cached: int = 0
-    fetch_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -79,8 +60,7 @@ class SimWorker:
     inbox: list[Prefill | Decode | Abort | tuple[Key, int, dict[str, float]]] = field(
         default_factory=list
     )
-    waiting: deque[Prompt] = field(default_factory=deque)
-    current: Prompt | None = None
+    prompts: PromptQueue = field(default_factory=PromptQueue)
     batch: dict[Key, Sequence] = field(default_factory=dict)
     marks: list[tuple[int, Key]] = field(default_factory=list)
     expected: dict[Key, Decode] = field(default_factory=dict)
@@ -113,12 +93,12 @@ class SimWorker:
 
     @property
     def _is_busy(self) -> bool:
-        return bool(self.batch) or self.current is not None
+        return bool(self.batch) or self.prompts.current is not None
 
     @property
     def is_idle(self) -> bool:
         """Nothing here and nothing expected."""
-        return not (self._is_busy or self.waiting or self.expected or self.inbox)
+        return not (self._is_busy or self.prompts.waiting or self.expected or self.inbox)
 
     def _leave_if_done(self) -> None:
         if self.draining and self.is_idle and self.alive:
@@ -133,8 +113,8 @@ class SimWorker:
         if batch:
             seconds = turns * hardware.step_s(batch, self.contexts)
             seconds += hardware.context_s * batch * turns * (turns - 1) / 2
-        if self.current is not None:
-            seconds += min(turns * self.current.chunk_s, self.current.left_s)
+        if (prompt := self.prompts.current) is not None:
+            seconds += min(turns * prompt.chunk_s, prompt.left_s)
         return seconds
 
     def _turns_until(self, now_s: float) -> int:
@@ -177,29 +157,27 @@ class SimWorker:
             self.steps += turns
             self.contexts += turns * len(self.batch)
             self.decode_tokens += turns * len(self.batch)
-        prompt = self.current
+        prompt = self.prompts.current
         if prompt is None or turns == 0:
             return None
-        computed = min(turns * prompt.chunk_tokens, prompt.left_tokens)
-        self.prefill_tokens += computed
-        prompt.left_tokens -= computed
-        prompt.left_s -= turns * prompt.chunk_s
-        if prompt.left_s > 1e-9:
+        self.prefill_tokens += prompt.advance(turns)
+        if not prompt.is_done:
             return None
-        self.current = None
+        self.prompts.current = None
         return prompt
 
     def _plan(self) -> None:
         """Up to the next turn at which something ends or is told."""
-        while self.current is None and self.waiting:
-            self._start(self.waiting.popleft())
+        prompt = self.prompts.choose()
+        if prompt is not None and not prompt.is_begun:
+            self._start(prompt)
         turns = 1 << 40
         while self.marks and self.marks[0][1] not in self.batch:
             heapq.heappop(self.marks)
         if self.batch and self.marks:
             turns = self.marks[0][0] - self.steps
-        if self.current is not None:
-            turns = min(turns, max(1, -int(-self.current.left_s // self.current.chunk_s)))
+        if prompt is not None:
+            turns = min(turns, prompt.turns_left)
         if self._is_busy:
             self.turns = max(turns, 1)
             self._schedule()
@@ -214,18 +192,12 @@ class SimWorker:
         request = self.cluster.request(prompt.key[0])
         chunks = request.chunks if request is not None else ()
         size = request.chunk_tokens if request is not None else 1
-        prompt.cached = min(self.cached(chunks) * size, prompt.num_tokens - 1)
+        cached, fetch_s = min(self.cached(chunks) * size, prompt.num_tokens - 1), 0.0
         there = self.cluster.cached_on(prompt.source, chunks) * size
-        if (there := min(there, prompt.num_tokens - 1)) > prompt.cached:
-            fetched = there - prompt.cached
-            prompt.fetch_s = self.hardware.handoff_s + fetched * self.hardware.transfer_token_s
-            prompt.cached = there
-        computed = prompt.num_tokens - prompt.cached
-        seconds = self.hardware.prompt_s(prompt.cached, prompt.num_tokens)
-        prompt.left_s = seconds + prompt.fetch_s
-        prompt.chunk_s = max(prompt.left_s * min(prompt.chunk_tokens / computed, 1.0), 1e-9)
-        prompt.started_s, prompt.left_tokens = self.at_s, computed
-        self.current = prompt
+        if (there := min(there, prompt.num_tokens - 1)) > cached:
+            fetch_s = self.hardware.handoff_s + (there - cached) * self.hardware.transfer_token_s
+            cached = there
+        prompt.begin(self.hardware, cached, fetch_s, self.at_s)
 
     def _prompt_done(self, prompt: Prompt, outputs: list[Output]) -> None:
         """The first token; then the KV goes to the decode worker, or stays here."""
@@ -316,9 +288,9 @@ class SimWorker:
         for message in inbox:
             match message:
                 case Prefill():
-                    self.waiting.append(self._prompt(message, message.decode_worker))
+                    self.prompts.waiting.append(self._prompt(message, message.decode_worker))
                 case Decode() if message.source is None:
-                    self.waiting.append(self._prompt(message, self.worker_id))
+                    self.prompts.waiting.append(self._prompt(message, self.worker_id))
                 case Decode():
                     self.expected[(message.request_id, message.attempt)] = message
                 case Abort():
@@ -344,16 +316,14 @@ class SimWorker:
             decode_worker,
             chunk,
             _emitted(order),
+            self.cluster.now_s + order.due_in_s,
             source,
         )
 
     def _abort(self, key: Key) -> None:
         self.expected.pop(key, None)
         self._drop(key)
-        if self.current is not None and self.current.key == key:
-            self.current = None
-        if any(prompt.key == key for prompt in self.waiting):
-            self.waiting = deque(prompt for prompt in self.waiting if prompt.key != key)
+        self.prompts.drop(key)
 
     # ---- the prefix cache: chunk ids, least recently used first out
 
@@ -383,7 +353,7 @@ class SimWorker:
         held = min(self.contexts // self.hardware.block_size, total)
         return WorkerLoad(
             blocks=BlockCounts(total=total, free=total - held, cached=0, held=held),
-            waiting=len(self.waiting),
+            waiting=len(self.prompts.waiting),
             running=len(self.batch),
             transferring=len(self.expected),
             prefill_tokens=self.prefill_tokens,

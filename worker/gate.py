@@ -63,6 +63,7 @@ class Grammars(Protocol):
 class _Waiting:
     order: Prefill | Decode
     begin: Callable[[float, Guide], None]
+    """Called with the seconds that it has waited."""
     since_s: float
 
 
@@ -102,8 +103,10 @@ class GrammarGate:
             self._waiting.setdefault(constraint.key, []).append(self._waiter(order, begin))
 
     def _waiter(self, order: LegOrder, begin: Callable[[LegOrder, Guide | None], None]) -> _Waiting:
-        def go(deadline_in_s: float, guide: Guide) -> None:
-            begin(msgspec.structs.replace(order, deadline_in_s=deadline_in_s), guide)
+        def go(waited_s: float, guide: Guide) -> None:
+            left_s = max(order.deadline_in_s - waited_s, 0.0)
+            due_in_s = order.due_in_s - waited_s
+            begin(msgspec.structs.replace(order, deadline_in_s=left_s, due_in_s=due_in_s), guide)
 
         return _Waiting(order, go, self._context.clock.now_s())
 
@@ -125,8 +128,7 @@ class GrammarGate:
         if guide.failure is not None:
             self._refuse(order, Failure(ErrorKind.INTERNAL, guide.failure))
             return
-        left_s = order.deadline_in_s - (self._context.clock.now_s() - waiting.since_s)
-        waiting.begin(max(left_s, 0.0), guide)
+        waiting.begin(self._context.clock.now_s() - waiting.since_s, guide)
 
     def end(self, key: tuple[str, int]) -> None:
         """Nobody wants it any more. Idempotent."""

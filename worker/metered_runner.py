@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from engine.kv.sequence import Scheduled
+    from engine.pace import Pace
     from engine.runner_api import Runner
     from protocol.clock import Clock
     from protocol.sampling import SampledToken
 
 
 class MeteredRunner:
-    """Written by the engine loop alone; the heartbeat thread reads, each field by itself."""
+    """Written by the engine loop alone; the heartbeat thread reads, each field by itself. `pace` learns from the steps."""
 
-    def __init__(self, runner: Runner, clock: Clock) -> None:
+    def __init__(self, runner: Runner, clock: Clock, pace: Pace) -> None:
         self._runner = runner
         self._clock = clock
+        self._pace = pace
         self.backend = runner.backend
         self.steps = 0
         self.step_s = 0.0
@@ -33,7 +35,9 @@ class MeteredRunner:
         started_s = self._clock.now_s()
         tokens = self._runner.execute(batch)
         size = sum(scheduled.num_tokens for scheduled in batch)
-        self.step_s += self._clock.now_s() - started_s
+        took_s = self._clock.now_s() - started_s
+        self._pace.took(batch, took_s)
+        self.step_s += took_s
         self.steps += 1
         self.stepped_tokens += size
         self.step_sizes[bisect_left(STEP_TOKEN_BUCKETS, size)] += 1

@@ -9,6 +9,7 @@ from decode.role import DecodeRole
 from decode.scheduler import DecodeScheduler
 from engine.kv.allocation import Allocator
 from engine.kv.block_pool import BlockPool
+from engine.pace import Pace
 from kvtransfer.promises.proofs import BlockProofs
 from kvtransfer.pulling.pull import PullingFetcher
 from kvtransfer.sharing.exchange import BlockExchange
@@ -98,16 +99,21 @@ def build_roles(
     fetcher = PullingFetcher(machinery.pulls, proofs)
     allocator = Allocator(pool, limits.block_size, prefix_caching=limits.prefix_caching)
     tokens, sequences = limits.max_num_batched_tokens, limits.max_num_seqs
-    metered = MeteredRunner(machinery.runner, context.clock)
+    pace = Pace(tokens)
+    metered = MeteredRunner(machinery.runner, context.clock, pace)
     prefill = PrefillRole(
-        PrefillScheduler(allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences),
+        PrefillScheduler(
+            allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences, pace=pace
+        ),
         metered,
         BlockExchange(proofs, leases, fetcher),
         outbox,
         context,
     )
     decode = DecodeRole(
-        DecodeScheduler(allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences),
+        DecodeScheduler(
+            allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences, pace=pace
+        ),
         metered,
         fetcher,
         outbox,

@@ -6,12 +6,12 @@ WaitingLine ─first─► life ─route─► reservations ─► Prefill to P,
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.cluster.lifecycle import Phase
 from coordinator.cluster.throughput import FinishRate
+from coordinator.cluster.turns import STRETCH, Turns, rank
 from protocol.errors import InvalidRequest, Overloaded, WorkerLost
 from protocol.messages.orders import Abort, Decode, Prefill
 from protocol.roles import Role
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 LEAST_WAIT_SHARE = 0.25
 """Of the bound: a prompt that takes nearly all of it alone may wait for others so long."""
+PRIOR_TOKEN_S = 1e-3
+"""What a prompt token takes while nothing is known."""
+MOST_ASKED = 4
+"""Tenants that may have a request that can go, when the one whose turn it is has to wait."""
 REACCOUNT_TOKENS = 64
 """A growing sequence's reservation is written anew after so many tokens."""
 
@@ -54,8 +58,7 @@ class LineBounds:
 
 
 class WaitingLine:
-    """First come, first served; what is replayed has waited longest. `bound_s` is how long a first token may take that
-    others are before."""
+    """Whose turn it is says `turns`. `bound_s` is how long a first token may take that others are before."""
 
     def __init__(
         self, books: Books, router: Router, demand: DemandBook, clock: Clock, bounds: LineBounds
@@ -65,15 +68,16 @@ class WaitingLine:
         self._books = books
         self._router = router
         self._demand = demand
-        self._lives: deque[RequestLife] = deque()
+        self._clock = clock
+        self._turns = Turns()
         self._finish_rate = FinishRate(clock)
         self._served: set[str] = set()
 
     def __len__(self) -> int:
-        return len(self._lives)
+        return len(self._turns)
 
     def __iter__(self) -> Iterator[RequestLife]:
-        return iter(list(self._lives))
+        return iter(list(self._turns))
 
     def check_room(self, lives: Sequence[RequestLife]) -> None:
         """Raise for a request, all of whose choices come or none: InvalidRequest for what would never fit, WorkerLost
@@ -84,15 +88,26 @@ class WaitingLine:
             raise WorkerLost("no worker is ready; the pools are starting or restarting")
         self._check_possible(lives)
         for life in lives:
-            salt = life.generation.cache_salt
-            life.work_tokens = self._router.expected_work(life.token_ids, salt)
-        if self._lives and len(self._lives) + len(lives) > self.max_requests:
-            raise self._overloaded(f"{len(self._lives)} requests wait already")
+            self._weigh(life)
+        if self._is_full(lives[0].generation.tenant, len(lives)):
+            raise self._overloaded(f"{len(self)} requests wait already")
         late_s = self._late_s(lives)
         if late_s is None:
             self._check_blocks(lives)
         elif late_s > 0:
             raise self._overloaded("those before this request take too long", late_s)
+
+    def _weigh(self, life: RequestLife) -> None:
+        """What its prompt costs, and so when it is due."""
+        work = self._demand.prompt_cost.work()
+        life.work_tokens = self._router.expected_work(life.token_ids, life.generation.cache_salt)
+        life.due_s = life.arrival_s + STRETCH * life.work_tokens * (work.token_s or PRIOR_TOKEN_S)
+
+    def _is_full(self, tenant: str, more: int) -> bool:
+        """More wait than may; but nobody is kept out by others who have more than their share of the places."""
+        share = self.max_requests / len(self._turns.tenants | {tenant})
+        has_share = self._turns.waiting_of(tenant) + more > share
+        return len(self) > 0 and len(self) + more > self.max_requests and has_share
 
     def _late_s(self, lives: Sequence[RequestLife]) -> float | None:
         """How much later than the bound the first token would come, for those before it; None as long as nothing is
@@ -102,18 +117,19 @@ class WaitingLine:
             return None
         own_s = token_s * max(life.work_tokens for life in lives)
         bound_s = min(self._bound_s, *(life.deadline_s - life.arrival_s for life in lives))
-        wait_s = self._prompts_s(token_s)
+        last = max(lives, key=rank)
+        before = self._turns.before(last)
+        wait_s = self._prompts_s(token_s, last.due_s, before.work_tokens)
         if not self._is_room_in_decoders():
-            wait_s = max(wait_s, len(self._lives) / self._finish_rate.per_s())
+            wait_s = max(wait_s, before.requests / self._finish_rate.per_s())
         return wait_s - max(bound_s - own_s, LEAST_WAIT_SHARE * bound_s)
 
-    def _prompts_s(self, token_s: float) -> float:
-        """When a worker has time for a new prompt, those that wait here being before it."""
+    def _prompts_s(self, token_s: float, due_s: float, waiting_tokens: int) -> float:
+        """When a worker has time for a prompt that is due then, some that wait here being before it."""
         ready, ledger = self._books.ready(), self._books.ledger
         workers = [worker for worker in ready if worker.role is Role.PREFILL] or ready
-        queues = [ledger.queued_prefill_tokens(worker.worker_id) for worker in workers]
-        waiting = sum(life.work_tokens for life in self._lives)
-        return token_s * level(queues, waiting)
+        queues = [ledger.queued_before(worker.worker_id, due_s).work_tokens for worker in workers]
+        return token_s * level(queues, waiting_tokens)
 
     def _is_room_in_decoders(self) -> bool:
         """Whether who is next would find a decode worker, if a prefill worker were free."""
@@ -124,11 +140,11 @@ class WaitingLine:
     def _check_blocks(self, lives: Sequence[RequestLife]) -> None:
         """One pool-full may wait beside the one that is being served."""
         decoders, ledger = self._books.decoders(), self._books.ledger
-        wanted = sum(map(self._need, (*self._lives, *lives)))
+        wanted = sum(map(self._need, (*self._turns, *lives)))
         free = sum(ledger.free_blocks(worker.worker_id) for worker in decoders)
         capacity = sum(worker.hello.num_blocks for worker in decoders)
-        if self._lives and wanted > capacity + free:
-            raise self._overloaded(f"{len(self._lives)} requests wait for KV blocks already")
+        if len(self) and wanted > capacity + free:
+            raise self._overloaded(f"{len(self)} requests wait for KV blocks already")
 
     def _overloaded(self, why: str, wait_s: float = 0.0) -> Overloaded:
         return Overloaded(f"{why}; retry later", max(self._finish_rate.promise(), wait_s))
@@ -147,28 +163,35 @@ class WaitingLine:
         return self._books.ledger.decode_need(life.num_tokens, life.max_new_tokens)
 
     def add(self, life: RequestLife) -> None:
-        """To the end."""
-        self._lives.append(life)
+        """In its turn."""
+        self._turns.add(life)
         self._served.add(life.request_id)
         self._finish_rate.begun()
 
     def put_first(self, life: RequestLife) -> None:
         """A replay goes before those that were never sent."""
-        self._lives.appendleft(life)
+        self._turns.put_first(life)
 
     def first(self) -> RequestLife | None:
         """Whose turn it is."""
-        return self._lives[0] if self._lives else None
+        return next(iter(self._turns.candidates()), None)
 
-    def remove(self, life: RequestLife) -> None:
-        """It was sent, or is over; harmless when it does not wait."""
-        if life in self._lives:
-            self._lives.remove(life)
+    def next(self) -> Iterator[RequestLife]:
+        """Whose turn it is, and who may go when that one cannot go yet: nobody goes before what is overdue."""
+        now_s = self._clock.now_s()
+        for life in self._turns.candidates()[:MOST_ASKED]:
+            yield life
+            if life.attempt or life.due_s <= now_s:
+                return
+
+    def take(self, life: RequestLife) -> None:
+        """It is sent now."""
+        self._turns.take(life)
 
     def ended(self, life: RequestLife, *, is_well: bool) -> None:
         """A request is over, wherever it was: from good ends comes what Retry-After says."""
         if life.phase is Phase.QUEUED:
-            self.remove(life)
+            self._turns.remove(life)
         if life.request_id not in self._served:  # an internal one
             return
         self._served.discard(life.request_id)
@@ -193,13 +216,16 @@ class Dispatch:
     # ---- attempts
 
     def pump(self) -> None:
-        """Send waiting requests, oldest first, as long as there is room."""
-        while (life := self._line.first()) is not None:
-            route = self._route(life)
-            if route is None:
-                return
-            self._line.remove(life)
+        """Send waiting requests in their turn, as long as there is room."""
+        while (found := self._next()) is not None:
+            life, route = found
+            self._line.take(life)
             self.send(life, route)
+
+    def _next(self) -> tuple[RequestLife, Route] | None:
+        """The first that can go, and where."""
+        routes = ((life, self._route(life)) for life in self._line.next())
+        return next(((life, route) for life, route in routes if route is not None), None)
 
     def _route(self, life: RequestLife) -> Route | None:
         """A pair with room for the request, or None."""
@@ -209,6 +235,7 @@ class Dispatch:
             life.max_new_tokens,
             life.generation.cache_salt,
             self._clock.now_s(),
+            life.due_s,
         )
 
     def send(self, life: RequestLife, route: Route) -> None:
@@ -218,12 +245,12 @@ class Dispatch:
         life.dispatch(prefill_id, decode.worker_id)
         life.timeline.dispatched(prefill_id, decode.worker_id, now_s)
         token_ids = life.token_ids
-        work = route.work_tokens or len(token_ids)
-        local = 0 if prefill else work
-        self._ledger.reserve_decode(decode.worker_id, life.request_id, self._need(life), local)
+        self._ledger.reserve_decode(decode.worker_id, life.request_id, self._need(life))
+        work, computing = route.work_tokens or len(token_ids), prefill or decode
+        self._ledger.reserve_computing(computing.worker_id, life.request_id, work, life.due_s)
         holders = [decode.worker_id]
         if prefill is not None:
-            self._ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids), work)
+            self._ledger.reserve_prefill(prefill.worker_id, life.request_id, len(token_ids))
             holders.append(prefill.worker_id)
             self._outgoing.send_order(prefill, prefill_leg(life, prefill, route, now_s))
             life.ordered(prefill.worker_id, prefill.sent_seq)
@@ -305,6 +332,7 @@ def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: fl
         num_prompt_tokens=len(life.generation.prompt_token_ids),
         sampling=life.generation.sampling,
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
+        due_in_s=life.due_s - now_s,
         cache_salt=life.generation.cache_salt,
         decode_worker=route.decode.worker_id,
         prefix_source=source.hello.address if source else None,
@@ -323,6 +351,7 @@ def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: flo
         num_prompt_tokens=len(life.generation.prompt_token_ids),
         sampling=life.generation.sampling,
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
+        due_in_s=life.due_s - now_s,
         cache_salt=life.generation.cache_salt,
         source=source.hello.address if source else None,
         chunk_tokens=route.chunk_tokens,

@@ -8,12 +8,19 @@ preempts. On its prefill worker it reserves the prompt until the decode side has
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADROOM_TOKENS = 256
+
+
+class Queued(NamedTuple):
+    """Prompts, and what they cost as tokens of the mean prompt."""
+
+    prompts: int
+    work_tokens: int
 
 
 class _Sum:
@@ -42,13 +49,43 @@ class _Sum:
         return amount is not None
 
 
+class _Prompts:
+    """Prompts to be computed: what each costs, and when it is due."""
+
+    __slots__ = ("_prompts", "total")
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, tuple[float, int]] = {}
+        self.total = 0
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def add(self, request_id: str, due_s: float, work_tokens: int) -> None:
+        """A second time changes it."""
+        self.drop(request_id)
+        self._prompts[request_id] = (due_s, work_tokens)
+        self.total += work_tokens
+
+    def drop(self, request_id: str) -> bool:
+        """Whether it was there."""
+        prompt = self._prompts.pop(request_id, None)
+        self.total -= prompt[1] if prompt else 0
+        return prompt is not None
+
+    def before(self, due_s: float) -> Queued:
+        """What is computed before a prompt that is due then."""
+        work = [work for due, work in self._prompts.values() if due <= due_s]
+        return Queued(len(work), sum(work))
+
+
 @dataclass(slots=True)
 class _Account:
     capacity_blocks: int
     capacity_sequences: int
     decode_blocks: _Sum = field(default_factory=_Sum)
     prefill_blocks: _Sum = field(default_factory=_Sum)
-    prefill_tokens: _Sum = field(default_factory=_Sum)
+    prompts: _Prompts = field(default_factory=_Prompts)
 
     @property
     def used_blocks(self) -> int:
@@ -91,48 +128,47 @@ class Ledger:
         account = self._accounts[worker_id]
         return account.used_blocks + blocks <= account.capacity_blocks
 
-    def reserve_decode(
-        self, worker_id: str, request_id: str, blocks: int, local_tokens: int = 0
-    ) -> None:
-        """Promise blocks on a decode worker; a second call changes the amount. `local_tokens` of a prompt
-        are to be computed there too."""
+    def reserve_decode(self, worker_id: str, request_id: str, blocks: int) -> None:
+        """Promise blocks on a decode worker; a second call changes the amount."""
         if (account := self._accounts.get(worker_id)) is not None:
             account.decode_blocks[request_id] = blocks
-            if local_tokens:
-                account.prefill_tokens[request_id] = local_tokens
 
-    def reserve_prefill(
-        self, worker_id: str, request_id: str, tokens: int, work_tokens: int
-    ) -> None:
-        """Promise a prompt's blocks on a prefill worker, and its computing, which costs `work_tokens`."""
+    def reserve_prefill(self, worker_id: str, request_id: str, tokens: int) -> None:
+        """Promise a prompt's blocks on a prefill worker."""
         if (account := self._accounts.get(worker_id)) is not None:
             account.prefill_blocks[request_id] = self.num_blocks(tokens)
-            account.prefill_tokens[request_id] = work_tokens
+
+    def reserve_computing(
+        self, worker_id: str, request_id: str, work_tokens: int, due_s: float
+    ) -> None:
+        """Promise a prompt's computing, on a worker of either role."""
+        if (account := self._accounts.get(worker_id)) is not None:
+            account.prompts.add(request_id, due_s, work_tokens)
 
     def prefill_computed(self, worker_id: str, request_id: str) -> bool:
         """The prompt is computed; its blocks stay reserved until they are taken over. False when it was already."""
         account = self._accounts.get(worker_id)
-        return account is not None and account.prefill_tokens.drop(request_id)
+        return account is not None and account.prompts.drop(request_id)
 
     def release_prefill(self, worker_id: str, request_id: str) -> None:
         """The prompt's blocks were taken over, or are not wanted."""
         if (account := self._accounts.get(worker_id)) is not None:
-            account.prefill_tokens.drop(request_id)
+            account.prompts.drop(request_id)
             account.prefill_blocks.drop(request_id)
 
     def release_decode(self, worker_id: str, request_id: str) -> None:
         """The request is over on its decode worker."""
         if (account := self._accounts.get(worker_id)) is not None:
             account.decode_blocks.drop(request_id)
-            account.prefill_tokens.drop(request_id)
+            account.prompts.drop(request_id)
 
     def queued_prefill_tokens(self, worker_id: str) -> int:
         """Work sent to the worker and not yet done, as tokens of the mean prompt."""
-        return self._accounts[worker_id].prefill_tokens.total
+        return self._accounts[worker_id].prompts.total
 
-    def num_queued_prompts(self, worker_id: str) -> int:
-        """Prompts sent to the worker and not yet computed."""
-        return len(self._accounts[worker_id].prefill_tokens)
+    def queued_before(self, worker_id: str, due_s: float) -> Queued:
+        """Prompts sent to the worker and not yet computed that it computes before one that is due then."""
+        return self._accounts[worker_id].prompts.before(due_s)
 
     def free_blocks(self, worker_id: str) -> int:
         """Blocks that are promised to nobody."""

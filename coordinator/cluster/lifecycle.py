@@ -81,7 +81,7 @@ class Delivery:
 @dataclass(slots=True)
 class RequestLife:
     """Invariant: `emitted` is exactly what the client has been given, in order. `is_tied`: meant for one route, as a
-    probe is, so that the loss of that is its end."""
+    probe is, so that the loss of that is its end. `due_s` orders prompts: at once, until its cost is known."""
 
     generation: Generation
     arrival_s: float
@@ -98,9 +98,11 @@ class RequestLife:
     strikes: dict[str, int] = field(default_factory=dict)
     is_tied: bool = False
     work_tokens: int = 0
+    due_s: float = field(init=False)
     timeline: Timeline = field(init=False)
 
     def __post_init__(self) -> None:
+        self.due_s = self.arrival_s
         self.timeline = Timeline(self.arrival_s)
 
     @property

@@ -1,14 +1,15 @@
 """Which pair of workers serves a request. Owns the choice and the memory of prefixes; pure.
 
-Prefill: done soonest by the work that is queued there and by its own, counting tokens the worker probably has cached as
+Prefill: done soonest by the work that is queued there and due before it, and by its own, counting tokens the worker probably has cached as
 already done, and those that it can read from another worker's cache as nearly so. A prompt is bound to a worker late: while
-every prefill worker has enough to do, it waits in the line, where the best worker can still be chosen. Where prompts queue, a decode worker
+every worker has enough to do before it, it waits in the line, where the best worker can still be chosen. Where prompts queue, a decode worker
 that would be done sooner computes one itself. Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
 A pair whose transfer just failed is avoided for a while.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ TOKEN_BYTES = 8
 BAD_PAIR_S = 5.0
 SHARE_SLACK = 0.1
 ENOUGH_PROMPTS, ENOUGH_STEPS = 2, 2
-"""A prefill worker has enough to do with so many prompts, if they fill so many steps."""
+"""A worker has enough to do before a prompt with so many that are due first, if they fill so many steps."""
 RELIEF_SPEED = 0.4
 """How fast a decode worker computes prompts beside its answers, a prefill worker being 1."""
 RELIEF_CHUNKS = 8
@@ -152,6 +153,7 @@ class Router:
         max_new_tokens: int,
         salt: str,
         now_s: float,
+        due_s: float = math.inf,
     ) -> Route | None:
         """The best pair with room for the request, or None when it must wait."""
         ready = [worker for worker in workers if worker.is_ready]
@@ -159,6 +161,8 @@ class Router:
         prefillers = [w for w in ready if w.role == Role.PREFILL] if decoders else []
         need = self.ledger.decode_need(len(token_ids), max_new_tokens)
         fitting = [w for w in decoders or ready if self.ledger.fits_decode(w.worker_id, need)]
+        if not prefillers:
+            fitting = [w for w in fitting if not self._has_enough(w, due_s)]
         if not fitting:
             return None
         hits = self.prefixes.hits(token_ids, salt)
@@ -166,13 +170,17 @@ class Router:
         work = self._work_of(len(token_ids), hits)
         if not prefillers:
             return Route(None, decode, work_tokens=work(decode))
-        prefill = self._choose_prefill(prefillers, decode, len(token_ids), work, now_s)
+
+        def until_done(worker: WorkerRecord) -> int:
+            return self.ledger.queued_before(worker.worker_id, due_s).work_tokens + work(worker)
+
+        prefill = self._choose_prefill(prefillers, decode, len(token_ids), until_done, now_s)
         if prefill is None:
             return None
-        if self._relieves and self._is_sooner_at(decode, prefill, work):
+        if self._relieves and self._is_sooner_at(decode, prefill, until_done, work):
             chunk = max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1)
             return Route(None, decode, chunk, work_tokens=work(decode))
-        if self._has_enough(prefill):
+        if self._has_enough(prefill, due_s):
             return None
         source = self._choose_source(ready, prefill, hits)
         num_tokens = hits[source.worker_id] if source else 0
@@ -193,24 +201,22 @@ class Router:
 
         return of
 
-    def _has_enough(self, prefill: WorkerRecord) -> bool:
-        step_tokens = prefill.hello.max_num_batched_tokens
-        return (
-            self.ledger.num_queued_prompts(prefill.worker_id) >= ENOUGH_PROMPTS
-            and self.ledger.queued_prefill_tokens(prefill.worker_id) >= ENOUGH_STEPS * step_tokens
-        )
+    def _has_enough(self, worker: WorkerRecord, due_s: float) -> bool:
+        before = self.ledger.queued_before(worker.worker_id, due_s)
+        enough_tokens = ENOUGH_STEPS * worker.hello.max_num_batched_tokens
+        return before.prompts >= ENOUGH_PROMPTS and before.work_tokens >= enough_tokens
 
+    @staticmethod
     def _is_sooner_at(
-        self, decode: WorkerRecord, prefill: WorkerRecord, work: Callable[[WorkerRecord], int]
+        decode: WorkerRecord,
+        prefill: WorkerRecord,
+        until_done: Callable[[WorkerRecord], int],
+        work: Callable[[WorkerRecord], int],
     ) -> bool:
         """Whether the decode worker, beside its answers, computes the prompt before the prefill worker
         gets to its end. Not on account of less than one step: streams that are being written pay for it."""
-
-        def until_done(worker: WorkerRecord) -> int:
-            return self.ledger.queued_prefill_tokens(worker.worker_id) + work(worker)
-
-        step_tokens = prefill.hello.max_num_batched_tokens
-        has_queue = self.ledger.queued_prefill_tokens(prefill.worker_id) >= step_tokens
+        waits_for = until_done(prefill) - work(prefill)
+        has_queue = waits_for >= prefill.hello.max_num_batched_tokens
         return has_queue and until_done(decode) / RELIEF_SPEED < until_done(prefill)
 
     def _choose_source(
@@ -239,7 +245,7 @@ class Router:
         prefillers: list[WorkerRecord],
         decode: WorkerRecord,
         num_tokens: int,
-        work: Callable[[WorkerRecord], int],
+        until_done: Callable[[WorkerRecord], int],
         now_s: float,
     ) -> WorkerRecord | None:
         need = self.ledger.num_blocks(num_tokens)
@@ -248,7 +254,7 @@ class Router:
             w for w in fitting if self._bad_pairs.get((w.worker_id, decode.worker_id), 0.0) <= now_s
         ]
 
-        def until_done(worker: WorkerRecord) -> int:
-            return self.ledger.queued_prefill_tokens(worker.worker_id) + work(worker)
+        def soonest(worker: WorkerRecord) -> tuple[int, int]:
+            return until_done(worker), self.ledger.queued_prefill_tokens(worker.worker_id)
 
-        return min(good or fitting, key=until_done, default=None)
+        return min(good or fitting, key=soonest, default=None)

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One choice to generate: token ids in, sampling resolved (seed set, max_tokens within context)."""
+    """One choice to generate: token ids in, sampling resolved (seed set, max_tokens within context). Tenants share
+    the workers fairly; among one's requests the lowest `priority` goes first."""
 
     request_id: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
     deadline_in_s: float = 600.0
     cache_salt: str = ""
+    tenant: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

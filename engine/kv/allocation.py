@@ -40,6 +40,7 @@ class Allocator:
             root=root_key(context.fingerprint_hash, order.cache_salt),
             hold=self.pool.empty_hold(f"seq:{order.request_id}"),
             deadline_s=now_s + order.deadline_in_s,
+            due_s=now_s + order.due_in_s,
             arrival_s=now_s,
         )
 

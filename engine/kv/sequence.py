@@ -38,7 +38,7 @@ class Sequence:
 
     `token_ids` starts with the client's prompt (`num_prompt_tokens` long); everything after it is
     output, including output of earlier attempts. `root` is the parent key of the first block.
-    `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
+    `due_s` is by when its prompt should be computed: the earliest goes first. `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
     `chunk_tokens` limits what a step may compute of it, together with others so limited (0: no limit);
     `prefix_fetch_s` is how long reading from there, or trying to, took. `guide` is how far the output is
     in its grammar, if it has one.
@@ -52,6 +52,7 @@ class Sequence:
     root: bytes
     hold: Hold
     deadline_s: float = float("inf")
+    due_s: float = 0.0
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     was_started: bool = False

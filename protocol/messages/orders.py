@@ -39,7 +39,8 @@ class Prefill(Order, frozen=True, kw_only=True):
     """Compute a prompt, choose its first token, and offer the blocks to `decode_worker`.
 
     `token_ids` is prompt plus tokens already emitted (a replay); the first `num_prompt_tokens` of
-    them are the client's prompt. `prefix_source` probably has the first `prefix_source_tokens`
+    them are the client's prompt. Of several prompts the one that is due first goes first; `due_in_s` may be in the past.
+    `prefix_source` probably has the first `prefix_source_tokens`
     cached: what is not cached here may be read there instead of being computed.
     """
 
@@ -49,6 +50,7 @@ class Prefill(Order, frozen=True, kw_only=True):
     num_prompt_tokens: int
     sampling: SamplingParams
     deadline_in_s: float
+    due_in_s: float = 0.0
     cache_salt: str = ""
     decode_worker: str = ""
     prefix_source: PeerAddress | None = None
@@ -56,8 +58,8 @@ class Prefill(Order, frozen=True, kw_only=True):
 
 
 class Decode(Order, frozen=True, kw_only=True):
-    """Continue a prompt to its end. Without `source` the worker computes the prompt itself, at most
-    `chunk_tokens` of it in a step (0: no limit)."""
+    """Continue a prompt to its end. Without `source` the worker computes the prompt itself, in its turn by `due_in_s`,
+    at most `chunk_tokens` of it in a step (0: no limit)."""
 
     request_id: str
     attempt: int
@@ -65,6 +67,7 @@ class Decode(Order, frozen=True, kw_only=True):
     num_prompt_tokens: int
     sampling: SamplingParams
     deadline_in_s: float
+    due_in_s: float = 0.0
     cache_salt: str = ""
     source: PeerAddress | None = None
     chunk_tokens: int = 0

@@ -57,7 +57,7 @@ class SamplingWishes:
 class AnswerRequest:
     """What a client wants, in nobody's dialect: each of `prompts`, continued `choices_per_prompt` times.
 
-    `prompt_field` is what the client calls its prompt, for errors. `default_max_tokens` holds when the
+    `prompt_field` is what the client calls its prompt, for errors. The lowest `priority` goes first. `default_max_tokens` holds when the
     wishes name none. `operation`, `reply_id` and `model` are what traces call it. `has_parts` says that its
     dialect has room for reasoning and calls.
     """
@@ -75,6 +75,7 @@ class AnswerRequest:
     include_stop: bool = False
     skip_special_tokens: bool = True
     cache_salt: str = ""
+    priority: int = 0
     is_stream: bool = False
     tools: ToolUse = NO_TOOLS
     has_parts: bool = False

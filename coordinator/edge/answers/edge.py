@@ -82,7 +82,8 @@ class Edge:
         if asked.tools.must_call:
             message = "an answer that must call a tool is not supported by this server"
             raise InvalidRequest(message, "tool_choice", UNSUPPORTED_CODE)
-        generations = self.rules.generations(asked, principal.salt(asked.cache_salt))
+        salt = principal.salt(asked.cache_salt)
+        generations = self.rules.generations(asked, salt, principal.tenant)
         sampling = generations[0].sampling
         tokenizer = self.context.tokenizer
         make_parts = self.formats.maker(asked, tokenizer, asked.prompts[0])

@@ -25,6 +25,11 @@ def sequence(pool: BlockPool, name: str, tokens: list[int], max_tokens: int = 10
     )
 
 
+def due(made: Sequence, due_s: float) -> Sequence:
+    made.due_s = due_s
+    return made
+
+
 def prefiller(num_blocks: int = 64, budget: int = 8) -> PrefillScheduler:
     allocator = Allocator(BlockPool(num_blocks), BLOCK_SIZE)
     return PrefillScheduler(allocator, max_num_batched_tokens=budget, max_num_seqs=16)
@@ -47,22 +52,66 @@ def decode_step(scheduler: DecodeScheduler) -> list[tuple[str, int, bool]]:
     return seen
 
 
-def test_long_prompt_is_computed_in_chunks_and_the_next_fills_the_budget() -> None:
+def test_a_prompt_of_two_steps_is_computed_in_chunks_and_the_next_fills_the_budget() -> None:
     scheduler = prefiller()
     pool = scheduler.allocator.pool
-    scheduler.add(sequence(pool, "long", list(range(19))))
+    scheduler.add(sequence(pool, "first", list(range(13))))
     scheduler.add(sequence(pool, "short", list(range(100, 103))))
     seen = []
-    for _ in range(3):
+    for _ in range(2):
         batch = scheduler.schedule()
         seen.append(shares(batch))
         scheduler.update(batch)
     assert seen == [
-        [("long", 8, False)],
-        [("long", 8, False)],
-        [("long", 3, True), ("short", 3, True)],
+        [("first", 8, False)],
+        [("first", 5, True), ("short", 3, True)],
     ]
     assert not scheduler.has_work
+
+
+def test_a_long_prompt_is_computed_in_pieces_that_stand_alone() -> None:
+    scheduler = prefiller(budget=8)
+    pool = scheduler.allocator.pool
+    scheduler.add(due(sequence(pool, "long", list(range(32))), 50.0))
+    scheduler.add(due(sequence(pool, "next", list(range(100, 103))), 60.0))
+    seen = []
+    while batch := scheduler.schedule():
+        seen.append(shares(batch))
+        scheduler.update(batch)
+    assert seen[:4] == [[("long", 4, False)]] * 4
+    assert all(len(step) == 1 for step in seen), "the next one would delay its end, and is delayed by none"
+    assert [step[0][0] for step in seen] == ["long"] * (len(seen) - 1) + ["next"]
+
+
+def test_what_is_due_first_goes_first_and_nothing_delays_its_end() -> None:
+    scheduler = prefiller(budget=8)
+    pool = scheduler.allocator.pool
+    scheduler.add(due(sequence(pool, "long", list(range(40))), 50.0))
+    scheduler.update(scheduler.schedule())
+    for index in range(3):
+        scheduler.add(due(sequence(pool, f"s{index}", list(range(100 + index, 103 + index))), 3 - index))
+    batch = scheduler.schedule()
+    assert shares(batch) == [("s2", 3, True), ("s1", 3, True), ("s0", 2, False)]
+    scheduler.update(batch)
+    assert shares(scheduler.schedule()) == [("s0", 1, True)]
+
+
+def test_a_long_prompt_goes_on_once_it_is_due() -> None:
+    scheduler = prefiller(budget=8)
+    pool = scheduler.allocator.pool
+    scheduler.add(due(sequence(pool, "long", list(range(40))), 5.0))
+    scheduler.add(due(sequence(pool, "later", list(range(100, 103))), 6.0))
+    assert shares(scheduler.schedule()) == [("long", 4, False)]
+
+
+def test_a_prompt_that_computes_here_goes_by_when_it_is_due_too() -> None:
+    scheduler = decoder(budget=8)
+    pool = scheduler.allocator.pool
+    scheduler.add(due(sequence(pool, "long", list(range(40))), 50.0), remote=False)
+    assert decode_step(scheduler) == [("long", 4, False)]
+    scheduler.add(due(sequence(pool, "short", list(range(100, 105))), 1.0), remote=False)
+    assert decode_step(scheduler) == [("short", 5, True)]
+    assert decode_step(scheduler) == [("short", 1, True), ("long", 4, False)]
 
 
 def test_the_end_of_a_prompt_is_computed_apart_so_that_little_is_read_after_it() -> None:

@@ -179,6 +179,7 @@ class GenerationRoutes:
             include_stop=bool(asked.include_stop_str_in_output),
             skip_special_tokens=asked.skip_special_tokens is not False,
             cache_salt=asked.cache_salt or "",
+            priority=asked.priority or 0,
             is_stream=bool(asked.stream),
             wants_timings=bool(wants_timings),
             tools=tools_of(asked) if isinstance(asked, ChatRequest) else NO_TOOLS,

@@ -85,6 +85,7 @@ class GenerationRequest(Lenient):
     guided_choice: Annotated[Texts, Field(min_length=1)] | None = None
     guided_grammar: str | None = None
     cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARACTERS)] | None = None
+    priority: Annotated[Int, Field(ge=-limits.MOST_PRIORITY, le=limits.MOST_PRIORITY)] | None = None
 
     @property
     def wants_usage(self) -> bool:

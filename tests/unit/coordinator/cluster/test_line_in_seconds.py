@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from coordinator.cluster.books import Books
@@ -49,13 +51,14 @@ class Scene:
         sampling = SamplingParams(max_tokens=8, temperature=0.0)
         return RequestLife(Generation(name, prompt, sampling), 0.0, deadline_s)
 
-    def route(self, life: RequestLife) -> Route | None:
-        return self.router.choose(self.books.registry, life.token_ids, 8, "", 0.0)
+    def route(self, life: RequestLife, due_s: float = math.inf) -> Route | None:
+        return self.router.choose(self.books.registry, life.token_ids, 8, "", 0.0, due_s)
 
-    def queue(self, worker_id: str, length: int) -> None:
+    def queue(self, worker_id: str, length: int, due_s: float = 0.0) -> None:
         work = self.demand.prompt_cost.work().tokens(length)
-        name = f"{worker_id}-{self.books.ledger.num_queued_prompts(worker_id)}"
-        self.books.ledger.reserve_prefill(worker_id, name, length, work)
+        name = f"{worker_id}-{self.books.ledger.queued_before(worker_id, math.inf).prompts}"
+        self.books.ledger.reserve_prefill(worker_id, name, length)
+        self.books.ledger.reserve_computing(worker_id, name, work, due_s)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +165,41 @@ def test_what_takes_long_alone_may_start_when_nobody_is_before_it() -> None:
 def test_a_token_is_a_token_while_nothing_is_known() -> None:
     assert PromptWork().tokens(1000, 400) == 600
     assert PromptWork().tokens(10, 10) == 0
+
+
+def test_a_short_prompt_is_sent_to_a_worker_that_is_full_of_long_ones() -> None:
+    scene = Scene(prefill=1)
+    for _ in range(3):
+        scene.queue("prefill-0", 9000, due_s=200.0)
+    assert scene.route(scene.life("short", 100), due_s=1.0) is not None
+    assert scene.route(scene.life("long", 9000), due_s=300.0) is None
+
+
+def test_a_short_prompt_is_let_in_while_long_ones_wait() -> None:
+    scene = Scene(prefill=1, bound_s=10.0)
+    for index in range(3):
+        scene.queue("prefill-0", 9000, due_s=100.0 + index)
+    scene.line.check_room([scene.life("short", 1000)])
+    with pytest.raises(Overloaded):
+        scene.line.check_room([scene.life("long", 9000)])
+
+
+def test_of_two_workers_the_one_without_a_long_prompt_is_taken() -> None:
+    scene = Scene(prefill=2)
+    scene.queue("prefill-0", 9000, due_s=200.0)
+    route = scene.route(scene.life("short", 100), due_s=1.0)
+    assert route is not None
+    assert route.prefill is not None
+    assert route.prefill.worker_id == "prefill-1"
+
+
+def test_where_nobody_prefills_prompts_wait_in_the_line_too() -> None:
+    scene = Scene(prefill=0, decode=2)
+    for worker in ("decode-0", "decode-1"):
+        for index in range(2):
+            scene.books.ledger.reserve_computing(worker, f"{worker}-{index}", 600, 0.0)
+    assert scene.route(scene.life("next", 100)) is None
+    scene.books.ledger.prefill_computed("decode-1", "decode-1-0")
+    route = scene.route(scene.life("next", 100))
+    assert route is not None
+    assert route.decode.worker_id == "decode-1"

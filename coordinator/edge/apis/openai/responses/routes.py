@@ -101,6 +101,7 @@ class ResponseRoutes:
             prompt_field="input",
             wishes=wishes,
             default_max_tokens=edge.limits.default_max_tokens,
+            priority=asked.priority or 0,
             is_stream=bool(asked.stream),
             tools=tools,
             has_parts=True,

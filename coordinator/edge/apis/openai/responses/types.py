@@ -93,3 +93,4 @@ class ResponsesRequest(Lenient):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     service_tier: str | None = None
+    priority: Annotated[Int, Field(ge=-limits.MOST_PRIORITY, le=limits.MOST_PRIORITY)] | None = None

@@ -1,0 +1,148 @@
+"""Whose turn it is among requests that wait. Owns the order and each tenant's deficit; pure.
+
+    replays ─► tenants in deficit round robin ─► a tenant's requests by (priority, due)
+
+Deficit round robin (M. Shreedhar and G. Varghese, SIGCOMM 1995) over the work of prompts: whoever asks ten times as much gets
+no more than the others while they ask for anything. `priority` is vLLM's: lower goes first, among one tenant's requests.
+When a prompt is due follows from what it costs: STRETCH times as long after it came. So nobody waits behind a long one,
+and that one is overtaken for a bounded time only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import insort
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from coordinator.cluster.lifecycle import RequestLife
+
+STRETCH = 4.0
+"""A prompt that takes a second of a worker should have its first token within so many seconds."""
+QUANTUM_TOKENS = 512
+"""Work that a tenant may have computed in its turn, beside what it was short of."""
+
+
+def rank(life: RequestLife) -> tuple[int, float]:
+    """The earliest goes first."""
+    return life.generation.priority, life.due_s
+
+
+class Before(NamedTuple):
+    """What goes before a request: so many requests, and their work."""
+
+    requests: int = 0
+    work_tokens: int = 0
+
+
+class _Place(NamedTuple):
+    priority: int
+    due_s: float
+    number: int
+    life: RequestLife
+
+
+@dataclass(slots=True)
+class _Tenant:
+    """Its requests in order, and the work that it may still have done before the next round."""
+
+    places: list[_Place] = field(default_factory=list)
+    deficit: float = 0.0
+
+    @property
+    def rounds(self) -> int:
+        """Until its first request's turn."""
+        short = self.places[0].life.work_tokens - self.deficit
+        return max(math.ceil(short / QUANTUM_TOKENS), 0)
+
+
+class Turns:
+    """Every request is here once; a tenant is here while one of its requests is."""
+
+    def __init__(self) -> None:
+        self._replays: deque[RequestLife] = deque()
+        self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._replays) + sum(len(t.places) for t in self._tenants.values())
+
+    def __iter__(self) -> Iterator[RequestLife]:
+        """All, replays first; tenants one after the other."""
+        yield from self._replays
+        for tenant in self._tenants.values():
+            yield from (place.life for place in tenant.places)
+
+    def add(self, life: RequestLife) -> None:
+        """In its order."""
+        tenant = self._tenants.setdefault(life.generation.tenant, _Tenant())
+        insort(tenant.places, _Place(*rank(life), next(self._numbers), life))
+
+    def put_first(self, life: RequestLife) -> None:
+        """What is replayed has waited longest."""
+        self._replays.appendleft(life)
+
+    def candidates(self) -> list[RequestLife]:
+        """Whose turn it is, and of each other tenant who would be next."""
+        if self._replays:
+            return [self._replays[0]]
+        tenants = sorted(self._tenants.values(), key=lambda tenant: tenant.rounds)
+        return [tenant.places[0].life for tenant in tenants]
+
+    def take(self, life: RequestLife) -> None:
+        """It is sent now: its tenant pays, and whoever was passed over until its round is better off."""
+        name = life.generation.tenant
+        tenant = self._tenants.get(name)
+        if tenant is not None and tenant.places[0].life is life:
+            rounds = tenant.rounds
+            for other in self._tenants.values():
+                most = max(other.places[0].life.work_tokens, QUANTUM_TOKENS)
+                other.deficit = min(other.deficit + rounds * QUANTUM_TOKENS, most)
+            tenant.deficit -= life.work_tokens
+        self.remove(life)
+        if name in self._tenants and self._tenants[name].rounds:
+            self._tenants.move_to_end(name)
+
+    def remove(self, life: RequestLife) -> None:
+        """It waits no more; harmless when it does not wait."""
+        if life in self._replays:
+            self._replays.remove(life)
+            return
+        name = life.generation.tenant
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            return
+        tenant.places = [place for place in tenant.places if place.life is not life]
+        if not tenant.places:
+            del self._tenants[name]
+
+    def waiting_of(self, tenant: str) -> int:
+        """How many of a tenant's requests wait."""
+        known = self._tenants.get(tenant)
+        return 0 if known is None else len(known.places)
+
+    @property
+    def tenants(self) -> set[str]:
+        """Who waits."""
+        return set(self._tenants)
+
+    def before(self, life: RequestLife) -> Before:
+        """What would go before a request that is not here yet: all that is replayed, its tenant's that rank first, and of
+        every other tenant's as much as the own comes to."""
+        name = life.generation.tenant
+        own = self._tenants.get(name, _Tenant())
+        first = [place.life for place in own.places if rank(place.life) <= rank(life)]
+        mine = Before(len(first) + 1, sum(one.work_tokens for one in first) + life.work_tokens)
+        requests = len(self._replays) + len(first)
+        work = sum(one.work_tokens for one in self._replays) + mine.work_tokens - life.work_tokens
+        for other_name, other in self._tenants.items():
+            if other_name != name:
+                theirs = sum(place.life.work_tokens for place in other.places)
+                requests += min(len(other.places), mine.requests)
+                work += min(theirs, mine.work_tokens + QUANTUM_TOKENS)
+        return Before(requests, work)

@@ -1,0 +1,143 @@
+"""Whose turn it is: between tenants by the work that they were given, within one by priority and by when prompts are due."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+
+from coordinator.cluster.lifecycle import RequestLife
+from coordinator.cluster.service_api import Generation
+from coordinator.cluster.turns import QUANTUM_TOKENS, Before, Turns
+from protocol.sampling import SamplingParams
+
+NUMBERS = itertools.count()
+
+
+def life(
+    tenant: str = "", work: int = 100, due_s: float | None = None, priority: int = 0
+) -> RequestLife:
+    number = next(NUMBERS)
+    generation = Generation(
+        f"{tenant}-{number}",
+        [1] * work,
+        SamplingParams(max_tokens=8),
+        tenant=tenant,
+        priority=priority,
+    )
+    made = RequestLife(generation, 0.0, 600.0)
+    made.work_tokens = work
+    made.due_s = float(number) if due_s is None else due_s
+    return made
+
+
+def serve(turns: Turns, count: int) -> list[RequestLife]:
+    served = []
+    for _ in range(count):
+        served.append(turns.candidates()[0])
+        turns.take(served[-1])
+    return served
+
+
+def work_by_tenant(served: list[RequestLife]) -> Counter[str]:
+    work: Counter[str] = Counter()
+    for one in served:
+        work[one.generation.tenant] += one.work_tokens
+    return work
+
+
+def test_a_greedy_tenant_gets_no_more_than_another() -> None:
+    turns = Turns()
+    for _ in range(100):
+        turns.add(life("greedy"))
+    for _ in range(10):
+        turns.add(life("modest"))
+    served = work_by_tenant(serve(turns, 20))
+    assert abs(served["greedy"] - served["modest"]) <= QUANTUM_TOKENS + 100
+
+
+def test_work_counts_and_not_requests() -> None:
+    turns = Turns()
+    for _ in range(40):
+        turns.add(life("long", 4000))
+    for _ in range(400):
+        turns.add(life("short", 100))
+    served = work_by_tenant(serve(turns, 200))
+    assert abs(served["long"] - served["short"]) <= 4000 + QUANTUM_TOKENS
+
+
+def test_who_asked_nothing_for_a_while_has_saved_nothing() -> None:
+    turns = Turns()
+    for _ in range(50):
+        turns.add(life("steady"))
+    serve(turns, 30)
+    for _ in range(50):
+        turns.add(life("late"))
+    served = work_by_tenant(serve(turns, 20))
+    assert abs(served["steady"] - served["late"]) <= QUANTUM_TOKENS + 100
+
+
+def test_three_tenants_share_alike() -> None:
+    turns = Turns()
+    for name, count in (("a", 300), ("b", 60), ("c", 60)):
+        for _ in range(count):
+            turns.add(life(name, 700))
+    served = work_by_tenant(serve(turns, 90))
+    assert max(served.values()) - min(served.values()) <= 700 + QUANTUM_TOKENS
+
+
+def test_a_tenants_requests_go_by_priority_and_then_by_when_they_are_due() -> None:
+    turns = Turns()
+    late, soon, urgent, last = life(due_s=9), life(due_s=1), life(due_s=99, priority=-1), life(due_s=9)
+    for one in (late, soon, urgent, last):
+        turns.add(one)
+    assert serve(turns, 4) == [urgent, soon, late, last]
+
+
+def test_a_replay_goes_before_everybody() -> None:
+    turns = Turns()
+    turns.add(life("a", priority=-5))
+    replayed = life("b")
+    turns.put_first(replayed)
+    assert turns.candidates() == [replayed]
+    turns.take(replayed)
+    assert replayed not in turns
+
+
+def test_who_cannot_go_yet_has_not_lost_the_turn() -> None:
+    turns = Turns()
+    blocked = life("big", 400)
+    turns.add(blocked)
+    for _ in range(30):
+        turns.add(life("small"))
+    for _ in range(10):
+        turns.take(next(one for one in turns.candidates() if one is not blocked))
+    assert turns.candidates()[0] is blocked
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_what_is_taken_or_removed_waits_no_more(count: int) -> None:
+    turns = Turns()
+    lives = [life("a") for _ in range(count)]
+    for one in lives:
+        turns.add(one)
+    turns.remove(lives[0])
+    turns.remove(lives[0])
+    assert len(turns) == count - 1
+    serve(turns, count - 1)
+    assert list(turns) == []
+    assert turns.tenants == set()
+
+
+def test_before_a_request_are_its_tenants_that_rank_first_and_a_fair_share_of_the_others() -> None:
+    turns = Turns()
+    for _ in range(3):
+        turns.add(life("own", 100, due_s=1.0))
+    turns.add(life("own", 5000, due_s=200.0))
+    for _ in range(100):
+        turns.add(life("other", 100))
+    own_work = 300 + 100
+    assert turns.before(life("own", 100, due_s=2.0)) == Before(
+        3 + 4, 300 + own_work + QUANTUM_TOKENS
+    )
