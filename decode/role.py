@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from decode.progress import Progress
+from kvtransfer.sharing.exchange import PeerOutbox
+from kvtransfer.sharing.reader import PrefixReader
 from protocol.failures import ErrorKind, Failure, failure_of
 from protocol.messages.peers import Announce, Attach, Gone, PeerRefuse, Pulled, Renew
 from protocol.messages.reports import Output, TransferFailed
@@ -36,7 +38,7 @@ Key = tuple[str, int]
 RENEW_EVERY_S = 5.0
 
 
-class DecodeOutbox(Protocol):
+class DecodeOutbox(PeerOutbox, Protocol):
     """Where a role's messages go."""
 
     def output(self, output: Output) -> None:
@@ -45,10 +47,6 @@ class DecodeOutbox(Protocol):
 
     def transfer_failed(self, message: TransferFailed) -> None:
         """To the coordinator, at once."""
-        ...
-
-    def ask(self, source: PeerAddress, message: PeerMessage) -> None:
-        """To a worker that we pull from."""
         ...
 
 
@@ -87,6 +85,7 @@ class DecodeRole:
         self.outbox = outbox
         self.context = context
         self.fetches: dict[Key, Fetch] = {}
+        self.prefixes = PrefixReader(fetcher, outbox, context, scheduler.resume)
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
         self._sequences: dict[Key, Progress] = {}
@@ -99,7 +98,7 @@ class DecodeRole:
     @property
     def is_empty(self) -> bool:
         """Whether no sequence is here, and no fetch, cancelled ones included, holds blocks."""
-        return not self._sequences and not self.fetches
+        return not self._sequences and not self.fetches and not self.prefixes.fetches
 
     @property
     def num_sequences(self) -> int:
@@ -114,11 +113,13 @@ class DecodeRole:
         """Take a request; a second message, while it or a read of it is here, changes nothing. `guide` has seen what
         was emitted."""
         key = (message.request_id, message.attempt)
-        if key in self._sequences or key in self.fetches:
+        if key in self._sequences or key in self.fetches or key in self.prefixes:
             return
         sequence = self.scheduler.allocator.begin(message, self.context)
         sequence.guide = guide
         sequence.chunk_tokens = message.chunk_tokens
+        sequence.prefix_source = message.prefix_source
+        sequence.prefix_source_tokens = message.prefix_source_tokens
         self._sequences[key] = Progress({"unheard_s": self.context.unheard_s})
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)
@@ -273,6 +274,9 @@ class DecodeRole:
     def step(self) -> bool:
         """Advance every running sequence by one token (and prompts computed here by a chunk)."""
         batch = self.scheduler.schedule()
+        for sequence in self.scheduler.fetching_prefix:
+            if sequence.key not in self.prefixes:
+                self.prefixes.begin(sequence, self.scheduler.allocator.block_size)
         if not batch:
             return False
         now_s = self.context.clock.now_s()
@@ -333,11 +337,12 @@ class DecodeRole:
         if self._sequences.pop(key, None) is None:
             return
         sequence = self.scheduler.remove(key)
-        if sequence is not None:
+        if sequence is not None and not self.prefixes.end(key):
             sequence.hold.release()
 
     def expire(self) -> None:
         """Renew the leases of slow fetches; end what outlived its deadline."""
+        self.prefixes.expire()
         now_s = self.context.clock.now_s()
         for fetch in self.fetches.values():
             if not fetch.is_over and fetch.attached_s and now_s - fetch.renewed_s > RENEW_EVERY_S:
@@ -380,6 +385,7 @@ class DecodeRole:
 
     def forget_reads(self) -> None:
         """The fetcher was replaced: none of its reads writes any more, and no result will come."""
+        self.prefixes.forget_reads()
         for fetch in list(self.fetches.values()):
             fetch.pending = 0
             self._drop_when_quiet(fetch)

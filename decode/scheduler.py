@@ -1,7 +1,8 @@
 """Which sequences a decode worker advances next. Owns who waits, who is being fetched and who runs; pure.
 
     add ─► waiting ─admit─► fetching (WAITING_FOR_REMOTE_KVS) ─ready─► running ─► finished
-              │                                                          │
+              │                        ▲        └─────── resume ─────────►┤
+              ├─ its beginning is elsewhere ─┘                            │
               └────────────── admit (computes its prompt here) ─────────►┤
               ▲                                                          │
               └───────────────── preempted: blocks ran out ◄─────────────┘
@@ -193,7 +194,7 @@ class DecodeScheduler:
                 is_room = is_room and step.room(sequence) > 0
                 is_room = is_room and self._num_active < self.max_num_seqs
                 is_room = is_room and self._start_local(sequence)
-                if not is_room:
+                if not is_room or sequence.key in self.fetching:
                     continue
             step.read(sequence)
 
@@ -205,9 +206,28 @@ class DecodeScheduler:
         )
         if started:
             self.waiting.remove(sequence)
-            sequence.status = SequenceStatus.RUNNING
-            self.running.append(sequence)
+            if self.allocator.wants_prefix(sequence):
+                sequence.status = SequenceStatus.WAITING_FOR_REMOTE_KVS
+                self.fetching[sequence.key] = sequence
+            else:
+                self._run(sequence)
         return started
+
+    def _run(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.RUNNING
+        self.running.append(sequence)
+
+    @property
+    def fetching_prefix(self) -> list[Sequence]:
+        """Those whose beginning is to come from another worker's cache, the rest being computed here."""
+        return [s for key, s in self.fetching.items() if key not in self._remote]
+
+    def resume(self, sequence: Sequence, num_blocks: int) -> None:
+        """The first `num_blocks` blocks hold proven KV; the rest is computed here."""
+        del self.fetching[sequence.key]
+        sequence.prefix_source = None  # after a preemption it is computed here
+        self.allocator.fetched(sequence, num_blocks)
+        self._run(sequence)
 
     def update(self, batch: list[Scheduled]) -> list[Sequence]:
         """Note a finished step; returns the sequences that now await their sampled token."""

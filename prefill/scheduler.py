@@ -62,9 +62,7 @@ class PrefillScheduler:
 
     def resume(self, sequence: Sequence, num_blocks: int) -> None:
         """The first `num_blocks` blocks hold proven KV; the rest is computed here."""
-        sequence.num_computed_tokens = num_blocks * self.allocator.block_size
-        sequence.num_cached_tokens = max(sequence.num_cached_tokens, sequence.num_computed_tokens)
-        self.allocator.store_computed(sequence)
+        self.allocator.fetched(sequence, num_blocks)
         sequence.status = SequenceStatus.RUNNING
 
     def add(self, sequence: Sequence) -> None:
@@ -106,12 +104,9 @@ class PrefillScheduler:
             reserve_tokens=sequence.num_tokens,
         )
         if started:
-            has_source = sequence.prefix_source is not None
-            may_fetch = has_source and self.allocator.prefix_caching
-            lacks = sequence.prefix_source_tokens > sequence.num_computed_tokens
             sequence.status = (
                 SequenceStatus.WAITING_FOR_REMOTE_KVS
-                if may_fetch and lacks
+                if self.allocator.wants_prefix(sequence)
                 else SequenceStatus.RUNNING
             )
         return started

@@ -84,6 +84,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_requests: int = 1024
     max_first_token_s: float = 60.0
     local_prefill: bool = True
+    prefix_caching: bool = True
     drain_grace_s: float = 30.0
     autoscale: tuple[str, ...] = ()
     slo: tuple[str, ...] = ()

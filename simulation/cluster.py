@@ -256,6 +256,11 @@ class SimCluster:
         worker = self.workers.get(worker_id)
         return 0 if worker is None else worker.cached(chunks)
 
+    def is_written_by(self, worker_id: str, request_id: str) -> bool:
+        """What an answer can be handed over by."""
+        worker = self.workers.get(worker_id)
+        return worker is not None and worker.writes(request_id)
+
     def tell(self, worker_id: str, incarnation: str, outputs: list[Output]) -> None:
         """A worker's step brought these."""
         told = Outputs(incarnation=incarnation, outputs=outputs)

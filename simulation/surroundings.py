@@ -31,6 +31,10 @@ class Surroundings(Protocol):
         """How many of them, from the first on, another worker has; 0 where there is none of that name."""
         ...
 
+    def is_written_by(self, worker_id: str, request_id: str) -> bool:
+        """Whether another worker has all that was written of it so far; not where there is none of that name."""
+        ...
+
     def tell(self, worker_id: str, incarnation: str, outputs: list[Output]) -> None:
         """A step brought these."""
         ...

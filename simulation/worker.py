@@ -194,6 +194,8 @@ class SimWorker:
         size = request.chunk_tokens if request is not None else 1
         cached, fetch_s = min(self.cached(chunks) * size, prompt.num_tokens - 1), 0.0
         there = self.cluster.cached_on(prompt.source, chunks) * size
+        if self.cluster.is_written_by(prompt.source, prompt.key[0]):  # it is handed over
+            there = prompt.num_tokens
         if (there := min(there, prompt.num_tokens - 1)) > cached:
             fetch_s = self.hardware.handoff_s + (there - cached) * self.hardware.transfer_token_s
             cached = there
@@ -306,7 +308,7 @@ class SimWorker:
         source = ""
         if isinstance(order, Decode):
             chunk = order.chunk_tokens or chunk
-        elif order.prefix_source is not None:
+        if order.prefix_source is not None:
             source = order.prefix_source.worker_id
         return Prompt(
             (order.request_id, order.attempt),
@@ -346,6 +348,10 @@ class SimWorker:
         room = max(self.hardware.kv_tokens - self.contexts, 0) // max(request.chunk_tokens, 1)
         while len(self.cache) > room:
             self.cache.popitem(last=False)
+
+    def writes(self, request_id: str) -> bool:
+        """Whether some attempt of it is in the batch."""
+        return any(key[0] == request_id for key in self.batch)
 
     def load(self) -> WorkerLoad:
         """What a heartbeat tells. Steps of a prefill worker are its chunks, so that only their time matters."""

@@ -216,6 +216,7 @@ class WorkerLoop:
                 self.roles.prefill.hear(event.identity, event.message)
             case FromSource():
                 self.roles.prefill.prefixes.hear(event.source, event.message)
+                self.roles.decode.prefixes.hear(event.source, event.message)
                 self.roles.decode.hear(event.source, event.message)
             case PullDone():
                 self._read_ended(event)
@@ -231,6 +232,7 @@ class WorkerLoop:
 
     def _read_ended(self, done: PullDone) -> None:
         self.roles.prefill.prefixes.pulled(done.job.key, done.error)
+        self.roles.decode.prefixes.pulled(done.job.key, done.error)
         self.roles.decode.pulled(done.job.key, done.error)
 
     def _obey(self, order: CoordinatorMessage) -> None:

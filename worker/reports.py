@@ -48,7 +48,8 @@ def account(
 def pending_reads(roles: Roles) -> int:
     """Reads that may still write into local blocks, those that nobody wants any more included."""
     fetches = roles.decode.fetches.values()
-    return roles.prefill.prefixes.num_reading + sum(fetch.pending for fetch in fetches)
+    prefixes = roles.prefill.prefixes.num_reading + roles.decode.prefixes.num_reading
+    return prefixes + sum(fetch.pending for fetch in fetches)
 
 
 def load(roles: Roles, pulls: PullCounters, dropped_messages: int) -> WorkerLoad:
@@ -66,7 +67,8 @@ def load(roles: Roles, pulls: PullCounters, dropped_messages: int) -> WorkerLoad
         transfer_s=pulls.seconds,
         transfers=pulls.transfers,
         transfer_failures=pulls.failures,
-        prefix_fetched_tokens=prefill.prefixes.fetched_blocks * roles.allocator.block_size,
+        prefix_fetched_tokens=roles.allocator.block_size
+        * (prefill.prefixes.fetched_blocks + decode.prefixes.fetched_blocks),
         prefill_tokens=prefill.computed_tokens + decode.prefilled_tokens,
         decode_tokens=decode.decoded_tokens,
         dropped_messages=dropped_messages,

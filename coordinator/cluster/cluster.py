@@ -51,7 +51,8 @@ TICK_S = 0.25
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """What is fixed when a coordinator starts. `local_prefill`: decode workers may compute prompts themselves."""
+    """What is fixed when a coordinator starts. `local_prefill`: decode workers may compute prompts themselves.
+    `prefix_caching`: workers find blocks by their content, so that another can go on with an answer."""
 
     model_name: str
     block_size: int
@@ -59,6 +60,7 @@ class ClusterSettings:
     max_queued_requests: int = 1024
     max_first_token_s: float = 60.0
     local_prefill: bool = True
+    prefix_caching: bool = True
     drain_grace_s: float = GRACE_S
 
 
@@ -108,7 +110,13 @@ class Cluster:
         prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))
         self.demand = demand = DemandBook()
         work = demand.prompt_cost.work
-        self.router = Router(ledger, prefixes, work, relieves=settings.local_prefill)
+        self.router = Router(
+            ledger,
+            prefixes,
+            work,
+            relieves=settings.local_prefill,
+            hands_over=settings.prefix_caching,
+        )
         bounds = LineBounds(settings.max_queued_requests, settings.max_first_token_s)
         self.line = WaitingLine(books, self.router, demand, clock, bounds)
         dispatch = Dispatch(books, self.line, self.router, self.outgoing, clock)

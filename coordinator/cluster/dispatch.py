@@ -17,7 +17,7 @@ from protocol.messages.orders import Abort, Decode, Prefill
 from protocol.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from coordinator.cluster.books import Books
     from coordinator.cluster.control_socket import Outgoing
@@ -31,6 +31,8 @@ LEAST_WAIT_SHARE = 0.25
 """Of the bound: a prompt that takes nearly all of it alone may wait for others so long."""
 PRIOR_TOKEN_S = 1e-3
 """What a prompt token takes while nothing is known."""
+DEADLINE_SLACK = 2.0
+"""A prompt is due so many times its own cost before its deadline, at the latest."""
 MOST_ASKED = 4
 """Tenants that may have a request that can go, when the one whose turn it is has to wait."""
 REACCOUNT_TOKENS = 64
@@ -98,10 +100,12 @@ class WaitingLine:
             raise self._overloaded("those before this request take too long", late_s)
 
     def _weigh(self, life: RequestLife) -> None:
-        """What its prompt costs, and so when it is due."""
-        work = self._demand.prompt_cost.work()
+        """What its prompt costs, and so when it is due: early enough for its deadline."""
+        token_s = self._demand.prompt_cost.work().token_s or PRIOR_TOKEN_S
         life.work_tokens = self._router.expected_work(life.token_ids, life.generation.cache_salt)
-        life.due_s = life.arrival_s + STRETCH * life.work_tokens * (work.token_s or PRIOR_TOKEN_S)
+        own_s = life.work_tokens * token_s
+        latest_s = life.deadline_s - DEADLINE_SLACK * own_s
+        life.due_s = max(min(life.arrival_s + STRETCH * own_s, latest_s), life.arrival_s)
 
     def _is_full(self, tenant: str, more: int) -> bool:
         """More wait than may; but nobody is kept out by others who have more than their share of the places."""
@@ -258,8 +262,29 @@ class Dispatch:
         life.ordered(decode.worker_id, decode.sent_seq)
         self._router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
 
+    def hand_over(self, life: RequestLife, leaves: WorkerRecord) -> bool:
+        """Let another decode worker go on with an answer, if one has room: it reads the KV from the one that leaves,
+        and computes what little is not there, or everything. The attempt there is ended once this one speaks."""
+        workers = self._books.registry
+        route = self._router.choose_successor(workers, life.token_ids, life.max_new_tokens, leaves)
+        if route is None:
+            return False
+        life.hand_over()
+        life.timeline.failed(self._clock.now_s())
+        self.send(life, route)
+        return True
+
+    def let_go(self, life: RequestLife) -> None:
+        """The attempt whose KV the current one read, if there is one, has no business any more."""
+        if life.predecessor is not None:
+            (worker_id, attempt), life.predecessor = life.predecessor, None
+            self.abort(
+                life.request_id, attempt, (None, worker_id), "another worker goes on with it"
+            )
+
     def progressed(self, life: RequestLife, worker: WorkerRecord, *, adopted: bool) -> bool:
         """Keep the ledger true as the request moves from prefill to decode and grows; whether others may go now."""
+        self.let_go(life)
         has_computed = worker.worker_id == (life.prefill_worker or life.decode_worker)
         if has_computed:
             has_computed = self._ledger.prefill_computed(worker.worker_id, life.request_id)
@@ -271,6 +296,7 @@ class Dispatch:
 
     def release(self, life: RequestLife, reason: str) -> None:
         """Abort both legs of the current attempt and give its reservations back."""
+        self.let_go(life)
         legs = (life.prefill_worker, life.decode_worker)
         self.abort(life.request_id, life.attempt, legs, reason)
 
@@ -310,6 +336,13 @@ class Dispatch:
 
     # ---- workers
 
+    def reserved_at(
+        self, worker: WorkerRecord, lives: Mapping[str, RequestLife]
+    ) -> list[RequestLife]:
+        """Of those, the ones that have blocks there."""
+        names = self._ledger.request_ids(worker.worker_id)
+        return [lives[name] for name in names if name in lives]
+
     def joined(self, worker: WorkerRecord) -> None:
         """It may be given work once it is ready."""
         hello = worker.hello
@@ -341,8 +374,10 @@ def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: fl
 
 
 def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Decode:
-    """Continue from the blocks of the route's prefill worker, or compute everything where there is none."""
+    """Continue from the blocks of the route's prefill worker; or compute everything where there is none, but what is
+    cached elsewhere."""
     source = route.prefill
+    prefix = None if source else route.prefix_source
     return Decode(
         incarnation=worker.incarnation,
         request_id=life.request_id,
@@ -355,4 +390,6 @@ def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: flo
         cache_salt=life.generation.cache_salt,
         source=source.hello.address if source else None,
         chunk_tokens=route.chunk_tokens,
+        prefix_source=prefix.hello.address if prefix else None,
+        prefix_source_tokens=route.prefix_source_tokens if prefix else 0,
     )

@@ -81,7 +81,8 @@ class Delivery:
 @dataclass(slots=True)
 class RequestLife:
     """Invariant: `emitted` is exactly what the client has been given, in order. `is_tied`: meant for one route, as a
-    probe is, so that the loss of that is its end. `due_s` orders prompts: at once, until its cost is known."""
+    probe is, so that the loss of that is its end. `due_s` orders prompts: at once, until its cost is known. `predecessor`
+    is the worker and the attempt whose KV the current attempt reads: it goes on, unheard, until this one speaks."""
 
     generation: Generation
     arrival_s: float
@@ -98,6 +99,7 @@ class RequestLife:
     strikes: dict[str, int] = field(default_factory=dict)
     is_tied: bool = False
     work_tokens: int = 0
+    predecessor: tuple[str, int] | None = None
     due_s: float = field(init=False)
     timeline: Timeline = field(init=False)
 
@@ -141,6 +143,27 @@ class RequestLife:
     def is_finished(self) -> bool:
         """Whether nothing more will happen."""
         return self.phase is Phase.FINISHED
+
+    def may_hand_over(self, worker_id: str) -> bool:
+        """Whether it is being written there, and nothing of it moves already."""
+        is_there = self.phase is Phase.DECODE and self.decode_worker == worker_id
+        return is_there and bool(self.emitted) and self.predecessor is None and not self.is_tied
+
+    def lose_predecessor(self, worker_id: str) -> None:
+        """That worker is gone, and with it what the current attempt reads there."""
+        if self.predecessor is not None and self.predecessor[0] == worker_id:
+            self.predecessor = None
+
+    def is_left_to(self, worker_id: str, attempt: int) -> bool:
+        """Whether that attempt is the source of the current one."""
+        return self.predecessor == (worker_id, attempt)
+
+    def hand_over(self) -> None:
+        """The current attempt is the source of the next one, which follows at once."""
+        assert self.phase is Phase.DECODE
+        assert self.decode_worker is not None
+        self.predecessor = (self.decode_worker, self.attempt)
+        self.phase = Phase.QUEUED
 
     def dispatch(self, prefill_worker: str | None, decode_worker: str) -> int:
         """Sent to a pair; returns the attempt's number."""

@@ -99,6 +99,7 @@ class LiveRequests:
         open_stream: OpenStream,
     ) -> None:
         self.replays = 0
+        self.handovers = 0
         self.transfer_failures = 0
         self.unknown_failures = 0
         self._line = line
@@ -222,6 +223,14 @@ class LiveRequests:
         self._dispatch.release(life, reason)
         self._after_loss(life, life.requeue(is_failure=is_failure), reason)
 
+    def hand_over(self, worker: WorkerRecord) -> None:
+        """Answers that are being written there go on elsewhere with their KV, as far as there is room; the others stay."""
+        for life in self._dispatch.reserved_at(worker, self._lives):
+            if life.may_hand_over(worker.worker_id):
+                if not self._dispatch.hand_over(life, worker):
+                    return
+                self.handovers += 1
+
     def move_off(self, worker_id: str, reason: str) -> None:
         """Whatever needs that worker is computed elsewhere; the worker is fine."""
         for life in self:
@@ -232,11 +241,13 @@ class LiveRequests:
         """A worker is gone: everything that needs it is replayed elsewhere."""
         for life in self:
             legs = (life.prefill_worker, life.decode_worker)
+            life.lose_predecessor(worker_id)
             if worker_id not in legs:
                 continue
             old_attempt = life.attempt
             verdict = life.lose_worker(worker_id, loss)
             if verdict is not Verdict.NOTHING:
+                self._dispatch.let_go(life)
                 self._dispatch.abort(life.request_id, old_attempt, legs, reason)
             self._after_loss(life, verdict, f"worker {worker_id} was lost: {reason}")
         self._dispatch.pump()

@@ -78,6 +78,10 @@ class Liveness:
         """Whether some request cannot go on without that worker."""
         return any(life.needs(worker_id) for life in self._requests)
 
+    def hand_over(self, worker: WorkerRecord) -> None:
+        """What is being written there goes on elsewhere, with its KV, as far as there is room."""
+        self._requests.hand_over(worker)
+
     def move_off(self, worker_id: str, reason: str) -> None:
         """Whatever needs that worker is computed elsewhere; the worker is fine."""
         self._requests.move_off(worker_id, reason)

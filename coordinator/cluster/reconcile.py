@@ -35,6 +35,8 @@ class Reconciler:
         self._replay_missed(worker.worker_id, set(heartbeat.live), heartbeat.heard)
         for request_id, attempt in heartbeat.live:
             known = self._requests.get(request_id)
+            if known is not None and known.is_left_to(worker.worker_id, attempt):
+                continue
             if known is None or not known.is_current(attempt):
                 reason = "the coordinator does not know this attempt"
                 self._dispatch.abort_at(worker, request_id, attempt, reason)

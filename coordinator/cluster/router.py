@@ -46,7 +46,7 @@ wait for one piece, not for a whole step."""
 @dataclass(frozen=True, slots=True)
 class Route:
     """`prefill` None: the decode worker computes the prompt itself. `prefix_source` probably has the
-    first `prefix_source_tokens` cached, more than the prefill worker. `chunk_tokens`: how much of a
+    first `prefix_source_tokens` cached, more than who computes the rest. `chunk_tokens`: how much of a
     prompt the decode worker may compute in one step, beside the answers that it writes; 0 is no limit. `work_tokens`
     is what the prompt costs whoever computes it, 0 if nobody estimated it."""
 
@@ -129,11 +129,13 @@ class Router:
         work: Callable[[], PromptWork] = PromptWork,
         *,
         relieves: bool = True,
+        hands_over: bool = True,
     ) -> None:
         self.ledger = ledger
         self.prefixes = prefixes
         self._work_now = work
         self._relieves = relieves
+        self._hands_over = hands_over
         self._bad_pairs: dict[tuple[str, str], float] = {}
 
     def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
@@ -185,6 +187,33 @@ class Router:
         source = self._choose_source(ready, prefill, hits)
         num_tokens = hits[source.worker_id] if source else 0
         return Route(prefill, decode, 0, source, num_tokens, work(prefill))
+
+    def choose_successor(
+        self,
+        workers: Iterable[WorkerRecord],
+        token_ids: Sequence[int],
+        max_new_tokens: int,
+        leaves: WorkerRecord,
+    ) -> Route | None:
+        """Who goes on with an answer whose KV is at a worker that leaves, and reads it there; None where nobody has room, or blocks
+        are not found by their content."""
+        need = self.ledger.decode_need(len(token_ids), max_new_tokens)
+        fitting = [
+            w
+            for w in workers
+            if self._hands_over
+            and w.is_ready
+            and w.role == Role.DECODE
+            and w is not leaves
+            and self.ledger.fits_decode(w.worker_id, need)
+        ]
+        if not fitting:
+            return None
+        decode = self._choose_decode(fitting, {})
+        num_tokens = len(token_ids)
+        chunk = max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1)
+        rest = self._work_now().tokens(num_tokens, num_tokens - self.ledger.block_size)
+        return Route(None, decode, chunk, leaves, num_tokens, max(rest, 1))
 
     def expected_work(self, token_ids: Sequence[int], salt: str) -> int:
         """What a prompt will cost where most of it is cached, as tokens."""

@@ -6,6 +6,7 @@
 
 Everything here is a target: called again, it changes nothing, and what was lost on the way is sent again by
 `tick`. A drain begins only when another decode worker is ready, so that somebody serves at every moment.
+What a worker that leaves, or that prefills from now on, is writing goes on at another decode worker that has room and reads the KV from it.
 What is not over after the grace is computed elsewhere, by the path of every replay.
 """
 
@@ -196,6 +197,7 @@ class Scaler:
             if slot.leaving:
                 self._see_off(slot, record, now_s)
             elif record is not None and record.stops_until_s is not None:
+                self._liveness.hand_over(record)
                 if now_s > record.stops_until_s:
                     self._hurry(slot.worker_id, now_s - record.stops_until_s)
             elif record is not None and record.told_role != record.role:
@@ -209,6 +211,7 @@ class Scaler:
             if record.is_ready and not self._serving(Role.DECODE):
                 return
             self._begin_drain(slot, record, now_s)
+        self._liveness.hand_over(record)
         if slot.drain_until_s is not None and now_s > slot.drain_until_s:
             self._hurry(slot.worker_id, now_s - slot.drain_until_s)
         self._order_drain(slot, record, now_s)
@@ -249,6 +252,8 @@ class Scaler:
         if record is not None:
             record.plays(role)
             self._tell_role(record)
+            if role is Role.PREFILL:
+                self._liveness.hand_over(record)
         self._on_change()
 
     def _tell_role(self, record: WorkerRecord) -> None:

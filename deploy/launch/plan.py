@@ -208,6 +208,7 @@ def _coordinator(
         max_queued_requests=config.max_queued_requests,
         max_first_token_s=config.max_first_token_wait,
         local_prefill=config.local_prefill == "auto",
+        prefix_caching=config.enable_prefix_caching,
         drain_grace_s=config.drain_grace,
         autoscale=config.autoscale,
         slo=config.slo,

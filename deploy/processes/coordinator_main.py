@@ -57,6 +57,7 @@ class CoordinatorProcess:
             max_queued_requests=spec.max_queued_requests,
             max_first_token_s=spec.max_first_token_s,
             local_prefill=spec.local_prefill,
+            prefix_caching=spec.prefix_caching,
             drain_grace_s=spec.drain_grace_s,
         )
         around = Surroundings(on_ready_change=self._tell_ready, read_inbox=self.control.read)

@@ -76,6 +76,17 @@ class Allocator:
         missing = self.num_blocks(num_tokens) - len(sequence.block_table)
         return missing <= 0 or sequence.hold.allocate(missing)
 
+    def wants_prefix(self, sequence: Sequence) -> bool:
+        """Whether another worker is said to have more of a started sequence's beginning than is here."""
+        lacks = sequence.prefix_source_tokens > sequence.num_computed_tokens
+        return self.prefix_caching and sequence.prefix_source is not None and lacks
+
+    def fetched(self, sequence: Sequence, num_blocks: int) -> None:
+        """The first `num_blocks` blocks hold proven KV of another worker."""
+        sequence.num_computed_tokens = num_blocks * self.block_size
+        sequence.num_cached_tokens = max(sequence.num_cached_tokens, sequence.num_computed_tokens)
+        self.store_computed(sequence)
+
     def advance(self, scheduled: Scheduled) -> None:
         """Note that a step computed its share, and offer blocks that became full to the cache."""
         sequence = scheduled.sequence

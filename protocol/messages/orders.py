@@ -59,7 +59,8 @@ class Prefill(Order, frozen=True, kw_only=True):
 
 class Decode(Order, frozen=True, kw_only=True):
     """Continue a prompt to its end. Without `source` the worker computes the prompt itself, in its turn by `due_in_s`,
-    at most `chunk_tokens` of it in a step (0: no limit)."""
+    at most `chunk_tokens` of it in a step (0: no limit). Then `prefix_source` may have the beginning, as for Prefill: all of
+    it where an answer is handed over by the worker that was writing it."""
 
     request_id: str
     attempt: int
@@ -71,6 +72,8 @@ class Decode(Order, frozen=True, kw_only=True):
     cache_salt: str = ""
     source: PeerAddress | None = None
     chunk_tokens: int = 0
+    prefix_source: PeerAddress | None = None
+    prefix_source_tokens: int = 0
 
 
 class Abort(Order, frozen=True, kw_only=True):

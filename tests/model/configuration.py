@@ -31,6 +31,7 @@ class Faults:
     forget: int = 0
     reject: int = 0
     late: int = 0
+    handover: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ CHAT = {"a": (1, 2, 3), "b": (1, 2, 3, *oracle(2, [1, 2, 3], 2), 9)}
 KINDS = tuple(kind.name for kind in fields(Faults))
 ORDERS = ("role", "audit", "ping", "forget", "reject")
 """Orders that an operator may give at any time, beside drain."""
+HANDOVER = {"role": 1, "handover": 1}
+"""To whom there is somebody to hand over: P decodes, too."""
 COMPLETE = (
     Configuration("none", TWO),
     Configuration("none, two at once", SHORT, max_tokens=3, headroom_tokens=0),
@@ -98,8 +101,12 @@ COMPLETE = (
     ],
     *[
         Configuration(f"{first}+{second}", ONE, faults=Faults(**{first: 1, second: 1}))
-        for first, second in combinations([kind for kind in KINDS if kind not in ORDERS], 2)
+        for first, second in combinations(
+            [kind for kind in KINDS if kind not in (*ORDERS, "handover")], 2
+        )
     ],
+    Configuration("handover", ONE, max_tokens=3, faults=Faults(**HANDOVER)),
+    Configuration("handover+cancel", ONE, max_tokens=3, faults=Faults(cancel=1, **HANDOVER)),
     *[
         Configuration(f"{order}+{other}", ONE, faults=Faults(**{order: 1, other: 1}))
         for order in ORDERS
@@ -147,6 +154,13 @@ BOUNDED = (
         ONE,
         late_flush=True,
         faults=Faults(crash=1, fence=1, cancel=1, drain=1, audit=1, late=1),
+    ),
+    Configuration(
+        "handed over",
+        ONE,
+        max_tokens=4,
+        blocks={"P": 4, "D": 4},
+        faults=Faults(drop=1, crash=1, lease=1, impatience=1, drain=1, **HANDOVER),
     ),
     Configuration(
         "two",

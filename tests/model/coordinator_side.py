@@ -191,6 +191,10 @@ class CoordinatorSide:
         record.state = WorkerState.DRAINING
         self.service.outgoing.send_order(record, Drain(incarnation=record.incarnation))
 
+    def hand_over(self, worker_id: str) -> None:
+        """It leaves, and somebody may have room for its answers."""
+        self.service.requests.hand_over(self._record(worker_id))
+
     def flip(self, worker_id: str, role: Role) -> None:
         """An operator gives a worker another role."""
         record = self._record(worker_id)

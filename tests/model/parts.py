@@ -167,7 +167,10 @@ class Parts:
             leases=tuple(side.leases._leases),
             early=tuple(side.prefill._early),
             asking=tuple(
-                key for key, fetch in side.prefill.prefixes.fetches.items() if not fetch.is_reading
+                key
+                for prefixes in (side.prefill.prefixes, side.decode.prefixes)
+                for key, fetch in prefixes.fetches.items()
+                if not fetch.is_reading
             ),
             renewable=tuple(
                 key

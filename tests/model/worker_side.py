@@ -181,7 +181,9 @@ class WorkerSide:
 
     def answer_over(self, key: tuple[str, int]) -> None:
         """The holder of a prefix took too long to answer."""
-        self.prefill.prefixes.fetches[key].answer_until_s = LONG_AGO_S
+        for prefixes in (self.prefill.prefixes, self.decode.prefixes):
+            if key in prefixes:
+                prefixes.fetches[key].answer_until_s = LONG_AGO_S
         self._expire()
 
     def deadline_over(self, key: tuple[str, int]) -> None:
@@ -359,7 +361,8 @@ class WorkerSide:
             raise Violation(f"{self.worker_id}: blocks are not conserved")
         owners = [offer.sequence for offer in self.prefill.offers.values()]
         owners += [fetch.sequence for fetch in self.decode.fetches.values()]
-        owners += [fetch.sequence for fetch in self.prefill.prefixes.fetches.values()]
+        for prefixes in (self.prefill.prefixes, self.decode.prefixes):
+            owners += [fetch.sequence for fetch in prefixes.fetches.values()]
         owners += list(self.decode.scheduler)
         loans = [self.leases._leases[lease] for lease in self.prefill.lender.loans.values()]
         holds = {id(owner.hold) for owner in owners} | {id(loan.hold) for loan in loans}
@@ -377,7 +380,9 @@ class WorkerSide:
             "leases": len(self.leases),
             "offers": len(self.prefill.offers),
             "sequences": self.decode.num_sequences,
-            "fetches": len(self.decode.fetches) + len(self.prefill.prefixes.fetches),
+            "fetches": len(self.decode.fetches)
+            + len(self.prefill.prefixes.fetches)
+            + len(self.decode.prefixes.fetches),
             "loans": len(self.prefill.lender.loans),
             "reads": len(self.reads),
         }

@@ -79,7 +79,9 @@ def test_a_long_prompt_is_computed_in_pieces_that_stand_alone() -> None:
         seen.append(shares(batch))
         scheduler.update(batch)
     assert seen[:4] == [[("long", 4, False)]] * 4
-    assert all(len(step) == 1 for step in seen), "the next one would delay its end, and is delayed by none"
+    assert all(len(step) == 1 for step in seen), (
+        "the next one would delay its end, and is delayed by none"
+    )
     assert [step[0][0] for step in seen] == ["long"] * (len(seen) - 1) + ["next"]
 
 
@@ -89,7 +91,9 @@ def test_what_is_due_first_goes_first_and_nothing_delays_its_end() -> None:
     scheduler.add(due(sequence(pool, "long", list(range(40))), 50.0))
     scheduler.update(scheduler.schedule())
     for index in range(3):
-        scheduler.add(due(sequence(pool, f"s{index}", list(range(100 + index, 103 + index))), 3 - index))
+        scheduler.add(
+            due(sequence(pool, f"s{index}", list(range(100 + index, 103 + index))), 3 - index)
+        )
     batch = scheduler.schedule()
     assert shares(batch) == [("s2", 3, True), ("s1", 3, True), ("s0", 2, False)]
     scheduler.update(batch)

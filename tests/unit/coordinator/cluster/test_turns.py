@@ -89,7 +89,12 @@ def test_three_tenants_share_alike() -> None:
 
 def test_a_tenants_requests_go_by_priority_and_then_by_when_they_are_due() -> None:
     turns = Turns()
-    late, soon, urgent, last = life(due_s=9), life(due_s=1), life(due_s=99, priority=-1), life(due_s=9)
+    late, soon, urgent, last = (
+        life(due_s=9),
+        life(due_s=1),
+        life(due_s=99, priority=-1),
+        life(due_s=9),
+    )
     for one in (late, soon, urgent, last):
         turns.add(one)
     assert serve(turns, 4) == [urgent, soon, late, last]
