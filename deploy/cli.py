@@ -35,6 +35,10 @@ BENCHES = {
     "cluster": ("benchmarks.cluster_sim.main", "policies of scaling on a simulated cluster"),
 }
 """Module and purpose of each benchmark; they live in the repository, beside the packages."""
+OWN_PARSERS = {
+    "plan": "find the pool sizes that hold an SLO, by simulation",
+    "keys": "create, list, show, rotate and revoke keys",
+}
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -57,8 +61,8 @@ def run(arguments: list[str]) -> int:
     """Parse and do; ConfigError for what cannot be parsed."""
     if arguments[:1] == ["bench"] and arguments[1:2] and arguments[1] in BENCHES:
         return run_bench(arguments[1], arguments[2:])  # each has its own parser
-    if arguments[:1] == ["plan"]:
-        return run_plan(arguments[1:])
+    if arguments[:1] and arguments[0] in OWN_PARSERS:
+        return run_own(arguments[0], arguments[1:])
     parser, verbs = make_parser()
     if not arguments:
         parser.print_help()
@@ -101,7 +105,8 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     pull = _add(verbs, "pull", "fetch and convert a model without serving it", run_pull)
     pull.add_argument("model", metavar="MODEL", nargs="?", default=EMBEDDED_MODEL)
     pull.add_argument("--dtype", default="auto", metavar=f"{{{','.join(dtype.names)}}}")
-    _add(verbs, "plan", "find the pool sizes that hold an SLO, by simulation", run_plan)
+    for name, purpose in OWN_PARSERS.items():
+        _add(verbs, name, purpose, run_own)
     _add(verbs, "version", "print the version", run_version)
     _add_bench(verbs)
     return parser, dict(verbs.choices)
@@ -374,11 +379,11 @@ def run_bench(name: str, arguments: list[str]) -> int:
     return int(import_module(module).main(arguments) or 0)
 
 
-def run_plan(arguments: list[str]) -> int:
-    """`baton plan …`, which has its own parser."""
-    from deploy.commands.plan import main as plan
+def run_own(name: str, arguments: list[str]) -> int:
+    """A verb that has its own parser."""
+    from importlib import import_module
 
-    return plan(arguments)
+    return int(import_module(f"deploy.commands.{name}").main(arguments))
 
 
 def own_version() -> str:

@@ -7,6 +7,8 @@ BatonError
 │   └── WorkerNotFound 404  no such worker is here
 ├── PoolConflict       409  the pools are in no state for what an operator asks
 ├── Overloaded         429  no room now; `retry_after_s` says when to come back
+│   └── LimitReached   429  this key may not use more now
+├── LedgerUnavailable  503  what is used cannot be written down, and so nothing is served
 ├── RequestAborted     499  the client went away or an operator cancelled
 ├── DeadlineExceeded   504  the request's own deadline passed
 ├── TransferError      502  KV blocks could not be moved or proven
@@ -89,6 +91,33 @@ class Overloaded(BatonError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class LimitReached(Overloaded):
+    """The key's own limit. `headers` tell how far it is; unless `may_retry`, coming back soon is of no use. An infinite
+    `retry_after_s` is never."""
+
+    def __init__(
+        self,
+        message: str,
+        retry_after_s: float,
+        headers: dict[str, str],
+        *,
+        may_retry: bool = True,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s)
+        self.headers = headers
+        self.may_retry = may_retry
+        self.code = code or type(self).code
+
+
+class LedgerUnavailable(BatonError):
+    """Usage cannot be written, and the operator wants no answers without it."""
+
+    http_status = 503
+    error_type = "ServiceUnavailableError"
+    code: str | None = "ledger_unavailable"
 
 
 class RequestAborted(BatonError):

@@ -45,13 +45,14 @@ class RandomIds:
 
 def files_identity() -> str:
     """Boot id and mount namespace: equal for two processes only when a path means the same to both."""
-    return f"{_boot_id()}/{Path('/proc/self/ns/mnt').readlink()}"
+    return f"{boot_id()}/{Path('/proc/self/ns/mnt').readlink()}"
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Of this run of the kernel: equal exactly where monotonic instants can be compared."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def host_identity() -> str:
     """Boot id and pid namespace: equal for two processes exactly when a pid means the same to both."""
-    return f"{_boot_id()}/{Path('/proc/self/ns/pid').readlink()}"
+    return f"{boot_id()}/{Path('/proc/self/ns/pid').readlink()}"

@@ -74,6 +74,9 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     api_keys: tuple[str, ...] = ()
     admin_api_keys: tuple[str, ...] = ()
+    keys_db: str | None = None
+    prices: tuple[str, ...] = ()
+    ledger_failure: str = "serve"
     checks_host: bool = False
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()

@@ -29,10 +29,13 @@ from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.http.route_list import RouteList
 from coordinator.edge.http.sites import SiteGuard, Sites
+from coordinator.edge.operations.routes_keys import KeyRoutes
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
 from coordinator.edge.operations.routes_ui import UiRoutes
+from coordinator.edge.operations.routes_usage import UsageRoutes
 from coordinator.edge.telemetry.http_metrics import HttpMetrics
+from coordinator.edge.telemetry.ledger_metrics import LedgerCollector
 from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.telemetry.metrics import EdgeMetrics
 from coordinator.edge.text.chat_template import ChatTemplate
@@ -42,10 +45,11 @@ from protocol.clock import SystemClock, wall_time_s
 from protocol.randomness import random_seed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+    from coordinator.accounts.accounts import Accounts
     from coordinator.cluster.service_api import PoolControl, Service
     from coordinator.edge.answers.edge import Api
     from coordinator.edge.answers.grammar_check import Compiles
@@ -75,6 +79,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     sites: Sites | None = None,
     parsers: Parsers | None = None,
     grammars: Compiles | None = None,
+    accounts: Accounts | None = None,
 ) -> FastAPI:
     """The application over `service`.
 
@@ -85,12 +90,13 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
     `parsers` are the operator's word on how the model writes calls and reasoning.
     `grammars` tries what answers shall be limited to; without it no answer is.
+    `accounts` are keys, limits and ledger of a database; whoever made them ends them.
     Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
-    keys = Keys(api_keys, admin_keys)
-    guard, admin_guard = KeyGuard(keys, Scope.GENERATE), KeyGuard(keys, Scope.OPERATE)
+    keys = Keys(api_keys, admin_keys, accounts)
+    guard = KeyGuard(keys, Scope.INFERENCE)
     tokenizer = TextTokenizer.from_directory(model.directory)
     template = ChatTemplate.from_directory(model.directory, chat_template)
     reader = make_reader(
@@ -104,19 +110,35 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
     edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
     app = _make_app(root_path, metrics)
-    spoken, has_keys = [make(edge) for make in apis], bool(api_keys)
+    spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
     error_replies.install(app, metrics, spellers)
     app.include_router(OpenRoutes(service).router())
     app.include_router(UiRoutes().router())
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
-    operated = [AdminRoutes(service, metrics).router()]
-    if pools is not None:
-        operated.append(PoolRoutes(pools, edge.limits).router())
-    for router in operated:
-        app.include_router(router, dependencies=[Depends(admin_guard)])
+    for scope, router in _operated(service, metrics, pools, keys, edge.limits):
+        app.include_router(router, dependencies=[Depends(KeyGuard(keys, scope))])
     return app
+
+
+def _operated(
+    service: Service,
+    metrics: EdgeMetrics,
+    pools: PoolControl | None,
+    keys: Keys,
+    limits: EdgeLimits,
+) -> Iterator[tuple[Scope | None, APIRouter]]:
+    """What operators ask, each with what it needs of a key; None where any good one does."""
+    routes = AdminRoutes(service, metrics)
+    yield Scope.METRICS, routes.metrics_router()
+    yield Scope.ADMIN, routes.router()
+    if pools is not None:
+        yield Scope.ADMIN, PoolRoutes(pools, limits).router()
+    if keys.accounts is not None:
+        metrics.registry.register(LedgerCollector(keys.accounts))
+        yield Scope.ADMIN, KeyRoutes(keys.accounts, limits).router()
+        yield None, UsageRoutes(keys.accounts, KeyGuard(keys, None)).router()
 
 
 def _spellers(apis: Sequence[Api]) -> Spellers:

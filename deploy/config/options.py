@@ -6,10 +6,9 @@ which of them wins is decided in `deploy.config.serve_config`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
 from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
+from deploy.config.front_door import ACCOUNTS, SECURITY
+from deploy.config.option import OFF, ON, Option
 from deploy.config.topology import Pools, parse_pd
 from deploy.config.values import (
     DEFAULT_UTILIZATION,
@@ -31,43 +30,7 @@ from deploy.config.values import (
     whole,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 EMBEDDED_MODEL = "smollm2-135m"
-ON, OFF = True, False
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option. `name` is the long option without dashes, which is also its YAML key.
-
-    `parse` turns text into a value and raises ValueError with a sentence for people.
-    """
-
-    name: str
-    parse: Callable[[str], Any]
-    default: Any
-    help: str
-    aliases: tuple[str, ...] = ()
-    metavar: str = "VALUE"
-    kind: Literal["value", "switch", "several"] = "value"
-    secret: bool = False
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """All that it may be, where that is a list of words."""
-        return self.parse.names if isinstance(self.parse, Choice) else ()
-
-    @property
-    def field(self) -> str:
-        """Its attribute in `ServeConfig`."""
-        return self.name.replace("-", "_")
-
-    @property
-    def variable(self) -> str:
-        """Its environment variable."""
-        return "BATON_" + self.field.upper()
 
 
 GROUPS = {
@@ -272,72 +235,8 @@ GROUPS = {
             "between hosts: encrypted; or trusted, where nobody but this cluster is: blocks go in clear",
         ),
     ),
-    "security": (
-        Option(
-            "api-key",
-            text,
-            (),
-            "key that clients must send; may be repeated",
-            kind="several",
-            metavar="KEY",
-            secret=True,
-        ),
-        Option(
-            "admin-api-key",
-            text,
-            (),
-            "key for /cluster and /metrics; those of --api-key are then refused there; may be repeated",
-            kind="several",
-            metavar="KEY",
-            secret=True,
-        ),
-        Option(
-            "allowed-hosts",
-            text,
-            (),
-            "without keys: names of this server besides localhost, addresses and --host; '*' for any",
-            kind="several",
-            metavar="NAME",
-        ),
-        Option(
-            "allowed-origins",
-            text,
-            (),
-            "web pages that may use this server, as https://chat.example.com; '*' for any (default: its own)",
-            kind="several",
-            metavar="ORIGIN",
-        ),
-        Option(
-            "allowed-methods",
-            text,
-            ("*",),
-            "methods that those pages may use",
-            kind="several",
-            metavar="METHOD",
-        ),
-        Option(
-            "allowed-headers",
-            text,
-            ("*",),
-            "headers that those pages may send",
-            kind="several",
-            metavar="NAME",
-        ),
-        Option(
-            "allow-credentials",
-            switch,
-            not ON,
-            "let those pages send cookies and credentials",
-            kind="switch",
-        ),
-        Option(
-            "auth",
-            switch,
-            ON,
-            "refuse to listen beyond loopback without keys; --no-auth where something else guards the port",
-            kind="switch",
-        ),
-    ),
+    "security": SECURITY,
+    "accounts": ACCOUNTS,
     "processes": (
         Option(
             "launcher",

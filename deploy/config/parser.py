@@ -13,7 +13,7 @@ from protocol.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from deploy.config.options import Option
+    from deploy.config.option import Option
 
 
 class Parser(argparse.ArgumentParser):

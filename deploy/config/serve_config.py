@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.config.autoscale import limits_of, targets_of
-from deploy.config.options import ALIASES, BY_NAME, OPTIONS, Option
+from deploy.config.options import ALIASES, BY_NAME, OPTIONS
 from deploy.config.refusals import REFUSALS
 from deploy.config.spelling import did_you_mean
 from deploy.config.topology import Pools
@@ -21,6 +21,8 @@ from protocol.roles import Role
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
+
+    from deploy.config.option import Option
 
 DEFAULT = "default"
 
@@ -64,6 +66,9 @@ class ServeConfig:
     max_first_token_wait: float
     api_key: tuple[str, ...]
     admin_api_key: tuple[str, ...]
+    keys_db: str | None
+    price: tuple[str, ...]
+    ledger_failure: str
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
     allowed_methods: tuple[str, ...]
@@ -187,18 +192,21 @@ def _check(config: ServeConfig) -> None:
         )
 
     _check_keys(config)
-    if config.admin_api_key and not config.api_key:
+    if config.admin_api_key and not config.api_key and config.keys_db is None:
         raise ConfigError("--admin-api-key: without --api-key everybody may ask; set both")
     if set(config.admin_api_key) & set(config.api_key):
         raise ConfigError("--admin-api-key: must differ from every --api-key")
+    if config.price and config.keys_db is None:
+        raise ConfigError("--price: costs are booked in --keys-db; name a file for it")
     _check_autoscale(config)
 
 
 def _check_keys(config: ServeConfig) -> None:
     """Nothing listens beyond loopback without keys, unless the operator vouches for who can reach it."""
-    if config.auth and not config.api_key and not is_loopback(config.host):
+    has_keys = bool(config.api_key) or config.keys_db is not None
+    if config.auth and not has_keys and not is_loopback(config.host):
         raise ConfigError(
-            f"--host: {config.host} is reached from other hosts and there is no --api-key; set BATON_API_KEY "
+            f"--host: {config.host} is reached from other hosts and there is no --api-key or --keys-db; set BATON_API_KEY "
             "to what clients must send, or say --no-auth if something else decides who reaches this port"
         )
 
@@ -252,6 +260,7 @@ def _unset(name: str) -> str:
         "seed": "drawn for each request",
         "otlp-traces-endpoint": "no traces",
         "autoscale": "the pools stay as they are",
+        "keys-db": "no keys but those of --api-key, and no ledger",
     }.get(name, "none")
 
 

@@ -36,6 +36,7 @@ from protocol.specs import CoordinatorSpec
 if TYPE_CHECKING:
     import uvicorn
 
+    from coordinator.accounts.accounts import Accounts
     from coordinator.edge.telemetry.request_record import TraceSink
     from protocol.messages.reports import WorkerMessage
 
@@ -68,6 +69,7 @@ class CoordinatorProcess:
             spec.owner_silence_s, self.cluster.books.registry, self.cluster.outgoing, self.clock
         )
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
+        self.accounts = self._open_accounts()
         config = spec.model.config
         self.grammars = GrammarProcess(
             Path(spec.model.directory), config.vocab_size, config.eos_token_ids
@@ -79,6 +81,16 @@ class CoordinatorProcess:
         from coordinator.edge.telemetry.otlp_traces import OtlpTraces  # noqa: PLC0415 - an optional extra
 
         return OtlpTraces(endpoint, self.clock)
+
+    def _open_accounts(self) -> Accounts | None:
+        spec = self.spec
+        if spec.keys_db is None:
+            return None
+        from coordinator.accounts.accounts import Accounts, AccountSettings  # noqa: PLC0415 - SQLite only where it is used
+
+        must_write = spec.ledger_failure == "refuse"
+        settings = AccountSettings(Path(spec.keys_db), spec.prices, must_write)
+        return Accounts.open(settings, self.clock)
 
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
         self.cluster.inbox.on_message(identity, message)
@@ -109,6 +121,8 @@ class CoordinatorProcess:
         server = self._make_server()
         self.owner.start(lambda: self._stop(server))
         loop = asyncio.get_running_loop()
+        if self.accounts is not None:
+            self.accounts.start(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, server)
         try:
@@ -116,6 +130,8 @@ class CoordinatorProcess:
         finally:
             if self.traces is not None:
                 self.traces.close()
+            if self.accounts is not None:
+                await self.accounts.close()
             self.owner.close()
             self.cluster.close()
             self.control.close()
@@ -155,6 +171,7 @@ class CoordinatorProcess:
             pools=self.cluster.scaler,
             parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser),
             grammars=self.grammars,
+            accounts=self.accounts,
             sites=Sites(
                 checks_host=spec.checks_host,
                 hosts=spec.allowed_hosts,

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from coordinator.accounts.accounts import Accounts, AccountSettings
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
 from coordinator.edge.app import EdgeLimits, ServedModel, create_app
 from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.limits import WireLimits
+from protocol.clock import SystemClock
 from protocol.model_config import ModelConfig
 from protocol.sampling import SampledToken
 
@@ -150,7 +152,13 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
     if "descriptors" in options:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (options["descriptors"], most))
+    accounts = None
+    if "keys_db" in options:
+        settings = AccountSettings(Path(options["keys_db"]), tuple(options.get("prices", ())))
+        accounts = Accounts.open(settings, SystemClock())
+        accounts.start(asyncio.get_running_loop())
     app = create_app(
+        accounts=accounts,
         service=PacedService(scripts=deque(), is_short=options.get("is_short", False)),
         model=make_model(directory, has_bound=options.get("has_bound", True)),
         pools=ScriptedPools(),
@@ -166,6 +174,8 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
     await asyncio.to_thread(sys.stdin.read)
     server.should_exit = True
     await running
+    if accounts is not None:
+        await accounts.close()
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ class Edge:
         if asked.tools.must_call:
             message = "an answer that must call a tool is not supported by this server"
             raise InvalidRequest(message, "tool_choice", UNSUPPORTED_CODE)
+        principal.check_model(asked.model)
         salt = principal.salt(asked.cache_salt)
         generations = self.rules.generations(asked, salt, principal.tenant)
         sampling = generations[0].sampling
@@ -107,7 +108,8 @@ class Edge:
             choices_per_prompt=asked.choices_per_prompt,
             headers=request.headers,
         )
-        run = GenerationRun(generations, text, facts, self.context, make_parts)
+        booking = self.guard.keys.booking(principal)
+        run = GenerationRun(generations, text, facts, self.context, make_parts, booking)
         answer = StreamResponse if asked.is_stream else WholeResponse
         return answer(run, dialect, metrics=self.context.metrics, limits=self.limits)
 

@@ -10,6 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from coordinator.accounts.booking import Request
 from coordinator.edge.answers.answer import Ending, Usage
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.telemetry.choice_meter import ABORT, ERROR, ChoiceMeter
@@ -19,6 +20,7 @@ from protocol.errors import BatonError, InternalError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from coordinator.accounts.booking import Booking
     from coordinator.cluster.service_api import Generation, Service, StreamEvent, TokenStream
     from coordinator.edge.answers.answer import Delta
     from coordinator.edge.answers.answer_parts import PartReader
@@ -102,10 +104,13 @@ class GenerationRun:
         facts: RequestFacts,
         context: RunContext,
         make_parts: Callable[[], PartReader] | None = None,
+        booking: Booking | None = None,
     ) -> None:
         self.generations = generations
         self.facts = facts
         self.error: str | None = None
+        self.booking = booking
+        self.num_told_tokens = 0
         self._context = context
         self._sink = context.traces
         self._is_admitted = False
@@ -132,8 +137,12 @@ class GenerationRun:
     def submit(self) -> None:
         """Admit all choices or none; raises what the service raises."""
         try:
+            if self.booking is not None:
+                self._reserve(self.booking)
             self._streams = list(self._context.service.submit_all(self.generations))
         except BaseException as error:
+            if self.booking is not None:
+                self.booking.refuse()
             self.error = error_kind(error)
             self.close("the request was refused")
             raise
@@ -145,6 +154,18 @@ class GenerationRun:
         for generation in self.generations[::per_prompt]:
             prompt, max_tokens = generation.prompt_token_ids, generation.sampling.max_tokens
             self._context.metrics.started(len(prompt), per_prompt, max_tokens)
+
+    def _reserve(self, booking: Booking) -> None:
+        facts = self.facts
+        request = Request(
+            facts.model, facts.operation, facts.reply_id, facts.label, facts.arrival_s
+        )
+        most = sum(generation.sampling.max_tokens for generation in self.generations)
+        booking.reserve(request, self.usage.num_prompt_tokens, most)
+
+    def told(self) -> None:
+        """What was made so far is on its way to the client."""
+        self.num_told_tokens = self.usage.num_output_tokens
 
     async def next_delta(self) -> Delta:
         """The next delta of any choice, until all have ended; raises a choice's error."""
@@ -196,7 +217,17 @@ class GenerationRun:
         for last in [meter for meter in self._meters if not meter.is_settled]:
             last.ended_s = now_s
         self._settle(ABORT, now_s)
+        if self.booking is not None:
+            self.booking.first_s = self._first_s()
+            self.booking.finish(self.usage, self._ends(), self.num_told_tokens)
         return Ending(self.usage, timings_of(self._meters) if self.facts.wants_timings else None)
+
+    def _ends(self) -> str:
+        """How the choices ended, each way once."""
+        return ",".join(sorted({meter.finish_reason or ABORT for meter in self._meters}))
+
+    def _first_s(self) -> float | None:
+        return min((meter.first_s for meter in self._meters if meter.num_tokens), default=None)
 
     def _settle(self, failure: str, now_s: float) -> None:
         """Count every choice, once; none of a request that was refused."""
@@ -226,6 +257,9 @@ class GenerationRun:
             self.error = InternalError.error_type
         failure = ABORT if self.error in CLIENT_LEFT else ERROR
         self._settle(failure, self._context.clock.now_s())
+        if self.booking is not None:
+            self.booking.first_s = self._first_s()
+            self.booking.close(self.usage, self.num_told_tokens, failure, self.error)
         self._trace()
 
     def _trace(self) -> None:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from coordinator.edge.answers.answer import joined
 from coordinator.edge.answers.generation_run import error_kind
 from coordinator.edge.http.error_replies import failure_of
+from coordinator.edge.http.last_bytes import hand_over_of
 from protocol.errors import BatonError, InternalError
 
 if TYPE_CHECKING:
@@ -129,12 +130,12 @@ class RunResponse(Response):
 
     async def __call__(
         self,
-        scope: Scope,  # noqa: ARG002 - ASGI's signature
+        scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
         """Answer; returns without one when the client is gone."""
-        reason = "the request failed"
+        reason, self._hand_over = "the request failed", hand_over_of(scope)
         try:
             if not await until_disconnect(receive, self._patience.over(lambda: self.answer(send))):
                 reason, self.run.error = "client disconnected", "client_disconnected"
@@ -154,10 +155,30 @@ class RunResponse(Response):
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
+    def submit(self) -> None:
+        """Begin the run; from now on the answer's headers tell how much its key has left."""
+        self.run.submit()
+        if self.run.booking is not None:
+            self.headers.update(self.run.booking.headers())
+
     async def write(self, send: Send, body: bytes, *, more: bool = True) -> None:
         """Send some body; the answer ends when it is not taken in time."""
         piece = {"type": "http.response.body", "body": body, "more_body": more}
         await self._patience.write(send(piece))
+
+    async def write_last(self, send: Send, body: bytes) -> None:
+        """The same for the end, whose way is watched where somebody books it."""
+        booking = self.run.booking
+        if booking is None or not booking.is_closed:
+            await self.write(send, body, more=False)
+            return
+        if self._hand_over is not None:
+            self._hand_over(booking)
+            await self.write(send, body, more=False)
+            return
+        await self.write(send, body, more=False)
+        booking.leaving()
+        booking.left()
 
 
 class WholeResponse(RunResponse):
@@ -170,7 +191,7 @@ class WholeResponse(RunResponse):
     async def answer(self, send: Send) -> None:
         """Wait for the end, then say everything at once."""
         run = self.run
-        run.submit()
+        self.submit()
         deltas: list[list[Delta]] = [[] for _ in run.generations]
         while not run.is_over:
             delta = await run.next_delta()
@@ -178,7 +199,7 @@ class WholeResponse(RunResponse):
         body = self.dialect.whole([joined(own) for own in deltas], run.finish())
         self.headers["content-length"] = str(len(body))
         await self.start(send)
-        await self.write(send, body, more=False)
+        await self.write_last(send, body)
 
 
 class StreamResponse(RunResponse):
@@ -190,7 +211,7 @@ class StreamResponse(RunResponse):
 
     async def answer(self, send: Send) -> None:
         """Headers with the first delta, then every other, then the end."""
-        self.run.submit()
+        self.submit()
         first = await self.run.next_delta()
         await self.start(send)
         try:
@@ -200,7 +221,7 @@ class StreamResponse(RunResponse):
         except Exception as error:
             log.exception("a stream failed unexpectedly")
             last = self._fail(InternalError(str(error)))
-        await self.write(send, last, more=False)
+        await self.write_last(send, last)
 
     async def _tell(self, send: Send, delta: Delta) -> bytes:
         """Send all but the last piece, and return that."""
@@ -208,6 +229,7 @@ class StreamResponse(RunResponse):
         before = dialect.begin(run.usage)
         while not run.is_over:
             await self.write(send, before + dialect.delta(delta, run.usage))
+            run.told()
             before = b""
             delta = await run.next_delta()
         return before + dialect.end(delta, run.finish())

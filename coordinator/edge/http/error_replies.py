@@ -18,7 +18,14 @@ from starlette.responses import Response
 
 from coordinator.edge.http.field_errors import refusal
 from coordinator.edge.http.route_list import RouteList
-from protocol.errors import BatonError, InternalError, InvalidRequest, Overloaded, WorkerLost
+from protocol.errors import (
+    BatonError,
+    InternalError,
+    InvalidRequest,
+    LimitReached,
+    Overloaded,
+    WorkerLost,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping
@@ -35,6 +42,8 @@ CLIENT_CLOSED_REQUEST = 499
 GENERIC_MESSAGE = "internal error; the server's log has the details under this X-Request-Id"
 MAX_TOLD_CHARACTERS = 800
 CODES = {404: "unknown_url", 405: "method_not_allowed"}
+NO_RETRY = {"x-should-retry": "false"}
+"""OpenAI's clients come back by themselves unless they are told not to."""
 KINDS = {401: "AuthenticationError", 404: "NotFoundError"}
 
 
@@ -52,6 +61,10 @@ class Forbidden(BatonError):
     http_status = 403
     error_type = "PermissionDeniedError"
     code: str | None = "insufficient_permissions"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
 
 
 class ForeignHost(BatonError):
@@ -132,16 +145,24 @@ def clipped(told: str) -> str:
 
 def failure_headers(error: BatonError) -> dict[str, str]:
     """When to come back, or what to show."""
+    if isinstance(error, LimitReached):
+        return error.headers | _patience(error) | ({} if error.may_retry else NO_RETRY)
     if isinstance(error, Overloaded):
-        return {
-            "Retry-After": str(max(1, math.ceil(error.retry_after_s))),
-            "retry-after-ms": str(math.ceil(error.retry_after_s * 1000)),
-        }
+        return _patience(error)
     if isinstance(error, WorkerLost):
         return {"Retry-After": "1"}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
     return {}
+
+
+def _patience(error: Overloaded) -> dict[str, str]:
+    if math.isinf(error.retry_after_s):
+        return {}
+    return {
+        "Retry-After": str(max(1, math.ceil(error.retry_after_s))),
+        "retry-after-ms": str(math.ceil(error.retry_after_s * 1000)),
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,12 +61,14 @@ class AdminRoutes:
     def router(self) -> APIRouter:
         """Their routes."""
         router = APIRouter()
-        for path, endpoint in (
-            ("/metrics", self.metrics),
-            ("/cluster", self.cluster),
-            ("/cluster/audit", self.audit),
-        ):
+        for path, endpoint in (("/cluster", self.cluster), ("/cluster/audit", self.audit)):
             router.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        return router
+
+    def metrics_router(self) -> APIRouter:
+        """The one that scrapers ask, and need nothing else for."""
+        router = APIRouter()
+        router.add_api_route("/metrics", self.metrics, methods=["GET"], response_model=None)
         return router
 
     async def metrics(self) -> Response:

@@ -18,6 +18,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from coordinator.edge.http.last_bytes import SCOPE_KEY, LastWrite
 from coordinator.edge.http.wire.body import body_of
 from coordinator.edge.http.wire.head import HeadReader
 from coordinator.edge.http.wire.limits import WireLimits, served_descriptors
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+    from coordinator.edge.http.last_bytes import Receipt
     from coordinator.edge.http.wire.body import BodyReader
 
 log = logging.getLogger(__name__)
@@ -70,11 +72,26 @@ class Gate:
 class PoliteTransport:
     """A transport whose `close` lets the client read what was written last."""
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        close: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.write = self._write = transport.write
+        self.last = LastWrite(transport, loop)
         self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
         self.close = close
+
+    def hand_over(self, receipt: Receipt) -> None:
+        """The next write is an answer's last: the receipt is told when the kernel has it."""
+
+        def write(data: bytes | bytearray | memoryview) -> None:
+            self.write = self._write
+            self.last.write(data, receipt)
+
+        self.write = write
 
 
 class Connection(HttpToolsProtocol):
@@ -97,7 +114,8 @@ class Connection(HttpToolsProtocol):
         """A client."""
         super().connection_made(transport)
         self._raw = transport
-        self.transport = cast("asyncio.Transport", PoliteTransport(transport, self._close_politely))
+        self._polite = PoliteTransport(transport, self._close_politely, self.loop)
+        self.transport = cast("asyncio.Transport", self._polite)
         self._gate.heads.enter(self, self.loop)
         descriptor = transport.get_extra_info("socket").fileno()
         if not self._gate.make_room(descriptor):
@@ -110,6 +128,7 @@ class Connection(HttpToolsProtocol):
         self._is_over = True
         self._held.clear()
         self._gate.forget(self)
+        self._polite.last.ended(exc)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -217,6 +236,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._body is None or self.parser.get_http_version() != "1.1":
             self.expect_100_continue = False  # RFC 9110, 10.1.1
+        cast("dict[str, Any]", self.scope)[SCOPE_KEY] = self._polite.hand_over
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

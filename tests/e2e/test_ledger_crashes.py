@@ -1,0 +1,141 @@
+"""SIGKILL at any instant: the ledger holds the usage of the answers that clients have, each once; limits go on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from coordinator.accounts.database import open_database
+from coordinator.accounts.terms import KeyTerms, make_key
+from protocol.clock import wall_time_s
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).parents[2]
+CLIENTS = 8
+
+
+@contextmanager
+def server(directory: Path, database: Path, **options):
+    """One life of an edge: its process and its URL."""
+    told = json.dumps({"keys_db": str(database)} | options)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.e2e.edge_server", str(directory), told],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stdout is not None
+        yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.communicate(timeout=20)
+
+
+def new_key(database: Path, **terms) -> str:
+    opened = open_database(database)
+    made = make_key(KeyTerms(**terms), wall_time_s())
+    opened.put_key(made.record)
+    opened.close()
+    return made.secret
+
+
+def rows(database: Path) -> list[tuple[str, int, int, str]]:
+    with sqlite3.connect(database) as connection:
+        told = "SELECT request_id, input_tokens, output_tokens, end FROM usage"
+        return connection.execute(told).fetchall()
+
+
+async def ask(session, url, chance, delivered) -> None:
+    """One answer, noted when all of it is here."""
+    num_tokens, is_stream = chance.choice((1, 1, 2, 3)), chance.random() < 0.5
+    body = {"prompt": "Hello", "max_tokens": num_tokens, "stream": is_stream}
+    if is_stream:
+        body["stream_options"] = {"include_usage": True}
+    async with session.post(f"{url}/v1/completions", json=body) as reply:
+        told = await reply.read()
+        assert reply.status == 200, told
+    if is_stream:
+        told = told.split(b"data: ")[-2]
+    answer = json.loads(told)
+    usage = answer["usage"]
+    delivered[answer["id"]] = (usage["prompt_tokens"], usage["completion_tokens"])
+
+
+async def ask_until_it_dies(url, headers, chance, delivered) -> None:
+    async with aiohttp.ClientSession(headers=headers) as session:
+
+        async def client() -> None:
+            while True:
+                try:
+                    await ask(session, url, chance, delivered)
+                except aiohttp.ClientError:
+                    return
+
+        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+
+
+async def lives(directory, database, num_lives, seed):
+    """So many processes, each killed at its own instant; what clients have of them all."""
+    chance = random.Random(seed)
+    delivered: dict[str, tuple[int, int]] = {}
+    headers = {"authorization": f"Bearer {new_key(database)}"}
+    for _ in range(num_lives):
+        with server(directory, database) as (process, url):
+            loop = asyncio.get_running_loop()
+            loop.call_later(chance.uniform(0.05, 0.4), process.send_signal, signal.SIGKILL)
+            await ask_until_it_dies(url, headers, chance, delivered)
+    with server(directory, database):
+        pass
+    return delivered
+
+
+async def check(directory, database, num_lives, seed):
+    delivered = await lives(directory, database, num_lives, seed)
+    booked = [row for row in rows(database) if row[3] != "crashed"]
+    assert len(delivered) > 10 * num_lives
+    assert len(booked) == len({row[0] for row in booked})
+    assert {name: (got, said) for name, got, said, _ in booked} == delivered
+    assert all(row[1] == row[2] == 0 for row in rows(database) if row[3] == "crashed")
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_the_ledger_is_the_usage_of_delivered_answers(tmp_path, seed):
+    await check(tmp_path, tmp_path / "keys.db", 6, seed)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", [2, 3])
+async def test_so_it_is_after_many_more_lives(tmp_path, seed):
+    await check(tmp_path, tmp_path / "keys.db", 50, seed)
+
+
+async def test_limits_are_kept_over_a_crash(tmp_path):
+    database = tmp_path / "keys.db"
+    secret = new_key(database, requests_per_minute=20)
+    headers = {"authorization": f"Bearer {secret}"}
+    statuses: list[int] = []
+    for _ in range(3):
+        with server(tmp_path, database, is_short=True) as (process, url):
+            async with aiohttp.ClientSession(headers=headers) as session:
+
+                async def one(session=session, url=url) -> None:
+                    body = {"prompt": "Hello", "max_tokens": 1}
+                    async with session.post(f"{url}/v1/completions", json=body) as reply:
+                        await reply.read()
+                        statuses.append(reply.status)
+
+                await asyncio.gather(*(one() for _ in range(9)))
+            process.send_signal(signal.SIGKILL)
+    assert statuses.count(200) == 20
+    assert statuses.count(429) == 7

@@ -1,0 +1,311 @@
+"""Keys of the database at every route of the application's own table, their limits at the edge, and what is booked."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from coordinator.accounts.accounts import Accounts, AccountSettings
+from coordinator.accounts.database import open_database
+from coordinator.accounts.terms import KeyTerms, make_key, revoked
+from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService, say
+from coordinator.edge.app import create_app
+from coordinator.edge.http.route_list import RouteList
+from protocol.clock import SystemClock
+from protocol.errors import Overloaded
+
+COMPLETE = "/v1/completions"
+HELLO = {"prompt": "Hello", "max_tokens": 5}
+OPEN = {"/health", "/live", "/ui"}
+ADMIN = ("/cluster", "/keys")
+PLACES = {"worker_id": "prefill-0", "model_id": "tiny", "response_id": "resp_x", "key_id": "none"}
+
+
+@asynccontextmanager
+async def edge(served_model, path, service=None, prices=(), must_write=False, **keys):
+    accounts = Accounts.open(AccountSettings(path / "keys.db", prices, must_write), SystemClock())
+    accounts.start(asyncio.get_running_loop())
+    app = create_app(
+        service=service or ScriptedService(default=say([5, 6, 2], "stop")),
+        model=served_model,
+        accounts=accounts,
+        pools=ScriptedPools(),
+        **keys,
+    )
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
+        yield client, accounts, app
+    await accounts.close()
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def needed(path: str) -> str | None:
+    """The scope of a route; None where any good key does."""
+    if path == "/metrics":
+        return "metrics"
+    if path == "/usage":
+        return None
+    return "admin" if path.startswith(ADMIN) else "inference"
+
+
+def code_of(reply: httpx.Response, path: str, header: str) -> object:
+    """The error's words, read in the shape of its dialect."""
+    told = reply.json()
+    if path.startswith("/api/"):
+        assert list(told) == ["error"]
+        return told["error"]
+    if path.startswith("/v1/messages") or header:
+        assert told["type"] == "error"
+        return told["error"]["message"]
+    return told["error"]["message"]
+
+
+async def test_every_route_of_the_table_takes_only_the_keys_that_it_needs(served_model, tmp_path):
+    async with edge(served_model, tmp_path, api_keys=["static"], admin_keys=["boss"]) as parts:
+        client, accounts, app = parts
+        made = {
+            scope: (await accounts.create(KeyTerms(scopes=(scope,)))).secret
+            for scope in ("inference", "metrics", "admin")
+        }
+        expired = await accounts.create(KeyTerms(scopes=("inference", "admin"), expires_at=1.0))
+        gone = await accounts.create(KeyTerms(scopes=("inference", "admin", "metrics")))
+        await accounts.revoke(gone.record.key_id)
+        routes = [
+            (method, route.path)
+            for route in RouteList(app.routes)
+            for method in (route.methods or set()) - {"HEAD", "OPTIONS"}
+        ]
+        assert len(routes) > 30
+        shown = {
+            "none": {},
+            "empty": bearer(""),
+            "bad": bearer(made["inference"][:-1]),
+            "other id": bearer(made["inference"].replace("sk-baton-", "sk-baton-0")),
+            "expired": bearer(expired.secret),
+            "revoked": {"x-api-key": gone.secret},
+            **{scope: bearer(secret) for scope, secret in made.items()},
+            "static": bearer("static"),
+            "boss": {"x-api-key": "boss"},
+        }
+        opens = {
+            "inference": {"inference", None},
+            "metrics": {"metrics", None},
+            "admin": {"admin", "metrics", None},
+            "static": {"inference", None},
+            "boss": {"admin", "metrics", None},
+        }
+        for method, template in routes:
+            path, scope = template.replace(":path", ""), needed(template)
+            for name, value in PLACES.items():
+                path = path.replace(f"{{{name}}}", value)
+            for who, headers in shown.items():
+                for header in (
+                    ("", "anthropic-version") if template.startswith("/v1/models") else ("",)
+                ):
+                    told = headers | ({header: "2023-06-01"} if header else {})
+                    reply = await client.request(method, path, headers=told, json={})
+                    what = (method, path, who)
+                    if template in OPEN or scope in opens.get(who, ()):
+                        assert reply.status_code not in (401, 403), what
+                        continue
+                    knows = who in opens and (who != "boss")
+                    assert reply.status_code == (403 if knows else 401), what
+                    words = code_of(reply, path, header)
+                    for state in ("expired", "revoked"):
+                        assert (state in str(words)) == (who == state), what
+
+
+async def test_secrets_are_nowhere_but_in_the_answer_that_tells_them(
+    served_model, tmp_path, caplog
+):
+    async with edge(served_model, tmp_path, admin_keys=["boss"]) as (client, _, _):
+        caplog.set_level("DEBUG")
+        reply = await client.post("/keys", json={"tenant": "acme"}, headers=bearer("boss"))
+        secret = reply.json()["key"]
+        assert reply.headers["cache-control"] == "no-store"
+        key_id, tail = reply.json()["id"], secret.partition(".")[2]
+        other = await client.post(f"/keys/{key_id}/rotate", json={}, headers=bearer("boss"))
+        for told in (
+            (await client.get("/keys", headers=bearer("boss"))).text,
+            (await client.get(f"/keys/{key_id}", headers=bearer("boss"))).text,
+            (await client.get("/metrics", headers=bearer("boss"))).text,
+            (await client.post(COMPLETE, json=HELLO, headers=bearer(secret))).text,
+            other.text,
+            caplog.text,
+        ):
+            assert tail not in told
+    for file in tmp_path.iterdir():
+        assert tail.encode() not in file.read_bytes()
+
+
+async def test_a_rotated_key_keeps_its_former_secret_as_long_as_was_said(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        made = await accounts.create(KeyTerms())
+        second = await accounts.rotate(made.record.key_id, 60.0)
+        for secret in (made.secret, second.secret):
+            assert (await client.get("/v1/models", headers=bearer(secret))).status_code == 200
+        third = await accounts.rotate(made.record.key_id, 0.0)
+        for secret, status in ((made.secret, 401), (second.secret, 401), (third.secret, 200)):
+            assert (await client.get("/v1/models", headers=bearer(secret))).status_code == status
+
+
+async def test_what_another_process_writes_is_seen(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        database = open_database(tmp_path / "keys.db")
+        made = make_key(KeyTerms(), accounts.wall_s())
+        for record, status in ((made.record, 200), (revoked(made.record, 1.0), 401)):
+            database.put_key(record)
+            async with asyncio.timeout(5):
+                reply = await client.get("/v1/models", headers=bearer(made.secret))
+                while reply.status_code != status:
+                    await accounts.ask(lambda _: None)
+                    reply = await client.get("/v1/models", headers=bearer(made.secret))
+        database.close()
+
+
+async def test_tenants_caches_are_apart_unless_they_are_shared(served_model, tmp_path):
+    service = ScriptedService(default=say([2], "stop"))
+    async with edge(served_model, tmp_path, service, api_keys=["static"]) as parts:
+        client, accounts, _ = parts
+        terms = [
+            KeyTerms(tenant="a"),
+            KeyTerms(tenant="a", name="another key"),
+            KeyTerms(tenant="b"),
+            KeyTerms(tenant="c", shared_cache="all"),
+            KeyTerms(tenant="d", shared_cache="all"),
+            KeyTerms(tenant="all"),
+        ]
+        for one in terms:
+            secret = (await accounts.create(one)).secret
+            await client.post(COMPLETE, json=HELLO, headers=bearer(secret))
+        own = {"cache_salt": "a"}
+        await client.post(COMPLETE, json=HELLO | own, headers=bearer("static"))
+    a, again, b, c, d, e, static = (one.cache_salt for one in service.generations)
+    assert (a, c) == (again, d)
+    assert len({a, b, c, e, static}) == 5
+    assert all(len(salt) >= 32 for salt in (a, b, c, e))
+
+
+async def test_only_allowed_models_are_answered(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        headers = bearer((await accounts.create(KeyTerms(models=("tiny-alias",)))).secret)
+        for model, status in (("tiny", 403), ("tiny-alias", 200), (None, 403)):
+            body = HELLO | ({"model": model} if model else {})
+            reply = await client.post(COMPLETE, json=body, headers=headers)
+            assert reply.status_code == status
+
+
+async def test_sixty_four_clients_never_get_more_than_the_limit(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        made = await accounts.create(KeyTerms(requests_per_minute=10))
+        headers = bearer(made.secret)
+        replies = await asyncio.gather(
+            *(client.post(COMPLETE, json=HELLO, headers=headers) for _ in range(64))
+        )
+        good = [reply for reply in replies if reply.status_code == 200]
+        refused = [reply for reply in replies if reply.status_code == 429]
+        assert (len(good), len(refused)) == (10, 54)
+        left = sorted(int(reply.headers["x-ratelimit-remaining-requests"]) for reply in good)
+        assert left == list(range(10))
+        for reply in refused:
+            assert 58 <= int(reply.headers["retry-after"]) <= 60
+            assert int(reply.headers["retry-after-ms"]) <= 60_000
+            assert reply.headers["x-ratelimit-limit-requests"] == "10"
+
+
+async def test_tokens_are_held_for_what_may_come_and_settled_to_what_came(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        headers = bearer((await accounts.create(KeyTerms(tokens_per_minute=100))).secret)
+        reply = await client.post(COMPLETE, json=HELLO | {"max_tokens": 90}, headers=headers)
+        used = reply.json()["usage"]["total_tokens"]
+        reply = await client.post(COMPLETE, json=HELLO | {"max_tokens": 200}, headers=headers)
+        assert reply.status_code == 429
+        assert reply.headers["x-should-retry"] == "false"
+        assert reply.headers["x-ratelimit-remaining-tokens"] == str(100 - used)
+
+
+async def test_a_request_that_the_cluster_refuses_costs_nothing(served_model, tmp_path):
+    service = ScriptedService(default=say([2], "stop"), refusal=Overloaded("full"))
+    async with edge(served_model, tmp_path, service) as (client, accounts, _):
+        made = await accounts.create(KeyTerms(requests_per_minute=1, parallel_requests=1))
+        for _ in range(3):
+            reply = await client.post(COMPLETE, json=HELLO, headers=bearer(made.secret))
+            assert "full" in reply.text
+        service.refusal = None
+        reply = await client.post(COMPLETE, json=HELLO, headers=bearer(made.secret))
+        assert reply.status_code == 200
+        reply = await client.get("/usage?group_by=request", headers=bearer(made.secret))
+        assert len(reply.json()["data"]) == 1
+
+
+async def test_the_ledger_is_what_answers_told(served_model, tmp_path):
+    async with edge(served_model, tmp_path, prices=("tiny=1/2",), admin_keys=["boss"]) as parts:
+        client, accounts, _ = parts
+        secrets = [(await accounts.create(KeyTerms(tenant=name))).secret for name in "ab"]
+        told: dict[str, dict] = {}
+        for secret in secrets:
+            for stream in (False, True):
+                options = {"stream": True, "stream_options": {"include_usage": True}}
+                body = HELLO | (options if stream else {})
+                reply = await client.post(COMPLETE, json=body, headers=bearer(secret))
+                text = reply.text
+                if stream:
+                    text = text.split("data: ")[-2]
+                answer = httpx.Response(200, text=text).json()
+                told[answer["id"]] = answer["usage"]
+        page = await client.get("/usage?group_by=request", headers=bearer("boss"))
+        rows = {row["request_id"]: row for row in page.json()["data"]}
+        assert rows.keys() == told.keys()
+        for name, usage in told.items():
+            row = rows[name]
+            assert row["input_tokens"] == usage["prompt_tokens"]
+            assert row["output_tokens"] == usage["completion_tokens"]
+            assert row["end"] == "stop"
+            nano = usage["prompt_tokens"] * 1000 + usage["completion_tokens"] * 2000
+            assert row["cost"] == f"0.{nano:09d}"
+        own = (await client.get("/usage?group_by=tenant", headers=bearer(secrets[0]))).json()
+        assert [row["tenant"] for row in own["data"]] == ["a"]
+        assert own["data"][0]["requests"] == 2
+        reply = await client.get("/usage?format=csv", headers=bearer("boss"))
+        assert len(list(csv.DictReader(io.StringIO(reply.text)))) == 2
+        assert (await client.get("/usage?key=x", headers=bearer(secrets[0]))).status_code == 400
+        assert (await client.get("/usage?group_by=x", headers=bearer("boss"))).status_code == 400
+
+
+@pytest.mark.parametrize("must_write", [False, True])
+async def test_a_full_disk_is_told_and_serves_or_refuses_as_it_was_said(
+    served_model, tmp_path, must_write
+):
+    async with edge(served_model, tmp_path, must_write=must_write) as (client, accounts, _):
+        headers = bearer((await accounts.create(KeyTerms())).secret)
+        await accounts.ask(lambda db: db.connection.execute("PRAGMA max_page_count = 1"))
+        await accounts.ask(lambda db: db.connection.execute("PRAGMA cache_spill = 1"))
+
+        async def reason() -> str:
+            for _ in range(40):
+                await client.post(COMPLETE, json=HELLO, headers=headers)
+            await accounts.ask(lambda _: None)
+            return accounts.state().reason
+
+        for _ in range(20):
+            if await reason():
+                break
+        assert "full" in accounts.state().reason
+        reply = await client.post(COMPLETE, json=HELLO, headers=headers)
+        assert reply.status_code == (503 if must_write else 200)
+        waiting = accounts.state().waiting
+        assert waiting > 0
+        await accounts.ask(lambda db: db.connection.execute("PRAGMA max_page_count = 1000000"))
+        async with asyncio.timeout(5):
+            while accounts.state().reason:
+                await accounts.ask(lambda _: None)
+        reply = await client.post(COMPLETE, json=HELLO, headers=headers)
+        assert reply.status_code == 200
