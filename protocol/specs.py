@@ -74,6 +74,10 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int
     api_keys: tuple[str, ...] = ()
     admin_api_keys: tuple[str, ...] = ()
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_ca_certs: str | None = None
+    proxies: tuple[str, ...] = ()
     keys_db: str | None = None
     prices: tuple[str, ...] = ()
     ledger_failure: str = "serve"

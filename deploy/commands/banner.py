@@ -89,7 +89,8 @@ def show_warnings(console: Console, warnings: Sequence[str]) -> None:
 def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: float) -> None:
     """URLs, model, pools, transport, backend, capacity, and a line to paste."""
     spec, first = plan.coordinator, plan.workers[0]
-    url = f"http://{_reachable(spec.host)}:{spec.port}"
+    scheme = "http" if spec.ssl_certfile is None else "https"
+    url = f"{scheme}://{_reachable(spec.host)}:{spec.port}"
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]Baton[/bold]", Text(f"{url}/v1", style="bold green"))
     table.add_row("live page", Text(f"{url}/ui", style="green"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from coordinator.accounts.prices import price_text
 from deploy.config.option import ON, Option
-from deploy.config.values import Choice, switch, text
+from deploy.config.values import Choice, proxy, switch, text
 
 SECURITY = (
     Option(
@@ -73,6 +73,37 @@ SECURITY = (
     ),
 )
 
+TLS = (
+    Option(
+        "ssl-certfile",
+        text,
+        None,
+        "serve HTTPS with this certificate chain (PEM); a renewed file is served without a restart",
+        metavar="FILE",
+    ),
+    Option(
+        "ssl-keyfile",
+        text,
+        None,
+        "its key (default: in the certificate's file)",
+        metavar="FILE",
+    ),
+    Option(
+        "ssl-ca-certs",
+        text,
+        None,
+        "clients must show a certificate of one of these authorities (PEM)",
+        metavar="FILE",
+    ),
+    Option(
+        "forwarded-allow-ips",
+        proxy,
+        (),
+        "proxies whose X-Forwarded headers count: addresses or networks (default: nobody's)",
+        kind="several",
+        metavar="ADDRESS",
+    ),
+)
 ACCOUNTS = (
     Option(
         "keys-db",

@@ -7,7 +7,7 @@ which of them wins is decided in `deploy.config.serve_config`.
 from __future__ import annotations
 
 from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
-from deploy.config.front_door import ACCOUNTS, SECURITY
+from deploy.config.front_door import ACCOUNTS, SECURITY, TLS
 from deploy.config.option import OFF, ON, Option
 from deploy.config.topology import Pools, parse_pd
 from deploy.config.values import (
@@ -236,6 +236,7 @@ GROUPS = {
         ),
     ),
     "security": SECURITY,
+    "TLS and proxies": TLS,
     "accounts": ACCOUNTS,
     "processes": (
         Option(

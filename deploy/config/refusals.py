@@ -70,6 +70,4 @@ REFUSALS = (
     ),
     Refusal("download-dir", "set the BATON_CACHE variable instead"),
     Refusal("uds", "a unix socket is not offered; use --host and --port"),
-    Refusal("ssl-keyfile", "TLS is not offered; put a proxy in front"),
-    Refusal("ssl-certfile", "TLS is not offered; put a proxy in front"),
 )

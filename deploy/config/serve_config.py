@@ -66,6 +66,10 @@ class ServeConfig:
     max_first_token_wait: float
     api_key: tuple[str, ...]
     admin_api_key: tuple[str, ...]
+    ssl_certfile: str | None
+    ssl_keyfile: str | None
+    ssl_ca_certs: str | None
+    forwarded_allow_ips: tuple[str, ...]
     keys_db: str | None
     price: tuple[str, ...]
     ledger_failure: str
@@ -196,6 +200,8 @@ def _check(config: ServeConfig) -> None:
         raise ConfigError("--admin-api-key: without --api-key everybody may ask; set both")
     if set(config.admin_api_key) & set(config.api_key):
         raise ConfigError("--admin-api-key: must differ from every --api-key")
+    if config.ssl_certfile is None and (config.ssl_keyfile or config.ssl_ca_certs):
+        raise ConfigError("--ssl-keyfile, --ssl-ca-certs: need the certificate's --ssl-certfile")
     if config.price and config.keys_db is None:
         raise ConfigError("--price: costs are booked in --keys-db; name a file for it")
     _check_autoscale(config)
@@ -260,6 +266,8 @@ def _unset(name: str) -> str:
         "seed": "drawn for each request",
         "otlp-traces-endpoint": "no traces",
         "autoscale": "the pools stay as they are",
+        "ssl-certfile": "plain HTTP",
+        "forwarded-allow-ips": "nobody's X-Forwarded headers count",
         "keys-db": "no keys but those of --api-key, and no ledger",
     }.get(name, "none")
 

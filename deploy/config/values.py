@@ -5,6 +5,7 @@ Pure: what a value means on this machine is told in `deploy.host` and `deploy.la
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from dataclasses import dataclass
@@ -177,6 +178,16 @@ def url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{value!r} is no URL; write http://127.0.0.1:8000")
     return value
+
+
+def proxy(value: str) -> str:
+    """An address or a network, or * for every one."""
+    try:
+        return value if value == "*" else str(ipaddress.ip_network(value.strip()))
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is no address or network: write 10.0.0.7 or 10.0.0.0/8"
+        ) from None
 
 
 def header_key(value: str) -> str:

@@ -198,7 +198,11 @@ def _coordinator(
         block_size=config.block_size,
         api_keys=config.api_key,
         admin_api_keys=config.admin_api_key,
-        keys_db=str(Path(config.keys_db).expanduser().absolute()) if config.keys_db else None,
+        ssl_certfile=_absolute(config.ssl_certfile),
+        ssl_keyfile=_absolute(config.ssl_keyfile),
+        ssl_ca_certs=_absolute(config.ssl_ca_certs),
+        proxies=config.forwarded_allow_ips,
+        keys_db=_absolute(config.keys_db),
         prices=config.price,
         ledger_failure=config.ledger_failure,
         checks_host=bool(config.auth or config.allowed_hosts),
@@ -224,6 +228,11 @@ def _coordinator(
         otlp_traces_endpoint=config.otlp_traces_endpoint,
         seed=random_seed() if config.seed is None else config.seed,
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    """For a process that may begin elsewhere."""
+    return None if path is None else str(Path(path).expanduser().absolute())
 
 
 def pool_bytes(config: ServeConfig, host: Host) -> int:

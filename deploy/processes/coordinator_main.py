@@ -22,6 +22,7 @@ from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
 from coordinator.edge.app import Parsers, SamplingDefaults, ServedModel, Sites, create_app
 from coordinator.edge.http.server import make_server
+from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
@@ -70,6 +71,7 @@ class CoordinatorProcess:
         )
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
         self.accounts = self._open_accounts()
+        self.tls = self._open_tls()
         config = spec.model.config
         self.grammars = GrammarProcess(
             Path(spec.model.directory), config.vocab_size, config.eos_token_ids
@@ -81,6 +83,12 @@ class CoordinatorProcess:
         from coordinator.edge.telemetry.otlp_traces import OtlpTraces  # noqa: PLC0415 - an optional extra
 
         return OtlpTraces(endpoint, self.clock)
+
+    def _open_tls(self) -> Tls | None:
+        spec = self.spec
+        if spec.ssl_certfile is None:
+            return None
+        return Tls(TlsFiles(spec.ssl_certfile, spec.ssl_keyfile, spec.ssl_ca_certs))
 
     def _open_accounts(self) -> Accounts | None:
         spec = self.spec
@@ -123,6 +131,8 @@ class CoordinatorProcess:
         loop = asyncio.get_running_loop()
         if self.accounts is not None:
             self.accounts.start(loop)
+        if self.tls is not None:
+            self.tls.watch(loop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, server)
         try:
@@ -130,6 +140,8 @@ class CoordinatorProcess:
         finally:
             if self.traces is not None:
                 self.traces.close()
+            if self.tls is not None:
+                self.tls.close()
             if self.accounts is not None:
                 await self.accounts.close()
             self.owner.close()
@@ -183,7 +195,13 @@ class CoordinatorProcess:
         )
         limits = WireLimits(keep_alive_s=spec.keep_alive_s)
         return make_server(
-            app, host=spec.host, port=spec.port, limits=limits, refused=app.state.refused
+            app,
+            host=spec.host,
+            port=spec.port,
+            limits=limits,
+            refused=app.state.refused,
+            tls=self.tls,
+            proxies=spec.proxies,
         )
 
 

@@ -299,7 +299,10 @@ class Connection(HttpToolsProtocol):
         self._held.clear()
         self._gate.forget(self)
         self._gate.lingering.enter(self, self.loop)
-        self._raw.write_eof()
+        if self._raw.can_write_eof():
+            self._raw.write_eof()
+        else:  # TLS knows no half a close: its own end waits for the client's
+            self._raw.close()
         self.flow.resume_reading()
 
     def _drop(self, size: int) -> None:
