@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from decode.progress import Progress
+from engine.outputs import output_of
 from kvtransfer.sharing.exchange import PeerOutbox
 from kvtransfer.sharing.reader import PrefixReader
 from protocol.failures import ErrorKind, Failure, failure_of
 from protocol.messages.peers import Announce, Attach, Gone, PeerRefuse, Pulled, Renew
-from protocol.messages.reports import Output, TransferFailed
+from protocol.messages.reports import TransferFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from protocol.messages.orders import Decode
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import PeerAddress
+    from protocol.messages.reports import Output
     from protocol.sampling import SampledToken
 
 Key = tuple[str, int]
@@ -123,6 +125,7 @@ class DecodeRole:
         self._sequences[key] = Progress({"unheard_s": self.context.unheard_s})
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)
+            sequence.num_scored_tokens = sequence.num_prompt_tokens  # who computes the prompt tells
         self.scheduler.add(sequence, remote=message.source is not None)
         if (failure := self.context.beyond_vocabulary(sequence.token_ids)) is not None:
             self._end_with(sequence, failure)
@@ -221,9 +224,9 @@ class DecodeRole:
         self._sequences[sequence.key].adopted(now_s, spans, num_pulled)
         del self.fetches[sequence.key]
         self._tell_pulled(fetch)
-        sequence.append(fetch.first_token)
+        told = sequence.extend(fetch.first_token)
         self.scheduler.ready(sequence)
-        self._emit(sequence, fetch.first_token)
+        self._emit(sequence, told)
 
     def _tell_pulled(self, fetch: Fetch) -> None:
         sequence = fetch.sequence
@@ -290,8 +293,9 @@ class DecodeRole:
             token = chosen[sequence.key]
             if token is None:
                 raise AssertionError("a sampled sequence has no token")
-            sequence.append(token)
-            self._emit(sequence, token)
+            self._emit(sequence, sequence.extend(token))
+        for scheduled in batch:
+            self._tell_scores(scheduled.sequence)
         self.admit()
         return True
 
@@ -302,7 +306,12 @@ class DecodeRole:
             else:
                 self.prefilled_tokens += scheduled.num_tokens
 
-    def _emit(self, sequence: Sequence, token: SampledToken) -> None:
+    def _tell_scores(self, sequence: Sequence) -> None:
+        """What a chunk of a prompt said of its tokens, where it was not the last."""
+        if sequence.scores:
+            self.outbox.output(output_of(sequence, self.context, []))
+
+    def _emit(self, sequence: Sequence, tokens: list[SampledToken]) -> None:
         """Tell the coordinator of a new token, and end the sequence if it is the last."""
         if (failure := sequence.grammar_failure()) is not None:
             self._end_with(sequence, failure)
@@ -311,12 +320,10 @@ class DecodeRole:
         now_s = self.context.clock.now_s()
         spans, num_pulled_blocks = self._sequences[sequence.key].take(sequence, now_s)
         self.outbox.output(
-            Output(
-                incarnation=self.context.incarnation,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-                index=sequence.num_output_tokens - 1,
-                tokens=[token],
+            output_of(
+                sequence,
+                self.context,
+                tokens,
                 finish_reason=reason,
                 stop_token_id=stop_token_id,
                 num_cached_tokens=sequence.num_cached_tokens,
@@ -366,15 +373,7 @@ class DecodeRole:
 
     def _end_with(self, sequence: Sequence, failure: Failure) -> None:
         self.outbox.output(
-            Output(
-                incarnation=self.context.incarnation,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-                index=sequence.num_output_tokens,
-                tokens=[],
-                finish_reason="error",
-                error=failure,
-            )
+            output_of(sequence, self.context, [], finish_reason="error", error=failure)
         )
         self.end(sequence.key)
 

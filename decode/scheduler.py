@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from engine.kv.sequence import Scheduled, Sequence, SequenceStatus
 from engine.pace import Pace
+from engine.step_limits import SCORED_TOKENS, room_to_score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,8 @@ class _Step:
     """One step being filled. `pieces` counts tokens of prompts that are limited to a piece a step, together; a piece
     of a long prompt stands beside no other prompt."""
 
-    def __init__(self, budget: int, pace: Pace, block_size: int) -> None:
+    def __init__(self, budget: int, pace: Pace, block_size: int, max_scored_tokens: int) -> None:
+        self._max_scored_tokens = max_scored_tokens
         self.batch: list[Scheduled] = []
         self._budget = budget
         self._pace = pace
@@ -44,9 +46,8 @@ class _Step:
         """Prompt tokens of the sequence that may still be added."""
         if self._is_closed:
             return 0
-        if not sequence.chunk_tokens:
-            return self._budget
-        return min(self._budget, sequence.chunk_tokens - self._pieces)
+        room = room_to_score(sequence, self.batch, self._max_scored_tokens, self._budget)
+        return min(room, sequence.chunk_tokens - self._pieces) if sequence.chunk_tokens else room
 
     def write(self, sequence: Sequence) -> None:
         """Its next token, always."""
@@ -78,9 +79,11 @@ class DecodeScheduler:
         max_num_batched_tokens: int,
         max_num_seqs: int,
         pace: Pace | None = None,
+        max_scored_tokens: int = SCORED_TOKENS,
     ) -> None:
         self.allocator = allocator
         self.pace = pace or Pace(max_num_batched_tokens)
+        self.max_scored_tokens = max_scored_tokens
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
         self.waiting: deque[Sequence] = deque()
@@ -157,7 +160,8 @@ class DecodeScheduler:
     def schedule(self) -> list[Scheduled]:
         """One token for every running sequence, then chunks of prompts computed here, within the budget."""
         self._make_room()
-        step = _Step(self.max_num_batched_tokens, self.pace, self.allocator.block_size)
+        size = self.allocator.block_size
+        step = _Step(self.max_num_batched_tokens, self.pace, size, self.max_scored_tokens)
         for sequence in self.running:
             if _is_written(sequence):
                 step.write(sequence)

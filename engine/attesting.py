@@ -2,16 +2,17 @@
 
 The KV of a token is 16 bytes: a hash of the sequence's root, the KV of the token before it *as read
 back from the pool*, and the token id. The next token is a hash of every KV byte of the sequence, read
-back. So one stale, torn, missing, swapped or foreign byte changes every later token, and equality
+back; a score of a prompt's token is one of those before it. So one stale, torn, missing, swapped or foreign byte changes every later token, and equality
 with `attested_tokens`, which never touches a pool, is an exact oracle.
 """
 
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
-from protocol.sampling import SampledToken
+from protocol.sampling import SampledToken, ScoredToken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -55,6 +56,19 @@ def attested_tokens(root: bytes, prompt: SequenceOf[int], count: int, seed: int 
     return emitted
 
 
+def attested_scores(root: bytes, prompt: SequenceOf[int]) -> list[ScoredToken]:
+    """Of all tokens of a prompt but the first: the oracle."""
+    before, scores = b"", []
+    for token_id, following in pairwise(prompt):
+        before = _slot(root, before, token_id)
+        scores.append(_score(before, following))
+    return scores
+
+
+def _score(before: bytes, token_id: int) -> ScoredToken:
+    return ScoredToken(logprob=-float(before[0]), rank=1 + before[1], top=[(token_id, -1.0)])
+
+
 class AttestingRunner:
     """A Runner over any block memory whose blocks have `block_size` slots."""
 
@@ -80,10 +94,19 @@ class AttestingRunner:
             before = self._read(sequence, position - 1) if position else b""
             slot = _slot(sequence.root, before, sequence.token_ids[position])
             self._view(sequence, position)[:] = slot
+        self._score(scheduled)
         if not scheduled.samples:
             return None
         kv = b"".join(self._read(sequence, i) for i in range(sequence.num_tokens))
         return SampledToken(token_id=_next_token(kv, sequence.sampling.seed))
+
+    def _score(self, scheduled: Scheduled) -> None:
+        sequence = scheduled.sequence
+        scores = [
+            _score(self._read(sequence, position), sequence.token_ids[position + 1])
+            for position in scheduled.scored
+        ]
+        sequence.score(scores)
 
     def _view(self, sequence: Sequence, position: int) -> memoryview:
         block = self.memory.block(sequence.block_table[position // self.block_size])

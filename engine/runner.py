@@ -24,6 +24,7 @@ from engine.model.ragged_batch import RaggedBatch, ragged_batch
 from engine.model.weights import MappedWeights, load_weights
 from engine.reference.backend import TorchBackend
 from engine.sampling.sampler import sample
+from engine.sampling.scoring import score
 from engine.step_limits import check_contexts
 from protocol.errors import ConfigError
 
@@ -123,12 +124,12 @@ class ModelRunner:
         check_contexts(batch, self.block_size, self.max_context_tokens)
         sampling = [entry.sequence for entry in batch if entry.samples]
         with torch.inference_mode():
-            logits = self.logits(batch)
+            logits = score(self.logits(batch), batch)
             chosen = iter(sample(logits, sampling))
         return [next(chosen) if entry.samples else None for entry in batch]
 
     def logits(self, batch: SequenceOf[Scheduled]) -> torch.Tensor:
-        """[entries that sample, vocab] float32, and the KV of every scheduled token: a step without its choice."""
+        """[rows that are scored or sampled, vocab] float32, and the KV of every scheduled token: a step without its choice."""
         with torch.inference_mode():
             return self._model.forward(ragged_batch(batch, self.block_size))
 

@@ -19,5 +19,6 @@ class Runner(Protocol):
     def execute(self, batch: SequenceOf[Scheduled]) -> list[SampledToken | None]:
         """Run one step. For each entry compute tokens [num_computed, num_computed + num_tokens) of
         its sequence into its block table (which is long enough); the result has the next token where
-        `samples` is true, else None. Does not change the sequences."""
+        `samples` is true, else None. Changes nothing of the sequences but their scores, of which it adds
+        those of `scored`."""
         ...

@@ -1,4 +1,4 @@
-"""What a scheduler must never send to a runner. Pure."""
+"""What a scheduler must never send to a runner: more than it has room for. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ from protocol.errors import InternalError
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from engine.kv.sequence import Scheduled
+    from engine.kv.sequence import Scheduled, Sequence
+
+SCORED_TOKENS = 256
+MOST_SCORED_TOKENS = 4096
+SCORED_BYTES = 64 * 1024 * 1024
+"""Logits of the positions that one step scores, in float32."""
+
+
+def scored_tokens(vocab_size: int | None) -> int:
+    """How many tokens of prompts one step may score."""
+    if vocab_size is None:
+        return SCORED_TOKENS
+    return min(max(SCORED_BYTES // (4 * vocab_size), 1), MOST_SCORED_TOKENS)
+
+
+def room_to_score(
+    sequence: Sequence, batch: SequenceOf[Scheduled], max_scored_tokens: int, budget: int
+) -> int:
+    """Tokens of a sequence that may still be added to `batch`, of the `budget` that is left there."""
+    if not sequence.lacks_scores:
+        return budget
+    return min(budget, max_scored_tokens - sum(len(entry.scored) for entry in batch))
 
 
 def check_contexts(batch: SequenceOf[Scheduled], block_size: int, max_context_tokens: int) -> None:

@@ -16,12 +16,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from engine.outputs import output_of
 from kvtransfer.sharing.exchange import PeerOutbox
 from kvtransfer.sharing.lender import Lender
 from kvtransfer.sharing.reader import PrefixReader
 from protocol.failures import ErrorKind, Failure
 from protocol.messages.peers import Announce, Attach, BlockOffer, Gone, Lookup, Pulled, Renew
-from protocol.messages.reports import Output
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from prefill.scheduler import PrefillScheduler
     from protocol.messages.orders import Prefill
     from protocol.messages.peers import PeerMessage
+    from protocol.messages.reports import Output
     from protocol.sampling import SampledToken
 
 MAX_EARLY_ATTACHES = 4096
@@ -188,6 +189,8 @@ class PrefillRole:
             offer = self.offers.get(scheduled.sequence.key)
             if offer is None:  # its grammar has no way on
                 continue
+            if not offer.is_computed:
+                self._tell_scores(offer.sequence)
             self.leases.renew(offer.lease_id, self.context.lease_duration_s)
             self._announce(offer)
         return True
@@ -206,7 +209,7 @@ class PrefillRole:
         sequence = offer.sequence
         if token is None:
             raise AssertionError("a finished prompt has no token")
-        sequence.append(token)
+        told = sequence.extend(token)
         if (failure := sequence.grammar_failure()) is not None:
             self._fail(offer, failure)
             return
@@ -214,18 +217,21 @@ class PrefillRole:
         offer.finish_reason, stop_token_id = sequence.finish_reason()
         offer.spans["prefill_s"] = self.context.clock.now_s() - sequence.started_s
         self.outbox.output(
-            Output(
-                incarnation=self.context.incarnation,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-                index=sequence.num_output_tokens - 1,
-                tokens=[token],
+            output_of(
+                sequence,
+                self.context,
+                told,
                 finish_reason=offer.finish_reason,
                 stop_token_id=stop_token_id,
                 num_cached_tokens=sequence.num_cached_tokens,
                 spans=offer.spans,
             )
         )
+
+    def _tell_scores(self, sequence: Sequence) -> None:
+        """What a chunk of a prompt said of its tokens."""
+        if sequence.scores:
+            self.outbox.output(output_of(sequence, self.context, []))
 
     def _announce(self, offer: Offer) -> None:
         """Tell the reader of blocks it does not know yet; with the first token when that is chosen."""
@@ -236,7 +242,8 @@ class PrefillRole:
         done = offer.is_computed
         num_tokens = sequence.num_computed_tokens
         num_blocks = -(-num_tokens // block_size) if done else num_tokens // block_size
-        if num_blocks <= offer.announced and not done:
+        is_read = sequence.sampling.max_tokens > 0
+        if not done and not (is_read and num_blocks > offer.announced):
             return
         first = num_blocks if offer.finish_reason else offer.announced
         indices = range(first, num_blocks)
@@ -312,15 +319,7 @@ class PrefillRole:
     def _fail(self, offer: Offer, failure: Failure) -> None:
         sequence = offer.sequence
         self.outbox.output(
-            Output(
-                incarnation=self.context.incarnation,
-                request_id=sequence.request_id,
-                attempt=sequence.attempt,
-                index=sequence.num_output_tokens,
-                tokens=[],
-                finish_reason="error",
-                error=failure,
-            )
+            output_of(sequence, self.context, [], finish_reason="error", error=failure)
         )
         self.end(sequence.key)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from engine.kv.sequence import Scheduled, Sequence, SequenceStatus
 from engine.pace import Pace
+from engine.step_limits import SCORED_TOKENS, room_to_score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +37,11 @@ class PrefillScheduler:
         max_num_batched_tokens: int,
         max_num_seqs: int,
         pace: Pace | None = None,
+        max_scored_tokens: int = SCORED_TOKENS,
     ) -> None:
         self.allocator = allocator
         self.pace = pace or Pace(max_num_batched_tokens)
+        self.max_scored_tokens = max_scored_tokens
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_num_seqs = max_num_seqs
         self.waiting: deque[Sequence] = deque()
@@ -117,14 +120,15 @@ class PrefillScheduler:
         A long rest is split, so that most of its blocks are read while its end is computed. Both parts
         have their step for themselves: another prompt beside them would delay the first token. So would a piece of a
         long prompt, which is alone, too."""
-        if _is_fetching(sequence):
+        room = room_to_score(sequence, batch, self.max_scored_tokens, budget)
+        if _is_fetching(sequence) or room <= 0:
             return 0
         left = sequence.num_tokens - sequence.num_computed_tokens
         chunk = self.pace.chunk(sequence, self.allocator.block_size)
         is_piece = chunk < left
         if is_piece and batch:
             return budget
-        num_tokens = min(budget, chunk)
+        num_tokens = min(room, chunk)
         if num_tokens == left >= 2 * self._last_chunk_tokens:
             num_tokens = self.allocator.num_blocks(left - self._last_chunk_tokens)
             num_tokens *= self.allocator.block_size

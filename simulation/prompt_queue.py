@@ -4,12 +4,13 @@ schedulers: what is due first goes first, a piece a turn of a long one (`engine.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.pace import LONG_STEPS, PIECE_SHARE
 
 if TYPE_CHECKING:
+    from protocol.sampling import ScoredToken
     from simulation.calibration import Hardware
 
 Key = tuple[str, int]
@@ -35,6 +36,8 @@ class Prompt:
     chunk_s: float = 0.0
     cached: int = 0
     fetch_s: float = 0.0
+    scores: list[ScoredToken] = field(default_factory=list)
+    prompt_index: int = 0
 
     def begin(self, hardware: Hardware, cached: int, fetch_s: float, now_s: float) -> None:
         """Its beginning is here, or is read in `fetch_s`; the rest is computed."""

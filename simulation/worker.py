@@ -12,11 +12,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from protocol.messages.orders import Abort, Decode, Drain, Prefill
 from protocol.messages.reports import Output
 from protocol.sampling import SampledToken
 from protocol.worker_load import BlockCounts, WorkerLoad
-from simulation.prompt_queue import Prompt, PromptQueue
+from simulation.prompt_queue import Key, Prompt, PromptQueue
+from simulation.work import Sequence, emitted, scores_of
 
 if TYPE_CHECKING:
     from simulation.calibration import Hardware
@@ -25,21 +28,6 @@ if TYPE_CHECKING:
 TOKEN = SampledToken(token_id=0)
 REPORT_TOKENS = 64
 """Tokens of one sequence are told together after so many, which is where the ledger looks again."""
-
-Key = tuple[str, int]
-
-
-@dataclass(slots=True)
-class Sequence:
-    """A sequence being written. Steps are counted from the worker's first; `context` is at `joined`."""
-
-    key: Key
-    joined: int
-    end: int
-    told: int
-    index: int
-    context: int
-    spans: dict[str, float]
 
 
 @dataclass
@@ -192,7 +180,8 @@ class SimWorker:
         request = self.cluster.request(prompt.key[0])
         chunks = request.chunks if request is not None else ()
         size = request.chunk_tokens if request is not None else 1
-        cached, fetch_s = min(self.cached(chunks) * size, prompt.num_tokens - 1), 0.0
+        hit = 0 if prompt.scores else self.cached(chunks) * size
+        cached, fetch_s = min(hit, prompt.num_tokens - 1), 0.0
         there = self.cluster.cached_on(prompt.source, chunks) * size
         if self.cluster.is_written_by(prompt.source, prompt.key[0]):  # it is handed over
             there = prompt.num_tokens
@@ -209,12 +198,11 @@ class SimWorker:
         }
         if prompt.fetch_s:
             spans["prefix_fetch_s"] = prompt.fetch_s
-        last = prompt.max_tokens == 1
-        outputs.append(
-            self._output(
-                prompt.key, prompt.index, 1, spans, "length" if last else None, prompt.cached
-            )
-        )
+        last, count = prompt.max_tokens <= 1, min(prompt.max_tokens, 1)
+        reason = "length" if last else None
+        first = self._output(prompt.key, prompt.index, count, spans, reason, prompt.cached)
+        scored = {"prompt_index": prompt.prompt_index, "prompt_scores": prompt.scores}
+        outputs.append(msgspec.structs.replace(first, **scored))
         self._remember(prompt.key[0])
         if last:
             return
@@ -300,7 +288,7 @@ class SimWorker:
                 case (key, context, spans):
                     order = self.expected.pop(key, None)
                     if order is not None:
-                        known = _emitted(order)
+                        known = emitted(order)
                         self._join(key, context, order.sampling.max_tokens - known, known, spans)
 
     def _prompt(self, order: Prefill | Decode, decode_worker: str) -> Prompt:
@@ -313,13 +301,15 @@ class SimWorker:
         return Prompt(
             (order.request_id, order.attempt),
             len(order.token_ids),
-            order.sampling.max_tokens - _emitted(order),
+            order.sampling.max_tokens - emitted(order),
             self.cluster.now_s,
             decode_worker,
             chunk,
-            _emitted(order),
+            emitted(order),
             self.cluster.now_s + order.due_in_s,
             source,
+            scores=scores_of(order),
+            prompt_index=order.num_scored_tokens,
         )
 
     def _abort(self, key: Key) -> None:
@@ -367,8 +357,3 @@ class SimWorker:
             steps=self.steps,
             step_s=self.busy_s,
         )
-
-
-def _emitted(order: Prefill | Decode) -> int:
-    """Tokens of the answer that a replay's prompt holds already."""
-    return len(order.token_ids) - order.num_prompt_tokens

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from protocol.messages.reports import Output, Outputs, TransferFailed
 
+FRAME_SCORES = 32 * 1024
+"""Log-probabilities of prompts in one frame, which has a greatest size."""
+
 if TYPE_CHECKING:
     from engine.context import WorkerContext
     from protocol.messages.peers import PeerMessage
@@ -39,6 +42,7 @@ class Outbox:
         self._lines = lines
         self._context = context
         self._outputs: list[Output] = []
+        self._num_scores = 0
 
     @property
     def is_empty(self) -> bool:
@@ -46,8 +50,11 @@ class Outbox:
         return not self._outputs
 
     def output(self, output: Output) -> None:
-        """Keep for the next flush."""
+        """Keep for the next flush; flush when it is much."""
         self._outputs.append(output)
+        self._num_scores += sum(1 + len(score.top) for score in output.prompt_scores)
+        if self._num_scores >= FRAME_SCORES:
+            self.flush()
 
     def transfer_failed(self, message: TransferFailed) -> None:
         """See DecodeOutbox."""
@@ -69,5 +76,5 @@ class Outbox:
     def flush(self) -> None:
         """Send the gathered outputs."""
         if self._outputs:
-            outputs, self._outputs = self._outputs, []
+            outputs, self._outputs, self._num_scores = self._outputs, [], 0
             self._lines.tell(Outputs(incarnation=self._context.incarnation, outputs=outputs))

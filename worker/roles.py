@@ -10,6 +10,7 @@ from decode.scheduler import DecodeScheduler
 from engine.kv.allocation import Allocator
 from engine.kv.block_pool import BlockPool
 from engine.pace import Pace
+from engine.step_limits import scored_tokens
 from kvtransfer.promises.proofs import BlockProofs
 from kvtransfer.pulling.pull import PullingFetcher
 from kvtransfer.sharing.exchange import BlockExchange
@@ -99,11 +100,15 @@ def build_roles(
     fetcher = PullingFetcher(machinery.pulls, proofs)
     allocator = Allocator(pool, limits.block_size, prefix_caching=limits.prefix_caching)
     tokens, sequences = limits.max_num_batched_tokens, limits.max_num_seqs
-    pace = Pace(tokens)
+    pace, scored = Pace(tokens), scored_tokens(context.vocab_size)
     metered = MeteredRunner(machinery.runner, context.clock, pace)
     prefill = PrefillRole(
         PrefillScheduler(
-            allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences, pace=pace
+            allocator,
+            max_num_batched_tokens=tokens,
+            max_num_seqs=sequences,
+            pace=pace,
+            max_scored_tokens=scored,
         ),
         metered,
         BlockExchange(proofs, leases, fetcher),
@@ -112,7 +117,11 @@ def build_roles(
     )
     decode = DecodeRole(
         DecodeScheduler(
-            allocator, max_num_batched_tokens=tokens, max_num_seqs=sequences, pace=pace
+            allocator,
+            max_num_batched_tokens=tokens,
+            max_num_seqs=sequences,
+            pace=pace,
+            max_scored_tokens=scored,
         ),
         metered,
         fetcher,

@@ -102,7 +102,8 @@ class WaitingLine:
     def _weigh(self, life: RequestLife) -> None:
         """What its prompt costs, and so when it is due: early enough for its deadline."""
         token_s = self._demand.prompt_cost.work().token_s or PRIOR_TOKEN_S
-        life.work_tokens = self._router.expected_work(life.token_ids, life.generation.cache_salt)
+        salt, reuses = life.generation.cache_salt, not life.lacks_scores
+        life.work_tokens = self._router.expected_work(life.token_ids, salt, reuses=reuses)
         own_s = life.work_tokens * token_s
         latest_s = life.deadline_s - DEADLINE_SLACK * own_s
         life.due_s = max(min(life.arrival_s + STRETCH * own_s, latest_s), life.arrival_s)
@@ -240,6 +241,7 @@ class Dispatch:
             life.generation.cache_salt,
             self._clock.now_s(),
             life.due_s,
+            reuses=not life.lacks_scores,
         )
 
     def send(self, life: RequestLife, route: Route) -> None:
@@ -282,12 +284,15 @@ class Dispatch:
                 life.request_id, attempt, (None, worker_id), "another worker goes on with it"
             )
 
-    def progressed(self, life: RequestLife, worker: WorkerRecord, *, adopted: bool) -> bool:
+    def progressed(
+        self, life: RequestLife, worker: WorkerRecord, *, adopted: bool, has_computed: bool
+    ) -> bool:
         """Keep the ledger true as the request moves from prefill to decode and grows; whether others may go now."""
         self.let_go(life)
-        has_computed = worker.worker_id == (life.prefill_worker or life.decode_worker)
-        if has_computed:
+        if has_computed and worker.worker_id == (life.prefill_worker or life.decode_worker):
             has_computed = self._ledger.prefill_computed(worker.worker_id, life.request_id)
+        else:
+            has_computed = False
         if adopted and life.prefill_worker is not None:
             self._ledger.release_prefill(life.prefill_worker, life.request_id)
         if worker.worker_id == life.decode_worker and len(life.emitted) % REACCOUNT_TOKENS == 0:
@@ -367,6 +372,7 @@ def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: fl
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
         due_in_s=life.due_s - now_s,
         cache_salt=life.generation.cache_salt,
+        num_scored_tokens=life.num_scored_tokens,
         decode_worker=route.decode.worker_id,
         prefix_source=source.hello.address if source else None,
         prefix_source_tokens=route.prefix_source_tokens,
@@ -388,6 +394,7 @@ def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: flo
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
         due_in_s=life.due_s - now_s,
         cache_salt=life.generation.cache_salt,
+        num_scored_tokens=life.num_scored_tokens,
         source=source.hello.address if source else None,
         chunk_tokens=route.chunk_tokens,
         prefix_source=prefix.hello.address if prefix else None,

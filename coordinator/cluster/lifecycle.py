@@ -17,6 +17,9 @@
 A replay is a new attempt whose prompt is prompt plus emitted tokens; every message of an older
 attempt is dropped. `index` of an output makes tokens exactly-once: what is known is skipped, a gap
 is a lost message and replays.
+
+The scores of a prompt come from P in the same way, by `prompt_index`. What D says before they are all here is held, and
+P is needed until then.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.service_api import Generation
     from protocol.failures import Failure
     from protocol.messages.reports import Output
-    from protocol.sampling import SampledToken
+    from protocol.sampling import SampledToken, ScoredToken
 
 MAX_WORKER_DEATHS = 2
 MAX_REPLAYS = 8
@@ -71,6 +74,7 @@ class Delivery:
     """New tokens for the client, in order, and whether they are the last."""
 
     tokens: list[SampledToken] = field(default_factory=list)
+    prompt_scores: list[ScoredToken] = field(default_factory=list)
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: Failure | None = None
@@ -92,6 +96,8 @@ class RequestLife:
     prefill_worker: str | None = None
     decode_worker: str | None = None
     emitted: list[int] = field(default_factory=list)
+    num_scored_tokens: int = 1
+    held: list[Output] = field(default_factory=list)
     worker_deaths: int = 0
     replays: int = 0
     cached_tokens: int | None = None
@@ -140,6 +146,12 @@ class RequestLife:
         return self.generation.sampling.max_tokens - len(self.emitted)
 
     @property
+    def lacks_scores(self) -> bool:
+        """Whether the client is still to be told how likely some of its prompt is: a cache does not help there."""
+        is_scored = self.generation.sampling.prompt_logprobs is not None
+        return is_scored and self.num_scored_tokens < len(self.generation.prompt_token_ids)
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing more will happen."""
         return self.phase is Phase.FINISHED
@@ -185,28 +197,50 @@ class RequestLife:
             self.phase = Phase.FINISHED
             delivery.error = output.error
             return delivery
-        if output.index > len(self.emitted):
-            delivery.has_gap = True
-            return delivery
         if worker_id == self.decode_worker and self.phase is Phase.PREFILL:
             self.phase = Phase.DECODE
             delivery.adopted = True
-        delivery.tokens = output.tokens[len(self.emitted) - output.index :]
-        self.emitted.extend(token.token_id for token in delivery.tokens)
-        if self.cached_tokens is None and self.attempt == 1 and worker_id == self._computing:
+        if self.lacks_scores and worker_id != self._computing:
+            self.held.append(output)
+            return delivery
+        self._count_cached(output, worker_id)
+        self._take(output, delivery)
+        while self.held and not self.lacks_scores:
+            self._take(self.held.pop(0), delivery)
+        return delivery
+
+    def _count_cached(self, output: Output, worker_id: str) -> None:
+        is_known = self.cached_tokens is not None or not (output.tokens or output.finish_reason)
+        if not is_known and self.attempt == 1 and worker_id == self._computing:
             self.cached_tokens = min(
                 output.num_cached_tokens, len(self.generation.prompt_token_ids)
             )
+
+    def _take(self, output: Output, delivery: Delivery) -> None:
+        """What is new in it goes into `delivery`; nothing where something before it is missing."""
+        scores = output.prompt_scores[max(self.num_scored_tokens - output.prompt_index, 0) :]
+        has_come = output.prompt_index <= self.num_scored_tokens
+        if not has_come or output.index > len(self.emitted):
+            delivery.has_gap = True
+            return
+        self.num_scored_tokens += len(scores)
+        delivery.prompt_scores += scores
+        if self.lacks_scores and (output.tokens or output.finish_reason is not None):
+            delivery.has_gap = True
+            return
+        tokens = output.tokens[len(self.emitted) - output.index :]
+        self.emitted.extend(token.token_id for token in tokens)
+        delivery.tokens += tokens
         if output.finish_reason is not None:
             self.phase = Phase.FINISHED
             delivery.finish_reason = output.finish_reason
             delivery.stop_token_id = output.stop_token_id
-        return delivery
 
     def is_missed_by(self, worker_id: str, heard: int) -> bool:
         """Whether a worker that obeyed order `heard`, and does not have this request, should have it."""
         leg = self.decode_worker
-        if self.phase is Phase.PREFILL and worker_id == self.prefill_worker:
+        is_computing = self.phase is Phase.PREFILL or self.lacks_scores
+        if is_computing and worker_id == self.prefill_worker:
             leg = worker_id
         seq = self.order_seqs.get(worker_id)
         in_flight = self.phase in (Phase.PREFILL, Phase.DECODE)
@@ -232,13 +266,15 @@ class RequestLife:
         self.replays += is_failure
         self.phase = Phase.QUEUED
         self.prefill_worker = self.decode_worker = None
+        self.held.clear()
         return Verdict.POISON if self.is_tied or self.replays > MAX_REPLAYS else Verdict.REPLAY
 
     def needs(self, worker_id: str) -> bool:
         """Whether the request cannot go on without that worker."""
         if self.phase is Phase.PREFILL:
             return worker_id in (self.prefill_worker, self.decode_worker)
-        return self.phase is Phase.DECODE and worker_id == self.decode_worker
+        is_computing = self.lacks_scores and worker_id == self.prefill_worker
+        return self.phase is Phase.DECODE and (worker_id == self.decode_worker or is_computing)
 
     def lose_worker(self, worker_id: str, loss: Loss = Loss.ENDED) -> Verdict:
         """A worker is gone."""

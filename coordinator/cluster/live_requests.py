@@ -169,16 +169,18 @@ class LiveRequests:
         if life is None or not life.is_current(output.attempt):
             return
         delivery = life.deliver(output, worker.worker_id)
-        if delivery.has_gap:
-            self.replay(life, "an output was lost")
-            return
-        if self._dispatch.progressed(life, worker, adopted=delivery.adopted):
+        is_new, is_over = bool(delivery.tokens), life.is_finished
+        has_computed = is_new or is_over
+        if self._dispatch.progressed(
+            life, worker, adopted=delivery.adopted, has_computed=has_computed
+        ):
             self._dispatch.pump()
-        now_s, is_new = self._clock.now_s(), bool(delivery.tokens)
+        now_s = self._clock.now_s()
         life.timeline.heard(worker.worker_id, output.spans, now_s, is_new=is_new)
         life.timeline.pulled(output.num_pulled_blocks * worker.hello.block_bytes)
         event = StreamEvent(
             tokens=delivery.tokens,
+            prompt_scores=delivery.prompt_scores,
             finish_reason=delivery.finish_reason,
             stop_token_id=delivery.stop_token_id,
             error=self._error(delivery.error),
@@ -187,8 +189,10 @@ class LiveRequests:
         )
         if life.is_finished:
             self._end(life, event, "finished")
-        elif delivery.tokens:
+        elif delivery.tokens or delivery.prompt_scores:
             self._streams[life.request_id].put(event)
+        if delivery.has_gap and not life.is_finished:
+            self.replay(life, "an output was lost")
 
     def _error(self, failure: Failure | None) -> BatonError | None:
         """What a worker's failure means to the client."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.timeline import Timeline
     from protocol.errors import BatonError
     from protocol.roles import Role
-    from protocol.sampling import SampledToken, SamplingParams
+    from protocol.sampling import SampledToken, SamplingParams, ScoredToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,13 @@ class StreamEvent:
     """Some more tokens, in order and exactly once; the last event has `finish_reason` or `error`.
 
     `finish_reason` is "stop" (with `stop_token_id` when a requested stop token ended it) or
-    "length". `num_cached_tokens` is how much of the prompt came from a prefix cache. `at_s` is when
+    "length". `prompt_scores` are of the prompt's next tokens, the first token having none; all of them come
+    before the first token or with it. `num_cached_tokens` is how much of the prompt came from a prefix cache. `at_s` is when
     the event left the service, on the edge's own clock; None when nobody noted it.
     """
 
     tokens: list[SampledToken] = field(default_factory=list)
+    prompt_scores: list[ScoredToken] = field(default_factory=list)
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: BatonError | None = None

@@ -19,6 +19,7 @@ from engine.kv.block_rows import BlockRows
 from engine.model.decoder import Model
 from engine.model.ragged_batch import ragged_batch
 from engine.model.weights import MappedWeights, load_weights
+from engine.sampling.scoring import score
 from engine.step_limits import check_contexts
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ class CudaRunner:
         sampling = [entry.sequence for entry in batch if entry.samples]
         with torch.inference_mode():
             choices = self._start(ragged_batch(batch, self.block_size, self._rows))
+            if any(entry.scored for entry in batch):
+                choices = choices_of(score(choices.logits, batch))
             chosen = iter(self._sampler.choose(choices, sampling))
         return [next(chosen) if entry.samples else None for entry in batch]
 

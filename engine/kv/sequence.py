@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.grammar.guide import Guide
     from engine.kv.block_pool import Hold
     from protocol.messages.records import PeerAddress
-    from protocol.sampling import SampledToken, SamplingParams
+    from protocol.sampling import SampledToken, SamplingParams, ScoredToken
 
 
 class SequenceStatus(enum.Enum):
@@ -41,7 +41,8 @@ class Sequence:
     `due_s` is by when its prompt should be computed: the earliest goes first. `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
     `chunk_tokens` limits what a step may compute of it, together with others so limited (0: no limit);
     `prefix_fetch_s` is how long reading from there, or trying to, took. `guide` is how far the output is
-    in its grammar, if it has one.
+    in its grammar, if it has one. Of a prompt that is scored the first `num_scored_tokens` are done, here or in earlier
+    attempts; `scores` are the last of them, not told yet.
     """
 
     request_id: str
@@ -66,6 +67,8 @@ class Sequence:
     prefix_fetch_s: float = 0.0
     chunk_tokens: int = 0
     guide: Guide | None = None
+    num_scored_tokens: int = 1
+    scores: list[ScoredToken] = field(default_factory=list)
 
     @property
     def key(self) -> tuple[str, int]:
@@ -92,6 +95,31 @@ class Sequence:
         """Tokens after the client's prompt."""
         return self.token_ids[self.num_prompt_tokens :]
 
+    @property
+    def lacks_scores(self) -> bool:
+        """Whether log-probabilities of its prompt are wanted that are not computed. No cache knows them."""
+        is_scored = self.sampling.prompt_logprobs is not None
+        return is_scored and self.num_scored_tokens < self.num_prompt_tokens
+
+    def score(self, scores: SequenceOf[ScoredToken]) -> None:
+        """Of the next tokens of the prompt."""
+        self.scores.extend(scores)
+        self.num_scored_tokens += len(scores)
+
+    def take_scores(self) -> tuple[int, list[ScoredToken]]:
+        """What was not told, and of which token the first is; it is told now."""
+        if self.sampling.prompt_logprobs is None:
+            return 0, []
+        scores, self.scores = self.scores, []
+        return self.num_scored_tokens - len(scores), scores
+
+    def extend(self, token: SampledToken) -> list[SampledToken]:
+        """Add an output token, and return what is told of it: nothing where none was asked for."""
+        if self.sampling.max_tokens == 0:
+            return []
+        self.append(token)
+        return [token]
+
     def append(self, token: SampledToken) -> None:
         """Add an output token; its KV is not computed yet."""
         self.token_ids.append(token.token_id)
@@ -114,7 +142,7 @@ class Sequence:
     def finish_reason(self) -> tuple[str | None, int | None]:
         """(reason, stop token) that the newest output token brings, or (None, None)."""
         if self.num_output_tokens == 0:
-            return None, None
+            return ("length" if self.sampling.max_tokens == 0 else None), None
         newest = self.token_ids[-1]
         if self.num_output_tokens >= self.sampling.min_tokens:
             if newest in self.sampling.stop_token_ids:
@@ -139,3 +167,13 @@ class Scheduled:
     def samples(self) -> bool:
         """Whether this step reaches the newest token, so that the next one can be chosen."""
         return self.sequence.num_computed_tokens + self.num_tokens == self.sequence.num_tokens
+
+    @property
+    def scored(self) -> range:
+        """Positions in this step whose logits tell how likely the prompt's next token was, where nobody has told that."""
+        sequence = self.sequence
+        if not sequence.lacks_scores:
+            return range(0)
+        start = sequence.num_computed_tokens
+        end = min(start + self.num_tokens, sequence.num_prompt_tokens - 1)
+        return range(max(start, sequence.num_scored_tokens - 1), end)

@@ -41,7 +41,8 @@ class Prefill(Order, frozen=True, kw_only=True):
     `token_ids` is prompt plus tokens already emitted (a replay); the first `num_prompt_tokens` of
     them are the client's prompt. Of several prompts the one that is due first goes first; `due_in_s` may be in the past.
     `prefix_source` probably has the first `prefix_source_tokens`
-    cached: what is not cached here may be read there instead of being computed.
+    cached: what is not cached here may be read there instead of being computed. Of a prompt that is scored
+    `num_scored_tokens` need not be: they were told, as far as this attempt's beginning.
     """
 
     request_id: str
@@ -52,6 +53,7 @@ class Prefill(Order, frozen=True, kw_only=True):
     deadline_in_s: float
     due_in_s: float = 0.0
     cache_salt: str = ""
+    num_scored_tokens: int = 0
     decode_worker: str = ""
     prefix_source: PeerAddress | None = None
     prefix_source_tokens: int = 0
@@ -59,8 +61,8 @@ class Prefill(Order, frozen=True, kw_only=True):
 
 class Decode(Order, frozen=True, kw_only=True):
     """Continue a prompt to its end. Without `source` the worker computes the prompt itself, in its turn by `due_in_s`,
-    at most `chunk_tokens` of it in a step (0: no limit). Then `prefix_source` may have the beginning, as for Prefill: all of
-    it where an answer is handed over by the worker that was writing it."""
+    at most `chunk_tokens` of it in a step (0: no limit), and scores it. Then `prefix_source` may have the beginning, as for Prefill: all of
+    it where an answer is handed over by the worker that was writing it. See Prefill for `num_scored_tokens`."""
 
     request_id: str
     attempt: int
@@ -70,6 +72,7 @@ class Decode(Order, frozen=True, kw_only=True):
     deadline_in_s: float
     due_in_s: float = 0.0
     cache_salt: str = ""
+    num_scored_tokens: int = 0
     source: PeerAddress | None = None
     chunk_tokens: int = 0
     prefix_source: PeerAddress | None = None

@@ -20,7 +20,7 @@ from protocol.messages.launcher import (
 )
 from protocol.messages.records import Message, PeerAddress
 from protocol.roles import Role
-from protocol.sampling import SampledToken
+from protocol.sampling import SampledToken, ScoredToken
 from protocol.worker_load import BlockCounts, WorkerLoad
 
 
@@ -66,7 +66,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 
 class Output(Message, frozen=True, kw_only=True):
     """Tokens of one request. `index` counts output tokens from 0 at the client's first token, so a
-    repeated or reordered Output changes nothing. `finish_reason` is None while it goes on. `spans`
+    repeated or reordered Output changes nothing. `prompt_scores` are of the prompt's tokens from `prompt_index` on, and
+    come in order before the first token or with it. `finish_reason` is None while it goes on. `spans`
     are durations in seconds that ended with this output, never instants; `num_pulled_blocks` came
     from another worker since the output before."""
 
@@ -75,6 +76,8 @@ class Output(Message, frozen=True, kw_only=True):
     attempt: int
     index: int
     tokens: list[SampledToken]
+    prompt_index: int = 0
+    prompt_scores: list[ScoredToken] = msgspec.field(default_factory=list)
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: Failure | None = None

@@ -38,7 +38,7 @@ class Faults:
 class Configuration:
     """One prefill worker P, one decode worker D, and a few requests. Of prompts longer than
     `hint_tokens`, if that is not 0, the coordinator believes so many cached at D. `in_turn`: each is submitted when the one
-    before has ended. `late_flush`: what a step gathered is said as a move of its own, so anything may come before it."""
+    before has ended. `scored`: the prompts' tokens are, too. `late_flush`: what a step gathered is said as a move of its own, so anything may come before it."""
 
     name: str
     prompts: Mapping[str, tuple[int, ...]]
@@ -50,6 +50,7 @@ class Configuration:
     hint_tokens: int = 0
     in_turn: bool = False
     late_flush: bool = False
+    scored: bool = False
     faults: Faults = field(default_factory=Faults)
     _expected: dict[str, list[int]] = field(default_factory=dict, compare=False)
 
@@ -69,6 +70,8 @@ SHORT = {"a": (1, 2), "b": (1, 7)}
 CHAT = {"a": (1, 2, 3), "b": (1, 2, 3, *oracle(2, [1, 2, 3], 2), 9)}
 """Two turns: the second begins with the first and its answer."""
 
+AT_ONCE = {"a": (1, 2, 3, 4), "b": (1, 2, 9)}
+LOSING = (*("drop", "duplicate", "reorder", "crash", "fence", "cancel", "lease", "flip"), "drain")
 KINDS = tuple(kind.name for kind in fields(Faults))
 ORDERS = ("role", "audit", "ping", "forget", "reject")
 """Orders that an operator may give at any time, beside drain."""
@@ -98,6 +101,20 @@ COMPLETE = (
             faults=Faults(**{kind: 1}),
         )
         for kind in KINDS
+    ],
+    Configuration("none, scored alone", TWO, max_tokens=0, scored=True),
+    Configuration("none, scored", AT_ONCE, blocks={"P": 4, "D": 5}, scored=True),
+    *[
+        Configuration(
+            f"{kind}, scored {'alone' if count == 0 else 'and answered'}",
+            ONE,
+            max_tokens=count,
+            scored=True,
+            late_flush=kind in ("crash", "fence"),
+            faults=Faults(**{kind: 1}),
+        )
+        for kind in LOSING
+        for count in (0, 2)
     ],
     *[
         Configuration(f"{first}+{second}", ONE, faults=Faults(**{first: 1, second: 1}))

@@ -17,7 +17,7 @@ from protocol.messages.reports import Heartbeat
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from protocol.worker_load import BlockCounts, WorkerLoad
-from tests.model.surroundings import Frozen, Letter, Violation
+from tests.model.surroundings import Frozen, Letter, Violation, scores
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.service_api import StreamEvent
     from coordinator.cluster.timeline import Timeline
     from protocol.messages.reports import WorkerMessage
+    from protocol.sampling import ScoredToken
     from tests.model.configuration import Configuration
 
 NO_LOAD = WorkerLoad(blocks=BlockCounts(total=0, free=0, cached=0, held=0))
@@ -70,16 +71,24 @@ class Client:
     def __init__(self, request_id: str, *, may_be_late: bool) -> None:
         self.request_id = request_id
         self.tokens: list[int] = []
+        self.scores: list[ScoredToken] = []
         self.end: str | None = None
         self.was_cancelled = False
         self.may_be_late = may_be_late
 
-    def put(self, event: StreamEvent, expected: list[int]) -> None:
+    def put(
+        self, event: StreamEvent, expected: list[int], expected_scores: list[ScoredToken]
+    ) -> None:
         if self.end is not None:
             raise Violation(f"{self.request_id}: an event after the end")
         self.tokens += [token.token_id for token in event.tokens]
         if self.tokens != expected[: len(self.tokens)]:
             raise Violation(f"{self.request_id}: the client got wrong tokens")
+        self.scores += event.prompt_scores
+        if self.scores != expected_scores[: len(self.scores)]:
+            raise Violation(f"{self.request_id}: the client got wrong scores")
+        if self.tokens and self.scores != expected_scores:
+            raise Violation(f"{self.request_id}: the client got a token before its prompt's scores")
         if event.error is not None:
             self.end = type(event.error).__name__
             is_asked_for = isinstance(event.error, RequestAborted) and self.was_cancelled
@@ -88,7 +97,7 @@ class Client:
                 raise Violation(f"{self.request_id}: a request was lost: {event.error}")
         elif event.finish_reason is not None:
             self.end = event.finish_reason
-            if self.tokens != expected:
+            if self.tokens != expected or self.scores != expected_scores:
                 raise Violation(f"{self.request_id}: ended short, silently")
 
 
@@ -101,8 +110,11 @@ class Stream:
         self.timeline = timeline
 
     def put(self, event: StreamEvent) -> None:
-        expected = self.side.configuration.oracle(self.request_id)
-        self.side.clients[self.request_id].put(event, expected)
+        configuration = self.side.configuration
+        expected = configuration.oracle(self.request_id)
+        prompt = configuration.prompts[self.request_id]
+        known = scores(configuration.block_size, prompt) if configuration.scored else []
+        self.side.clients[self.request_id].put(event, expected, known)
 
 
 class CoordinatorSide:
@@ -147,7 +159,11 @@ class CoordinatorSide:
 
     def submit(self, request_id: str) -> None:
         prompt = list(self.configuration.prompts[request_id])
-        sampling = SamplingParams(max_tokens=self.configuration.max_tokens, temperature=0.0)
+        sampling = SamplingParams(
+            max_tokens=self.configuration.max_tokens,
+            temperature=0.0,
+            prompt_logprobs=1 if self.configuration.scored else None,
+        )
         self.clients[request_id] = Client(
             request_id, may_be_late=self.configuration.faults.late > 0
         )

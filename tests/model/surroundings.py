@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.attesting import attested_tokens
+from engine.attesting import attested_scores, attested_tokens
 from engine.kv.prefix_cache import root_key
 from protocol.fingerprint import Fingerprint
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from kvtransfer.pulling.pull import PullJob
     from protocol.errors import TransferError
+    from protocol.sampling import ScoredToken
 
 NOW_S = 100.0
 LONG_AGO_S = -1.0
@@ -103,3 +104,8 @@ class Read:
 def oracle(block_size: int, prompt: list[int], count: int) -> list[int]:
     """The tokens of a faultless engine."""
     return attested_tokens(root_key(fingerprint(block_size).hash_bytes(), ""), prompt, count)
+
+
+def scores(block_size: int, prompt: SequenceOf[int]) -> list[ScoredToken]:
+    """What a faultless engine says of a prompt."""
+    return attested_scores(root_key(fingerprint(block_size).hash_bytes(), ""), prompt)

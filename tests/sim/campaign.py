@@ -3,6 +3,7 @@
 usage: python -m tests.sim.campaign [--seeds N] [--first SEED] [--verbose]
 
 C1  every token equals the oracle          C2  no admitted request lost while a worker survives
+C1, C3 hold for the scores of a prompt, too, in a fifth of the requests
 C3  exactly once, in order (equality)      C4  every stream ends within the time limit
 C5  blocks, leases, offers, sequences and reservations are zero when the load is over, and when a drained worker leaves
     every account that a worker gives of itself meanwhile is balanced, and the last one empty
@@ -26,6 +27,8 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 import coordinator.cluster.ledger
 from coordinator.cluster.lifecycle import MAX_WORKER_DEATHS
 from coordinator.cluster.live_requests import EventStream
@@ -42,12 +45,13 @@ from protocol.errors import (
     WorkerNotFound,
 )
 from protocol.roles import Role
-from protocol.sampling import SamplingParams
+from protocol.sampling import SamplingParams, ScoredToken
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
 from tests.sim.worker import BLOCK_SIZE, Policy
 
 REQUESTS = 50
+SCORING = 0.2
 TIME_LIMIT_S = 120.0
 
 
@@ -58,6 +62,7 @@ class Report:
     seed: int
     violations: list[str] = field(default_factory=list)
     completed: int = 0
+    scored: int = 0
     refused: int = 0
     cancelled: int = 0
     errors: int = 0
@@ -142,6 +147,7 @@ class Campaign:
         shared = list(range(rng.randrange(0, 24)))
         prompt = shared + [rng.randrange(1000) for _ in range(rng.randrange(1, 24))]
         sampling = SamplingParams(max_tokens=rng.randrange(1, 24), seed=rng.randrange(3))
+        sampling = self._scored(index, sampling)
         salt = rng.choice(["", "tenant"])
         time_s = rng.uniform(0.01, 0.4) if rng.random() < self.hurrying else 600.0
         request = Generation(f"r{index}", prompt, sampling, cache_salt=salt, deadline_in_s=time_s)
@@ -149,6 +155,14 @@ class Campaign:
         if answer and rng.random() < self.chatting:
             await asyncio.sleep(rng.uniform(0, 0.2))
             await self._next_turn(request, answer, rng)
+
+    def _scored(self, index: int, sampling: SamplingParams) -> SamplingParams:
+        """Some are scored, some of them and nothing else; the other draws of a seed stay as they were."""
+        rng = random.Random(f"{self.report.seed}/{index}")
+        if rng.random() >= SCORING:
+            return sampling
+        count = rng.choice([0, sampling.max_tokens])
+        return structs.replace(sampling, prompt_logprobs=1, max_tokens=count)
 
     async def _next_turn(self, request: Generation, answer: list[int], rng: random.Random) -> None:
         """The history and a few tokens more, if one pool can hold them."""
@@ -174,15 +188,21 @@ class Campaign:
     async def _read(self, request: Generation, stream: EventStream) -> list[int]:
         life = self.cluster.service.requests._lives[request.request_id]
         tokens: list[int] = []
+        scores: list[ScoredToken] = []
         error: BatonError | None = None
         async for event in stream:
+            scores += event.prompt_scores
             tokens += [token.token_id for token in event.tokens]
             error = event.error
         expected = self.cluster.oracle(request)
         self._history.update(repr((request.request_id, tokens, str(error))).encode())
         if tokens != expected[: len(tokens)]:
             self.report.violations.append(f"C1/C3: {request.request_id} has wrong tokens")
-        if error is None and len(tokens) != len(expected):
+        known = self.cluster.scores(request)
+        if scores != known[: len(scores)] or (tokens and scores != known):
+            self.report.violations.append(f"C1/C3: {request.request_id} has wrong scores")
+        self.report.scored += bool(known) and error is None
+        if error is None and (len(tokens), len(scores)) != (len(expected), len(known)):
             self.report.violations.append(f"C3: {request.request_id} ended short, silently")
         self._count(error, life.worker_deaths, is_hurried=request.deadline_in_s < TIME_LIMIT_S)
         return tokens
@@ -318,6 +338,7 @@ def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None 
 
 COUNTED = (
     "completed",
+    "scored",
     "refused",
     "cancelled",
     "cut",

@@ -17,13 +17,14 @@ from coordinator.cluster.probe import ProbeBook
 from coordinator.cluster.scaling import Scaler
 from coordinator.cluster.service_api import Generation, StreamEvent
 from coordinator.cluster.timeline import Timeline
-from engine.attesting import attested_tokens
+from engine.attesting import attested_scores, attested_tokens
 from engine.kv.prefix_cache import root_key
 from protocol import wire
 from protocol.errors import WorkerLost
 from protocol.messages.orders import Audit
 from protocol.messages.reports import AuditReply, Goodbye, WorkerMessage
 from protocol.roles import Role
+from protocol.sampling import ScoredToken
 from protocol.specs import WorkerSpec
 from tests.sim.launcher import NAME, SimLauncher
 from tests.sim.network import Faults, Network
@@ -315,6 +316,13 @@ class Cluster:
         root = root_key(FINGERPRINT.hash_bytes(), request.cache_salt)
         sampling = request.sampling
         return attested_tokens(root, request.prompt_token_ids, sampling.max_tokens, sampling.seed)
+
+    def scores(self, request: Generation) -> list[ScoredToken]:
+        """What a faultless engine says of a prompt, if it is asked."""
+        if request.sampling.prompt_logprobs is None:
+            return []
+        root = root_key(FINGERPRINT.hash_bytes(), request.cache_salt)
+        return attested_scores(root, request.prompt_token_ids)
 
     async def tokens(self, request: Generation) -> list[int]:
         """Submit and collect."""

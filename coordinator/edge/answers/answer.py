@@ -1,7 +1,7 @@
 """What is asked and answered, in nobody's dialect. Owns the seam between an API and a run: one asks and spells, the other says.
 
     API ─► AnswerRequest, with SamplingWishes ─► run
-    run ─► PromptEcho, Delta, Delta … Ending ─► Dialect ─► bytes
+    run ─► Delta, Delta … Ending ─► Dialect ─► bytes
        └─► Failure (`coordinator.edge.http.error_replies`), before the first delta or instead of the ending
 
 A token's log-probabilities come with it, as `protocol.sampling` has them.
@@ -18,6 +18,7 @@ from coordinator.edge.answers.tools import NO_TOOLS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from coordinator.edge.answers.prompt_scoring import PromptScores
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.telemetry.request_record import Timings
@@ -31,7 +32,8 @@ class SamplingWishes:
 
     `max_tokens_field` is what the client calls `max_tokens`, for errors; `constraint_field` what it calls its constraint,
     which `grammar_check` tries before an answer is begun. `logprobs` None is off, 0 tells
-    the chosen token only, n tells the n best besides. A `top_k` below 1 is off.
+    the chosen token only, n tells the n best besides; `prompt_logprobs` is the same for the tokens of prompts. A `top_k`
+    below 1 is off.
     """
 
     max_tokens: int | None = None
@@ -47,6 +49,7 @@ class SamplingWishes:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     constraint: Constraint | None = None
@@ -59,7 +62,7 @@ class AnswerRequest:
 
     `prompt_field` is what the client calls its prompt, for errors. The lowest `priority` goes first. `default_max_tokens` holds when the
     wishes name none. `operation`, `reply_id` and `model` are what traces call it. `has_parts` says that its
-    dialect has room for reasoning and calls.
+    dialect has room for reasoning and calls. `prompt_scores` are told how likely each prompt is, where the wishes ask.
     """
 
     arrival_s: float
@@ -80,14 +83,7 @@ class AnswerRequest:
     tools: ToolUse = NO_TOOLS
     has_parts: bool = False
     wants_timings: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PromptEcho:
-    """A prompt as an answer may repeat it; `text` is "" unless the request asked for it."""
-
-    token_ids: list[int]
-    text: str = ""
+    prompt_scores: Sequence[PromptScores] = ()
 
 
 @dataclass(frozen=True, slots=True)

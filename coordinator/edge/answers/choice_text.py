@@ -16,19 +16,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coordinator.cluster.service_api import StreamEvent
+    from coordinator.edge.answers.prompt_scoring import PromptScores
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.sampling import SampledToken
 
 
 @dataclass(frozen=True, slots=True)
 class TextOptions:
-    """How tokens become text; `hidden_ids` end a text and are not part of it."""
+    """How tokens become text; `hidden_ids` end a text and are not part of it. `prompt_scores` are told how likely each
+    prompt is, where that is asked for."""
 
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special_tokens: bool = True
     min_tokens: int = 0
     hidden_ids: frozenset[int] = frozenset()
+    prompt_scores: Sequence[PromptScores] = ()
 
 
 class StopStrings:

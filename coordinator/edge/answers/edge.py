@@ -95,6 +95,7 @@ class Edge:
             skip_special_tokens=asked.skip_special_tokens and not is_parted,
             min_tokens=sampling.min_tokens,
             hidden_ids=frozenset(() if sampling.ignore_eos else sampling.eos_token_ids),
+            prompt_scores=asked.prompt_scores,
         )
         facts = RequestFacts(
             arrival_s=asked.arrival_s,

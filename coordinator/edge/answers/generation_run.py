@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from coordinator.accounts.booking import Request
 from coordinator.edge.answers.answer import Ending, Usage
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
+from coordinator.edge.answers.prompt_scoring import ScoreBook
 from coordinator.edge.telemetry.choice_meter import ABORT, ERROR, ChoiceMeter
 from coordinator.edge.telemetry.request_record import RequestRecord, cached_of_prompts, timings_of
 from protocol.errors import BatonError, InternalError
@@ -117,6 +118,7 @@ class GenerationRun:
         self._streams: list[TokenStream] = []
         self._events: MergedEvents | None = None
         self._num_open = len(generations)
+        self._scores = ScoreBook(generations, facts.choices_per_prompt, options.prompt_scores)
         self._texts = [
             ChoiceText(index, context.tokenizer, options, generation.prompt_token_ids)
             for index, generation in enumerate(generations)
@@ -131,8 +133,8 @@ class GenerationRun:
 
     @property
     def is_over(self) -> bool:
-        """Whether every choice has its finish reason."""
-        return self._num_open == 0
+        """Whether every choice has its finish reason, and it was said."""
+        return self._num_open == 0 and self._scores.is_empty
 
     def submit(self) -> None:
         """Admit all choices or none; raises what the service raises."""
@@ -170,16 +172,20 @@ class GenerationRun:
     async def next_delta(self) -> Delta:
         """The next delta of any choice, until all have ended; raises a choice's error."""
         assert self._events is not None, "submit first"
-        assert self._num_open, "every choice has ended"
+        assert not self.is_over, "every choice has ended"
         while True:
+            if (waited := self._scores.next()) is not None:
+                return waited
             index, event = await self._events.next()
             if self._texts[index].finish_reason is not None:
                 continue
             if event.error is not None:
                 raise event.error
+            if event.prompt_scores:
+                self._scores.take(index, event.prompt_scores)
             delta = self._take(index, event)
-            if delta is not None:
-                return delta
+            if delta is not None and (free := self._scores.admit(delta)) is not None:
+                return free
 
     def _take(self, index: int, event: StreamEvent) -> Delta | None:
         text, meter = self._texts[index], self._meters[index]
@@ -206,7 +212,7 @@ class GenerationRun:
     def _choice_ended(self, index: int, event: StreamEvent, reason: str, now_s: float) -> None:
         self._num_open -= 1
         self._meters[index].ended(reason, now_s)
-        if not self.is_over:  # the last one ends when its text is on its way: see `finish`
+        if self._num_open:  # the last one ends when its text is on its way: see `finish`
             self._meters[index].settle(reason, now_s)
         if event.finish_reason is None:
             self._streams[index].finish()

@@ -113,9 +113,7 @@ class ModelRules:
             Generation(
                 request_id=new_request_id(),
                 prompt_token_ids=prompt,
-                sampling=msgspec.structs.replace(
-                    sampling, seed=(sampling.seed + choice) % SEED_SPACE
-                ),
+                sampling=_of_choice(sampling, choice),
                 deadline_in_s=self.request_deadline_s,
                 cache_salt=salt,
                 tenant=tenant,
@@ -126,7 +124,8 @@ class ModelRules:
 
     def _sampling(self, asked: AnswerRequest, prompt: list[int]) -> SamplingParams:
         self.vocabulary.check(prompt, asked.prompt_field)
-        check_prompt_length(len(prompt), self.max_model_len, asked.prompt_field)
+        least = 0 if asked.wishes.max_tokens == 0 else 1
+        check_prompt_length(len(prompt), self.max_model_len, asked.prompt_field, least)
         max_tokens = resolve_max_tokens(
             asked.wishes.max_tokens,
             param=asked.wishes.max_tokens_field,
@@ -140,6 +139,13 @@ class ModelRules:
             vocabulary=self.vocabulary,
             max_tokens=max_tokens,
         )
+
+
+def _of_choice(sampling: SamplingParams, choice: int) -> SamplingParams:
+    """Choices draw differently; the first one scores the prompt for all of them."""
+    seed = (sampling.seed + choice) % SEED_SPACE
+    scored = sampling.prompt_logprobs if choice == 0 else None
+    return msgspec.structs.replace(sampling, seed=seed, prompt_logprobs=scored)
 
 
 def resolve_sampling(
@@ -168,6 +174,7 @@ def resolve_sampling(
         logit_bias=dict(wishes.logit_bias),
         seed=defaults.draw_seed() if wishes.seed is None else wishes.seed % SEED_SPACE,
         logprobs=wishes.logprobs,
+        prompt_logprobs=wishes.prompt_logprobs,
         stop_token_ids=tuple(wishes.stop_token_ids),
         eos_token_ids=vocabulary.eos_token_ids,
         ignore_eos=wishes.ignore_eos,
@@ -194,11 +201,13 @@ def resolve_max_tokens(
     return asked
 
 
-def check_prompt_length(num_prompt_tokens: int, max_model_len: int, param: str) -> None:
-    """Raise InvalidRequest for an empty prompt or one that leaves no room for an answer."""
+def check_prompt_length(
+    num_prompt_tokens: int, max_model_len: int, param: str, least: int = 1
+) -> None:
+    """Raise InvalidRequest for an empty prompt or one that leaves no room for an answer of `least` tokens."""
     if num_prompt_tokens == 0:
         raise InvalidRequest("the prompt has no tokens", param)
-    if num_prompt_tokens >= max_model_len:
+    if num_prompt_tokens + least > max_model_len:
         told = f"your {param} resulted in {num_prompt_tokens} tokens, which leave no room for an answer."
         raise ContextLengthExceeded(max_model_len, told, param)
 

@@ -93,7 +93,7 @@ def timings_of(choices: Sequence[ChoiceMeter]) -> Timings:
     return Timings(
         spans_ms={stage: round(spans_ms[stage], 3) for stage in STAGES if stage in spans_ms},
         e2e_ms=round((last.end_s - last.arrival_s) * 1000, 3),
-        ttft_ms=round((last.first_s - last.arrival_s) * 1000, 3),
+        ttft_ms=round(((last.first_s or last.end_s) - last.arrival_s) * 1000, 3),
         choice=index,
         prefill_worker=attempts[-1].prefill_worker if attempts else None,
         decode_worker=attempts[-1].decode_worker if attempts else None,

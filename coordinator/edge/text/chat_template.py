@@ -75,6 +75,13 @@ class ChatTemplate:
         read = {name for tree in trees for name in _read_by(tree)}
         return frozenset(read - GIVEN - set(SPECIAL_TOKENS) - set(self._environment.globals))
 
+    def told(self) -> dict[str, Any]:
+        """The special tokens, and the template: one text, or named ones, or None."""
+        sources = [{"name": name, "template": text} for name, text in self._sources.items()]
+        is_one = list(self._sources) == ["default"]
+        template = self._sources["default"] if is_one else sources or None
+        return self._special_tokens | {"chat_template": template}
+
     def mentions(self, text: str) -> bool:
         """Whether a template has `text` in it."""
         return any(text in source for source in self._sources.values())
@@ -82,7 +89,7 @@ class ChatTemplate:
     @classmethod
     def from_directory(cls, directory: Path, override: Path | None = None) -> ChatTemplate:
         """The operator's file, else the model's own, else none: then every chat is refused."""
-        config = _read_tokenizer_config(directory / SETTINGS)
+        config = read_tokenizer_config(directory / SETTINGS)
         own = directory / TEMPLATE
         file = override or (own if own.exists() else None)
         if file is None:
@@ -155,7 +162,8 @@ def _choose(templates: Mapping[str, Template], *, tools: object) -> Template:
     return templates.get("default") or next(iter(templates.values()))
 
 
-def _read_tokenizer_config(path: Path) -> dict[str, Any]:
+def read_tokenizer_config(path: Path) -> dict[str, Any]:
+    """What is in the file; nothing where there is none. Raises ConfigError."""
     if not path.exists():
         return {}
     try:

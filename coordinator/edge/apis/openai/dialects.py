@@ -15,7 +15,10 @@ from coordinator.edge.apis.openai import replies
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from coordinator.edge.answers.answer import Delta, Ending, PromptEcho, ToolCallDelta, Usage
+    from msgspec import Raw
+
+    from coordinator.edge.answers.answer import Delta, Ending, ToolCallDelta, Usage
+    from coordinator.edge.apis.openai.prompt_scores import SpelledScores
     from coordinator.edge.apis.openai.replies import Choice, Reply
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.text.tokenizer import TextTokenizer
@@ -23,6 +26,20 @@ if TYPE_CHECKING:
 DONE = b"data: [DONE]\n\n"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Proxies must neither keep nor gather what passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEcho:
+    """A prompt as an answer may repeat it; `text` is "" unless the request asked for it."""
+
+    token_ids: list[int]
+    text: str = ""
+    scores: SpelledScores | None = None
+
+    @property
+    def told(self) -> list[Raw | None] | UnsetType:
+        """Its log-probabilities, where they are asked for by that name."""
+        return UNSET if self.scores is None or self.scores.told is None else self.scores.told
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +187,17 @@ class ChatDialect(OpenAiDialect):
             self._token_ids(delta),
         )
 
+    def _chunk(self, delta: Delta, usage: Usage) -> Reply:
+        """The first one tells of the prompt."""
+        is_first = not self._begun
+        chunk = super()._chunk(delta, usage)
+        if is_first:
+            chunk.prompt_logprobs = self.options.prompts[0].told
+        return chunk
+
     def complete(self, reply: Reply) -> None:
         """A chat has one prompt, told once."""
+        reply.prompt_logprobs = self.options.prompts[0].told
         if self.options.return_token_ids:
             reply.prompt_token_ids = self.options.prompts[0].token_ids
 
@@ -220,9 +246,14 @@ class CompletionDialect(OpenAiDialect):
             logprobs = replies.completion_logprobs(
                 delta.tokens, self._tokenizer, [len(prompt.text) + it for it in delta.offsets]
             )
+            scores = prompt.scores
+            if is_first and scores is not None and scores.echoed is not None:
+                logprobs = scores.echoed.before(logprobs)
         choice = replies.CompletionChoice(
             index, echo + delta.text, logprobs, delta.finish_reason, _stop_reason(delta)
         )
+        if is_first:
+            choice.prompt_logprobs = prompt.told
         if options.return_token_ids:
             choice.token_ids = delta.token_ids
             choice.prompt_token_ids = prompt.token_ids if is_first else UNSET

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from coordinator.edge.telemetry.request_record import Timings
 
@@ -71,9 +71,18 @@ class CompletionLogprobs(msgspec.Struct):
     """`logprobs` of a completion choice: parallel lists."""
 
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | Raw | None]
+
+    def before(self, others: CompletionLogprobs) -> CompletionLogprobs:
+        """These, then the others."""
+        return CompletionLogprobs(
+            self.text_offset + others.text_offset,
+            self.token_logprobs + others.token_logprobs,
+            self.tokens + others.tokens,
+            self.top_logprobs + others.top_logprobs,
+        )
 
 
 class CalledFunction(msgspec.Struct):
@@ -152,6 +161,7 @@ class CompletionChoice(msgspec.Struct):
     stop_reason: str | int | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
 
 
 Choice = ChatChunkChoice | ChatChoice | CompletionChoice
@@ -167,6 +177,7 @@ class Reply(msgspec.Struct):
     choices: list[Choice]
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[Raw | None] | UnsetType = UNSET
     baton: Timings | UnsetType = UNSET
 
 

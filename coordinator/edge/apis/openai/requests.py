@@ -9,6 +9,7 @@ The inverse, neutral answers to OpenAI's bytes, is `dialects.py`.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -30,7 +31,7 @@ from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from coordinator.edge.apis.openai.types import ContentPart, GenerationRequest, Message
 
@@ -58,9 +59,6 @@ def parse_completion(body: bytes, max_model_len: int) -> CompletionRequest:
     _check_prompt_sizes(fields.get("prompt"), max_model_len)
     request = check_fields(fields, CompletionRequest)
     _check_stream(request)
-    if request.echo and request.logprobs is not None:
-        message = "logprobs of the prompt are not supported: ask without echo or without logprobs"
-        raise InvalidRequest(message, "logprobs")
     return request
 
 
@@ -136,8 +134,21 @@ def chat_wishes(asked: ChatRequest) -> SamplingWishes:
 
 
 def completion_wishes(asked: CompletionRequest) -> SamplingWishes:
-    """What a completion says of sampling."""
-    return _wishes(asked, asked.max_tokens, "max_tokens", asked.logprobs)
+    """What a completion says of sampling; what is echoed is scored like what is written."""
+    wishes = _wishes(asked, asked.max_tokens, "max_tokens", asked.logprobs)
+    asked_for = [asked.prompt_logprobs, asked.logprobs if asked.echo else None]
+    most = max((count for count in asked_for if count is not None), default=None)
+    return replace(wishes, prompt_logprobs=most)
+
+
+def check_scores(prompts: Sequence[list[int]], num_top: int | None, times: int) -> None:
+    """Raise InvalidRequest where the log-probabilities of all prompts, told so many times, are too many."""
+    if num_top is None:
+        return
+    count = sum(map(len, prompts)) * (1 + num_top) * times
+    if count > limits.MAX_PROMPT_LOGPROBS:
+        told = f"log-probabilities of prompts must be at most {limits.MAX_PROMPT_LOGPROBS} in one answer, but are {count}"
+        raise InvalidRequest(told, "prompt", LONG_ARRAY)
 
 
 def _wishes(
@@ -158,6 +169,7 @@ def _wishes(
         logit_bias=asked.logit_bias or {},
         seed=asked.seed,
         logprobs=logprobs,
+        prompt_logprobs=asked.prompt_logprobs,
         stop_token_ids=asked.stop_token_ids or (),
         ignore_eos=bool(asked.ignore_eos),
         constraint=constraint,

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.answers.answer import AnswerRequest, PromptEcho
+from coordinator.edge.answers.answer import AnswerRequest
 from coordinator.edge.answers.tools import NO_TOOLS
-from coordinator.edge.apis.openai.dialects import ChatDialect, CompletionDialect, ReplyOptions
+from coordinator.edge.apis.openai.dialects import (
+    ChatDialect,
+    CompletionDialect,
+    PromptEcho,
+    ReplyOptions,
+)
+from coordinator.edge.apis.openai.prompt_scores import SpelledScores
 from coordinator.edge.apis.openai.requests import (
     chat_wishes,
+    check_scores,
     completion_wishes,
     parse_chat,
     parse_completion,
@@ -102,7 +109,9 @@ class GenerationRoutes:
         wishes = chat_wishes(asked)
         await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         prompt = await edge.reader.chat(conversation)
-        return self._respond(CHAT, arrival, asked, wishes, [PromptEcho(prompt)])
+        check_scores([prompt], wishes.prompt_logprobs, 1)
+        echo = PromptEcho(prompt, scores=self._scores(prompt, "", None, asked.prompt_logprobs))
+        return self._respond(CHAT, arrival, asked, wishes, [echo])
 
     async def complete(self, arrival: Arrival) -> Response:
         """Read the prompts and continue each."""
@@ -128,11 +137,26 @@ class GenerationRoutes:
         ]
         for prompt in prompts:
             edge.vocabulary.check(prompt, "prompt")
+        check_scores(prompts, wishes.prompt_logprobs, asked.n or 1)
         echoes = [
-            PromptEcho(prompt, self._echo(own, prompt) if asked.echo else "")
-            for own, prompt in zip(said, prompts, strict=True)
+            self._prompt_echo(asked, own, prompt) for own, prompt in zip(said, prompts, strict=True)
         ]
         return self._respond(COMPLETION, arrival, asked, wishes, echoes)
+
+    def _prompt_echo(
+        self, asked: CompletionRequest, said: str | list[int], prompt: list[int]
+    ) -> PromptEcho:
+        text = self._echo(said, prompt) if asked.echo else ""
+        echo_top = asked.logprobs if asked.echo else None
+        return PromptEcho(prompt, text, self._scores(prompt, text, echo_top, asked.prompt_logprobs))
+
+    def _scores(
+        self, prompt: list[int], text: str, echo_top: int | None, told_top: int | None
+    ) -> SpelledScores | None:
+        """What takes the prompt's log-probabilities, if they are asked for."""
+        if (echo_top is None and told_top is None) or not prompt:
+            return None
+        return SpelledScores(prompt, self._edge.context.tokenizer, text, echo_top, told_top)
 
     def _echo(self, said: str | list[int], prompt: list[int]) -> str:
         if isinstance(said, str):
@@ -184,6 +208,7 @@ class GenerationRoutes:
             wants_timings=bool(wants_timings),
             tools=tools_of(asked) if isinstance(asked, ChatRequest) else NO_TOOLS,
             has_parts=is_chat,
+            prompt_scores=[prompt.scores for prompt in prompts if prompt.scores is not None],
         )
         dialect = endpoint.dialect(options, edge.context.tokenizer)
         return edge.respond(arrival.request, arrival.principal, neutral, dialect)

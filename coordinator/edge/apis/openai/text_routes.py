@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, and GET /v1/models: what the edge answers alone."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info and /v1/models: what the edge answers alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads the anno
 from coordinator.edge.apis.openai.requests import parse_detokenize, parse_tokenize
 from coordinator.edge.apis.openai.types import DetokenizeRequest, TokenizeRequest
 from coordinator.edge.http.bodies import body_schema, json_response
+from coordinator.edge.text.chat_template import SETTINGS, read_tokenizer_config
 
 if TYPE_CHECKING:
     from coordinator.edge.answers.edge import Edge
 
 INLINE_TOKENS = 1024
+FAST_TOKENIZER = "PreTrainedTokenizerFast"
+"""What transformers calls a tokenizer.json of no family of its own."""
 
 
 class TextRoutes:
@@ -37,6 +40,7 @@ class TextRoutes:
             response_model=None,
             openapi_extra=detokenize,
         )
+        add("/tokenizer_info", self.tokenizer_info, methods=["GET"], response_model=None)
         add("/v1/models", self.models, methods=["GET"], response_model=None)
         add("/v1/models/{model_id:path}", self.model, methods=["GET"], response_model=None)
         return router
@@ -71,6 +75,13 @@ class TextRoutes:
 
         is_small = len(asked.tokens) <= INLINE_TOKENS
         return json_response({"prompt": read() if is_small else await edge.side.run(read)})
+
+    async def tokenizer_info(self) -> Response:
+        """What a client needs to tokenize and to render chats itself, in the form of tokenizer_config.json."""
+        edge = self._edge
+        config = read_tokenizer_config(edge.model.directory / SETTINGS)
+        known = {"tokenizer_class": FAST_TOKENIZER, "model_max_length": edge.model.max_model_len}
+        return json_response(known | config | edge.reader.template.told())
 
     async def models(self) -> Response:
         """A card for every served name."""

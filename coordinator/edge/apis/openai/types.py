@@ -36,6 +36,11 @@ def _few_biases(value: object) -> object:
     return value
 
 
+def _off(value: object) -> object:
+    """False asks for nothing."""
+    return None if value is False else value
+
+
 Documents = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=limits.MAX_DOCUMENTS)]
 
 
@@ -78,6 +83,9 @@ class GenerationRequest(Lenient):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     return_timings: bool | None = None
+    prompt_logprobs: (
+        Annotated[Int, BeforeValidator(_off), Field(ge=0, le=limits.MAX_LOGPROBS)] | None
+    ) = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
     guided_json: dict[str, Any] | str | bool | None = None
@@ -137,6 +145,7 @@ class CompletionRequest(GenerationRequest):
     """POST /v1/completions."""
 
     prompt: str | TokenIds | Texts | Annotated[list[TokenIds], Field(fail_fast=True)]
+    max_tokens: Annotated[Int, Field(ge=0)] | None = None
     echo: bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
     add_special_tokens: bool | None = None
@@ -195,7 +204,6 @@ UNSUPPORTED: dict[str, Callable[[object], bool]] = {
     "logits_processors": _NOTHING,
     "modalities": _is_text_only,
     "prompt_embeds": _ABSENT,
-    "prompt_logprobs": _one_of(None, _NO),
     "repetition_detection": _ABSENT,
     "return_tokens_as_token_ids": _NOTHING,
     "suffix": _one_of(None, ""),
