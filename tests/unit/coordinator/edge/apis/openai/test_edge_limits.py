@@ -28,13 +28,14 @@ BOTH: list[Row] = [
     ({"temperature": "hot"}, "temperature", "must be a number", "invalid_type"),
     ({"top_p": 0}, "top_p", "more than 0", "integer_below_min_value"),
     ({"n": 9}, "n", "at most 8, but is 9", "integer_above_max_value"),
-    ({"max_tokens": 0}, "max_tokens", "at least 1, but is 0", "integer_below_min_value"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", "at most 20", "integer_above_max_value"),
     ({"max_tokens": 10**30}, "max_tokens", "64 bits", "invalid_value"),
     ({"top_k": 2**40}, "top_k", f"at most {2**31 - 1}", "integer_above_max_value"),
     ({"cache_salt": "x" * 257}, "cache_salt", "256 characters", "string_above_max_length"),
     ({"suffix": "x"}, "suffix", "not supported", "unsupported_parameter"),
 ]
 CHATS: list[Row] = [
+    ({"max_tokens": 0}, "max_tokens", "at least 1, but is 0", "integer_below_min_value"),
     ({"messages": []}, "messages", "cannot be empty", "empty_array"),
     ({"messages": HELLO * 1025}, "messages", "at most 1024 entries", "array_above_max_length"),
     ({"messages": LONG_ROLE}, "messages[0].role", "64 characters", "string_above_max_length"),

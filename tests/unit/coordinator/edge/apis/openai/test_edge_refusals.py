@@ -63,7 +63,6 @@ FIELDS: Fields = [
     ({"presence_penalty": 2.1}, "presence_penalty"),
     ({"frequency_penalty": -2.1}, "frequency_penalty"),
     ({"repetition_penalty": 0}, "repetition_penalty"),
-    ({"max_tokens": 0}, "max_tokens"),
     ({"max_tokens": -5}, "max_tokens"),
     ({"max_tokens": "many"}, "max_tokens"),
     ({"max_tokens": 1.5}, "max_tokens"),
@@ -95,7 +94,7 @@ FIELDS: Fields = [
     ({"stream": True, "stream_options": 5}, "stream_options"),
     ({"best_of": 2}, "best_of"),
     ({"use_beam_search": True}, "use_beam_search"),
-    ({"prompt_logprobs": 0}, "prompt_logprobs"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs"),
     ({"response_format": SCHEMA}, "response_format"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"suffix": "x"}, "suffix"),
@@ -154,6 +153,7 @@ CHAT_FIELDS: Fields = [
     ),
     ({"add_generation_prompt": True, "continue_final_message": True}, "continue_final_message"),
     ({"echo": True}, "echo"),
+    ({"max_tokens": 0}, "max_tokens"),
 ]
 COMPLETION_FIELDS: Fields = [
     ({"prompt": None}, "prompt"),
@@ -172,7 +172,6 @@ COMPLETION_FIELDS: Fields = [
     ({"prompt": ["x"] * 129}, "prompt"),
     ({"prompt": [5] * 256}, "prompt"),
     ({"logprobs": 21}, "logprobs"),
-    ({"logprobs": 1, "echo": True}, "logprobs"),
 ]
 TABLE: list[tuple[str, dict[str, Any], str]] = [
     *((CHAT, HELLO_CHAT | fields, param) for fields, param in FIELDS + CHAT_FIELDS),
