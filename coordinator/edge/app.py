@@ -18,6 +18,7 @@ from coordinator.edge.answers.answer_parts import Parsers, formats_of
 from coordinator.edge.answers.edge import Edge, ServedModel
 from coordinator.edge.answers.generation_run import RunContext
 from coordinator.edge.answers.grammar_check import GrammarCheck
+from coordinator.edge.answers.resumable import KeptStreams
 from coordinator.edge.answers.sampling import ModelRules, SamplingDefaults, Vocabulary
 from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
@@ -110,6 +111,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
     edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
     app = _make_app(root_path, metrics)
+    app.state.streams = edge.streams
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
@@ -238,4 +240,5 @@ def _make_edge(  # noqa: PLR0913 - as above
         guard=guard,
         side=reader.side,
         bodies=BodyReader(limits, reader.side),
+        streams=KeptStreams(context.metrics),
     )

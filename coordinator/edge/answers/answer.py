@@ -10,6 +10,7 @@ A token's log-probabilities come with it, as `protocol.sampling` has them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
@@ -56,6 +57,14 @@ class SamplingWishes:
     constraint_field: str = ""
 
 
+class Resumable(Enum):
+    """Whether a stream outlives its connection, and whether its events need an `id` to be named by."""
+
+    NO = "no"
+    BY_NUMBER = "by number"
+    BY_ID = "by id"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRequest:
     """What a client wants, in nobody's dialect: each of `prompts`, continued `choices_per_prompt` times.
@@ -80,6 +89,7 @@ class AnswerRequest:
     cache_salt: str = ""
     priority: int = 0
     is_stream: bool = False
+    resumable: Resumable = Resumable.NO
     tools: ToolUse = NO_TOOLS
     has_parts: bool = False
     wants_timings: bool = False

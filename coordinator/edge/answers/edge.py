@@ -8,15 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from coordinator.edge.answers.answer import Resumable
 from coordinator.edge.answers.choice_text import TextOptions
 from coordinator.edge.answers.generation_run import GenerationRun
-from coordinator.edge.answers.responses import StreamResponse, WholeResponse
+from coordinator.edge.answers.responses import ResumableResponse, StreamResponse, WholeResponse
+from coordinator.edge.answers.resumable import StreamGone
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.http.request_ids import label_of
 from coordinator.edge.telemetry.request_record import RequestFacts
 from protocol.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from fastapi import APIRouter
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.answer_parts import AnswerFormats
     from coordinator.edge.answers.generation_run import RunContext
     from coordinator.edge.answers.grammar_check import GrammarCheck
+    from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.answers.sampling import ModelRules, Vocabulary
     from coordinator.edge.http.auth import KeyGuard, Principal
     from coordinator.edge.http.bodies import BodyReader
@@ -35,6 +39,10 @@ if TYPE_CHECKING:
     from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.text.prompts import PromptReader
     from protocol.model_config import ModelConfig
+
+
+MAX_DIGITS = 18
+"""Of an event's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,7 @@ class Edge:
     side: SideWork
     bodies: BodyReader
     formats: AnswerFormats
+    streams: KeptStreams
 
     def check_model(self, name: str | None) -> None:
         """Raise ModelNotFound for a name that is not served; no name means the served model."""
@@ -111,8 +120,32 @@ class Edge:
         )
         booking = self.guard.keys.booking(principal)
         run = GenerationRun(generations, text, facts, self.context, make_parts, booking)
+        if asked.is_stream and asked.resumable is not Resumable.NO:
+            is_numbered = asked.resumable is Resumable.BY_ID
+            kept = self.streams.begin(run, dialect, principal.tenant, numbered=is_numbered)
+            return self._resumed(kept, 0, dialect.stream_headers)
         answer = StreamResponse if asked.is_stream else WholeResponse
         return answer(run, dialect, metrics=self.context.metrics, limits=self.limits)
+
+    def resume(self, principal: Principal, event_id: str, headers: Mapping[str, str]) -> Response:
+        """The rest of a stream after one of its events, named by the `id` it had; raises StreamGone or InvalidRequest."""
+        stream_id, _, number = event_id.rpartition(":")
+        if not stream_id or not number.isdecimal() or len(number) > MAX_DIGITS:
+            raise InvalidRequest("it must be the id of an event of a stream", "Last-Event-ID")
+        return self.resume_at(principal, stream_id, int(number) + 1, headers)
+
+    def resume_at(
+        self, principal: Principal, stream_id: str, number: int, headers: Mapping[str, str]
+    ) -> Response:
+        """A stream from that event on; raises StreamGone, also for one that it cannot have said."""
+        kept = self.streams.find(stream_id, principal.tenant)
+        if not kept.first <= number <= kept.end:
+            told = f"stream {stream_id!r} has kept events {kept.first} to {kept.end - 1}"
+            raise StreamGone(f"{told}, so none can follow {number - 1}", "Last-Event-ID")
+        return self._resumed(kept, number, headers)
+
+    def _resumed(self, kept: KeptStream, number: int, headers: Mapping[str, str]) -> Response:
+        return ResumableResponse(self.streams, kept, number, headers, self.limits)
 
 
 class Api(Protocol):

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from coordinator.edge.answers.answer import joined
 from coordinator.edge.answers.generation_run import error_kind
+from coordinator.edge.answers.resumable import StreamGone
 from coordinator.edge.http.error_replies import failure_of
 from coordinator.edge.http.last_bytes import hand_over_of
 from protocol.errors import BatonError, InternalError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from coordinator.edge.answers.answer import Delta, Dialect
     from coordinator.edge.answers.generation_run import GenerationRun
+    from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
@@ -238,3 +240,56 @@ class StreamResponse(RunResponse):
         self.run.error = error.error_type
         self._metrics.stream_failed(error.error_type)
         return self.dialect.failure(failure_of(error))
+
+
+class ResumableResponse(Response):
+    """A kept stream from event `number` on: its client may leave, and come back for the rest."""
+
+    def __init__(
+        self,
+        streams: KeptStreams,
+        kept: KeptStream,
+        number: int,
+        headers: Mapping[str, str],
+        limits: EdgeLimits,
+    ) -> None:
+        super().__init__(headers=headers, media_type="text/event-stream")
+        del self.headers["content-length"]
+        self._streams, self._kept, self._number = streams, kept, number
+        self._has_begun = False
+        self._stall_s = limits.stalled_client_s
+        self._patience = Patience(limits.stalled_client_s)
+
+    async def __call__(
+        self,
+        scope: Scope,  # noqa: ARG002 - ASGI's signature
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """Tell what is there and what comes."""
+        self._streams.attach(self._kept)
+        try:
+            await until_disconnect(receive, self._patience.over(lambda: self._answer(send)))
+        except StalledClient:
+            log.warning("a client read nothing for %s s: it may come back", self._stall_s)
+        except StreamGone as error:
+            if not self._has_begun:
+                raise
+            log.info("a reader's connection is closed in the middle: %s", error)
+        finally:
+            self._streams.detach(self._kept)
+
+    async def _answer(self, send: Send) -> None:
+        number = self._number
+        events = await self._kept.after(number)
+        self._has_begun = True
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        while events:
+            await self._write(send, b"".join(events), more=True)
+            number += len(events)
+            events = await self._kept.after(number)
+        await self._write(send, b"", more=False)
+
+    async def _write(self, send: Send, body: bytes, *, more: bool) -> None:
+        piece = {"type": "http.response.body", "body": body, "more_body": more}
+        await self._patience.write(send(piece))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.answers.answer import AnswerRequest
+from coordinator.edge.answers.answer import AnswerRequest, Resumable
 from coordinator.edge.answers.tools import NO_TOOLS
 from coordinator.edge.apis.openai.dialects import (
+    STREAM_HEADERS,
     ChatDialect,
     CompletionDialect,
     PromptEcho,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from coordinator.edge.apis.openai.types import GenerationRequest
 
 TIMINGS_HEADER = "X-Baton-Timings"
+RESUMABLE_HEADER = "X-Baton-Resumable"
+LAST_EVENT_ID = "Last-Event-ID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class GenerationRoutes:
     async def chat(self, arrival: Arrival) -> Response:
         """Read a conversation and answer it."""
         edge = self._edge
+        if (rest := await self._rest(arrival)) is not None:
+            return rest
         asked, conversation = await edge.bodies.read(arrival.request, parse_chat)
         edge.check_model(asked.model)
         wishes = chat_wishes(asked)
@@ -116,6 +121,8 @@ class GenerationRoutes:
     async def complete(self, arrival: Arrival) -> Response:
         """Read the prompts and continue each."""
         edge = self._edge
+        if (rest := await self._rest(arrival)) is not None:
+            return rest
         max_model_len = edge.model.max_model_len
         asked = await edge.bodies.read(
             arrival.request, lambda body: parse_completion(body, max_model_len)
@@ -142,6 +149,14 @@ class GenerationRoutes:
             self._prompt_echo(asked, own, prompt) for own, prompt in zip(said, prompts, strict=True)
         ]
         return self._respond(COMPLETION, arrival, asked, wishes, echoes)
+
+    async def _rest(self, arrival: Arrival) -> Response | None:
+        """What is left of the stream that the request goes on with, if it does; its body says nothing then."""
+        event_id = arrival.request.headers.get(LAST_EVENT_ID)
+        if not event_id:
+            return None
+        await self._edge.bodies.read(arrival.request, len)
+        return self._edge.resume(arrival.principal, event_id, STREAM_HEADERS)
 
     def _prompt_echo(
         self, asked: CompletionRequest, said: str | list[int], prompt: list[int]
@@ -185,6 +200,7 @@ class GenerationRoutes:
             choices_per_prompt=choices,
         )
         wants_timings = asked.return_timings or arrival.request.headers.get(TIMINGS_HEADER) == "1"
+        may_resume = arrival.request.headers.get(RESUMABLE_HEADER) == "1"
         is_chat = endpoint is CHAT
         limits = edge.limits
         neutral = AnswerRequest(
@@ -205,6 +221,7 @@ class GenerationRoutes:
             cache_salt=asked.cache_salt or "",
             priority=asked.priority or 0,
             is_stream=bool(asked.stream),
+            resumable=Resumable.BY_ID if may_resume else Resumable.NO,
             wants_timings=bool(wants_timings),
             tools=tools_of(asked) if isinstance(asked, ChatRequest) else NO_TOOLS,
             has_parts=is_chat,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = "text.format"
 LOGPROBS = "message.output_text.logprobs"
-UNSUPPORTED = ("background", "conversation", "prompt", "image", "moderation")
+UNSUPPORTED = ("conversation", "prompt", "image", "moderation")
 """Known fields that ask for what is not served, unless they are null or false."""
 READABLE = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
@@ -33,6 +33,11 @@ def parse_response(body: bytes) -> tuple[ResponsesRequest, list[Turn], ToolUse]:
         if fields.get(name) not in (None, False):
             raise InvalidRequest(f"{name} is not supported by this server", name, UNSUPPORTED_CODE)
     asked = check_fields(fields, ResponsesRequest)
+    if asked.background and not asked.stream:
+        told = "background is supported for streams: ask with stream: true"
+        raise InvalidRequest(told, "background", UNSUPPORTED_CODE)
+    if asked.background and asked.store is False:
+        raise InvalidRequest("background needs store: true", "store")
     if not asked.input and asked.previous_response_id is None:
         raise InvalidRequest("input is empty", "input")
     return asked, turns_of(asked), tools_of(asked)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+import orjson
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from coordinator.edge.answers.answer import AnswerRequest
+from coordinator.edge.answers.answer import AnswerRequest, Resumable
+from coordinator.edge.answers.resumable import StreamGone
+from coordinator.edge.apis.openai.dialects import STREAM_HEADERS
 from coordinator.edge.apis.openai.responses.dialect import ResponseOptions, ResponsesDialect
 from coordinator.edge.apis.openai.responses.requests import (
     conversation_of,
@@ -16,7 +20,11 @@ from coordinator.edge.apis.openai.responses.requests import (
     wishes_of,
 )
 from coordinator.edge.apis.openai.responses.types import ResponsesRequest
-from coordinator.edge.apis.openai.responses.window import KeptResponse, ResponseWindow
+from coordinator.edge.apis.openai.responses.window import (
+    KeptResponse,
+    ResponseNotFound,
+    ResponseWindow,
+)
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
 from coordinator.edge.http.bodies import body_schema, json_response
 from protocol.clock import wall_time_s
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.answers.resumable import KeptStream
     from coordinator.edge.text.conversation import Turn
 
 ONE = "/{response_id}"
@@ -47,10 +56,18 @@ class ResponseRoutes:
             """Answer an input, item by item."""
             return await self.create(request, principal)
 
-        async def get_response(response_id: str, principal: Principal = who) -> Response:
-            """A response that is still kept."""
-            kept = self._window.find(response_id, principal.tenant)
-            return Response(kept.told, media_type="application/json")
+        async def get_response(
+            response_id: str,
+            principal: Principal = who,
+            stream: bool = False,  # noqa: FBT001, FBT002 - FastAPI reads it
+            starting_after: Annotated[int, Query(ge=0, le=2**53)] | None = None,
+        ) -> Response:
+            """A response that is still kept; with `stream` what one in the background says after an event."""
+            if stream:
+                number = 0 if starting_after is None else starting_after + 1
+                edge = self._edge
+                return edge.resume_at(principal, response_id, number, STREAM_HEADERS)
+            return self._kept(response_id, principal)
 
         async def delete_response(response_id: str, principal: Principal = who) -> Response:
             """Forget a response."""
@@ -62,9 +79,8 @@ class ResponseRoutes:
             return self._items(self._window.find(response_id, principal.tenant))
 
         async def cancel_response(response_id: str, principal: Principal = who) -> Response:
-            """Refused: whoever asked for a response cancels it by leaving."""
-            self._window.find(response_id, principal.tenant)
-            raise InvalidRequest("only responses in the background are cancelled", "response_id")
+            """End one in the background; whoever asked for another cancels it by leaving."""
+            return self._cancelled(response_id, principal)
 
         told = body_schema(ResponsesRequest, "text/event-stream")
         add = router.add_api_route
@@ -103,6 +119,7 @@ class ResponseRoutes:
             default_max_tokens=edge.limits.default_max_tokens,
             priority=asked.priority or 0,
             is_stream=bool(asked.stream),
+            resumable=Resumable.BY_NUMBER if asked.background else Resumable.NO,
             tools=tools,
             has_parts=True,
         )
@@ -124,6 +141,32 @@ class ResponseRoutes:
 
         return keep
 
+    def _cancelled(self, response_id: str, principal: Principal) -> Response:
+        streams = self._edge.streams
+        try:
+            kept = streams.find(response_id, principal.tenant)
+        except StreamGone:
+            self._window.find(response_id, principal.tenant)
+            told = "only responses in the background are cancelled"
+            raise InvalidRequest(told, "response_id") from None
+        if kept.is_over:
+            return self._kept(response_id, principal)
+        told = begun(kept)
+        streams.forget(kept)
+        return json_response(told | {"status": "cancelled"})
+
+    def _kept(self, response_id: str, principal: Principal) -> Response:
+        """As it ended, or, of one in the background that is being written, as it began."""
+        try:
+            told = self._window.find(response_id, principal.tenant).told
+        except ResponseNotFound:
+            with suppress(StreamGone):
+                kept = self._edge.streams.find(response_id, principal.tenant)
+                if not kept.is_over:
+                    return json_response(begun(kept))
+            raise
+        return Response(told, media_type="application/json")
+
     def _items(self, kept: KeptResponse) -> Response:
         items = list(reversed(kept.items))
         ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
@@ -135,7 +178,7 @@ class ResponseRoutes:
         defaults, text, reasoning = self._edge.rules.defaults, asked.text, asked.reasoning
         temperature, top_p = asked.temperature, asked.top_p
         return {
-            "background": False,
+            "background": bool(asked.background),
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
             "max_tool_calls": None,
@@ -159,6 +202,14 @@ class ResponseRoutes:
             "truncation": "disabled",
             "user": asked.user,
         }
+
+
+def begun(kept: KeptStream) -> dict[str, Any]:
+    """The response of a stream as its first event has it; where that is not kept any more, its name."""
+    if kept.first or not kept.events:
+        return {"id": kept.stream_id, "object": "response", "status": "in_progress"}
+    told: dict[str, Any] = orjson.loads(kept.events[0].partition(b"data: ")[2])
+    return told["response"] | {"status": "in_progress"}
 
 
 def input_items(asked: ResponsesRequest) -> list[dict[str, Any]]:

@@ -74,6 +74,7 @@ class ResponsesRequest(Lenient):
     ) = None
     store: bool | None = None
     stream: bool | None = None
+    background: bool | None = None
     max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
     temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Float, Field(gt=0, le=1)] | None = None

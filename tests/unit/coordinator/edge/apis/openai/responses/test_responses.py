@@ -272,6 +272,7 @@ def test_tools_that_others_would_run_are_left_out():
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice"),
         ({"background": True}, "background"),
+        ({"background": True, "stream": True, "store": False}, "store"),
         ({"conversation": "c"}, "conversation"),
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
