@@ -102,8 +102,7 @@ class WaitingLine:
     def _weigh(self, life: RequestLife) -> None:
         """What its prompt costs, and so when it is due: early enough for its deadline."""
         token_s = self._demand.prompt_cost.work().token_s or PRIOR_TOKEN_S
-        salt, reuses = life.generation.cache_salt, not life.lacks_scores
-        life.work_tokens = self._router.expected_work(life.token_ids, salt, reuses=reuses)
+        life.work_tokens = self._router.expected_work(life.token_ids, life.helping_salt)
         own_s = life.work_tokens * token_s
         latest_s = life.deadline_s - DEADLINE_SLACK * own_s
         life.due_s = max(min(life.arrival_s + STRETCH * own_s, latest_s), life.arrival_s)
@@ -238,10 +237,9 @@ class Dispatch:
             self._books.registry,
             life.token_ids,
             life.max_new_tokens,
-            life.generation.cache_salt,
+            life.helping_salt,
             self._clock.now_s(),
             life.due_s,
-            reuses=not life.lacks_scores,
         )
 
     def send(self, life: RequestLife, route: Route) -> None:

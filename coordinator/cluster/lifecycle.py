@@ -74,12 +74,12 @@ class Delivery:
     """New tokens for the client, in order, and whether they are the last."""
 
     tokens: list[SampledToken] = field(default_factory=list)
-    prompt_scores: list[ScoredToken] = field(default_factory=list)
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: Failure | None = None
     has_gap: bool = False
     adopted: bool = False
+    prompt_scores: list[ScoredToken] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -150,6 +150,11 @@ class RequestLife:
         """Whether the client is still to be told how likely some of its prompt is: a cache does not help there."""
         is_scored = self.generation.sampling.prompt_logprobs is not None
         return is_scored and self.num_scored_tokens < len(self.generation.prompt_token_ids)
+
+    @property
+    def helping_salt(self) -> str | None:
+        """Which cached prefixes spare computing; None where none does."""
+        return None if self.lacks_scores else self.generation.cache_salt
 
     @property
     def is_finished(self) -> bool:

@@ -153,13 +153,11 @@ class Router:
         workers: Iterable[WorkerRecord],
         token_ids: Sequence[int],
         max_new_tokens: int,
-        salt: str,
+        salt: str | None,
         now_s: float,
         due_s: float = math.inf,
-        *,
-        reuses: bool = True,
     ) -> Route | None:
-        """The best pair with room for the request, or None when it must wait. Without `reuses` nothing cached helps it."""
+        """The best pair with room for the request, or None when it must wait. `salt` None: nothing cached helps it."""
         ready = [worker for worker in workers if worker.is_ready]
         decoders = [w for w in ready if w.role == Role.DECODE]
         prefillers = [w for w in ready if w.role == Role.PREFILL] if decoders else []
@@ -169,7 +167,7 @@ class Router:
             fitting = [w for w in fitting if not self._has_enough(w, due_s)]
         if not fitting:
             return None
-        hits = self.prefixes.hits(token_ids, salt) if reuses else {}
+        hits = {} if salt is None else self.prefixes.hits(token_ids, salt)
         decode = self._choose_decode(fitting, hits)
         work = self._work_of(len(token_ids), hits)
         if not prefillers:
@@ -217,9 +215,9 @@ class Router:
         rest = self._work_now().tokens(num_tokens, num_tokens - self.ledger.block_size)
         return Route(None, decode, chunk, leaves, num_tokens, max(rest, 1))
 
-    def expected_work(self, token_ids: Sequence[int], salt: str, *, reuses: bool = True) -> int:
+    def expected_work(self, token_ids: Sequence[int], salt: str | None) -> int:
         """What a prompt will cost where most of it is cached, as tokens."""
-        hits = self.prefixes.hits(token_ids, salt) if reuses else {}
+        hits = {} if salt is None else self.prefixes.hits(token_ids, salt)
         most = max(hits.values(), default=0)
         return self._work_now().tokens(len(token_ids), most)
 

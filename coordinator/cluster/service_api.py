@@ -43,12 +43,12 @@ class StreamEvent:
     """
 
     tokens: list[SampledToken] = field(default_factory=list)
-    prompt_scores: list[ScoredToken] = field(default_factory=list)
     finish_reason: str | None = None
     stop_token_id: int | None = None
     error: BatonError | None = None
     num_cached_tokens: int = 0
     at_s: float | None = None
+    prompt_scores: list[ScoredToken] = field(default_factory=list)
 
 
 class TokenStream(Protocol):

@@ -110,8 +110,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     )
     context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
     edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
-    app = _make_app(root_path, metrics)
-    app.state.streams = edge.streams
+    app = _make_app(root_path, metrics, edge.streams)
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
@@ -150,8 +149,9 @@ def _spellers(apis: Sequence[Api]) -> Spellers:
     )
 
 
-def _make_app(root_path: str, metrics: EdgeMetrics) -> FastAPI:
-    """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request."""
+def _make_app(root_path: str, metrics: EdgeMetrics, streams: KeptStreams) -> FastAPI:
+    """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request, `state.streams`
+    are those that can be gone on with."""
     app = FastAPI(
         title="Baton",
         version=version(),
@@ -161,7 +161,7 @@ def _make_app(root_path: str, metrics: EdgeMetrics) -> FastAPI:
         openapi_url=None,
         lifespan=_probing(LoopLag(metrics.registry)),
     )
-    app.state.refused = metrics.rejected
+    app.state.refused, app.state.streams = metrics.rejected, streams
     return app
 
 

@@ -19,12 +19,11 @@ from coordinator.edge.answers.tools import NO_TOOLS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from coordinator.edge.answers.prompt_scoring import PromptScores
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.telemetry.request_record import Timings
     from protocol.constraints import Constraint
-    from protocol.sampling import SampledToken
+    from protocol.sampling import SampledToken, ScoredToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +54,14 @@ class SamplingWishes:
     ignore_eos: bool = False
     constraint: Constraint | None = None
     constraint_field: str = ""
+
+
+class PromptScores(Protocol):
+    """What an API makes of one prompt's log-probabilities."""
+
+    def take(self, scores: Sequence[ScoredToken]) -> None:
+        """Those of its next tokens; the first token has none."""
+        ...
 
 
 class Resumable(Enum):

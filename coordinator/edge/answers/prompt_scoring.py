@@ -6,22 +6,14 @@ The first choice of a prompt scores it; what the others say meanwhile waits, bec
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coordinator.cluster.service_api import Generation
-    from coordinator.edge.answers.answer import Delta
+    from coordinator.edge.answers.answer import Delta, PromptScores
     from protocol.sampling import ScoredToken
-
-
-class PromptScores(Protocol):
-    """What an API makes of one prompt's scores."""
-
-    def take(self, scores: Sequence[ScoredToken]) -> None:
-        """Those of its next tokens; the first token has none."""
-        ...
 
 
 class ScoreBook:

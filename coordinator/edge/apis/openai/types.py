@@ -41,7 +41,27 @@ def _off(value: object) -> object:
     return None if value is False else value
 
 
+ShortText = Annotated[str, Field(max_length=limits.MAX_REQUEST_ID_CHARACTERS, strict=True)]
 Documents = Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=limits.MAX_DOCUMENTS)]
+
+
+class KvHint(Lenient):
+    """One thing that a client suggests about cached keys and values; whoever knows its type reads its payload."""
+
+    action_id: ShortText
+    action_type: ShortText
+    action_version: ShortText
+    payload: dict[str, Any] = Field(default_factory=dict)
+
+
+class KvHints(Lenient):
+    """vLLM's and SGLang's envelope. Hints are suggestions: what is not known is ignored."""
+
+    protocol_version: ShortText
+    message_id: ShortText
+    actions: Annotated[list[KvHint], Field(fail_fast=True, max_length=limits.MAX_HINTS)] = Field(
+        default_factory=list
+    )
 
 
 class StreamOptions(Lenient):
@@ -92,6 +112,7 @@ class GenerationRequest(Lenient):
     guided_regex: str | None = None
     guided_choice: Annotated[Texts, Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    kv_hints: KvHints | None = None
     cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARACTERS)] | None = None
     priority: Annotated[Int, Field(ge=-limits.MOST_PRIORITY, le=limits.MOST_PRIORITY)] | None = None
 

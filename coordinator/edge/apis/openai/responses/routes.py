@@ -151,9 +151,9 @@ class ResponseRoutes:
             raise InvalidRequest(told, "response_id") from None
         if kept.is_over:
             return self._kept(response_id, principal)
-        told = begun(kept)
+        as_begun = begun(kept)
         streams.forget(kept)
-        return json_response(told | {"status": "cancelled"})
+        return json_response(as_begun | {"status": "cancelled"})
 
     def _kept(self, response_id: str, principal: Principal) -> Response:
         """As it ended, or, of one in the background that is being written, as it began."""
@@ -208,8 +208,8 @@ def begun(kept: KeptStream) -> dict[str, Any]:
     """The response of a stream as its first event has it; where that is not kept any more, its name."""
     if kept.first or not kept.events:
         return {"id": kept.stream_id, "object": "response", "status": "in_progress"}
-    told: dict[str, Any] = orjson.loads(kept.events[0].partition(b"data: ")[2])
-    return told["response"] | {"status": "in_progress"}
+    response: dict[str, Any] = orjson.loads(kept.events[0].partition(b"data: ")[2])["response"]
+    return response
 
 
 def input_items(asked: ResponsesRequest) -> list[dict[str, Any]]:

@@ -1,0 +1,61 @@
+"""Fields that change nothing are accepted, and an envelope of hints is checked for its form."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.cluster.scripted_service import say
+
+PLACES = [
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ("/v1/completions", {"prompt": "x"}),
+]
+HINT = {
+    "action_id": "1",
+    "action_type": "kv.retain",
+    "action_version": "1.0",
+    "payload": {"x": [1]},
+}
+ENVELOPE = {"protocol_version": "0.1", "message_id": "m", "actions": [HINT]}
+HARMLESS = [
+    {"user": "me"},
+    {"metadata": {"a": "b"}},
+    {"store": True},
+    {"service_tier": "flex"},
+    {"kv_hints": None},
+    {"kv_hints": ENVELOPE},
+    {"kv_hints": ENVELOPE | {"actions": []}},
+    {"kv_hints": {"protocol_version": "9", "message_id": "m"}},
+    {"kv_hints": ENVELOPE | {"actions": [HINT | {"action_type": "nobody.knows"}], "more": 1}},
+]
+WRONG = [
+    ({"kv_hints": 5}, "kv_hints"),
+    ({"kv_hints": []}, "kv_hints"),
+    ({"kv_hints": {}}, "kv_hints.protocol_version"),
+    ({"kv_hints": {"protocol_version": 1, "message_id": "m"}}, "kv_hints.protocol_version"),
+    ({"kv_hints": {"protocol_version": "0.1"}}, "kv_hints.message_id"),
+    ({"kv_hints": ENVELOPE | {"message_id": "m" * 129}}, "kv_hints.message_id"),
+    ({"kv_hints": ENVELOPE | {"actions": {}}}, "kv_hints.actions"),
+    ({"kv_hints": ENVELOPE | {"actions": [{}]}}, "kv_hints.actions[0].action_id"),
+    ({"kv_hints": ENVELOPE | {"actions": [HINT | {"payload": 5}]}}, "kv_hints.actions[0].payload"),
+    ({"kv_hints": ENVELOPE | {"actions": [HINT] * 65}}, "kv_hints.actions"),
+    ({"best_of": 2}, "best_of"),
+    ({"suffix": "x"}, "suffix"),
+]
+
+
+@pytest.mark.parametrize(("path", "asked"), PLACES)
+@pytest.mark.parametrize("fields", HARMLESS)
+async def test_what_changes_nothing_is_accepted(client, service, path, asked, fields):
+    service.default = say([5], "stop")
+    assert (await client.post(path, json=asked | fields)).status_code == 200
+    assert (await client.post(path, json=asked | fields | {"stream": True})).status_code == 200
+    first, second = service.generations
+    assert first.prompt_token_ids == second.prompt_token_ids
+
+
+@pytest.mark.parametrize(("path", "asked"), PLACES)
+@pytest.mark.parametrize(("fields", "param"), WRONG)
+async def test_what_is_wrong_is_named(client, path, asked, fields, param):
+    response = await client.post(path, json=asked | fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
