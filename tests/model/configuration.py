@@ -110,7 +110,6 @@ COMPLETE = (
             ONE,
             max_tokens=count,
             scored=True,
-            late_flush=kind in ("crash", "fence"),
             faults=Faults(**{kind: 1}),
         )
         for kind in LOSING
