@@ -54,9 +54,10 @@ def sequence(pool: BlockPool, tokens: list[int], scored: int = 1, max_tokens: in
     )
 
 
-def prefill(allocator: Allocator, **limits: int) -> PrefillScheduler:
-    known = {"max_num_batched_tokens": 512, "max_num_seqs": 8, "max_scored_tokens": 4096}
-    return PrefillScheduler(allocator, **(known | limits))
+def prefill(allocator: Allocator, budget: int = 512, scored: int = 4096) -> PrefillScheduler:
+    return PrefillScheduler(
+        allocator, max_num_batched_tokens=budget, max_num_seqs=8, max_scored_tokens=scored
+    )
 
 
 def run(runner: Any, scheduler: Any, sequences: list[Sequence]) -> list[list[ScoredToken]]:
@@ -114,9 +115,7 @@ def test_any_chunks_give_the_same_bits(
     runner: Any, oracle: list[list[ScoredToken]], budget: int, scored: int
 ) -> None:
     pool = BlockPool(NUM_BLOCKS)
-    scheduler = prefill(
-        Allocator(pool, BLOCK_SIZE), max_num_batched_tokens=budget, max_scored_tokens=scored
-    )
+    scheduler = prefill(Allocator(pool, BLOCK_SIZE), budget, scored)
     assert run(runner, scheduler, [sequence(pool, prompt) for prompt in PROMPTS]) == oracle
 
 
