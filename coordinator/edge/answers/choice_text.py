@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from coordinator.cluster.service_api import StreamEvent
-    from coordinator.edge.answers.prompt_scoring import PromptScores
+    from coordinator.edge.answers.answer import PromptScores
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.sampling import SampledToken
 

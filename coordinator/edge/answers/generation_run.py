@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from coordinator.accounts.booking import Booking
     from coordinator.cluster.service_api import Generation, Service, StreamEvent, TokenStream
-    from coordinator.edge.answers.answer import Delta, PromptScores
+    from coordinator.edge.answers.answer import Delta
     from coordinator.edge.answers.answer_parts import PartReader
     from coordinator.edge.telemetry.metrics import EdgeMetrics
     from coordinator.edge.telemetry.request_record import RequestFacts, TraceSink

@@ -283,6 +283,7 @@ class ResumableResponse(Response):
         number = self._number
         events = await self._kept.after(number)
         self._has_begun = True
+        self.headers.update(self._kept.headers)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         while events:
             await self._write(send, b"".join(events), more=True)

@@ -19,7 +19,7 @@ from coordinator.edge.http.error_replies import failure_of
 from protocol.errors import BatonError, InternalError, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from coordinator.edge.answers.answer import Dialect
     from coordinator.edge.answers.generation_run import GenerationRun
@@ -55,6 +55,7 @@ class KeptStream:
         self.num_readers = 0
         self.is_over = self.is_cut = False
         self.error: Exception | None = None
+        self.headers: Mapping[str, str] = {}
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self._is_numbered = numbered
@@ -184,7 +185,7 @@ class KeptStreams:
     async def _produce(self, kept: KeptStream, run: GenerationRun, dialect: Dialect) -> None:
         reason = "nobody came back to the stream"
         try:
-            await self._say(run, dialect, lambda said: self._add(kept, said))
+            await self._say(kept, run, dialect)
         except asyncio.CancelledError:
             run.error = "client_disconnected"
             self._metrics.disconnected()
@@ -193,18 +194,23 @@ class KeptStreams:
             self._fail(kept, dialect, error)
         finally:
             run.close(reason)
+            if run.booking is not None and run.booking.is_closed:
+                run.booking.leaving()
+                run.booking.left()
             kept.close()
 
-    async def _say(
-        self, run: GenerationRun, dialect: Dialect, add: Callable[[bytes], None]
-    ) -> None:
+    async def _say(self, kept: KeptStream, run: GenerationRun, dialect: Dialect) -> None:
+        """What is kept for the client is told, as far as accounts go."""
         run.submit()
+        if run.booking is not None:
+            kept.headers = run.booking.headers()
         delta = await run.next_delta()
-        add(dialect.begin(run.usage))
+        self._add(kept, dialect.begin(run.usage))
         while not run.is_over:
-            add(dialect.delta(delta, run.usage))
+            self._add(kept, dialect.delta(delta, run.usage))
+            run.told()
             delta = await run.next_delta()
-        add(dialect.end(delta, run.finish()))
+        self._add(kept, dialect.end(delta, run.finish()))
 
     def _fail(self, kept: KeptStream, dialect: Dialect, error: Exception) -> None:
         """Before its first event an answer fails with a status, afterwards in its own words."""
