@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import sqlite3
 from contextlib import asynccontextmanager
 
 import httpx
+import orjson
 import pytest
 
 from coordinator.accounts.accounts import Accounts, AccountSettings
+from coordinator.accounts.booking import Request
 from coordinator.accounts.database import open_database
 from coordinator.accounts.terms import KeyTerms, make_key, revoked
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService, say
+from coordinator.cluster.service_api import StreamEvent
+from coordinator.edge.answers.answer import Usage
 from coordinator.edge.app import create_app
 from coordinator.edge.http.route_list import RouteList
 from protocol.clock import SystemClock
-from protocol.errors import Overloaded
+from protocol.errors import ConfigError, Overloaded, WorkerLost
 
 COMPLETE = "/v1/completions"
 HELLO = {"prompt": "Hello", "max_tokens": 5}
@@ -309,3 +314,167 @@ async def test_a_full_disk_is_told_and_serves_or_refuses_as_it_was_said(
                 await accounts.ask(lambda _: None)
         reply = await client.post(COMPLETE, json=HELLO, headers=headers)
         assert reply.status_code == 200
+
+
+# ---- ends that are not good ones
+
+
+async def drive(app, key, on_body, **fields):
+    """Speak ASGI by hand: the client leaves when `on_body` says so; what was sent until then."""
+    gone = asyncio.Event()
+    told: list[bytes] = []
+    body = orjson.dumps(HELLO | fields)
+    messages = [{"type": "http.request", "body": body}]
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            told.append(message["body"])
+            if on_body(told):
+                gone.set()
+                await asyncio.Event().wait()
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": COMPLETE,
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {key}".encode())],
+        "scheme": "http",
+        "server": ("edge", 80),
+        "root_path": "",
+    }
+    if on_body([]):
+        gone.set()
+    await asyncio.wait_for(app(scope, receive, send), 5)
+    return b"".join(told)
+
+
+async def booked(client, key):
+    reply = await client.get("/usage?group_by=request", headers=bearer(key))
+    return [
+        (row["end"], row["error"], row["input_tokens"] > 0, row["output_tokens"])
+        for row in reply.json()["data"]
+    ]
+
+
+async def test_a_cancelled_stream_is_booked_as_far_as_it_was_sent(served_model, tmp_path):
+    service = ScriptedService(default=say([5, 6, 7, 8, 2], "stop"))
+    async with edge(served_model, tmp_path, service) as (client, accounts, app):
+        key = (await accounts.create(KeyTerms(parallel_requests=1))).secret
+        await drive(app, key, lambda told: len(told) == 3, stream=True)
+        assert await booked(client, key) == [("abort", "client_disconnected", True, 2)]
+        assert accounts.meter(next(iter(accounts.book))).running == 0
+
+
+async def test_a_whole_answer_that_nobody_waited_for_costs_nothing_but_counts(
+    served_model, tmp_path
+):
+    service = ScriptedService(default=say([5, 6], None))
+    async with edge(served_model, tmp_path, service) as (client, accounts, app):
+        made = await accounts.create(KeyTerms(tokens_per_minute=100, requests_per_minute=9))
+        await drive(app, made.secret, lambda told: True)
+        assert await booked(client, made.secret) == [("abort", "client_disconnected", False, 0)]
+        meter = accounts.meter(made.record)
+        assert meter.requests is not None
+        assert meter.requests.used(accounts.clock.now_s()) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failed_answer_is_booked_as_far_as_it_was_sent(served_model, tmp_path, stream):
+    script = [*say([5, 6], None), StreamEvent(error=WorkerLost("gone"))]
+    service = ScriptedService(default=script)
+    async with edge(served_model, tmp_path, service) as (client, accounts, _):
+        key = (await accounts.create(KeyTerms())).secret
+        reply = await client.post(COMPLETE, json=HELLO | {"stream": stream}, headers=bearer(key))
+        assert "gone" in reply.text
+        ((end, error, has_input, num_output),) = await booked(client, key)
+        assert (end, error) == ("error", "ServiceUnavailableError")
+        chunks = reply.text.count('"text":"') if stream else 0
+        assert (has_input, num_output) == (chunks > 0, chunks)
+
+
+async def test_a_client_that_leaves_before_the_last_bytes_got_what_was_sent_before(
+    served_model, tmp_path
+):
+    service = ScriptedService(default=say([5, 6, 7], "length"))
+    async with edge(served_model, tmp_path, service) as (client, accounts, app):
+        key = (await accounts.create(KeyTerms())).secret
+        await drive(app, key, lambda told: b"[DONE]" in b"".join(told), stream=True)
+        assert await booked(client, key) == [("abort", "client_disconnected", True, 2)]
+
+
+# ---- starts
+
+
+def crash(accounts):
+    """The process is gone: nothing is written any more."""
+    accounts.journal.close()
+
+
+async def test_a_start_books_what_was_handed_over_and_nothing_twice(served_model, tmp_path):
+    settings = AccountSettings(tmp_path / "keys.db")
+    first = Accounts.open(settings, SystemClock())
+    usage = Usage(7, 3, 2)
+
+    def begun(name: str):
+        booking = first.booking("k", "t", None)
+        booking.reserve(Request("tiny", "chat", name, "", 0.0), 7, 9)
+        return booking
+
+    begun("held")
+    begun("closed").finish(usage, "stop", 1)
+    for name in ("left", "written"):
+        booking = begun(name)
+        booking.finish(usage, "stop", 3)
+        booking.leaving()
+        if name == "written":
+            opened = open_database(tmp_path / "keys.db")
+            opened.add([booking._record])
+            opened.close()
+    stuck = begun("stuck")
+    stuck.finish(usage, "stop", 1)
+    stuck.leaving()
+    stuck.stuck()
+    crash(first)
+    for _ in range(2):
+        again = Accounts.open(settings, SystemClock())
+        found = await_rows(tmp_path / "keys.db")
+        crash(again)
+        again.writer._database.close()
+        delivered = {row[0] for row in found if row[1] == "stop"}
+        assert (delivered, len(found)) == ({"left", "written"}, 5)
+        assert sum(row[2] for row in found) == 6
+        assert sum(row[1] == "crashed" for row in found) == 3
+
+
+def await_rows(path):
+    with sqlite3.connect(path) as connection:
+        return connection.execute("SELECT request_id, end, output_tokens FROM usage").fetchall()
+
+
+async def test_a_file_that_cannot_be_written_serves_its_keys_or_refuses_to_start(
+    served_model, tmp_path, monkeypatch
+):
+    database = open_database(tmp_path / "keys.db")
+    made = make_key(KeyTerms(), 1.0)
+    database.put_key(made.record)
+    database.close()
+
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("coordinator.accounts.accounts.Journal.open", refuse)
+    with pytest.raises(ConfigError, match="Read-only file system"):
+        Accounts.open(AccountSettings(tmp_path / "keys.db", (), must_write=True), SystemClock())
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        reply = await client.post(COMPLETE, json=HELLO, headers=bearer(made.secret))
+        assert reply.status_code == 200
+        assert "cannot be written" in accounts.state().reason
+        ledger = (await client.get("/usage", headers=bearer(made.secret))).json()["ledger"]
+        assert not ledger["ok"]
