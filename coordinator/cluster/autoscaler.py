@@ -11,6 +11,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.cluster.registry import WorkerState
+from coordinator.cluster.turns import STRETCH
 from coordinator.planning.demand import LONG_S, SHORT_S, SLOW_S
 from coordinator.planning.observations import Flip, Hold, Observations, Scale, WorkerSight
 from protocol.errors import BatonError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 EVERY_S = 2.0
 KEPT_DECISIONS = 20
+SAY_AGAIN_S = 1800.0
 
 
 class PoolOrders(Protocol):
@@ -63,7 +65,7 @@ class Autoscaler:
         self._line = line
         self._scaler = scaler
         self._clock = clock
-        self._asked_s = float("-inf")
+        self._asked_s = self._beyond_s = float("-inf")
         self._since_s: dict[str, tuple[tuple[str, str, WorkerState], float]] = {}
 
     def tick(self) -> None:
@@ -72,11 +74,16 @@ class Autoscaler:
         if now_s - self._asked_s < EVERY_S:
             return
         self._asked_s = now_s
-        was_beyond = self.planner.needs.beyond_reach is not None
         self.last = self.planner.decide(self.observe(now_s))
-        if self.planner.needs.beyond_reach is not None and not was_beyond:
-            log.warning("autoscaler: %s", self.planner.needs.beyond_reach)
+        self._tell_reach(now_s)
         self._obey(self.last, now_s)
+
+    def _tell_reach(self, now_s: float) -> None:
+        """Say once that the goal is beyond reach: again only after it was within reach for long."""
+        if self.planner.needs.beyond_reach is not None:
+            if now_s - self._beyond_s > SAY_AGAIN_S:
+                log.warning("autoscaler: %s", self.planner.needs.beyond_reach)
+            self._beyond_s = now_s
 
     def _obey(self, decision: Decision, now_s: float) -> None:
         self.counts[type(decision).__name__.lower()] += 1
@@ -101,8 +108,9 @@ class Autoscaler:
         records = list(self._books.registry)
         self._since_s = {r.worker_id: self._since(r, now_s) for r in records}
         demand.forget({record.worker_id for record in records})
-        workers = tuple(self._sight(record, now_s) for record in records)
-        queue = list(self._line)
+        due_s = now_s + STRETCH * demand.usual_prompt_s(now_s)
+        workers = tuple(self._sight(record, now_s, due_s) for record in records)
+        queue = [life for life in self._line if life.due_s <= due_s]
         short, seconds = demand.arrivals.in_window(now_s, SHORT_S)
         ttft, tpot = demand.held(now_s)
         refused_tokens, refused_share = demand.refused_lately(now_s)
@@ -140,7 +148,7 @@ class Autoscaler:
         known = self._since_s.get(record.worker_id)
         return known if known is not None and known[0] == what else (what, now_s)
 
-    def _sight(self, record: WorkerRecord, now_s: float) -> WorkerSight:
+    def _sight(self, record: WorkerRecord, now_s: float, due_s: float) -> WorkerSight:
         in_state_s = now_s - self._since_s[record.worker_id][1]
         state: State = "ready"
         if record.state is WorkerState.STARTING:
@@ -155,7 +163,7 @@ class Autoscaler:
             role=record.role,
             state=state,
             in_state_s=in_state_s,
-            queued_tokens=ledger.queued_prefill_tokens(record.worker_id),
+            queued_tokens=ledger.queued_before(record.worker_id, due_s).work_tokens,
             running=record.load.running,
             kv_share=ledger.decode_share(record.worker_id),
             silent_s=record.silent_s,

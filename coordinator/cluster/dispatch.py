@@ -6,12 +6,13 @@ WaitingLine ─first─► life ─route─► reservations ─► Prefill to P,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.cluster.lifecycle import Phase
-from coordinator.cluster.throughput import FinishRate
-from coordinator.cluster.turns import STRETCH, Turns, rank
+from coordinator.cluster.throughput import FinishRate, level
+from coordinator.cluster.turns import Turns, rank, when_due
 from protocol.errors import InvalidRequest, Overloaded, WorkerLost
 from protocol.messages.orders import Abort, Decode, Prefill
 from protocol.roles import Role
@@ -31,24 +32,12 @@ LEAST_WAIT_SHARE = 0.25
 """Of the bound: a prompt that takes nearly all of it alone may wait for others so long."""
 PRIOR_TOKEN_S = 1e-3
 """What a prompt token takes while nothing is known."""
-DEADLINE_SLACK = 2.0
-"""A prompt is due so many times its own cost before its deadline, at the latest."""
+CROWDED_S = 30.0
+"""For so long after a request was refused, not all can be in time."""
 MOST_ASKED = 4
 """Tenants that may have a request that can go, when the one whose turn it is has to wait."""
 REACCOUNT_TOKENS = 64
 """A growing sequence's reservation is written anew after so many tokens."""
-
-
-def level(queues: Sequence[float], more: float) -> float:
-    """How high the lowest queue is when `more` was poured over the queues, lowest first: a long prompt at one worker
-    stops nobody at the others."""
-    filled, height = 0.0, 0.0
-    for count, queue in enumerate(sorted(queues)):
-        if count and filled + more <= queue * count:
-            break
-        filled += queue
-        height = (filled + more) / (count + 1)
-    return height
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +61,7 @@ class WaitingLine:
         self._demand = demand
         self._clock = clock
         self._turns = Turns()
+        self._refused_s = float("-inf")
         self._finish_rate = FinishRate(clock)
         self._served: set[str] = set()
 
@@ -94,18 +84,25 @@ class WaitingLine:
         if self._is_full(lives[0].generation.tenant, len(lives)):
             raise self._overloaded(f"{len(self)} requests wait already")
         late_s = self._late_s(lives)
+        if late_s is not None and late_s > 0 and all(map(self._is_possible, lives)):
+            self._refused_s = self._clock.now_s()
         if late_s is None:
             self._check_blocks(lives)
         elif late_s > 0:
             raise self._overloaded("those before this request take too long", late_s)
 
     def _weigh(self, life: RequestLife) -> None:
-        """What its prompt costs, and so when it is due: early enough for its deadline."""
+        """What its prompt costs, and so when it is due; by the target of first tokens, too, if nobody was refused lately."""
         token_s = self._demand.prompt_cost.work().token_s or PRIOR_TOKEN_S
-        life.work_tokens = self._router.expected_work(life.token_ids, life.helping_salt)
-        own_s = life.work_tokens * token_s
-        latest_s = life.deadline_s - DEADLINE_SLACK * own_s
-        life.due_s = max(min(life.arrival_s + STRETCH * own_s, latest_s), life.arrival_s)
+        life.work_tokens = self._router.expected_work(life.token_ids, life.generation.cache_salt)
+        is_crowded = life.arrival_s - self._refused_s <= CROWDED_S
+        target_s = math.inf if is_crowded else self._demand.targets.ttft_s
+        life.due_s = when_due(life, life.work_tokens * token_s, target_s)
+
+    def _is_possible(self, life: RequestLife) -> bool:
+        """Whether an idle worker is quick enough for it."""
+        token_s = self._demand.prompt_cost.work().token_s or 0.0
+        return life.work_tokens * token_s <= self._demand.targets.ttft_s
 
     def _is_full(self, tenant: str, more: int) -> bool:
         """More wait than may; but nobody is kept out by others who have more than their share of the places."""

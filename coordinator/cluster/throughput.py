@@ -1,4 +1,5 @@
-"""How fast requests finish, and when a refused caller is to come back. Owns the estimate behind Retry-After; pure.
+"""How fast requests finish, where work flows to, and when a refused caller is to come back. Owns the estimates behind
+admission and Retry-After; pure.
 
 The rate is of time in which somebody was served: an idle hour does not make the server slow. Callers that are refused
 stand in a line that nobody sees: each is told the time when those told before it have been let in.
@@ -11,6 +12,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from protocol.clock import Clock
 
 WINDOW_S = 30.0
@@ -68,3 +71,15 @@ class FinishRate:
         wait_s = max(wait_s, MIN_WAIT_S)
         insort(self._promised_s, now_s + wait_s)
         return wait_s
+
+
+def level(queues: Sequence[float], more: float) -> float:
+    """How high the lowest queue is when `more` was poured over the queues, lowest first: a long prompt at one worker
+    stops nobody at the others."""
+    filled, height = 0.0, 0.0
+    for count, queue in enumerate(sorted(queues)):
+        if count and filled + more <= queue * count:
+            break
+        filled += queue
+        height = (filled + more) / (count + 1)
+    return height

@@ -24,8 +24,19 @@ if TYPE_CHECKING:
 
 STRETCH = 4.0
 """A prompt that takes a second of a worker should have its first token within so many seconds."""
+DEADLINE_SLACK = 2.0
+"""A prompt is due so many times its own cost before its deadline, at the latest."""
 QUANTUM_TOKENS = 512
 """Work that a tenant may have computed in its turn, beside what it was short of."""
+
+
+def when_due(life: RequestLife, own_s: float, target_s: float) -> float:
+    """When a prompt that takes `own_s` should have its first token: early enough for its deadline, and for the target if
+    that can be held. Where not all can be in time there is no target: most are if short prompts go first."""
+    latest_s = life.deadline_s - DEADLINE_SLACK * own_s
+    if own_s <= target_s:
+        latest_s = min(latest_s, life.arrival_s + target_s - own_s)
+    return max(min(life.arrival_s + STRETCH * own_s, latest_s), life.arrival_s)
 
 
 def rank(life: RequestLife) -> tuple[int, float]:

@@ -1,15 +1,16 @@
 """How many workers hold the targets, by queueing theory. Owns the two models; pure.
 
-Prefill is G/G/c: each worker computes prompts in order of arrival, and a new one goes to the shortest queue.
-With a = arrival rate · mean service time, a request waits with the probability C(c, a) of Erlang (1917), and
+Prefill is G/G/c, short prompts first: a prompt of s seconds waits for those that are no longer (as in L. Schrage and L. Miller,
+"The Queue M/G/1 with the Shortest Remaining Processing Time Discipline", 1966, the long ones' aging left out). With a = the load of
+those, their arrival rate · mean service time, it waits with the probability C(c, a) of Erlang (1917), and
 those that wait, wait exponentially with mean
 
-    τ = E[S] / (c - a) · (ca² + cs²) / 2
+    τ = E[S | S ≤ s] / (c - a) · (ca² + cs²) / 2
 
 which is the Allen-Cunneen approximation (A. O. Allen, "Probability, Statistics, and Queueing Theory", 2nd ed.,
 1990, §5.3; accuracy in W. Whitt, "Approximations for the GI/G/m queue", Production and Operations Management 2,
 1993) with Kingman's exponential tail (1962). ca² is the measured dispersion of arrivals, cs² that of the service
-times. A first token is in time when wait + own service ≤ target, so attainment sums over the *measured*
+times up to s. A first token is in time when wait + own service ≤ target, so attainment sums over the *measured*
 distribution of service times: a long prompt that is late on an idle worker is late with any number of workers,
 and no worker is added for it.
 
@@ -103,21 +104,57 @@ def waiting_probability(workers: int, busy: float) -> float:
 def prefill_attainment(demand: PrefillDemand, workers: int, ttft_s: float) -> float:
     """Share of requests whose wait and service end within `ttft_s`."""
     service = demand.service_s
-    busy = demand.busy_workers
     if not service.values or demand.rate_per_s <= 0:
         return service.share_within(ttft_s)
-    if workers <= busy:
-        return 0.0
-    waits = waiting_probability(workers, busy)
-    mean_s = service.mean / (workers - busy) * (demand.arrival_scv + service.scv) / 2
-    mean_s *= demand.wait_scale
-    attained = 0.0
+    attained, wait = 0.0, _Wait(demand, workers)
     for seconds, share in zip(service.values, service.shares, strict=True):
+        wait.include(seconds, share)
         slack_s = ttft_s - seconds
-        if slack_s >= 0:
-            late = waits * math.exp(-slack_s / mean_s) if mean_s > 0 else 0.0
-            attained += share * (1.0 - late)
+        if slack_s < 0 or wait.is_endless:
+            break
+        attained += share * (1.0 - wait.share_beyond(slack_s))
     return attained
+
+
+class _Wait:
+    """What a prompt waits for: those that are no longer than it, included in rising order."""
+
+    def __init__(self, demand: PrefillDemand, workers: int) -> None:
+        self._demand, self._workers = demand, workers
+        self._share = self._first = self._second = 0.0
+        self._known: tuple[float, float] = (-1.0, 0.0)
+
+    def include(self, seconds: float, share: float) -> None:
+        """Prompts of that length."""
+        self._share += share
+        self._first += share * seconds
+        self._second += share * seconds * seconds
+
+    @property
+    def _busy(self) -> float:
+        return self._demand.rate_per_s * self._first
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether those alone are too much."""
+        return self._workers <= self._busy
+
+    def share_beyond(self, slack_s: float) -> float:
+        """How many wait for longer than that."""
+        if self._first <= 0:
+            return 0.0
+        mean_s = self._first / self._share
+        scv = max(self._second / self._share / (mean_s * mean_s) - 1.0, 0.0)
+        tail_s = mean_s / (self._workers - self._busy) * (self._demand.arrival_scv + scv) / 2
+        tail_s *= self._demand.wait_scale
+        return self._waits() * math.exp(-slack_s / tail_s) if tail_s > 0 else 0.0
+
+    def _waits(self) -> float:
+        """Erlang's C, anew once the load has grown by a twentieth: it is asked for every length."""
+        busy, waits = self._known
+        if self._busy > 1.05 * busy:
+            busy, waits = self._known = self._busy, waiting_probability(self._workers, self._busy)
+        return waits
 
 
 def decode_attainment(demand: DecodeDemand, workers: int, tpot_s: float) -> float:

@@ -131,9 +131,12 @@ class DemandBook:
         self._prompts.add(now_s, num_prompt_tokens)
 
     def refused(self, now_s: float, work_tokens: int) -> None:
-        """It was turned away, with so much work: no target was held."""
-        self._refused.append((now_s, work_tokens))
-        self._judge(now_s, _Verdict(is_held=False, is_blamable=True), None)
+        """It was turned away, with so much work: no target was held; for want of workers only if an idle one is quick
+        enough for it."""
+        own_s = work_tokens * (self.prompt_cost.work().token_s or 0.0)
+        if is_possible := own_s <= self.targets.ttft_s:
+            self._refused.append((now_s, work_tokens))
+        self._judge(now_s, _Verdict(is_held=False, is_blamable=is_possible), None)
 
     def judge_by(self, targets: Targets) -> None:
         """What counts as held from now on."""
@@ -218,6 +221,16 @@ class DemandBook:
     def service_s(self, now_s: float) -> Distribution:
         """Seconds of a prefill worker for one prompt."""
         return self._service_s.over(now_s, SLOW_S)
+
+    def usual_prompt_s(self, now_s: float) -> float:
+        """What a prompt that an idle worker is quick enough for costs in the mean; longer than any while nothing is
+        known. A queue is what goes before such a prompt."""
+        service = self.service_s(now_s)
+        possible = service.share_within(self.targets.ttft_s)
+        if not service.values or not possible:
+            return math.inf
+        pairs = zip(service.values, service.shares, strict=True)
+        return sum(v * s for v, s in pairs if v <= self.targets.ttft_s) / possible
 
     def refused_lately(self, now_s: float) -> tuple[int, float]:
         """Work that was turned away in the last half minute, and the share of what came: where the line is short by its

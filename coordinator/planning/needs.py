@@ -46,8 +46,8 @@ FULL_SHARE = 0.9
 FULL_KEPT_S = 600.0
 FULL_WAIT_SHARE = 0.25
 """Of the wait that the goal allows, before full decode workers are a reason for more of them."""
-"""Decode workers that were full do not become fewer for so long: requests were waiting, or were refused."""
-WAIT_MARGIN, WAIT_STEP, LEAST_WAIT = 0.01, 1.02, 0.2
+"""Workers that were full, or before which a queue grew, do not become fewer for so long."""
+WAIT_MARGIN, WAIT_STEP, LEAST_WAIT, MOST_WAIT = 0.01, 1.02, 0.2, 2.0
 LEAST_SHARE = 0.5
 """Relief by decode workers is not counted on for more than the rest."""
 HELD_S = 60.0
@@ -130,6 +130,7 @@ class Needs:
     wait_scale: float = 1.0
     beyond_reach: str | None = None
     _full: tuple[int, float] = (0, float("-inf"))
+    _too_few: tuple[int, float] = (0, float("-inf"))
     _since_s: dict[str, float] = field(default_factory=dict)
     _queued_s: float = float("-inf")
     _lessons: Lessons = field(default_factory=Lessons)
@@ -177,7 +178,7 @@ class Needs:
         if seen.ttft.share > expected + WAIT_MARGIN:
             self.wait_scale = max(self.wait_scale / WAIT_STEP, LEAST_WAIT)
         elif seen.ttft.share < expected - WAIT_MARGIN:
-            self.wait_scale = min(self.wait_scale * WAIT_STEP**3, 1.0)
+            self.wait_scale = min(self.wait_scale * WAIT_STEP**3, MOST_WAIT)
 
     @property
     def echo_s(self) -> float:
@@ -213,8 +214,8 @@ class Needs:
         if not recent or now_s - self._since_s[role] < window_s:
             return None
         floor = max(recent[math.ceil((1.0 - FORGIVEN) * len(recent)) - 1], history[-1][1])
-        count, until_s = self._full
-        return max(floor, count) if role == Role.DECODE and now_s < until_s else floor
+        count, until_s = self._full if role is Role.DECODE else self._too_few
+        return max(floor, count) if now_s < until_s else floor
 
     # ---- the models
 
@@ -243,6 +244,7 @@ class Needs:
             self._queued_s = seen.now_s
         if queue > now:
             now, why = queue, f"{backlog_s:.1f} s of prompts wait"
+            self._too_few = (len(seen.of(Role.PREFILL, "ready")) + 1, seen.now_s + FULL_KEPT_S)
         return Need(now, max(fewest(relaxed_rate(seen)), now), why, busy)
 
     def _slack_s(self, seen: Observations) -> float:
@@ -283,6 +285,7 @@ class Needs:
         if waits_s <= patience * self._slack_s(seen):
             return 0, backlog_s
         recover_s = max(RECOVER_S, 4 * self.targets.ttft_s) * max(patience, 1.0)
+        busy = min(busy, len(seen.of(Role.PREFILL, "ready")))  # what is refused keeps nobody busy
         return math.ceil(busy + backlog_s / recover_s), backlog_s
 
     def _decode(self, seen: Observations) -> Need:

@@ -42,7 +42,7 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Observations:
     """The cluster at `now_s`. `rate_short`, `_long` and `_slow` are requests a second over half a minute, two
-    and ten minutes. Rates and distributions are of warm workers only; `queued_tokens` wait at the
+    and ten minutes. Rates and distributions are of warm workers only; what is queued is what goes before a usual prompt: `queued_tokens` wait at the
     coordinator, those of workers are in `workers`, and `refused_tokens` would wait, had that share of what
     came not been turned away lately;
     `expected_service_s` is what prompts that came would cost at the speed that was seen first, for as long as too few

@@ -7,13 +7,14 @@ import math
 import pytest
 
 from coordinator.cluster.books import Books
-from coordinator.cluster.dispatch import LineBounds, WaitingLine, level
+from coordinator.cluster.dispatch import LineBounds, WaitingLine
 from coordinator.cluster.ledger import Ledger
 from coordinator.cluster.lifecycle import RequestLife
 from coordinator.cluster.pools import Pools
 from coordinator.cluster.registry import Registry
 from coordinator.cluster.router import PrefixMemory, Route, Router, stride_tokens
 from coordinator.cluster.service_api import Generation
+from coordinator.cluster.throughput import level
 from coordinator.planning.demand import DemandBook
 from coordinator.planning.prompt_cost import PromptCost, PromptWork
 from protocol.clock import ManualClock

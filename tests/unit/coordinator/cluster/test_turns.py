@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 
 import pytest
 
 from coordinator.cluster.lifecycle import RequestLife
 from coordinator.cluster.service_api import Generation
-from coordinator.cluster.turns import QUANTUM_TOKENS, Before, Turns
+from coordinator.cluster.turns import QUANTUM_TOKENS, Before, Turns, when_due
 from protocol.sampling import SamplingParams
 
 NUMBERS = itertools.count()
@@ -146,3 +147,22 @@ def test_before_a_request_are_its_tenants_that_rank_first_and_a_fair_share_of_th
     assert turns.before(life("own", 100, due_s=2.0)) == Before(
         3 + 4, 300 + own_work + QUANTUM_TOKENS
     )
+
+
+@pytest.mark.parametrize(
+    ("own_s", "target_s", "due_s"),
+    [
+        (0.1, math.inf, 0.4),
+        (20.0, math.inf, 80.0),
+        (200.0, math.inf, 200.0),
+        (400.0, math.inf, 0.0),
+        (0.1, 2.0, 0.4),
+        (1.5, 2.0, 0.5),
+        (3.0, 2.0, 12.0),
+    ],
+)
+def test_a_prompt_is_due_by_its_cost_its_deadline_and_the_target(
+    own_s: float, target_s: float, due_s: float
+) -> None:
+    """Its deadline is after 600 s."""
+    assert when_due(life(), own_s, target_s) == pytest.approx(due_s)

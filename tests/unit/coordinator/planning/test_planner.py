@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -114,14 +115,17 @@ def test_a_long_prompt_that_no_number_helps_adds_no_worker() -> None:
     assert isinstance(decision, Hold)
 
 
-def test_a_tail_needs_more_workers_than_its_mean_tells() -> None:
+def test_a_tail_that_the_goal_counts_needs_more_workers_than_its_mean_tells() -> None:
     even = Distribution((0.5,), (1.0,), 100)
     tail = Distribution((0.2, 1.7), (0.8, 0.2), 100)
     assert tail.mean == pytest.approx(even.mean)
-    made_even, made_tail = planner(), planner()
-    made_even.decide(observe(rate=2.6, service_s=even))
-    made_tail.decide(observe(rate=2.6, service_s=tail))
-    assert made_tail.needs.last[Role.PREFILL].now > made_even.needs.last[Role.PREFILL].now
+    needs = {}
+    for goal, service in itertools.product((0.8, 0.99), (even, tail)):
+        made = Planner(replace(TARGETS, goal=goal), LIMITS)
+        made.decide(observe(rate=2.6, service_s=service))
+        needs[goal, service] = made.needs.last[Role.PREFILL].now
+    assert needs[0.99, tail] > needs[0.99, even]
+    assert needs[0.8, tail] <= needs[0.8, even], "nobody waits behind a long prompt"
 
 
 def test_the_least_of_the_range_is_restored() -> None:
@@ -154,7 +158,7 @@ def test_nobody_ready_is_a_hold() -> None:
 
 def test_missing_the_target_at_a_count_teaches_more_than_the_model() -> None:
     cluster = toy(truth=1.6)
-    cluster.run(1200.0, steady(1.1))
+    cluster.run(1200.0, steady(1.6))
     assert cluster.counts()["prefill"] >= 2
 
 
