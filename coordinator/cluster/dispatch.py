@@ -94,7 +94,7 @@ class WaitingLine:
     def _weigh(self, life: RequestLife) -> None:
         """What its prompt costs, and so when it is due; by the target of first tokens, too, if nobody was refused lately."""
         token_s = self._demand.prompt_cost.work().token_s or PRIOR_TOKEN_S
-        life.work_tokens = self._router.expected_work(life.token_ids, life.generation.cache_salt)
+        life.work_tokens = self._router.expected_work(life.token_ids, life.helping_salt)
         is_crowded = life.arrival_s - self._refused_s <= CROWDED_S
         target_s = math.inf if is_crowded else self._demand.targets.ttft_s
         life.due_s = when_due(life, life.work_tokens * token_s, target_s)
