@@ -3,6 +3,7 @@ sentence that names the file, or a model whose tokenizer and template work."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import struct
@@ -80,7 +81,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def edited(value: Any, edits: list[tuple[int, str, Any]]) -> Any:
-    for number, how, new in edits:
+    for number, how, told in edits:
+        new = copy.deepcopy(told)  # or a list that is added twice would hold itself
         paths = places(value)
         if not paths:
             continue
