@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_INTEGER = 2**31 - 1
 _SHOWN_CHARACTERS = 80
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def shown(value: object) -> str:
@@ -139,7 +141,18 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} is not a JSON object: {reason}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{where} does not hold a JSON object")
+    if _ESCAPED_SURROGATE.search(raw):
+        _check_characters(value, where)
     return value
+
+
+def _check_characters(value: dict[str, Any], where: str) -> None:
+    """JSON can spell half of a character, which nothing can be made of."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise ConfigError(f"{where} has {half} in a text, which is no character") from None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
