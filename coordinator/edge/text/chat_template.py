@@ -42,6 +42,14 @@ UNCOMPILED = (*TEMPLATE_FAULTS, SyntaxError, MemoryError)
 brackets and loops."""
 
 
+class UncompiledTemplate(ConfigError):
+    """A text that is no template; `name` is what it is called."""
+
+    def __init__(self, name: str, told: str) -> None:
+        super().__init__(f"chat template {name!r} does not compile: {told}")
+        self.name = name
+
+
 class ChatTemplate:
     """A compiled template with the model's special tokens."""
 
@@ -60,8 +68,7 @@ class ChatTemplate:
                     mark_template(tree, tokens)
                 compiled[name] = environment.compile_tree(tree)
             except UNCOMPILED as error:
-                told = _shown(error)
-                raise ConfigError(f"chat template {name!r} does not compile: {told}") from error
+                raise UncompiledTemplate(name, _shown(error)) from error
         return compiled
 
     def guard(self, tokens: ControlTokens) -> None:

@@ -13,13 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
 OPEN, CLOSE = "\ufdd0", "\ufdd1"
 """Unicode's noncharacters: never exchanged in text, and refused where they would be taken for a stand-in."""
+
+
+def encoded_ids(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Token ids; InvalidRequest where a vocabulary has no token for some of the text, nor one for the unknown."""
+    try:
+        ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[
+            0
+        ].ids
+    except Exception as error:  # the library raises bare ones
+        told = f"this model's tokenizer cannot read the text: {error}"
+        raise InvalidRequest(told) from error
+    return ids
 
 
 class GuardedTokenizer:
@@ -51,9 +63,7 @@ class GuardedTokenizer:
             pieces += [text[end:start], self._stand_ins[text[start:stop]]]
             end = stop
         whole = "".join([*pieces, text[end:]])
-        encoded = self._tokenizer.encode_batch_fast([whole], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoded[0].ids
-        return ids
+        return encoded_ids(self._tokenizer, whole, add_special_tokens=add_special_tokens)
 
 
 def _rename(fields: dict[str, Any], names: Mapping[str, str], ids: Mapping[str, int]) -> None:

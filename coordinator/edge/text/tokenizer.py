@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from coordinator.edge.text.byte_bound import ByteBound, bound_of
 from coordinator.edge.text.detokenizer import ByteLevelDetokenizer, WindowDetokenizer
-from coordinator.edge.text.guarded_tokenizer import GuardedTokenizer
+from coordinator.edge.text.guarded_tokenizer import GuardedTokenizer, encoded_ids
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -139,9 +139,7 @@ class TextTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids; special tokens written in the text become their own ids, as in HF. Other threads
         run meanwhile: the batch call lets go of the interpreter, the plain one does not."""
-        encoded = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoded[0].ids
-        return ids
+        return encoded_ids(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
     def is_far_beyond(self, text: str, limit: int) -> bool:
         """Whether a text has far more tokens than `limit`, told from its slices one after the other: a hundred times as
@@ -150,7 +148,7 @@ class TextTokenizer:
         total, beyond = 0, 2 * limit
         for start in range(0, len(text), SLICE_CHARACTERS):
             piece = text[start : start + SLICE_CHARACTERS]
-            total += len(self._tokenizer.encode_batch_fast([piece], add_special_tokens=False)[0])
+            total += len(encoded_ids(self._tokenizer, piece, add_special_tokens=False))
             beyond += self._longest_token
             if total > beyond:
                 return True

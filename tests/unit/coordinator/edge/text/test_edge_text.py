@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models
 from coordinator.edge.answers.choice_text import StopStrings
 from coordinator.edge.text.detokenizer import REPLACEMENT
 from coordinator.edge.text.tokenizer import TextTokenizer
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, InvalidRequest
 
 SAME_FIXTURE = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300
@@ -138,3 +138,19 @@ def test_only_a_possible_stop_is_held_back():
         *("a", "x", "", "ENT", "")
     ]
     assert strings.finish() == "EN"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordLevel({"a": 0}, unk_token="<unk>"),
+        models.Unigram([("a", 0.0), ("b", -1.0)], byte_fallback=False),
+    ],
+)
+def test_a_text_that_a_vocabulary_has_no_token_for_is_the_clients_to_change(model):
+    tokenizer = TextTokenizer(Tokenizer(model).to_str().encode())
+    assert tokenizer.encode("a", add_special_tokens=False) == [0]
+    with pytest.raises(InvalidRequest, match="cannot read the text"):
+        tokenizer.encode("東", add_special_tokens=False)
+    with pytest.raises(InvalidRequest, match="cannot read the text"):
+        tokenizer.guarded(()).encode("東", [], add_special_tokens=False)
