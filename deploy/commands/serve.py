@@ -14,7 +14,7 @@ from rich.console import Console
 
 from deploy.commands.banner import ChildLines, PrepareProgress, show_banner, show_warnings
 from deploy.config.topology import cache_directory
-from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, prepare, resolve_dtype
+from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, UNGUARDED, prepare, resolve_dtype
 from deploy.host.run_directory import run_directory
 from deploy.launch.local.launcher import Launcher
 from deploy.launch.plan import Host, check_chosen_template, device_of, make_plan, pool_bytes
@@ -83,7 +83,11 @@ def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console
 
 def flags_of(config: ServeConfig) -> list[str]:
     """What of the model is not needed."""
-    flags = {DUMMY: config.load_format == "dummy", OTHER_TEMPLATE: config.chat_template is not None}
+    flags = {
+        DUMMY: config.load_format == "dummy",
+        OTHER_TEMPLATE: config.chat_template is not None,
+        UNGUARDED: config.allow_special_tokens_in_content,
+    }
     return [flag for flag, is_set in flags.items() if is_set]
 
 

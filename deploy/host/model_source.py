@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from engine.checkpoints.prepared import Dtype
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
-DUMMY, OTHER_TEMPLATE = "dummy", "other-template"
+DUMMY, OTHER_TEMPLATE, UNGUARDED = "dummy", "other-template", "unguarded"
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -143,7 +143,8 @@ def prepare(
     flags: Collection[str] = (),
 ) -> PreparedModel:
     """A model that workers can map: fetched, and converted once. ConfigError when it cannot be. With the flag `DUMMY`
-    it has a shape and a tokenizer, and no weights; with `OTHER_TEMPLATE` its own is not used, and may be wrong."""
+    it has a shape and a tokenizer, and no weights; with `OTHER_TEMPLATE` its own is not used, and may be wrong; with `UNGUARDED` content may spell
+    control tokens, so nothing must tell the two apart."""
     is_dummy = DUMMY in flags
     source = find_source(model)
     files = fetch(source, cache, progress)

@@ -27,12 +27,14 @@ GENERATION, TEMPLATE = "generation_config.json", "chat_template.jinja"
 @dataclass(slots=True)
 class Checkpoint:
     """What a source holds. `tensors` have Hugging Face names, and are empty where nobody asked for weights; `files` go
-    into the prepared directory; `warnings` are for whoever starts the server."""
+    into the prepared directory; `warnings` are for whoever starts the server; `template_places` says in which file a
+    chat template was."""
 
     config: ModelConfig
     tensors: Mapping[str, StoredTensor]
     files: dict[str, bytes] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    template_places: dict[str, str] = field(default_factory=dict)
 
 
 def load_tokenizer(raw: bytes, where: str) -> Tokenizer:

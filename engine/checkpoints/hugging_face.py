@@ -73,7 +73,7 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
     settle_vocabulary(checkpoint, tokenizer, ends)
     generation["eos_token_id"] = list(checkpoint.config.eos_token_ids)
     checkpoint.files[GENERATION] = json.dumps(generation, indent=1).encode()
-    write_settings(checkpoint, settings, _templates(directory, settings))
+    write_settings(checkpoint, settings, _templates(checkpoint, directory, settings))
 
 
 def _generation(directory: Path, raw_config: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -95,14 +95,16 @@ def _default_end(checkpoint: Checkpoint) -> tuple[int, ...]:
     return (default,)
 
 
-def _templates(directory: Path, settings: dict[str, Any]) -> dict[str, str]:
+def _templates(checkpoint: Checkpoint, directory: Path, settings: dict[str, Any]) -> dict[str, str]:
     """By name. A file comes before what the settings say, as in transformers; further files have names of their own."""
     found = named_templates(settings.get("chat_template"), str(directory / SETTINGS))
+    places = dict.fromkeys(found, str(directory / SETTINGS))
     own = directory / TEMPLATE
     if is_there(own):
-        found = {"default": _text(own)}
+        found, places = {"default": _text(own)}, {"default": str(own)}
     for path in sorted((directory / EXTRA_TEMPLATES).glob("*.jinja")):
-        found[path.stem] = _text(path)
+        found[path.stem], places[path.stem] = _text(path), str(path)
+    checkpoint.template_places = places
     return found
 
 

@@ -60,6 +60,14 @@ def large(name: str, size: int) -> Callable[[Path], None]:
     return spoil
 
 
+def further(name: str, content: str) -> Callable[[Path], None]:
+    def spoil(model: Path) -> None:
+        (model / "additional_chat_templates").mkdir()
+        (model / "additional_chat_templates" / f"{name}.jinja").write_text(content)
+
+    return spoil
+
+
 def cut(model: Path) -> None:
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])
@@ -95,10 +103,35 @@ BAD: dict[str, tuple[str, Callable[[Path], None]]] = {
         write("generation_config.json", '{"eos_token_id": "x"}'),
     ),
     "a template that is none": (
-        "template",
+        "chat_template.jinja",
         write("chat_template.jinja", "{% for m in messages %}"),
     ),
-    "a template without an end": ("template", write("chat_template.jinja", ENDLESS)),
+    "a template without an end": ("chat_template.jinja", write("chat_template.jinja", ENDLESS)),
+    "a template that takes all memory": (
+        "chat_template.jinja",
+        write("chat_template.jinja", "{{ 'a' * 10**9 }}"),
+    ),
+    "a template of 100,000 brackets": (
+        "chat_template.jinja",
+        write("chat_template.jinja", "{{ " + "(" * 100_000 + "1" + ")" * 100_000 + " }}"),
+    ),
+    "a further template that is none": (
+        "rag.jinja",
+        further("rag", "{{"),
+    ),
+    "a template in the settings that is none": (
+        "tokenizer_config.json",
+        write("tokenizer_config.json", '{"chat_template": "{{"}'),
+    ),
+    "settings that lead nowhere": (
+        "tokenizer_config.json",
+        lambda model: (model / "tokenizer_config.json").symlink_to("/nowhere"),
+    ),
+    "a generation_config that is a directory": (
+        "generation_config.json",
+        lambda model: (model / "generation_config.json").mkdir(),
+    ),
+    "beams": ("num_beams", write("generation_config.json", '{"num_beams": 4}')),
     "a template in a list": (
         "template",
         write("tokenizer_config.json", '{"chat_template": [{"name": "default"}]}'),

@@ -15,13 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordinator.edge.http.limits import EdgeLimits
-from coordinator.edge.text.chat_template import ChatTemplate
-from coordinator.edge.text.prompts import make_reader
-from coordinator.edge.text.tokenizer import TextTokenizer
+from deploy.processes.prepare_main import try_texts
 from engine.checkpoints.gguf_header import GgufHeader
 from engine.checkpoints.source import open_checkpoint
-from protocol.clock import SystemClock
 from protocol.errors import ConfigError
 from tests.property.test_checkpoint_readers import BYTES, KEEP, spoil
 from tests.unit.coordinator.edge.text.chat_models import EOS_AND_BOS, TEMPLATES, TOKENIZERS
@@ -105,12 +101,9 @@ def check(model: Path, name: str) -> None:
     """All that a start reads of these files."""
     stage = "files"
     try:
-        files = open_checkpoint(model).files
+        checkpoint = open_checkpoint(model)
         stage = "use"
-        template = ChatTemplate.from_files(files)
-        tokenizer = TextTokenizer(files["tokenizer.json"])
-        reader = make_reader(tokenizer, template, EdgeLimits(), SystemClock(), 4096)
-        assert reader.abilities.forms
+        try_texts(checkpoint, str(model), is_guarded=True)
     except ConfigError as error:
         sentence = str(error)
         assert "\n" not in sentence
