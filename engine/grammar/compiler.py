@@ -13,7 +13,8 @@ import msgspec
 from engine.grammar import llguidance_grammars as lark
 from engine.grammar.guide import Guide
 from engine.grammar.llguidance_grammars import LlguidanceCompiler
-from engine.grammar.tag_grammars import tags_lark, triggered_tags_of
+from engine.grammar.structure_lark import structure_lark
+from engine.grammar.structures import layout_of
 from protocol.constraints import Constraint, ConstraintKind
 from protocol.errors import InvalidRequest
 
@@ -34,8 +35,8 @@ class GrammarCompiler:
         """Raises InvalidRequest, which says what of the constraint cannot be honoured."""
         text = constraint.text
         if constraint.kind is ConstraintKind.STRUCTURAL_TAG:
-            tags = triggered_tags_of(text)
-            return self._llguidance.compile(tags_lark(tags, self.vocabulary.control_ids))
+            control_ids, ends = self.vocabulary.control_ids, self.vocabulary.eos_token_ids
+            return self._llguidance.compile(structure_lark(layout_of(text), control_ids, ends))
         return self._llguidance.compile(_lark(constraint.kind, text))
 
     def guide(self, grammar: CompiledGrammar, sampling: SamplingParams) -> Guide:

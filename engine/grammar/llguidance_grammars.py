@@ -17,7 +17,7 @@ from engine.grammar.schemas import prepared
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from engine.grammar.guide import Bits
     from engine.grammar.vocabulary import GrammarVocabulary
@@ -28,6 +28,9 @@ _HEADER = '%llguidance {"no_forcing": true}\n'
 _GRAMMAR_BYTES, _BYTES_PER_CHARACTER = 64 * 1024, 64
 """What a compiled grammar takes, about: measured on 100 schemas, 110 KB each of 1.3 KB."""
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*?\])")
+_WRONG_PATTERN = re.compile(r"regex parse error:\n {4}(.*)\n.*\nerror: (.*)")
+_PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
+"""Where in our own grammar, which no client has written."""
 
 
 class LlguidanceGrammar:
@@ -117,8 +120,10 @@ def _reason(error: str) -> str:
         return "unsupported keywords in the schema: " + ", ".join(json.loads(found[1]))
     if "oneOf constraints are not supported" in error:
         return "unsupported keyword in the schema: oneOf, unless its branches exclude each other"
+    if found := _WRONG_PATTERN.search(error):
+        return f"the pattern {found[1]!r} cannot be used: {found[2]}"[:300]
     first = next((line.strip() for line in error.splitlines() if line.strip()), "no reason given")
-    return first[:300]
+    return _PLACE.sub("", first)[:300]
 
 
 # ---- how constraints are spelled
@@ -152,6 +157,14 @@ def text_term(text: str) -> str:
 def start(rule: str) -> str:
     """A whole grammar of one rule."""
     return f"{_HEADER}start: {rule}\n"
+
+
+def grammar_files(first: str, others: Mapping[str, str]) -> str:
+    """One grammar that calls others by their names, `@name`."""
+    if not others:
+        return first
+    own = [{"name": name, "lark_grammar": text} for name, text in others.items()]
+    return json.dumps({"grammars": [{"name": "answer", "lark_grammar": first}, *own]})
 
 
 def own_grammar(text: str) -> str:
