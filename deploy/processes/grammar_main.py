@@ -14,9 +14,11 @@ import sys
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from deploy.processes.child import follow_parent, harden
 from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.guide import CompiledGrammar, allowed
 from engine.grammar.vocabulary import GrammarVocabulary, eos_token_ids
 from protocol.constraints import Constraint
 from protocol.errors import InvalidRequest
@@ -27,19 +29,43 @@ MAX_ADDRESS_SPACE_BYTES = 2 << 30
 """A grammar that takes more ends the process."""
 MAX_WORK_S = 0.3
 """Of processor time: workers do it again beside their engine."""
+NUM_WALKS, WALK_TOKENS, WALK_S = 8, 8, 0.05
+"""How many answers are begun to try a grammar, how long they get, and what that may cost."""
 
 
 def refusal(compiler: GrammarCompiler, constraint: Constraint) -> str | None:
     """Why the constraint cannot be honoured; None when it can, and has a first token."""
     try:
-        before_s = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        guide = compiler.guide(compiler.compile(constraint), SamplingParams(max_tokens=1))
+        before_s = _worked_s()
+        grammar = compiler.compile(constraint)
+        guide = compiler.guide(grammar, SamplingParams(max_tokens=1))
     except InvalidRequest as error:
         return str(error)
     guide.mask()
-    if resource.getrusage(resource.RUSAGE_SELF).ru_utime - before_s > MAX_WORK_S:
+    if _worked_s() - before_s > MAX_WORK_S:
         return "it takes too much work to compile"
-    return guide.failure
+    return guide.failure or _dead_end(compiler, grammar)
+
+
+def _worked_s() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_utime
+
+
+def _dead_end(compiler: GrammarCompiler, grammar: CompiledGrammar) -> str | None:
+    """Whether answers begun by chance soon come to where the grammar costs more than it may: no worker should."""
+    until_s = _worked_s() + WALK_S
+    for seed in range(NUM_WALKS):
+        guide = compiler.guide(grammar, SamplingParams(max_tokens=1))
+        chance = np.random.default_rng(seed)
+        for _ in range(WALK_TOKENS):
+            token_ids = np.flatnonzero(allowed(guide.mask(), compiler.vocabulary.num_rows))
+            if guide.failure is None and len(token_ids):
+                guide.accept(int(chance.choice(token_ids)))
+            if guide.failure is not None:
+                return "it takes too much work to keep an answer to it"
+            if guide.is_finished or _worked_s() > until_s:
+                break
+    return None
 
 
 def main() -> int:
