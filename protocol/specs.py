@@ -98,6 +98,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     chat_template: str | None = None
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
+    tool_prompt: str = "auto"
     allow_special_tokens_in_content: bool = False
     log_level: str = "info"
     root_path: str = ""

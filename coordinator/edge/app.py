@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from coordinator.edge.answers.answer_parts import Parsers, formats_of
+from coordinator.edge.answers.answer_forms import AnswerForms
+from coordinator.edge.answers.answer_parts import AUTO, USUAL_FAMILY, Parsers, formats_of
 from coordinator.edge.answers.edge import Edge, ServedModel
 from coordinator.edge.answers.generation_run import RunContext
 from coordinator.edge.answers.grammar_check import GrammarCheck
@@ -89,7 +90,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     `allow_special_tokens_in_content`, messages cannot write control tokens. `traces` is told
     of every finished request; closing it is the caller's. Without `pools` their sizes cannot be changed.
     `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
-    `parsers` are the operator's word on how the model writes calls and reasoning.
+    `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
     `grammars` tries what answers shall be limited to; without it no answer is.
     `accounts` are keys, limits and ledger of a database; whoever made them ends them.
     Raises ConfigError for files that cannot be used.
@@ -107,6 +108,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
         clock,
         model.max_model_len,
         guarded=not allow_special_tokens_in_content,
+        tool_prompt=bool(parsers and parsers.tool_prompt),
     )
     context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
     edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
@@ -225,17 +227,20 @@ def _make_edge(  # noqa: PLR0913 - as above
     eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
     vocabulary = Vocabulary(model.config.vocab_size, eos_token_ids, context.tokenizer.token_name)
     limits = reader.limits
+    if reader.tells_tools and parsers.tools == AUTO:
+        parsers = Parsers(USUAL_FAMILY, parsers.reasoning)
+    formats = formats_of(reader.template, context.tokenizer, parsers)
     return Edge(
         model=model,
         context=context,
         reader=reader,
         limits=limits,
-        formats=formats_of(reader.template, context.tokenizer, parsers),
+        formats=formats,
         rules=ModelRules(
             sampling_defaults or own, vocabulary, model.max_model_len, limits.request_deadline_s
         ),
         vocabulary=vocabulary,
-        grammars=grammars,
+        forms=AnswerForms(grammars, formats, context.tokenizer),
         created=int(wall_time_s()),
         guard=guard,
         side=reader.side,

@@ -25,6 +25,7 @@ from deploy.config.values import (
     switch,
     text,
     tool_call_parser,
+    tool_prompt,
     traces_endpoint,
     utilization_text,
     whole,
@@ -72,6 +73,13 @@ GROUPS = {
             reasoning_parser,
             "auto",
             "how the model writes what it thinks (default: as its template says)",
+        ),
+        Option(
+            "tool-prompt",
+            tool_prompt,
+            "auto",
+            "tells tools in the system message where the template has no room for them:"
+            " hermes, or off (default: hermes for the embedded model, else off)",
         ),
         Option(
             "allow-special-tokens-in-content",

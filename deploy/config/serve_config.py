@@ -83,6 +83,7 @@ class ServeConfig:
     chat_template: str | None
     tool_call_parser: str
     reasoning_parser: str
+    tool_prompt: str
     allow_special_tokens_in_content: bool
     otlp_traces_endpoint: str | None
     root_path: str

@@ -161,6 +161,11 @@ class CoordinatorProcess:
             own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
         return own
 
+    def _tells_tools(self) -> bool:
+        """The embedded model's template has no room for tools, and clients that bring some shall be answered."""
+        wanted = self.spec.tool_prompt
+        return wanted == "hermes" or (wanted == "auto" and self.spec.model.name == embedded.NAME)
+
     def _make_server(self) -> uvicorn.Server:
         spec = self.spec
         model = ServedModel(
@@ -181,7 +186,7 @@ class CoordinatorProcess:
             sampling_defaults=self._sampling_defaults(model.directory),
             traces=self.traces,
             pools=self.cluster.scaler,
-            parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser),
+            parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser, self._tells_tools()),
             grammars=self.grammars,
             accounts=self.accounts,
             sites=Sites(

@@ -43,6 +43,10 @@ CALL = {
         "stop_after_first": True,
     },
 }
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": PERSON}}
+    for name in ("add", "drop")
+]
 ASKED: dict[str, dict[str, Any]] = {
     "json_schema": {
         "response_format": {
@@ -56,6 +60,17 @@ ASKED: dict[str, dict[str, Any]] = {
     "choice": {"guided_choice": ["positive", "negative", "neutral"]},
     "gbnf": {"guided_grammar": 'root ::= "<" [a-z]{1,9} ">" [0-9]{2}'},
     "tags": {"response_format": CALL},
+    "required": {"tools": TOOLS, "tool_choice": "required"},
+    "named": {
+        "tools": TOOLS,
+        "tool_choice": {"type": "function", "function": {"name": "drop"}},
+        "parallel_tool_calls": False,
+    },
+    "auto": {"tools": TOOLS},
+    "auto_or_schema": {
+        "tools": TOOLS,
+        "response_format": {"type": "json_object", "value": PERSON},
+    },
 }
 SAMPLED = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 64, "return_token_ids": True}
 SEEDS = (1,)
@@ -70,6 +85,13 @@ def whole(name: str, text: str) -> bool:
         return text in ("positive", "negative", "neutral")
     if name == "gbnf":
         return re.fullmatch(r"<[a-z]{1,9}>[0-9]{2}", text) is not None
+    if name in ("required", "named", "auto") or text.startswith("["):
+        calls = json.loads(text) if text.startswith("[") else []
+        assert calls or name == "auto"
+        assert name != "named" or [call["name"] for call in calls] == ["drop"]
+        for call in calls:
+            jsonschema.validate(json.loads(call["arguments"]), PERSON)
+        return True
     if name == "tags":
         assert text.startswith("<call>") and text.endswith("</call>")  # noqa: PT018 - one shape
         text = text.removeprefix("<call>").removesuffix("</call>")
@@ -80,7 +102,11 @@ def whole(name: str, text: str) -> bool:
 def answer(server: Server, name: str, seed: int, **more: Any) -> tuple[list[int], str, str]:
     reply = server.chat(messages=MESSAGES, seed=seed, **ASKED[name], **SAMPLED | more)
     choice = reply["choices"][0]
-    return choice["token_ids"], choice["message"]["content"], choice["finish_reason"]
+    message, reason = choice["message"], choice["finish_reason"]
+    calls = [call["function"] for call in message.get("tool_calls", ())]
+    assert (reason == "tool_calls") == bool(calls and reason != "length")
+    said = json.dumps(calls) if calls else message["content"]
+    return choice["token_ids"], said, "stop" if reason == "tool_calls" else reason
 
 
 def answers(server: Server) -> dict[tuple[str, int], tuple[list[int], str, str]]:
@@ -231,10 +257,13 @@ def await_pair(server: Server) -> None:
 
 def test_a_kill_changes_no_token(server: Server, alone: dict[Any, Any]) -> None:
     """Once each worker, in the middle of an answer: who goes on has only the text of the grammar and the tokens."""
-    for place, role in ((3, "decode"), (9, "decode"), (1, "prefill")):
+    for place, role, name in (
+        *((3, "decode", "json_schema"), (9, "decode", "json_schema"), (1, "prefill", "required")),
+        *((5, "decode", "required"), (14, "decode", "auto_or_schema")),
+    ):
         await_pair(server)
         token_ids: list[int] = []
-        body = {"messages": MESSAGES, "seed": 1, "stream": True, **ASKED["json_schema"], **SAMPLED}
+        body = {"messages": MESSAGES, "seed": 1, "stream": True, **ASKED[name], **SAMPLED}
         with server.client.stream("POST", "/v1/chat/completions", json=body) as stream:
             is_killed = False
             for line in stream.iter_lines():
@@ -246,4 +275,4 @@ def test_a_kill_changes_no_token(server: Server, alone: dict[Any, Any]) -> None:
                     os.kill(server.worker(role)["pid"], signal.SIGKILL)
                     is_killed = True
         assert is_killed
-        assert token_ids == alone["json_schema", 1][0]
+        assert token_ids == alone[name, 1][0]

@@ -5,11 +5,15 @@ text ─► ReasoningReader ─► reasoning │ text ─► CallReader ─► t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from coordinator.edge.answers.answer import ReasoningDelta, TextDelta, ToolCallDelta
+from coordinator.edge.answers.call_layouts import DELIMITERS
 from coordinator.edge.answers.call_readers import (
+    MARK,
     HermesReader,
     LlamaReader,
     MistralReader,
@@ -18,16 +22,17 @@ from coordinator.edge.answers.call_readers import (
 from coordinator.edge.answers.choice_text import longest_partial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from coordinator.edge.answers.answer import AnswerRequest, Delta, Part
     from coordinator.edge.answers.call_readers import CallReader
+    from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.text.chat_template import ChatTemplate
     from coordinator.edge.text.tokenizer import TextTokenizer
 
 THINK, THOUGHT = "<think>", "</think>"
 OFF, AUTO = "off", "auto"
-CALL_READERS: dict[str, Callable[[Collection[str]], CallReader]] = {
+CALL_READERS: dict[str, Callable[[Collection[str], Collection[str]], CallReader]] = {
     "hermes": HermesReader,
     "llama3_json": LlamaReader,
     "mistral": MistralReader,
@@ -40,16 +45,9 @@ MARKERS = {
     "pythonic": ("[func_name1(params_name1=",),
 }
 """What a template of a family has in it; the first that is found decides."""
-SPECIALS = (
-    "<tool_call>",
-    "</tool_call>",
-    "[TOOL_CALLS]",
-    "[ARGS]",
-    "<|python_tag|>",
-    THINK,
-    THOUGHT,
-)
+MARKED = re.compile(MARK + "(" + "|".join(map(re.escape, DELIMITERS)) + ")?")
 PROMPT_TAIL_TOKENS = 16
+USUAL_FAMILY = "hermes"
 TOOL_CALL_PARSERS = (AUTO, OFF, *CALL_READERS)
 REASONING_PARSERS = (AUTO, OFF, "think")
 
@@ -114,11 +112,17 @@ class PartReader:
     """One choice's deltas with their parts. A delta whose text is not certain waits, its tokens too."""
 
     def __init__(
-        self, reasoning: ReasoningReader | None, calls: CallReader | None, *, is_parallel: bool
+        self,
+        reasoning: ReasoningReader | None,
+        calls: CallReader | None,
+        *,
+        is_parallel: bool,
+        shows_marks: bool = False,
     ) -> None:
         self._reasoning = reasoning
         self._calls = calls
         self._is_parallel = is_parallel
+        self._shows_marks = shows_marks
         self._held: list[Delta] = []
         self._has_called = False
         self.num_reasoning_tokens = 0
@@ -149,49 +153,94 @@ class PartReader:
             thought, said = thought + more_thought, said + more
         parts: list[Part] = [ReasoningDelta(thought)] if thought else []
         if self._calls is None:
-            return [*parts, TextDelta(said)] if said else parts
+            return self._unmarked([*parts, TextDelta(said)] if said else parts)
         parts += self._calls.push(said)
         if is_last:
             parts += self._calls.finish()
-        return [part for part in parts if self._is_wanted(part)]
+        return self._unmarked([part for part in parts if self._is_wanted(part)])
+
+    def _unmarked(self, parts: list[Part]) -> list[Part]:
+        """Control tokens that turned out to be nothing are shown, or not, as any other."""
+        plain: list[Part] = []
+        for part in parts:
+            said = part.arguments if isinstance(part, ToolCallDelta) else part.text
+            shown = MARKED.sub(r"\1" if self._shows_marks else "", said) if MARK in said else said
+            if isinstance(part, ToolCallDelta):
+                plain.append(replace(part, arguments=shown))
+            elif shown:
+                plain.append(replace(part, text=shown))
+        return plain
 
     def _is_wanted(self, part: Part) -> bool:
         return self._is_parallel or not isinstance(part, ToolCallDelta) or part.position == 0
 
 
+class Thought(Enum):
+    """What a prompt's end says of thinking."""
+
+    NONE = auto()
+    BEGUN = auto()
+    OVER = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerFormats:
-    """How one model writes what is no text: the family of its calls, and whether it thinks aloud; None for never."""
+    """How one model writes what is no text: the family of its calls, and whether it thinks aloud; None for never.
+
+    `marks` are what is shown of its control tokens that belong to either.
+    """
 
     family: str | None = None
     thinks: bool = False
-    needs_specials: bool = False
+    calls_are_off: bool = False
+    marks: Mapping[int, str] = field(default_factory=dict)
+
+    def thought_in(self, tokenizer: TextTokenizer, prompt: Sequence[int]) -> Thought:
+        """Whether the prompt itself begins a thought, or ends it."""
+        tail = tokenizer.decode(prompt[-PROMPT_TAIL_TOKENS:], skip_special_tokens=False)
+        begin, end = tail.rfind(THINK), tail.rfind(THOUGHT)
+        if begin == end:
+            return Thought.NONE
+        return Thought.BEGUN if begin > end else Thought.OVER
+
+    def family_of(self, use: ToolUse) -> str | None:
+        """Where nobody knows how a model writes calls it is free to, unless it must call."""
+        if self.family is None and use.must_call and not self.calls_are_off:
+            return USUAL_FAMILY
+        return self.family
 
     def maker(
         self, asked: AnswerRequest, tokenizer: TextTokenizer, prompt: Sequence[int]
     ) -> Callable[[], PartReader] | None:
         """What makes a reader for each choice of an answer; None where an answer is text alone."""
         names = {tool.name for tool in asked.tools.callable_tools if asked.tools.may_call}
-        family = self.family if names else None
+        family = self.family_of(asked.tools) if names else None
         if not asked.has_parts or (family is None and not self.thinks):
             return None
-        tail = tokenizer.decode(prompt[-PROMPT_TAIL_TOKENS:], skip_special_tokens=False)
-        is_within = tail.rfind(THINK) > tail.rfind(THOUGHT)
+        controls = {mark.removeprefix(MARK) for mark in self.marks.values()}
+        is_within = self.thought_in(tokenizer, prompt) is Thought.BEGUN
 
         def make() -> PartReader:
             reasoning = ReasoningReader(is_within=is_within) if self.thinks else None
-            calls = CALL_READERS[family](names) if family is not None else None
-            return PartReader(reasoning, calls, is_parallel=asked.tools.is_parallel)
+            calls = CALL_READERS[family](names, controls) if family is not None else None
+            return PartReader(
+                reasoning,
+                calls,
+                is_parallel=asked.tools.is_parallel,
+                shows_marks=not asked.skip_special_tokens,
+            )
 
         return make
 
 
 @dataclass(frozen=True, slots=True)
 class Parsers:
-    """What an operator says of a model: one of `TOOL_CALL_PARSERS`, and one of `REASONING_PARSERS`."""
+    """What an operator says of a model: one of `TOOL_CALL_PARSERS`, and one of `REASONING_PARSERS`. With `tool_prompt`
+    tools are told in the system message where the template has no room for them."""
 
     tools: str = AUTO
     reasoning: str = AUTO
+    tool_prompt: bool = False
 
 
 def formats_of(template: ChatTemplate, tokenizer: TextTokenizer, parsers: Parsers) -> AnswerFormats:
@@ -202,5 +251,12 @@ def formats_of(template: ChatTemplate, tokenizer: TextTokenizer, parsers: Parser
     )
     family = next(found, None) if tools == AUTO else tools
     thinks = template.mentions(THOUGHT) if reasoning == AUTO else reasoning != OFF
-    specials = any(name in tokenizer.special_tokens for name in SPECIALS)
-    return AnswerFormats(None if family == OFF else family, thinks, specials)
+    is_off = family == OFF
+    return AnswerFormats(None if is_off else family, thinks, is_off, _marks(tokenizer))
+
+
+def _marks(tokenizer: TextTokenizer) -> dict[int, str]:
+    shown = {name: MARK + name for name in DELIMITERS} | {THINK: THINK, THOUGHT: THOUGHT}
+    special = set(tokenizer.special_tokens)
+    ids = {name: tokenizer.token_id(name) for name in shown if name in special}
+    return {token_id: shown[name] for name, token_id in ids.items() if token_id is not None}

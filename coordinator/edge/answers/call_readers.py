@@ -1,13 +1,15 @@
 """Where calls stand in the text of an answer, for each family of models. Owns their delimiters; pure.
 
 What only looks like a call stays text, its delimiters too, unless it names a tool that the request has. White space
-before a call is no text, nor is any between calls.
+before a call is no text, nor is any between calls. A delimiter that is a control token of the model has a MARK before it,
+which no text can have: text that spells it is only text.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import warnings
 from typing import TYPE_CHECKING, Protocol
 
 import orjson
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 
     from coordinator.edge.answers.answer import Part
 
-MISTRAL_NAME = re.compile(r"\s*([\w.-]+)(?:\[CALL_ID\][\w-]*)?(?:\[ARGS\])?\s*(?=\{)")
-MISTRAL_BEGINNING = re.compile(r"\s*[\w.-]*(?:\[[A-Z_]*\]?[\w-]*)*\s*")
+MARK = "\ud800"
+MISTRAL_NAME = re.compile(
+    rf"\s*([\w.-]+)(?:{MARK}?\[CALL_ID\][\w-]*)?(?:{MARK}?\[ARGS\])?\s*(?=\{{)"
+)
+MISTRAL_BEGINNING = re.compile(rf"\s*[\w.-]*(?:{MARK}?\[[A-Z_]*\]?[\w-]*)*\s*")
 PYTHON_BEGINNING = re.compile(r"\s*(?:\[\s*(?:([A-Za-z_][\w.]*)\s*(\()?)?)?")
 
 
@@ -43,14 +48,19 @@ class Reader:
 
     opening = ""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], controls: Collection[str] = ()) -> None:
         self._names = names
+        self._controls = controls
+        self.opening = self._delimiter(self.opening)
         self._buffer = self._space = self._opened = ""
         self._parts: list[Part] = []
         self._num_calls = 0
         self._follows_call = False
         self._step: Callable[[], bool] = self._text
         self._call: JsonCall | None = None
+
+    def _delimiter(self, name: str) -> str:
+        return MARK + name if name in self._controls else name
 
     def push(self, text: str) -> list[Part]:
         """What is certain now."""
@@ -137,6 +147,10 @@ class HermesReader(Reader):
 
     opening, closing = "<tool_call>", "</tool_call>"
 
+    def __init__(self, names: Collection[str], controls: Collection[str] = ()) -> None:
+        super().__init__(names, controls)
+        self.closing = self._delimiter(self.closing)
+
     def _after_call(self) -> bool:
         told = self._buffer.lstrip()
         if told.startswith(self.closing):
@@ -158,8 +172,8 @@ class LlamaReader(Reader):
 
     opening = "<|python_tag|>"
 
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__(names)
+    def __init__(self, names: Collection[str], controls: Collection[str] = ()) -> None:
+        super().__init__(names, controls)
         self._step = self._first
 
     def _first(self) -> bool:
@@ -192,8 +206,8 @@ class MistralReader(Reader):
 
     opening = "[TOOL_CALLS]"
 
-    def __init__(self, names: Collection[str]) -> None:
-        super().__init__(names)
+    def __init__(self, names: Collection[str], controls: Collection[str] = ()) -> None:
+        super().__init__(names, controls)
         self._arguments: Arguments | None = None
 
     def _open(self, opening: str) -> None:
@@ -256,7 +270,7 @@ class MistralReader(Reader):
 class PythonicReader:
     """`[f(a=1), g(b="x")]` as a whole answer: Llama 3.2 and 4, and others that were taught so. Calls come when the list is closed."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], controls: Collection[str] = ()) -> None:  # noqa: ARG002 - it has no delimiter
         self._names = names
         self._buffer = ""
         self._is_text = False
@@ -292,17 +306,29 @@ class PythonicReader:
 def python_calls(text: str, names: Collection[str]) -> list[tuple[str, str]] | None:
     """Names and arguments of a list of calls with keywords and plain values; None for anything else."""
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        text = text.strip()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes that only JSON has
+            tree = ast.parse(text, mode="eval").body
         if not isinstance(tree, ast.List) or not tree.elts:
             return None
-        calls = [_python_call(node) for node in tree.elts]
+        calls = [_python_call(text, node) for node in tree.elts]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
     return calls if all(name in names for name, _ in calls) else None
 
 
-def _python_call(node: ast.expr) -> tuple[str, str]:
+def _python_call(text: str, node: ast.expr) -> tuple[str, str]:
     if not isinstance(node, ast.Call) or node.args or any(not it.arg for it in node.keywords):
         raise ValueError("this is no call with keywords alone")
-    arguments = {it.arg: ast.literal_eval(it.value) for it in node.keywords}
+    arguments = {it.arg: _value(text, it.value) for it in node.keywords}
     return ast.unparse(node.func), orjson.dumps(arguments).decode()
+
+
+def _value(text: str, node: ast.expr) -> object:
+    """JSON where it is that, Python elsewhere: the two disagree about `true` and about escapes."""
+    written = ast.get_source_segment(text, node) or ""
+    try:
+        return orjson.loads(written)
+    except orjson.JSONDecodeError:
+        return ast.literal_eval(node)

@@ -7,13 +7,13 @@ proper prefix of some stop string is held back, so a stream without such a tail 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.edge.answers.answer import Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from coordinator.cluster.service_api import StreamEvent
     from coordinator.edge.answers.answer import PromptScores
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class TextOptions:
     """How tokens become text; `hidden_ids` end a text and are not part of it. `prompt_scores` are told how likely each
-    prompt is, where that is asked for."""
+    prompt is, where that is asked for. `marks` are what is shown of tokens that readers of parts look for."""
 
     stops: tuple[str, ...] = ()
     include_stop: bool = False
@@ -32,6 +32,7 @@ class TextOptions:
     min_tokens: int = 0
     hidden_ids: frozenset[int] = frozenset()
     prompt_scores: Sequence[PromptScores] = ()
+    marks: Mapping[int, str] = field(default_factory=dict)
 
 
 class StopStrings:
@@ -108,13 +109,17 @@ class ChoiceText:
             if self._ends(event, position):
                 break
             self._waiting.append(token)
-            text += self._add(self._detokenizer.push(token.token_id))
+            text += self._add(self._shown(token.token_id))
             self._waiting_offsets.append(self._detokenizer.offset)
             if self._stops.matched is not None:
                 return self._finish(text, "stop", self._stops.matched)
         if event.finish_reason is not None:
             return self._end(text, event)
         return self._delta(text) if text else None
+
+    def _shown(self, token_id: int) -> str:
+        mark = self._options.marks.get(token_id)
+        return self._detokenizer.push(token_id) if mark is None else mark
 
     def _add(self, text: str) -> str:
         """Stop strings count only after `min_tokens`."""

@@ -13,7 +13,6 @@ from coordinator.edge.answers.choice_text import TextOptions
 from coordinator.edge.answers.generation_run import GenerationRun
 from coordinator.edge.answers.responses import ResumableResponse, StreamResponse, WholeResponse
 from coordinator.edge.answers.resumable import StreamGone
-from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.http.request_ids import label_of
 from coordinator.edge.telemetry.request_record import RequestFacts
 from protocol.errors import InvalidRequest, ModelNotFound
@@ -27,9 +26,9 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from coordinator.edge.answers.answer import AnswerRequest, Dialect
+    from coordinator.edge.answers.answer_forms import AnswerForms
     from coordinator.edge.answers.answer_parts import AnswerFormats
     from coordinator.edge.answers.generation_run import RunContext
-    from coordinator.edge.answers.grammar_check import GrammarCheck
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.answers.sampling import ModelRules, Vocabulary
     from coordinator.edge.http.auth import KeyGuard, Principal
@@ -70,7 +69,7 @@ class Edge:
     limits: EdgeLimits
     rules: ModelRules
     vocabulary: Vocabulary
-    grammars: GrammarCheck
+    forms: AnswerForms
     created: int
     guard: KeyGuard
     side: SideWork
@@ -84,27 +83,26 @@ class Edge:
             served = ", ".join(self.model.served_names)
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
 
-    def respond(
+    async def respond(
         self, request: Request, principal: Principal, asked: AnswerRequest, dialect: Dialect
     ) -> Response:
-        """The answer; sent, it submits its run. Raises InvalidRequest for what does not fit the model."""
-        if asked.tools.must_call:
-            message = "an answer that must call a tool is not supported by this server"
-            raise InvalidRequest(message, "tool_choice", UNSUPPORTED_CODE)
+        """The answer; sent, it submits its run. Raises InvalidRequest for what does not fit the model, and for a form that
+        no answer can be kept to."""
         principal.check_model(asked.model)
+        asked = await self.forms.kept(asked)
         salt = principal.salt(asked.cache_salt)
         generations = self.rules.generations(asked, salt, principal.tenant)
         sampling = generations[0].sampling
         tokenizer = self.context.tokenizer
         make_parts = self.formats.maker(asked, tokenizer, asked.prompts[0])
-        is_parted = make_parts is not None and self.formats.needs_specials
         text = TextOptions(
             stops=asked.stops,
             include_stop=asked.include_stop,
-            skip_special_tokens=asked.skip_special_tokens and not is_parted,
+            skip_special_tokens=asked.skip_special_tokens,
             min_tokens=sampling.min_tokens,
             hidden_ids=frozenset(() if sampling.ignore_eos else sampling.eos_token_ids),
             prompt_scores=asked.prompt_scores,
+            marks={} if make_parts is None else self.formats.marks,
         )
         facts = RequestFacts(
             arrival_s=asked.arrival_s,

@@ -65,6 +65,11 @@ class GrammarCheck:
         self._lock = asyncio.Lock()
         self._waiting = 0
 
+    @property
+    def can_compile(self) -> bool:
+        """Whether answers can be kept to anything."""
+        return self._compiles is not None
+
     async def check(self, constraint: Constraint | None, param: str) -> None:
         """Raise InvalidRequest that names the client's field, `param`, and what of it cannot be honoured."""
         if constraint is None:
@@ -72,12 +77,17 @@ class GrammarCheck:
         if self._compiles is None:
             told = f"{param} is not supported by this server"
             raise InvalidRequest(told, param, UNSUPPORTED_CODE)
-        if (size := len(constraint.text.encode("utf-8", "surrogatepass"))) > MAX_CONSTRAINT_BYTES:
-            told = f"{param} must have at most {MAX_CONSTRAINT_BYTES} bytes, but has {size}"
-            raise InvalidRequest(told, param)
-        refusal = await self._verdict(constraint, self._compiles)
+        refusal = await self.refusal(constraint)
         if refusal is not None:
             raise InvalidRequest(f"{param}: {refusal}", param)
+
+    async def refusal(self, constraint: Constraint) -> str | None:
+        """Why an answer cannot be kept to it; None when it can."""
+        assert self._compiles is not None, "whoever asks knows that something compiles"
+        size = len(constraint.text.encode("utf-8", "surrogatepass"))
+        if size > MAX_CONSTRAINT_BYTES:
+            return f"it must have at most {MAX_CONSTRAINT_BYTES} bytes, but has {size}"
+        return await self._verdict(constraint, self._compiles)
 
     async def _verdict(self, constraint: Constraint, compiles: Compiles) -> str | None:
         key = constraint.key

@@ -26,13 +26,15 @@ class ToolChoice(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function: its `parameters` are a JSON schema. `shown` is how templates are told of it, OpenAI's way."""
+    """A function: its `parameters` are a JSON schema, which `path` is what the client calls. `shown` is how templates are
+    told of it, OpenAI's way."""
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
     is_strict: bool = False
     source: Mapping[str, Any] | None = None
+    path: str = "tools"
 
     @property
     def shown(self) -> Mapping[str, Any]:

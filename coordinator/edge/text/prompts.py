@@ -15,6 +15,7 @@ from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.text.control_tokens import MARKS, ControlTokens
 from coordinator.edge.text.guarded_tokenizer import CLOSE, OPEN, GuardedTokenizer
 from coordinator.edge.text.kept_fields import KeptFields, try_template
+from coordinator.edge.text.tool_prompt import told_in_words
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def make_guard(tokenizer: TextTokenizer, template: ChatTemplate) -> Guard:
     return Guard(tokens, tokenizer.guarded(tokens.names))
 
 
-def make_reader(
+def make_reader(  # noqa: PLR0913 - a reader, and what an operator says of it
     tokenizer: TextTokenizer,
     template: ChatTemplate,
     limits: EdgeLimits,
@@ -58,11 +59,15 @@ def make_reader(
     max_model_len: int,
     *,
     guarded: bool = True,
+    tool_prompt: bool = False,
 ) -> PromptReader:
-    """A reader that has tried what `template` can do; unless `guarded`, messages may write control tokens."""
+    """A reader that has tried what `template` can do; unless `guarded`, messages may write control tokens. With
+    `tool_prompt` tools are told in words where the template has no room for them."""
     kept = try_template(template, clock, limits)
     guard = make_guard(tokenizer, template) if guarded else None
-    return PromptReader(tokenizer, template, kept, limits, clock, SideWork(), max_model_len, guard)
+    tells = tool_prompt and not kept.abilities.tools
+    side = SideWork()
+    return PromptReader(tokenizer, template, kept, limits, clock, side, max_model_len, guard, tells)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class PromptReader:
     side: SideWork
     max_model_len: int
     guard: Guard | None = None
+    tells_tools: bool = False
 
     @property
     def abilities(self) -> TemplateAbilities:
@@ -109,6 +115,8 @@ class PromptReader:
 
     def _read(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]] | None]:
         """The rendered text, and where its control tokens stand if not at all places that spell one."""
+        if self.tells_tools:
+            conversation = told_in_words(conversation, self.abilities)
         self.kept.check(conversation)
         text, guard = self._render(conversation), self.guard
         brought = conversation.brought()

@@ -178,6 +178,11 @@ class TextTokenizer:
             return ""
         return self._tokenizer.id_to_token(token_id) or ""
 
+    def token_id(self, name: str) -> int | None:
+        """The token of this spelling, if there is one."""
+        found: int | None = self._tokenizer.token_to_id(name)
+        return found
+
     def token_bytes(self, token_id: int) -> bytes:
         """What one token says by itself; specials say their own name."""
         known = self._bytes.get(token_id)

@@ -60,8 +60,14 @@ def wishes_of(asked: MessagesRequest) -> SamplingWishes:
 def tools_of(asked: CountRequest) -> ToolUse:
     """The client's own tools; those that only the vendor runs are not offered to the model."""
     tools = tuple(
-        Tool(tool.name, tool.input_schema or {}, tool.description or "", bool(tool.strict))
-        for tool in asked.tools or ()
+        Tool(
+            tool.name,
+            tool.input_schema or {},
+            tool.description or "",
+            bool(tool.strict),
+            path=f"tools[{index}].input_schema",
+        )
+        for index, tool in enumerate(asked.tools or ())
         if tool.type in (None, "custom")
     )
     choice = asked.tool_choice

@@ -71,7 +71,6 @@ class MessageRoutes:
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
         edge.check_model(asked.model)
         wishes = wishes_of(asked)
-        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         prompt = await edge.reader.turns(conversation)
         reply_id, model = f"msg_{new_request_id()}", asked.model or edge.model.name
         neutral = AnswerRequest(
@@ -88,7 +87,7 @@ class MessageRoutes:
             tools=tools,
             has_parts=True,
         )
-        return edge.respond(request, principal, neutral, MessagesDialect(reply_id, model))
+        return await edge.respond(request, principal, neutral, MessagesDialect(reply_id, model))
 
     async def count(self, request: Request) -> Response:
         """Read a conversation and count it."""

@@ -105,7 +105,8 @@ def tools_of(asked: ChatRequest) -> ToolUse:
             raise InvalidRequest(f"{path} is missing", path)
         parameters = function.get("parameters")
         known = parameters if isinstance(parameters, dict) else {}
-        tools.append(Tool(function["name"], known, source=tool))
+        path = f"tools[{index}].function.parameters"
+        tools.append(Tool(function["name"], known, source=tool, path=path))
     return check_tools(ToolUse(tuple(tools)))
 
 

@@ -86,10 +86,10 @@ class AnswerRoutes:
         dialect = ChatDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
         if not asked.messages:
             return self._loaded(dialect)
-        wishes = await self._wishes(asked)
+        wishes = wishes_of(asked)
         prompt = await edge.reader.turns(conversation)
         neutral = self._neutral(asked, wishes, name, arrival_s, prompt, tools)
-        return edge.respond(request, principal, neutral, dialect)
+        return await edge.respond(request, principal, neutral, dialect)
 
     async def generate(self, request: Request, principal: Principal) -> Response:
         """Read a text and answer it; an empty one loads the model."""
@@ -100,13 +100,13 @@ class AnswerRoutes:
         dialect = GenerateDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
         if not asked.prompt:
             return self._loaded(dialect)
-        wishes = await self._wishes(asked)
+        wishes = wishes_of(asked)
         if asked.raw:
             prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)
         else:
             prompt = await edge.reader.turns(conversation)
         neutral = self._neutral(asked, wishes, name, arrival_s, prompt, NO_TOOLS)
-        return edge.respond(request, principal, neutral, dialect)
+        return await edge.respond(request, principal, neutral, dialect)
 
     def _checked(self, asked: AnswerBody) -> str:
         name = asked.model or asked.name
@@ -118,11 +118,6 @@ class AnswerRoutes:
         told = dialect.words("", "", [])
         head = {"model": self._edge.model.name, "created_at": now_told()}
         return json_response(head | told | {"done": True, "done_reason": "load"})
-
-    async def _wishes(self, asked: AnswerBody) -> SamplingWishes:
-        wishes = wishes_of(asked)
-        await self._edge.grammars.check(wishes.constraint, wishes.constraint_field)
-        return wishes
 
     def _neutral(
         self,

@@ -5,11 +5,12 @@ A stream is `data: ` lines: chunks, perhaps one with the usage, and `[DONE]`. An
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET, UnsetType
 
+from coordinator.edge.answers.answer import Delta, ToolCallDelta
 from coordinator.edge.apis.openai import replies
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from msgspec import Raw
 
-    from coordinator.edge.answers.answer import Delta, Ending, ToolCallDelta, Usage
+    from coordinator.edge.answers.answer import Ending, Part, Usage
     from coordinator.edge.apis.openai.prompt_scores import SpelledScores
     from coordinator.edge.apis.openai.replies import Choice, Reply
     from coordinator.edge.http.error_replies import Failure
@@ -62,6 +63,27 @@ def event(reply: Reply) -> bytes:
     return b"data: " + replies.encode(reply) + b"\n\n"
 
 
+def apart(delta: Delta) -> list[Delta]:
+    """The same in pieces that have each call once: clients put chunks together by their calls' places, and do not look
+    for a place twice in one. What ends the choice is in the last."""
+    groups: list[list[Part]] = [[]]
+    for part in delta.parts:
+        if isinstance(part, ToolCallDelta) and part.position in _places(groups[-1]):
+            groups.append([])
+        groups[-1].append(part)
+    first, *others = groups
+    if not others:
+        return [delta]
+    begin = replace(delta, parts=first, finish_reason=None, stop_reason=None)
+    pieces = [begin, *(Delta(delta.index, parts=group) for group in others)]
+    pieces[-1].finish_reason, pieces[-1].stop_reason = delta.finish_reason, delta.stop_reason
+    return pieces
+
+
+def _places(parts: Sequence[Part]) -> set[int]:
+    return {part.position for part in parts if isinstance(part, ToolCallDelta)}
+
+
 class OpenAiDialect:
     """What both endpoints have in common; each says what a choice looks like."""
 
@@ -79,14 +101,16 @@ class OpenAiDialect:
         return b""
 
     def delta(self, delta: Delta, usage: Usage) -> bytes:
-        """One chunk."""
-        return event(self._chunk(delta, usage))
+        """A chunk, or as many as it takes for one to say only one thing of a call."""
+        return b"".join(event(self._chunk(piece, usage)) for piece in apart(delta))
 
     def end(self, delta: Delta, ending: Ending) -> bytes:
         """The last chunk, usage if it was asked for, and `[DONE]`; the very last chunk has the timings."""
-        said, last = b"", self._chunk(delta, ending.usage)
+        *before, piece = apart(delta)
+        said = b"".join(event(self._chunk(each, ending.usage)) for each in before)
+        last = self._chunk(piece, ending.usage)
         if self.options.include_usage:
-            said = event(last)
+            said += event(last)
             last = self._reply(self.chunk_object, [], usage_of(ending.usage))
         if ending.timings is not None:
             last.baton = ending.timings

@@ -12,10 +12,8 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from coordinator.edge.answers.answer import SamplingWishes
-from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse
+from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_size, check_tools
 from coordinator.edge.apis.openai.constraints import constraint_of
 from coordinator.edge.apis.openai.types import (
     UNSUPPORTED,
@@ -31,7 +29,7 @@ from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from coordinator.edge.apis.openai.types import ContentPart, GenerationRequest, Message
 
@@ -40,7 +38,7 @@ UNSUPPORTED_OF_MESSAGES = ("audio", "function_call")
 """Known fields of messages that would change what the model sees; `tool_calls` takes the place of the second."""
 
 
-def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation]:
+def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation, ToolUse]:
     """POST /v1/chat/completions, everything checked that needs no model; and what the chat template is to see."""
     fields = parse_object(body)
     refuse_unsupported(fields, supported=("documents",))
@@ -48,8 +46,7 @@ def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation]:
     _check_stream(request)
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs: true", "top_logprobs")
-    _check_tools(request)
-    return request, conversation_of(request)
+    return request, conversation_of(request), tools_of(request)
 
 
 def parse_completion(body: bytes, max_model_len: int) -> CompletionRequest:
@@ -102,24 +99,47 @@ def _check_stream(request: GenerationRequest) -> None:
         raise InvalidRequest("stream_options needs stream: true", "stream_options")
 
 
-def _check_tools(request: ChatRequest) -> None:
-    if request.tools and len(orjson.dumps(request.tools)) > limits.MAX_TOOLS_BYTES:
-        told = f"tools must take at most {limits.MAX_TOOLS_BYTES} bytes"
-        raise InvalidRequest(told, "tools", LONG_ARRAY)
-
-
 def tools_of(asked: ChatRequest) -> ToolUse:
     """The functions that an answer may call. Those without a name the model sees, and cannot call."""
-    tools = []
-    for tool in asked.tools or ():
+    check_size(asked.tools or ())
+    use = ToolUse(
+        tuple(_named_tools(asked.tools or ())), is_parallel=asked.parallel_tool_calls is not False
+    )
+    choice = asked.tool_choice
+    if choice is None:
+        return check_tools(use)
+    if isinstance(choice, str):
+        wanted = ToolChoice.REQUIRED if choice == "any" else ToolChoice(choice)
+        return check_tools(replace(use, choice=wanted))
+    return check_tools(_chosen(use, choice))
+
+
+def _named_tools(tools: Sequence[dict[str, Any]]) -> Iterator[Tool]:
+    for index, tool in enumerate(tools):
         function = tool.get("function")
         if isinstance(function, dict) and isinstance(function.get("name"), str):
+            path = f"tools[{index}].function.parameters"
             parameters = function.get("parameters")
-            known = parameters if isinstance(parameters, dict) else {}
-            tools.append(Tool(function["name"], known, "", bool(function.get("strict")), tool))
-    choice = asked.tool_choice
-    wanted = ToolChoice(choice) if isinstance(choice, str) else ToolChoice.AUTO
-    return ToolUse(tuple(tools), wanted, is_parallel=asked.parallel_tool_calls is not False)
+            if not isinstance(parameters, dict | None):
+                raise InvalidRequest(f"{path} must be an object", path, WRONG_TYPE)
+            strict = bool(function.get("strict"))
+            yield Tool(function["name"], parameters or {}, "", strict, tool, path)
+
+
+def _chosen(use: ToolUse, choice: dict[str, Any]) -> ToolUse:
+    """`{"type": "function", "function": {"name": …}}`, or those of the tools that may be called."""
+    function, allowed = choice.get("function"), choice.get("allowed_tools")
+    if isinstance(function, dict) and isinstance(function.get("name"), str):
+        return replace(use, choice=ToolChoice.REQUIRED, only=function["name"])
+    if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
+        told = "tool_choice must name a function, as {type: function, function: {name: …}}"
+        raise InvalidRequest(told, "tool_choice")
+    functions = [tool.get("function") for tool in allowed["tools"] if isinstance(tool, dict)]
+    names = {function.get("name") for function in functions if isinstance(function, dict)}
+    tools = tuple(tool for tool in use.tools if tool.name in names)
+    is_required = allowed.get("mode") == "required"
+    wanted = ToolChoice.REQUIRED if is_required else ToolChoice.AUTO
+    return replace(use, tools=tools, choice=wanted)
 
 
 def chat_wishes(asked: ChatRequest) -> SamplingWishes:

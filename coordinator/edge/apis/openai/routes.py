@@ -25,7 +25,6 @@ from coordinator.edge.apis.openai.requests import (
     parse_chat,
     parse_completion,
     prompts_of,
-    tools_of,
 )
 from coordinator.edge.apis.openai.types import ChatRequest, CompletionRequest
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
 
     from coordinator.edge.answers.answer import SamplingWishes
     from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.apis.openai.dialects import OpenAiDialect
     from coordinator.edge.apis.openai.types import GenerationRequest
 
@@ -109,14 +109,13 @@ class GenerationRoutes:
         edge = self._edge
         if (rest := await self._rest(arrival)) is not None:
             return rest
-        asked, conversation = await edge.bodies.read(arrival.request, parse_chat)
+        asked, conversation, tools = await edge.bodies.read(arrival.request, parse_chat)
         edge.check_model(asked.model)
         wishes = chat_wishes(asked)
-        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         prompt = await edge.reader.chat(conversation)
         check_scores([prompt], wishes.prompt_logprobs, 1)
         echo = PromptEcho(prompt, scores=self._scores(prompt, "", None, asked.prompt_logprobs))
-        return self._respond(CHAT, arrival, asked, wishes, [echo])
+        return await self._respond(CHAT, arrival, asked, wishes, [echo], tools)
 
     async def complete(self, arrival: Arrival) -> Response:
         """Read the prompts and continue each."""
@@ -129,7 +128,6 @@ class GenerationRoutes:
         )
         edge.check_model(asked.model)
         wishes = completion_wishes(asked)
-        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         said = prompts_of(asked)
         num_choices = len(said) * (asked.n or 1)
         if num_choices > MAX_PROMPTS:
@@ -148,7 +146,7 @@ class GenerationRoutes:
         echoes = [
             self._prompt_echo(asked, own, prompt) for own, prompt in zip(said, prompts, strict=True)
         ]
-        return self._respond(COMPLETION, arrival, asked, wishes, echoes)
+        return await self._respond(COMPLETION, arrival, asked, wishes, echoes)
 
     async def _rest(self, arrival: Arrival) -> Response | None:
         """What is left of the stream that the request goes on with, if it does; its body says nothing then."""
@@ -178,13 +176,14 @@ class GenerationRoutes:
             return said
         return self._edge.context.tokenizer.decode(prompt, skip_special_tokens=False)
 
-    def _respond(
+    async def _respond(
         self,
         endpoint: Endpoint,
         arrival: Arrival,
         asked: GenerationRequest,
         wishes: SamplingWishes,
         prompts: Sequence[PromptEcho],
+        tools: ToolUse = NO_TOOLS,
     ) -> Response:
         edge, choices = self._edge, asked.n or 1
         model = asked.model or edge.model.name
@@ -223,9 +222,9 @@ class GenerationRoutes:
             is_stream=bool(asked.stream),
             resumable=Resumable.BY_ID if may_resume else Resumable.NO,
             wants_timings=bool(wants_timings),
-            tools=tools_of(asked) if isinstance(asked, ChatRequest) else NO_TOOLS,
+            tools=tools,
             has_parts=is_chat,
             prompt_scores=[prompt.scores for prompt in prompts if prompt.scores is not None],
         )
         dialect = endpoint.dialect(options, edge.context.tokenizer)
-        return edge.respond(arrival.request, arrival.principal, neutral, dialect)
+        return await edge.respond(arrival.request, arrival.principal, neutral, dialect)

@@ -153,7 +153,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required", "any"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     documents: Documents | None = None
     add_generation_prompt: bool | None = None
@@ -229,7 +229,6 @@ UNSUPPORTED: dict[str, Callable[[object], bool]] = {
     "return_tokens_as_token_ids": _NOTHING,
     "suffix": _one_of(None, ""),
     "thinking_token_budget": _ABSENT,
-    "tool_choice": _one_of(None, "none", "auto"),
     "truncate_prompt_tokens": _ABSENT,
     "use_beam_search": _NOTHING,
 }

@@ -68,7 +68,9 @@ def tools_of(asked: ResponsesRequest) -> ToolUse:
         if tool.name is None:
             raise InvalidRequest(f"tools[{index}].name is missing", f"tools[{index}].name")
         description = tool.description or ""
-        tools.append(Tool(tool.name, tool.parameters or {}, description, bool(tool.strict)))
+        path = f"tools[{index}].parameters"
+        strict, parameters = bool(tool.strict), tool.parameters or {}
+        tools.append(Tool(tool.name, parameters, description, strict, path=path))
     use = ToolUse(tuple(tools), is_parallel=asked.parallel_tool_calls is not False)
     choice = asked.tool_choice
     if isinstance(choice, str):

@@ -98,7 +98,6 @@ class ResponseRoutes:
         asked, own, tools = await edge.bodies.read(request, parse_response)
         edge.check_model(asked.model)
         wishes = wishes_of(asked)
-        await edge.grammars.check(wishes.constraint, wishes.constraint_field)
         earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
         prompt = await edge.reader.turns(conversation_of(asked, earlier, own, tools))
         options = ResponseOptions(
@@ -125,7 +124,7 @@ class ResponseRoutes:
         )
         keep = self._keeper(options.response_id, principal, asked, [*earlier, *own])
         dialect = ResponsesDialect(options, edge.context.tokenizer, keep)
-        return edge.respond(request, principal, neutral, dialect)
+        return await edge.respond(request, principal, neutral, dialect)
 
     def _keeper(
         self, response_id: str, principal: Principal, asked: ResponsesRequest, turns: list[Turn]

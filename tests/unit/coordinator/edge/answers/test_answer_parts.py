@@ -105,7 +105,7 @@ def read(reader, pieces):
 
 
 def told_by(family, pieces, *, is_parallel=True):
-    reader = PartReader(None, CALL_READERS[family](NAMES), is_parallel=is_parallel)
+    reader = PartReader(None, CALL_READERS[family](NAMES, ()), is_parallel=is_parallel)
     return joined(read(reader, pieces))
 
 
@@ -187,7 +187,7 @@ def test_the_name_comes_once_and_arguments_as_they_are_written():
         '"}',
         "}</tool_call>",
     ]
-    reader = PartReader(None, CALL_READERS["hermes"](NAMES), is_parallel=True)
+    reader = PartReader(None, CALL_READERS["hermes"](NAMES, ()), is_parallel=True)
     parts = [part for delta in read(reader, pieces) for part in delta.parts]
     assert isinstance(parts[0], ToolCallDelta)
     assert (parts[0].name, parts[0].call_id[:5], parts[0].arguments) == ("look", "call_", "")
@@ -196,7 +196,7 @@ def test_the_name_comes_once_and_arguments_as_they_are_written():
 
 
 def test_cut_off_arguments_are_told_as_far_as_they_came():
-    reader = PartReader(None, CALL_READERS["hermes"](NAMES), is_parallel=True)
+    reader = PartReader(None, CALL_READERS["hermes"](NAMES, ()), is_parallel=True)
     told = [reader.read(Delta(text='<tool_call>{"name": "look", "arguments": {"at": "x'))]
     told.append(reader.read(Delta(text=" y", finish_reason="length")))
     delta = joined([each for each in told if each is not None])
@@ -230,14 +230,14 @@ def test_reasoning_ends_at_its_tag(text, is_within, thought, said):
 
 def test_reasoning_may_name_a_call_without_making_it():
     text = f"<think>maybe <tool_call>{LOOK}</think><tool_call>{GO}</tool_call>"
-    reader = PartReader(ReasoningReader(), CALL_READERS["hermes"](NAMES), is_parallel=True)
+    reader = PartReader(ReasoningReader(), CALL_READERS["hermes"](NAMES, ()), is_parallel=True)
     delta = joined(read(reader, list(text)))
     assert delta.reasoning == f"maybe <tool_call>{LOOK}"
     assert calls_of(delta) == [WENT]
 
 
 def test_no_token_is_lost_while_text_waits():
-    reader = PartReader(None, CALL_READERS["hermes"](NAMES), is_parallel=True)
+    reader = PartReader(None, CALL_READERS["hermes"](NAMES, ()), is_parallel=True)
     told = [
         reader.read(Delta(text="a", token_ids=[1])),
         reader.read(Delta(text="<tool", token_ids=[2])),

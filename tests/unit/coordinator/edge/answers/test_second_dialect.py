@@ -101,7 +101,7 @@ class GenerateApi:
                 stops=tuple(options.get("stop", ())),
                 is_stream=body.get("stream", True),
             )
-            return edge.respond(request, principal, asked, Ndjson())
+            return await edge.respond(request, principal, asked, Ndjson())
 
         return router
 

@@ -67,6 +67,7 @@ async def test_a_stream_that_calls(client, script):
     assert sum("role" in delta for delta in deltas) == 1
     assert "".join(delta.get("content") or "" for delta in deltas) == whole["content"] == "Well,"
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "hm"
+    assert all(len(delta.get("tool_calls", ())) <= 1 for delta in deltas)
     first, *rest = [call for delta in deltas for call in delta.get("tool_calls", ())]
     assert first.pop("id").startswith("call_")
     named = {"name": "look", "arguments": ""}
