@@ -12,6 +12,8 @@ JOBS    ?= $(shell nproc 2>/dev/null || echo 2)
 LANES   ?= $(shell expr $(JOBS) + 1)
 PYTEST  := $(BIN)/python -m pytest --dist loadgroup
 CLIENTS := $(patsubst tests/clients/requirements/%.txt,.clients/%/.installed,$(wildcard tests/clients/requirements/*.txt))
+OTHERS  := $(patsubst tests/clients/requirements/%.txt,.clients/%/.installed,$(wildcard tests/clients/requirements/others/*.txt)) \
+           $(patsubst tests/clients/npm/%/package.json,.clients/npm/%/.installed,$(wildcard tests/clients/npm/*/package.json))
 QUICK   := tests/unit tests/property tests/house tests/model
 
 .PHONY: help serve install test deep unit check proof lint types imports fmt sim e2e clients slow gpu bench ci clean
@@ -74,7 +76,12 @@ e2e: $(DEV)  ## real processes on loopback
 	$(@D)/bin/python -m pip --disable-pip-version-check install -r $<
 	@touch $@
 
-clients: $(DEV) $(CLIENTS)  ## official clients, each in an environment of its own, against a server
+.clients/npm/%/.installed: tests/clients/npm/%/package.json
+	mkdir -p $(@D) && cp $< $(@D)/package.json
+	npm install --prefix $(@D) --no-audit --no-fund --loglevel error
+	@touch $@
+
+clients: $(DEV) $(CLIENTS) $(OTHERS)  ## clients, each in an environment of its own, against a server; the npm ones need node
 	$(BIN)/python -m pytest tests/clients $(ARGS)
 
 gpu: $(DEV)  ## what only hardware shows
