@@ -17,7 +17,7 @@ from engine.grammar.schemas import prepared
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from engine.grammar.guide import Bits
     from engine.grammar.vocabulary import GrammarVocabulary
@@ -34,32 +34,61 @@ _PLACE = re.compile(r"^at \d+\(\d+\): (failed to compile JSON schema: )?")
 
 
 class LlguidanceGrammar:
-    """A compiled grammar: satisfies engine.grammar.guide.CompiledGrammar."""
+    """A compiled grammar: satisfies engine.grammar.guide.CompiledGrammar.
 
-    def __init__(self, prototype: LLMatcher, num_bytes: int) -> None:
-        self._prototype = prototype
+    Copies of the library's matcher share what their lexer has learned, and what it may learn is bounded: a grammar that
+    served many answers would fail the next. Then it is compiled once more.
+    """
+
+    def __init__(self, compile_it: Callable[[], LLMatcher], num_bytes: int) -> None:
+        self._compile = compile_it
+        self._prototype = compile_it()
         self.num_bytes = num_bytes
+
+    @property
+    def error(self) -> str:
+        """Why there is no such grammar, "" where there is one."""
+        return self._prototype.get_error() if self._prototype.is_error() else ""
 
     def matcher(self) -> LlguidanceMatcher:
         """See CompiledGrammar."""
-        return LlguidanceMatcher(self._prototype.deep_copy())
+        return LlguidanceMatcher(self)
+
+    def begin(self) -> LLMatcher:
+        """The library's matcher at an answer's beginning."""
+        return self._prototype.deep_copy()
+
+    def renew(self) -> None:
+        """Forget what was learned."""
+        self._prototype = self._compile()
 
 
 class LlguidanceMatcher:
     """Satisfies engine.grammar.guide.Matcher."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, grammar: LlguidanceGrammar) -> None:
+        self._grammar = grammar
+        self._matcher = grammar.begin()
+        self._token_ids: list[int] = []
 
     def accept(self, token_id: int) -> bool:
         """See Matcher."""
-        return self._matcher.consume_token(token_id)
+        self._token_ids.append(token_id)
+        return self._matcher.consume_token(token_id) or self._is_well_again()
 
     def fill(self, bits: Bits) -> None:
         """See Matcher. Out of fuel, nothing is allowed."""
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        if self._matcher.is_error() and self._is_well_again():
+            self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         if self._matcher.is_error():
             bits[:] = 0
+
+    def _is_well_again(self) -> bool:
+        """Whether what failed does not fail with nothing learned."""
+        self._grammar.renew()
+        self._matcher = self._grammar.begin()
+        return all(map(self._matcher.consume_token, self._token_ids))
 
     def may_end(self) -> bool:
         """See Matcher."""
@@ -82,10 +111,14 @@ class LlguidanceCompiler:
 
     def compile(self, lark: str) -> LlguidanceGrammar:
         """Raises InvalidRequest, which names what cannot be honoured."""
-        prototype = LLMatcher(self._tokenizer, lark, log_level=0, limits=self._limits)
-        if prototype.is_error():
-            raise InvalidRequest(_reason(prototype.get_error()))
-        return LlguidanceGrammar(prototype, _GRAMMAR_BYTES + _BYTES_PER_CHARACTER * len(lark))
+
+        def compile_it() -> LLMatcher:
+            return LLMatcher(self._tokenizer, lark, log_level=0, limits=self._limits)
+
+        grammar = LlguidanceGrammar(compile_it, _GRAMMAR_BYTES + _BYTES_PER_CHARACTER * len(lark))
+        if grammar.error:
+            raise InvalidRequest(_reason(grammar.error))
+        return grammar
 
 
 class _Tokens:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from engine.grammar.guide import allowed
-from protocol.constraints import Constraint, ConstraintKind
+from protocol.constraints import Constraint, ConstraintKind, json_schema
 from protocol.errors import InvalidRequest
+from protocol.sampling import SamplingParams
 from tests.unit.engine.grammar.walks import (
     CONTROL,
     EOS,
@@ -18,6 +19,7 @@ from tests.unit.engine.grammar.walks import (
     compiler,
     guide_of,
     may_end,
+    walk,
 )
 
 COMPILER = compiler()
@@ -119,6 +121,16 @@ def test_free_text_has_control_tokens_but_none_that_ends_an_answer_or_begins_som
         guide.accept(CONTROL if there else 97)
         assert guide.failure is None
         assert allowed(guide.mask(), VOCABULARY.num_rows)[EOS]
+
+
+def test_a_grammar_that_has_served_many_answers_serves_the_next() -> None:
+    """Its copies share what they have learned, of which the library allows so much."""
+    pattern = {"[A-Za-z0-9-_.:]{1,255}": {"type": "string", "format": "uri"}}
+    grammar = COMPILER.compile(json_schema({"type": "object", "patternProperties": pattern}))
+    for seed in range(300):
+        guide = COMPILER.guide(grammar, SamplingParams(max_tokens=9))
+        how, _, _ = walk(guide, seed, 40)
+        assert how in ("stop", "length"), seed
 
 
 @pytest.mark.parametrize(
