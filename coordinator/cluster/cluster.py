@@ -130,7 +130,7 @@ class Cluster:
         self.autoscaler: Autoscaler | None = None
         self._audits = AuditBook(books, self.line, self.requests, self.outgoing)
         membership = Membership(books, self.liveness, self.scaler, self.outgoing, hearing)
-        reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
+        self.reconciler = reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
         self.inbox = Inbox(books, self.requests, membership, reconciler, self._audits, hearing)
         self._view = ClusterView(
             books, self.line, self.requests, self.readiness, self._show_autoscaler, clock
@@ -176,6 +176,7 @@ class Cluster:
         """Several times a second: hear what waits; then what is out of time, who is lost, who is to be probed.
         After a pause of ours the inbox may be long: nobody is judged before it was read."""
         if self._hearing.has_heard_all():
+            self.reconciler.heard_all()
             self.requests.tick()
             self.liveness.tick()
         self.probes.tick()

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from protocol.messages.reports import Heartbeat
 
 MAX_STRIKES = 4
-"""Heartbeats in a row that must miss a request before it is replayed."""
+"""Heartbeats in a row that must miss a request before it is replayed. Those that waited while we were stopped are one:
+what was said beside them is not read yet."""
 
 
 class Reconciler:
     """Outputs travel on another connection than heartbeats, so a difference counts only when it lasts for several
-    heartbeats."""
+    heartbeats, each of which was heard while we listened."""
 
     def __init__(
         self, books: Books, requests: LiveRequests, dispatch: Dispatch, outgoing: Outgoing
@@ -29,6 +30,11 @@ class Reconciler:
         self._requests = requests
         self._dispatch = dispatch
         self._outgoing = outgoing
+        self._counted: set[str] = set()
+
+    def heard_all(self) -> None:
+        """Nothing waits to be read: the next heartbeat of each worker counts again."""
+        self._counted.clear()
 
     def compare(self, worker: WorkerRecord, heartbeat: Heartbeat) -> None:
         """Replay what it should have and has not; abort what it has and should not."""
@@ -44,9 +50,11 @@ class Reconciler:
 
     def _replay_missed(self, worker_id: str, here: set[tuple[str, int]], heard: int) -> None:
         """What has blocks reserved there and that the worker should have and has not, too often in a row."""
+        counts = worker_id not in self._counted
+        self._counted.add(worker_id)
         lives = map(self._requests.get, self._books.ledger.request_ids(worker_id))
         for life in list(filter(None, lives)):
             if (life.request_id, life.attempt) in here or not life.is_missed_by(worker_id, heard):
                 life.forgive(worker_id)
-            elif life.strike(worker_id) >= MAX_STRIKES:
+            elif counts and life.strike(worker_id) >= MAX_STRIKES:
                 self._requests.replay(life, f"{worker_id} does not know the request")

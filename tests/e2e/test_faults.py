@@ -127,18 +127,25 @@ def test_stopped_worker_is_replaced_and_fenced(server: Server) -> None:
     assert settled(server)["balanced"]
 
 
-def test_stopped_coordinator_goes_on_as_if_nothing_had_been(server: Server) -> None:
-    expected = tokens(server, STORY, 60)
+@pytest.mark.parametrize(
+    ("stopped_s", "answers", "length"),
+    [(4.0, 1, 60), deep(20.0, 8, 200)],
+    ids=["within-an-answer", "longer-than-eight"],
+)
+def test_stopped_coordinator_goes_on_as_if_nothing_had_been(
+    server: Server, stopped_s: float, answers: int, length: int
+) -> None:
+    expected = tokens(server, STORY, length)
     until(lambda: len(server.cluster()["workers"]) == 2, "both workers")
     before = server.cluster()
-    with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(tokens, server, STORY, 60)
+    with ThreadPoolExecutor(answers) as pool:
+        futures = [pool.submit(tokens, server, STORY, length) for _ in range(answers)]
         threading.Event().wait(0.5)
         coordinator = server.coordinator_pid()
         os.kill(coordinator, signal.SIGSTOP)
-        threading.Event().wait(4.0)
+        threading.Event().wait(stopped_s)
         os.kill(coordinator, signal.SIGCONT)
-        assert future.result(timeout=60) == expected
+        assert [future.result(timeout=60) for future in futures] == [expected] * answers
     after = server.cluster()
     assert after["replays"] == before["replays"]
     starts = [[w["incarnation"] for w in view["workers"]] for view in (before, after)]

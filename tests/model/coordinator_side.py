@@ -200,6 +200,7 @@ class CoordinatorSide:
             live=list(live),
         )
         self.service.inbox.on_message(worker_id.encode(), beat)
+        self.service.reconciler.heard_all()
 
     def drain(self, worker_id: str) -> None:
         """An operator takes a worker out: no new work, and it says Goodbye when it has none."""

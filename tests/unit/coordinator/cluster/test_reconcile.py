@@ -24,7 +24,11 @@ def worker(cluster: Cluster, worker_id: str) -> WorkerRecord:
 
 
 def beat(
-    cluster: Cluster, worker_id: str, *live: tuple[str, int], heard: int | None = None
+    cluster: Cluster,
+    worker_id: str,
+    *live: tuple[str, int],
+    heard: int | None = None,
+    listens: bool = True,
 ) -> None:
     record = worker(cluster, worker_id)
     message = Heartbeat(
@@ -37,6 +41,8 @@ def beat(
         live=list(live),
     )
     cluster.service.inbox.on_message(record.identity, message)
+    if listens:
+        cluster.service.reconciler.heard_all()
 
 
 def test_only_misses_in_a_row_count() -> None:
@@ -50,6 +56,21 @@ def test_only_misses_in_a_row_count() -> None:
         assert life.attempt == 1
         for _ in range(MAX_STRIKES):
             beat(cluster, "decode-0")
+        assert life.attempt == 2
+
+    run(scenario, prefill=1, decode=1)
+
+
+def test_what_waited_while_nobody_listened_counts_once() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        life = admitted(cluster)
+        for _ in range(10 * MAX_STRIKES):
+            beat(cluster, "decode-0", listens=False)
+        assert (life.attempt, life.strikes) == (1, {"decode-0": 1})
+        for _ in range(MAX_STRIKES):
+            cluster.service.tick()
+            beat(cluster, "decode-0", listens=False)
         assert life.attempt == 2
 
     run(scenario, prefill=1, decode=1)
