@@ -39,7 +39,7 @@ async def server(tmp_path):
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     service = ScriptedService()
     app = create_app(service=service, model=model, api_keys=["secret"], parsers=Parsers("hermes"))
-    config = uvicorn.Config(app, port=0, http="httptools", log_level="warning", lifespan="off")
+    config = uvicorn.Config(app, port=0, http="httptools", log_config=None, lifespan="off")
     serving = uvicorn.Server(config)
     running = asyncio.create_task(serving.serve())
     while not serving.started:

@@ -49,7 +49,7 @@ async def world(tmp_path):
     model = served(tmp_path)
     service = ScriptedService()
     app = create_app(service=service, model=model, api_keys=["secret"])
-    config = uvicorn.Config(app, port=0, http="httptools", log_level="warning", lifespan="off")
+    config = uvicorn.Config(app, port=0, http="httptools", log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve())
     while not server.started:
