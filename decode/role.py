@@ -138,15 +138,26 @@ class DecodeRole:
             fetch = self.fetches[sequence.key]
             fetch.next_block = fetch.first_block = sequence.num_stored_blocks
             fetch.attached_s = fetch.renewed_s = self.context.clock.now_s()
-            self.outbox.ask(
-                fetch.source,
-                Attach(
-                    incarnation=self.context.incarnation,
-                    request_id=sequence.request_id,
-                    attempt=sequence.attempt,
-                    first_block=fetch.next_block,
-                ),
-            )
+            self._attach(fetch)
+
+    def _attach(self, fetch: Fetch) -> None:
+        sequence = fetch.sequence
+        self.outbox.ask(
+            fetch.source,
+            Attach(
+                incarnation=self.context.incarnation,
+                request_id=sequence.request_id,
+                attempt=sequence.attempt,
+                first_block=fetch.next_block,
+            ),
+        )
+
+    def ask_again(self) -> None:
+        """Nobody was heard for long, and what sources said meanwhile may be lost: have them say it again. What was not,
+        comes twice, and counts once."""
+        for fetch in self.fetches.values():
+            if fetch.attached_s and not fetch.is_over and not fetch.is_last_announced:
+                self._attach(fetch)
 
     def hear(self, source: tuple[str, str], message: PeerMessage) -> None:
         """A message of a worker that we pull from; stale incarnations and attempts are dropped."""
@@ -172,20 +183,21 @@ class DecodeRole:
         if message.finish_reason is not None:
             self._forget(fetch)  # ended at its first token: the coordinator has it from the source
             return
-        if message.offers and message.first_block != fetch.next_block:
+        if message.offers and message.first_block > fetch.next_block:
             self._fail(fetch, _transfer("an announcement was lost"))
             return
-        if fetch.next_block + len(message.offers) > len(sequence.block_table):
+        offers = message.offers[max(fetch.next_block - message.first_block, 0) :]
+        if fetch.next_block + len(offers) > len(sequence.block_table):
             self._fail(fetch, _transfer("more blocks announced than the prompt has"))
             return
-        if message.offers:
+        if offers:
             fetch.pending += 1
-            first_block, fetch.next_block = fetch.next_block, fetch.next_block + len(message.offers)
+            first_block, fetch.next_block = fetch.next_block, fetch.next_block + len(offers)
             left_s = max(sequence.deadline_s - self.context.clock.now_s(), 0.0)
             self.fetcher.fetch(
-                fetch.source, message.lease_id, sequence, first_block, message.offers, left_s
+                fetch.source, message.lease_id, sequence, first_block, offers, left_s
             )
-        if message.last:
+        if message.last and not fetch.is_last_announced:
             fetch.is_last_announced = True
             fetch.first_token = message.first_token
             fetch.announced_last_s = self.context.clock.now_s()
@@ -223,16 +235,16 @@ class DecodeRole:
         num_pulled = fetch.next_block - fetch.first_block
         self._sequences[sequence.key].adopted(now_s, spans, num_pulled)
         del self.fetches[sequence.key]
-        self._tell_pulled(fetch)
+        self._tell(fetch, Pulled)
         told = sequence.extend(fetch.first_token)
         self.scheduler.ready(sequence)
         self._emit(sequence, told)
 
-    def _tell_pulled(self, fetch: Fetch) -> None:
+    def _tell(self, fetch: Fetch, kind: type[Pulled | Renew]) -> None:
         sequence = fetch.sequence
         self.outbox.ask(
             fetch.source,
-            Pulled(
+            kind(
                 incarnation=self.context.incarnation,
                 request_id=sequence.request_id,
                 attempt=sequence.attempt,
@@ -256,7 +268,7 @@ class DecodeRole:
     def _forget(self, fetch: Fetch) -> None:
         """The fetch is over; its blocks go as soon as no read writes to them."""
         fetch.is_over = True
-        self._tell_pulled(fetch)
+        self._tell(fetch, Pulled)
         if fetch.pending:
             self.fetcher.cancel(fetch.sequence.key)
         self.scheduler.remove(fetch.sequence.key)
@@ -354,22 +366,11 @@ class DecodeRole:
         for fetch in self.fetches.values():
             if not fetch.is_over and fetch.attached_s and now_s - fetch.renewed_s > RENEW_EVERY_S:
                 fetch.renewed_s = now_s
-                self._renew(fetch)
+                if fetch.is_last_announced:
+                    self._tell(fetch, Renew)
         for sequence in [s for s in self.scheduler if now_s > s.deadline_s]:
             failure = Failure(ErrorKind.DEADLINE_EXCEEDED, "the request's deadline passed")
             self._end_with(sequence, failure)
-
-    def _renew(self, fetch: Fetch) -> None:
-        sequence = fetch.sequence
-        if fetch.is_last_announced:
-            self.outbox.ask(
-                fetch.source,
-                Renew(
-                    incarnation=self.context.incarnation,
-                    request_id=sequence.request_id,
-                    attempt=sequence.attempt,
-                ),
-            )
 
     def _end_with(self, sequence: Sequence, failure: Failure) -> None:
         self.outbox.output(

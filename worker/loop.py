@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 IDLE_S = 0.1
 """A worker with nothing to compute takes a turn at least so often."""
+ASK_AGAIN_S = 2.0
+"""Who did not listen for so long may have been stopped, and its connections closed by others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,8 @@ class WorkerLoop:
         self.context.unheard_s = clock.now_s() - self._listened_s
         for event in heard:
             self.take(event)
+        if clock.now_s() - self._listened_s > ASK_AGAIN_S:
+            self.roles.decode.ask_again()
         self._listened_s = clock.now_s()
         self.publish()
         stepped = self.step_decode()

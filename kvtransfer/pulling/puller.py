@@ -21,6 +21,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from kvtransfer.promises.proofs import block_digest
+from kvtransfer.pulling.pauses import Pauses
 from kvtransfer.pulling.pull import Key, PullCounters, PullDone, PullJob
 from protocol.errors import (
     DigestMismatch,
@@ -88,8 +89,10 @@ class Lane:
         transports: Mapping[str, Transport],
         deliver: Callable[[PullDone], None],
         clock: Clock,
+        pauses: Pauses,
     ) -> None:
         self._clock = clock
+        self._pauses = pauses
         self._source = source
         self._memory = memory
         self._transports = transports
@@ -171,17 +174,24 @@ class Lane:
         return PullDone(job, error, road=road)
 
     def _read(self, job: PullJob, proof: Proof) -> None:
-        """Read over the kept link, or over a new one when that broke while nobody used it."""
+        """Read over the kept link, or over a new one when that broke while nobody used it, or while we were stopped."""
         was_kept, start_s = self._link is not None, self._clock.now_s()
-        try:
-            self._read_once(job, proof)
-        except PeerLost as error:
-            is_early = self._clock.now_s() - start_s < RECONNECT_WITHIN_S
-            if not was_kept or not is_early or proof.num_proven or self._interrupted:
-                raise
-            log.info("link to %s broke while idle (%s); made anew", self._source.worker_id, error)
-            self._drop_link()
-            self._read_once(job, proof)
+        while True:
+            try:
+                self._read_once(job, proof)
+            except PeerLost as error:
+                is_early = self._clock.now_s() - start_s < RECONNECT_WITHIN_S
+                was_idle = was_kept and is_early and not proof.num_proven
+                if self._interrupted or not (was_idle or self._pauses.was_since(start_s)):
+                    raise
+                why = "nobody used it" if was_idle else "this process was stopped"
+                log.info(
+                    "link to %s broke while %s (%s); made anew", self._source.worker_id, why, error
+                )
+                self._drop_link()
+                was_kept, start_s, proof.num_proven = False, self._clock.now_s(), 0
+            else:
+                return
 
     def _read_once(self, job: PullJob, proof: Proof) -> None:
         link = self._linked()
@@ -271,6 +281,8 @@ class Puller:
         self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lanes: dict[_Start, Lane] = {}
         self._ending: list[Lane] = []
+        self._pauses = Pauses(clock)
+        self._pauses.start()
 
     def submit(self, job: PullJob) -> None:
         """Queue a job; its result comes through `poll`, once."""
@@ -278,7 +290,14 @@ class Puller:
         lane = self._lanes.pop(start, None)
         if lane is None:
             self._retire(job.source.worker_id)
-            lane = Lane(job.source, self._memory, self._transports, self._deliver, self._clock)
+            lane = Lane(
+                job.source,
+                self._memory,
+                self._transports,
+                self._deliver,
+                self._clock,
+                self._pauses,
+            )
         self._lanes[start] = lane  # last: most recently used
         lane.submit(job)
         if len(self._lanes) > MAX_LANES:
@@ -341,6 +360,7 @@ class Puller:
             lane.join()
         self._lanes.clear()
         self._ending.clear()
+        self._pauses.close()
         for transport in self._transports.values():
             transport.close()
         os.close(self._eventfd)

@@ -40,6 +40,7 @@ class FaultProxy:
         self.fault = fault
         self.did = threading.Event()
         self.passed_bytes = 0
+        self.num_connections = 0
         self._target = target
         self._closing = threading.Event()
         self._sockets: list[socket.socket] = []
@@ -56,6 +57,7 @@ class FaultProxy:
             except OSError:
                 return
             way = self.way(peer[1])
+            self.num_connections += 1
             try:
                 far = socket.create_connection(way.target)
             except OSError:
@@ -85,6 +87,7 @@ class FaultProxy:
                 broken, is_over = self._break(bytearray(data), passed, fault)
                 target.sendall(broken)
                 passed += len(broken)
+                self.passed_bytes += len(broken)
                 if is_over:
                     break
         except OSError:

@@ -5,6 +5,10 @@ The ucx and nixl roads are in `test_transport_detours.py`.
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import time
 from urllib.parse import urlsplit
 
@@ -13,7 +17,7 @@ import pytest
 from kvtransfer.transports import zmq_tcp
 from protocol.errors import DigestMismatch, PeerLost, TransferError
 from tests.e2e.fault_proxy import Fault, FaultProxy
-from tests.e2e.transport_rig import Reader, start_peer
+from tests.e2e.transport_rig import ROOT, Reader, start_peer
 from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e]
@@ -147,6 +151,35 @@ def test_replies_that_come_after_a_timeout_write_nowhere(path):
     after = [bytes(path.reader.memory.block(i)) for i in job.target_ids]
     changed = [i for i, b, a in zip(job.target_ids, before, after, strict=True) if b != a]
     assert set(changed) <= {written}
+
+
+@faults(Fault(latency_s=0.03))
+def test_a_reader_that_was_stopped_itself_reads_on(path, tmp_path):
+    """The source ends a connection that says nothing for three seconds; who was stopped makes it anew."""
+    told = {
+        "directory": str(tmp_path),
+        "incarnation": path.peer.spec["incarnation"],
+        "address": path.through.transports["zmq"],
+        "num_blocks": NUM_BLOCKS,
+        "block_bytes": BLOCK_BYTES,
+    }
+    command = [sys.executable, "-m", "tests.e2e.paused_reader", json.dumps(told)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as reader:
+        await_bytes(path.proxy, 1_000_000)
+        reader.send_signal(signal.SIGSTOP)
+        time.sleep(6.0)
+        reader.send_signal(signal.SIGCONT)
+        path.heal()
+        said, _ = reader.communicate(timeout=60)
+    assert json.loads(said) == {"error": None}
+    assert path.proxy.num_connections == 2
+
+
+def await_bytes(proxy, count):
+    until_s = time.monotonic() + 30
+    while proxy.passed_bytes < count:
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
 
 
 def test_memory_under_way_is_bounded():

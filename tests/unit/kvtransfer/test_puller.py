@@ -200,6 +200,36 @@ def test_a_new_link_that_loses_its_peer_is_not_retried(rig):
     assert len(rig.fast.connects) == 1
 
 
+def stopped_for(rig, seconds):
+    """What is seen of a process that was stopped in the middle of a read: its clock, and the end of the connection."""
+
+    def act(link):
+        rig.memory.block(2)[:] = b"\x07" * 64
+        rig.clock.advance(seconds)
+        raise PeerLost("the connection to the source ended")
+
+    return act
+
+
+def test_an_own_pause_is_not_held_against_the_source(rig):
+    rig.fast.acts = [stopped_for(rig, 4.0), stopped_for(rig, 20.0)]
+    done = rig.pull()
+    assert done.error is None
+    assert len(rig.fast.connects) == 3
+    assert bytes(rig.memory.block(2)) == BLOCK
+
+
+def test_after_an_own_pause_a_source_that_is_lost_is_lost(rig):
+    rig.fast.acts = [stopped_for(rig, 4.0), fail(PeerLost("gone"))]
+    assert isinstance(rig.pull().error, PeerLost)
+    assert len(rig.fast.connects) == 2
+
+
+def test_a_wait_that_was_no_pause_is_held_against_the_source(rig):
+    rig.fast.acts = [stopped_for(rig, 1.4)]
+    assert isinstance(rig.pull().error, PeerLost)
+
+
 def test_wrong_bytes_are_a_digest_mismatch(rig):
     rig.fast.block = b"\x06" * 64
     assert isinstance(rig.pull().error, DigestMismatch)

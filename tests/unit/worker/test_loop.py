@@ -190,6 +190,16 @@ def test_time_it_did_not_listen_is_told_to_what_it_hears() -> None:
     assert worker.context.unheard_s == 0.5
 
 
+@pytest.mark.parametrize(("after_s", "asked"), [(1.9, 1), (2.1, 2)])
+def test_after_a_pause_of_its_own_it_has_sources_say_everything_again(
+    after_s: float, asked: int
+) -> None:
+    worker = welcomed()
+    worker.turn(decode_order())
+    worker.turn(after_s=after_s)
+    assert [type(message).__name__ for message in worker.asked] == ["Attach"] * asked
+
+
 # ---- a turn
 
 
