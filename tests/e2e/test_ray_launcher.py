@@ -78,6 +78,23 @@ def test_killed_engine_is_started_again_by_its_keeper(server: RayServer) -> None
     assert server.pids()["prefill-0"] == before["prefill-0"]
 
 
+@pytest.mark.parametrize("name", BOTH)
+def test_a_worker_that_is_told_to_end_drains_and_comes_back(server: RayServer, name: str) -> None:
+    """SIGTERM to the engine itself, whoever sent it: nothing is replayed, and its seat is filled again."""
+    before, replays = server.pids(), server.cluster()["replays"]
+    with Load(server) as load:
+        load.go_on(8)
+        os.kill(before[name], signal.SIGTERM)
+        until(lambda: server.pids().get(name) not in (before[name], None), "its new start")
+        until(lambda: server.ready(*BOTH), "both being ready")
+        load.go_on()
+    load.check()
+    other = next(each for each in BOTH if each != name)
+    assert server.pids()[other] == before[other]
+    assert server.cluster()["replays"] == replays
+    assert re.search(rf"{name} .*ended as it was told to; starting it again", server.log())
+
+
 def test_killed_seat_is_started_again_and_finds_its_process(server: RayServer) -> None:
     before, seats = server.pids(), server.seats()
     assert len(seats) == 3
