@@ -120,7 +120,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     app.include_router(OpenRoutes(service).router())
     app.include_router(UiRoutes().router())
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
-    for scope, router in _operated(service, metrics, pools, keys, edge.limits):
+    for scope, router in _operated(service, metrics, pools, keys, edge):
         app.include_router(router, dependencies=[Depends(KeyGuard(keys, scope))])
     return app
 
@@ -130,17 +130,17 @@ def _operated(
     metrics: EdgeMetrics,
     pools: PoolControl | None,
     keys: Keys,
-    limits: EdgeLimits,
+    edge: Edge,
 ) -> Iterator[tuple[Scope | None, APIRouter]]:
     """What operators ask, each with what it needs of a key; None where any good one does."""
     routes = AdminRoutes(service, metrics)
     yield Scope.METRICS, routes.metrics_router()
     yield Scope.ADMIN, routes.router()
     if pools is not None:
-        yield Scope.ADMIN, PoolRoutes(pools, limits).router()
+        yield Scope.ADMIN, PoolRoutes(pools, edge.bodies).router()
     if keys.accounts is not None:
         metrics.registry.register(LedgerCollector(keys.accounts))
-        yield Scope.ADMIN, KeyRoutes(keys.accounts, limits).router()
+        yield Scope.ADMIN, KeyRoutes(keys.accounts, edge.bodies).router()
         yield None, UsageRoutes(keys.accounts, KeyGuard(keys, None)).router()
 
 
@@ -194,7 +194,8 @@ def _probing(lag: LoopLag) -> Callable[[FastAPI], AbstractAsyncContextManager[No
     garbage collector, which stops the loop, need not look at it again."""
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.write_documents()
         gc.collect()
         gc.freeze()
         lag.start()

@@ -12,12 +12,14 @@ import pytest
 
 from tests.e2e.edge_server import edge_server
 from tests.e2e.hostile_bodies import HOSTILE
+from tests.e2e.hostile_dialects import DIALECTS
 
 pytestmark = pytest.mark.e2e
 MAX_GAP_S = 0.5
 MAX_LAG_S = 0.25
 """The promise is 0.1 s on a machine of its own; here the clients, and tests of others, share two cores with the server. A
 machine that is more crowded than that gives each process its share of a core."""
+BODIES = HOSTILE | DIALECTS
 TEXTS = ("one message", "digits", "other letters", "escapes", "tokenize a text", "1,000 messages")
 
 
@@ -81,7 +83,7 @@ async def lag_s(client) -> float:
 
 async def check_harmless(client, name):
     """Two at once, beside an innocent stream."""
-    path, body = HOSTILE[name]
+    path, body = BODIES[name]
     over = asyncio.Event()
     stream = asyncio.create_task(longest_gap_s(client, over))
     await asyncio.wait({stream}, timeout=0.2)
@@ -93,7 +95,7 @@ async def check_harmless(client, name):
     assert gap < MAX_GAP_S
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", BODIES)
 async def test_a_hostile_body_delays_nobody(client, idle_port, name):
     await check_harmless(client, name)
 

@@ -123,7 +123,9 @@ class Edge:
             kept = self.streams.begin(run, dialect, principal.tenant, numbered=is_numbered)
             return self._resumed(kept, 0, dialect.stream_headers)
         answer = StreamResponse if asked.is_stream else WholeResponse
-        return answer(run, dialect, metrics=self.context.metrics, limits=self.limits)
+        return answer(
+            run, dialect, metrics=self.context.metrics, limits=self.limits, side=self.side
+        )
 
     def resume(self, principal: Principal, event_id: str, headers: Mapping[str, str]) -> Response:
         """The rest of a stream after one of its events, named by the `id` it had; raises StreamGone or InvalidRequest."""

@@ -132,6 +132,12 @@ class GenerationRun:
         self.usage = Usage(sum(len(generation.prompt_token_ids) for generation in prompts))
 
     @property
+    def num_told(self) -> int:
+        """How many tokens, and alternatives to them, have been told."""
+        alternatives = self.generations[0].sampling.logprobs
+        return self.usage.num_output_tokens * (1 if alternatives is None else 2 + alternatives)
+
+    @property
     def is_over(self) -> bool:
         """Whether every choice has its finish reason, and it was said."""
         return self._num_open == 0 and self._scores.is_empty

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import orjson
 
+from coordinator.edge.http.bodies import check_depth, check_shape
 from protocol.constraints import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind, json_schema
 from protocol.errors import InvalidRequest, Overloaded
 
@@ -24,13 +25,28 @@ UNSUPPORTED_CODE = "unsupported_parameter"
 def schema_constraint(value: object, path: str) -> Constraint:
     """A client's JSON schema, or JSON text of one; `path` is what the client calls it."""
     if isinstance(value, str):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError as error:
-            raise InvalidRequest(f"{path} is not JSON: {error}", path) from error
+        value = _read(value, path)
     if not isinstance(value, dict | bool):
         raise InvalidRequest(f"{path} must be a JSON schema", path)
     return json_schema(value)
+
+
+def _read(text: str, path: str) -> object:
+    """JSON in a text of a body: it is bounded as the body is, and before it is read."""
+    if (size := _bytes_of(text)) > MAX_CONSTRAINT_BYTES:
+        told = f"{path} must have at most {MAX_CONSTRAINT_BYTES} bytes, but has {size}"
+        raise InvalidRequest(told, path)
+    check_shape(text.encode("utf-8", "surrogatepass"), path)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"{path} is not JSON: {error}", path) from error
+    check_depth(path, value)
+    return value
+
+
+def _bytes_of(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def format_constraint(form: dict[str, object] | None, path: str) -> Constraint | None:
@@ -84,8 +100,7 @@ class GrammarCheck:
     async def refusal(self, constraint: Constraint) -> str | None:
         """Why an answer cannot be kept to it; None when it can."""
         assert self._compiles is not None, "whoever asks knows that something compiles"
-        size = len(constraint.text.encode("utf-8", "surrogatepass"))
-        if size > MAX_CONSTRAINT_BYTES:
+        if (size := _bytes_of(constraint.text)) > MAX_CONSTRAINT_BYTES:
             return f"it must have at most {MAX_CONSTRAINT_BYTES} bytes, but has {size}"
         return await self._verdict(constraint, self._compiles)
 

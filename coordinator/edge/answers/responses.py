@@ -1,4 +1,4 @@
-"""A run to HTTP, streamed or whole, in any dialect. Owns headers and who notices that a client left.
+"""A run to HTTP, streamed or whole, in any dialect. Owns headers, where an answer is spelled, and who notices that a client left.
 
 Headers wait for the first delta: a request that fails before its first token gets a real status.
 The client is watched the whole time, so that a disconnect is acted on at once and not at the next
@@ -29,11 +29,15 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.generation_run import GenerationRun
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.http.limits import EdgeLimits
+    from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
 log = logging.getLogger(__name__)
 
 
+MAX_INLINE_TOLD = 4096
+"""Of so many tokens and alternatives to them an answer is spelled at once."""
+PIECE_BYTES = 1 << 20
 PAUSE_S = 1.0
 """Whoever looks this much later than it wanted to was stopped itself, and gives the client its time again."""
 
@@ -111,11 +115,18 @@ class RunResponse(Response):
     """Base of both answers: submits the run, and closes it whatever happens."""
 
     def __init__(
-        self, run: GenerationRun, dialect: Dialect, *, metrics: EdgeMetrics, limits: EdgeLimits
+        self,
+        run: GenerationRun,
+        dialect: Dialect,
+        *,
+        metrics: EdgeMetrics,
+        limits: EdgeLimits,
+        side: SideWork,
     ) -> None:
         self.run = run
         self.dialect = dialect
         self._metrics = metrics
+        self._side = side
         self._stall_s = limits.stalled_client_s
         self._patience = Patience(limits.stalled_client_s)
         media_type, headers = self.described()
@@ -165,6 +176,12 @@ class RunResponse(Response):
 
     async def write(self, send: Send, body: bytes, *, more: bool = True) -> None:
         """Send some body; the answer ends when it is not taken in time."""
+        end = len(body)
+        for start in range(0, max(end, 1), PIECE_BYTES):
+            piece = body[start : start + PIECE_BYTES]
+            await self._write(send, piece, more=more or start + PIECE_BYTES < end)
+
+    async def _write(self, send: Send, body: bytes, *, more: bool) -> None:
         piece = {"type": "http.response.body", "body": body, "more_body": more}
         await self._patience.write(send(piece))
 
@@ -182,6 +199,12 @@ class RunResponse(Response):
         booking.leaving()
         booking.left()
 
+    async def spelled(self, say: Callable[[], bytes]) -> bytes:
+        """What `say` returns: it is called beside the loop where it has much to say."""
+        if self.run.num_told <= MAX_INLINE_TOLD:
+            return say()
+        return await self._side.run(say)
+
 
 class WholeResponse(RunResponse):
     """One body when every choice has ended."""
@@ -198,7 +221,10 @@ class WholeResponse(RunResponse):
         while not run.is_over:
             delta = await run.next_delta()
             deltas[delta.index].append(delta)
-        body = self.dialect.whole([joined(own) for own in deltas], run.finish())
+        ending = run.finish()
+        body = await self.spelled(
+            lambda: self.dialect.whole([joined(own) for own in deltas], ending)
+        )
         self.headers["content-length"] = str(len(body))
         await self.start(send)
         await self.write_last(send, body)
@@ -234,7 +260,8 @@ class StreamResponse(RunResponse):
             run.told()
             before = b""
             delta = await run.next_delta()
-        return before + dialect.end(delta, run.finish())
+        ending = run.finish()
+        return before + await self.spelled(lambda: dialect.end(delta, ending))
 
     def _fail(self, error: BatonError) -> bytes:
         self.run.error = error.error_type

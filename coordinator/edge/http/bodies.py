@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 INLINE_BODY_BYTES = 16 * 1024
 MAX_CONTAINERS = 16 * 1024
 MAX_STRINGS = 64 * 1024
-MAX_VALUES = 1200 * 1024
+MAX_VALUES = 64 * 1024
+MAX_IDS = 1200 * 1024
+"""Values of a body that may hold lists of token ids. Others are walked, written and read again, one call of C each."""
 UNKNOWN = -1
 STREAMED, ERROR_SCHEMA = "x-streamed", "x-error"
 """What a route tells of itself besides what OpenAPI has a place for: the media type of its stream, its errors' schema."""
@@ -52,13 +54,15 @@ class BodyReader:
         self._limits = limits
         self._side = side
 
-    async def read(self, request: Request, parse: Callable[[bytes], Parsed]) -> Parsed:
+    async def read(
+        self, request: Request, parse: Callable[[bytes], Parsed], most_values: int = MAX_VALUES
+    ) -> Parsed:
         """The parsed body; large ones are parsed off the event loop, and none that is all brackets."""
         with self.room.hold() as take:
             body = await read_body(request, self._limits, take)
 
             def checked() -> Parsed:
-                check_shape(body)
+                check_shape(body, most_values=most_values)
                 return parse(body)
 
             if len(body) <= INLINE_BODY_BYTES:
@@ -139,13 +143,13 @@ def shape_of(body: bytes) -> BodyShape:
     return BodyShape(containers, strings, containers + structure.count(b","))
 
 
-def check_shape(body: bytes, param: str = "body") -> None:
+def check_shape(body: bytes, param: str = "body", most_values: int = MAX_VALUES) -> None:
     """Raise InvalidRequest for more structure than any request needs."""
     shape = shape_of(body)
     for name, number, limit in (
         ("strings", shape.strings, MAX_STRINGS),
         ("objects and arrays", shape.containers, MAX_CONTAINERS),
-        ("values", shape.values, MAX_VALUES),
+        ("values", shape.values, most_values),
     ):
         if number > limit:
             raise InvalidRequest(f"{param} has {number} {name}, more than {limit}", param)
@@ -160,14 +164,14 @@ def parse_object(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise InvalidRequest("the body must be a JSON object", "body")
     for name, value in fields.items():
-        _check_depth(name, value)
+        check_depth(name, value)
     if b"\\u0000" in body:  # a raw NUL is not valid JSON
         _check_no_nul(fields)
     return fields
 
 
-def _check_depth(name: str, value: object) -> None:
-    """Level by level: no recursion, and quick for long flat lists."""
+def check_depth(name: str, value: object) -> None:
+    """Raise InvalidRequest for what is nested too deep. Level by level: no recursion, and quick for long flat lists."""
     level = _containers([value])
     for _ in range(MAX_JSON_DEPTH):
         if not level:

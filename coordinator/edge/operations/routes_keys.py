@@ -20,13 +20,12 @@ from coordinator.edge.http.bodies import (
     check_fields,
     json_response,
     parse_object,
-    read_body,
 )
 
 if TYPE_CHECKING:
     from coordinator.accounts.accounts import Accounts
     from coordinator.accounts.terms import KeyRecord, NewKey
-    from coordinator.edge.http.limits import EdgeLimits
+    from coordinator.edge.http.bodies import BodyReader
 
 MAX_LIST = 64
 MAX_COUNT = 10**15
@@ -71,9 +70,9 @@ class RotateRequest(BaseModel):
 class KeyRoutes:
     """What operators do with keys."""
 
-    def __init__(self, accounts: Accounts, limits: EdgeLimits) -> None:
+    def __init__(self, accounts: Accounts, bodies: BodyReader) -> None:
         self._accounts = accounts
-        self._limits = limits
+        self._bodies = bodies
 
     def router(self) -> APIRouter:
         """Their routes."""
@@ -96,8 +95,9 @@ class KeyRoutes:
 
     async def create(self, request: Request) -> Response:
         """Make a key; its secret is told here and never again."""
-        body = await read_body(request, self._limits)
-        asked = check_fields(parse_object(body), KeyRequest)
+        asked = await self._bodies.read(
+            request, lambda body: check_fields(parse_object(body), KeyRequest)
+        )
         fields = asked.model_dump(exclude={"expires_in_s"})
         if asked.expires_in_s is not None:
             fields["expires_at"] = self._accounts.key_now_s() + asked.expires_in_s
@@ -117,8 +117,9 @@ class KeyRoutes:
 
     async def rotate(self, request: Request, key_id: str) -> Response:
         """Give a key another secret; its id, limits and usage stay."""
-        body = await read_body(request, self._limits)
-        asked = check_fields(parse_object(body or b"{}"), RotateRequest)
+        asked = await self._bodies.read(
+            request, lambda body: check_fields(parse_object(body or b"{}"), RotateRequest)
+        )
         return self._told(await self._accounts.rotate(key_id, asked.grace_s))
 
     def view(self, record: KeyRecord) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from functools import cache, partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+import orjson
 from fastapi import APIRouter
 from starlette.responses import Response
 
@@ -85,17 +86,21 @@ class AdminRoutes:
 
 
 def document(app: FastAPI, router: APIRouter, *, has_keys: bool) -> None:
-    """`/version`, `/openapi.json` and `/docs` behind the same keys as the rest."""
+    """`/version`, `/openapi.json` and `/docs` behind the same keys as the rest. Both are made once, by `state.write_documents`
+    before anybody asks: that keeps the interpreter busy."""
     described = cache(partial(describe, app, has_keys=has_keys))
+    spelled = cache(lambda: orjson.dumps(described()))
+    written = cache(lambda: docs_page(described()))
+    app.state.write_documents = lambda: (spelled(), written())
 
     async def tell_version() -> Response:
         return json_response({"version": version()})
 
     async def openapi() -> Response:
-        return json_response(described())
+        return Response(spelled(), media_type="application/json")
 
     async def docs() -> Response:
-        page, policy = docs_page(described())
+        page, policy = written()
         headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
         return Response(page, headers=headers, media_type="text/html")
 

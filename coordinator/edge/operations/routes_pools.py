@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from coordinator.edge.http.bodies import (
+    Model,
     body_schema,
     check_fields,
     json_response,
     parse_object,
-    read_body,
 )
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
@@ -21,7 +21,7 @@ from protocol.roles import Role  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import PoolControl
-    from coordinator.edge.http.limits import EdgeLimits
+    from coordinator.edge.http.bodies import BodyReader
 
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)]
 
@@ -54,9 +54,9 @@ class RoleRequest(BaseModel):
 class PoolRoutes:
     """What operators change. Every answer comes at once; `GET /cluster` shows how far it is."""
 
-    def __init__(self, pools: PoolControl, limits: EdgeLimits) -> None:
+    def __init__(self, pools: PoolControl, bodies: BodyReader) -> None:
         self._pools = pools
-        self._limits = limits
+        self._bodies = bodies
 
     def router(self) -> APIRouter:
         """Their routes."""
@@ -75,8 +75,7 @@ class PoolRoutes:
 
     async def scale(self, request: Request) -> Response:
         """Start or drain workers to reach the numbers."""
-        body = await read_body(request, self._limits)
-        asked = check_fields(parse_object(body), ScaleRequest)
+        asked = await self._read(request, ScaleRequest)
         if asked.prefill is None and asked.decode is None:
             raise InvalidRequest("give prefill, decode, or both: how many workers", "prefill")
         return json_response(self._pools.scale(asked.prefill, asked.decode))
@@ -87,6 +86,10 @@ class PoolRoutes:
 
     async def role(self, request: Request, worker_id: str) -> Response:
         """Move a worker to the other pool; nothing it is at is interrupted."""
-        body = await read_body(request, self._limits)
-        asked = check_fields(parse_object(body), RoleRequest)
+        asked = await self._read(request, RoleRequest)
         return json_response(self._pools.set_role(worker_id, asked.role))
+
+    async def _read(self, request: Request, model: type[Model]) -> Model:
+        return await self._bodies.read(
+            request, lambda body: check_fields(parse_object(body), model)
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence  # noqa: TC003 - msgspec reads the annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.text.control_tokens import ROLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Conversation:
 
     `template_kwargs` are variables that a client asks for, `template_hints` such as are set where the template reads
     them and forgotten elsewhere. `tools` have OpenAI's form (`{"type": "function", "function": {"name": …}}`), which is what templates know;
-    `documents` have a `title` and a `text`.
+    `documents` have a `title` and a `text`. `path` is what the client calls its turns, for errors.
     """
 
     turns: Sequence[Turn]
@@ -77,6 +78,7 @@ class Conversation:
     add_generation_prompt: bool = True
     continue_final_turn: bool = False
     add_special_tokens: bool = False
+    path: str = "messages"
 
     def brought(self) -> list[str]:
         """Every text in it that came with the request, keys of objects too; names of known roles did not."""
@@ -107,12 +109,14 @@ class Conversation:
 
 
 def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
+    """However deep: arguments are nested as deep as a model liked."""
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, list | tuple):
+            stack += node
+        elif isinstance(node, dict):
+            stack += node
+            stack += node.values()

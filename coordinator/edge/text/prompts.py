@@ -9,6 +9,7 @@ A text whose bytes alone are too many for the context is refused before it is to
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from coordinator.edge.http.side_work import SideWork
@@ -19,7 +20,7 @@ from coordinator.edge.text.tool_prompt import told_in_words
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.text.chat_template import ChatTemplate
@@ -71,6 +72,17 @@ def make_reader(  # noqa: PLR0913 - a reader, and what an operator says of it
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """Token ids of `text`, which `param` held, by `encode`. Of so many of its characters it is known that they are not far
+    too many."""
+
+    encode: Callable[[], list[int]]
+    text: str
+    param: str
+    num_checked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PromptReader:
     """Turns what a client sent into what a worker takes; without a guard, messages may write control tokens."""
 
@@ -98,6 +110,7 @@ class PromptReader:
     async def chat(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation; the template writes its own special tokens."""
         is_small = _is_small(conversation, self.limits.inline_text_bytes)
+        num_checked = 0 if is_small else await self._check_said(conversation)
         text, written = (
             self._read(conversation)
             if is_small
@@ -105,13 +118,40 @@ class PromptReader:
         )
         special = conversation.add_special_tokens
         if self.guard is None or written is None:
-            return await self.text(text, add_special_tokens=special, param="messages")
-        tokenizer = self.guard.tokenizer
+            encode = partial(self.tokenizer.encode, text, add_special_tokens=special)
+        else:
+            guarded = self.guard.tokenizer
+            encode = partial(guarded.encode, text, written, add_special_tokens=special)
+        is_small = len(text) <= self.limits.inline_text_bytes
+        wanted = Wanted(encode, text, conversation.path, num_checked)
+        return await self._encode(wanted, is_small=is_small)
 
-        def encode() -> list[int]:
-            return tokenizer.encode(text, written, add_special_tokens=special)
+    async def _check_said(self, conversation: Conversation) -> int:
+        """Refuse what is far too long before it is rendered, and tell how much of it was looked at: what messages
+        say comes out again, but for space around it and what templates leave out of earlier answers."""
+        said = "".join(
+            text.strip()
+            for turn in conversation.turns
+            if turn.role != "assistant"
+            for text in turn.texts
+        )
+        self._check_bytes(said, conversation.path)
+        if len(said) <= LONG_TEXT_CHARACTERS:
+            return 0
+        await self.side.tokenize(lambda: self._check_tokens(said, conversation.path))
+        return len(said)
 
-        return await self._encode(encode, text, "messages")
+    def _check_bytes(self, text: str, param: str) -> None:
+        fewest = self.tokenizer.bound.fewest_tokens(text)
+        if fewest > self.max_model_len:
+            told = f"your {param} has {len(text)} characters: at least {fewest} tokens."
+            raise ContextLengthExceeded(self.max_model_len, told, param)
+
+    def _check_tokens(self, text: str, param: str) -> None:
+        """Off the loop."""
+        if self.tokenizer.is_far_beyond(text, self.max_model_len):
+            told = f"your {param} has {len(text)} characters: far more tokens than that."
+            raise ContextLengthExceeded(self.max_model_len, told, param)
 
     def _read(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]] | None]:
         """The rendered text, and where its control tokens stand if not at all places that spell one."""
@@ -183,26 +223,31 @@ class PromptReader:
         """Token ids of plain text, which `param` held; special tokens in it are recognized. Raises
         ContextLengthExceeded for one that cannot fit."""
 
-        def encode() -> list[int]:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        is_small = len(text) <= self.limits.inline_text_bytes
+        return await self._text(text, param, special=add_special_tokens, is_small=is_small)
 
-        return await self._encode(encode, text, param)
+    async def texts(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """As `text`, for several prompts, which may be much together where each of them is little."""
+        is_small = sum(map(len, texts)) <= self.limits.inline_text_bytes
+        return [
+            await self._text(text, "prompt", special=add_special_tokens, is_small=is_small)
+            for text in texts
+        ]
 
-    async def _encode(self, encode: Callable[[], list[int]], text: str, param: str) -> list[int]:
-        fewest = self.tokenizer.bound.fewest_tokens(text)
-        if fewest > self.max_model_len:
-            told = f"your {param} has {len(text)} characters: at least {fewest} tokens."
-            raise ContextLengthExceeded(self.max_model_len, told, param)
-        if len(text) <= self.limits.inline_text_bytes:
-            return encode()
+    async def _text(self, text: str, param: str, *, special: bool, is_small: bool) -> list[int]:
+        encode = partial(self.tokenizer.encode, text, add_special_tokens=special)
+        return await self._encode(Wanted(encode, text, param), is_small=is_small)
+
+    async def _encode(self, wanted: Wanted, *, is_small: bool) -> list[int]:
+        text, param = wanted.text, wanted.param
+        self._check_bytes(text, param)
+        if is_small:
+            return wanted.encode()
 
         def work() -> list[int]:
-            if len(text) > LONG_TEXT_CHARACTERS and self.tokenizer.is_far_beyond(
-                text, self.max_model_len
-            ):
-                told = f"your {param} has {len(text)} characters: far more tokens than that."
-                raise ContextLengthExceeded(self.max_model_len, told, param)
-            return encode()
+            if len(text) - wanted.num_checked > LONG_TEXT_CHARACTERS:
+                self._check_tokens(text, param)
+            return wanted.encode()
 
         return await self.side.tokenize(work)
 

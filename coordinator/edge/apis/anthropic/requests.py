@@ -97,18 +97,22 @@ def conversation_of(asked: CountRequest, use: ToolUse) -> Conversation:
 def _turns(asked: CountRequest) -> Iterator[Turn]:
     """Neighbours of one role are one turn, as their API has it."""
     system = "\n".join(_texts(asked.system, "system")) if asked.system else ""
-    waiting = Turn("system", system, path="system") if system else None
+    run = [Turn("system", system, path="system")] if system else []
     for index, message in enumerate(asked.messages):
         for turn in _turns_of(message, f"messages[{index}]"):
-            if waiting is not None and waiting.role == turn.role and _only_says(waiting):
-                content = "\n".join(filter(None, (waiting.text, turn.text)))
-                waiting = replace(turn, content=content)
-                continue
-            if waiting is not None:
-                yield waiting
-            waiting = turn
-    if waiting is not None:
-        yield waiting
+            if run and (run[-1].role != turn.role or not _only_says(run[-1])):
+                yield _joined(run)
+                run = []
+            run.append(turn)
+    if run:
+        yield _joined(run)
+
+
+def _joined(run: Sequence[Turn]) -> Turn:
+    """Everything that is said, and what the last has besides."""
+    if len(run) == 1:
+        return run[0]
+    return replace(run[-1], content="\n".join(filter(None, (turn.text for turn in run))))
 
 
 def _only_says(turn: Turn) -> bool:

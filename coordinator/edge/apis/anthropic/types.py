@@ -24,7 +24,7 @@ class Block(Lenient):
     name: str | None = None
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
-    content: str | list[Block] | None = None
+    content: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
     is_error: bool | None = None
     source: str | dict[str, Any] | None = None
     title: str | None = None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.answer import Delta, Ending, Usage
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.text.tokenizer import TextTokenizer
+    from protocol.sampling import TokenLogprob
 
     Fields = dict[str, Any]
 
@@ -127,13 +128,17 @@ class OllamaDialect:
         calls, self._calls = list(self._calls.values()), {}
         return calls
 
-    def _told_logprobs(self, delta: Delta) -> list[Fields]:
+    def _told_logprobs(self, delta: Delta) -> list[orjson.Fragment]:
+        """Each encoded by itself: one call for a long answer would keep everybody waiting."""
         return [
-            self._logprob(token.token_id, token.logprob.logprob)
-            | {"top_logprobs": [self._logprob(*other) for other in token.logprob.top]}
+            orjson.Fragment(orjson.dumps(self._all_logprobs(token.token_id, token.logprob)))
             for token in delta.tokens
             if token.logprob is not None
         ]
+
+    def _all_logprobs(self, token_id: int, told: TokenLogprob) -> Fields:
+        others = [self._logprob(*other) for other in told.top]
+        return self._logprob(token_id, told.logprob) | {"top_logprobs": others}
 
     def _logprob(self, token_id: int, logprob: float) -> Fields:
         text = self._tokenizer.token_text(token_id)

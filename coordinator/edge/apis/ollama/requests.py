@@ -48,7 +48,7 @@ def parse_generate(body: bytes) -> tuple[GenerateRequest, Conversation]:
     turns = [Turn("user", asked.prompt or "", path="prompt")]
     if asked.system:
         turns.insert(0, Turn("system", asked.system, path="system"))
-    return asked, Conversation(turns=turns, template_hints=_hints(asked))
+    return asked, Conversation(turns=turns, template_hints=_hints(asked), path="prompt")
 
 
 def wishes_of(asked: AnswerBody) -> SamplingWishes:

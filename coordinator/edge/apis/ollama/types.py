@@ -63,7 +63,7 @@ class Message(Lenient):
     content: str | None = None
     thinking: str | None = None
     images: list[Any] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     tool_name: str | None = None
     tool_call_id: str | None = None
 
@@ -74,4 +74,6 @@ class ChatRequest(AnswerBody):
     messages: Annotated[list[Message], Field(fail_fast=True, max_length=limits.MAX_MESSAGES)] = (
         Field(default_factory=list)
     )
-    tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
+    tools: (
+        Annotated[list[dict[str, Any]], Field(fail_fast=True, max_length=limits.MAX_TOOLS)] | None
+    ) = None

@@ -64,7 +64,7 @@ class ChatLogprob(msgspec.Struct):
 class ChatLogprobs(msgspec.Struct):
     """`logprobs` of a chat choice."""
 
-    content: list[ChatLogprob]
+    content: list[ChatLogprob | Raw]
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -182,6 +182,8 @@ class Reply(msgspec.Struct):
 
 
 encode = msgspec.json.Encoder().encode
+MAX_UNSPELLED = 256
+"""Of more tokens each is encoded by itself: one call for a long answer would keep everybody waiting."""
 
 
 def error_body(failure: Failure) -> bytes:
@@ -197,7 +199,8 @@ def error_body(failure: Failure) -> bytes:
 
 def chat_logprobs(tokens: list[SampledToken], tokenizer: TextTokenizer) -> ChatLogprobs:
     """Chat form; bytes are exact where text cannot be (part of a character)."""
-    content = []
+    content: list[ChatLogprob | Raw] = []
+    is_long = len(tokens) > MAX_UNSPELLED
     for token in tokens:
         if token.logprob is None:
             continue
@@ -205,7 +208,8 @@ def chat_logprobs(tokens: list[SampledToken], tokenizer: TextTokenizer) -> ChatL
             _top_logprob(token_id, logprob, tokenizer) for token_id, logprob in token.logprob.top
         ]
         own = _top_logprob(token.token_id, token.logprob.logprob, tokenizer)
-        content.append(ChatLogprob(own.token, own.logprob, own.bytes, top))
+        told = ChatLogprob(own.token, own.logprob, own.bytes, top)
+        content.append(Raw(encode(told)) if is_long else told)
     return ChatLogprobs(content)
 
 
@@ -218,7 +222,7 @@ def completion_logprobs(
     tokens: list[SampledToken], tokenizer: TextTokenizer, offsets: list[int]
 ) -> CompletionLogprobs:
     """Completions form; `offsets` are where the tokens' texts begin."""
-    told = CompletionLogprobs([], [], [], [])
+    told, is_long = CompletionLogprobs([], [], [], []), len(tokens) > MAX_UNSPELLED
     for token, text_offset in zip(tokens, offsets, strict=True):
         if token.logprob is None:
             continue
@@ -231,5 +235,6 @@ def completion_logprobs(
         told.text_offset.append(text_offset)
         told.token_logprobs.append(logprob)
         told.tokens.append(text)
-        told.top_logprobs.append({text: logprob} | top)
+        best = {text: logprob} | top
+        told.top_logprobs.append(Raw(encode(best)) if is_long else best)
     return told

@@ -28,7 +28,7 @@ from coordinator.edge.apis.openai.requests import (
 )
 from coordinator.edge.apis.openai.types import ChatRequest, CompletionRequest
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
-from coordinator.edge.http.bodies import body_schema
+from coordinator.edge.http.bodies import MAX_IDS, body_schema
 from coordinator.edge.http.field_errors import LONG_ARRAY
 from coordinator.edge.http.limits import MAX_PROMPTS
 from protocol.clock import wall_time_s
@@ -124,7 +124,7 @@ class GenerationRoutes:
             return rest
         max_model_len = edge.model.max_model_len
         asked = await edge.bodies.read(
-            arrival.request, lambda body: parse_completion(body, max_model_len)
+            arrival.request, lambda body: parse_completion(body, max_model_len), MAX_IDS
         )
         edge.check_model(asked.model)
         wishes = completion_wishes(asked)
@@ -134,19 +134,24 @@ class GenerationRoutes:
             message = f"prompts times n must be at most {MAX_PROMPTS}, but is {num_choices}"
             raise InvalidRequest(message, "prompt", LONG_ARRAY)
         special = asked.add_special_tokens is not False
-        prompts = [
-            await edge.reader.text(prompt, add_special_tokens=special)
-            if isinstance(prompt, str)
-            else prompt
-            for prompt in said
-        ]
+        texts = [prompt for prompt in said if isinstance(prompt, str)]
+        lists = [prompt for prompt in said if not isinstance(prompt, str)]
+        prompts = await edge.reader.texts(texts, add_special_tokens=special) + lists
         for prompt in prompts:
             edge.vocabulary.check(prompt, "prompt")
         check_scores(prompts, wishes.prompt_logprobs, asked.n or 1)
+        told = [""] * len(prompts)
+        if asked.echo:
+            told = texts + await edge.side.tokenize(lambda: self._decoded(lists))
         echoes = [
-            self._prompt_echo(asked, own, prompt) for own, prompt in zip(said, prompts, strict=True)
+            self._prompt_echo(asked, text, prompt)
+            for text, prompt in zip(told, prompts, strict=True)
         ]
         return await self._respond(COMPLETION, arrival, asked, wishes, echoes)
+
+    def _decoded(self, prompts: Sequence[list[int]]) -> list[str]:
+        decode = self._edge.context.tokenizer.decode
+        return [decode(prompt, skip_special_tokens=False) for prompt in prompts]
 
     async def _rest(self, arrival: Arrival) -> Response | None:
         """What is left of the stream that the request goes on with, if it does; its body says nothing then."""
@@ -156,10 +161,8 @@ class GenerationRoutes:
         await self._edge.bodies.read(arrival.request, len)
         return self._edge.resume(arrival.principal, event_id, STREAM_HEADERS)
 
-    def _prompt_echo(
-        self, asked: CompletionRequest, said: str | list[int], prompt: list[int]
-    ) -> PromptEcho:
-        text = self._echo(said, prompt) if asked.echo else ""
+    def _prompt_echo(self, asked: CompletionRequest, text: str, prompt: list[int]) -> PromptEcho:
+        """`text` is what it says, where that is echoed."""
         echo_top = asked.logprobs if asked.echo else None
         return PromptEcho(prompt, text, self._scores(prompt, text, echo_top, asked.prompt_logprobs))
 
@@ -170,11 +173,6 @@ class GenerationRoutes:
         if (echo_top is None and told_top is None) or not prompt:
             return None
         return SpelledScores(prompt, self._edge.context.tokenizer, text, echo_top, told_top)
-
-    def _echo(self, said: str | list[int], prompt: list[int]) -> str:
-        if isinstance(said, str):
-            return said
-        return self._edge.context.tokenizer.decode(prompt, skip_special_tokens=False)
 
     async def _respond(
         self,

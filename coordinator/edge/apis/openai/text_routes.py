@@ -9,7 +9,7 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads the anno
 
 from coordinator.edge.apis.openai.requests import parse_detokenize, parse_tokenize
 from coordinator.edge.apis.openai.types import DetokenizeRequest, TokenizeRequest
-from coordinator.edge.http.bodies import body_schema, json_response
+from coordinator.edge.http.bodies import MAX_IDS, body_schema, json_response
 from coordinator.edge.text.chat_template import SETTINGS, read_tokenizer_config
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class TextRoutes:
     async def detokenize(self, request: Request) -> Response:
         """Text of token ids, special tokens included."""
         edge = self._edge
-        asked = await edge.bodies.read(request, parse_detokenize)
+        asked = await edge.bodies.read(request, parse_detokenize, MAX_IDS)
         edge.check_model(asked.model)
 
         def read() -> str:

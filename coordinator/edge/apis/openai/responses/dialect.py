@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Raw
+
 from coordinator.edge.answers.answer import TextDelta
 from coordinator.edge.apis.openai.dialects import STREAM_HEADERS
 from coordinator.edge.apis.openai.replies import chat_logprobs, encode
@@ -101,10 +103,12 @@ class ResponsesDialect:
             if is_text:
                 logprobs = []
 
-    def _logprobs(self, delta: Delta) -> list[Any]:
+    def _logprobs(self, delta: Delta) -> list[Raw]:
+        """Encoded: a stream tells them five times."""
         if not self._options.logprobs:
             return []
-        return list(chat_logprobs(delta.tokens, self._tokenizer).content)
+        content = chat_logprobs(delta.tokens, self._tokenizer).content
+        return [it if isinstance(it, Raw) else Raw(encode(it)) for it in content]
 
     def _ended(self, status: str, usage: Usage) -> Fields:
         told = self._response(status) | {"usage": usage_of(usage), "completed_at": None}

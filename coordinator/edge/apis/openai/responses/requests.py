@@ -104,7 +104,7 @@ def conversation_of(
         turns.insert(0, Turn("system", said))
     effort = asked.reasoning.effort if asked.reasoning is not None else None
     hints = {} if effort is None else {"enable_thinking": effort not in ("none", "minimal")}
-    return Conversation(turns=turns, tools=use.shown(), template_hints=hints)
+    return Conversation(turns=turns, tools=use.shown(), template_hints=hints, path="input")
 
 
 def turns_of(asked: ResponsesRequest) -> list[Turn]:

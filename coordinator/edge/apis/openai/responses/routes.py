@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -24,9 +25,11 @@ from coordinator.edge.apis.openai.responses.window import (
     KeptResponse,
     ResponseNotFound,
     ResponseWindow,
+    written,
 )
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
 from coordinator.edge.http.bodies import body_schema, json_response
+from coordinator.edge.http.limits import MAX_TOLD_BYTES
 from protocol.clock import wall_time_s
 from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from coordinator.edge.answers.edge import Edge
     from coordinator.edge.answers.resumable import KeptStream
+    from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.text.conversation import Turn
 
 ONE = "/{response_id}"
@@ -76,7 +80,8 @@ class ResponseRoutes:
 
         async def list_input_items(response_id: str, principal: Principal = who) -> Response:
             """What a response answered, the last first."""
-            return self._items(self._window.find(response_id, principal.tenant))
+            kept = self._window.find(response_id, principal.tenant)
+            return Response(kept.items, media_type="application/json")
 
         async def cancel_response(response_id: str, principal: Principal = who) -> Response:
             """End one in the background; whoever asked for another cancels it by leaving."""
@@ -95,16 +100,17 @@ class ResponseRoutes:
         """Read an input and answer it."""
         edge = self._edge
         arrival_s = edge.context.clock.now_s()
-        asked, own, tools = await edge.bodies.read(request, parse_response)
+        read = await edge.bodies.read(request, read_response)
+        asked = read.asked
         edge.check_model(asked.model)
         wishes = wishes_of(asked)
         earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
-        prompt = await edge.reader.turns(conversation_of(asked, earlier, own, tools))
+        prompt = await edge.reader.turns(conversation_of(asked, earlier, read.turns, read.tools))
         options = ResponseOptions(
             response_id=f"resp_{new_request_id()}",
             created=int(wall_time_s()),
             model=asked.model or edge.model.name,
-            echoed=self._echoed(asked),
+            echoed=self._echoed(read),
             logprobs=wishes.logprobs is not None,
         )
         neutral = AnswerRequest(
@@ -119,24 +125,24 @@ class ResponseRoutes:
             priority=asked.priority or 0,
             is_stream=bool(asked.stream),
             resumable=Resumable.BY_NUMBER if asked.background else Resumable.NO,
-            tools=tools,
+            tools=read.tools,
             has_parts=True,
         )
-        keep = self._keeper(options.response_id, principal, asked, [*earlier, *own])
+        keep = self._keeper(options.response_id, principal, read, [*earlier, *read.turns])
         dialect = ResponsesDialect(options, edge.context.tokenizer, keep)
         return await edge.respond(request, principal, neutral, dialect)
 
     def _keeper(
-        self, response_id: str, principal: Principal, asked: ResponsesRequest, turns: list[Turn]
+        self, response_id: str, principal: Principal, read: ReadResponse, turns: list[Turn]
     ) -> Callable[[bytes, Sequence[dict[str, Any]]], None]:
         """What takes the response when it has ended, unless its client wants it kept nowhere."""
-        if asked.store is False:
+        if read.asked.store is False:
             return lambda _told, _output: None
-        items = input_items(asked)
 
         def keep(told: bytes, output: Sequence[dict[str, Any]]) -> None:
-            answered = [*turns, *answer_turn(output)]
-            self._window.keep(response_id, KeptResponse(principal.tenant, told, items, answered))
+            answered = written([*turns, *answer_turn(output)])
+            kept = KeptResponse(principal.tenant, told, read.items, answered)
+            self._window.keep(response_id, kept)
 
         return keep
 
@@ -166,15 +172,10 @@ class ResponseRoutes:
             raise
         return Response(told, media_type="application/json")
 
-    def _items(self, kept: KeptResponse) -> Response:
-        items = list(reversed(kept.items))
-        ends = {"first_id": items[0]["id"], "last_id": items[-1]["id"]} if items else {}
-        told = {"object": "list", "data": items, "has_more": False}
-        return json_response(told | {"first_id": None, "last_id": None} | ends)
-
-    def _echoed(self, asked: ResponsesRequest) -> dict[str, Any]:
+    def _echoed(self, read: ReadResponse) -> dict[str, Any]:
         """What a response repeats of its request, and the defaults that held."""
-        defaults, text, reasoning = self._edge.rules.defaults, asked.text, asked.reasoning
+        asked = read.asked
+        defaults, reasoning = self._edge.rules.defaults, asked.reasoning
         temperature, top_p = asked.temperature, asked.top_p
         return {
             "background": bool(asked.background),
@@ -193,9 +194,7 @@ class ResponseRoutes:
             "service_tier": "default",
             "store": asked.store is not False,
             "temperature": defaults.temperature if temperature is None else temperature,
-            "text": {"format": (text.format if text else None) or {"type": "text"}},
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": [tool.model_dump(exclude_unset=True) for tool in asked.tools or ()],
+            **read.told,
             "top_logprobs": asked.top_logprobs or 0,
             "top_p": defaults.top_p if top_p is None else top_p,
             "truncation": "disabled",
@@ -209,6 +208,46 @@ def begun(kept: KeptStream) -> dict[str, Any]:
         return {"id": kept.stream_id, "object": "response", "status": "in_progress"}
     response: dict[str, Any] = orjson.loads(kept.events[0].partition(b"data: ")[2])["response"]
     return response
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResponse:
+    """A body with everything made of it that takes as long as the body is large: the turns of its own input, and that
+    input as a page of items; what the response `told` says again."""
+
+    asked: ResponsesRequest
+    turns: list[Turn]
+    tools: ToolUse
+    items: bytes
+    told: dict[str, Any]
+
+
+def read_response(body: bytes) -> ReadResponse:
+    """As `parse_response`, for answers that are kept and say their request again."""
+    asked, turns, tools = parse_response(body)
+    items = b"" if asked.store is False else page_of(input_items(asked))
+    return ReadResponse(asked, turns, tools, items, told_of(asked))
+
+
+def told_of(asked: ResponsesRequest) -> dict[str, Any]:
+    """What of a request has any form, and is said again with every response; raises InvalidRequest for too much."""
+    form = asked.text.format if asked.text is not None else None
+    told: dict[str, Any] = {
+        "text": {"format": form or {"type": "text"}},
+        "tool_choice": asked.tool_choice or "auto",
+        "tools": [tool.model_dump(exclude_unset=True) for tool in asked.tools or ()],
+    }
+    for name, value in told.items():
+        if len(orjson.dumps(value)) > MAX_TOLD_BYTES:
+            raise InvalidRequest(f"{name} must take at most {MAX_TOLD_BYTES} bytes", name)
+    return told
+
+
+def page_of(items: Sequence[dict[str, Any]]) -> bytes:
+    """All items on one page, the last first."""
+    ends = {"first_id": items[-1]["id"], "last_id": items[0]["id"]} if items else {}
+    told = {"object": "list", "data": items[::-1], "has_more": False}
+    return orjson.dumps(told | {"first_id": None, "last_id": None} | ends)
 
 
 def input_items(asked: ResponsesRequest) -> list[dict[str, Any]]:

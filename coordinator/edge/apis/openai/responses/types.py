@@ -7,10 +7,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from coordinator.edge.http import limits
+from coordinator.edge.http.field_errors import LARGE_OBJECT, wrong
 from coordinator.edge.http.field_types import Float, Int, Lenient
+
+
+def _few_entries(value: object) -> object:
+    """Counted first: pydantic would collect an error for every entry of a huge object."""
+    if isinstance(value, dict) and len(value) > limits.MAX_METADATA:
+        told = f"must have at most {limits.MAX_METADATA} entries, but has {len(value)}"
+        wrong(LARGE_OBJECT, told)
+    return value
+
+
+Label = Annotated[str, Field(max_length=limits.MAX_LABEL_CHARACTERS)]
+"""What a response says again, and nobody reads."""
+Metadata = Annotated[
+    dict[
+        Annotated[str, Field(max_length=limits.MAX_METADATA_KEY_CHARACTERS)],
+        Annotated[str, Field(max_length=limits.MAX_METADATA_CHARACTERS)],
+    ],
+    BeforeValidator(_few_entries),
+    Field(max_length=limits.MAX_METADATA),
+]
 
 
 class Part(Lenient):
@@ -59,8 +80,8 @@ class TextConfig(Lenient):
 class ReasoningConfig(Lenient):
     """How much to think."""
 
-    effort: str | None = None
-    summary: str | None = None
+    effort: Label | None = None
+    summary: Label | None = None
 
 
 class ResponsesRequest(Lenient):
@@ -88,10 +109,10 @@ class ResponsesRequest(Lenient):
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
     truncation: str | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
     service_tier: str | None = None
     priority: Annotated[Int, Field(ge=-limits.MOST_PRIORITY, le=limits.MOST_PRIORITY)] | None = None

@@ -1,22 +1,23 @@
 """Responses that can be asked for again and gone on with. Owns the window: in memory, bounded in number and bytes.
 
-The oldest leave first. Nobody sees another tenant's.
+The oldest leave first. Nobody sees another tenant's. What is kept is bytes: a million objects would make every look of
+the garbage collector a pause of all streams.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import orjson
+import msgspec
 
+from coordinator.edge.text.conversation import Turn
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from coordinator.edge.text.conversation import Turn
 
 MAX_RESPONSES = 1024
 MAX_BYTES = 64 * 1024 * 1024
@@ -32,32 +33,32 @@ class ResponseNotFound(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class KeptResponse:
-    """A response as it was told, and all turns of its conversation with its own as the last."""
+    """A response as it was told, its input as a page of items, and all turns of its conversation with its own as the
+    last, as `written` makes them."""
 
     tenant: str
     told: bytes
-    items: Sequence[dict[str, Any]]
-    turns: Sequence[Turn]
+    items: bytes
+    turns: bytes
 
     @property
     def num_bytes(self) -> int:
         """How much of the window it takes; what it shares with its predecessors counts as its own."""
-        return len(self.told) + len(orjson.dumps(self.items)) + sum(map(_size, self.turns))
+        return len(self.told) + len(self.items) + len(self.turns)
 
 
-def _size(turn: Turn) -> int:
-    calls = "".join(call.name + call.arguments + call.call_id for call in turn.calls)
-    said = turn.text + turn.reasoning + calls
-    return len(said.encode("utf-8", "surrogatepass")) + len(orjson.dumps(turn.others))
+_turns = msgspec.json.Decoder(list[Turn])
+written = msgspec.json.Encoder().encode
 
 
 class ResponseWindow:
-    """`num_bytes` is the sum of what is kept."""
+    """`num_bytes` is the sum of what is kept. Long answers are kept from beside the event loop."""
 
     def __init__(self, most: int = MAX_RESPONSES, most_bytes: int = MAX_BYTES) -> None:
         self._most = most
         self._most_bytes = most_bytes
         self._kept: OrderedDict[str, tuple[int, KeptResponse]] = OrderedDict()
+        self._lock = threading.Lock()
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -68,11 +69,12 @@ class ResponseWindow:
         size = response.num_bytes
         if size > self._most_bytes:
             return
-        self._kept[response_id] = size, response
-        self.num_bytes += size
-        while self.num_bytes > self._most_bytes or len(self._kept) > self._most:
-            _, (gone, _) = self._kept.popitem(last=False)
-            self.num_bytes -= gone
+        with self._lock:
+            self._kept[response_id] = size, response
+            self.num_bytes += size
+            while self.num_bytes > self._most_bytes or len(self._kept) > self._most:
+                _, (gone, _) = self._kept.popitem(last=False)
+                self.num_bytes -= gone
 
     def find(self, response_id: str, tenant: str) -> KeptResponse:
         """The response; raises ResponseNotFound."""
@@ -83,16 +85,17 @@ class ResponseWindow:
 
     def drop(self, response_id: str, tenant: str) -> None:
         """Forget a response; raises ResponseNotFound."""
-        self.find(response_id, tenant)
-        size, _ = self._kept.pop(response_id)
-        self.num_bytes -= size
+        with self._lock:
+            self.find(response_id, tenant)
+            size, _ = self._kept.pop(response_id)
+            self.num_bytes -= size
 
     def turns_before(self, response_id: str | None, tenant: str) -> Sequence[Turn]:
         """What a request that names its predecessor goes on with; raises InvalidRequest."""
         if response_id is None:
             return ()
         try:
-            return self.find(response_id, tenant).turns
+            return _turns.decode(self.find(response_id, tenant).turns)
         except ResponseNotFound as error:
             told = f"previous response with id {response_id!r} not found"
             raise InvalidRequest(told, "previous_response_id", NOT_FOUND) from error

@@ -10,12 +10,13 @@ from coordinator.edge.apis.openai.responses.window import (
     KeptResponse,
     ResponseNotFound,
     ResponseWindow,
+    written,
 )
 from coordinator.edge.text.conversation import ToolCall, Turn
 
 
 def kept(size, tenant="", turns=()):
-    return KeptResponse(tenant, b"x" * size, [], turns)
+    return KeptResponse(tenant, b"x" * size, b"", written(turns) if turns else b"")
 
 
 def test_the_oldest_leave_first():
@@ -31,8 +32,23 @@ def test_the_oldest_leave_first():
 def test_turns_and_what_they_have_besides_are_counted():
     small = kept(0, turns=[Turn("user", "é")])
     large = kept(0, turns=[Turn("user", "é", calls=[ToolCall("f", "x" * 100)])])
-    assert small.num_bytes - kept(0).num_bytes == len("é".encode()) + len("{}")
+    assert small.num_bytes > len("é".encode())
     assert large.num_bytes > small.num_bytes + 100
+
+
+def test_turns_come_back_as_they_were():
+    call = ToolCall("f", '{"a": 1}', "call_1")
+    turns = [
+        Turn("user", ("a", "b"), path="input[0]"),
+        Turn("assistant", "", {}, (call,), "thought"),
+        Turn("tool", "é\n", {"tool_call_id": "call_1"}),
+    ]
+    window = ResponseWindow()
+    window.keep("r", kept(1, turns=turns))
+    back = window.turns_before("r", "")
+    assert [(t.role, t.content, t.others, list(t.calls), t.reasoning, t.path) for t in back] == [
+        (t.role, t.content, t.others, list(t.calls), t.reasoning, t.path) for t in turns
+    ]
 
 
 def test_one_that_is_larger_than_the_window_pushes_nobody_out():
