@@ -15,7 +15,9 @@ from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.errors import ConfigError, InvalidRequest
 
 SAME_FIXTURE = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+    max_examples=300,
 )
 
 
