@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING
 
+from protocol.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,6 +49,22 @@ class Prices:
     def of(self, model: str) -> Price:
         """What its tokens cost; nothing where no price says so."""
         return self._prices.get(model) or self._prices.get(ANY, FREE)
+
+
+def check_names(texts: Sequence[str], served: Sequence[str]) -> None:
+    """Raise ConfigError for a price of nothing that is served, and for a served name that would be free beside priced ones."""
+    names = [parse_price(text)[0] for text in texts]
+    told = ", ".join(served)
+    for name in names:
+        if name != ANY and name not in served:
+            raise ConfigError(f"--price: there is no model {name!r} here; served: {told}")
+        if names.count(name) > 1:
+            raise ConfigError(f"--price: {name!r} has more than one price")
+    free = [name for name in served if name not in names]
+    if names and free and ANY not in names:
+        raise ConfigError(
+            f"--price: {', '.join(free)} would cost nothing; add --price {free[0]}=…, or --price '*=…' for every other name"
+        )
 
 
 def parse_price(text: str) -> tuple[str, Price]:

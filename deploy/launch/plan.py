@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from coordinator.accounts.prices import check_names
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.kept_fields import try_template
@@ -77,6 +78,7 @@ def make_plan(
     config: ServeConfig, model: PreparedModel, host: Host, run_directory: Path, port: int
 ) -> Plan:
     """Specs of all processes; ConfigError when the flags, the model and the host do not fit together."""
+    check_names(config.price, model.served_names)
     device = device_of(config, host)
     places = _on_gpus(config, model, host) if device == "cuda" else _on_cpu(config, model, host)
     kv_tokens = min(place.num_blocks for place in places) * config.block_size

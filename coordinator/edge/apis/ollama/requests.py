@@ -90,9 +90,11 @@ def stops_of(asked: AnswerBody) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
-def model_of(name: str | None) -> str | None:
-    """A name without the tag that stands for none."""
-    return name.removesuffix(LATEST) if name else None
+def model_of(name: str | None, served: Sequence[str]) -> str | None:
+    """The served name that is meant: the same, or the one without the tag that stands for none."""
+    if not name or name in served:
+        return name or None
+    return name.removesuffix(LATEST)
 
 
 def tools_of(asked: ChatRequest) -> ToolUse:

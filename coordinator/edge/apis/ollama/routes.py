@@ -82,13 +82,15 @@ class AnswerRoutes:
         edge = self._edge
         arrival_s = edge.context.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_chat)
-        name = self._checked(asked)
-        dialect = ChatDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
+        model = self._checked(asked)
+        dialect = ChatDialect(
+            called(asked, model), edge.context.tokenizer, logprobs=bool(asked.logprobs)
+        )
         if not asked.messages:
             return self._loaded(dialect)
         wishes = wishes_of(asked)
         prompt = await edge.reader.turns(conversation)
-        neutral = self._neutral(asked, wishes, name, arrival_s, prompt, tools)
+        neutral = self._neutral(asked, wishes, model, arrival_s, prompt, tools)
         return await edge.respond(request, principal, neutral, dialect)
 
     async def generate(self, request: Request, principal: Principal) -> Response:
@@ -96,8 +98,10 @@ class AnswerRoutes:
         edge = self._edge
         arrival_s = edge.context.clock.now_s()
         asked, conversation = await edge.bodies.read(request, parse_generate)
-        name = self._checked(asked)
-        dialect = GenerateDialect(name, edge.context.tokenizer, logprobs=bool(asked.logprobs))
+        model = self._checked(asked)
+        dialect = GenerateDialect(
+            called(asked, model), edge.context.tokenizer, logprobs=bool(asked.logprobs)
+        )
         if not asked.prompt:
             return self._loaded(dialect)
         wishes = wishes_of(asked)
@@ -105,13 +109,15 @@ class AnswerRoutes:
             prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)
         else:
             prompt = await edge.reader.turns(conversation)
-        neutral = self._neutral(asked, wishes, name, arrival_s, prompt, NO_TOOLS)
+        neutral = self._neutral(asked, wishes, model, arrival_s, prompt, NO_TOOLS)
         return await edge.respond(request, principal, neutral, dialect)
 
     def _checked(self, asked: AnswerBody) -> str:
-        name = asked.model or asked.name
-        self._edge.check_model(model_of(name))
-        return name or self._edge.model.name
+        """The served name: what keys, prices and the ledger know, whatever the client calls it."""
+        edge = self._edge
+        name = model_of(asked.model or asked.name, edge.model.served_names)
+        edge.check_model(name)
+        return name or edge.model.name
 
     def _loaded(self, dialect: OllamaDialect) -> Response:
         """Models are loaded before a server takes requests: there is nothing to wait for."""
@@ -123,7 +129,7 @@ class AnswerRoutes:
         self,
         asked: AnswerBody,
         wishes: SamplingWishes,
-        name: str,
+        model: str,
         arrival_s: float,
         prompt: list[int],
         tools: ToolUse,
@@ -133,7 +139,7 @@ class AnswerRoutes:
             arrival_s=arrival_s,
             operation="chat" if is_chat else "generate",
             reply_id=new_request_id(),
-            model=name,
+            model=model,
             prompts=[prompt],
             prompt_field="messages" if is_chat else "prompt",
             wishes=wishes,
@@ -144,6 +150,11 @@ class AnswerRoutes:
             has_parts=is_chat or not getattr(asked, "raw", None),
             wants_timings=True,
         )
+
+
+def called(asked: AnswerBody, model: str) -> str:
+    """What the answer calls its model: as the client did."""
+    return asked.model or asked.name or model
 
 
 class ModelRoutes:
@@ -235,7 +246,8 @@ class ModelRoutes:
             return check_fields(parse_object(body), ModelRequest)
 
         asked = await self._edge.bodies.read(request, parse)
-        self._edge.check_model(model_of(asked.model or asked.name))
+        name = model_of(asked.model or asked.name, self._edge.model.served_names)
+        self._edge.check_model(name)
 
     def _cards(self) -> list[dict[str, Any]]:
         return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deploy.commands.serve import claim_port, read_news
@@ -29,6 +30,25 @@ DIRECTORY = Path("/tmp/run")
 def plan(host: Host = HOST, **options: str):
     named = {name.replace("_", "-"): value for name, value in options.items()}
     return make_plan(resolve(named, {}).config, MODEL, host, DIRECTORY, 8000)
+
+
+def test_prices_are_of_served_names_and_leave_none_of_them_free() -> None:
+    def priced(*prices: str, names: tuple[str, ...] = ()):
+        given = {"price": list(prices), "keys-db": "keys.db"}
+        model = msgspec.structs.replace(MODEL, served_names=names or MODEL.served_names)
+        return make_plan(resolve(given, {}).config, model, HOST, DIRECTORY, 8000).coordinator
+
+    for prices in (("tiny=1/2",), ("*=1/2",), ("tiny=1/2", "*=3/4")):
+        assert priced(*prices).prices == prices
+    assert priced("a=1/2", "b=0/0", names=("a", "b")).prices == ("a=1/2", "b=0/0")
+    for prices, names, told in (
+        (("other=1/2", "tiny=1/2"), (), "no model 'other' here; served: tiny"),
+        (("tiny:latest=1/2", "*=1/2"), (), "no model 'tiny:latest'"),
+        (("a=1/2",), ("a", "b", "c"), "b, c would cost nothing"),
+        (("tiny=1/2", "tiny=0/0"), (), "'tiny' has more than one price"),
+    ):
+        with pytest.raises(ConfigError, match=f"--price: .*{told}"):
+            priced(*prices, names=names)
 
 
 @pytest.mark.parametrize(
