@@ -203,6 +203,11 @@ def _check(config: ServeConfig) -> None:
         raise ConfigError("--admin-api-key: must differ from every --api-key")
     if config.ssl_certfile is None and (config.ssl_keyfile or config.ssl_ca_certs):
         raise ConfigError("--ssl-keyfile, --ssl-ca-certs: need the certificate's --ssl-certfile")
+    if config.keys_db is not None and config.api_key and not config.admin_api_key:
+        raise ConfigError(
+            "--keys-db: beside --api-key it needs an --admin-api-key: else every client could make keys and read all usage; "
+            "set one, or leave --api-key out"
+        )
     if config.price and config.keys_db is None:
         raise ConfigError("--price: costs are booked in --keys-db; name a file for it")
     _check_autoscale(config)

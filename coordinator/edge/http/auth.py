@@ -85,7 +85,8 @@ class Keys:
         if any(not key.strip() for key in (*api_keys, *admin_keys)):
             raise ConfigError("an API key cannot be empty")
         self.accounts = accounts
-        operating = [_digest(key) for key in admin_keys or api_keys]
+        # beside accounts no client's key makes keys, or reads all usage
+        operating = [_digest(key) for key in admin_keys or (() if accounts else api_keys)]
         self._digests = {
             Scope.INFERENCE: [_digest(key) for key in api_keys],
             **dict.fromkeys(OPERATING, operating),

@@ -84,6 +84,14 @@ def test_loopback_needs_no_keys(host) -> None:
     assert resolve({"host": host}, {}).config.api_key == ()
 
 
+def test_a_clients_key_of_the_command_line_is_no_operators_key_of_the_database() -> None:
+    given = {"keys-db": "keys.db", "api-key": ["k"]}
+    with pytest.raises(ConfigError, match=r"--keys-db: .*--admin-api-key"):
+        resolve(given, {})
+    assert resolve(given | {"admin-api-key": ["boss"]}, {}).config.api_key == ("k",)
+    assert resolve({"keys-db": "keys.db"}, {}).config.keys_db == "keys.db"
+
+
 def test_printed_config_hides_keys() -> None:
     text = describe(resolve({"api-key": ["secret-1", "secret-2"]}, {}))
     assert "secret" not in text

@@ -128,6 +128,18 @@ async def test_every_route_of_the_table_takes_only_the_keys_that_it_needs(served
                         assert (state in str(words)) == (who == state), what
 
 
+async def test_without_an_admin_key_no_clients_key_of_the_command_line_is_one(
+    served_model, tmp_path
+):
+    async with edge(served_model, tmp_path, api_keys=["static"]) as (client, accounts, _):
+        for path in ("/keys", "/cluster", "/metrics"):
+            assert (await client.get(path, headers=bearer("static"))).status_code == 403
+        other = (await accounts.create(KeyTerms())).secret
+        await client.post(COMPLETE, json=HELLO, headers=bearer(other))
+        reply = await client.get("/usage", headers=bearer("static"))
+        assert reply.json()["data"] == []
+
+
 async def test_secrets_are_nowhere_but_in_the_answer_that_tells_them(
     served_model, tmp_path, caplog
 ):
