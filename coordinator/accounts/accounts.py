@@ -188,7 +188,7 @@ class Accounts:
         """A new key, whose secret is told this once; raises InvalidRequest."""
         made = make_key(terms, self.wall_s())
         await self._put(made.record)
-        log.info("key %s was created for tenant %s", made.record.key_id, terms.tenant)
+        log.info("key %s was created for tenant %s", made.record.key_id, made.record.terms.tenant)
         return made
 
     async def rotate(self, key_id: str, grace_s: float) -> NewKey:

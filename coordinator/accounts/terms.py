@@ -41,11 +41,12 @@ class KeyConflict(BatonError):
 
 
 class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key allows; None and () set no limit. `budget` is money, in the currency of the prices. Requests of keys
+    """What a key allows; None and () set no limit. Without a `tenant` a key is its own: its id becomes the name of one.
+    `budget` is money, in the currency of the prices. Requests of keys
     with one `shared_cache` find each other's prefixes; all others find those of their own tenant only. `weight` and
     `priority` are for whoever divides the waiting line."""
 
-    tenant: str = "default"
+    tenant: str = ""
     name: str = ""
     scopes: tuple[ScopeName, ...] = ("inference",)
     models: tuple[str, ...] = ()
@@ -68,8 +69,7 @@ class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """Raise InvalidRequest, naming the field, for terms that make no sense."""
-        _check_name(self.tenant, "tenant")
-        for field in ("name", "shared_cache"):
+        for field in ("tenant", "name", "shared_cache"):
             if value := getattr(self, field):
                 _check_name(value, field)
         for tag in self.tags:
@@ -134,6 +134,7 @@ def make_key(terms: KeyTerms, now_s: float) -> NewKey:
     """A new one; raises InvalidRequest for terms that make no sense."""
     terms.check()
     key_id = random_hex(6)
+    terms = msgspec.structs.replace(terms, tenant=terms.tenant or key_id)
     secret = make_secret(key_id)
     record = KeyRecord(key_id=key_id, digest=digest_of(secret), terms=terms, created_at=now_s)
     return NewKey(record, secret)

@@ -271,7 +271,7 @@ def _add_id(parser: Parser) -> None:
 
 def _add_create(parser: Parser) -> None:
     add, count = parser.add_argument, typed(whole(1))
-    add("--tenant", metavar="NAME", help="whose it is (default: default)")
+    add("--tenant", metavar="NAME", help="whose it is (default: its own, named by its id)")
     add("--name", metavar="TEXT", help="what it is for")
     add("--scopes", nargs="+", choices=SCOPES, help="what it opens (default: inference)")
     add("--models", nargs="+", metavar="MODEL", help="all that it may use (default: every one)")

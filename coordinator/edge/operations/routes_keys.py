@@ -42,7 +42,7 @@ class KeyRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    tenant: Name = "default"
+    tenant: Name = ""
     name: Name = ""
     scopes: Annotated[list[ScopeName], Field(min_length=1, max_length=3)] = ["inference"]
     models: Annotated[list[Model], Field(max_length=MAX_LIST)] = []

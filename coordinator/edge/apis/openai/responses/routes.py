@@ -74,8 +74,8 @@ class ResponseRoutes:
             return self._kept(response_id, principal)
 
         async def delete_response(response_id: str, principal: Principal = who) -> Response:
-            """Forget a response."""
-            self._window.drop(response_id, principal.tenant)
+            """Forget a response, and its stream; one that is still written is ended."""
+            self._forget(response_id, principal.tenant)
             return json_response({"id": response_id, "object": "response", "deleted": True})
 
         async def list_input_items(response_id: str, principal: Principal = who) -> Response:
@@ -145,6 +145,17 @@ class ResponseRoutes:
             self._window.keep(response_id, kept)
 
         return keep
+
+    def _forget(self, response_id: str, tenant: str) -> None:
+        """Raises ResponseNotFound where neither is here."""
+        try:
+            kept = self._edge.streams.find(response_id, tenant)
+        except StreamGone:
+            self._window.drop(response_id, tenant)
+            return
+        self._edge.streams.forget(kept)
+        with suppress(ResponseNotFound):  # it is being written, or was not to be stored
+            self._window.drop(response_id, tenant)
 
     def _cancelled(self, response_id: str, principal: Principal) -> Response:
         streams = self._edge.streams

@@ -344,6 +344,27 @@ async def test_a_response_in_the_background_can_be_cancelled(app, service):
     assert not reader.has_ended
 
 
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_a_response_that_is_deleted_leaves_no_stream(app, service, is_over):
+    reader, name = await background(app, service)
+    if is_over:
+        service.streams[0].say(*TOKENS[3:], end="stop")
+        await asyncio.wait_for(reader.task, 2)
+    deleted = got(app, name, method="DELETE")
+    await asyncio.wait_for(deleted.task, 2)
+    assert orjson.loads(deleted.body)["deleted"] is True
+    await asyncio.wait_for(reader.task, 2)
+    assert (service.streams[0].cancel_reason is None) == is_over
+    for query in (b"", b"stream=true"):
+        gone = got(app, name, query)
+        await asyncio.wait_for(gone.task, 2)
+        assert gone.status == 404
+    twice = got(app, name, method="DELETE")
+    await asyncio.wait_for(twice.task, 2)
+    assert twice.status == 404
+    assert app.state.streams.num_bytes == 0
+
+
 async def test_a_response_in_front_is_not_streamed_again(app, service, served_model):
     plain = ScriptedService(default=say([5], "stop"))
     app = create_app(service=plain, model=served_model)
