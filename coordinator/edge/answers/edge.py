@@ -77,11 +77,18 @@ class Edge:
     formats: AnswerFormats
     streams: KeptStreams
 
-    def check_model(self, name: str | None) -> None:
-        """Raise ModelNotFound for a name that is not served; no name means the served model."""
+    def model_for(self, principal: Principal, name: str | None) -> str:
+        """The served name that a request means; no name means the first. Raises ModelNotFound, and Forbidden for one that
+        its key does not allow; comes before anything is computed for the request."""
         if name is not None and name not in self.model.served_names:
-            served = ", ".join(self.model.served_names)
+            served = ", ".join(self.names_for(principal)) or "none that this API key may use"
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
+        principal.check_model(name or self.model.name)
+        return name or self.model.name
+
+    def names_for(self, principal: Principal) -> tuple[str, ...]:
+        """The served names that a key allows."""
+        return tuple(name for name in self.model.served_names if principal.may_use(name))
 
     async def respond(
         self, request: Request, principal: Principal, asked: AnswerRequest, dialect: Dialect

@@ -51,9 +51,9 @@ class MessageRoutes:
             """Answer a conversation, in Anthropic's form."""
             return await self.message(request, principal)
 
-        async def count_message_tokens(request: Request) -> Response:
+        async def count_message_tokens(request: Request, principal: Principal = who) -> Response:
             """How many tokens a conversation has."""
-            return await self.count(request)
+            return await self.count(request, principal)
 
         for path, endpoint, told in (
             ("", create_message, body_schema(MessagesRequest, "text/event-stream", ERROR_REPLY)),
@@ -69,10 +69,10 @@ class MessageRoutes:
         edge = self._edge
         arrival_s = edge.context.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
-        edge.check_model(asked.model)
+        model = edge.model_for(principal, asked.model)
         wishes = wishes_of(asked)
         prompt = await edge.reader.turns(conversation)
-        reply_id, model = f"msg_{new_request_id()}", asked.model or edge.model.name
+        reply_id = f"msg_{new_request_id()}"
         neutral = AnswerRequest(
             arrival_s=arrival_s,
             operation="chat",
@@ -89,11 +89,11 @@ class MessageRoutes:
         )
         return await edge.respond(request, principal, neutral, MessagesDialect(reply_id, model))
 
-    async def count(self, request: Request) -> Response:
+    async def count(self, request: Request, principal: Principal) -> Response:
         """Read a conversation and count it."""
         edge = self._edge
         asked, conversation = await edge.bodies.read(request, parse_count)
-        edge.check_model(asked.model)
+        edge.model_for(principal, asked.model)
         prompt = await edge.reader.turns(conversation)
         return json_response({"input_tokens": len(prompt)})
 
@@ -107,23 +107,26 @@ class ModelRoutes:
     def router(self) -> APIRouter:
         """Their routes; `/openapi.json` has these paths already."""
         router = APIRouter(prefix="/v1/models", route_class=VersionedRoute)
-        for path, endpoint in (("", self.models), ("/{model_id:path}", self.model)):
+        who = Depends(self._edge.guard)
+
+        async def models(principal: Principal = who) -> Response:
+            return self.models(principal)
+
+        async def model(model_id: str, principal: Principal = who) -> Response:
+            return json_response(self._card(self._edge.model_for(principal, model_id)))
+
+        for path, endpoint in (("", models), ("/{model_id:path}", model)):
             router.add_api_route(
                 path, endpoint, methods=["GET"], response_model=None, include_in_schema=False
             )
         return router
 
-    async def models(self) -> Response:
-        """A card for every served name, all on one page."""
-        names = self._edge.model.served_names
-        cards = [self._card(name) for name in names]
-        page = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    def models(self, principal: Principal) -> Response:
+        """A card for every served name that its key allows, all on one page."""
+        cards = [self._card(name) for name in self._edge.names_for(principal)]
+        first, last = (cards[0]["id"], cards[-1]["id"]) if cards else (None, None)
+        page = {"has_more": False, "first_id": first, "last_id": last}
         return json_response({"data": cards} | page)
-
-    async def model(self, model_id: str) -> Response:
-        """One card."""
-        self._edge.check_model(model_id)
-        return json_response(self._card(model_id))
 
     def _card(self, name: str) -> dict[str, Any]:
         edge = self._edge

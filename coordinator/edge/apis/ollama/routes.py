@@ -82,12 +82,12 @@ class AnswerRoutes:
         edge = self._edge
         arrival_s = edge.context.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_chat)
-        model = self._checked(asked)
+        model = meant(edge, principal, asked)
         dialect = ChatDialect(
             called(asked, model), edge.context.tokenizer, logprobs=bool(asked.logprobs)
         )
         if not asked.messages:
-            return self._loaded(dialect)
+            return loaded(dialect, called(asked, model))
         wishes = wishes_of(asked)
         prompt = await edge.reader.turns(conversation)
         neutral = self._neutral(asked, wishes, model, arrival_s, prompt, tools)
@@ -98,12 +98,12 @@ class AnswerRoutes:
         edge = self._edge
         arrival_s = edge.context.clock.now_s()
         asked, conversation = await edge.bodies.read(request, parse_generate)
-        model = self._checked(asked)
+        model = meant(edge, principal, asked)
         dialect = GenerateDialect(
             called(asked, model), edge.context.tokenizer, logprobs=bool(asked.logprobs)
         )
         if not asked.prompt:
-            return self._loaded(dialect)
+            return loaded(dialect, called(asked, model))
         wishes = wishes_of(asked)
         if asked.raw:
             prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)
@@ -111,19 +111,6 @@ class AnswerRoutes:
             prompt = await edge.reader.turns(conversation)
         neutral = self._neutral(asked, wishes, model, arrival_s, prompt, NO_TOOLS)
         return await edge.respond(request, principal, neutral, dialect)
-
-    def _checked(self, asked: AnswerBody) -> str:
-        """The served name: what keys, prices and the ledger know, whatever the client calls it."""
-        edge = self._edge
-        name = model_of(asked.model or asked.name, edge.model.served_names)
-        edge.check_model(name)
-        return name or edge.model.name
-
-    def _loaded(self, dialect: OllamaDialect) -> Response:
-        """Models are loaded before a server takes requests: there is nothing to wait for."""
-        told = dialect.words("", "", [])
-        head = {"model": self._edge.model.name, "created_at": now_told()}
-        return json_response(head | told | {"done": True, "done_reason": "load"})
 
     def _neutral(
         self,
@@ -152,9 +139,22 @@ class AnswerRoutes:
         )
 
 
+def meant(edge: Edge, principal: Principal, asked: AnswerBody | ModelRequest) -> str:
+    """The served name: what keys, prices and the ledger know, whatever the client calls it."""
+    name = model_of(asked.model or asked.name, edge.model.served_names)
+    return edge.model_for(principal, name)
+
+
 def called(asked: AnswerBody, model: str) -> str:
     """What the answer calls its model: as the client did."""
     return asked.model or asked.name or model
+
+
+def loaded(dialect: OllamaDialect, name: str) -> Response:
+    """Models are loaded before a server takes requests: there is nothing to wait for."""
+    told = dialect.words("", "", [])
+    head = {"model": name, "created_at": now_told()}
+    return json_response(head | told | {"done": True, "done_reason": "load"})
 
 
 class ModelRoutes:
@@ -169,17 +169,34 @@ class ModelRoutes:
 
     def router(self) -> APIRouter:
         """Their routes."""
-        router = APIRouter(prefix="/api")
+        router, who = APIRouter(prefix="/api"), Depends(self._edge.guard)
+
+        async def tags(principal: Principal = who) -> Response:
+            """Every served name."""
+            return json_response({"models": self._cards(principal)})
+
+        async def ps(principal: Principal = who) -> Response:
+            """The same: what is served is loaded, and stays."""
+            return self.ps(principal)
+
+        async def show(request: Request, principal: Principal = who) -> Response:
+            """One model."""
+            return await self.show(request, principal)
+
+        async def embed(request: Request, principal: Principal = who) -> Response:
+            """Refused: the model is for generating."""
+            return await self.embed(request, principal)
+
         told = error_schema(ERROR_REPLY)
-        for path, get in (("/tags", self.tags), ("/ps", self.ps), ("/version", self.version)):
+        for path, get in (("/tags", tags), ("/ps", ps), ("/version", self.version)):
             router.add_api_route(
                 path, get, methods=["GET"], response_model=None, openapi_extra=told
             )
         shown = body_schema(ModelRequest, error=ERROR_REPLY)
         for path, post in (
-            ("/show", self.show),
-            ("/embed", self.embed),
-            ("/embeddings", self.embed),
+            ("/show", show),
+            ("/embed", embed),
+            ("/embeddings", embed),
         ):
             router.add_api_route(
                 path,
@@ -191,15 +208,11 @@ class ModelRoutes:
             )
         return router
 
-    async def tags(self) -> Response:
-        """Every served name."""
-        return json_response({"models": self._cards()})
-
-    async def ps(self) -> Response:
-        """The same: what is served is loaded, and stays."""
+    def ps(self, principal: Principal) -> Response:
+        """The cards of models that stay."""
         length = self._edge.model.max_model_len
         loaded = {"expires_at": NEVER, "size_vram": 0, "context_length": length}
-        cards = [card | loaded for card in self._cards()]
+        cards = [card | loaded for card in self._cards(principal)]
         for card in cards:
             del card["modified_at"]
         return json_response({"models": cards})
@@ -208,10 +221,10 @@ class ModelRoutes:
         """Baton's own."""
         return json_response({"version": request.app.version})
 
-    async def show(self, request: Request) -> Response:
-        """One model."""
+    async def show(self, request: Request, principal: Principal) -> Response:
+        """What is known of a model."""
         edge = self._edge
-        await self._read(request)
+        await self._read(request, principal)
         config, length = edge.model.config, edge.model.max_model_len
         known = {
             "general.architecture": config.family,
@@ -235,21 +248,20 @@ class ModelRoutes:
             }
         )
 
-    async def embed(self, request: Request) -> Response:
-        """Refused: the model is for generating."""
-        await self._read(request)
+    async def embed(self, request: Request, principal: Principal) -> Response:
+        """Raises InvalidRequest."""
+        await self._read(request, principal)
         message = f"the model {self._edge.model.name!r} is not for embeddings"
         raise InvalidRequest(message, "model", UNSUPPORTED_CODE)
 
-    async def _read(self, request: Request) -> None:
+    async def _read(self, request: Request, principal: Principal) -> None:
         def parse(body: bytes) -> ModelRequest:
             return check_fields(parse_object(body), ModelRequest)
 
         asked = await self._edge.bodies.read(request, parse)
-        name = model_of(asked.model or asked.name, self._edge.model.served_names)
-        self._edge.check_model(name)
+        meant(self._edge, principal, asked)
 
-    def _cards(self) -> list[dict[str, Any]]:
+    def _cards(self, principal: Principal) -> list[dict[str, Any]]:
         return [
             {
                 "name": name,
@@ -259,7 +271,7 @@ class ModelRoutes:
                 "digest": self._digest,
                 "details": self._details(),
             }
-            for name in self._edge.model.served_names
+            for name in self._edge.names_for(principal)
         ]
 
     def _details(self) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from coordinator.edge.apis.openai.requests import parse_detokenize, parse_tokenize
 from coordinator.edge.apis.openai.types import DetokenizeRequest, TokenizeRequest
+from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
 from coordinator.edge.http.bodies import MAX_IDS, body_schema, json_response
 from coordinator.edge.text.chat_template import SETTINGS, read_tokenizer_config
 
@@ -28,28 +29,43 @@ class TextRoutes:
 
     def router(self) -> APIRouter:
         """Their routes."""
-        router = APIRouter()
-        tokenize, detokenize = body_schema(TokenizeRequest), body_schema(DetokenizeRequest)
-        post = ["POST"]
+        router, who = APIRouter(), Depends(self._edge.guard)
+
+        async def tokenize(request: Request, principal: Principal = who) -> Response:
+            """Token ids of a text or of a conversation."""
+            return await self.tokenize(request, principal)
+
+        async def detokenize(request: Request, principal: Principal = who) -> Response:
+            """Text of token ids, special tokens included."""
+            return await self.detokenize(request, principal)
+
+        async def tokenizer_info(principal: Principal = who) -> Response:
+            """What a client needs to tokenize and to render chats itself, in the form of tokenizer_config.json."""
+            return self.tokenizer_info(principal)
+
+        async def models(principal: Principal = who) -> Response:
+            """A card for every served name."""
+            return self.models(principal)
+
+        async def model(model_id: str, principal: Principal = who) -> Response:
+            """One card."""
+            return json_response(self._card(self._edge.model_for(principal, model_id)))
+
+        posts = ((tokenize, TokenizeRequest), (detokenize, DetokenizeRequest))
         add = router.add_api_route
-        add("/tokenize", self.tokenize, methods=post, response_model=None, openapi_extra=tokenize)
-        add(
-            "/detokenize",
-            self.detokenize,
-            methods=post,
-            response_model=None,
-            openapi_extra=detokenize,
-        )
-        add("/tokenizer_info", self.tokenizer_info, methods=["GET"], response_model=None)
-        add("/v1/models", self.models, methods=["GET"], response_model=None)
-        add("/v1/models/{model_id:path}", self.model, methods=["GET"], response_model=None)
+        for endpoint, body in posts:
+            told, path = body_schema(body), f"/{endpoint.__name__}"
+            add(path, endpoint, methods=["POST"], response_model=None, openapi_extra=told)
+        add("/tokenizer_info", tokenizer_info, methods=["GET"], response_model=None)
+        add("/v1/models", models, methods=["GET"], response_model=None)
+        add("/v1/models/{model_id:path}", model, methods=["GET"], response_model=None)
         return router
 
-    async def tokenize(self, request: Request) -> Response:
-        """Token ids of a text or of a conversation."""
+    async def tokenize(self, request: Request, principal: Principal) -> Response:
+        """Ids, and their names for who asks."""
         edge = self._edge
         asked, conversation = await edge.bodies.read(request, parse_tokenize)
-        edge.check_model(asked.model)
+        edge.model_for(principal, asked.model)
         if conversation is not None:
             tokens = await edge.reader.chat(conversation)
         else:
@@ -63,11 +79,11 @@ class TextRoutes:
         told = {"count": len(tokens), "max_model_len": edge.model.max_model_len}
         return json_response(told | {"tokens": tokens, "token_strs": names})
 
-    async def detokenize(self, request: Request) -> Response:
-        """Text of token ids, special tokens included."""
+    async def detokenize(self, request: Request, principal: Principal) -> Response:
+        """A text."""
         edge = self._edge
         asked = await edge.bodies.read(request, parse_detokenize, MAX_IDS)
-        edge.check_model(asked.model)
+        edge.model_for(principal, asked.model)
 
         def read() -> str:
             edge.vocabulary.check(asked.tokens, "tokens")
@@ -76,22 +92,18 @@ class TextRoutes:
         is_small = len(asked.tokens) <= INLINE_TOKENS
         return json_response({"prompt": read() if is_small else await edge.side.run(read)})
 
-    async def tokenizer_info(self) -> Response:
-        """What a client needs to tokenize and to render chats itself, in the form of tokenizer_config.json."""
+    def tokenizer_info(self, principal: Principal) -> Response:
+        """The tokenizer's settings; all served names have the same."""
         edge = self._edge
+        edge.model_for(principal, next(iter(edge.names_for(principal)), None))
         config = read_tokenizer_config(edge.model.directory / SETTINGS)
         known = {"tokenizer_class": FAST_TOKENIZER, "model_max_length": edge.model.max_model_len}
         return json_response(known | config | edge.reader.template.told())
 
-    async def models(self) -> Response:
-        """A card for every served name."""
-        cards = [self._card(name) for name in self._edge.model.served_names]
+    def models(self, principal: Principal) -> Response:
+        """Those that its key allows."""
+        cards = [self._card(name) for name in self._edge.names_for(principal)]
         return json_response({"object": "list", "data": cards})
-
-    async def model(self, model_id: str) -> Response:
-        """One card."""
-        self._edge.check_model(model_id)
-        return json_response(self._card(model_id))
 
     def _card(self, name: str) -> dict[str, Any]:
         return {

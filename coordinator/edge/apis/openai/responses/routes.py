@@ -102,14 +102,14 @@ class ResponseRoutes:
         arrival_s = edge.context.clock.now_s()
         read = await edge.bodies.read(request, read_response)
         asked = read.asked
-        edge.check_model(asked.model)
+        model = edge.model_for(principal, asked.model)
         wishes = wishes_of(asked)
         earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
         prompt = await edge.reader.turns(conversation_of(asked, earlier, read.turns, read.tools))
         options = ResponseOptions(
             response_id=f"resp_{new_request_id()}",
             created=int(wall_time_s()),
-            model=asked.model or edge.model.name,
+            model=model,
             echoed=self._echoed(read),
             logprobs=wishes.logprobs is not None,
         )
@@ -117,7 +117,7 @@ class ResponseRoutes:
             arrival_s=arrival_s,
             operation="chat",
             reply_id=options.response_id,
-            model=options.model,
+            model=model,
             prompts=[prompt],
             prompt_field="input",
             wishes=wishes,

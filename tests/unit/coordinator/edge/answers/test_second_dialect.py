@@ -83,7 +83,7 @@ class GenerateApi:
         async def generate(request: Request, principal: Principal = who) -> Response:
             arrival_s = edge.context.clock.now_s()
             body = await edge.bodies.read(request, parse_object)
-            edge.check_model(body["model"])
+            edge.model_for(principal, body["model"])
             options = body.get("options", {})
             asked = AnswerRequest(
                 arrival_s=arrival_s,

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from coordinator.accounts.terms import KeyTerms
-from tests.unit.coordinator.edge.http.test_keys import bearer, edge
+from coordinator.edge.http.route_list import RouteList
+from tests.unit.coordinator.edge.http.test_keys import OPEN, bearer, edge, needed
 
 GENERATE = {"prompt": "Hello", "stream": False}
 CHAT = {"messages": [{"role": "user", "content": "Hello"}], "stream": False}
@@ -37,3 +38,101 @@ async def test_a_served_name_that_ends_in_the_tag_is_itself(served_model, tmp_pa
         body = GENERATE | {"model": "small:latest"}
         reply = await client.post("/api/generate", json=body, headers=headers)
         assert reply.status_code == 200
+
+
+MESSAGES = {"messages": [{"role": "user", "content": "Hello"}]}
+ASKED = {
+    ("POST", "/v1/chat/completions"): MESSAGES,
+    ("POST", "/v1/completions"): {"prompt": "Hello"},
+    ("POST", "/v1/responses"): {"input": "Hello"},
+    ("POST", "/v1/messages"): MESSAGES | {"max_tokens": 5},
+    ("POST", "/v1/messages/count_tokens"): MESSAGES,
+    ("POST", "/tokenize"): {"prompt": "Hello"},
+    ("POST", "/detokenize"): {"tokens": [5]},
+    ("GET", "/tokenizer_info"): None,
+    ("GET", "/v1/models/{model_id:path}"): None,
+    ("POST", "/api/chat"): MESSAGES,
+    ("POST", "/api/generate"): {"prompt": ""},
+    ("POST", "/api/show"): {},
+    ("POST", "/api/embed"): {},
+    ("POST", "/api/embeddings"): {},
+}
+"""What says something of a model: refused to a key of others."""
+LISTS = {
+    ("GET", "/v1/models"): "data",
+    ("GET", "/api/tags"): "models",
+    ("GET", "/api/ps"): "models",
+}
+MODELLESS = {
+    *("/version", "/openapi.json", "/docs", "/api/version"),
+    *(f"/v1/responses/{{response_id}}{tail}" for tail in ("", "/input_items", "/cancel")),
+}
+"""Routes that say nothing of a model, or only of what the same tenant asked."""
+
+
+def inference_routes(app):
+    for route in RouteList(app.routes):
+        if needed(route.path) == "inference" and route.path not in OPEN | MODELLESS:
+            for method in (route.methods or set()) - {"HEAD", "OPTIONS"}:
+                yield method, route.path
+
+
+async def test_a_key_of_other_models_learns_of_none_and_has_nothing_computed(
+    served_model, tmp_path, monkeypatch
+):
+    async def computed(*_, **__):
+        raise AssertionError("a prompt was read")
+
+    for name in ("chat", "turns", "text"):
+        monkeypatch.setattr(f"coordinator.edge.text.prompts.PromptReader.{name}", computed)
+    async with edge(served_model, tmp_path) as (client, accounts, app):
+        headers = bearer((await accounts.create(KeyTerms(models=("other",)))).secret)
+        asked = set()
+        for method, template in inference_routes(app):
+            what = (method, template)
+            path = template.replace("{model_id:path}", "tiny")
+            versions = ({}, {"anthropic-version": "2023-06-01"})
+            for version in versions if "/models" in path else ({},):
+                for name in ("tiny", None) if method == "POST" else ("tiny",):
+                    body = None if ASKED.get(what) is None else ASKED[what] | {"model": name}
+                    reply = await client.request(method, path, json=body, headers=headers | version)
+                    if what in LISTS:
+                        assert (reply.status_code, reply.json()[LISTS[what]]) == (200, []), what
+                        assert "tiny" not in reply.text
+                    else:
+                        assert reply.status_code == 403, (what, reply.text)
+            asked.add(what)
+        assert asked == {*ASKED, *LISTS}
+
+
+async def test_a_name_that_is_not_served_is_told_what_the_key_may_use_only(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        for models, told in (
+            (("other",), "none that this API key may use"),
+            (("tiny-alias", "other"), "served: tiny-alias"),
+            ((), "served: tiny, tiny-alias"),
+        ):
+            headers = bearer((await accounts.create(KeyTerms(models=models))).secret)
+            body = {"prompt": "Hello", "model": "elsewhere"}
+            reply = await client.post("/v1/completions", json=body, headers=headers)
+            assert reply.status_code == 404
+            assert reply.json()["error"]["message"].endswith(told)
+
+
+async def test_lists_have_the_models_of_the_key(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        headers = bearer((await accounts.create(KeyTerms(models=("tiny-alias",)))).secret)
+        for path, field, name in (
+            ("/v1/models", "data", "id"),
+            ("/api/tags", "models", "name"),
+            ("/api/ps", "models", "model"),
+        ):
+            told = (await client.get(path, headers=headers)).json()[field]
+            assert [card[name] for card in told] == ["tiny-alias"]
+        assert (await client.get("/tokenizer_info", headers=headers)).status_code == 200
+        version = headers | {"anthropic-version": "2023-06-01"}
+        page = (await client.get("/v1/models", headers=version)).json()
+        assert page["first_id"] == page["last_id"] == "tiny-alias"
+        body = {"model": "tiny-alias"}
+        reply = await client.post("/api/generate", json=body, headers=headers)
+        assert (reply.json()["model"], reply.json()["done_reason"]) == ("tiny-alias", "load")
