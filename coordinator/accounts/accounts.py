@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,7 +23,7 @@ from coordinator.accounts.key_book import KeyBook
 from coordinator.accounts.limits import WINDOW_S, KeyMeter
 from coordinator.accounts.prices import Prices
 from coordinator.accounts.records import UsageRecord, crashed
-from coordinator.accounts.terms import make_key, revoked, rotated
+from coordinator.accounts.terms import KeyNotFound, NewKey, make_key, make_secret, revoked, rotated
 from coordinator.accounts.writer import Writer
 from protocol.clock import wall_time_s
 from protocol.errors import ConfigError, LedgerUnavailable
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from coordinator.accounts.terms import KeyRecord, KeyTerms, NewKey
+    from coordinator.accounts.terms import KeyRecord, KeyTerms
     from coordinator.accounts.writer import LedgerState
     from protocol.clock import Clock
 
@@ -187,27 +188,32 @@ class Accounts:
     async def create(self, terms: KeyTerms) -> NewKey:
         """A new key, whose secret is told this once; raises InvalidRequest."""
         made = make_key(terms, self.wall_s())
-        await self._put(made.record)
+        await self.ask(lambda database: database.put_key(made.record))
+        self.book.put(made.record)
         log.info("key %s was created for tenant %s", made.record.key_id, made.record.terms.tenant)
         return made
 
     async def rotate(self, key_id: str, grace_s: float) -> NewKey:
-        """Another secret for a key."""
-        made = rotated(self.book.get(key_id), self.wall_s(), grace_s)
-        await self._put(made.record)
+        """Another secret for a key; raises KeyNotFound, or KeyConflict for one that was revoked."""
+        secret, now_s = make_secret(key_id), self.wall_s()
+        record = await self._change(key_id, lambda one: rotated(one, secret, now_s, grace_s))
         log.info("key %s was rotated", key_id)
-        return made
+        return NewKey(record, secret)
 
     async def revoke(self, key_id: str) -> KeyRecord:
-        """It opens nothing any more."""
-        record = revoked(self.book.get(key_id), self.wall_s())
-        await self._put(record)
+        """It opens nothing any more: at once, and as long as this process lives also where the disk does not take it, which
+        is told by LedgerUnavailable."""
+        now_s = self.wall_s()
+        with suppress(KeyNotFound):  # another process may just have made it
+            self.book.put(revoked(self.book.get(key_id), now_s))
+        record = await self._change(key_id, lambda one: revoked(one, now_s))
         log.info("key %s was revoked", key_id)
         return record
 
-    async def _put(self, record: KeyRecord) -> None:
-        await self.ask(lambda database: database.put_key(record))
+    async def _change(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+        record = await self.ask(lambda database: database.change_key(key_id, change))
         self.book.put(record)
+        return record
 
     async def ask(self, work: Callable[[Database], Result]) -> Result:
         """Do something with the database, on its thread."""

@@ -14,12 +14,12 @@ from urllib.parse import quote
 import msgspec
 
 from coordinator.accounts.records import FIELDS, UsageRecord
-from coordinator.accounts.terms import KeyRecord, KeyTerms
+from coordinator.accounts.terms import KeyNotFound, KeyRecord, KeyTerms
 from protocol.errors import ConfigError
 from protocol.randomness import random_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 SCHEMA_VERSION = 1
@@ -109,11 +109,24 @@ class Database:
         return None if row is None else _key(row)
 
     def put_key(self, record: KeyRecord) -> None:
-        """Write a new or a changed key."""
+        """Write a key as it is, whatever is there."""
+        with self.transaction():
+            self._write_key(record)
+
+    def change_key(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
+        """Make a key another one, with nobody else's change in between; raises KeyNotFound, and what `change` raises."""
+        with self.transaction():
+            record = self.key(key_id)
+            if record is None:
+                raise KeyNotFound(f"there is no key {key_id!r}", "key_id")
+            changed = change(record)
+            self._write_key(changed)
+        return changed
+
+    def _write_key(self, record: KeyRecord) -> None:
         terms = msgspec.json.encode(record.terms).decode()
         values = [terms if name == "terms" else getattr(record, name) for name in KEY_FIELDS]
-        with self.transaction():
-            self.connection.execute(PUT_KEY, values)
+        self.connection.execute(PUT_KEY, values)
 
     def add(self, records: Sequence[UsageRecord]) -> None:
         """Write what is not there yet."""

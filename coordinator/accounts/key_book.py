@@ -27,12 +27,16 @@ class KeyBook:
         return iter(self._records.values())
 
     def replace(self, records: Iterable[KeyRecord]) -> None:
-        """These are all there are."""
-        self._records = {record.key_id: record for record in records}
+        """These are all there are. What was revoked here stays so, though the disk did not take it."""
+        self._records = {record.key_id: self._still(record) for record in records}
 
     def put(self, record: KeyRecord) -> None:
         """A new or changed one."""
-        self._records[record.key_id] = record
+        self._records[record.key_id] = self._still(record)
+
+    def _still(self, record: KeyRecord) -> KeyRecord:
+        known = self._records.get(record.key_id)
+        return record if known is None or known.revoked_at is None else known
 
     def get(self, key_id: str) -> KeyRecord:
         """By its id; raises KeyNotFound."""

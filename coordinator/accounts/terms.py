@@ -140,18 +140,16 @@ def make_key(terms: KeyTerms, now_s: float) -> NewKey:
     return NewKey(record, secret)
 
 
-def rotated(record: KeyRecord, now_s: float, grace_s: float = 0.0) -> NewKey:
+def rotated(record: KeyRecord, secret: str, now_s: float, grace_s: float = 0.0) -> KeyRecord:
     """The same key with another secret; the former one is good for `grace_s` more. KeyConflict for a revoked one."""
     if record.revoked_at is not None:
         raise KeyConflict(f"the key {record.key_id} was revoked; create another one")
-    secret = make_secret(record.key_id)
-    changed = msgspec.structs.replace(
+    return msgspec.structs.replace(
         record,
         digest=digest_of(secret),
         former_digest=record.digest if grace_s > 0 else None,
         former_until=now_s + grace_s if grace_s > 0 else 0.0,
     )
-    return NewKey(changed, secret)
 
 
 def revoked(record: KeyRecord, now_s: float) -> KeyRecord:

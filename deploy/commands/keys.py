@@ -23,6 +23,7 @@ from coordinator.accounts.terms import (
     KeyRecord,
     KeyTerms,
     make_key,
+    make_secret,
     revoked,
     rotated,
 )
@@ -94,27 +95,22 @@ class FileStore:
 
     def show(self, key_id: str) -> dict[str, Any]:
         """One key, and what it has used."""
+        record = self._database.key(key_id)
+        if record is None:
+            raise KeyNotFound(f"there is no key {key_id!r}", "key_id")
         cost, tokens = self._database.spent_since(key_id, 0.0)
-        record = self._get(key_id)
         return _view(record) | {"used": {"cost": cost / 1e9, "tokens": tokens}}
 
     def rotate(self, key_id: str, grace_s: float) -> dict[str, Any]:
         """The answer has `key`."""
-        made = rotated(self._get(key_id), wall_time_s(), grace_s)
-        self._database.put_key(made.record)
-        return {"key": made.secret} | _view(made.record)
+        secret, now_s = make_secret(key_id), wall_time_s()
+        record = self._database.change_key(key_id, lambda one: rotated(one, secret, now_s, grace_s))
+        return {"key": secret} | _view(record)
 
     def revoke(self, key_id: str) -> dict[str, Any]:
         """It opens nothing any more."""
-        record = revoked(self._get(key_id), wall_time_s())
-        self._database.put_key(record)
-        return _view(record)
-
-    def _get(self, key_id: str) -> KeyRecord:
-        record = self._database.key(key_id)
-        if record is None:
-            raise KeyNotFound(f"there is no key {key_id!r}", "key_id")
-        return record
+        now_s = wall_time_s()
+        return _view(self._database.change_key(key_id, lambda one: revoked(one, now_s)))
 
 
 class ServerStore:
