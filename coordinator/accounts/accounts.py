@@ -169,10 +169,9 @@ class Accounts:
 
     def check_ledger(self) -> None:
         """Raise LedgerUnavailable where usage cannot be written and must be."""
-        if self._must_write and self.writer.reason:
-            raise LedgerUnavailable(
-                f"usage cannot be written down, so nothing is served: {self.writer.reason}"
-            )
+        if self._must_write and (reason := self.writer.unwritable):
+            told = f"usage cannot be written down, so nothing is served: {reason}"
+            raise LedgerUnavailable(told)
 
     def check_slot(self, slot: int | None) -> None:
         """The same for a journal that is full."""

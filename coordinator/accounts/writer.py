@@ -3,6 +3,8 @@ does not take them.
 
 records ─► written together, each 20 ms ─► their slots are free          failed: kept, and tried again each second
 calls   ─► in their turn, after the records before them                  others wrote: keys are read anew, each 0.5 s
+
+Nothing ends the thread before `close`: whatever goes wrong is logged, told as the ledger's state, and tried again.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ class Call(NamedTuple):
 
 
 class LedgerState(NamedTuple):
-    """`reason` is empty as long as all is well. `waiting` records are not written yet, `lost` ones never will be."""
+    """`reason` is empty as long as all is well: records are written, and keys can be read. `waiting` records are not written yet, `lost` ones never will be."""
 
     reason: str
     waiting: int
@@ -74,7 +76,8 @@ class Writer:
         self._waiting: deque[Write] = deque()
         self._version = database.data_version if database.is_writable else 0
         self._retry_at_s = 0.0
-        self.reason = "" if database.is_writable else "the disk cannot be written"
+        self.unwritable = "" if database.is_writable else "the disk cannot be written"
+        self.unreadable = ""
         self.lost = 0
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -91,6 +94,11 @@ class Writer:
         done: Future[Result] = Future()
         self._inbox.put(Call(work, done))
         return done
+
+    @property
+    def reason(self) -> str:
+        """Why records are not written, or else why keys are not read; "" if all is well."""
+        return self.unwritable or self.unreadable
 
     def state(self) -> LedgerState:
         """How the ledger does."""
@@ -145,23 +153,35 @@ class Writer:
             batch = [self._waiting[index] for index in range(min(len(self._waiting), MAX_BATCH))]
             try:
                 if not self._database.is_writable:
-                    raise sqlite3.OperationalError(self.reason)
+                    raise sqlite3.OperationalError(self.unwritable)
                 self._database.add([one.record for one in batch])
             except sqlite3.Error as error:
                 self._failed(str(error))
                 return
+            except Exception as error:  # the thread outlives what nobody thought of
+                log.exception("usage could not be written")
+                self._failed(_told(error))
+                return
             for _ in batch:
                 self._waiting.popleft()
-            self._written([one.slot for one in batch if one.slot >= 0])
-        if self.reason:
+            self._free([one.slot for one in batch if one.slot >= 0])
+        if self.unwritable:
             log.warning("the ledger is written again")
-            self.reason = ""
+            self.unwritable = ""
+
+    def _free(self, slots: list[int]) -> None:
+        """They are on the disk whatever comes of telling so: a slot that is not freed is found by the next start, which
+        knows what it has."""
+        try:
+            self._written(slots)
+        except Exception:
+            log.exception("%d slots of the journal could not be freed", len(slots))
 
     def _failed(self, reason: str) -> None:
         self._retry_at_s = self._clock.now_s() + RETRY_S
-        if reason != self.reason:
+        if reason != self.unwritable:
             log.error("the ledger cannot be written: %s; free or mount its disk", reason)
-        self.reason = reason
+        self.unwritable = reason
 
     def _answer(self, call: Call) -> None:
         try:
@@ -181,4 +201,20 @@ class Writer:
                 self._changed(self._database)
                 self._version = version
         except sqlite3.Error as error:
-            log.warning("the keys' database cannot be read: %s", error)
+            self._unread(str(error), error)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._unread(_told(error), error)
+        else:
+            if self.unreadable:
+                log.warning("the keys' database is read again")
+                self.unreadable = ""
+
+    def _unread(self, reason: str, error: Exception) -> None:
+        told = f"keys cannot be read: {reason}"
+        if told != self.unreadable:
+            log.error("%s; those that were read before stay", told, exc_info=error)
+        self.unreadable = told
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
