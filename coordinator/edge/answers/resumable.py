@@ -5,6 +5,9 @@
 
 A stream that did not ask is cancelled as soon as its client leaves: nobody computes for nobody. One that did goes on without a
 reader for `RESUME_S`. Whoever names an event that it has gets everything after it, exactly; nobody sees another tenant's.
+
+What is too much is taken from the tenant that holds most: of number whole streams that nobody reads, and where there is none
+a new one is refused; of bytes those, too, or else beginnings, but never the event that came last.
 """
 
 from __future__ import annotations
@@ -16,10 +19,10 @@ from typing import TYPE_CHECKING
 
 from coordinator.edge.answers.generation_run import error_kind
 from coordinator.edge.http.error_replies import failure_of
-from protocol.errors import BatonError, InternalError, InvalidRequest
+from protocol.errors import BatonError, InternalError, InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from coordinator.edge.answers.answer import Dialect
     from coordinator.edge.answers.generation_run import GenerationRun
@@ -32,6 +35,7 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_STREAMS = 1024
 EVENT_BYTES = 100
 """What an event takes besides what it says."""
+FULL_RETRY_S = 5.0
 END = b"\n\n"
 
 
@@ -79,8 +83,8 @@ class KeptStream:
         return self.num_bytes - before
 
     def drop_first(self) -> int:
-        """Forget the oldest half of the events; returns how many bytes they took."""
-        count = -(-len(self.events) // 2)
+        """Forget the older half of the events, and of one event nothing; returns how many bytes they took."""
+        count = len(self.events) // 2
         size = sum(len(event) + EVENT_BYTES for event in self.events[:count])
         del self.events[:count]
         self.first += count
@@ -113,7 +117,8 @@ class KeptStream:
 
 
 class KeptStreams:
-    """Every resumable stream of one application, within bounds: at most `MAX_STREAMS` of them and `most_bytes`."""
+    """Every resumable stream of one application, within bounds: at most `most_streams` that were admitted, and
+    `most_bytes`, which only the last events of streams may exceed."""
 
     def __init__(
         self,
@@ -121,11 +126,13 @@ class KeptStreams:
         resume_s: float = RESUME_S,
         most_bytes: int = MAX_BYTES,
         most_stream_bytes: int = MAX_STREAM_BYTES,
+        most_streams: int = MAX_STREAMS,
     ) -> None:
         self._metrics = metrics
         self._resume_s = resume_s
         self._most_bytes = most_bytes
         self._most_stream_bytes = most_stream_bytes
+        self._most_streams = most_streams
         self._kept: OrderedDict[str, KeptStream] = OrderedDict()
         self.num_bytes = 0
 
@@ -138,7 +145,6 @@ class KeptStreams:
         """Start the answer; it goes on whoever reads it."""
         kept = KeptStream(run.facts.reply_id, tenant, numbered)
         self._kept[kept.stream_id] = kept
-        self._make_room(kept)
         kept.task = asyncio.create_task(self._produce(kept, run, dialect))
         self._forget_later(kept)
         return kept
@@ -181,6 +187,7 @@ class KeptStreams:
         if kept.task is not None and not kept.is_over:
             kept.is_cut = True
             kept.task.cancel()
+            kept.close()
 
     async def _produce(self, kept: KeptStream, run: GenerationRun, dialect: Dialect) -> None:
         reason = "nobody came back to the stream"
@@ -193,15 +200,17 @@ class KeptStreams:
             run.error = reason = error_kind(error)
             self._fail(kept, dialect, error)
         finally:
-            run.close(reason)
-            if run.booking is not None and run.booking.is_closed:
-                run.booking.leaving()
-                run.booking.left()
-            kept.close()
+            try:
+                run.close(reason)
+            finally:  # readers wait for no more, whatever became of the books
+                kept.close()
 
     async def _say(self, kept: KeptStream, run: GenerationRun, dialect: Dialect) -> None:
         """What is kept for the client is told, as far as accounts go."""
+        gone = self._place_for(kept)
         run.submit()
+        if gone is not None:
+            self.forget(gone)
         if run.booking is not None:
             kept.headers = run.booking.headers()
         delta = await run.next_delta()
@@ -211,6 +220,9 @@ class KeptStreams:
             run.told()
             delta = await run.next_delta()
         self._add(kept, dialect.end(delta, run.finish()))
+        if run.booking is not None:
+            run.booking.leaving()
+            run.booking.left()
 
     def _fail(self, kept: KeptStream, dialect: Dialect, error: Exception) -> None:
         """Before its first event an answer fails with a status, afterwards in its own words."""
@@ -228,18 +240,50 @@ class KeptStreams:
         if kept.stream_id not in self._kept:
             return
         self.num_bytes += grown
-        if kept.num_bytes > self._most_stream_bytes:
-            self.num_bytes -= kept.drop_first()
-        self._make_room(kept)
+        while kept.num_bytes > self._most_stream_bytes and (size := kept.drop_first()):
+            self.num_bytes -= size
+        while self.num_bytes > self._most_bytes and self._shrink(kept):
+            pass
 
-    def _make_room(self, growing: KeptStream) -> None:
-        """What is over and unread goes first, then what nobody reads, then the beginning of what grows."""
-        while self.num_bytes > self._most_bytes or len(self._kept) > MAX_STREAMS:
-            others = [
-                one for one in self._kept.values() if not one.num_readers and one is not growing
-            ]
-            over = [one for one in others if one.is_over]
-            if not (over or others):
-                self.num_bytes -= growing.drop_first()
-                return
-            self.forget((over or others)[0])
+    def _place_for(self, kept: KeptStream) -> KeptStream | None:
+        """The stream that has to go for a new one, None where there is room; raises Overloaded. Nobody's stream goes for
+        one of a tenant that holds more."""
+        if len(self._kept) <= self._most_streams:
+            return None
+        tenants = self._by_tenant(self._kept.values())
+        own = len(tenants[kept.tenant])
+        for streams in sorted(tenants.values(), key=len, reverse=True):
+            if len(streams) >= own and (gone := _unread(streams, kept)) is not None:
+                return gone
+        told = f"{self._most_streams} streams that can be gone on with are kept, and are being read"
+        raise Overloaded(told, FULL_RETRY_S)
+
+    def _shrink(self, growing: KeptStream) -> bool:
+        """Free some bytes of the tenant that holds most, if any can be."""
+        filled = [one for one in self._kept.values() if one.num_bytes]
+        for streams in sorted(self._by_tenant(filled).values(), key=_total, reverse=True):
+            if (gone := _unread(streams, growing)) is not None:
+                self.forget(gone)
+                return True
+            if size := max(streams, key=lambda one: one.num_bytes).drop_first():
+                self.num_bytes -= size
+                return True
+        return False
+
+    @staticmethod
+    def _by_tenant(streams: Iterable[KeptStream]) -> dict[str, list[KeptStream]]:
+        """The oldest of each first."""
+        found: dict[str, list[KeptStream]] = {}
+        for one in streams:
+            found.setdefault(one.tenant, []).append(one)
+        return found
+
+
+def _total(streams: list[KeptStream]) -> int:
+    return sum(one.num_bytes for one in streams)
+
+
+def _unread(streams: list[KeptStream], besides: KeptStream) -> KeptStream | None:
+    """The first that nobody reads, of those that are over if there are any."""
+    unread = [one for one in streams if not one.num_readers and one is not besides]
+    return next((one for one in unread if one.is_over), unread[0] if unread else None)

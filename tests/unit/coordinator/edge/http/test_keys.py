@@ -439,6 +439,16 @@ async def test_a_client_that_leaves_before_the_last_bytes_got_what_was_sent_befo
         assert await booked(client, key) == [("abort", "client_disconnected", True, 2)]
 
 
+async def test_a_stream_that_was_kept_to_its_end_is_booked_as_told(served_model, tmp_path):
+    service = ScriptedService(default=say([5, 6, 7], "length"))
+    async with edge(served_model, tmp_path, service) as (client, accounts, _):
+        key = (await accounts.create(KeyTerms())).secret
+        headers = bearer(key) | {"x-baton-resumable": "1"}
+        reply = await client.post(COMPLETE, json=HELLO | {"stream": True}, headers=headers)
+        assert reply.text.endswith("data: [DONE]\n\n")
+        assert await booked(client, key) == [("length", None, True, 3)]
+
+
 # ---- starts
 
 
