@@ -76,6 +76,11 @@ class LastWrite:
         if receipt is not None:
             (receipt.left if error is None else receipt.lost)()
 
+    def aborted(self) -> None:
+        """The connection is ended now: what it still holds never goes."""
+        has_rest = self._transport.get_write_buffer_size() > 0
+        self.ended(ConnectionAbortedError() if has_rest else None)
+
     def _look_again(self) -> None:
         self._timer = self._loop.call_later(LOOK_AGAIN_S, self._look)
 

@@ -142,6 +142,7 @@ class Connection(HttpToolsProtocol):
 
     def abort(self) -> None:
         """End it now, whatever is still to be sent."""
+        self._polite.last.aborted()
         self._raw.abort()
 
     def end(self) -> None:
