@@ -6,6 +6,7 @@ the keys are still read.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 5.0
+SETTLE_TIMEOUT_S = 0.1
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS keys (
@@ -74,14 +77,16 @@ class Database:
 
     @classmethod
     def open_read_only(cls, path: Path) -> Database:
-        """For a disk that takes no writes; what is in a write-ahead log beside it is not seen."""
-        connection = _connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
+        """For who writes nothing, with the write-ahead log beside it; where that cannot be read, as on a disk that takes no
+        writes, without: the last changes are not seen then."""
         try:
-            _check_version(connection, path)
-        except BaseException:
-            connection.close()
-            raise
-        return cls(connection, is_writable=False)
+            return cls(_read_only(path, "mode=ro"), is_writable=False)
+        except sqlite3.Error as error:
+            opened = cls(_read_only(path, "mode=ro&immutable=1"), is_writable=False)
+            if path.with_name(f"{path.name}-wal").exists():
+                told = "%s is read without its log (%s): what was written last is not seen"
+                log.warning(told, path, error)
+            return opened
 
     @property
     def data_version(self) -> int:
@@ -112,6 +117,7 @@ class Database:
         """Write a key as it is, whatever is there."""
         with self.transaction():
             self._write_key(record)
+        self._settle()
 
     def change_key(self, key_id: str, change: Callable[[KeyRecord], KeyRecord]) -> KeyRecord:
         """Make a key another one, with nobody else's change in between; raises KeyNotFound, and what `change` raises."""
@@ -121,7 +127,19 @@ class Database:
                 raise KeyNotFound(f"there is no key {key_id!r}", "key_id")
             changed = change(record)
             self._write_key(changed)
+        self._settle()
         return changed
+
+    def _settle(self) -> None:
+        """Bring what was written from the log into the file, where every start sees it. It is written either way: readers
+        in the way are not waited for, and the next change does it as well."""
+        try:
+            self.connection.execute(f"PRAGMA busy_timeout = {SETTLE_TIMEOUT_S * 1000:.0f}")
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            log.warning("a change of keys is in the database's log only: %s", error)
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000:.0f}")
 
     def _write_key(self, record: KeyRecord) -> None:
         terms = msgspec.json.encode(record.terms).decode()
@@ -178,6 +196,17 @@ def _connect(name: str, *, uri: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(
         name, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=uri
     )
+
+
+def _read_only(path: Path, how: str) -> sqlite3.Connection:
+    """Opened, and proven to be readable."""
+    connection = _connect(f"file:{quote(str(path))}?{how}", uri=True)
+    try:
+        _check_version(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _check_version(connection: sqlite3.Connection, path: Path) -> None:

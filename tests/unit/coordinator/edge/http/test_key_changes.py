@@ -7,7 +7,7 @@ import sqlite3
 
 import pytest
 
-from coordinator.accounts.database import open_database
+from coordinator.accounts.database import Database, open_database
 from coordinator.accounts.terms import KeyConflict, KeyNotFound, KeyTerms, make_key, revoked
 from deploy.commands.keys import FileStore
 from protocol.errors import LedgerUnavailable
@@ -101,3 +101,59 @@ async def test_a_revocation_counts_though_the_disk_refuses_it(served_model, tmp_
         await accounts.ask(lambda found: found.connection.execute("PRAGMA query_only = 0"))
         assert (await client.delete(path, headers=boss)).status_code == 200
     assert database.key(made.record.key_id).revoked_at is not None
+
+
+def seen(path, how):
+    """The keys in a file that is opened in one way or another."""
+    connection = sqlite3.connect(f"file:{path}?{how}", uri=True)
+    try:
+        return dict(connection.execute("SELECT key_id, revoked_at FROM keys"))
+    finally:
+        connection.close()
+
+
+def test_a_change_of_a_key_is_in_the_file_itself_at_once(tmp_path, database):
+    record = make_key(KeyTerms(), 1.0).record
+    database.put_key(record)
+    for revoked_at in (None, 2.0):
+        assert seen(tmp_path / "keys.db", "mode=ro&immutable=1") == {record.key_id: revoked_at}
+        database.change_key(record.key_id, lambda one: revoked(one, 2.0))
+
+
+def test_a_reader_in_the_way_delays_no_change_and_the_next_one_is_in_the_file(tmp_path, database):
+    record = make_key(KeyTerms(), 1.0).record
+    database.put_key(record)
+    reader = sqlite3.connect(tmp_path / "keys.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT * FROM keys").fetchall()
+    database.change_key(record.key_id, lambda one: revoked(one, 2.0))
+    (timeout_ms,) = database.connection.execute("PRAGMA busy_timeout").fetchone()
+    assert timeout_ms == 5000
+    assert database.key(record.key_id).revoked_at == 2.0
+    reader.close()
+    database.change_key(record.key_id, lambda one: one)
+    assert seen(tmp_path / "keys.db", "mode=ro&immutable=1") == {record.key_id: 2.0}
+
+
+def test_who_only_reads_sees_what_is_in_the_log_unless_that_cannot_be_read(
+    tmp_path, database, monkeypatch, caplog
+):
+    database.put_key(make_key(KeyTerms(), 1.0).record)
+    monkeypatch.setattr(Database, "_settle", lambda _: None)
+    database.put_key(make_key(KeyTerms(), 1.0).record)
+    with_log = Database.open_read_only(tmp_path / "keys.db")
+    assert len(with_log.all_keys()) == 2
+    with_log.close()
+    assert not caplog.records
+    connect = sqlite3.connect
+
+    def no_log(name, **options):
+        if "immutable" not in name:
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(name, **options)
+
+    monkeypatch.setattr("coordinator.accounts.database.sqlite3.connect", no_log)
+    without = Database.open_read_only(tmp_path / "keys.db")
+    assert len(without.all_keys()) == 1
+    without.close()
+    assert "without its log" in caplog.text
