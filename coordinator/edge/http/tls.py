@@ -59,6 +59,7 @@ class Tls:
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._seen = files.stamp()
+        self._trouble = ""
         self._timer: asyncio.TimerHandle | None = None
         try:
             self.context = files.context()
@@ -80,19 +81,24 @@ class Tls:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         stamp = self._files.stamp()
-        if stamp != self._seen:
+        if stamp != self._seen and self._reload():
             self._seen = stamp
-            self._reload()
         self.watch(loop)
 
-    def _reload(self) -> None:
+    def _reload(self) -> bool:
+        """Whether it is used. What cannot be is tried again at each look: its rights may change, and no file with them."""
         try:
             self._files.context()
             self._files.load(self.context)
         except (OSError, ValueError) as error:
-            log.error("the new certificate cannot be used, the former one is: %s", error)  # noqa: TRY400 - told to people
-            return
+            told = str(error)
+            if told != self._trouble:
+                log.error("the new certificate cannot be used, the former one is: %s", told)  # noqa: TRY400 - told to people
+            self._trouble = told
+            return False
+        self._trouble = ""
         log.info("new connections get the new certificate")
+        return True
 
 
 def _stamp(name: str | None) -> tuple[int, int, int] | None:

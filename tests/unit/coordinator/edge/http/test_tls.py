@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from coordinator.edge.http.server import make_server
 from coordinator.edge.http.tls import Tls, TlsFiles
+from coordinator.edge.http.wire.limits import WireLimits
 from protocol.errors import ConfigError
 
 
@@ -60,8 +61,8 @@ async def tell(scope, receive, send):
 
 
 @asynccontextmanager
-async def serving(tls=None, proxies=()):
-    server = make_server(tell, host="127.0.0.1", port=0, tls=tls, proxies=proxies)
+async def serving(tls=None, proxies=(), limits=None):
+    server = make_server(tell, host="127.0.0.1", port=0, limits=limits, tls=tls, proxies=proxies)
     server.config.lifespan = "off"
     running = asyncio.create_task(server._serve())
     while not server.started:
@@ -123,6 +124,41 @@ async def test_a_new_pair_is_served_and_half_of_one_is_not(tmp_path):
             while await shown(port) != "CN=two":
                 pass
         tls.close()
+
+
+async def test_a_pair_that_can_be_read_later_is_served_then(tmp_path, monkeypatch, caplog):
+    cert, key, _ = certify(tmp_path, "one")
+    new_cert, new_key, _ = certify(tmp_path, "two")
+    tls, loop = Tls(TlsFiles(cert, key)), asyncio.get_running_loop()
+    load = TlsFiles.load
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    async with serving(tls) as port:
+        renew(cert, new_cert)
+        renew(key, new_key)
+        monkeypatch.setattr(TlsFiles, "load", refuse)
+        for _ in range(3):
+            tls._look(loop)
+        assert await shown(port) == "CN=one"
+        assert caplog.text.count("Permission denied") == 1
+        monkeypatch.setattr(TlsFiles, "load", load)
+        tls._look(loop)
+        assert await shown(port) == "CN=two"
+        tls.close()
+
+
+async def test_a_client_that_does_not_shake_hands_is_left_after_the_deadline_of_a_head(tmp_path):
+    cert, key, _ = certify(tmp_path, "one")
+    limits = WireLimits(head_deadline_s=0.2)
+    async with serving(Tls(TlsFiles(cert, key)), limits=limits) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(5):
+            with suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+        assert (await ask(port, trusting(cert))).status_code == 200
 
 
 async def test_with_authorities_a_client_must_be_known(tmp_path):
