@@ -167,6 +167,14 @@ class Accounts:
         """For one request; `record` is None for a key of the command line, which has no limits."""
         return Booking(self, key_id, tenant, None if record is None else self.meter(record))
 
+    def check_room(self, record: KeyRecord | None, model: str) -> None:
+        """Raise what any request of that key would be refused with, LimitReached or LedgerUnavailable, while nothing has
+        been computed for it: as if it had one token."""
+        self.check_ledger()
+        if record is not None:
+            cost_nano = self.prices.of(model).cost_nano(1, 0, 0)
+            self.meter(record).check(1, cost_nano, self.clock.now_s(), self.wall_s())
+
     def check_ledger(self) -> None:
         """Raise LedgerUnavailable where usage cannot be written and must be."""
         if self._must_write and (reason := self.writer.unwritable):

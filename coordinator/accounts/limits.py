@@ -165,6 +165,16 @@ class KeyMeter:
 
     def reserve(self, tokens: int, cost_nano: int, now_s: float, wall_s: float) -> Reservation:
         """Hold what a request may take at most; raises LimitReached, and then nothing is held."""
+        self.check(tokens, cost_nano, now_s, wall_s)
+        held = Reservation(tokens, cost_nano)
+        held.request_entry = self.requests.add(1, now_s) if self.requests is not None else None
+        held.token_entry = self.tokens.add(tokens, now_s) if self.tokens is not None else None
+        self.running += 1
+        self._hold(cost_nano, tokens)
+        return held
+
+    def check(self, tokens: int, cost_nano: int, now_s: float, wall_s: float) -> None:
+        """Raise LimitReached where a request of that much would be refused now."""
         self._check_budget(self.money, cost_nano, now_s, wall_s)
         self._check_budget(self.budget_tokens, tokens, now_s, wall_s)
         most = self._terms.parallel_requests
@@ -173,12 +183,6 @@ class KeyMeter:
             raise LimitReached(told, BUSY_RETRY_S, self.headers(now_s))
         self._check_window(self.requests, 1, "requests", now_s)
         self._check_window(self.tokens, tokens, "tokens", now_s)
-        held = Reservation(tokens, cost_nano)
-        held.request_entry = self.requests.add(1, now_s) if self.requests is not None else None
-        held.token_entry = self.tokens.add(tokens, now_s) if self.tokens is not None else None
-        self.running += 1
-        self._hold(cost_nano, tokens)
-        return held
 
     def settle(
         self, held: Reservation, computed: int, booked: int, cost_nano: int, wall_s: float

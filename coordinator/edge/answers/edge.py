@@ -86,6 +86,13 @@ class Edge:
         principal.check_model(name or self.model.name)
         return name or self.model.name
 
+    def begin(self, principal: Principal, name: str | None) -> str:
+        """The same for what generates: raises LimitReached and LedgerUnavailable, too, where its key has nothing left, so
+        that no prompt is read and no grammar is tried for it."""
+        model = self.model_for(principal, name)
+        self.guard.keys.check_room(principal, model)
+        return model
+
     def names_for(self, principal: Principal) -> tuple[str, ...]:
         """The served names that a key allows."""
         return tuple(name for name in self.model.served_names if principal.may_use(name))

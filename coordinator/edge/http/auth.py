@@ -114,6 +114,11 @@ class Keys:
             return None
         return self.accounts.booking(principal.key_id, principal.tenant, principal.record)
 
+    def check_room(self, principal: Principal, model: str) -> None:
+        """Raise LimitReached or LedgerUnavailable where no request of theirs is admitted now."""
+        if self.accounts is not None:
+            self.accounts.check_room(principal.record, model)
+
     @staticmethod
     def _found(accounts: Accounts, told: str) -> KeyRecord | None:
         now_s = accounts.key_now_s()

@@ -69,7 +69,7 @@ class MessageRoutes:
         edge = self._edge
         arrival_s = edge.context.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
-        model = edge.model_for(principal, asked.model)
+        model = edge.begin(principal, asked.model)
         wishes = wishes_of(asked)
         prompt = await edge.reader.turns(conversation)
         reply_id = f"msg_{new_request_id()}"

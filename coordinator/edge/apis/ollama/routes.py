@@ -88,6 +88,7 @@ class AnswerRoutes:
         )
         if not asked.messages:
             return loaded(dialect, called(asked, model))
+        edge.begin(principal, model)
         wishes = wishes_of(asked)
         prompt = await edge.reader.turns(conversation)
         neutral = self._neutral(asked, wishes, model, arrival_s, prompt, tools)
@@ -104,6 +105,7 @@ class AnswerRoutes:
         )
         if not asked.prompt:
             return loaded(dialect, called(asked, model))
+        edge.begin(principal, model)
         wishes = wishes_of(asked)
         if asked.raw:
             prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)

@@ -110,7 +110,7 @@ class GenerationRoutes:
         if (rest := await self._rest(arrival)) is not None:
             return rest
         asked, conversation, tools = await edge.bodies.read(arrival.request, parse_chat)
-        edge.model_for(arrival.principal, asked.model)
+        edge.begin(arrival.principal, asked.model)
         wishes = chat_wishes(asked)
         prompt = await edge.reader.chat(conversation)
         check_scores([prompt], wishes.prompt_logprobs, 1)
@@ -126,7 +126,7 @@ class GenerationRoutes:
         asked = await edge.bodies.read(
             arrival.request, lambda body: parse_completion(body, max_model_len), MAX_IDS
         )
-        edge.model_for(arrival.principal, asked.model)
+        edge.begin(arrival.principal, asked.model)
         wishes = completion_wishes(asked)
         said = prompts_of(asked)
         num_choices = len(said) * (asked.n or 1)

@@ -102,7 +102,7 @@ class ResponseRoutes:
         arrival_s = edge.context.clock.now_s()
         read = await edge.bodies.read(request, read_response)
         asked = read.asked
-        model = edge.model_for(principal, asked.model)
+        model = edge.begin(principal, asked.model)
         wishes = wishes_of(asked)
         earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
         prompt = await edge.reader.turns(conversation_of(asked, earlier, read.turns, read.tools))

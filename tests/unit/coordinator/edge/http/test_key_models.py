@@ -136,3 +136,57 @@ async def test_lists_have_the_models_of_the_key(served_model, tmp_path):
         body = {"model": "tiny-alias"}
         reply = await client.post("/api/generate", json=body, headers=headers)
         assert (reply.json()["model"], reply.json()["done_reason"]) == ("tiny-alias", "load")
+
+
+GENERATING = {
+    "/v1/chat/completions": MESSAGES | {"response_format": {"type": "json_object"}},
+    "/v1/completions": {"prompt": "Hello", "guided_regex": "a+"},
+    "/v1/responses": {"input": "Hello", "text": {"format": {"type": "json_object"}}},
+    "/v1/messages": MESSAGES | {"max_tokens": 5},
+    "/api/chat": MESSAGES | {"format": "json"},
+    "/api/generate": {"prompt": "Hello", "format": "json"},
+}
+USED_UP = {
+    "requests": KeyTerms(requests_per_minute=1),
+    "tokens": KeyTerms(tokens_per_minute=12),
+    "at once": KeyTerms(parallel_requests=1),
+    "budget": KeyTerms(budget_tokens=12),
+}
+
+
+@pytest.mark.parametrize("told", USED_UP)
+async def test_nothing_is_computed_for_a_key_that_has_nothing_left(
+    served_model, tmp_path, monkeypatch, told
+):
+    async with edge(served_model, tmp_path, prices=("*=1/1",)) as (client, accounts, _):
+        made = await accounts.create(USED_UP[told])
+        headers, now_s = bearer(made.secret), accounts.clock.now_s()
+        held = accounts.meter(made.record).reserve(12, 12, now_s, accounts.wall_s())
+        if told == "budget":
+            accounts.meter(made.record).settle(held, 12, 12, 12, accounts.wall_s())
+
+        async def computed(*_, **__):
+            raise AssertionError("something was computed")
+
+        for name in ("chat", "turns", "text"):
+            monkeypatch.setattr(f"coordinator.edge.text.prompts.PromptReader.{name}", computed)
+        monkeypatch.setattr("coordinator.edge.answers.grammar_check.GrammarCheck.check", computed)
+        for path, body in GENERATING.items():
+            reply = await client.post(path, json=body, headers=headers)
+            assert reply.status_code == 429, (path, reply.text)
+            assert told in reply.text
+            if told == "budget":
+                assert reply.headers["x-should-retry"] == "false"
+        loaded = await client.post("/api/generate", json={"prompt": ""}, headers=headers)
+        assert loaded.json()["done_reason"] == "load"
+
+
+async def test_a_spent_budget_of_money_still_serves_what_is_free(served_model, tmp_path):
+    prices = ("tiny=1000/1000", "tiny-alias=0/0")
+    async with edge(served_model, tmp_path, prices=prices) as (client, accounts, _):
+        made = await accounts.create(KeyTerms(budget=0.001))
+        accounts.meter(made.record).restore_spent(1_000_000, 1)
+        for model, status in (("tiny", 429), ("tiny-alias", 200)):
+            body = {"prompt": "Hello", "max_tokens": 5, "model": model}
+            reply = await client.post("/v1/completions", json=body, headers=bearer(made.secret))
+            assert reply.status_code == status
