@@ -24,6 +24,7 @@ from coordinator.accounts.limits import WINDOW_S, KeyMeter
 from coordinator.accounts.prices import Prices
 from coordinator.accounts.records import UsageRecord, crashed
 from coordinator.accounts.terms import KeyNotFound, NewKey, make_key, make_secret, revoked, rotated
+from coordinator.accounts.usage import UsageReader
 from coordinator.accounts.writer import Writer
 from protocol.clock import wall_time_s
 from protocol.errors import ConfigError, LedgerUnavailable
@@ -84,6 +85,8 @@ class Accounts:
             self._recover(database)
         self._restore(database)
         self.writer = Writer(database, self._on_written, self._on_changed, clock)
+        opened = Database.open_beside if database.is_writable else Database.open_read_only
+        self._usage = UsageReader(lambda: opened(settings.path))
 
     @classmethod
     def open(cls, settings: AccountSettings, clock: Clock) -> Accounts:
@@ -226,6 +229,11 @@ class Accounts:
         """Do something with the database, on its thread."""
         return await asyncio.wrap_future(self.writer.call(work))
 
+    async def read(self, asker: str, work: Callable[[Database], Result]) -> Result:
+        """Ask the ledger, with what was on its way to the disk, beside all else; one question of an asker at a time."""
+        await self.ask(lambda _: None)
+        return await self._usage.ask(asker, work)
+
     def key_now_s(self) -> float:
         """For what ends at an instant: the later of both clocks, so that setting one back opens nothing again."""
         return max(self.wall_s(), wall_time_s())
@@ -259,6 +267,7 @@ class Accounts:
 
     async def close(self) -> None:
         """Write what there is; slots of what was not written stay for the next start."""
+        await asyncio.to_thread(self._usage.close)
         await asyncio.to_thread(self.writer.close)
         self._is_closed = True
         self.journal.close()

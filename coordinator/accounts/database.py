@@ -76,11 +76,16 @@ class Database:
         return cls(connection, is_writable=True)
 
     @classmethod
+    def open_beside(cls, path: Path) -> Database:
+        """To read beside one that writes."""
+        return cls(_read_only(path, "mode=ro"), is_writable=False)
+
+    @classmethod
     def open_read_only(cls, path: Path) -> Database:
         """For who writes nothing, with the write-ahead log beside it; where that cannot be read, as on a disk that takes no
         writes, without: the last changes are not seen then."""
         try:
-            return cls(_read_only(path, "mode=ro"), is_writable=False)
+            return cls.open_beside(path)
         except sqlite3.Error as error:
             opened = cls(_read_only(path, "mode=ro&immutable=1"), is_writable=False)
             if path.with_name(f"{path.name}-wal").exists():

@@ -1,16 +1,23 @@
-"""What the ledger is asked. Owns the queries behind `/usage`, and how amounts are spelled; reads only."""
+"""What the ledger is asked. Owns the queries behind `/usage`, who may ask at once, and how amounts are spelled; reads only."""
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from coordinator.accounts.terms import NANO
-from protocol.errors import InvalidRequest
+from protocol.errors import InvalidRequest, LedgerUnavailable, Overloaded
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coordinator.accounts.database import Database
 
+Result = TypeVar("Result")
+BUSY_RETRY_S = 1.0
 GROUPS = {
     "key": "key_id",
     "tenant": "tenant",
@@ -64,6 +71,43 @@ class UsagePage:
     fields: tuple[str, ...]
     rows: list[dict[str, Any]]
     next_after: int | None = None
+
+
+class UsageReader:
+    """A connection and a thread of their own: a long question delays neither records nor keys. Whoever asks has one
+    question at a time."""
+
+    def __init__(self, opened: Callable[[], Database]) -> None:
+        self._opened = opened
+        self._database: Database | None = None
+        self._thread = ThreadPoolExecutor(1, "usage")
+        self._asking: set[str] = set()
+
+    async def ask(self, asker: str, work: Callable[[Database], Result]) -> Result:
+        """What `work` makes of the ledger, on the thread; raises Overloaded, and LedgerUnavailable."""
+        if asker in self._asking:
+            told = "this API key asks for usage already: wait for the answer"
+            raise Overloaded(told, BUSY_RETRY_S)
+        self._asking.add(asker)
+        job = self._thread.submit(self._answer, work)
+        job.add_done_callback(lambda _: self._asking.discard(asker))
+        return await asyncio.wrap_future(job)
+
+    def close(self) -> None:
+        """End what is asked."""
+        if self._database is not None:
+            self._database.connection.interrupt()
+        self._thread.shutdown(cancel_futures=True)
+        if self._database is not None:
+            self._database.close()
+
+    def _answer(self, work: Callable[[Database], Result]) -> Result:
+        try:
+            if self._database is None:
+                self._database = self._opened()
+            return work(self._database)
+        except sqlite3.Error as error:
+            raise LedgerUnavailable(f"the ledger cannot be read: {error}") from error
 
 
 def read_usage(database: Database, query: UsageQuery) -> UsagePage:

@@ -50,11 +50,14 @@ class UsageRoutes:
         return router
 
     async def usage(self, request: Request, principal: Principal) -> Response:
-        """The ledger's rows; what is on its way to the disk is written before they are read."""
+        """The ledger's rows, read and spelled beside the loop; what is on its way to the disk is written before."""
         query, is_csv = _asked(request, principal)
-        page = await self._accounts.ask(lambda database: read_usage(database, query))
-        if is_csv:
-            return _csv(page)
+        spell = _csv if is_csv else self._json
+        return await self._accounts.read(
+            principal.key_id, lambda database: spell(read_usage(database, query))
+        )
+
+    def _json(self, page: UsagePage) -> Response:
         state = self._accounts.state()
         ledger: dict[str, Any] = {"ok": not state.reason, "reason": state.reason or None}
         ledger |= {"waiting": state.waiting, "lost": state.lost}
