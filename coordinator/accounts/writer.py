@@ -159,7 +159,8 @@ class Writer:
                 self._failed(str(error))
                 return
             except Exception as error:  # the thread outlives what nobody thought of
-                log.exception("usage could not be written")
+                if _told(error) != self.unwritable:
+                    log.exception("usage could not be written")
                 self._failed(_told(error))
                 return
             for _ in batch:
@@ -184,6 +185,8 @@ class Writer:
         self.unwritable = reason
 
     def _answer(self, call: Call) -> None:
+        if not call.done.set_running_or_notify_cancel():  # whoever asked has left
+            return
         try:
             call.done.set_result(call.work(self._database))
         except BatonError as error:

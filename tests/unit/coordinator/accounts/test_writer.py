@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from coordinator.accounts.database import open_database
@@ -71,6 +73,22 @@ def test_what_nobody_thought_of_in_a_write_is_told_and_tried_again(rig, monkeypa
     monkeypatch.setattr(rig.database, "add", add)
     rig.await_(lambda: rig.written == [7])
     rig.await_(lambda: rig.writer.state() == ("", 0, 0))
+
+
+def test_a_call_that_nobody_waits_for_ends_nothing(rig):
+    begun, go = threading.Event(), threading.Event()
+
+    def wait(_):
+        begun.set()
+        assert go.wait(5)
+
+    running = rig.writer.call(wait)
+    assert begun.wait(5)
+    left, later = rig.writer.call(lambda _: 1), rig.writer.call(lambda _: 2)
+    assert left.cancel()
+    assert not running.cancel()
+    go.set()
+    assert later.result(5) == 2
 
 
 def test_a_failure_to_tell_of_free_slots_writes_nothing_twice(rig, caplog):
