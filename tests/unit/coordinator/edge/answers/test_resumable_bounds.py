@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -169,9 +170,9 @@ async def test_a_failure_to_close_the_books_leaves_no_reader_waiting(app, servic
 
 
 async def test_a_stream_that_is_forgotten_before_it_began_leaves_no_reader_waiting():
-    streams = KeptStreams(None)
-    run = SimpleNamespace(facts=SimpleNamespace(reply_id="s"))
-    kept = streams.begin(run, None, "", numbered=True)
+    nothing: Any = None
+    streams, run = KeptStreams(nothing), SimpleNamespace(facts=SimpleNamespace(reply_id="s"))
+    kept = streams.begin(cast("Any", run), nothing, "", numbered=True)
     waiting = asyncio.create_task(kept.after(0))
     streams.forget(kept)
     with pytest.raises(StreamGone, match="was ended"):

@@ -40,8 +40,8 @@ async def test_a_served_name_that_ends_in_the_tag_is_itself(served_model, tmp_pa
         assert reply.status_code == 200
 
 
-MESSAGES = {"messages": [{"role": "user", "content": "Hello"}]}
-ASKED = {
+MESSAGES: dict[str, object] = {"messages": [{"role": "user", "content": "Hello"}]}
+ASKED: dict[tuple[str, str], dict[str, object] | None] = {
     ("POST", "/v1/chat/completions"): MESSAGES,
     ("POST", "/v1/completions"): {"prompt": "Hello"},
     ("POST", "/v1/responses"): {"input": "Hello"},
@@ -91,10 +91,11 @@ async def test_a_key_of_other_models_learns_of_none_and_has_nothing_computed(
         for method, template in inference_routes(app):
             what = (method, template)
             path = template.replace("{model_id:path}", "tiny")
-            versions = ({}, {"anthropic-version": "2023-06-01"})
-            for version in versions if "/models" in path else ({},):
-                for name in ("tiny", None) if method == "POST" else ("tiny",):
-                    body = None if ASKED.get(what) is None else ASKED[what] | {"model": name}
+            versions: list[dict[str, str]] = [{}, {"anthropic-version": "2023-06-01"}]
+            for version in versions if "/models" in path else versions[:1]:
+                for model in ("tiny", None) if method == "POST" else (None,):
+                    told = ASKED.get(what)
+                    body = None if told is None else told | {"model": model}
                     reply = await client.request(method, path, json=body, headers=headers | version)
                     if what in LISTS:
                         assert (reply.status_code, reply.json()[LISTS[what]]) == (200, []), what

@@ -207,10 +207,10 @@ async def test_tenants_caches_are_apart_unless_they_are_shared(served_model, tmp
             await client.post(COMPLETE, json=HELLO, headers=bearer(secret))
         own = {"cache_salt": "a"}
         await client.post(COMPLETE, json=HELLO | own, headers=bearer("static"))
-    a, again, b, c, d, e, own, another, static = (one.cache_salt for one in service.generations)
+    a, again, b, c, d, e, alone, another, static = (one.cache_salt for one in service.generations)
     assert (a, c) == (again, d)
-    assert len({a, b, c, e, own, another, static}) == 7
-    assert all(len(salt) >= 32 for salt in (a, b, c, e, own, another))
+    assert len({a, b, c, e, alone, another, static}) == 7
+    assert all(len(salt) >= 32 for salt in (a, b, c, e, alone, another))
 
 
 async def test_a_key_without_a_tenant_is_one_of_its_own_before_and_after_a_rotation(
@@ -225,8 +225,8 @@ async def test_a_key_without_a_tenant_is_one_of_its_own_before_and_after_a_rotat
         told = (await client.post("/v1/responses", json={"input": "x"}, headers=headers)).json()
         path = f"/v1/responses/{told['id']}"
         assert (await client.get(path, headers=others)).status_code == 404
-        rotated = (await accounts.rotate(made[0]["id"], 0.0)).secret
-        assert (await client.get(path, headers=bearer(rotated))).status_code == 200
+        secret = (await accounts.rotate(made[0]["id"], 0.0)).secret
+        assert (await client.get(path, headers=bearer(secret))).status_code == 200
 
 
 async def test_only_allowed_models_are_answered(served_model, tmp_path):

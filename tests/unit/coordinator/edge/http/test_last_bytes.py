@@ -37,7 +37,9 @@ async def answering(body, told):
     async def app(scope, receive, send):
         headers = [(b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        hand_over_of(scope)(told)
+        hand_over = hand_over_of(scope)
+        assert hand_over is not None
+        hand_over(told)
         await send({"type": "http.response.body", "body": body})
 
     server = make_server(app, host="127.0.0.1", port=0)

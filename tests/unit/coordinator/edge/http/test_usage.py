@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from coordinator.accounts.terms import KeyTerms
+from coordinator.accounts.usage import read_usage
 from coordinator.edge.operations import routes_usage
 from tests.unit.coordinator.edge.http.test_keys import COMPLETE, HELLO, bearer, edge
 
@@ -24,12 +25,12 @@ class Held:
 @pytest.fixture
 def held(monkeypatch):
     questions = Held()
-    read, spell = routes_usage.read_usage, routes_usage._csv
+    spell = routes_usage._csv
 
     def wait(database, query):
         questions.began.append(threading.current_thread().name)
         assert questions.go.wait(5)
-        return read(database, query)
+        return read_usage(database, query)
 
     def spelled(page):
         questions.spelled.append(threading.current_thread().name)
