@@ -10,6 +10,7 @@ import pytest
 from coordinator.accounts.database import Database, open_database
 from coordinator.accounts.terms import KeyConflict, KeyNotFound, KeyTerms, make_key, revoked
 from deploy.commands.keys import FileStore
+from protocol.clock import SystemClock
 from protocol.errors import LedgerUnavailable
 from tests.unit.coordinator.edge.http.test_keys import bearer, edge
 
@@ -126,7 +127,9 @@ def test_a_reader_in_the_way_delays_no_change_and_the_next_one_is_in_the_file(tm
     reader = sqlite3.connect(tmp_path / "keys.db", isolation_level=None)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM keys").fetchall()
+    begun_s = SystemClock().now_s()
     database.change_key(record.key_id, lambda one: revoked(one, 2.0))
+    assert SystemClock().now_s() - begun_s < 3.0
     (timeout_ms,) = database.connection.execute("PRAGMA busy_timeout").fetchone()
     assert timeout_ms == 5000
     assert database.key(record.key_id).revoked_at == 2.0
