@@ -85,8 +85,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
 ) -> FastAPI:
     """The application over `service`.
 
-    `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` then get a 403; without them, and without `accounts`,
-    `api_keys` do.
+    `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` get a 403; without them and `accounts` `api_keys` do.
     `chat_template` and `sampling_defaults` are the operator's word over the model's files. Unless
     `allow_special_tokens_in_content`, messages cannot write control tokens. `traces` is told
     of every finished request; closing it is the caller's. Without `pools` their sizes cannot be changed.
