@@ -5,7 +5,8 @@
                                     Pulled, Abort or the lease's own end ◄────────────┘
 
 The first token goes to the client from here and to the decode worker with the last announcement.
-Blocks stay leased until the reader says Pulled, the coordinator says Abort, or the lease expires.
+Blocks stay leased until the reader says Pulled, the coordinator says Abort, or the lease expires, which it does not
+before the prompt is computed: one that is set aside for others keeps what is done.
 A prompt whose beginning another worker has cached fetches that first (`kvtransfer.sharing`);
 cached blocks of this worker are lent in the same way, whichever role computed them.
 """
@@ -57,12 +58,14 @@ class PrefillOutbox(PeerOutbox, Protocol):
 
 @dataclass(slots=True)
 class Offer:
-    """One prompt offered to a reader. `announced` counts blocks the reader knows of."""
+    """One prompt offered to a reader. `announced` counts blocks the reader knows of; `is_begun` once a chunk was
+    computed, from when on there is a lease."""
 
     sequence: Sequence
     lease_id: str
     reader: bytes | None = None
     announced: int = 0
+    is_begun: bool = False
     first_token: SampledToken | None = None
     finish_reason: str | None = None
     spans: dict[str, float] = field(default_factory=dict)
@@ -197,7 +200,8 @@ class PrefillRole:
 
     def _begin(self, sequence: Sequence, now_s: float) -> None:
         offer = self.offers[sequence.key]
-        if "queue_s" not in offer.spans:
+        if not offer.is_begun:
+            offer.is_begun = True
             offer.spans["queue_s"] = now_s - sequence.arrival_s - sequence.prefix_fetch_s
             if sequence.prefix_fetch_s:
                 offer.spans["prefix_fetch_s"] = sequence.prefix_fetch_s
@@ -235,7 +239,7 @@ class PrefillRole:
 
     def _announce(self, offer: Offer) -> None:
         """Tell the reader of blocks it does not know yet; with the first token when that is chosen."""
-        if offer.reader is None or "queue_s" not in offer.spans:
+        if offer.reader is None or not offer.is_begun:
             return
         sequence = offer.sequence
         block_size = self.scheduler.allocator.block_size
@@ -291,6 +295,7 @@ class PrefillRole:
 
     def expire(self) -> None:
         """End what outlived its lease, its deadline, or an Attach whose Prefill never came."""
+        self._renew_unfinished()
         expired = set(self.leases.expire())
         self.lender.expire()
         self.prefixes.expire()
@@ -303,6 +308,12 @@ class PrefillRole:
         for key in [k for k, (_, _, until_s) in self._early.items() if now_s > until_s]:
             identity, message, _ = self._early.pop(key)
             self._gone(identity, message, UNHEARD_OF)
+
+    def _renew_unfinished(self) -> None:
+        """A prompt that was begun may be set aside for longer than a lease: its time runs from the last chunk."""
+        for offer in self.offers.values():
+            if offer.is_begun and not offer.is_computed:
+                self.leases.renew(offer.lease_id, self.context.lease_duration_s)
 
     def _lapse(self, key: Key, offer: Offer) -> None:
         """The lease ran out before the reader said Pulled: tell it, if it ever attached."""

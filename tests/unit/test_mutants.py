@@ -32,7 +32,7 @@ from protocol.messages.peers import Announce, Attach, Lookup, Pulled
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Output, Outputs
 from protocol.sampling import SampledToken, SamplingParams
-from tests.model.configuration import COMPLETE, ONE, Configuration, Faults
+from tests.model.configuration import COMPLETE, ONE, TWO, Configuration, Faults
 from tests.model.coordinator_side import CoordinatorSide
 from tests.model.explore import Explorer
 from tests.model.worker_side import WorkerSide
@@ -80,21 +80,22 @@ def chatted(**faults: int) -> Callable[[], None]:
     return check
 
 
-def prefill_order(num_tokens: int = 6) -> Prefill:
+def prefill_order(num_tokens: int = 6, name: str = "a", due_in_s: float = 0.0) -> Prefill:
     return Prefill(
         incarnation="P.0",
-        request_id="a",
+        request_id=name,
         attempt=1,
-        token_ids=list(ONE["a"])[:num_tokens],
+        token_ids=list(TWO[name])[:num_tokens],
         num_prompt_tokens=3,
         sampling=SamplingParams(max_tokens=2),
         deadline_in_s=600.0,
+        due_in_s=due_in_s,
     )
 
 
-def prefilling(clock: Clock) -> WorkerSide:
+def prefilling(clock: Clock, configuration: Configuration = PAIR) -> WorkerSide:
     """A worker with one prompt that takes three steps, by a clock that moves."""
-    side = WorkerSide(PAIR, "P", 0)
+    side = WorkerSide(configuration, "P", 0)
     side.context.clock = clock
     side.leases._clock = clock
     side.order(prefill_order())
@@ -115,6 +116,19 @@ def lease_lives_as_long_as_chunks_are_computed() -> None:
     clock = Clock()
     side = prefilling(clock)
     for clock.at_s in (0.0, 20.0, 40.0):
+        side.step("prefill")
+        side.prefill.expire()
+    assert side.prefill.offers[("a", 1)].is_computed
+
+
+def lease_lives_while_its_prompt_is_set_aside() -> None:
+    clock = Clock()
+    roomy = Configuration("mutants", TWO, blocks={"P": 6, "D": 3}, chunk_tokens=1)
+    side = prefilling(clock, roomy)
+    side.step("prefill")
+    side.order(prefill_order(name="b", due_in_s=-1.0))
+    for clock.at_s in (10.0, 20.0, 30.0, 40.0, 50.0):
+        assert side.prefill.offers[("b", 1)].is_computed == (clock.at_s > 30.0)
         side.step("prefill")
         side.prefill.expire()
     assert side.prefill.offers[("a", 1)].is_computed
@@ -270,8 +284,9 @@ def skip_incarnation_of_announcements(patch: Patch) -> None:
 def anchor_the_lease_at_admission(patch: Patch) -> None:
     def begin(self: PrefillRole, sequence: object, now_s: float) -> None:
         offer = self.offers[sequence.key]  # type: ignore[attr-defined]
-        if "queue_s" not in offer.spans:
-            waited_s = offer.spans["queue_s"] = now_s - offer.sequence.arrival_s
+        if not offer.is_begun:
+            offer.is_begun = True
+            waited_s = now_s - offer.sequence.arrival_s
             duration_s = self.context.lease_duration_s - waited_s
             self.leases.grant(offer.lease_id, offer.sequence.hold, duration_s)
 
@@ -324,6 +339,10 @@ def double_release_frees_twice(patch: Patch) -> None:
 
 def forget_to_renew_while_computing(patch: Patch) -> None:
     patch.setattr(LeaseTable, "renew", lambda self, lease_id, duration_s: lease_id in self)
+
+
+def forget_to_renew_what_is_set_aside(patch: Patch) -> None:
+    patch.setattr(PrefillRole, "_renew_unfinished", lambda self: None)
 
 
 def serve_from_an_expired_lease(patch: Patch) -> None:
@@ -396,6 +415,7 @@ CASES = [
     Case(release_the_hold_at_the_last_announcement, source_holds_until_the_reader_has_all),
     Case(double_release_frees_twice, explored()),
     Case(forget_to_renew_while_computing, lease_lives_as_long_as_chunks_are_computed),
+    Case(forget_to_renew_what_is_set_aside, lease_lives_while_its_prompt_is_set_aside),
     Case(serve_from_an_expired_lease, lease_that_ended_serves_nobody),
     Case(never_expire_a_lease, explored(drop=1)),
     Case(digest_without_the_header, place_is_part_of_the_proof),
