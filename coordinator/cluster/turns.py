@@ -28,6 +28,8 @@ DEADLINE_SLACK = 2.0
 """A prompt is due so many times its own cost before its deadline, at the latest."""
 QUANTUM_TOKENS = 512
 """Work that a tenant may have computed in its turn, beside what it was short of."""
+LEAST_CHARGED_TOKENS = 32
+"""A request costs its tenant no less, though its whole prompt be cached: its answer takes a place all the same."""
 
 
 def when_due(life: RequestLife, own_s: float, target_s: float) -> float:
@@ -42,6 +44,10 @@ def when_due(life: RequestLife, own_s: float, target_s: float) -> float:
 def rank(life: RequestLife) -> tuple[int, float]:
     """The earliest goes first."""
     return life.generation.priority, life.due_s
+
+
+def _charge(life: RequestLife) -> int:
+    return max(life.work_tokens, LEAST_CHARGED_TOKENS)
 
 
 class Before(NamedTuple):
@@ -68,7 +74,7 @@ class _Tenant:
     @property
     def rounds(self) -> int:
         """Until its first request's turn."""
-        short = self.places[0].life.work_tokens - self.deficit
+        short = _charge(self.places[0].life) - self.deficit
         return max(math.ceil(short / QUANTUM_TOKENS), 0)
 
 
@@ -112,9 +118,9 @@ class Turns:
         if tenant is not None and tenant.places[0].life is life:
             rounds = tenant.rounds
             for other in self._tenants.values():
-                most = max(other.places[0].life.work_tokens, QUANTUM_TOKENS)
+                most = max(_charge(other.places[0].life), QUANTUM_TOKENS)
                 other.deficit = min(other.deficit + rounds * QUANTUM_TOKENS, most)
-            tenant.deficit -= life.work_tokens
+            tenant.deficit -= _charge(life)
         self.remove(life)
         if name in self._tenants and self._tenants[name].rounds:
             self._tenants.move_to_end(name)

@@ -68,6 +68,17 @@ def test_work_counts_and_not_requests() -> None:
     assert abs(served["long"] - served["short"]) <= 4000 + QUANTUM_TOKENS
 
 
+def test_who_asks_for_what_is_cached_starves_nobody() -> None:
+    turns = Turns()
+    for _ in range(200):
+        turns.add(life("cached", 0))
+    for _ in range(10):
+        turns.add(life("other"))
+    served = Counter(one.generation.tenant for one in serve(turns, 100))
+    assert served["other"] == 10
+    assert served["cached"] == 90
+
+
 def test_who_asked_nothing_for_a_while_has_saved_nothing() -> None:
     turns = Turns()
     for _ in range(50):
