@@ -231,9 +231,7 @@ class LiveRequests:
         """Answers that are being written there go on elsewhere with their KV, as far as there is room; the others stay."""
         for life in self._dispatch.reserved_at(worker, self._lives):
             if life.may_hand_over(worker.worker_id):
-                if not self._dispatch.hand_over(life, worker):
-                    return
-                self.handovers += 1
+                self.handovers += self._dispatch.hand_over(life, worker)
 
     def move_off(self, worker_id: str, reason: str) -> None:
         """Whatever needs that worker is computed elsewhere; the worker is fine."""

@@ -98,6 +98,29 @@ def test_where_nobody_has_room_answers_are_finished_where_they_are() -> None:
     run(scenario, prefill=1, decode=2)
 
 
+def test_an_answer_that_fits_nowhere_keeps_no_shorter_one_back() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        ledger = cluster.service.books.ledger
+        long, short = generation("long", 100), generation("short", 30)
+        tasks = [asyncio.ensure_future(cluster.tokens(long))]
+        await cluster.sleep(0.001)
+        victim = decoder_of(cluster, "long")
+        other = next(n for n in ("decode-0", "decode-1") if n != victim)
+        ledger.reserve_decode(other, "crowd", cluster.num_blocks)
+        tasks.append(asyncio.ensure_future(cluster.tokens(short)))
+        await cluster.sleep(0.001)
+        await until_written(cluster, ["long", "short"], 20)
+        assert decoder_of(cluster, "short") == victim
+        room = ledger.decode_need(30, 120)
+        ledger.reserve_decode(other, "crowd", cluster.num_blocks - room)
+        cluster.scaler.drain(victim)
+        assert [await task for task in tasks] == [cluster.oracle(r) for r in (long, short)]
+        assert (cluster.service.requests.handovers, cluster.service.requests.replays) == (1, 0)
+
+    run(scenario, prefill=1, decode=2)
+
+
 @pytest.mark.parametrize("dies", ["source", "successor"])
 def test_a_death_in_the_middle_costs_a_replay_and_nothing_else(dies: str) -> None:
     async def scenario(cluster: Cluster) -> None:
