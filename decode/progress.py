@@ -31,7 +31,6 @@ class Progress:
         self.is_first_step = False
         step_s = now_s - sequence.started_s
         if self.adopted_s is None:
-            queue_s = sequence.started_s - sequence.arrival_s
-            return told | {"queue_s": queue_s, "prefill_s": step_s}, num_blocks
+            return told | sequence.prompt_spans(now_s), num_blocks
         step_wait_s = sequence.started_s - self.adopted_s
         return told | {"step_wait_s": step_wait_s, "first_step_s": step_s}, num_blocks

@@ -180,9 +180,8 @@ class PrefillRole:
                 self.prefixes.begin(sequence, self.scheduler.allocator.block_size)
         if not batch:
             return False
-        now_s = self.context.clock.now_s()
         for scheduled in batch:
-            self._begin(scheduled.sequence, now_s)
+            self._begin(scheduled.sequence)
         tokens = self.runner.execute(batch)
         self.computed_tokens += sum(scheduled.num_tokens for scheduled in batch)
         chosen = {s.sequence.key: token for s, token in zip(batch, tokens, strict=True)}
@@ -198,14 +197,10 @@ class PrefillRole:
             self._announce(offer)
         return True
 
-    def _begin(self, sequence: Sequence, now_s: float) -> None:
+    def _begin(self, sequence: Sequence) -> None:
         offer = self.offers[sequence.key]
         if not offer.is_begun:
             offer.is_begun = True
-            offer.spans["queue_s"] = now_s - sequence.arrival_s - sequence.prefix_fetch_s
-            if sequence.prefix_fetch_s:
-                offer.spans["prefix_fetch_s"] = sequence.prefix_fetch_s
-            sequence.started_s = now_s
             self.leases.grant(offer.lease_id, sequence.hold, self.context.lease_duration_s)
 
     def _finish(self, offer: Offer, token: SampledToken | None) -> None:
@@ -219,7 +214,6 @@ class PrefillRole:
             return
         offer.first_token = token
         offer.finish_reason, stop_token_id = sequence.finish_reason()
-        offer.spans["prefill_s"] = self.context.clock.now_s() - sequence.started_s
         self.outbox.output(
             output_of(
                 sequence,
@@ -228,7 +222,7 @@ class PrefillRole:
                 finish_reason=offer.finish_reason,
                 stop_token_id=stop_token_id,
                 num_cached_tokens=sequence.num_cached_tokens,
-                spans=offer.spans,
+                spans=offer.spans | sequence.prompt_spans(self.context.clock.now_s()),
             )
         )
 

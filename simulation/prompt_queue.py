@@ -18,7 +18,8 @@ Key = tuple[str, int]
 
 @dataclass(slots=True)
 class Prompt:
-    """A prompt that waits or is being computed; `left_s` of computing remain."""
+    """A prompt that waits or is being computed; `left_s` of computing remain. `spent_s` is how long the turns were in which
+    something of it was read or computed."""
 
     key: Key
     num_tokens: int
@@ -30,18 +31,18 @@ class Prompt:
     due_s: float
     source: str = ""
     is_begun: bool = False
-    started_s: float = 0.0
     left_s: float = 0.0
     left_tokens: int = 0
     chunk_s: float = 0.0
     cached: int = 0
     fetch_s: float = 0.0
+    spent_s: float = 0.0
     scores: list[ScoredToken] = field(default_factory=list)
     prompt_index: int = 0
 
-    def begin(self, hardware: Hardware, cached: int, fetch_s: float, now_s: float) -> None:
+    def begin(self, hardware: Hardware, cached: int, fetch_s: float) -> None:
         """Its beginning is here, or is read in `fetch_s`; the rest is computed."""
-        self.is_begun, self.started_s = True, now_s
+        self.is_begun = True
         self.cached, self.fetch_s = cached, fetch_s
         self.left_tokens = self.num_tokens - cached
         seconds = hardware.prompt_s(cached, self.num_tokens)
@@ -53,8 +54,9 @@ class Prompt:
             full_s /= PIECE_SHARE
         self.chunk_s = max(min(full_s, self.left_s), 1e-9)
 
-    def advance(self, turns: int) -> int:
-        """Tokens that were computed in so many turns."""
+    def advance(self, turns: int, seconds: float) -> int:
+        """Tokens that were computed in so many turns, which took so long."""
+        self.spent_s += seconds
         share = min(turns * self.chunk_s / self.left_s, 1.0)
         computed = round(share * self.left_tokens)
         self.left_tokens -= computed

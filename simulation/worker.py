@@ -129,7 +129,7 @@ class SimWorker:
         self.in_turn = True
         self.at_s += length_s
         self.busy_s += length_s
-        finished = self._count(turns)
+        finished = self._count(turns, length_s)
         outputs = self._due()
         if finished is not None:
             self._prompt_done(finished, outputs)
@@ -139,7 +139,7 @@ class SimWorker:
         self.in_turn = False
         self._plan()
 
-    def _count(self, turns: int) -> Prompt | None:
+    def _count(self, turns: int, length_s: float) -> Prompt | None:
         """Move every counter on; the prompt that is finished with these turns."""
         if self.batch:
             self.steps += turns
@@ -148,7 +148,7 @@ class SimWorker:
         prompt = self.prompts.current
         if prompt is None or turns == 0:
             return None
-        self.prefill_tokens += prompt.advance(turns)
+        self.prefill_tokens += prompt.advance(turns, length_s)
         if not prompt.is_done:
             return None
         self.prompts.current = None
@@ -188,13 +188,13 @@ class SimWorker:
         if (there := min(there, prompt.num_tokens - 1)) > cached:
             fetch_s = self.hardware.handoff_s + (there - cached) * self.hardware.transfer_token_s
             cached = there
-        prompt.begin(self.hardware, cached, fetch_s, self.at_s)
+        prompt.begin(self.hardware, cached, fetch_s)
 
     def _prompt_done(self, prompt: Prompt, outputs: list[Output]) -> None:
         """The first token; then the KV goes to the decode worker, or stays here."""
         spans = {
-            "queue_s": prompt.started_s - prompt.arrived_s,
-            "prefill_s": self.at_s - prompt.started_s - prompt.fetch_s,
+            "queue_s": self.at_s - prompt.arrived_s - prompt.spent_s,
+            "prefill_s": prompt.spent_s - prompt.fetch_s,
         }
         if prompt.fetch_s:
             spans["prefix_fetch_s"] = prompt.fetch_s

@@ -1,4 +1,5 @@
-"""A runner that counts its steps. Owns the figures of steps that a heartbeat tells; computes nothing."""
+"""A runner that counts its steps. Owns the figures of steps that a heartbeat tells, and how long each sequence was computed;
+computes nothing."""
 
 from __future__ import annotations
 
@@ -37,6 +38,8 @@ class MeteredRunner:
         size = sum(scheduled.num_tokens for scheduled in batch)
         took_s = self._clock.now_s() - started_s
         self._pace.took(batch, took_s)
+        for scheduled in batch:
+            scheduled.sequence.computing_s += took_s
         self.step_s += took_s
         self.steps += 1
         self.stepped_tokens += size

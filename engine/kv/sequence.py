@@ -40,7 +40,8 @@ class Sequence:
     output, including output of earlier attempts. `root` is the parent key of the first block.
     `due_s` is by when its prompt should be computed: the earliest goes first. `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
     `chunk_tokens` limits what a step may compute of it, together with others so limited (0: no limit);
-    `prefix_fetch_s` is how long reading from there, or trying to, took. `guide` is how far the output is
+    `prefix_fetch_s` is how long reading from there, or trying to, took; `computing_s` how long the steps that computed of it
+    did. `guide` is how far the output is
     in its grammar, if it has one. Of a prompt that is scored the first `num_scored_tokens` are done, here or in earlier
     attempts; `scores` are the last of them, not told yet.
     """
@@ -65,6 +66,7 @@ class Sequence:
     prefix_source: PeerAddress | None = None
     prefix_source_tokens: int = 0
     prefix_fetch_s: float = 0.0
+    computing_s: float = 0.0
     chunk_tokens: int = 0
     guide: Guide | None = None
     num_scored_tokens: int = 1
@@ -130,6 +132,14 @@ class Sequence:
         """Why the output cannot be told as it is."""
         reason = None if self.guide is None else self.guide.failure
         return None if reason is None else Failure(ErrorKind.INTERNAL, reason)
+
+    def prompt_spans(self, now_s: float) -> dict[str, float]:
+        """Where the time from its arrival to its first token went: what was neither read nor computed was waited, before
+        the first chunk or between two."""
+        read_s, computing_s = self.prefix_fetch_s, self.computing_s
+        waited_s = now_s - self.arrival_s - read_s - computing_s
+        spans = {"queue_s": waited_s, "prefill_s": computing_s}
+        return spans | ({"prefix_fetch_s": read_s} if read_s else {})
 
     def extend_keys(self, block_size: int, limit_tokens: int) -> list[bytes]:
         """Content keys of the full blocks within the first `limit_tokens` tokens."""

@@ -282,11 +282,11 @@ def skip_incarnation_of_announcements(patch: Patch) -> None:
 
 
 def anchor_the_lease_at_admission(patch: Patch) -> None:
-    def begin(self: PrefillRole, sequence: object, now_s: float) -> None:
+    def begin(self: PrefillRole, sequence: object) -> None:
         offer = self.offers[sequence.key]  # type: ignore[attr-defined]
         if not offer.is_begun:
             offer.is_begun = True
-            waited_s = now_s - offer.sequence.arrival_s
+            waited_s = self.context.clock.now_s() - offer.sequence.arrival_s
             duration_s = self.context.lease_duration_s - waited_s
             self.leases.grant(offer.lease_id, offer.sequence.hold, duration_s)
 

@@ -1,0 +1,76 @@
+"""A simulated worker alone: what it says of where a prompt's time went."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from protocol.messages.orders import Prefill
+from protocol.sampling import SamplingParams
+from simulation.worker import SimWorker
+from tests.unit.simulation.test_cluster import HARDWARE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from protocol.messages.reports import Output
+
+
+class Wires:
+    """Satisfies simulation.surroundings.Surroundings; nobody else is there."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.outputs: dict[str, Output] = {}
+        self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
+        self._numbers = itertools.count()
+
+    def at(self, at_s: float, action: Callable[[Any], None], argument: Any) -> None:
+        heapq.heappush(self._events, (at_s, next(self._numbers), action, argument))
+
+    def run(self) -> None:
+        while self._events:
+            self.now_s, _, action, argument = heapq.heappop(self._events)
+            action(argument)
+
+    def request(self, request_id: str) -> None:
+        return None
+
+    def cached_on(self, worker_id: str, chunks: tuple[int, ...]) -> int:
+        return 0
+
+    def is_written_by(self, worker_id: str, request_id: str) -> bool:
+        return False
+
+    def tell(self, worker_id: str, incarnation: str, outputs: list[Output]) -> None:
+        self.outputs |= {output.request_id: output for output in outputs}
+
+    def land(self, landing: tuple[str, Any]) -> None: ...
+
+    def goodbye(self, worker_id: str, incarnation: str) -> None: ...
+
+
+def order(name: str, num_tokens: int, due_in_s: float) -> Prefill:
+    return Prefill(
+        incarnation="p1",
+        request_id=name,
+        attempt=1,
+        token_ids=[0] * num_tokens,
+        num_prompt_tokens=num_tokens,
+        sampling=SamplingParams(max_tokens=1),
+        deadline_in_s=600.0,
+        due_in_s=due_in_s,
+    )
+
+
+def test_a_prompt_that_is_set_aside_waits_and_is_not_computed() -> None:
+    wires = Wires()
+    worker = SimWorker(wires, "P", "p1", HARDWARE)
+    worker.hear(order("long", 20_000, due_in_s=100.0))
+    wires.at(5.0, worker.hear, order("short", 1000, due_in_s=0.0))
+    wires.run()
+    assert wires.outputs["long"].spans == pytest.approx({"queue_s": 1.0, "prefill_s": 20.0})
+    assert wires.outputs["short"].spans["prefill_s"] == pytest.approx(1.0)
