@@ -34,11 +34,15 @@ LEAST_CHARGED_TOKENS = 32
 
 def when_due(life: RequestLife, own_s: float, target_s: float) -> float:
     """When a prompt that takes `own_s` should have its first token: early enough for its deadline, and for the target if
-    that can be held. Where not all can be in time there is no target: most are if short prompts go first."""
+    they can be held. Where not all can be in time there is no target: most are if short prompts go first; and what fills
+    most of its deadline alone goes before nobody on that account."""
+    due_s = life.arrival_s + STRETCH * own_s
     latest_s = life.deadline_s - DEADLINE_SLACK * own_s
+    if latest_s > life.arrival_s:
+        due_s = min(due_s, latest_s)
     if own_s <= target_s:
-        latest_s = min(latest_s, life.arrival_s + target_s - own_s)
-    return max(min(life.arrival_s + STRETCH * own_s, latest_s), life.arrival_s)
+        due_s = min(due_s, life.arrival_s + target_s - own_s)
+    return due_s
 
 
 def rank(life: RequestLife) -> tuple[int, float]:
