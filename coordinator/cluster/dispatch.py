@@ -84,7 +84,8 @@ class WaitingLine:
         if self._is_full(lives[0].generation.tenant, len(lives)):
             raise self._overloaded(f"{len(self)} requests wait already")
         late_s = self._late_s(lives)
-        if late_s is not None and late_s > 0 and all(map(self._is_possible, lives)):
+        is_late = late_s is not None and late_s > 0
+        if is_late and self._demand.is_possible([life.work_tokens for life in lives]):
             self._refused_s = self._clock.now_s()
         if late_s is None:
             self._check_blocks(lives)
@@ -98,11 +99,6 @@ class WaitingLine:
         is_crowded = life.arrival_s - self._refused_s <= CROWDED_S
         target_s = math.inf if is_crowded else self._demand.targets.ttft_s
         life.due_s = when_due(life, life.work_tokens * token_s, target_s)
-
-    def _is_possible(self, life: RequestLife) -> bool:
-        """Whether an idle worker is quick enough for it."""
-        token_s = self._demand.prompt_cost.work().token_s or 0.0
-        return life.work_tokens * token_s <= self._demand.targets.ttft_s
 
     def _is_full(self, tenant: str, more: int) -> bool:
         """More wait than may; but nobody is kept out by others who have more than their share of the places."""

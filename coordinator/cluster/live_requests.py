@@ -136,7 +136,7 @@ class LiveRequests:
         try:
             self._line.check_room(lives)
         except Overloaded:
-            self._demand.refused(now_s, sum(life.work_tokens for life in lives))
+            self._demand.refused(now_s, [life.work_tokens for life in lives])
             raise
         streams = [self._open(life) for life in lives]
         for life in lives:

@@ -18,6 +18,8 @@ from coordinator.planning.prompt_cost import PromptCostFit
 from coordinator.planning.sketch import Arrivals, Distribution, SlidingSketch
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from protocol.worker_load import WorkerLoad
 
 SHORT_S, LONG_S, SLOW_S = 30.0, 120.0, 600.0
@@ -130,12 +132,16 @@ class DemandBook:
         self.arrivals.add(now_s)
         self._prompts.add(now_s, num_prompt_tokens)
 
-    def refused(self, now_s: float, work_tokens: int) -> None:
-        """It was turned away, with so much work: no target was held; for want of workers only if an idle one is quick
-        enough for it."""
-        own_s = work_tokens * (self.prompt_cost.work().token_s or 0.0)
-        if is_possible := own_s <= self.targets.ttft_s:
-            self._refused.append((now_s, work_tokens))
+    def is_possible(self, work_tokens: Collection[int]) -> bool:
+        """Whether idle workers are quick enough for the prompts of a request, which are computed beside each other."""
+        token_s = self.prompt_cost.work().token_s or 0.0
+        return max(work_tokens) * token_s <= self.targets.ttft_s
+
+    def refused(self, now_s: float, work_tokens: Collection[int]) -> None:
+        """A request was turned away, whose prompts are so much work: no target was held; for want of workers only if idle
+        ones are quick enough."""
+        if is_possible := self.is_possible(work_tokens):
+            self._refused.append((now_s, sum(work_tokens)))
         self._judge(now_s, _Verdict(is_held=False, is_blamable=is_possible), None)
 
     def judge_by(self, targets: Targets) -> None:

@@ -86,12 +86,25 @@ def test_what_is_refused_is_work_that_came() -> None:
     for number in range(10):
         book.arrived(100.0 + number, 500)
     for number in (1, 2):
-        book.refused(100.0 + number, 500)
+        book.refused(100.0 + number, [500])
     tokens, share = book.refused_lately(110.0)
     assert tokens == 1000
     assert share == pytest.approx(0.2)
     assert book.refused_lately(200.0)[0] == 0
     assert book.held(110.0)[0].blamable == 1.0
+
+
+@pytest.mark.parametrize(("work", "asked_for"), [([800] * 3, 2400), ([800, 2100], 0)])
+def test_choices_of_a_request_are_computed_beside_each_other(
+    work: list[int], asked_for: int
+) -> None:
+    """The target is 2 s, and a token takes a millisecond."""
+    book = DemandBook(Targets(2.0, 0.1))
+    for length in range(100, 2000, 100):
+        book.prompt_cost.add(length, 0, length / 1000)
+    book.refused(100.0, work)
+    assert book.refused_lately(110.0)[0] == asked_for
+    assert book.held(110.0)[0].blamable == float(asked_for > 0)
 
 
 def test_the_first_requests_of_a_worker_are_not_believed() -> None:
