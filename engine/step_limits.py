@@ -27,10 +27,15 @@ def scored_tokens(vocab_size: int | None) -> int:
 def room_to_score(
     sequence: Sequence, batch: SequenceOf[Scheduled], max_scored_tokens: int, budget: int
 ) -> int:
-    """Tokens of a sequence that may still be added to `batch`, of the `budget` that is left there."""
+    """Tokens of a sequence that may still be added to `batch`, of the `budget` that is left there. What was scored before
+    is only computed."""
     if not sequence.lacks_scores:
         return budget
-    return min(budget, max_scored_tokens - sum(len(entry.scored) for entry in batch))
+    room = max_scored_tokens - sum(len(entry.scored) for entry in batch)
+    first = max(sequence.num_scored_tokens - 1, sequence.num_computed_tokens)
+    if sequence.num_prompt_tokens - 1 - first <= room:
+        return budget
+    return min(budget, first - sequence.num_computed_tokens + max(room, 0))
 
 
 def check_contexts(batch: SequenceOf[Scheduled], block_size: int, max_context_tokens: int) -> None:
