@@ -311,4 +311,5 @@ class RequestLife:
             prefix_fetch_s=told.get("prefix_fetch_s", 0.0),
             replays=timeline.replays,
             num_cached_tokens=self.num_cached_tokens,
+            is_scored=self.generation.sampling.prompt_logprobs is not None,
         )

@@ -169,8 +169,9 @@ class LiveRequests:
         if life is None or not life.is_current(output.attempt):
             return
         delivery = life.deliver(output, worker.worker_id)
-        is_new, is_over = bool(delivery.tokens), life.is_finished
-        has_computed = is_new or is_over
+        is_empty_answer = delivery.finish_reason is not None and not life.emitted
+        is_new = bool(delivery.tokens) or is_empty_answer
+        has_computed = is_new or life.is_finished
         if self._dispatch.progressed(
             life, worker, adopted=delivery.adopted, has_computed=has_computed
         ):

@@ -140,7 +140,8 @@ class Timeline:
     def heard(
         self, worker_id: str, spans: Mapping[str, float], now_s: float, *, is_new: bool
     ) -> None:
-        """An output of the current attempt came; `is_new` when it brought the client a token."""
+        """An output of the current attempt came; `is_new` when it brought the client a token, or the end of an answer
+        without any."""
         attempt = self.attempts[-1]
         if spans:
             attempt.reports.setdefault(worker_id, {}).update(spans)

@@ -80,7 +80,7 @@ class _Counters:
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
     """A request that ended well, in instants of one clock. `worker` computed the prompt in the last attempt, apart from
-    the decode worker or there; `first_s` is the client's first token, `attempt_…` are of the last attempt."""
+    the decode worker or there; `first_s` is the client's first token, or the end of an answer without any, `attempt_…` are of the last attempt."""
 
     worker: str
     is_prefilled_apart: bool
@@ -94,6 +94,7 @@ class FinishedRequest:
     prefix_fetch_s: float
     replays: int
     num_cached_tokens: int = 0
+    is_scored: bool = False
 
 
 class _Verdict(NamedTuple):
@@ -160,7 +161,7 @@ class DemandBook:
         self._at_prefill.add(now_s, float(request.is_prefilled_apart))
         if request.is_prefilled_apart and request.prefill_s is not None:
             self._service_s.add(now_s, request.prefill_s + request.prefix_fetch_s)
-            if request.replays == 0:
+            if request.replays == 0 and not request.is_scored:  # scores cost more than tokens
                 begin = request.num_cached_tokens
                 self.prompt_cost.add(request.num_prompt_tokens, begin, request.prefill_s)
         ttft_s = first_s - request.submitted_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.edge.telemetry.metrics import EdgeMetrics
-from coordinator.planning.demand import DemandBook, FinishedRequest, StepFit
+from coordinator.planning.demand import COLD_REQUESTS, DemandBook, FinishedRequest, StepFit
 from coordinator.planning.observations import Held, Hold, Limits, Range, Scale, Targets
 from coordinator.planning.sketch import Arrivals, Sketch, SlidingSketch
 from deploy.cli import main
@@ -92,6 +92,29 @@ def test_what_is_refused_is_work_that_came() -> None:
     assert share == pytest.approx(0.2)
     assert book.refused_lately(200.0)[0] == 0
     assert book.held(110.0)[0].blamable == 1.0
+
+
+@pytest.mark.parametrize("is_scored", [False, True])
+def test_a_prompt_that_is_scored_teaches_nothing_of_what_prompts_cost(is_scored: bool) -> None:
+    book = DemandBook(Targets(2.0, 0.1))
+    for number in range(COLD_REQUESTS + 1):
+        told = FinishedRequest(
+            worker="w",
+            is_prefilled_apart=True,
+            num_prompt_tokens=4000,
+            num_output_tokens=1,
+            submitted_s=0.0,
+            first_s=0.1,
+            attempt_first_s=0.1,
+            attempt_last_s=0.1,
+            prefill_s=0.1,
+            prefix_fetch_s=0.0,
+            replays=0,
+            is_scored=is_scored,
+        )
+        book.finished(float(number), told)
+    assert book.prompt_cost.count == (0 if is_scored else 1)
+    assert book.service_s(4.0).count == 1, "it takes a worker's time all the same"
 
 
 @pytest.mark.parametrize(("work", "asked_for"), [([800] * 3, 2400), ([800, 2100], 0)])

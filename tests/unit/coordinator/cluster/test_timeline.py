@@ -6,6 +6,7 @@ import pytest
 
 from coordinator.cluster.service_api import Generation
 from coordinator.cluster.timeline import STAGES, Attempt, Timeline
+from coordinator.planning.demand import COLD_REQUESTS
 from protocol.sampling import SamplingParams
 from tests.sim.cluster import Cluster, run
 
@@ -140,6 +141,24 @@ def test_simulated_requests_add_up(prefill: int, victim: str | None) -> None:
         assert all(spent(t, e).get("replay", 0.0) > 0 for t in lost for e in [max(ends_s)])
 
     run(scenario, prefill=prefill, decode=2)
+
+
+def test_an_answer_without_tokens_is_learned_from_too() -> None:
+    """The second half of them, by workers that are warm."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        for number in range(8):
+            stream = cluster.service.submit(generation(str(number), 0))
+            assert await cluster.drain(stream) == []
+            (attempt,) = stream.timeline.attempts
+            assert attempt.first_s is not None
+            assert attempt.first_s == attempt.last_s
+        demand, now_s = cluster.service.demand, cluster.clock.now_s()
+        assert demand.first_token_s(now_s) > 0
+        assert demand.held(now_s)[0].count >= 8 - COLD_REQUESTS
+
+    run(scenario, prefill=1, decode=1)
 
 
 def test_a_prefix_that_was_read_elsewhere_is_a_stage_of_its_own() -> None:
