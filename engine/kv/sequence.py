@@ -103,6 +103,12 @@ class Sequence:
         is_scored = self.sampling.prompt_logprobs is not None
         return is_scored and self.num_scored_tokens < self.num_prompt_tokens
 
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether `prefix_source` wrote it so far, and so has all of it."""
+        is_all = self.prefix_source_tokens == self.num_tokens
+        return is_all and self.num_output_tokens > 0 and self.prefix_source is not None
+
     def score(self, scores: SequenceOf[ScoredToken]) -> None:
         """Of the next tokens of the prompt."""
         self.scores.extend(scores)

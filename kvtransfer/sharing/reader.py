@@ -1,4 +1,7 @@
-"""Beginnings of prompts read from other workers' caches. Owns the fetches; the other end is `kvtransfer.sharing.lender`."""
+"""Beginnings of prompts read from other workers' caches. Owns the fetches; the other end is `kvtransfer.sharing.lender`.
+
+An answer that is handed over comes in the same way, all of it. Computing that again is dear, so it is waited for longer.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 ANSWER_WITHIN_S = 1.0
 """A holder that is busy for longer costs more than computing; the reader stops waiting then."""
 READ_WITHIN_S = 3.0
+HANDED_OVER_TOKEN_S = 1e-3
+"""For each token of an answer that is handed over its holder may be busy for so much longer: about what computing it takes."""
 
 
 @dataclass(slots=True)
@@ -72,7 +77,8 @@ class PrefixReader:
             raise AssertionError("a sequence without a source has nothing to fetch")
         keys = sequence.extend_keys(block_size, sequence.num_tokens - 1)[first:]
         now_s = self._context.clock.now_s()
-        fetch = PrefixFetch(sequence, source, now_s, now_s + ANSWER_WITHIN_S, first, len(keys))
+        until_s = now_s + _answer_within_s(sequence)
+        fetch = PrefixFetch(sequence, source, now_s, until_s, first, len(keys))
         self.fetches[sequence.key] = fetch
         self._outbox.ask(
             source,
@@ -117,8 +123,14 @@ class PrefixReader:
             fetch.sequence,
             fetch.first_block,
             found.offers,
-            READ_WITHIN_S,
+            self._read_within_s(fetch.sequence),
         )
+
+    def _read_within_s(self, sequence: Sequence) -> float:
+        """What is handed over may take as long as any read by its size (`kvtransfer.pulling.puller`), and as its deadline
+        leaves."""
+        left_s = max(sequence.deadline_s - self._context.clock.now_s(), 0.0)
+        return left_s if sequence.is_handed_over else READ_WITHIN_S
 
     def pulled(self, key: Key, error: TransferError | None) -> None:
         """The read ended, proven or failed; a key that is not ours changes nothing."""
@@ -181,3 +193,8 @@ class PrefixReader:
         """The fetcher was replaced: none of its reads writes any more, and no result will come."""
         for key in [key for key, fetch in self.fetches.items() if fetch.is_over]:
             self.fetches.pop(key).sequence.hold.release()
+
+
+def _answer_within_s(sequence: Sequence) -> float:
+    per_token_s = HANDED_OVER_TOKEN_S if sequence.is_handed_over else 0.0
+    return ANSWER_WITHIN_S + per_token_s * sequence.num_tokens

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
+
 from engine.context import WorkerContext
 from engine.kv.allocation import Allocator
 from engine.kv.block_pool import BlockPool
@@ -12,7 +14,12 @@ from engine.kv.sequence import Sequence
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.sharing.exchange import BlockExchange
 from kvtransfer.sharing.lender import Lender
-from kvtransfer.sharing.reader import ANSWER_WITHIN_S, PrefixReader
+from kvtransfer.sharing.reader import (
+    ANSWER_WITHIN_S,
+    HANDED_OVER_TOKEN_S,
+    READ_WITHIN_S,
+    PrefixReader,
+)
 from prefill.scheduler import PrefillScheduler
 from protocol.errors import DigestMismatch
 from protocol.ids import RandomIds
@@ -25,6 +32,8 @@ HOLDER = PeerAddress(worker_id="D", incarnation="d1", host="h", control="", tran
 FROM_HOLDER = ("D", "d1")
 KEY = ("r", 1)
 TOKENS = list(range(19))
+LEFT_S = 200.0
+"""Until the request's deadline."""
 
 
 @dataclass
@@ -35,6 +44,7 @@ class Surroundings:
     asked: list[object] = field(default_factory=list)
     replies: list[Found] = field(default_factory=list)
     reads: list[int] = field(default_factory=list)
+    read_within_s: list[float] = field(default_factory=list)
     cancelled: list[object] = field(default_factory=list)
     is_reader_there: bool = True
 
@@ -55,6 +65,7 @@ class Surroundings:
 
     def fetch(self, source, lease_id, sequence, first_block, offers, timeout_s) -> None:
         self.reads.append(len(offers))
+        self.read_within_s.append(timeout_s)
 
     def cancel(self, key: object) -> None:
         self.cancelled.append(key)
@@ -63,7 +74,7 @@ class Surroundings:
 class Reader:
     """A prefill scheduler with one prompt of which another worker has the beginning."""
 
-    def __init__(self, source_tokens: int = 16) -> None:
+    def __init__(self, source_tokens: int = 16, output_tokens: int = 0) -> None:
         self.around = Surroundings()
         context = WorkerContext("P", "p1", b"f", self.around, RandomIds())
         self.pool = BlockPool(16)
@@ -74,9 +85,10 @@ class Reader:
             request_id="r",
             attempt=1,
             token_ids=list(TOKENS),
-            num_prompt_tokens=len(TOKENS),
-            sampling=SamplingParams(max_tokens=4),
+            num_prompt_tokens=len(TOKENS) - output_tokens,
+            sampling=SamplingParams(max_tokens=output_tokens + 4),
             root=root_key(b"f"),
+            deadline_s=self.around.at_s + LEFT_S,
             hold=self.pool.empty_hold("seq:r"),
             prefix_source=HOLDER,
             prefix_source_tokens=source_tokens,
@@ -155,6 +167,37 @@ def test_answer_that_does_not_come_is_not_waited_for() -> None:
     reader.around.at_s += ANSWER_WITHIN_S + 0.1
     reader.prefixes.expire()
     assert reader.computes() == len(TOKENS)
+
+
+def handed_over() -> Reader:
+    """An answer of some tokens, all of which its holder wrote."""
+    return Reader(source_tokens=len(TOKENS), output_tokens=7)
+
+
+def test_holder_of_an_answer_that_is_handed_over_may_be_busy_for_longer() -> None:
+    reader, allowance_s = handed_over(), HANDED_OVER_TOKEN_S * len(TOKENS)
+    reader.around.at_s += ANSWER_WITHIN_S + 0.9 * allowance_s
+    reader.prefixes.expire()
+    assert reader.computes() == 0
+    reader.around.at_s += 0.2 * allowance_s
+    reader.prefixes.expire()
+    assert reader.computes() == len(TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("reader", "within_s"),
+    [
+        (Reader(), READ_WITHIN_S),
+        (Reader(source_tokens=len(TOKENS)), READ_WITHIN_S),
+        (handed_over(), LEFT_S),
+    ],
+    ids=["cached", "cached whole", "handed over"],
+)
+def test_a_read_of_what_is_handed_over_may_take_what_the_deadline_leaves(
+    reader: Reader, within_s: float
+) -> None:
+    reader.find(3)
+    assert reader.around.read_within_s == [within_s]
 
 
 def test_late_answer_changes_nothing_and_its_lease_is_ended() -> None:
