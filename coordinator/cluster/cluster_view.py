@@ -54,6 +54,7 @@ class ClusterView:
             "autoscaler": self._autoscaler(),
             "requests": {"live": len(self._requests), "queued": len(self._line), "phases": phases},
             "replays": self._requests.replays,
+            "handovers": self._requests.handovers,
             "transfer_failures": self._requests.transfer_failures,
             "unknown_failures": self._requests.unknown_failures,
             "lifetime": {

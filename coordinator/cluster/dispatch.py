@@ -263,7 +263,7 @@ class Dispatch:
         if route is None:
             return False
         life.hand_over()
-        life.timeline.failed(self._clock.now_s())
+        life.timeline.handed_over(self._clock.now_s())
         self.send(life, route)
         return True
 

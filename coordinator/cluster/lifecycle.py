@@ -295,7 +295,7 @@ class RequestLife:
 
     def summary(self) -> FinishedRequest:
         """What planning learns of a request that ended well."""
-        timeline, attempt = self.timeline, self.timeline.attempts[-1]
+        timeline, attempt = self.timeline, self.timeline.opening
         worker = attempt.prefill_worker or attempt.decode_worker
         told = attempt.reports.get(worker, {})
         return FinishedRequest(
@@ -304,9 +304,8 @@ class RequestLife:
             num_prompt_tokens=len(self.generation.prompt_token_ids),
             num_output_tokens=len(self.emitted),
             submitted_s=timeline.submitted_s,
-            first_s=timeline.attempts[0].first_s or attempt.first_s,
-            attempt_first_s=attempt.first_s,
-            attempt_last_s=attempt.last_s,
+            first_s=attempt.first_s,
+            last_s=max((a.last_s for a in timeline.attempts if a.last_s is not None), default=None),
             prefill_s=told.get("prefill_s"),
             prefix_fetch_s=told.get("prefix_fetch_s", 0.0),
             replays=timeline.replays,

@@ -7,8 +7,9 @@ The instants are the coordinator's own. Workers report durations, never instants
 fills a part of the interval it lies in; what no report explains is `control`: messages under way.
 So segments are consecutive, and their sum is the time from the first instant to the last.
 
-A failed attempt keeps its segments; what came after its last token is `replay`. An attempt on one
-worker alone has no handoff: its prompt's stages belong to the decode role.
+A failed attempt keeps its segments; what came after its last token is `replay`. One that is handed over has lost nothing:
+it is followed by one that reads what it left. An attempt on one worker alone has no handoff: its prompt's stages belong to the
+decode role.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Segment:
 
 @dataclass(slots=True)
 class Attempt:
-    """One dispatch. `reports` are the durations that each of its workers told."""
+    """One dispatch. `reports` are the durations that each of its workers told; `left_s` is when it was given up, since it had
+    failed or goes on elsewhere."""
 
     dispatched_s: float
     prefill_worker: str | None
@@ -47,12 +49,13 @@ class Attempt:
     first_s: float | None = None
     second_s: float | None = None
     last_s: float | None = None
-    failed_s: float | None = None
+    left_s: float | None = None
+    has_failed: bool = False
     reports: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def segments(self, until_s: float) -> list[Segment]:
-        """From the dispatch to its failure, or to `until_s`."""
-        end_s = until_s if self.failed_s is None else min(self.failed_s, until_s)
+        """From the dispatch to when it was left, or to `until_s`."""
+        end_s = until_s if self.left_s is None else min(self.left_s, until_s)
         if self.first_s is None:
             return [self._tail("prefill", end_s - self.dispatched_s)]
         first_s = min(self.first_s, end_s)
@@ -95,7 +98,7 @@ class Attempt:
     def _tail(self, role: str, seconds: float) -> Segment:
         """After the last token: lost when the attempt failed, else the stage that was left."""
         worker = self.prefill_worker if role == "prefill" else self.decode_worker
-        stage = role if self.failed_s is None else "replay"
+        stage = "replay" if self.has_failed else role
         return Segment(stage, max(seconds, 0.0), role, worker or self.decode_worker)
 
 
@@ -122,7 +125,7 @@ def _explained(
 
 @dataclass(slots=True)
 class Timeline:
-    """All attempts of one choice, in order. At most the last one has not failed."""
+    """All attempts of one choice, in order. At most the last one has not been left."""
 
     submitted_s: float
     attempts: list[Attempt] = field(default_factory=list)
@@ -131,7 +134,13 @@ class Timeline:
     @property
     def replays(self) -> int:
         """Attempts that failed."""
-        return sum(attempt.failed_s is not None for attempt in self.attempts)
+        return sum(attempt.has_failed for attempt in self.attempts)
+
+    @property
+    def opening(self) -> Attempt:
+        """The attempt that brought the first token; the last one where none has."""
+        brought = (attempt for attempt in self.attempts if attempt.first_s is not None)
+        return next(brought, self.attempts[-1])
 
     def dispatched(self, prefill_worker: str | None, decode_worker: str, now_s: float) -> None:
         """A new attempt begins."""
@@ -157,8 +166,12 @@ class Timeline:
 
     def failed(self, now_s: float) -> None:
         """The current attempt is given up."""
-        if self.attempts and self.attempts[-1].failed_s is None:
-            self.attempts[-1].failed_s = now_s
+        if self.attempts and self.attempts[-1].left_s is None:
+            self.attempts[-1].left_s, self.attempts[-1].has_failed = now_s, True
+
+    def handed_over(self, now_s: float) -> None:
+        """The next attempt goes on with what the current one has."""
+        self.attempts[-1].left_s = now_s
 
     def segments(self, until_s: float) -> list[Segment]:
         """From submission to `until_s`: queue, the first attempt, queue, the next …"""
@@ -166,7 +179,7 @@ class Timeline:
         for attempt in self.attempts:
             found.append(Segment("queue", max(attempt.dispatched_s - mark_s, 0.0)))
             found += attempt.segments(until_s)
-            mark_s = until_s if attempt.failed_s is None else attempt.failed_s
+            mark_s = until_s if attempt.left_s is None else attempt.left_s
         if until_s > mark_s:
             found.append(Segment("queue", until_s - mark_s))
         return found

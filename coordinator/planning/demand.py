@@ -79,8 +79,9 @@ class _Counters:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """A request that ended well, in instants of one clock. `worker` computed the prompt in the last attempt, apart from
-    the decode worker or there; `first_s` is the client's first token, or the end of an answer without any, `attempt_…` are of the last attempt."""
+    """A request that ended well, in instants of one clock. `worker` computed the prompt in the attempt that brought the first
+    token, apart from the decode worker or there; `first_s` and `last_s` are the client's first token and last, or the end of
+    an answer without any."""
 
     worker: str
     is_prefilled_apart: bool
@@ -88,8 +89,7 @@ class FinishedRequest:
     num_output_tokens: int
     submitted_s: float
     first_s: float | None
-    attempt_first_s: float | None
-    attempt_last_s: float | None
+    last_s: float | None
     prefill_s: float | None
     prefix_fetch_s: float
     replays: int
@@ -151,10 +151,10 @@ class DemandBook:
 
     def finished(self, now_s: float, request: FinishedRequest) -> None:
         """A request ended well."""
-        begun_s, last_s = request.attempt_first_s, request.attempt_last_s
-        first_s, num_output = request.first_s, request.num_output_tokens
-        if begun_s is None or last_s is None or first_s is None or self._is_cold(request.worker):
+        first_s, last_s = request.first_s, request.last_s
+        if first_s is None or last_s is None or self._is_cold(request.worker):
             return
+        num_output = request.num_output_tokens
         self._outputs.add(now_s, num_output)
         resident = request.num_prompt_tokens + num_output / 2
         self._resident.add(now_s, resident, max(num_output, 1))
@@ -168,7 +168,7 @@ class DemandBook:
         self._first_s.add(now_s, ttft_s)
         tpot = None
         if num_output > 1 and request.replays == 0:
-            in_time = (last_s - begun_s) / (num_output - 1) <= self.targets.tpot_s
+            in_time = (last_s - first_s) / (num_output - 1) <= self.targets.tpot_s
             tpot = _Verdict(in_time, not in_time)
         in_time = ttft_s <= self.targets.ttft_s
         own_s = self._own_s(request)

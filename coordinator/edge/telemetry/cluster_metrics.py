@@ -161,7 +161,7 @@ class ClusterCollector(Collector):
                 value = worker.get("totals", {}).get(name, 0)
                 family.add_metric((worker["id"], worker["role"]), value)
             yield family
-        for name in ("replays", "transfer_failures", "unknown_failures"):
+        for name in ("replays", "handovers", "transfer_failures", "unknown_failures"):
             family = CounterMetricFamily(f"baton_{name}", f"{name} seen by the coordinator")
             family.add_metric((), view.get(name, 0))
             yield family

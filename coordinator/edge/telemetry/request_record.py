@@ -95,7 +95,7 @@ def timings_of(choices: Sequence[ChoiceMeter]) -> Timings:
         e2e_ms=round((last.end_s - last.arrival_s) * 1000, 3),
         ttft_ms=round(((last.first_s or last.end_s) - last.arrival_s) * 1000, 3),
         choice=index,
-        prefill_worker=attempts[-1].prefill_worker if attempts else None,
+        prefill_worker=last.timeline.opening.prefill_worker if attempts else None,
         decode_worker=attempts[-1].decode_worker if attempts else None,
         replays=last.timeline.replays,
         transfer_bytes=last.timeline.transfer_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.cluster.lifecycle import RequestLife
 from coordinator.cluster.service_api import Generation
 from coordinator.cluster.timeline import STAGES, Attempt, Timeline
 from coordinator.planning.demand import COLD_REQUESTS
@@ -103,6 +104,44 @@ def test_a_failed_attempt_keeps_its_stages_and_what_it_lost_is_replay() -> None:
         "decode": 0.0,
         "replay": 4.0,
     }
+
+
+def moved(life: RequestLife) -> RequestLife:
+    """Three tokens, the last of them by another worker than the first."""
+    timeline = life.timeline
+    life.dispatch("p", "d")
+    timeline.dispatched("p", "d", 1.0)
+    timeline.heard("p", {"queue_s": 0.5, "prefill_s": 1.5}, 3.0, is_new=True)
+    timeline.heard("d", {"first_step_s": 1.0}, 4.0, is_new=True)
+    timeline.handed_over(5.0)
+    timeline.dispatched(None, "e", 5.0)
+    reading = {"queue_s": 0.0, "prefix_fetch_s": 1.0, "prefill_s": 0.5}
+    timeline.heard("e", reading, 7.0, is_new=True)
+    life.emitted += [1, 2, 3]
+    return life
+
+
+def test_an_answer_that_is_handed_over_has_lost_nothing() -> None:
+    timeline = moved(RequestLife(generation("r", 3), 0.0, 60.0)).timeline
+    assert timeline.replays == 0
+    assert (timeline.opening.prefill_worker, timeline.attempts[-1].decode_worker) == ("p", "e")
+    assert spent(timeline, 7.0) == {
+        "queue": 1.0,
+        "prefill_queue": 0.5,
+        "prefill": 2.0,
+        "control": 0.5,
+        "decode_wait": 0.0,
+        "exposed_transfer": 0.0,
+        "first_step": 1.0,
+        "decode": 1.0,
+        "prefix_fetch": 1.0,
+    }
+
+
+def test_of_an_answer_that_is_handed_over_is_learned_what_its_first_prefill_took() -> None:
+    told = moved(RequestLife(generation("r", 3), 0.0, 60.0)).summary()
+    assert (told.worker, told.is_prefilled_apart, told.prefill_s) == ("p", True, 1.5)
+    assert (told.first_s, told.last_s, told.replays) == (3.0, 7.0, 0)
 
 
 def test_what_was_under_way_when_a_client_left_is_said() -> None:
