@@ -58,6 +58,10 @@ class Route:
     work_tokens: int = 0
 
 
+def _piece_tokens(decode: WorkerRecord) -> int:
+    return max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1)
+
+
 def stride_tokens(block_size: int) -> int:
     """In which strides prefixes are remembered."""
     return PREFIX_STRIDE_BLOCKS * block_size
@@ -180,8 +184,7 @@ class Router:
         if prefill is None:
             return None
         if self._relieves and self._is_sooner_at(decode, prefill, until_done, work):
-            chunk = max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1)
-            return Route(None, decode, chunk, work_tokens=work(decode))
+            return Route(None, decode, _piece_tokens(decode), work_tokens=work(decode))
         if self._has_enough(prefill, due_s):
             return None
         source = self._choose_source(ready, prefill, hits)
@@ -211,9 +214,8 @@ class Router:
             return None
         decode = self._choose_decode(fitting, {})
         num_tokens = len(token_ids)
-        chunk = max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1)
         rest = self._work_now().tokens(num_tokens, num_tokens - self.ledger.block_size)
-        return Route(None, decode, chunk, leaves, num_tokens, max(rest, 1))
+        return Route(None, decode, _piece_tokens(decode), leaves, num_tokens, max(rest, 1))
 
     def expected_work(self, token_ids: Sequence[int], salt: str | None) -> int:
         """What a prompt will cost where most of it is cached, as tokens."""
