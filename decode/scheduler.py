@@ -56,9 +56,9 @@ class _Step:
 
     def read(self, sequence: Sequence) -> None:
         """As much of its prompt as there is room for."""
-        chunk = self._pace.chunk(sequence, self._block_size, sequence.chunk_tokens)
-        is_piece = chunk < sequence.num_tokens - sequence.num_computed_tokens
-        num_tokens = 0 if is_piece and self._has_prompts else min(chunk, self.room(sequence))
+        num_tokens, is_piece = self._pace.piece(
+            sequence, self._block_size, self.room(sequence), is_beside=self._has_prompts
+        )
         self._is_closed = self._is_closed or is_piece
         if num_tokens <= 0:
             return

@@ -73,6 +73,16 @@ class Pace:
         return min(max(blocks, 1) * block_size, left)
 
 
+    def piece(
+        self, sequence: Sequence, block_size: int, room: int, *, is_beside: bool
+    ) -> tuple[int, bool]:
+        """Tokens of the prompt that a step computes which has room for so many, and whether they are a piece of it: that
+        stands beside no other prompt, so none of it where others are."""
+        chunk = self.chunk(sequence, block_size, sequence.chunk_tokens)
+        is_piece = chunk < sequence.num_tokens - sequence.num_computed_tokens
+        return 0 if is_piece and is_beside else min(chunk, room), is_piece
+
+
 def _pairs(begin: int, num_tokens: int) -> float:
     """How often one of the tokens after `begin` looks at one before it."""
     return num_tokens * (begin + num_tokens / 2)

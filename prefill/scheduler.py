@@ -124,14 +124,11 @@ class PrefillScheduler:
         if _is_fetching(sequence) or room <= 0:
             return 0
         left = sequence.num_tokens - sequence.num_computed_tokens
-        chunk = self.pace.chunk(sequence, self.allocator.block_size)
-        is_piece = chunk < left
-        if is_piece and batch:
-            return budget
-        num_tokens = min(room, chunk)
+        size = self.allocator.block_size
+        num_tokens, is_piece = self.pace.piece(sequence, size, room, is_beside=bool(batch))
         if num_tokens == left >= 2 * self._last_chunk_tokens:
             num_tokens = self.allocator.num_blocks(left - self._last_chunk_tokens)
-            num_tokens *= self.allocator.block_size
+            num_tokens *= size
             self._split.add(sequence.key)
         if num_tokens > 0:
             batch.append(Scheduled(sequence, num_tokens))
