@@ -8,6 +8,7 @@
     output with finish_reason     -          FINISHED           FINISHED           dropped
     output with error             -          FINISHED           FINISHED           dropped
     transfer failed               -          QUEUED (replay)    -                  dropped
+    D hands over to E             -          -                  DECODE (E reads)   -
     P drained, grace over         -          QUEUED (replay)    -                  -
     D drained, grace over         -          QUEUED (replay)    QUEUED (replay)    -
     P lost                        -          QUEUED (replay)    -                  -
@@ -15,7 +16,7 @@
     cancel, deadline              FINISHED   FINISHED           FINISHED           -
 
 A replay is a new attempt whose prompt is prompt plus emitted tokens; every message of an older
-attempt is dropped. `index` of an output makes tokens exactly-once: what is known is skipped, a gap
+attempt is dropped. So is a handover, but that the older one goes on as its source until E speaks. `index` of an output makes tokens exactly-once: what is known is skipped, a gap
 is a lost message and replays.
 
 The scores of a prompt come from P in the same way, by `prompt_index`. What D says before they are all here is held, and

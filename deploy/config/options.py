@@ -141,7 +141,7 @@ GROUPS = {
             "drain-grace",
             seconds,
             30.0,
-            "how long a worker that is drained goes on with its answers before they go on elsewhere",
+            "how long a leaving worker goes on with answers that no other has room for",
             metavar="SECONDS",
         ),
     ),
