@@ -77,17 +77,24 @@ ORDERS = ("role", "audit", "ping", "forget", "reject")
 """Orders that an operator may give at any time, beside drain."""
 HANDOVER = {"role": 1, "handover": 1}
 """To whom there is somebody to hand over: P decodes, too."""
+
+
+def once(kind: str) -> Faults:
+    """One fault of a kind, with what it takes to happen at all."""
+    return Faults(**(HANDOVER if kind == "handover" else {kind: 1}))
+
+
 COMPLETE = (
     Configuration("none", TWO),
     Configuration("none, two at once", SHORT, max_tokens=3, headroom_tokens=0),
-    *[Configuration(f"{kind}, two in turn", TWO, faults=Faults(**{kind: 1})) for kind in KINDS],
+    *[Configuration(f"{kind}, two in turn", TWO, faults=once(kind)) for kind in KINDS],
     *[
         Configuration(
             f"{kind}, two at once",
             SHORT,
             max_tokens=3,
             headroom_tokens=0,
-            faults=Faults(**{kind: 1}),
+            faults=once(kind),
         )
         for kind in KINDS
     ],
@@ -98,7 +105,7 @@ COMPLETE = (
             blocks={"P": 4, "D": 4},
             hint_tokens=4,
             in_turn=True,
-            faults=Faults(**{kind: 1}),
+            faults=once(kind),
         )
         for kind in KINDS
     ],

@@ -10,7 +10,7 @@ import pytest
 import kvtransfer.promises.proofs
 import kvtransfer.pulling.puller
 from protocol.messages.orders import CoordinatorMessage
-from tests.model.configuration import BOUNDED, KINDS, ONE, TWO, Configuration, Faults
+from tests.model.configuration import BOUNDED, KINDS, ONE, TWO, Configuration, Faults, once
 from tests.model.explore import Explorer, Found
 from worker.outbox import Outbox
 
@@ -38,7 +38,7 @@ def test_no_state_breaks_a_promise(configuration: Configuration) -> None:
 @pytest.mark.sim
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_state_with_one_fault_is_right_and_ends_empty(kind: str) -> None:
-    found = Explorer(Configuration(kind, ONE, faults=Faults(**{kind: 1}))).run(40_000)
+    found = Explorer(Configuration(kind, ONE, faults=once(kind))).run(40_000)
     assert_clean(found)
     assert found.is_complete
     assert found.terminal > 0

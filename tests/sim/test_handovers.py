@@ -151,8 +151,8 @@ async def keep_asking(cluster: Cluster, number: int) -> int:
     raise AssertionError
 
 
-async def notice(cluster: Cluster, draw: random.Random) -> None:
-    """One worker is told to leave, in plenty of time or in nearly none, and is gone then."""
+async def notice(cluster: Cluster, draw: random.Random) -> bool:
+    """One worker is told to leave, in plenty of time or in nearly none, and is gone then; whether it was in time."""
     ready = [record for record in cluster.service.books.registry if record.is_ready]
     victim = draw.choice(ready).worker_id
     in_s = draw.choice([30.0, 2.0, 0.02])
@@ -160,10 +160,12 @@ async def notice(cluster: Cluster, draw: random.Random) -> None:
     until_s = cluster.clock.now_s() + in_s
     while cluster.is_alive(victim) and cluster.clock.now_s() < until_s:
         await cluster.sleep(0.01)
-    if cluster.is_alive(victim):
+    is_late = cluster.is_alive(victim)
+    if is_late:
         cluster.kill(victim)
     while len([r for r in cluster.service.books.registry if r.is_ready]) < len(ready):
         await cluster.sleep(0.05)
+    return not is_late
 
 
 @pytest.mark.parametrize("count", [20, deep(1000)])
@@ -173,8 +175,10 @@ def test_notices_lose_nothing(count: int) -> None:
         draw = random.Random(count)
         clients = [asyncio.ensure_future(keep_asking(cluster, n)) for n in range(CLIENTS)]
         for _ in range(count):
-            await notice(cluster, draw)
+            before = cluster.service.requests.replays
+            most = 0 if await notice(cluster, draw) else CLIENTS
             assert not any(client.done() for client in clients), "a request was lost"
+            assert cluster.service.requests.replays - before <= most, "in time, and yet replayed"
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
