@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
     from decode.role import DecodeRole
     from engine.kv.block_pool import BlockPool
+    from engine.kv.sequence import Scheduled
     from kvtransfer.pulling.pull import PullJob
     from prefill.role import PrefillRole
     from protocol.messages.records import Message
+    from protocol.sampling import SampledToken
     from tests.sim.cluster import Cluster
     from worker.loop import Heard
 
@@ -59,6 +61,34 @@ FINGERPRINT = Fingerprint(
     rope="none",
 )
 STEP_S = 0.002
+LEAST_SHARE = 0.25
+"""A step takes at least so much of STEP_S: two roles may step in a turn, which may take half of it."""
+
+
+class StepClock:
+    """The worker's own: while it takes a turn, steps take time on it, which the cluster's has only after the turn."""
+
+    def __init__(self, worker: SimWorker) -> None:
+        self._worker = worker
+        self.ahead_s = 0.0
+
+    def now_s(self) -> float:
+        return self._worker.cluster.clock.now_s() + self.ahead_s
+
+    def stepped(self) -> None:
+        self.ahead_s += LEAST_SHARE * STEP_S * self._worker.slowness
+
+
+class TimedRunner(AttestingRunner):
+    """Its steps take time by the worker's clock."""
+
+    def __init__(self, memory: Memory, clock: StepClock) -> None:
+        super().__init__(memory, BLOCK_SIZE)
+        self._clock = clock
+
+    def execute(self, batch: SequenceOf[Scheduled]) -> list[SampledToken | None]:
+        self._clock.stepped()
+        return super().execute(batch)
 
 
 class Memory:
@@ -96,6 +126,7 @@ class SimWorker:
 
     def __post_init__(self) -> None:
         cluster, clock = self.cluster, self.cluster.clock
+        self.clock = StepClock(self)
         self.rng = random.Random(cluster.rng.random())
         self.alive, self.has_taken_leave = True, False
         self.paused_until_s = 0.0
@@ -114,14 +145,14 @@ class SimWorker:
             self.worker_id,
             cluster.ids.new_incarnation(),
             self.fingerprint.hash_bytes(),
-            clock,
+            self.clock,
             cluster.ids,
             LEASE_S,
         )
         self.memory = Memory(self.num_blocks)
         outbox = Outbox(self, self.context)
         limits = Limits(self.num_blocks, BLOCK_SIZE, MAX_STEP_TOKENS, MAX_NUM_SEQS)
-        machinery = Machinery(self.memory, AttestingRunner(self.memory, BLOCK_SIZE), self)
+        machinery = Machinery(self.memory, TimedRunner(self.memory, self.clock), self)
         self.roles = build_roles(
             limits,
             machinery,
@@ -191,6 +222,7 @@ class SimWorker:
         if self.cluster.clock.now_s() < self.paused_until_s:
             self._wake()
             return
+        self.clock.ahead_s = 0.0
         try:
             self.loop.turn(self._hear())
         except ConfigError:  # refused: the process says why and ends
