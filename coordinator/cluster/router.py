@@ -62,6 +62,11 @@ def _piece_tokens(decode: WorkerRecord) -> int:
     return max(decode.hello.max_num_batched_tokens // RELIEF_CHUNKS, 1)
 
 
+def _work(work: PromptWork, num_tokens: int, num_cached: int) -> int:
+    """Of a prompt that is cached so far: its last token is computed all the same."""
+    return work.tokens(num_tokens, min(num_cached, num_tokens - 1))
+
+
 def stride_tokens(block_size: int) -> int:
     """In which strides prefixes are remembered."""
     return PREFIX_STRIDE_BLOCKS * block_size
@@ -221,7 +226,7 @@ class Router:
         """What a prompt will cost where most of it is cached, as tokens."""
         hits = {} if salt is None else self.prefixes.hits(token_ids, salt)
         most = max(hits.values(), default=0)
-        return self._work_now().tokens(len(token_ids), most)
+        return _work(self._work_now(), len(token_ids), most)
 
     def _work_of(self, num_tokens: int, hits: dict[str, int]) -> Callable[[WorkerRecord], int]:
         """What a prompt costs each worker."""
@@ -229,7 +234,7 @@ class Router:
         fetched = int(FETCH_WORTH * max(hits.values(), default=0))
 
         def of(worker: WorkerRecord) -> int:
-            return work.tokens(num_tokens, max(hits.get(worker.worker_id, 0), fetched))
+            return _work(work, num_tokens, max(hits.get(worker.worker_id, 0), fetched))
 
         return of
 

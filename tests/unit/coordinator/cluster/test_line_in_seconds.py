@@ -119,6 +119,18 @@ def test_cached_tokens_cost_nothing() -> None:
     assert route.work_tokens < 0.5 * cold
 
 
+def test_the_last_token_of_a_prompt_is_work_though_all_of_it_is_cached() -> None:
+    """So a route without work is one that nobody estimated."""
+    scene = Scene(prefill=1)
+    life = scene.life("known", 4096)
+    cold = scene.router.expected_work(life.token_ids, "")
+    scene.router.prefixes.remember(life.token_ids, "", ["prefill-0"])
+    route = scene.route(life)
+    assert route is not None
+    assert 0 < route.work_tokens < 0.01 * cold
+    assert scene.router.expected_work(life.token_ids, "") == route.work_tokens
+
+
 def test_a_request_that_would_be_late_is_told_how_late() -> None:
     scene = Scene(prefill=1, bound_s=10.0)
     scene.queue("prefill-0", 5000)  # 17.5 s
