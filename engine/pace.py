@@ -72,7 +72,6 @@ class Pace:
         blocks = int((limit or self._full / share) / (1.0 + dearer)) // block_size
         return min(max(blocks, 1) * block_size, left)
 
-
     def piece(
         self, sequence: Sequence, block_size: int, room: int, *, is_beside: bool
     ) -> tuple[int, bool]:

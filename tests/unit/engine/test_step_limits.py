@@ -12,11 +12,11 @@ from protocol.sampling import SamplingParams
 MAX_SCORED, BUDGET = 30, 64
 
 
-def prompt(
-    num_tokens: int, scored: int = 1, computed: int = 0, top: int | None = 1
-) -> Sequence:
+def prompt(num_tokens: int, scored: int = 1, computed: int = 0, top: int | None = 1) -> Sequence:
     sampling = SamplingParams(max_tokens=0, prompt_logprobs=top)
-    made = Sequence("r", 1, [0] * num_tokens, num_tokens, sampling, b"", BlockPool(1).empty_hold("r"))
+    made = Sequence(
+        "r", 1, [0] * num_tokens, num_tokens, sampling, b"", BlockPool(1).empty_hold("r")
+    )
     made.num_scored_tokens, made.num_computed_tokens = scored, computed
     return made
 

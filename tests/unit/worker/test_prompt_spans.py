@@ -38,7 +38,9 @@ class SlowRunner:
         return self._runner.execute(batch)
 
 
-def named(order: Prefill | Decode, name: str, first_token: int, due_in_s: float) -> Prefill | Decode:
+def named(
+    order: Prefill | Decode, name: str, first_token: int, due_in_s: float
+) -> Prefill | Decode:
     return msgspec.structs.replace(
         order,
         request_id=name,
@@ -59,7 +61,9 @@ def until_told(worker: LoneWorker, name: str) -> Output:
     raise AssertionError("nothing was told")
 
 
-@pytest.mark.parametrize("order", [prefill_order(), decode_order(source=None)], ids=["apart", "beside"])
+@pytest.mark.parametrize(
+    "order", [prefill_order(), decode_order(source=None)], ids=["apart", "beside"]
+)
 def test_a_prompt_that_is_set_aside_waits_and_is_not_computed(order: Prefill | Decode) -> None:
     worker = LoneWorker(num_blocks=32)
     runner = SlowRunner(worker)
