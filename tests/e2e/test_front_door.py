@@ -64,7 +64,7 @@ def test_keys_open_rotate_and_close_while_it_serves(server, database):
     assert complete(server, made["key"]).status_code == 401
     boss = keys("create", "--keys-db", database, "--scopes", "admin")
     asked = ("--url", server.url, "--admin-api-key", boss)
-    assert complete(server, boss).status_code == 403
+    await_status(server, boss, 403)
     listed = keys("list", "--json", *asked)
     own = boss.removeprefix("sk-baton-").partition(".")[0]
     assert {key["tenant"] for key in json.loads(listed)} == {"acme", own}

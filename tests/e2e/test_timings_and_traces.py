@@ -52,7 +52,7 @@ def check_sum(timings: dict[str, Any]) -> None:
 def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
     """The real engine: compute dominates, and what no report explains is under 1 % or 2 ms."""
     with Server("--pd", "1p1d", *SMALL) as real:
-        rest = []
+        rest, unseen = [], []
         for index in range(4):
             body = LONG | {"prompt": f"{index} {LONG['prompt']}", "max_tokens": 24}
             started_s = time.perf_counter()
@@ -60,7 +60,8 @@ def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
             client_ms = (time.perf_counter() - started_s) * 1000
             check_sum(timings)
             spans = timings["spans_ms"]
-            assert timings["e2e_ms"] == pytest.approx(client_ms, rel=0.05, abs=20)
+            assert timings["e2e_ms"] < client_ms
+            unseen.append(client_ms - timings["e2e_ms"] - max(20.0, 0.05 * client_ms))
             assert spans["prefill"] > 10
             assert spans["decode"] > 10
             assert spans["exposed_transfer"] > 0
@@ -71,6 +72,7 @@ def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
             )
             rest.append(spans["control"] - max(2.0, 0.01 * timings["e2e_ms"]))
         assert sorted(rest)[1] < 0  # two of four: other work on the machine only adds
+        assert sorted(unseen)[1] < 0
 
 
 def test_official_clients_are_not_disturbed(server: Server) -> None:
