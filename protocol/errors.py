@@ -3,6 +3,7 @@
 BatonError
 ├── InvalidRequest     400  the client's field is wrong; `param` names it
 │   ├── ContextLengthExceeded 400  prompt and answer do not fit into the model's context
+│   ├── GrammarDeadEnd 400  nothing follows in the answer that its grammar allows, or that is worth finding
 │   ├── ModelNotFound  404  no such model is served
 │   └── WorkerNotFound 404  no such worker is here
 ├── PoolConflict       409  the pools are in no state for what an operator asks
@@ -57,6 +58,12 @@ class ContextLengthExceeded(InvalidRequest):
     def __init__(self, max_model_len: int, told: str, param: str | None = None) -> None:
         message = f"This model's maximum context length is {max_model_len} tokens. However, {told}"
         super().__init__(message, param)
+
+
+class GrammarDeadEnd(InvalidRequest):
+    """An answer came to where its grammar lets nothing follow, or where what follows takes too much work to find."""
+
+    code: str | None = "grammar_dead_end"
 
 
 class ModelNotFound(InvalidRequest):

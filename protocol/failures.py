@@ -14,6 +14,7 @@ from protocol.errors import (
     BatonError,
     DeadlineExceeded,
     DigestMismatch,
+    GrammarDeadEnd,
     InternalError,
     LayoutMismatch,
     LeaseExpired,
@@ -29,6 +30,7 @@ class ErrorKind(enum.StrEnum):
     """Classes of the error tree that one process tells another of, by their names."""
 
     DEADLINE_EXCEEDED = "DeadlineExceeded"
+    GRAMMAR_DEAD_END = "GrammarDeadEnd"
     REQUEST_ABORTED = "RequestAborted"
     TRANSFER = "TransferError"
     LAYOUT_MISMATCH = "LayoutMismatch"
@@ -58,6 +60,7 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
 _CLASSES: dict[ErrorKind, type[BatonError]] = {
     ErrorKind.DEADLINE_EXCEEDED: DeadlineExceeded,
+    ErrorKind.GRAMMAR_DEAD_END: GrammarDeadEnd,
     ErrorKind.REQUEST_ABORTED: RequestAborted,
     ErrorKind.TRANSFER: TransferError,
     ErrorKind.LAYOUT_MISMATCH: LayoutMismatch,

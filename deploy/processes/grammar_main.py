@@ -83,7 +83,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE_BYTES, MAX_ADDRESS_SPACE_BYTES))
     eos = eos_token_ids(arguments.directory, arguments.eos)
     vocabulary = GrammarVocabulary.from_directory(arguments.directory, arguments.vocab_size, eos)
-    compiler = GrammarCompiler(vocabulary)
+    compiler = GrammarCompiler(vocabulary, patience=1)
     answer(None)
     for line in sys.stdin.buffer:
         answer(refusal(compiler, msgspec.json.decode(line, type=Constraint)))

@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from engine.grammar.vocabulary import GrammarVocabulary
     from protocol.sampling import SamplingParams
 
+PATIENCE = 4
+"""An answer may come to places that no trial saw: what costs up to so many times what a trial may is still kept to."""
+
 
 class GrammarCompiler:
-    """Of one vocabulary; used by one thread at a time."""
+    """Of one vocabulary; used by one thread at a time. `patience` is how much work its masks may be, against a trial's."""
 
-    def __init__(self, vocabulary: GrammarVocabulary) -> None:
+    def __init__(self, vocabulary: GrammarVocabulary, *, patience: int = PATIENCE) -> None:
         self.vocabulary = vocabulary
-        self._llguidance = LlguidanceCompiler(vocabulary)
+        self._llguidance = LlguidanceCompiler(vocabulary, patience)
 
     def compile(self, constraint: Constraint) -> CompiledGrammar:
         """Raises InvalidRequest, which says what of the constraint cannot be honoured."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Bits = npt.NDArray[np.int32]
 
 WORD_BITS = 32
+NO_WAY_ON = "no token of the model continues it here, or it takes too much work to find one"
+TOO_MUCH_WORK = "it takes too much work to go on here"
 
 
 class Matcher(Protocol):
@@ -53,12 +55,14 @@ class CompiledGrammar(Protocol):
 class Guide:
     """Used by one thread. `ends` are the tokens that end an answer and are no part of its text.
 
-    `failure` says why nothing can follow that should; such an answer must not be told as complete.
+    `failure` says why nothing can follow that should; such an answer must not be told as complete. `is_dead_end` then tells
+    a grammar without a way on, or one that takes too much work to find, from a token that was never allowed.
     """
 
     def __init__(self, matcher: Matcher, num_tokens: int, ends: Sequence[int]) -> None:
         self.is_finished = False
         self.failure: str | None = None
+        self.is_dead_end = False
         self._matcher = matcher
         self._ends = frozenset(ends)
         self._bits: Bits = np.zeros(-(-num_tokens // WORD_BITS), dtype=np.int32)
@@ -83,9 +87,16 @@ class Guide:
         if token_id in self._ends and self._matcher.may_end():
             self.is_finished = True
         elif self.is_finished or not self._matcher.accept(token_id):
-            self.failure = f"token {token_id} is not in the answer's grammar here"
+            self.is_dead_end = self._was_allowed(token_id)
+            told = TOO_MUCH_WORK if self.is_dead_end else f"token {token_id} is not allowed here"
+            self.failure = f"the answer's grammar: {told}"
         else:
             self._is_current = False
+
+    def _was_allowed(self, token_id: int) -> bool:
+        """Whether the mask of this place has it: then it is the matcher that gave up."""
+        word, bit = divmod(token_id, WORD_BITS)
+        return self._is_current and bool(int(self._bits[word]) >> bit & 1)
 
     def _conclude(self) -> None:
         """Whether nothing may follow; only where an answer may end that needs to be looked at."""
@@ -97,7 +108,7 @@ class Guide:
         has_text, may_end = self._find_text(), self._matcher.may_end()
         bits = self._bits | self._end_bits if may_end else self._bits
         if not (has_text or bits.any()):
-            self.failure = "no token of the model continues the answer in its grammar"
+            self.failure, self.is_dead_end = f"the answer's grammar: {NO_WAY_ON}", True
         return bits
 
     def _find_text(self) -> bool:

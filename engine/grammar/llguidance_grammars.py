@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WHITESPACE = r"[ \n\t]{0,20}"
 """Between two words of JSON: room to write it prettily, none to write nothing for ever."""
 _HEADER = '%llguidance {"no_forcing": true}\n'
+STEP_FUEL, STEP_ITEMS = 100_000, 25_000
+"""Of the lexer and of the parser, for one mask: a few milliseconds."""
 _GRAMMAR_BYTES, _BYTES_PER_CHARACTER = 64 * 1024, 64
 """What a compiled grammar takes, about: measured on 100 schemas, 110 KB each of 1.3 KB."""
 _UNIMPLEMENTED = re.compile(r"Unimplemented keys: (\[.*?\])")
@@ -96,15 +98,15 @@ class LlguidanceMatcher:
 
 
 class LlguidanceCompiler:
-    """Of one vocabulary."""
+    """Of one vocabulary; a step may take `patience` times STEP_FUEL."""
 
-    def __init__(self, vocabulary: GrammarVocabulary) -> None:
+    def __init__(self, vocabulary: GrammarVocabulary, patience: int) -> None:
         wrapper = TokenizerWrapper(_Tokens(vocabulary))
         ends = list(vocabulary.eos_token_ids) or None
         self._tokenizer = LLTokenizer(wrapper, n_vocab=vocabulary.num_rows, eos_token=ends)
         self._limits = LLParserLimits(
-            step_lexer_fuel=100_000,
-            step_max_items=25_000,
+            step_lexer_fuel=patience * STEP_FUEL,
+            step_max_items=patience * STEP_ITEMS,
             max_lexer_states=20_000,
             verbose_errors=False,
         )
@@ -155,6 +157,8 @@ def _reason(error: str) -> str:
         return "unsupported keyword in the schema: oneOf, unless its branches exclude each other"
     if found := _WRONG_PATTERN.search(error):
         return f"the pattern {found[1]!r} cannot be used: {found[2]}"[:300]
+    if error.startswith("panic"):
+        return "it is too large to be compiled"
     first = next((line.strip() for line in error.splitlines() if line.strip()), "no reason given")
     return _PLACE.sub("", first)[:300]
 

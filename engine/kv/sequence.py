@@ -136,8 +136,11 @@ class Sequence:
 
     def grammar_failure(self) -> Failure | None:
         """Why the output cannot be told as it is."""
-        reason = None if self.guide is None else self.guide.failure
-        return None if reason is None else Failure(ErrorKind.INTERNAL, reason)
+        guide = self.guide
+        if guide is None or guide.failure is None:
+            return None
+        kind = ErrorKind.GRAMMAR_DEAD_END if guide.is_dead_end else ErrorKind.INTERNAL
+        return Failure(kind, guide.failure)
 
     def prompt_spans(self, now_s: float) -> dict[str, float]:
         """Where the time from its arrival to its first token went: what was neither read nor computed was waited, before

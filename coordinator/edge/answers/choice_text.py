@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class TextOptions:
     """How tokens become text; `hidden_ids` end a text and are not part of it. `prompt_scores` are told how likely each
-    prompt is, where that is asked for. `marks` are what is shown of tokens that readers of parts look for."""
+    prompt is, where that is asked for. `marks` are what is shown of tokens that readers of parts look for;
+    `constraint_field` is what the client calls its constraint, for errors."""
 
     stops: tuple[str, ...] = ()
     include_stop: bool = False
@@ -33,6 +34,7 @@ class TextOptions:
     hidden_ids: frozenset[int] = frozenset()
     prompt_scores: Sequence[PromptScores] = ()
     marks: Mapping[int, str] = field(default_factory=dict)
+    constraint_field: str = ""
 
 
 class StopStrings:

@@ -116,6 +116,7 @@ class Edge:
             min_tokens=sampling.min_tokens,
             hidden_ids=frozenset(() if sampling.ignore_eos else sampling.eos_token_ids),
             prompt_scores=asked.prompt_scores,
+            constraint_field=asked.wishes.constraint_field,
             marks={} if make_parts is None else self.formats.marks,
         )
         facts = RequestFacts(

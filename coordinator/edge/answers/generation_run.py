@@ -16,7 +16,7 @@ from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.answers.prompt_scoring import ScoreBook
 from coordinator.edge.telemetry.choice_meter import ABORT, ERROR, ChoiceMeter
 from coordinator.edge.telemetry.request_record import RequestRecord, cached_of_prompts, timings_of
-from protocol.errors import BatonError, InternalError
+from protocol.errors import BatonError, GrammarDeadEnd, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -118,6 +118,7 @@ class GenerationRun:
         self._streams: list[TokenStream] = []
         self._events: MergedEvents | None = None
         self._num_open = len(generations)
+        self._constraint_field = options.constraint_field
         self._scores = ScoreBook(generations, facts.choices_per_prompt, options.prompt_scores)
         self._texts = [
             ChoiceText(index, context.tokenizer, options, generation.prompt_token_ids)
@@ -186,12 +187,18 @@ class GenerationRun:
             if self._texts[index].finish_reason is not None:
                 continue
             if event.error is not None:
-                raise event.error
+                raise self._named(event.error)
             if event.prompt_scores:
                 self._scores.take(index, event.prompt_scores)
             delta = self._take(index, event)
             if delta is not None and (free := self._scores.admit(delta)) is not None:
                 return free
+
+    def _named(self, error: BatonError) -> BatonError:
+        """No worker knows what the client calls its constraint."""
+        if isinstance(error, GrammarDeadEnd):
+            return GrammarDeadEnd(str(error), self._constraint_field or "tools")
+        return error
 
     def _take(self, index: int, event: StreamEvent) -> Delta | None:
         text, meter = self._texts[index], self._meters[index]

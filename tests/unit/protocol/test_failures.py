@@ -11,6 +11,7 @@ from protocol.errors import (
     ConfigError,
     DeadlineExceeded,
     DigestMismatch,
+    GrammarDeadEnd,
     InternalError,
     LayoutMismatch,
     LeaseExpired,
@@ -27,7 +28,7 @@ from protocol.messages.reports import TransferFailed, WorkerMessage
 TOLD = [
     *(DeadlineExceeded("d"), RequestAborted("r"), TransferError("t"), LayoutMismatch("l", "dtype")),
     *(LeaseExpired("e"), PeerLost("p"), OutOfReach("o"), DigestMismatch("m")),
-    *(ProtocolError("q"), InternalError("i")),
+    *(ProtocolError("q"), GrammarDeadEnd("g"), InternalError("i")),
 ]
 DECODER: wire.Decoder[Failure] = wire.Decoder(Failure)
 
