@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
+import shlex
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.serve.arrivals import check as check_traffic
 from benchmarks.serve.measure import METRICS, SLO_METRICS
 from benchmarks.serve.overhead import Limits
+from deploy.config.parser import Parser, typed
+from deploy.config.values import number, positive, seconds, whole
 from protocol.errors import ConfigError
 from simulation.traffic import Traffic
 
@@ -26,17 +30,27 @@ SAMPLING = (
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 
 
-class Parser(argparse.ArgumentParser):
-    """Errors are ConfigErrors, like those of every verb."""
+MAX_REQUESTS, MAX_TOKENS = 10_000_000, 1 << 24
+COUNT, TOKENS, ANY_TOKENS = (
+    typed(whole(1)),
+    typed(whole(1, MAX_TOKENS)),
+    typed(whole(0, MAX_TOKENS)),
+)
+POSITIVE = typed(positive)
 
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of exiting."""
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+def positive_or_inf(text: str) -> float:
+    """A rate or shape for which no bound is a value: `inf`."""
+    return math.inf if text.lower() in ("inf", "infinity") else positive(text)
+
+
+UNBOUNDED = typed(positive_or_inf)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """All flags, checked; adds `traffic`, `limits`, `slo_ms`, `extra`, `headers` and `percentiles`."""
+    """All flags, checked; adds `command`, `traffic`, `limits`, `slo_ms`, `extra`, `headers` and `percentiles`."""
     flags = make_parser().parse_args(argv)
+    flags.command = spoken(argv)
     flags.traffic = check_traffic(
         Traffic(
             rate=flags.request_rate,
@@ -60,6 +74,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return flags
 
 
+def spoken(argv: Sequence[str]) -> str:
+    """The command line as it can be shown and kept: no key, no header's value, no password of a URL."""
+    shown: list[str] = []
+    option = ""
+    for word in argv:
+        name, equals, value = word.partition("=")
+        inline = bool(equals) and word.startswith("--")
+        option = name if word.startswith("--") else option
+        if inline or not word.startswith("--"):
+            hidden = _hidden(option, value if inline else word)
+            word = f"{name}={hidden}" if inline else hidden  # noqa: PLW2901
+        shown.append(word)
+    return shlex.join(["baton", "bench", "serve", *shown])
+
+
+def _hidden(option: str, value: str) -> str:
+    if option == "--api-key":
+        return "***"
+    if option == "--header":
+        return f"{value.partition('=')[0]}=***"
+    return re.sub(r"://[^/@]*@", "://***@", value)
+
+
 def _needed(flags: argparse.Namespace, name: str) -> float:
     value = getattr(flags, name)
     if value is None and flags.ramp_up_strategy is not None:
@@ -68,10 +105,6 @@ def _needed(flags: argparse.Namespace, name: str) -> float:
 
 
 def _check(flags: argparse.Namespace) -> None:
-    if flags.num_prompts < 1:
-        raise ConfigError("--num-prompts: must be at least 1")
-    if flags.max_concurrency is not None and flags.max_concurrency < 1:
-        raise ConfigError("--max-concurrency: must be at least 1; leave it out for no limit")
     if flags.dataset_name not in ("random", "prefix_repetition") and flags.dataset_path is None:
         raise ConfigError(f"--dataset-path: needed with --dataset-name {flags.dataset_name}")
     if flags.find_max_rate and not flags.slo_ms:
@@ -80,8 +113,10 @@ def _check(flags: argparse.Namespace) -> None:
         raise ConfigError("--find-max-rate: sets the rate itself; no ramp and no --max-concurrency")
     if not 0 < flags.slo_attainment <= 1:
         raise ConfigError("--slo-attainment: a share, more than 0 and at most 1")
-    if flags.prefix_repetition_num_prefixes < 1:
-        raise ConfigError("--prefix-repetition-num-prefixes: must be at least 1")
+    if flags.custom_output_len == 0:
+        raise ConfigError("--custom-output-len: 1 token or more, or -1 for each line's own")
+    if not all(0 <= percentile <= 100 for percentile in flags.percentiles):
+        raise ConfigError("--metric-percentiles: each must be 0 to 100, as in 50,90,99")
 
 
 def _extra(flags: argparse.Namespace) -> dict[str, Any]:
@@ -104,8 +139,8 @@ def parse_slo(pairs: Sequence[str]) -> dict[str, float]:
         if name not in SLO_METRICS:
             raise ConfigError(f"--goodput: {name!r} is none of {', '.join(SLO_METRICS)}")
         (limits[name],) = _numbers("--goodput", text)
-        if limits[name] < 0:
-            raise ConfigError(f"--goodput: {pair} is negative; give milliseconds")
+        if not 0 < limits[name] < math.inf:
+            raise ConfigError(f"--goodput: {pair}: give milliseconds, more than 0, as {name}:500")
     return limits
 
 
@@ -145,13 +180,13 @@ def endpoints(flags: argparse.Namespace) -> list[tuple[str, str]]:
     """`(name, URL)` of each endpoint, in the order given."""
     urls = flags.url or [flags.base_url or f"http://{flags.host}:{flags.port}"]
     named = []
-    for number, url in enumerate(urls):
+    for index, url in enumerate(urls):
         head, equals, tail = url.partition("=")
         if equals and "/" not in head:
             named.append((head, tail))
         else:
             named.append((url if len(urls) > 1 else (flags.label or flags.backend), url))
-        if named[-1][0] in [name for name, _ in named[:number]]:
+        if named[-1][0] in [name for name, _ in named[:index]]:
             raise ConfigError(
                 f"--url: two endpoints are called {named[-1][0]!r}; name one NAME=URL"
             )
@@ -180,7 +215,7 @@ def _add_endpoint(group: Any) -> None:
     add("--url", action="append", metavar="[NAME=]URL", help="server; several are compared")
     add("--base-url", help="the same, for one server")
     add("--host", default=DEFAULT_HOST)
-    add("--port", type=int, default=DEFAULT_PORT)
+    add("--port", type=typed(whole(1, 65535)), default=DEFAULT_PORT)
     add("--backend", choices=("openai", "openai-chat"), default="openai")
     add("--endpoint", help="path (default: /v1/completions, /v1/chat/completions)")
     add("--model", help="name in requests (default: the first of GET /v1/models)")
@@ -189,38 +224,48 @@ def _add_endpoint(group: Any) -> None:
     add("--api-key", help="default: BATON_API_KEY")
     add("--header", nargs="*", metavar="KEY=VALUE", help="sent with every request")
     add("--insecure", action="store_true", help="do not check TLS certificates")
-    add("--request-timeout", type=float, default=3600.0, help="seconds for a whole answer")
+    add("--request-timeout", type=typed(seconds), default=3600.0, help="seconds for a whole answer")
     add("--request-id-prefix", default=f"bench-{uuid.uuid4().hex[:8]}-")
 
 
 def _add_traffic(group: Any) -> None:
     add = group.add_argument
-    add("--num-prompts", type=int, default=1000)
-    add("--num-warmups", type=int, default=0, help="requests before the clock starts")
-    add("--request-rate", type=float, default=math.inf, help="a second; inf: all at once")
-    add("--burstiness", type=float, default=1.0, help="gamma shape; 1 is Poisson, inf is even")
-    add("--max-concurrency", type=int, help="most requests at once; the wait is counted apart")
+    add("--num-prompts", type=typed(whole(1, MAX_REQUESTS)), default=1000)
+    add(
+        "--num-warmups",
+        type=typed(whole(0, MAX_REQUESTS)),
+        default=0,
+        help="requests before the clock starts",
+    )
+    add("--request-rate", type=UNBOUNDED, default=math.inf, help="a second; inf: all at once")
+    add("--burstiness", type=UNBOUNDED, default=1.0, help="gamma shape; 1 is Poisson, inf is even")
+    add("--max-concurrency", type=COUNT, help="most requests at once; the wait is counted apart")
     add("--ramp-up-strategy", choices=("linear", "exponential"))
-    add("--ramp-up-start-rps", type=float)
-    add("--ramp-up-end-rps", type=float)
+    add("--ramp-up-start-rps", type=POSITIVE)
+    add("--ramp-up-end-rps", type=POSITIVE)
     add(
         "--self-timed", action=argparse.BooleanOptionalAction, default=True, help="trace: its times"
     )
-    add("--seed", type=int, default=0)
+    add("--seed", type=typed(whole(0, 2**31 - 1)), default=0)
     add("--find-max-rate", action="store_true", help="search the highest rate within --goodput")
-    add("--slo-attainment", type=float, default=0.9, help="share of requests within --goodput")
-    add("--search-precision", type=float, default=0.05, help="end when rates are this close")
-    add("--max-rate", type=float, help="--find-max-rate tries no more (default: --num-prompts)")
+    add("--slo-attainment", type=POSITIVE, default=0.9, help="share of requests within --goodput")
+    add("--search-precision", type=POSITIVE, default=0.05, help="end when rates are this close")
+    add("--max-rate", type=POSITIVE, help="--find-max-rate tries no more (default: --num-prompts)")
 
 
 def _add_dataset(group: Any) -> None:
     add = group.add_argument
     add("--dataset-name", "--dataset", choices=DATASETS, default="random")
     add("--dataset-path", type=Path, help="file of sharegpt, trace or custom")
-    add("--input-len", type=int, help="for any dataset with a length")
-    add("--output-len", type=int, help="for any dataset with a length")
-    add("--sharegpt-output-len", type=int, help="default: as long as the file's answer")
-    add("--custom-output-len", type=int, default=256, help="-1: each line's output_tokens")
+    add("--input-len", type=TOKENS, help="for any dataset with a length")
+    add("--output-len", type=TOKENS, help="for any dataset with a length")
+    add("--sharegpt-output-len", type=TOKENS, help="default: as long as the file's answer")
+    add(
+        "--custom-output-len",
+        type=typed(whole(-1, MAX_TOKENS)),
+        default=256,
+        help="-1: each line's output_tokens",
+    )
     add("--no-oversample", action="store_true", help="do not repeat a file that is too short")
     add("--disable-shuffle", action="store_true", help="custom: the file's order")
     add("--prompt-format", choices=("auto", "ids", "text"), default="auto")
@@ -228,25 +273,30 @@ def _add_dataset(group: Any) -> None:
 
 def _add_synthetic(group: Any) -> None:
     add = group.add_argument
-    add("--random-input-len", type=int, default=1024)
-    add("--random-output-len", type=int, default=128)
+    add("--random-input-len", type=ANY_TOKENS, default=1024)
+    add("--random-output-len", type=TOKENS, default=128)
     add(
         "--random-range-ratio", default="0.0", help="a number, or {'input': …, 'output': …} as JSON"
     )
-    add("--random-prefix-len", type=int, default=0, help="tokens that all prompts begin with")
-    add("--prefix-repetition-prefix-len", type=int, default=256)
-    add("--prefix-repetition-suffix-len", type=int, default=256)
-    add("--prefix-repetition-num-prefixes", type=int, default=10)
-    add("--prefix-repetition-output-len", type=int, default=128)
     add(
-        "--trace-chunk-tokens", "--timed-trace-chunk-hash-size", type=int, help="a hash id's tokens"
+        "--random-prefix-len", type=ANY_TOKENS, default=0, help="tokens that all prompts begin with"
     )
-    add("--trace-seconds", "--timed-trace-sec-multiplier", type=float, help="a timestamp's unit")
-    add("--trace-length-scale", type=float, default=1.0, help="times every length")
-    add("--trace-output-scale", type=float, help="times output lengths (default: length scale)")
+    add("--prefix-repetition-prefix-len", type=ANY_TOKENS, default=256)
+    add("--prefix-repetition-suffix-len", type=TOKENS, default=256)
+    add("--prefix-repetition-num-prefixes", type=COUNT, default=10)
+    add("--prefix-repetition-output-len", type=TOKENS, default=128)
+    add(
+        "--trace-chunk-tokens",
+        "--timed-trace-chunk-hash-size",
+        type=TOKENS,
+        help="a hash id's tokens",
+    )
+    add("--trace-seconds", "--timed-trace-sec-multiplier", type=POSITIVE, help="a timestamp's unit")
+    add("--trace-length-scale", type=POSITIVE, default=1.0, help="times every length")
+    add("--trace-output-scale", type=POSITIVE, help="times output lengths (default: length scale)")
     add(
         "--trace-time-scale",
-        type=float,
+        type=POSITIVE,
         default=1.0,
         help="times every time; 0.1: ten times faster",
     )
@@ -255,8 +305,10 @@ def _add_synthetic(group: Any) -> None:
 def _add_sampling(group: Any) -> None:
     add = group.add_argument
     for name in SAMPLING:
-        add(f"--{name.replace('_', '-')}", type=int if name == "top_k" else float)
-    add("--logprobs", type=int)
+        add(
+            f"--{name.replace('_', '-')}", type=int if name == "top_k" else typed(number(-math.inf))
+        )
+    add("--logprobs", type=typed(whole(0)))
     add("--ignore-eos", action=argparse.BooleanOptionalAction, help="on for random and trace")
     add("--extra-body", type=json_object, default={}, metavar="JSON", help="more request fields")
 
@@ -283,5 +335,16 @@ def _add_results(group: Any) -> None:
     add("--label", help="name in the result (default: --backend)")
     add("--metadata", nargs="*", metavar="KEY=VALUE", help="kept in the result")
     add("--disable-tqdm", "--no-progress", action="store_true", help="no progress bar")
-    add("--max-client-share", type=float, default=Limits.share, help="of a core, else no result")
-    add("--max-client-lag", type=float, default=Limits.lag_ms, metavar="MS", help="p99, same")
+    add(
+        "--max-client-share",
+        type=typed(number(0)),
+        default=Limits.share,
+        help="of a core, else unreliable",
+    )
+    add(
+        "--max-client-lag",
+        type=typed(number(0)),
+        default=Limits.lag_ms,
+        metavar="MS",
+        help="p99, same",
+    )

@@ -9,7 +9,6 @@ from benchmarks.serve.arrivals import own_times
 from benchmarks.serve.client import Client, parse_url
 from benchmarks.serve.load import OpenLoop, Prepared
 from benchmarks.serve.measure import attainment
-from benchmarks.serve.overhead import ClientBottleneck
 from benchmarks.serve.pools import PoolWatch
 from benchmarks.serve.progress import LiveProgress
 from benchmarks.serve.request import PATHS, BodyMaker
@@ -93,7 +92,7 @@ class Endpoint:
         ]
 
     async def measure(self, requests: Sequence[BenchRequest], traffic: Traffic) -> Measured:
-        """One run; ClientBottleneck when its figures would be the client's."""
+        """One run; `unreliable` says so when its figures are the client's."""
         flags = self._flags
         own = own_times(requests) if flags.self_timed else None
         due_s = own or schedule(traffic, len(requests), flags.seed)
@@ -105,34 +104,48 @@ class Endpoint:
                 run = await OpenLoop(self._client, flags.max_concurrency, [progress]).run(
                     prepared, due_s
                 )
-        if reason := run.overhead.verdict(flags.limits):
-            raise ClientBottleneck(reason)
-        return Measured(self.name, self.url, self._model, traffic.rate, own is not None, run, watch)
+        return Measured(
+            self.name,
+            self.url,
+            self._model,
+            traffic.rate,
+            own is not None,
+            run,
+            watch,
+            run.overhead.verdict(flags.limits),
+        )
 
     async def find_max_rate(self, dataset: Dataset) -> Measured:
-        """The run at the highest rate within the SLO; BatonError when no rate is."""
+        """The run at the highest rate within the SLO; BatonError when no rate is.
+
+        A rate that the client could not send in time is not kept: the answer then is a bound of the client's, and
+        unreliable. Where no other rate was measured, the run is the last one."""
         flags = self._flags
         top = flags.max_rate or float(flags.num_prompts)
         first = min(1.0, top) if flags.request_rate > top else flags.request_rate
         search = RateSearch(first, flags.slo_attainment, flags.search_precision, top)
+        measured: Measured | None = None
         kept: Measured | None = None
-        shares: list[float] = []
+        share, doubt = 0.0, ""
         while (rate := search.next_rate()) is not None:
             traffic = replace(flags.traffic, rate=rate)
             measured = await self.measure(dataset.draw(len(search.trials)), traffic)
             share = attainment(measured.run.outcomes, flags.slo_ms)
-            search.record(rate, share)
-            print(f"{self.name}: {rate:.3f} req/s, {share:.1%} within the SLO", flush=True)
-            shares.append(share)
+            search.record(rate, share, reliable=not measured.unreliable)
+            note = "; unreliable: the client was late" if measured.unreliable else ""
+            print(f"{self.name}: {rate:.3f} req/s, {share:.1%} within the SLO{note}", flush=True)
+            if measured.unreliable:
+                doubt = f"at {rate:.4g} req/s {measured.unreliable}"
             if rate == search.best:
                 kept = measured
-        if kept is None or search.best is None:
+        chosen = kept or measured
+        if chosen is None or (kept is None and not doubt):
             raise BatonError(
                 f"{self.url}: no rate down to {search.trials[-1].rate:.4g} req/s keeps the SLO "
-                f"({shares[-1]:.1%} of requests); loosen --goodput"
+                f"({share:.1%} of requests); loosen --goodput"
             )
-        kept.search = search
-        return kept
+        chosen.search, chosen.unreliable = search, doubt
+        return chosen
 
     def close(self) -> None:
         """Close idle connections."""

@@ -1,6 +1,7 @@
 """`baton bench serve`: load on one or several OpenAI endpoints. Owns the order of a whole invocation and its exit status.
 
-0 measured    1 a request failed, or there is no server    2 a flag or file is wrong    3 the client was the bottleneck
+0 measured    1 a request failed, or there is no server    2 a flag or file is wrong
+3 the client was the bottleneck: the figures are shown and written, and marked unreliable
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from benchmarks.serve.arguments import endpoints, parse
 from benchmarks.serve.datasets import Dataset
 from benchmarks.serve.endpoint import Endpoint, count_outputs
 from benchmarks.serve.measure import ratios
-from benchmarks.serve.overhead import ClientBottleneck
 from benchmarks.serve.report import report_page
 from benchmarks.serve.result import detailed, error_counts, file_name, make_result
 from benchmarks.serve.table import comparison_table, result_table
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.serve.result import Measured
+    from benchmarks.serve.search import RateSearch
 
 COMPARED = (
     *("request_throughput", "request_goodput", "output_throughput", "total_token_throughput"),
@@ -37,6 +38,7 @@ COMPARED = (
     *("median_itl_ms", "p99_itl_ms", "median_e2el_ms", "p99_e2el_ms"),
 )
 MAX_CAUSES = 10
+FAILED, UNRELIABLE = 1, 3
 
 
 class Bench:
@@ -80,14 +82,14 @@ class Bench:
 def main(argv: Sequence[str]) -> int:
     """Exit status."""
     flags = parse(argv)
-    try:
-        measured = uvloop.run(Bench(flags).run())
-    except ClientBottleneck as error:
-        print(f"baton bench serve: {error}", file=sys.stderr)
-        return 3
+    _make_folders(flags)
+    measured = uvloop.run(Bench(flags).run())
     _show(measured, flags)
     _write(measured, flags)
-    return int(_tell_failures(measured))
+    failed = _tell_failures(measured)
+    if _tell_doubts(measured):  # failures, too, may be the client's
+        return UNRELIABLE
+    return FAILED if failed else 0
 
 
 def _show(measured: list[Measured], flags: argparse.Namespace) -> None:
@@ -96,11 +98,28 @@ def _show(measured: list[Measured], flags: argparse.Namespace) -> None:
         title = one.name if several else ""
         print(result_table(one.result, flags.metrics, flags.percentiles, title))
         if one.search is not None:
-            bound = "" if one.search.is_bounded else " or more; raise --max-rate and --num-prompts"
-            print(f"Highest rate within the SLO (req/s): {one.search.best:.3f}{bound}")
+            print(f"Highest rate within the SLO (req/s): {_highest(one.search)}")
     if several:
         results = {one.name: one.result for one in measured}
         print(comparison_table(results, _ratios(measured), COMPARED))
+
+
+def _highest(search: RateSearch) -> str:
+    if search.best is None:
+        return "not known: the client was late at every rate"
+    if not all(trial.reliable for trial in search.trials):
+        return f"{search.best:.3f} or more; the client could not send faster in time"
+    if not search.is_bounded:
+        return f"{search.best:.3f} or more; raise --max-rate and --num-prompts"
+    return f"{search.best:.3f}"
+
+
+def _tell_doubts(measured: list[Measured]) -> bool:
+    """Whether any figures are the client's; the reasons go to standard error."""
+    for one in measured:
+        if one.unreliable:
+            print(f"{one.name}: unreliable figures: {one.unreliable}", file=sys.stderr)
+    return any(one.unreliable for one in measured)
 
 
 def _ratios(measured: list[Measured]) -> dict[str, dict[str, float]]:
@@ -120,9 +139,24 @@ def _tell_failures(measured: list[Measured]) -> bool:
     return any(one.result["failed"] for one in measured if one.search is None)
 
 
+def _make_folders(flags: argparse.Namespace) -> None:
+    """Before the load, not after it: ConfigError where a file could not be written."""
+    folders = {"--result-dir": flags.result_dir} if flags.save_result else {}
+    for flag, path in (("--output", flags.output), ("--report", flags.report)):
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ConfigError(f"{flag}: {path} is a folder; name a file in it")
+        folders[flag] = path.parent
+    for flag, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{flag}: cannot make the folder {folder}: {error}") from None
+
+
 def _write(measured: list[Measured], flags: argparse.Namespace) -> None:
     for path in _result_paths(measured, flags):
-        path.parent.mkdir(parents=True, exist_ok=True)
         _write_file("--output", path, orjson.dumps(_document(measured, flags)) + b"\n")
     if flags.report is not None:
         _write_file("--report", flags.report, report_page(measured, flags).encode())

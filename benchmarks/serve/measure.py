@@ -85,6 +85,7 @@ def summary(
         "total_output_tokens": outputs,
         "request_throughput": len(good) / duration_s,
         "request_goodput": within / duration_s if slo_ms else None,
+        "slo_attainment": within / len(outcomes) if slo_ms and outcomes else None,
         "output_throughput": outputs / duration_s,
         "total_token_throughput": (inputs + outputs) / duration_s,
         "max_output_tokens_per_s": peak_tokens,

@@ -1,6 +1,6 @@
 """What the client itself costs, and whether it was the bottleneck. Owns those figures and the verdict.
 
-A figure that the client delayed says nothing of the server: then there is no result (exit status 3).
+A figure that the client delayed says nothing of the server: it is shown and kept, marked unreliable (exit status 3).
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from protocol.errors import BatonError
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,13 +22,9 @@ if TYPE_CHECKING:
 SCHEDSTAT = Path("/proc/self/schedstat")
 
 
-class ClientBottleneck(BatonError):
-    """The client was too slow for this load; the message says what to do."""
-
-
 @dataclass(frozen=True)
 class Limits:
-    """Above these there is no result. `share` is of one core, `lag_ms` the 99th percentile of a read's delay."""
+    """Above these a result is unreliable. `share` is of one core, `lag_ms` the 99th percentile of a read's delay."""
 
     share: float = 0.8
     lag_ms: float = 25.0
@@ -65,9 +59,9 @@ class Overhead:
         else:
             return ""
         return (
-            f"no result: the client was the bottleneck, it {reason}; send less at once "
-            "(--max-concurrency, --request-rate), split the load over several clients, give the "
-            "client a core of its own, or raise the limit"
+            f"the client was the bottleneck, it {reason}; send less at once (--max-concurrency, "
+            "--request-rate), split the load over several clients, give the client a core of its "
+            "own, or raise the limit"
         )
 
 

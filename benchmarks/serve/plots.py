@@ -17,6 +17,15 @@ NUM_COLOURS = 6
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A limit: a dashed line across the plot at `value` of one axis, named at its end."""
+
+    axis: Literal["x", "y"]
+    value: float
+    label: str
+
+
+@dataclass(frozen=True)
 class Series:
     """Points of one colour. `line` joins them, `step` holds each value until the next, `dots` does neither."""
 
@@ -26,17 +35,27 @@ class Series:
     colour: int = 0
 
 
-def plot(title: str, x_label: str, y_label: str, series: Sequence[Series]) -> str:
-    """A figure with a title, two axes from zero and a legend; says so when there is nothing to plot."""
+def plot(
+    title: str, x_label: str, y_label: str, series: Sequence[Series], marks: Sequence[Mark] = ()
+) -> str:
+    """A figure with a title, two axes from zero and a legend; says so when there is nothing to plot.
+
+    A mark beyond twice of what is plotted would press it flat: it is said in the heading, not drawn."""
     points = [point for one in series for point in one.points]
     heading = f"<figure><figcaption>{escape(title)}</figcaption>"
     if not points:
         return f"{heading}<p>no data</p></figure>"
-    x_ticks = ticks(max(x for x, _ in points))
-    y_ticks = ticks(max(y for _, y in points))
+    highest = {"x": max(x for x, _ in points), "y": max(y for _, y in points)}
+    drawn = [mark for mark in marks if mark.value <= 2 * highest[mark.axis]]
+    for mark in drawn:
+        highest[mark.axis] = max(highest[mark.axis], mark.value)
+    if far := ", ".join(mark.label for mark in marks if mark not in drawn):
+        heading = f"<figure><figcaption>{escape(title)} <small>({escape(far)} is far off)</small></figcaption>"
+    x_ticks, y_ticks = ticks(highest["x"]), ticks(highest["y"])
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
     parts += _axes(x_ticks, y_ticks, x_label, y_label)
     parts += [_draw(one, x_ticks[-1], y_ticks[-1]) for one in series]
+    parts += [_mark(mark, x_ticks[-1], y_ticks[-1]) for mark in drawn]
     return f"{heading}{''.join(parts)}</svg>{_legend(series)}</figure>"
 
 
@@ -48,6 +67,28 @@ def ticks(highest: float, wanted: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     return [index * step for index in range(math.ceil(highest / step - 1e-9) + 1)]
+
+
+def tick_text(value: float) -> str:
+    """As short as it can be read: 25000 is 25k."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if value >= size:
+            return f"{value / (1e3 if unit == 'k' else size):g}{unit}"
+    return f"{value:g}"
+
+
+def _mark(mark: Mark, x_high: float, y_high: float) -> str:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    if mark.axis == "x":
+        x = _x(mark.value, x_high)
+        anchor, place = ("end", x - 4) if x > (LEFT + right) / 2 else ("start", x + 4)
+        line = f'x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}"'
+        text = f'x="{place:.1f}" y="{bottom - 6}" text-anchor="{anchor}"'
+    else:
+        y = _y(mark.value, y_high)
+        line = f'x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"'
+        text = f'x="{LEFT + 6}" y="{y - 4 if y > TOP + 16 else y + 13:.1f}" text-anchor="start"'
+    return f'<line class="slo" {line}/><text class="slo" {text}>{escape(mark.label)}</text>'
 
 
 def _x(value: float, highest: float) -> float:
@@ -66,11 +107,15 @@ def _axes(
     for value in x_ticks:
         x = _x(value, x_ticks[-1])
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="{TOP}" x2="{x:.1f}" y2="{bottom}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{value:g}</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{bottom + 15}" text-anchor="middle">{tick_text(value)}</text>'
+        )
     for value in y_ticks:
         y = _y(value, y_ticks[-1])
         parts.append(f'<line class="grid" x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick_text(value)}</text>'
+        )
     middle_x, middle_y = (LEFT + right) / 2, (TOP + bottom) / 2
     parts.append(
         f'<text x="{middle_x}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_label)}</text>'

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from benchmarks.serve.client import Client
 
 EVERY_S = 0.5
+WINDOW_S = 2.0
+"""What one rate is of: workers report in heartbeats of half a second, so that a shorter one counts too few or too many."""
 TOTALS = {"prefill": "prefill_tokens", "decode": "decode_tokens"}
 
 
@@ -79,14 +81,35 @@ class PoolWatch:
         }
 
     def rates(self, origin_s: float) -> dict[str, list[tuple[float, float]]]:
-        """By role: (seconds after `origin_s`, tokens a second since the sample before)."""
+        """By role: (seconds after `origin_s`, tokens a second of the `WINDOW_S` before, less at the beginning)."""
         found: dict[str, list[tuple[float, float]]] = {}
-        for before, after in zip(self.samples, self.samples[1:], strict=False):
+        for index, after in enumerate(self.samples):
+            before = self._window_start(index)
+            span_s = after.at_s - before.at_s
+            if span_s < EVERY_S / 2:  # two samples at once tell of no rate
+                continue
             for role, tokens in after.tokens.items():
                 made = tokens - before.tokens.get(role, tokens)
-                rate = max(0.0, made / max(after.at_s - before.at_s, 1e-9))
-                found.setdefault(role, []).append((after.at_s - origin_s, rate))
+                found.setdefault(role, []).append((after.at_s - origin_s, max(0.0, made / span_s)))
         return found
+
+    def _window_start(self, index: int) -> Sample:
+        """The last sample that is a window before sample `index`; the first where none is."""
+        latest_s = self.samples[index].at_s - WINDOW_S
+        old = (sample for sample in reversed(self.samples[:index]) if sample.at_s <= latest_s)
+        return next(old, self.samples[0])
+
+    def shape(self) -> str:
+        """The pools as `--pd` writes them, and each change of them while they were watched; empty when unknown."""
+        shapes = [_shape(sample.workers) for sample in self.samples]
+        changes = [
+            shape for shape, before in zip(shapes, ["", *shapes], strict=False) if shape != before
+        ]
+        return " → ".join(changes)
+
+
+def _shape(workers: Mapping[str, int]) -> str:
+    return f"{workers.get('prefill', 0)}p{workers.get('decode', 0)}d"
 
 
 def read_view(view: Any, at_s: float) -> Sample | None:

@@ -26,7 +26,7 @@ ALWAYS = (50.0, 90.0, 99.0)
 @dataclass
 class Measured:
     """One endpoint's run with all that belongs to it. `traffic_rate` is the rate it was measured at, unless
-    it was `self_timed`: at the times that the dataset brings."""
+    it was `self_timed`: at the times that the dataset brings. `unreliable` says why its figures are not the server's."""
 
     name: str
     url: str
@@ -35,6 +35,7 @@ class Measured:
     self_timed: bool
     run: Run
     pools: PoolWatch
+    unreliable: str = ""
     search: RateSearch | None = None
     result: dict[str, Any] = field(default_factory=dict)
 
@@ -51,8 +52,10 @@ def make_result(measured: Measured, flags: argparse.Namespace) -> dict[str, Any]
     result = {
         **_settings(measured, flags),
         **summary(run.outcomes, run.duration_s, percentiles, flags.slo_ms),
+        "unreliable": measured.unreliable or None,
         "client": asdict(run.overhead),
         "pools": measured.pools.summary(run.duration_s),
+        "pool_shape": measured.pools.shape() or None,
         "error_counts": error_counts(run.outcomes),
     }
     if flags.max_concurrency is None:  # nothing waited
@@ -69,6 +72,7 @@ def _settings(measured: Measured, flags: argparse.Namespace) -> dict[str, Any]:
         "endpoint_type": flags.backend,
         "backend": flags.backend,
         "label": flags.label or measured.name,
+        "command": flags.command,
         "url": measured.url,
         "model_id": measured.model,
         "tokenizer_id": flags.tokenizer,

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-MAX_TRIALS = 30
+MAX_TRIALS, MAX_UNRELIABLE = 30, 3
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One rate in requests a second and the share of requests that were within the SLO."""
+    """One rate in requests a second and the share of requests that were within the SLO; not `reliable` where the
+    client was the bottleneck: what it attained says nothing of the server."""
 
     rate: float
     attainment: float
+    reliable: bool = True
 
 
 @dataclass
@@ -35,20 +37,23 @@ class RateSearch:
     def best(self) -> float | None:
         """The highest rate below every failed one that kept the SLO; None when none did."""
         failed = self._lowest_failed()
-        kept = [t.rate for t in self.trials if t.attainment >= self.target and t.rate < failed]
-        return max(kept, default=None)
+        return max((t.rate for t in self.trials if self._kept(t) and t.rate < failed), default=None)
 
     @property
     def is_bounded(self) -> bool:
-        """Whether some rate failed: without one the true answer may be higher than `best`."""
-        return math.isfinite(self._lowest_failed())
+        """Whether the server failed at some rate: without one the true answer may be higher than `best`."""
+        return any(t.reliable and not self._kept(t) for t in self.trials)
+
+    def _kept(self, trial: Trial) -> bool:
+        return trial.reliable and trial.attainment >= self.target
 
     def _lowest_failed(self) -> float:
-        return min((t.rate for t in self.trials if t.attainment < self.target), default=math.inf)
+        return min((t.rate for t in self.trials if not self._kept(t)), default=math.inf)
 
     def next_rate(self) -> float | None:
         """The next to try, or None when the answer is known closely enough."""
-        if len(self.trials) >= MAX_TRIALS:
+        unreliable = sum(not trial.reliable for trial in self.trials)
+        if len(self.trials) >= MAX_TRIALS or unreliable >= MAX_UNRELIABLE:
             return None
         if not self.trials:
             return min(self.start, self.max_rate)
@@ -59,6 +64,6 @@ class RateSearch:
             return min(best * 2, self.max_rate) if best < self.max_rate else None
         return math.sqrt(best * failed) if failed / best > 1 + self.precision else None
 
-    def record(self, rate: float, attainment: float) -> None:
+    def record(self, rate: float, attainment: float, *, reliable: bool = True) -> None:
         """What a trial showed."""
-        self.trials.append(Trial(rate, attainment))
+        self.trials.append(Trial(rate, attainment, reliable))

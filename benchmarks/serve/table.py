@@ -48,6 +48,8 @@ def result_table(
             lines += _metric(result, name, percentiles)
     lines += _pools(result.get("pools") or {})
     lines += _client(result.get("client") or {})
+    if result.get("unreliable"):
+        lines.append("UNRELIABLE: the client was the bottleneck")
     lines.append("=" * WIDTH)
     return "\n".join(lines)
 

@@ -53,7 +53,7 @@ def whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
 
     def parse(value: str) -> int:
         digits, unit = (value[:-1], units[value[-1]]) if value[-1:] in units else (value, 1)
-        if not digits.removeprefix("-").isdigit():
+        if not digits.removeprefix("-").isdecimal():
             raise ValueError(f"{value!r} is not a whole number")
         number = int(digits) * unit
         if not minimum <= number <= maximum:

@@ -128,12 +128,34 @@ def test_failed_requests_stand_in_the_table(tokenizer: Path) -> None:
     assert "Failed requests:                         3" in done.stdout
 
 
-def test_a_client_that_is_the_bottleneck_reports_nothing(tokenizer: Path) -> None:
+def test_a_client_that_is_the_bottleneck_marks_what_it_prints_and_writes(
+    tokenizer: Path, tmp_path: Path
+) -> None:
     """Thousands of tokens at once are more than it can take one by one."""
+    file, page = tmp_path / "result.json", tmp_path / "page.html"
     with metronome("--at-once") as url:
         flags = ["--num-prompts", 60, "--random-output-len", 8000, "--max-client-share", 0.3]
+        done = bench(tokenizer, "--url", url, *flags, "--output", file, "--report", page)
+    result = json.loads(file.read_text(encoding="utf-8"))
+    assert done.returncode == 3
+    assert "Successful requests:                     60" in done.stdout
+    assert "UNRELIABLE" in done.stdout
+    assert (result["completed"], "bottleneck" in result["unreliable"]) == (60, True)
+    assert "Unreliable figures" in page.read_text(encoding="utf-8")
+
+
+def test_a_search_that_the_client_cannot_follow_is_unreliable(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "result.json"
+    with metronome("--itl-ms", 1) as url:
+        flags = ["--find-max-rate", "--goodput", "ttft:500", "--max-rate", 40, "--output", file]
+        flags += ["--num-prompts", 4, "--request-rate", 40, "--max-client-share", 0]
         done = bench(tokenizer, "--url", url, *flags)
-    assert (done.returncode, done.stdout) == (3, "")
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert done.returncode == 3
+    assert (found["max_rate"]["rate"], found["max_rate"]["is_bounded"]) == (None, False)
+    assert "at 10 req/s the client was the bottleneck" in found["unreliable"]
 
 
 def test_a_client_that_is_the_bottleneck_says_what_to_do(tokenizer: Path) -> None:

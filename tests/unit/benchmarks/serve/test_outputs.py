@@ -7,10 +7,12 @@ import re
 import orjson
 import pytest
 
-from benchmarks.serve.arguments import parse
-from benchmarks.serve.plots import Series, plot, ticks
+from benchmarks.serve.arguments import parse, spoken
+from benchmarks.serve.overhead import Limits, Overhead
+from benchmarks.serve.plots import Mark, Series, plot, tick_text, ticks
+from benchmarks.serve.pools import PoolWatch, Sample
 from benchmarks.serve.report import report_page
-from benchmarks.serve.result import detailed, error_counts
+from benchmarks.serve.result import Measured, detailed, error_counts, make_result
 from benchmarks.serve.search import RateSearch
 from benchmarks.serve.table import comparison_table, result_table
 from tests.unit.benchmarks.serve.conftest import measured
@@ -131,7 +133,7 @@ def test_the_page_asks_nothing_of_the_network() -> None:
     "title",
     [
         *("Time to First Token", "Inter-token Latency", "Output over time", "Each request"),
-        *("Pools of one", "Requests within the SLO"),
+        *("Pools of one: 1p1d", "Requests within the SLO"),
     ],
 )
 def test_the_page_has_a_plot(title: str) -> None:
@@ -154,3 +156,105 @@ def test_a_step_holds_its_value() -> None:
     drawn = plot("t", "x", "y", [Series("s", [(0, 0), (1, 1)], "step")])
     points = re.findall(r'points="([^"]+)"', drawn)[0].split()
     assert points[0].split(",")[1] == points[1].split(",")[1]
+
+
+LATE = Overhead(0.9, 0.0, 1.0, 40.0, 90.0, 30.0, 5.0)
+
+
+def late() -> Measured:
+    """What a client that was too slow brought."""
+    one = measured(*FLAGS)
+    one.unreliable = LATE.verdict(Limits())
+    one.result = make_result(one, parse(FLAGS))
+    return one
+
+
+def test_figures_of_a_late_client_are_marked_in_the_table() -> None:
+    table = result_table(late().result, METRICS, [99.0])
+    assert "Successful requests:                     2" in table
+    assert "UNRELIABLE: the client was the bottleneck" in table
+
+
+def test_figures_of_a_late_client_are_marked_in_the_file() -> None:
+    result = late().result
+    assert result["median_ttft_ms"] == pytest.approx(100.0)
+    assert "send less at once" in result["unreliable"]
+
+
+def test_figures_of_a_client_in_time_are_not_marked() -> None:
+    assert measured().result["unreliable"] is None
+
+
+def test_the_page_warns_of_a_late_client() -> None:
+    assert "<b>Unreliable figures.</b> one: the client was" in report_page([late()], parse(FLAGS))
+    assert "Unreliable" not in page(*FLAGS)
+
+
+def test_the_page_shows_the_slo_where_it_is_a_limit() -> None:
+    assert page(*FLAGS).count(">SLO TTFT 150 ms</text>") == 2  # its distribution, and each request
+
+
+def test_the_page_shows_the_share_that_was_wanted() -> None:
+    assert ">wanted 90%</text>" in page(*FLAGS)
+
+
+def test_a_limit_that_would_press_the_plot_flat_is_told_in_its_title() -> None:
+    drawn = plot("t", "x", "y", [Series("s", [(1, 1)])], [Mark("x", 100.0, "SLO 100 ms")])
+    assert "(SLO 100 ms is far off)" in drawn
+    assert "<line class=" not in drawn.replace('class="grid"', "")
+
+
+def test_the_page_tells_goodput_command_and_pools_in_words() -> None:
+    text = page(*FLAGS)
+    assert "goodput: requests a second within the SLO" in text
+    assert (
+        "<code>baton bench serve --request-rate 2 --goodput ttft:150 --num-prompts 2</code>" in text
+    )
+    assert "pools 1p1d" in text
+    assert "request_goodput" not in text
+
+
+def test_no_secret_of_the_command_is_shown() -> None:
+    words = [
+        "--api-key",
+        "k1",
+        "--api-key=k2",
+        "--header",
+        "x-key=k3",
+        "y=k4",
+        "--url",
+        "http://u:k5@h",
+    ]
+    text = spoken(words)
+    assert not re.search(r"k\d", text)
+    assert "--header 'x-key=***' 'y=***' --url 'http://***@h'" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (2500.0, "2500"), (25_000.0, "25k"), (2e6, "2M")]
+)
+def test_tick(value: float, text: str) -> None:
+    assert tick_text(value) == text
+
+
+def watched(*samples: tuple[float, int]) -> PoolWatch:
+    return PoolWatch(samples=[Sample(at_s, {"decode": n}, {"decode": 1}) for at_s, n in samples])
+
+
+def test_two_samples_at_once_make_no_spike() -> None:
+    """A last heartbeat between the last two samples is 50 tokens in a millisecond."""
+    even = [(index * 0.5, index * 50) for index in range(9)]
+    rates = watched(*even, (4.001, 450)).rates(0.0)["decode"]
+    assert max(rate for _, rate in rates) < 130
+
+
+def test_a_heartbeat_more_or_less_makes_no_saw() -> None:
+    """Every other half second has both its beats, and the next none."""
+    even = [(index * 0.5, index // 2 * 100) for index in range(21)]
+    rates = [rate for at_s, rate in watched(*even).rates(0.0)["decode"] if at_s >= 2.0]
+    assert set(rates) == {100.0}
+
+
+def test_a_change_of_the_pools_is_told() -> None:
+    samples = [Sample(0.5 * i, {}, {"prefill": 1, "decode": n}) for i, n in enumerate((1, 1, 2))]
+    assert PoolWatch(samples=samples).shape() == "1p1d → 1p2d"

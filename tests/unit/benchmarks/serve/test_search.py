@@ -62,3 +62,19 @@ def test_the_target_share_is_kept() -> None:
 def test_an_undecided_server_ends_the_search() -> None:
     search = RateSearch(start=1.0, precision=0.0)
     assert len(run(search, limit=3.3).trials) == MAX_TRIALS
+
+
+def test_a_rate_at_which_the_client_was_late_says_nothing_of_the_server() -> None:
+    search = RateSearch(8.0)
+    search.record(8.0, 1.0, reliable=False)
+    search.record(4.0, 1.0)
+    assert (search.best, search.is_bounded) == (4.0, False)
+
+
+def test_a_client_that_stays_late_ends_the_search() -> None:
+    search = RateSearch(8.0)
+    for _ in range(3):
+        rate = search.next_rate()
+        assert rate is not None
+        search.record(rate, 1.0, reliable=False)
+    assert search.next_rate() is None
