@@ -87,7 +87,7 @@ def _mark(mark: Mark, x_high: float, y_high: float) -> str:
     else:
         y = _y(mark.value, y_high)
         line = f'x1="{LEFT}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}"'
-        text = f'x="{LEFT + 6}" y="{y - 4 if y > TOP + 16 else y + 13:.1f}" text-anchor="start"'
+        text = f'x="{right - 4}" y="{y - 4 if y > TOP + 16 else y + 13:.1f}" text-anchor="end"'
     return f'<line class="slo" {line}/><text class="slo" {text}>{escape(mark.label)}</text>'
 
 

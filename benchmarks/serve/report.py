@@ -42,7 +42,7 @@ STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--ink:#1b1f24;--faint:#d8dee4;--soft:#57606a;--slo:#b42318}
 @media(prefers-color-scheme:dark){:root{--bg:#14171a;--ink:#e6edf3;--faint:#30363d;--soft:#9aa4ae;--slo:#ff8a7a}}
 body{background:var(--bg);color:var(--ink);font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:1000px;padding:0 1rem}
-h1{font-size:1.4rem}p,figcaption,li{color:var(--soft)}code{word-break:break-all}
+h1{font-size:1.4rem}p,figcaption,li{color:var(--soft)}code{overflow-wrap:anywhere}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:1.2rem}
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}
 svg text{fill:var(--soft);font-size:11px}.grid{stroke:var(--faint);stroke-width:1}
