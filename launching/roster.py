@@ -33,6 +33,7 @@ from protocol.messages.launcher import (
     RoleOrder,
     ScaleOrder,
     ScaleRefused,
+    ScaleTogether,
     StopOrder,
     WorkerExited,
 )
@@ -179,9 +180,13 @@ class Roster:
         place.generation, place.started_s = self._generation, now_s
         return place.generation
 
-    def num_begun_since(self, since_s: float) -> int:
-        """Workers whose newest start is later than that."""
-        return sum(p.started_s > since_s for p in self if p.worker is not None)
+    def starting(self, since_s: float) -> list[WorkerSpec]:
+        """Workers whose newest start is later than that, or still to come: they may not have their memory yet."""
+        return [
+            place.worker
+            for place in self
+            if place.worker is not None and (not place.generation or place.started_s > since_s)
+        ]
 
     def hello(self) -> LauncherHello:
         """Who there is, as a coordinator that comes back must learn it; said again and again."""
@@ -198,7 +203,9 @@ class Roster:
     def on_order(self, order: LauncherOrder, now_s: float) -> list[Action]:
         """What it means for the places."""
         if isinstance(order, ScaleOrder):
-            return self._scale(order, now_s)
+            return self._scale([order], now_s)
+        if isinstance(order, ScaleTogether):
+            return self._scale(order.orders, now_s)
         place = self._places.get(order.worker_id)
         if place is None or place.worker is None:
             return []
@@ -213,18 +220,31 @@ class Roster:
                 place.spec = msgspec.structs.replace(place.worker, role=order.role)
                 return [Respec(place)]
 
-    def _scale(self, order: ScaleOrder, now_s: float) -> list[Action]:
-        if self.stopping or order.worker_id in self._places:
+    def _scale(self, orders: list[ScaleOrder], now_s: float) -> list[Action]:
+        """All of them that are not there yet, or none."""
+        new = [order for order in orders if order.worker_id not in self._places]
+        if self.stopping or not new:
             return []
         if self.away is not None:
-            return self._refuse(order.worker_id, f"{self.away}; try again when it is back")
-        try:
-            spec = self._more(order, now_s)
-        except ConfigError as error:
-            return self._refuse(order.worker_id, str(error))
-        place = self.add(spec)
-        place.is_new = True
-        return [Start(place)]
+            return self._refuse_all(new, f"{self.away}; try again when it is back")
+        places: list[Place] = []
+        for order in new:
+            try:
+                place = self.add(self._more(order, now_s))
+            except ConfigError as error:
+                for placed in places:
+                    del self._places[placed.name]
+                fits = f"{len(places)} of {len(new)} workers fit, so none is started: "
+                return self._refuse_all(new, f"{fits if len(new) > 1 else ''}{error}")
+            place.is_new = True
+            places.append(place)
+        return [Start(place) for place in places]
+
+    def _refuse_all(self, orders: list[ScaleOrder], reason: str) -> list[Action]:
+        """Each is told, and people once."""
+        first, *others = orders
+        told = (Tell(ScaleRefused(worker_id=each.worker_id, reason=reason)) for each in others)
+        return [*self._refuse(first.worker_id, reason), *told]
 
     def _refuse(self, name: str, reason: str) -> list[Action]:
         place = self._places.pop(name, None)

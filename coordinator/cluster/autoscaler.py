@@ -35,8 +35,8 @@ SAY_AGAIN_S = 1800.0
 class PoolOrders(Protocol):
     """What carries a decision out: `coordinator.cluster.scaling.Scaler`."""
 
-    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
-        """Bring the pools to these numbers."""
+    def scale_as_fits(self, prefill: int | None, decode: int | None) -> dict[str, Any]:
+        """Bring the pools to these numbers, or as near as fits."""
         ...
 
     def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Autoscaler:
             if isinstance(decision, Flip):
                 self._scaler.set_role(decision.worker_id, decision.role)
             else:
-                self._scaler.scale(prefill=decision.prefill, decode=decision.decode)
+                self._scaler.scale_as_fits(decision.prefill, decision.decode)
         except BatonError as error:
             self.counts["refused"] += 1
             log.warning("the autoscaler's order was refused (%s); it is given again later", error)

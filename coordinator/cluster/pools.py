@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
-from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder
+from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, ScaleTogether
 from protocol.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from protocol.messages.launcher import LauncherOrder, LauncherWorker
 
@@ -150,6 +150,12 @@ def index_of(worker_id: str) -> int:
     return int(match[1]) if match else 0
 
 
+def scale_order(slots: Sequence[Slot]) -> list[LauncherOrder]:
+    """The order of all of these or none."""
+    orders = [ScaleOrder(worker_id=slot.worker_id, role=slot.role) for slot in slots]
+    return [ScaleTogether(orders=orders)] if len(orders) > 1 else [*orders]
+
+
 class Pools:
     """One slot a worker id. `refusals` are of the last scaling; `launcher` is who starts workers, if anybody;
     `away` why it can do nothing now."""
@@ -232,18 +238,19 @@ class Pools:
         neither the launcher has nor is registered, nobody will start again."""
         there = {worker.worker_id: worker for worker in workers}
         orders: list[LauncherOrder] = []
+        missing: list[Slot] = []
         for slot in self:
             worker = there.get(slot.worker_id)
             if worker is not None:
                 orders += self._compare(slot, worker)
             elif slot.is_ordered and not slot.leaving:
-                orders.append(ScaleOrder(worker_id=slot.worker_id, role=slot.role))
+                missing.append(slot)
             elif slot.worker_id not in registered:
                 del self._slots[slot.worker_id]
         for name in there.keys() - self._slots.keys():
             worker = there[name]
             self._slots[name] = Slot(name, worker.role, worker.leaving, is_listed=True)
-        return orders
+        return [*orders, *scale_order(missing)]
 
     def _compare(self, slot: Slot, worker: LauncherWorker) -> list[LauncherOrder]:
         slot.is_ordered, slot.is_listed = False, True

@@ -16,15 +16,15 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from coordinator.cluster.lifecycle import Loss
-from coordinator.cluster.pools import Candidate, check_wanted, choose_surplus
+from coordinator.cluster.pools import Candidate, check_wanted, choose_surplus, scale_order
 from coordinator.cluster.registry import WorkerState
 from protocol.errors import NoLauncher, PoolConflict, WorkerNotFound
-from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, StopOrder
+from protocol.messages.launcher import RetireOrder, RoleOrder, StopOrder
 from protocol.messages.orders import Drain, Forget, SetRole
 from protocol.roles import Role, by_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from coordinator.cluster.books import Books
     from coordinator.cluster.control_socket import Outgoing
@@ -64,8 +64,18 @@ class Scaler:
     # ---- what operators and the autoscaler ask
 
     def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
-        """Bring the pools to these numbers of workers; None leaves a pool as it is. Returns the target and
-        what was begun. Raises InvalidRequest, or NoLauncher: then it is not even known how many there are."""
+        """Bring the pools to these numbers of workers; None leaves a pool as it is. Of more workers the launcher starts
+        all or none. Returns the target and what was begun. Raises InvalidRequest, or NoLauncher: then it is not even
+        known how many there are."""
+        return self._scale(prefill, decode, all_or_none=True)
+
+    def scale_as_fits(self, prefill: int | None, decode: int | None) -> dict[str, Any]:
+        """The same, where some of the wanted workers are better than none."""
+        return self._scale(prefill, decode, all_or_none=False)
+
+    def _scale(
+        self, prefill: int | None, decode: int | None, *, all_or_none: bool
+    ) -> dict[str, Any]:
         target = self._pools.target
         asked = {Role.PREFILL: prefill, Role.DECODE: decode}
         wanted = {role: target[role] if count is None else count for role, count in asked.items()}
@@ -74,7 +84,7 @@ class Scaler:
         if wanted != target:
             self._check_launcher_acts()
         self._pools.scaled_anew()
-        started = [name for r in Role for name in self._start(r, wanted[r] - target[r])]
+        started = self._start({r: wanted[r] - target[r] for r in Role}, all_or_none=all_or_none)
         drained = [name for r in Role for name in self._surplus(r, target[r] - wanted[r])]
         for worker_id in drained:
             self._retire(worker_id)
@@ -117,7 +127,7 @@ class Scaler:
             slot = self._pools.get(worker_id)
             if slot is not None and not slot.leaving:
                 slot.ends_with_machine(until_s)
-                self._start(slot.role, 1)
+                self._start({slot.role: 1})
                 self._retire(worker_id)
         self.tick()
 
@@ -158,14 +168,16 @@ class Scaler:
 
     # ---- more
 
-    def _start(self, role: Role, count: int) -> list[str]:
-        """Order that many; none when the count is negative."""
+    def _start(self, more: Mapping[Role, int], *, all_or_none: bool = False) -> list[str]:
+        """Order that many of each; none where the count is negative."""
         taken = [record.worker_id for record in self._registry]
-        slots = self._pools.order(role, count, taken)
+        slots = [slot for role, n in more.items() for slot in self._pools.order(role, n, taken)]
         for slot in slots:
             slot.told(self._clock.now_s())
             log.info("ordering %s", slot.worker_id)
-            self._tell(ScaleOrder(worker_id=slot.worker_id, role=role))
+        for group in [slots] if all_or_none else [[slot] for slot in slots]:
+            for order in scale_order(group):
+                self._tell(order)
         return [slot.worker_id for slot in slots]
 
     # ---- fewer
@@ -315,5 +327,6 @@ class Scaler:
     def refused(self, message: ScaleRefused) -> None:
         """The launcher cannot start what was ordered: the target comes down to what there is."""
         self._registry.forget(message.worker_id)
-        if self._pools.refused(message.worker_id, message.reason, self._clock.now_s()):
+        is_new = message.reason not in {refusal.reason for refusal in self._pools.refusals[-1:]}
+        if self._pools.refused(message.worker_id, message.reason, self._clock.now_s()) and is_new:
             log.warning("%s was not started: %s", message.worker_id, message.reason)

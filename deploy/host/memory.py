@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.config.values import GIB, KIB, MIB, format_bytes
 from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 KV_SHARE = 0.10
 """Default share of available memory that all KV pools of a host take together."""
@@ -17,6 +21,11 @@ KV_MIN_BYTES, KV_MAX_BYTES = 256 * MIB, 4 * GIB
 """Bounds of one worker's default pool."""
 KV_LIMIT = 0.80
 """No flag may claim more than this share of what is available at start."""
+SETTLE_S = 15.0
+"""A worker started less long ago may not have taken its KV pool yet."""
+PROCESS_BYTES = 384 * MIB
+"""What a worker takes beside its pool and the weights: interpreter, libraries and a step's own arrays (300 MiB of
+SmolLM2-135M's workers after some answers)."""
 
 
 def available_bytes(
@@ -56,12 +65,13 @@ def check_fits(kv_bytes: int, num_workers: int, available: int) -> None:
         )
 
 
-def check_one_more(kv_bytes: int, num_starting: int, available: int) -> None:
-    """Raise ConfigError when one worker more, beside those that have not taken their pools yet, would not fit."""
-    needed = kv_bytes * (num_starting + 1)
+def check_one_more(kv_bytes: int, starting: Collection[int], available: int) -> None:
+    """Raise ConfigError when one worker more would not fit beside those that have not taken their pools yet (`starting`)."""
+    needed = kv_bytes + sum(starting) + PROCESS_BYTES * (1 + len(starting))
     if needed > available * KV_LIMIT:
-        beside = f" beside {num_starting} that start now" if num_starting else ""
+        beside = f" beside {len(starting)} that start now" if starting else ""
         raise ConfigError(
-            f"a KV pool of {format_bytes(kv_bytes)} more{beside} does not fit in {KV_LIMIT:.0%} of the "
-            f"{format_bytes(available)} now available; free memory, or serve with a smaller --kv-cache-memory"
+            f"a KV pool of {format_bytes(kv_bytes)} and {format_bytes(PROCESS_BYTES)} for its process{beside} do not "
+            f"fit in {KV_LIMIT:.0%} of the {format_bytes(available)} now available; free memory, or serve with a "
+            "smaller --kv-cache-memory"
         )

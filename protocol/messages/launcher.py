@@ -1,7 +1,7 @@
 """What launcher and coordinator tell each other. Owns these wire types; who starts what is decided at the two ends.
 
     launcher → coordinator   LauncherHello LauncherGoodbye NodeLeaving WorkerExited ScaleRefused
-    coordinator → launcher   ScaleOrder StopOrder RetireOrder RoleOrder
+    coordinator → launcher   ScaleOrder ScaleTogether StopOrder RetireOrder RoleOrder
 
 Every order may be repeated and then changes nothing: a hello with its list of workers shows what was lost.
 """
@@ -72,6 +72,12 @@ class ScaleOrder(Message, frozen=True, kw_only=True):
     role: Role
 
 
+class ScaleTogether(Message, frozen=True, kw_only=True):
+    """Ask the launcher to start all of these workers, or none: where one does not fit, each is refused."""
+
+    orders: list[ScaleOrder]
+
+
 class StopOrder(Message, frozen=True, kw_only=True):
     """Ask the launcher to end a worker that has been drained; it is not restarted."""
 
@@ -91,4 +97,4 @@ class RoleOrder(Message, frozen=True, kw_only=True):
     role: Role
 
 
-LauncherOrder = ScaleOrder | StopOrder | RetireOrder | RoleOrder
+LauncherOrder = ScaleOrder | ScaleTogether | StopOrder | RetireOrder | RoleOrder

@@ -66,6 +66,7 @@ async def test_orders_behind_one_that_fails_are_heard(tmp_path: Path) -> None:
     over = asyncio.Event()
 
     def on_order(order: LauncherOrder) -> None:
+        assert isinstance(order, StopOrder)
         heard.append(order.worker_id)
         if order.worker_id == "1":
             raise OSError(24, "Too many open files")

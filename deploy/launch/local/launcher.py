@@ -19,7 +19,7 @@ import msgspec
 
 from deploy.config.topology import child_environment
 from deploy.host.gpu_plan import least_used
-from deploy.host.memory import available_bytes, check_one_more
+from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
 from deploy.launch.child_process import ChildProcess
 from deploy.launch.control import ControlLink
 from deploy.launch.plan import next_share
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
     from protocol.messages.launcher import ScaleOrder
 
-SETTLE_S = 15.0
-"""A worker started less long ago may not have taken its KV pool yet."""
 _KILL_WAIT_S = 5.0
 
 
@@ -195,7 +193,7 @@ class Launcher:
         """A worker like the others of this plan, on the least used cores, if its KV pool fits."""
         model, workers = self.plan.like(order.role), self.roster.workers
         if model.device == "cpu":  # what a GPU has, the worker finds out, whose start may fail
-            starting = self.roster.num_begun_since(now_s - SETTLE_S)
+            starting = [spec.kv_cache_bytes for spec in self.roster.starting(now_s - SETTLE_S)]
             check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
         cores = next_share(workers, tuple({c for w in self.plan.workers for c in w.cores}))
         return msgspec.structs.replace(

@@ -27,6 +27,7 @@ from protocol.messages.launcher import (
     RoleOrder,
     ScaleOrder,
     ScaleRefused,
+    ScaleTogether,
     StopOrder,
     WorkerExited,
 )
@@ -170,6 +171,23 @@ def test_what_does_not_fit_is_refused_with_its_reason() -> None:
     assert "decode-9" not in made
 
 
+def test_of_what_is_ordered_together_all_start_or_none() -> None:
+    made = roster()
+    orders = [ScaleOrder(worker_id=f"decode-{n}", role=Role.DECODE) for n in range(3)]
+    actions = made.on_order(ScaleTogether(orders=orders), 1.0)
+    assert starts(actions) == [("decode-1", 0.0), ("decode-2", 0.0)]
+    assert made.on_order(ScaleTogether(orders=orders), 2.0) == []
+    more = [ScaleOrder(worker_id=f"decode-{n}", role=Role.DECODE) for n in range(7, 11)]
+    before = list(made)
+    actions = made.on_order(ScaleTogether(orders=more), 3.0)
+    reason = "2 of 4 workers fit, so none is started: 9 do not fit"
+    assert told(actions) == [
+        ScaleRefused(worker_id=f"decode-{n}", reason=reason) for n in range(7, 11)
+    ]
+    assert starts(actions) == []
+    assert list(made) == before
+
+
 def test_an_ordered_worker_whose_first_start_cannot_work_is_refused() -> None:
     made = roster()
     scale(made)
@@ -283,9 +301,11 @@ def test_generations_grow_over_all_places() -> None:
     first, second = list(made)
     assert (first.generation, second.generation) == (1, 2)
     assert made.begin(first, 5.0) == 3
-    assert made.num_begun_since(4.0) == 0, "the coordinator takes no KV pool"
+    assert made.starting(4.0) == [], "the coordinator takes no KV pool"
     made.begin(second, 5.0)
-    assert made.num_begun_since(4.0) == 1
+    assert made.starting(4.0) == [WORKER]
+    scale(made)
+    assert [spec.worker_id for spec in made.starting(6.0)] == ["decode-1"], "it is still to come"
 
 
 def test_the_launcher_is_ready_once() -> None:

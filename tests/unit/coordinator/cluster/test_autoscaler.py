@@ -141,7 +141,7 @@ def test_an_order_that_is_refused_is_counted_and_given_again() -> None:
     assert autoscaler is not None
 
     class Refusing:
-        def scale(self, prefill=None, decode=None):
+        def scale_as_fits(self, prefill, decode):
             raise NoLauncher("nobody starts workers")
 
         def set_role(self, worker_id, role):

@@ -65,6 +65,26 @@ def test_scaling_is_a_target_and_not_a_step() -> None:
     run(scenario, prefill=1, decode=1)
 
 
+def test_more_than_fits_starts_nothing_and_leaves_the_target() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.launcher.room = 12
+        cluster.scaler.scale(prefill=2, decode=200)
+        await cluster.sleep(2.0)
+        view = cluster.service.cluster()
+        assert view["target"] == {"prefill": 1, "decode": 1}
+        assert sorted(states(cluster)) == ["decode-0", "prefill-0"]
+        refused = view["scaling"]["refused"]
+        assert len(refused) == 200
+        assert refused[0]["reason"].startswith("10 of 200 workers fit, so none is started: ")
+        cluster.scaler.scale_as_fits(None, 200)
+        await cluster.sleep(2.0)
+        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 11}
+        await settle(cluster)
+
+    run(scenario, prefill=1, decode=1)
+
+
 @pytest.mark.parametrize("wanted", [{"prefill": -1}, {"decode": 0}, {"prefill": 256}])
 def test_bad_numbers_change_nothing(wanted: dict[str, int]) -> None:
     async def scenario(cluster: Cluster) -> None:
