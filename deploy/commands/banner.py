@@ -149,10 +149,12 @@ def _transport(plan: Plan) -> str:
 
 
 def _capacity(workers: list[WorkerSpec]) -> str:
-    first = workers[0]
-    tokens = first.num_blocks * first.block_size
-    at_once = min(first.max_num_seqs, max(1, tokens // first.max_model_len))
+    tokens = [worker.num_blocks * worker.block_size for worker in workers]
+    longest = max(worker.max_model_len for worker in workers)
+    at_once = [
+        min(each.max_num_seqs, room // longest) for each, room in zip(workers, tokens, strict=True)
+    ]
     return (
-        f"{tokens * len(workers):,} tokens in {format_bytes(first.kv_cache_bytes * len(workers))} · "
-        f"{at_once * len(workers)} sequences of {first.max_model_len:,} at once"
+        f"{sum(tokens):,} tokens in {format_bytes(sum(each.kv_cache_bytes for each in workers))} · "
+        f"{max(1, sum(at_once))} sequences of {longest:,} at once"
     )

@@ -17,7 +17,7 @@ from deploy.config.topology import cache_directory
 from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, UNGUARDED, prepare, resolve_dtype
 from deploy.host.run_directory import run_directory
 from deploy.launch.local.launcher import Launcher
-from deploy.launch.plan import Host, check_chosen_template, device_of, make_plan, pool_bytes
+from deploy.launch.plan import Host, Plan, check_chosen_template, device_of, make_plan, pool_bytes
 from deploy.launch.ray.choice import choose_ray
 from deploy.launch.ray.owner import RayLauncher
 from deploy.processes.log_lines import QueuedText
@@ -45,7 +45,7 @@ def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
 def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console) -> int:
     host = Host.here()
     device = device_of(config, host)  # fail before a download rather than after it
-    if device == "cpu":
+    if device == "cpu" and config.launcher != "ray":
         pool_bytes(config, host)
     check_tracing(config.otlp_traces_endpoint)
     check_chosen_template(config.chat_template)
@@ -61,12 +61,14 @@ def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console
         )
     show_warnings(console, model.warnings)
     with run_directory() as directory:
-        plan = make_plan(config, model, host, directory, port)
         launcher: Launcher | RayLauncher
         if config.launcher == "ray":
             choice = choose_ray(config, directory, len(host.cores))
+            is_spread = choice.own is None
+            plan = make_plan(config, model, host, directory, port, is_spread=is_spread)
             launcher = RayLauncher(plan, choice, clock, ChildLines(console))
         else:
+            plan = make_plan(config, model, host, directory, port)
             if device == "cpu":
                 plan = plan.sharing(weights_memory(model, host))
             launcher = Launcher(
@@ -75,7 +77,8 @@ def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console
 
         def on_ready(news: str) -> None:
             told = {**read_news(news), **launcher.news}
-            show_banner(console, plan, told, clock.now_s() - started_s)
+            shown = Plan(plan.coordinator, tuple(launcher.roster.workers))
+            show_banner(console, shown, told, clock.now_s() - started_s)
 
         asyncio.run(launcher.run(on_ready))
     return 0

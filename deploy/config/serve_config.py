@@ -263,7 +263,7 @@ def describe(resolved: Resolved) -> str:
 def _unset(name: str) -> str:
     return {
         "max-model-len": "the model's, at most what the KV pool holds",
-        "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each",
+        "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each; on nodes of Ray a part of each node's",
         "served-model-name": "the model's name",
         "chat-template": "the model's",
         "max-num-seqs": "64, on a GPU 256",

@@ -75,14 +75,25 @@ class Plan:
 
 
 def make_plan(
-    config: ServeConfig, model: PreparedModel, host: Host, run_directory: Path, port: int
+    config: ServeConfig,
+    model: PreparedModel,
+    host: Host,
+    run_directory: Path,
+    port: int,
+    *,
+    is_spread: bool = False,
 ) -> Plan:
-    """Specs of all processes; ConfigError when the flags, the model and the host do not fit together."""
+    """Specs of all processes; ConfigError when the flags, the model and the host do not fit together. `is_spread`: the
+    workers will be on other hosts, whose memory says how large their pools are (`deploy.launch.ray.seating`)."""
     check_names(config.price, model.served_names)
     device = device_of(config, host)
-    places = _on_gpus(config, model, host) if device == "cuda" else _on_cpu(config, model, host)
-    kv_tokens = min(place.num_blocks for place in places) * config.block_size
-    max_model_len = context_length(config, model, kv_tokens)
+    if device == "cuda":
+        places = _on_gpus(config, model, host)
+    elif is_spread:
+        places = [_Place(config.kv_cache_memory or 0, 0)] * config.pools.total
+    else:
+        places = _on_cpu(config, model, host)
+    max_model_len = context_length(config, model, _tokens_of(config, places))
     control = f"ipc://{run_directory / 'control.sock'}"
     shares = share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
     workers = tuple(
@@ -132,6 +143,11 @@ def _on_cpu(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Plac
     kv_bytes = pool_bytes(config, host)
     place = _Place(kv_bytes, count_blocks(config, model, kv_bytes))
     return [place] * config.pools.total
+
+
+def _tokens_of(config: ServeConfig, places: list[_Place]) -> int | None:
+    """Of the smallest pool; None when they have no size yet."""
+    return min(place.num_blocks for place in places) * config.block_size or None
 
 
 def _on_gpus(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Place]:
@@ -259,16 +275,16 @@ def count_blocks(config: ServeConfig, model: PreparedModel, kv_bytes: int) -> in
     return kv_bytes // block_bytes
 
 
-def context_length(config: ServeConfig, model: PreparedModel, kv_tokens: int) -> int:
-    """Longest sequence: as asked and possible, else the model's own, at most what one pool holds."""
+def context_length(config: ServeConfig, model: PreparedModel, kv_tokens: int | None) -> int:
+    """Longest sequence: as asked and possible, else the model's own, at most what one pool holds, where that is known."""
     own, asked = model.config.max_position_embeddings, config.max_model_len
     if asked is None:
-        return min(own, kv_tokens)
+        return own if kv_tokens is None else min(own, kv_tokens)
     if asked > own:
         raise ConfigError(
             f"--max-model-len: {asked} is more than the {own} that {model.name} was made for"
         )
-    if asked > kv_tokens:
+    if kv_tokens is not None and asked > kv_tokens:
         raise ConfigError(
             f"--max-model-len: {asked} tokens do not fit in a KV pool of {kv_tokens}; "
             "give a smaller length or a larger --kv-cache-memory"

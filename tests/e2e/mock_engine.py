@@ -16,9 +16,9 @@ from deploy.launch.plan import Plan, make_plan
 from worker.engine_start import MOCK_BACKEND
 
 
-def mocked(*arguments: Any) -> Plan:
+def mocked(*arguments: Any, **named: Any) -> Plan:
     """The plan, with the mock in every worker."""
-    plan = make_plan(*arguments)
+    plan = make_plan(*arguments, **named)
     workers = (msgspec.structs.replace(worker, backend=MOCK_BACKEND) for worker in plan.workers)
     return Plan(plan.coordinator, tuple(workers))
 

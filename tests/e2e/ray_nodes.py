@@ -3,6 +3,8 @@
 usage: python -P -m tests.e2e.ray_nodes      commands on stdin, a line each; an answer of JSON a line
 
     add {"prefill_slot": 1}     → {"node_id": …, "pids": {"raylet": …}, "address": …}; the first is the head
+
+"CPU" and "memory" (bytes) are what the node is told to have of them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ def add(cluster: Cluster, resources: dict[str, float]) -> dict[str, Any]:
     node = cluster.add_node(
         node_ip_address="127.0.0.1",
         num_cpus=resources.pop("CPU", 0),
+        memory=int(resources.pop("memory")) if "memory" in resources else None,
         resources=resources,
         include_log_monitor=False,
         object_store_memory=80_000_000,

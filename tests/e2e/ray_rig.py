@@ -39,9 +39,14 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> flo
 class RayServer(Server):
     """Over the mock engine, so that tokens prove every byte."""
 
-    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        environment: dict[str, str] | None = None,
+        size: tuple[str, ...] = SIZE,
+    ) -> None:
         self._launch = ""
-        given = ("--launcher", "ray", *SIZE, *arguments)
+        given = ("--launcher", "ray", *size, *arguments)
         super().__init__(*given, program=MOCK, environment=environment)
         assert self.launch()
 

@@ -61,6 +61,19 @@ def scale(server: RayServer, **wanted: int) -> dict[str, Any]:
     return answer
 
 
+def test_pools_are_made_of_their_nodes_memory(nodes: RayNodes) -> None:
+    nodes.add(prefill_slot=1, memory=3e9)
+    nodes.add(decode_slot=1, memory=6e9)
+    size = ("--max-model-len", "1024")
+    address = ("--ray-address", nodes.address, "--pd", "1p1d")
+    with RayServer(*address, environment=nodes.environment, size=size) as server:
+        workers = {w["role"]: w["kv_capacity_tokens"] for w in server.cluster()["workers"]}
+        assert workers["decode"] > 2 * workers["prefill"]
+        with Load(server) as load:
+            load.go_on(8)
+        load.check()
+
+
 def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: RayNodes) -> None:
     nodes.add(prefill_slot=2)
     first = nodes.add(decode_slot=1)

@@ -33,6 +33,7 @@ class RayChoice:
     chat_template: str | None
     pin: bool
     shutdown_timeout_s: float
+    max_model_len: int | None = None
 
 
 def choose_ray(config: ServeConfig, directory: Path, num_cores: int) -> RayChoice:
@@ -54,6 +55,7 @@ def choose_ray(config: ServeConfig, directory: Path, num_cores: int) -> RayChoic
         chat_template=_text_of(config.chat_template),
         pin=config.cpu_affinity == "auto",
         shutdown_timeout_s=config.shutdown_timeout,
+        max_model_len=config.max_model_len,
     )
 
 

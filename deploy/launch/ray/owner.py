@@ -14,6 +14,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+from deploy.host.memory import SETTLE_S
 from deploy.launch.control import ControlLink
 from deploy.launch.ray.connection import RayConnection
 from deploy.launch.ray.patience import happens_within
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from deploy.launch.ray.choice import RayChoice
     from launching.roster import Message
     from protocol.clock import Clock
+    from protocol.messages.launcher import ScaleOrder
+    from protocol.specs import WorkerSpec
 
 GOODBYE_S = 5.0
 RESTART_S = 0.2
@@ -65,7 +68,7 @@ class RayLauncher:
         self.plan, self.choice = plan, choice
         self.cluster: Attached | None = None
         self.seating = Seating(plan, choice)
-        self.roster = Roster(RAY, os.getpid(), self.seating.more)
+        self.roster = Roster(RAY, os.getpid(), self._more)
         self.roster.add(plan.coordinator)
         self.roster.go_away(_away("it is not there yet"))
         self._foreman = Foreman(self.roster, self, clock)
@@ -206,7 +209,11 @@ class RayLauncher:
         if place is None:
             self._ray.send(Leave(name=placed.name))
             return
-        self.seating.fit(place, placed.node, self.roster)
+        try:
+            self.seating.fit(place, placed.node, self.roster, self._clock.now_s())
+        except ConfigError as error:
+            self._foreman.do(self.roster.failed(place.name, str(error)))
+            return
         if place.name == COORDINATOR and self._link is None:
             self._open_control(place, placed)
         self.roster.begin(place, self._clock.now_s())
@@ -218,6 +225,9 @@ class RayLauncher:
             self.start(self.roster.add(self.seating.admit(spec)))
         self._link = ControlLink(control, self._foreman.on_order, self.seating.launcher_keys)
         self._hellos.start()
+
+    def _more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
+        return self.seating.more(order, self.roster.starting(now_s - SETTLE_S))
 
     def _greet(self) -> None:
         """Again and again: it is also the sign that the owner lives."""

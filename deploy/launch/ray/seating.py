@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.host.gpu_plan import gpu_part, least_used
+from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
 from deploy.launch.plan import next_share
 from deploy.launch.ray.node_directory import CONTROL_NAME, node_directory
+from deploy.launch.ray.node_memory import NodeUse, weights_bytes_of, with_pool
 from deploy.launch.ray.own_ray import LOOPBACK
 from deploy.launch.ray.placement import demand_of, share_of
 from deploy.launch.ray.records import Demand, NodeFacts, Run
@@ -19,6 +21,8 @@ from protocol.channel_keys import ClusterKeys
 from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deploy.launch.plan import Plan
     from deploy.launch.ray.choice import RayChoice
     from launching.roster import Place, Roster
@@ -37,6 +41,7 @@ class Seating:
         self.placement = ""
         self.control: str | None = None
         self._plan = plan
+        self._weights_bytes = weights_bytes_of(plan.workers[0].model)
         self._keys: ClusterKeys | None = None
         self._nodes: dict[str, NodeFacts] = {}
         self._demands: dict[str, Demand] = {}
@@ -79,10 +84,13 @@ class Seating:
         coordinator.spec = msgspec.structs.replace(coordinator.spec, control=self.control, keys=own)
         return self.control
 
-    def more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
-        """A worker more, like the others; its cores and its address are those of the node that it gets."""
-        del now_s
-        spec = self._plan.workers[0]
+    def more(self, order: ScaleOrder, starting: Sequence[WorkerSpec]) -> WorkerSpec:
+        """A worker more, like the others of its role; cores, address and pool are those of the node that it gets. On a
+        Ray of our own that is this machine: ConfigError when the pool does not fit beside those that start now."""
+        spec = self._plan.like(order.role)
+        if self.choice.own is not None and spec.device == "cpu":
+            pools = [other.kv_cache_bytes for other in starting]
+            check_one_more(spec.kv_cache_bytes, pools, available_bytes())
         return self.admit(msgspec.structs.replace(spec, worker_id=order.worker_id, role=order.role))
 
     def admit(self, spec: WorkerSpec) -> WorkerSpec:
@@ -95,8 +103,10 @@ class Seating:
         )
         return msgspec.structs.replace(spec, control=self.control, keys=keys)
 
-    def fit(self, place: Place, node: NodeFacts, roster: Roster) -> None:
-        """A worker's spec for the node that it got: its address, and the cores that others there use least."""
+    def fit(self, place: Place, node: NodeFacts, roster: Roster, now_s: float) -> None:
+        """A worker's spec for the node that it got: its address, the cores that others there use least, and a KV pool
+        of that node's memory. ConfigError when there is not enough."""
+        before = self._nodes.get(place.name)
         self._nodes[place.name] = node
         spec = place.worker
         if spec is None:
@@ -111,6 +121,15 @@ class Seating:
             used = [other.cores for other in others]
             demand = self.demand_of(place)
             cores, num_threads = share_of(node, demand, used, pin=self.choice.pin)
+            if spec.device == "cpu" and (before is None or before.ip != node.ip):
+                starting = {other.worker_id for other in roster.starting(now_s - SETTLE_S)}
+                use = NodeUse(
+                    node,
+                    tuple(w.kv_cache_bytes for w in others if w.worker_id not in starting),
+                    tuple(w.kv_cache_bytes for w in others if w.worker_id in starting),
+                    self._weights_bytes,
+                )
+                spec = self._with_pool(spec, use, demand)
             place.spec = replace(
                 spec,
                 peer_host=node.ip,
@@ -124,6 +143,14 @@ class Seating:
             num_threads = len(cores) or spec.num_threads
             gpu = least_used(others, spec)
             place.spec = replace(spec, cores=cores, num_threads=num_threads, visible_devices=gpu)
+
+    def _with_pool(self, spec: WorkerSpec, use: NodeUse, demand: Demand) -> WorkerSpec:
+        """A flag's size holds where it fits; without one, what the node has for each of its workers."""
+        asked = self._plan.like(spec.role).kv_cache_bytes
+        if asked:
+            use.check(asked)
+        pool = asked or use.even_pool(demand)
+        return with_pool(spec, pool, self.choice.max_model_len, use.node.hostname)
 
     def _is_on(self, place: Place, node: NodeFacts) -> bool:
         here = self.node_of(place)
