@@ -1,7 +1,9 @@
 """Rotary parameters of a config.json. Owns which kinds there are and what each needs; the tables are engine.model.rope's.
 
 Newer files have `rope_parameters` with everything in it; older ones `rope_theta`, and `rope_scaling` for what
-departs from plain rotation. A key of another kind has no effect, here as in transformers; an unknown one is refused.
+departs from plain rotation. A key of another kind has no effect, here as in transformers; an unknown one is refused,
+and so is a null where transformers computes with it. YaRN alone has nulls that mean something: `truncate` is false then,
+and the others are derived or have their defaults.
 
     default, dynamic    plain: dynamic differs only beyond max_position_embeddings, where nothing is served
     linear, llama3, yarn
@@ -37,7 +39,7 @@ def read_rope(config: Fields, max_positions: int) -> tuple[float, RopeScaling]:
     for fields in (rope, config):
         if fields.has("partial_rotary_factor") and fields.number("partial_rotary_factor") != 1.0:
             fields.refuse("partial_rotary_factor", "is supported as 1.0 only")
-    kind = rope.text("rope_type", rope.text("type", "default"))
+    kind = rope.text("rope_type" if "rope_type" in rope.values else "type", "default")
     if kind not in SUPPORTED:
         rope.refuse(
             "rope_type", f"{shown(kind)} is not supported; supported: {', '.join(SUPPORTED)}"
@@ -50,6 +52,8 @@ def read_rope(config: Fields, max_positions: int) -> tuple[float, RopeScaling]:
         if theta <= 1.0:
             rope.refuse("rope_theta", f"must be more than 1 with yarn, not {shown(theta)}")
         return theta, _yarn(config, rope, max_positions)
+    if kind == "dynamic":
+        rope.number("factor", above=True)
     return theta, RopeScaling()
 
 
@@ -61,14 +65,13 @@ def _parameters(config: Fields) -> Fields:
     for key in value:
         if key not in _KNOWN and value[key] is not None:
             config.refuse(f"{name}.{shown(key)[1:-1]}", "is not supported for this architecture")
-    nulls_out = {key: item for key, item in value.items() if item is not None}
-    return Fields(nulls_out, f"{config.where}: {name}")
+    return Fields(value, f"{config.where}: {name}")
 
 
 def _original_positions(config: Fields, rope: Fields, max_positions: int) -> int:
     """transformers puts the field beside the rotary parameters before the one among them."""
     name = "original_max_position_embeddings"
-    return (config if config.has(name) else rope).integer(name, max_positions)
+    return (config if name in config.values else rope).integer(name, max_positions)
 
 
 def _llama3(config: Fields, rope: Fields, max_positions: int) -> RopeScaling:
@@ -86,22 +89,31 @@ def _llama3(config: Fields, rope: Fields, max_positions: int) -> RopeScaling:
 
 def _yarn(config: Fields, rope: Fields, max_positions: int) -> RopeScaling:
     original = _original_positions(config, rope, max_positions)
-    factor = rope.number("factor", max_positions / original, above=True)
+    derived = _is_null(rope, "factor")
+    factor = max_positions / original if derived else rope.number("factor", above=True)
     return RopeScaling(
         kind="yarn",
         factor=factor,
         original_max_position=original,
-        beta_fast=rope.number("beta_fast", 0.0) or 32.0,
-        beta_slow=rope.number("beta_slow", 0.0) or 1.0,
-        truncate=rope.flag("truncate", default=True),
+        beta_fast=_number_or_zero(rope, "beta_fast") or 32.0,
+        beta_slow=_number_or_zero(rope, "beta_slow") or 1.0,
+        truncate=not _is_null(rope, "truncate") and rope.flag("truncate", default=True),
         attention_factor=_attention_factor(rope, factor),
     )
+
+
+def _is_null(rope: Fields, name: str) -> bool:
+    return name in rope.values and not rope.has(name)
+
+
+def _number_or_zero(rope: Fields, name: str) -> float:
+    return rope.number(name) if rope.has(name) else 0.0
 
 
 def _attention_factor(rope: Fields, factor: float) -> float:
     if rope.has("attention_factor"):
         return rope.number("attention_factor", above=True)
-    mscale, all_dim = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+    mscale, all_dim = _number_or_zero(rope, "mscale"), _number_or_zero(rope, "mscale_all_dim")
     if mscale and all_dim:
         return yarn_temperature(factor, mscale) / yarn_temperature(factor, all_dim)
     return yarn_temperature(factor)

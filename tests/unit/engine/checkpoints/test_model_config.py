@@ -36,6 +36,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0}
+ORIGINAL = "original_max_position_embeddings"
 
 
 def parse(**changes: Any) -> ModelConfig:
@@ -101,6 +103,9 @@ def test_the_older_spelling_comes_first_as_in_transformers() -> None:
         {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 32},
         {"rope_type": "yarn", "factor": 0.5, "attention_factor": 1.25},
         {"rope_type": "yarn", "factor": 8.0, "mscale": 0.7, "mscale_all_dim": 1.1},
+        {"rope_type": "yarn", "factor": 4.0, "truncate": None, "beta_fast": None, "beta_slow": 0},
+        {"rope_type": "yarn", "factor": 4.0, "attention_factor": None, "mscale": None},
+        {"rope_type": "default", "factor": None, "original_max_position_embeddings": None},
     ],
     ids=str,
 )
@@ -180,6 +185,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type"),
     ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
     ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": None}}, "factor"),
+    ({"rope_scaling": {"rope_type": "dynamic"}}, "factor"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": "4"}}, "factor"),
+    ({"rope_scaling": {"rope_type": "yarn"}}, "factor"),
+    ({"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2.0}}, "rope_type"),
+    ({"rope_scaling": YARN | {"original_max_position_embeddings": None}}, ORIGINAL),
+    ({"rope_scaling": YARN, ORIGINAL: None}, ORIGINAL),
+    ({"rope_scaling": YARN | {"rope_theta": None}}, "rope_theta"),
     ({"rope_scaling": {"rope_type": "linear", "factor": "4"}}, "factor"),
     ({"rope_scaling": {"rope_type": ["linear"]}}, "rope_type"),
     ({"rope_scaling": [4.0]}, "rope_scaling"),
