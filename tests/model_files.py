@@ -135,8 +135,10 @@ def write_gguf(
     writer.add_value_length(head_dim)
     add_vocabulary(writer, config.vocab_size)
     for key, value in (extra or {}).items():
+        is_negative = isinstance(value, int) and value < 0
         add: dict[type, Any] = {
-            int: writer.add_uint32,
+            bool: writer.add_bool,
+            int: writer.add_int32 if is_negative else writer.add_uint32,
             float: writer.add_float32,
             str: writer.add_string,
         }
@@ -162,6 +164,9 @@ def _add_rope(writer: gguf.GGUFWriter, rope: dict[str, Any], model: Any) -> None
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        for key in ("beta_fast", "beta_slow"):
+            if key in rope:
+                writer.add_float32(f"{writer.arch}.rope.scaling.yarn_{key}", rope[key])
     if rope["rope_type"] == "llama3":
         scaled = model.model.rotary_emb.inv_freq
         plain = rope["rope_theta"] ** -(

@@ -52,6 +52,8 @@ def weights_in(path: Path, model: Any) -> tuple[dict[str, torch.Tensor], set[str
     """What llama.cpp takes the file for, by transformers' names, and which types it has; our reader says the same."""
     tensors, weights, kinds = GgufHeader(path).tensors, {}, set()
     for name in model.state_dict():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            continue
         tensor = tensors[gguf_tensor_name(name)]
         values = read_values(tensor)
         if tensor.kind.name != "F32":
