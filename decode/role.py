@@ -17,8 +17,10 @@ from engine.outputs import output_of
 from kvtransfer.sharing.exchange import PeerOutbox
 from kvtransfer.sharing.reader import PrefixReader
 from protocol.failures import ErrorKind, Failure, failure_of
+from protocol.finish import FinishReason
 from protocol.messages.peers import Announce, Attach, Gone, PeerRefuse, Pulled, Renew
 from protocol.messages.reports import TransferFailed
+from protocol.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -122,7 +124,7 @@ class DecodeRole:
         sequence.chunk_tokens = message.chunk_tokens
         sequence.prefix_source = message.prefix_source
         sequence.prefix_source_tokens = message.prefix_source_tokens
-        self._sequences[key] = Progress({"unheard_s": self.context.unheard_s})
+        self._sequences[key] = Progress({Span.UNHEARD: self.context.unheard_s})
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)
             sequence.num_scored_tokens = sequence.num_prompt_tokens  # who computes the prompt tells
@@ -228,9 +230,9 @@ class DecodeRole:
             return
         now_s = self.context.clock.now_s()
         spans = {
-            "unheard_s": fetch.unheard_s,
-            "wait_blocks_s": fetch.attached_s - sequence.arrival_s,
-            "exposed_transfer_s": now_s - fetch.announced_last_s,
+            Span.UNHEARD: fetch.unheard_s,
+            Span.WAIT_BLOCKS: fetch.attached_s - sequence.arrival_s,
+            Span.EXPOSED_TRANSFER: now_s - fetch.announced_last_s,
         }
         num_pulled = fetch.next_block - fetch.first_block
         self._sequences[sequence.key].adopted(now_s, spans, num_pulled)
@@ -374,7 +376,7 @@ class DecodeRole:
 
     def _end_with(self, sequence: Sequence, failure: Failure) -> None:
         self.outbox.output(
-            output_of(sequence, self.context, [], finish_reason="error", error=failure)
+            output_of(sequence, self.context, [], finish_reason=FinishReason.ERROR, error=failure)
         )
         self.end(sequence.key)
 

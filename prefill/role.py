@@ -22,7 +22,9 @@ from kvtransfer.sharing.exchange import PeerOutbox
 from kvtransfer.sharing.lender import Lender
 from kvtransfer.sharing.reader import PrefixReader
 from protocol.failures import ErrorKind, Failure
+from protocol.finish import FinishReason
 from protocol.messages.peers import Announce, Attach, BlockOffer, Gone, Lookup, Pulled, Renew
+from protocol.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from protocol.messages.peers import PeerMessage
     from protocol.messages.reports import Output
     from protocol.sampling import SampledToken
+    from protocol.spans import Spans
 
 MAX_EARLY_ATTACHES = 4096
 EARLY_ATTACH_S = 30.0
@@ -67,8 +70,8 @@ class Offer:
     announced: int = 0
     is_begun: bool = False
     first_token: SampledToken | None = None
-    finish_reason: str | None = None
-    spans: dict[str, float] = field(default_factory=dict)
+    finish_reason: FinishReason | None = None
+    spans: Spans = field(default_factory=dict)
 
     @property
     def is_computed(self) -> bool:
@@ -118,7 +121,7 @@ class PrefillRole:
         sequence.guide = guide
         sequence.prefix_source = message.prefix_source
         sequence.prefix_source_tokens = message.prefix_source_tokens
-        told = {"unheard_s": self.context.unheard_s}
+        told = {Span.UNHEARD: self.context.unheard_s}
         self.offers[key] = Offer(sequence, self.context.ids.new_lease_id(), spans=told)
         self.scheduler.add(sequence)
         if (failure := self.context.beyond_vocabulary(sequence.token_ids)) is not None:
@@ -243,7 +246,7 @@ class PrefillRole:
         is_read = sequence.sampling.max_tokens > 0
         if not done and not (is_read and num_blocks > offer.announced):
             return
-        first = num_blocks if offer.finish_reason else offer.announced
+        first = num_blocks if offer.finish_reason is not None else offer.announced
         indices = range(first, num_blocks)
         message = Announce(
             incarnation=self.context.incarnation,
@@ -259,7 +262,7 @@ class PrefillRole:
         )
         offer.announced = max(offer.announced, num_blocks)
         self.outbox.reply(offer.reader, message)
-        if offer.finish_reason:
+        if offer.finish_reason is not None:
             self.end(sequence.key)
 
     def _block_offers(self, sequence: Sequence, indices: SequenceOf[int]) -> list[BlockOffer]:
@@ -324,7 +327,7 @@ class PrefillRole:
     def _fail(self, offer: Offer, failure: Failure) -> None:
         sequence = offer.sequence
         self.outbox.output(
-            output_of(sequence, self.context, [], finish_reason="error", error=failure)
+            output_of(sequence, self.context, [], finish_reason=FinishReason.ERROR, error=failure)
         )
         self.end(sequence.key)
 

@@ -9,6 +9,7 @@ from protocol.sampling import ScoredToken
 
 if TYPE_CHECKING:
     from protocol.messages.orders import Decode, Prefill
+    from protocol.spans import Spans
     from simulation.prompt_queue import Key
 
 SCORE = ScoredToken(logprob=0.0, rank=1)
@@ -24,7 +25,7 @@ class Sequence:
     told: int
     index: int
     context: int
-    spans: dict[str, float]
+    spans: Spans
 
 
 def emitted(order: Prefill | Decode) -> int:

@@ -14,14 +14,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from protocol.finish import FinishReason
 from protocol.messages.orders import Abort, Decode, Drain, Prefill
 from protocol.messages.reports import Output
 from protocol.sampling import SampledToken
+from protocol.spans import Span
 from protocol.worker_load import BlockCounts, WorkerLoad
 from simulation.prompt_queue import Key, Prompt, PromptQueue
 from simulation.work import Sequence, emitted, scores_of
 
 if TYPE_CHECKING:
+    from protocol.spans import Spans
     from simulation.calibration import Hardware
     from simulation.surroundings import Surroundings
 
@@ -45,9 +48,7 @@ class SimWorker:
     turns: int = 0
     contexts: int = 0
     version: int = 0
-    inbox: list[Prefill | Decode | Abort | tuple[Key, int, dict[str, float]]] = field(
-        default_factory=list
-    )
+    inbox: list[Prefill | Decode | Abort | tuple[Key, int, Spans]] = field(default_factory=list)
     prompts: PromptQueue = field(default_factory=PromptQueue)
     batch: dict[Key, Sequence] = field(default_factory=dict)
     marks: list[tuple[int, Key]] = field(default_factory=list)
@@ -193,13 +194,13 @@ class SimWorker:
     def _prompt_done(self, prompt: Prompt, outputs: list[Output]) -> None:
         """The first token; then the KV goes to the decode worker, or stays here."""
         spans = {
-            "queue_s": self.at_s - prompt.arrived_s - prompt.spent_s,
-            "prefill_s": prompt.spent_s - prompt.fetch_s,
+            Span.QUEUE: self.at_s - prompt.arrived_s - prompt.spent_s,
+            Span.PREFILL: prompt.spent_s - prompt.fetch_s,
         }
         if prompt.fetch_s:
-            spans["prefix_fetch_s"] = prompt.fetch_s
+            spans[Span.PREFIX_FETCH] = prompt.fetch_s
         last, count = prompt.max_tokens <= 1, min(prompt.max_tokens, 1)
-        reason = "length" if last else None
+        reason = FinishReason.LENGTH if last else None
         first = self._output(prompt.key, prompt.index, count, spans, reason, prompt.cached)
         scored = {"prompt_index": prompt.prompt_index, "prompt_scores": prompt.scores}
         outputs.append(msgspec.structs.replace(first, **scored))
@@ -211,14 +212,12 @@ class SimWorker:
             return
         tail = min(prompt.num_tokens, self.hardware.max_num_batched_tokens)
         transfer_s = self.hardware.handoff_s + tail * self.hardware.transfer_token_s
-        landed = (prompt.key, prompt.num_tokens, {"exposed_transfer_s": transfer_s})
+        landed = (prompt.key, prompt.num_tokens, {Span.EXPOSED_TRANSFER: transfer_s})
         self.cluster.at(self.at_s + transfer_s, self.cluster.land, (prompt.decode_worker, landed))
 
     # ---- the batch
 
-    def _join(
-        self, key: Key, context: int, max_tokens: int, index: int, spans: dict[str, float]
-    ) -> None:
+    def _join(self, key: Key, context: int, max_tokens: int, index: int, spans: Spans) -> None:
         end = self.steps + max_tokens - 1
         self.batch[key] = Sequence(key, self.steps, end, self.steps, index + 1, context, spans)
         self.contexts += context + 1
@@ -236,8 +235,8 @@ class SimWorker:
             is_over = self.steps >= sequence.end
             spans = {}
             if sequence.told == sequence.joined:
-                spans = {**sequence.spans, "first_step_s": 0.0}
-            reason = "length" if is_over else None
+                spans = {**sequence.spans, Span.FIRST_STEP: 0.0}
+            reason = FinishReason.LENGTH if is_over else None
             outputs.append(self._output(key, sequence.index, count, spans, reason))
             sequence.index += count
             sequence.told = self.steps
@@ -258,8 +257,8 @@ class SimWorker:
         key: Key,
         index: int,
         count: int,
-        spans: dict[str, float],
-        reason: str | None,
+        spans: Spans,
+        reason: FinishReason | None,
         cached: int = 0,
     ) -> Output:
         return Output(

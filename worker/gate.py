@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import msgspec
 
 from protocol.failures import ErrorKind, Failure
+from protocol.finish import FinishReason
 from protocol.messages.reports import Output
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class GrammarGate:
                 attempt=order.attempt,
                 index=len(order.token_ids) - order.num_prompt_tokens,
                 tokens=[],
-                finish_reason="error",
+                finish_reason=FinishReason.ERROR,
                 error=failure,
             )
         )

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.accounts.records import Held, UsageRecord
+from protocol.finish import FinishReason
 from protocol.randomness import random_hex
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class Booking:
             return
         output = usage.num_output_tokens
         self._record = self._made(usage, output, end, None)
-        self._cut = self._made(usage, told_tokens, "abort", "client_disconnected")
+        self._cut = self._made(usage, told_tokens, FinishReason.ABORT, "client_disconnected")
         if self._slot is not None:
             self._accounts.journal.close_entry(self._slot, self._record)
         self._stage = Stage.CLOSED

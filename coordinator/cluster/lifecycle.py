@@ -31,10 +31,12 @@ from typing import TYPE_CHECKING
 
 from coordinator.cluster.timeline import Timeline
 from coordinator.planning.demand import FinishedRequest
+from protocol.spans import Span
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import Generation
     from protocol.failures import Failure
+    from protocol.finish import FinishReason
     from protocol.messages.reports import Output
     from protocol.sampling import SampledToken, ScoredToken
 
@@ -75,7 +77,7 @@ class Delivery:
     """New tokens for the client, in order, and whether they are the last."""
 
     tokens: list[SampledToken] = field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: Failure | None = None
     has_gap: bool = False
@@ -216,7 +218,9 @@ class RequestLife:
         return delivery
 
     def _count_cached(self, output: Output, worker_id: str) -> None:
-        is_known = self.cached_tokens is not None or not (output.tokens or output.finish_reason)
+        is_known = self.cached_tokens is not None or not (
+            output.tokens or output.finish_reason is not None
+        )
         if not is_known and self.attempt == 1 and worker_id == self._computing:
             self.cached_tokens = min(
                 output.num_cached_tokens, len(self.generation.prompt_token_ids)
@@ -307,8 +311,8 @@ class RequestLife:
             submitted_s=timeline.submitted_s,
             first_s=attempt.first_s,
             last_s=max((a.last_s for a in timeline.attempts if a.last_s is not None), default=None),
-            prefill_s=told.get("prefill_s"),
-            prefix_fetch_s=told.get("prefix_fetch_s", 0.0),
+            prefill_s=told.get(Span.PREFILL),
+            prefix_fetch_s=told.get(Span.PREFIX_FETCH, 0.0),
             replays=timeline.replays,
             num_cached_tokens=self.num_cached_tokens,
             is_scored=self.generation.sampling.prompt_logprobs is not None,

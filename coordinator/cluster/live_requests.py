@@ -16,6 +16,7 @@ from coordinator.cluster.lifecycle import RequestLife, Verdict
 from coordinator.cluster.service_api import StreamEvent
 from protocol.errors import BatonError, DeadlineExceeded, GivenUp, Overloaded, RequestAborted
 from protocol.failures import ErrorKind, Failure, error_of
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -282,7 +283,7 @@ class LiveRequests:
         """The edge has all it wants: a stop string was found. As good an end as any."""
         life = self._lives.get(request_id)
         if life is not None:
-            self._end(life, StreamEvent(finish_reason="stop"), "its text is complete")
+            self._end(life, StreamEvent(finish_reason=FinishReason.STOP), "its text is complete")
 
     def cancel_all(self, reason: str) -> None:
         """The server stops: every stream in flight ends with an error."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
 from protocol.errors import RequestAborted
+from protocol.finish import FinishReason
 from protocol.roles import Role
 from protocol.sampling import SampledToken
 
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from protocol.errors import BatonError
 
 
-def say(token_ids: Sequence[int], finish_reason: str | None = "length") -> list[StreamEvent]:
+def say(
+    token_ids: Sequence[int], finish_reason: FinishReason | None = FinishReason.LENGTH
+) -> list[StreamEvent]:
     """A script of one token an event; the last one ends it."""
     events = [StreamEvent(tokens=[SampledToken(token_id=token_id)]) for token_id in token_ids]
     if finish_reason is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from coordinator.cluster.timeline import Timeline
     from protocol.errors import BatonError
+    from protocol.finish import FinishReason
     from protocol.roles import Role
     from protocol.sampling import SampledToken, SamplingParams, ScoredToken
 
@@ -36,14 +37,14 @@ class Generation:
 class StreamEvent:
     """Some more tokens, in order and exactly once; the last event has `finish_reason` or `error`.
 
-    `finish_reason` is "stop" (with `stop_token_id` when a requested stop token ended it) or
-    "length". `prompt_scores` are of the prompt's next tokens, the first token having none; all of them come
+    `finish_reason` is STOP (with `stop_token_id` when a requested stop token ended it) or
+    LENGTH. `prompt_scores` are of the prompt's next tokens, the first token having none; all of them come
     before the first token or with it. `num_cached_tokens` is how much of the prompt came from a prefix cache. `at_s` is when
     the event left the service, on the edge's own clock; None when nobody noted it.
     """
 
     tokens: list[SampledToken] = field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: BatonError | None = None
     num_cached_tokens: int = 0

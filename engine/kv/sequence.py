@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from engine.kv.prefix_cache import block_key
 from protocol.failures import ErrorKind, Failure
+from protocol.finish import FinishReason
+from protocol.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from engine.kv.block_pool import Hold
     from protocol.messages.records import PeerAddress
     from protocol.sampling import SampledToken, SamplingParams, ScoredToken
+    from protocol.spans import Spans
 
 
 class SequenceStatus(enum.Enum):
@@ -142,13 +145,13 @@ class Sequence:
         kind = ErrorKind.GRAMMAR_DEAD_END if guide.is_dead_end else ErrorKind.INTERNAL
         return Failure(kind, guide.failure)
 
-    def prompt_spans(self, now_s: float) -> dict[str, float]:
+    def prompt_spans(self, now_s: float) -> Spans:
         """Where the time from its arrival to its first token went: what was neither read nor computed was waited, before
         the first chunk or between two."""
         read_s, computing_s = self.prefix_fetch_s, self.computing_s
         waited_s = now_s - self.arrival_s - read_s - computing_s
-        spans = {"queue_s": waited_s, "prefill_s": computing_s}
-        return spans | ({"prefix_fetch_s": read_s} if read_s else {})
+        spans = {Span.QUEUE: waited_s, Span.PREFILL: computing_s}
+        return spans | ({Span.PREFIX_FETCH: read_s} if read_s else {})
 
     def extend_keys(self, block_size: int, limit_tokens: int) -> list[bytes]:
         """Content keys of the full blocks within the first `limit_tokens` tokens."""
@@ -158,20 +161,20 @@ class Sequence:
             self.keys.append(block_key(parent, self.token_ids[start : start + block_size]))
         return self.keys[: limit_tokens // block_size]
 
-    def finish_reason(self) -> tuple[str | None, int | None]:
+    def finish_reason(self) -> tuple[FinishReason | None, int | None]:
         """(reason, stop token) that the newest output token brings, or (None, None)."""
         if self.num_output_tokens == 0:
-            return ("length" if self.sampling.max_tokens == 0 else None), None
+            return (FinishReason.LENGTH if self.sampling.max_tokens == 0 else None), None
         newest = self.token_ids[-1]
         if self.num_output_tokens >= self.sampling.min_tokens:
             if newest in self.sampling.stop_token_ids:
-                return "stop", newest
+                return FinishReason.STOP, newest
             if newest in self.sampling.eos_token_ids and not self.sampling.ignore_eos:
-                return "stop", None
+                return FinishReason.STOP, None
         if self.guide is not None and self.guide.is_finished:
-            return "stop", None
+            return FinishReason.STOP, None
         if self.num_output_tokens >= self.sampling.max_tokens:
-            return "length", None
+            return FinishReason.LENGTH, None
         return None, None
 
 

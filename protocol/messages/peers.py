@@ -11,6 +11,7 @@ import msgspec
 
 from protocol.failures import Failure
 from protocol.fingerprint import Fingerprint
+from protocol.finish import FinishReason
 from protocol.messages.records import Message
 from protocol.sampling import SampledToken
 
@@ -72,7 +73,7 @@ class Announce(Message, frozen=True, kw_only=True):
     num_tokens: int
     last: bool = False
     first_token: SampledToken | None = None
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
 
 
 class Gone(Message, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ import msgspec
 
 from protocol.failures import Failure
 from protocol.fingerprint import Fingerprint
+from protocol.finish import FinishReason
 from protocol.messages.launcher import (
     LauncherGoodbye,
     LauncherHello,
@@ -21,6 +22,7 @@ from protocol.messages.launcher import (
 from protocol.messages.records import Message, PeerAddress
 from protocol.roles import Role
 from protocol.sampling import SampledToken, ScoredToken
+from protocol.spans import Spans
 from protocol.worker_load import BlockCounts, WorkerLoad
 
 
@@ -78,12 +80,12 @@ class Output(Message, frozen=True, kw_only=True):
     tokens: list[SampledToken]
     prompt_index: int = 0
     prompt_scores: list[ScoredToken] = msgspec.field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: Failure | None = None
     num_cached_tokens: int = 0
     num_pulled_blocks: int = 0
-    spans: dict[str, float] = msgspec.field(default_factory=dict)
+    spans: Spans = msgspec.field(default_factory=dict)
 
 
 class Outputs(Message, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import uvicorn
 from coordinator.cluster.scripted_service import ScriptedService, say
 from coordinator.edge.app import Parsers, create_app
 from coordinator.edge.text.tokenizer import TextTokenizer
+from protocol.finish import FinishReason
 from tests.e2e.test_edge_clients import served
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ async def server(tmp_path):
 async def told_by(client, asked, server):
     service, tokenizer, url = server
     token_ids = tokenizer.encode(SCRIPTS[asked], add_special_tokens=False)
-    service.default = say(token_ids, "stop")
+    service.default = say(token_ids, FinishReason.STOP)
     program = ROOT / "tests" / "clients" / "programs" / f"with_{client}.py"
     process = await asyncio.create_subprocess_exec(
         *(ENVIRONMENTS / client / "bin" / "python", program, url, asked),

@@ -27,6 +27,7 @@ from coordinator.edge.app import EdgeLimits, ServedModel, create_app
 from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.limits import WireLimits
 from protocol.clock import SystemClock
+from protocol.finish import FinishReason
 from protocol.model_config import ModelConfig
 from protocol.sampling import SampledToken
 
@@ -78,7 +79,7 @@ class PacedStream:
 
     def _tick(self) -> None:
         self._left -= 1
-        reason = None if self._left > 0 else "length"
+        reason = None if self._left > 0 else FinishReason.LENGTH
         self._events.put_nowait(
             StreamEvent(tokens=[SampledToken(token_id=64)], finish_reason=reason)
         )
@@ -109,7 +110,7 @@ class OneToken:
         self.timeline = Timeline(0.0)
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        yield StreamEvent(tokens=[SampledToken(token_id=64)], finish_reason="length")
+        yield StreamEvent(tokens=[SampledToken(token_id=64)], finish_reason=FinishReason.LENGTH)
 
     def cancel(self, reason: str) -> None:
         """It is over."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.telemetry.request_record import Timings
     from protocol.constraints import Constraint
+    from protocol.finish import FinishReason
     from protocol.sampling import SampledToken, ScoredToken
 
 
@@ -137,15 +138,15 @@ class Delta:
 
     `parts` are its pieces in order where an answer can have other parts than text, and then `text` is only
     what those of text say; without parts `text` is all. `offsets` tells where each token's text begins, in
-    characters of all that the model wrote. `finish_reason` is None but in a choice's last delta: "stop",
-    "length" or "tool_calls". `stop_reason` is the stop string or the id of the stop token that ended it, if one did.
+    characters of all that the model wrote. `finish_reason` is None but in a choice's last delta: STOP,
+    LENGTH or TOOL_CALLS, for which an API has its own words. `stop_reason` is the stop string or the id of the stop token that ended it, if one did.
     """
 
     index: int = 0
     text: str = ""
     tokens: list[SampledToken] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     offsets: list[int] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)

@@ -20,6 +20,7 @@ from coordinator.edge.answers.call_readers import (
     PythonicReader,
 )
 from coordinator.edge.answers.choice_text import longest_partial
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -142,8 +143,8 @@ class PartReader:
         delta.parts = parts
         delta.text = "".join(part.text for part in parts if isinstance(part, TextDelta))
         self._has_called |= any(isinstance(part, ToolCallDelta) for part in parts)
-        if self._has_called and delta.finish_reason == "stop":
-            delta.finish_reason = "tool_calls"
+        if self._has_called and delta.finish_reason is FinishReason.STOP:
+            delta.finish_reason = FinishReason.TOOL_CALLS
         return delta
 
     def _read(self, text: str, *, is_last: bool) -> list[Part]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.edge.answers.answer import Delta
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -98,7 +99,7 @@ class ChoiceText:
         self._waiting_ids: list[int] = []
         self._waiting_offsets: list[int] = []
         self.num_tokens = 0
-        self.finish_reason: str | None = None
+        self.finish_reason: FinishReason | None = None
 
     def push(self, event: StreamEvent) -> Delta | None:
         """Text that is certain now, if any is. Tokens without text wait for the text they belong to."""
@@ -114,7 +115,7 @@ class ChoiceText:
             text += self._add(self._shown(token.token_id))
             self._waiting_offsets.append(self._detokenizer.offset)
             if self._stops.matched is not None:
-                return self._finish(text, "stop", self._stops.matched)
+                return self._finish(text, FinishReason.STOP, self._stops.matched)
         if event.finish_reason is not None:
             return self._end(text, event)
         return self._delta(text) if text else None
@@ -132,7 +133,11 @@ class ChoiceText:
     def _ends(self, event: StreamEvent, position: int) -> bool:
         """Whether this token ended the text and is no part of it."""
         is_last = position == len(event.tokens) - 1
-        if event.finish_reason != "stop" or not is_last or self._options.include_stop:
+        if (
+            event.finish_reason is not FinishReason.STOP
+            or not is_last
+            or self._options.include_stop
+        ):
             return False
         token_id = event.tokens[position].token_id
         return token_id == event.stop_token_id or token_id in self._options.hidden_ids
@@ -140,11 +145,11 @@ class ChoiceText:
     def _end(self, text: str, event: StreamEvent) -> Delta:
         text += self._stops.push(self._detokenizer.finish())
         if self._stops.matched is not None:
-            return self._finish(text, "stop", self._stops.matched)
+            return self._finish(text, FinishReason.STOP, self._stops.matched)
         text += self._stops.finish()
-        return self._finish(text, event.finish_reason or "stop", event.stop_token_id)
+        return self._finish(text, event.finish_reason or FinishReason.STOP, event.stop_token_id)
 
-    def _finish(self, text: str, reason: str, stop_reason: str | int | None) -> Delta:
+    def _finish(self, text: str, reason: FinishReason, stop_reason: str | int | None) -> Delta:
         self.finish_reason = reason
         delta = self._delta(text)
         delta.finish_reason, delta.stop_reason = reason, stop_reason

@@ -14,9 +14,10 @@ from coordinator.accounts.booking import Request
 from coordinator.edge.answers.answer import Ending, Usage
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.answers.prompt_scoring import ScoreBook
-from coordinator.edge.telemetry.choice_meter import ABORT, ERROR, ChoiceMeter
+from coordinator.edge.telemetry.choice_meter import ChoiceMeter
 from coordinator.edge.telemetry.request_record import RequestRecord, cached_of_prompts, timings_of
 from protocol.errors import BatonError, GrammarDeadEnd, InternalError
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -222,7 +223,9 @@ class GenerationRun:
     def _count_cached(self) -> None:
         self.usage.num_cached_tokens = sum(cached_of_prompts(self._meters, self.facts))
 
-    def _choice_ended(self, index: int, event: StreamEvent, reason: str, now_s: float) -> None:
+    def _choice_ended(
+        self, index: int, event: StreamEvent, reason: FinishReason, now_s: float
+    ) -> None:
         self._num_open -= 1
         self._meters[index].ended(reason, now_s)
         if self._num_open:  # the last one ends when its text is on its way: see `finish`
@@ -235,7 +238,7 @@ class GenerationRun:
         now_s = self._context.clock.now_s()
         for last in [meter for meter in self._meters if not meter.is_settled]:
             last.ended_s = now_s
-        self._settle(ABORT, now_s)
+        self._settle(FinishReason.ABORT, now_s)
         if self.booking is not None:
             self.booking.first_s = self._first_s()
             self.booking.finish(self.usage, self._ends(), self.num_told_tokens)
@@ -243,12 +246,14 @@ class GenerationRun:
 
     def _ends(self) -> str:
         """How the choices ended, each way once."""
-        return ",".join(sorted({meter.finish_reason or ABORT for meter in self._meters}))
+        return ",".join(
+            sorted({meter.finish_reason or FinishReason.ABORT for meter in self._meters})
+        )
 
     def _first_s(self) -> float | None:
         return min((meter.first_s for meter in self._meters if meter.num_tokens), default=None)
 
-    def _settle(self, failure: str, now_s: float) -> None:
+    def _settle(self, failure: FinishReason, now_s: float) -> None:
         """Count every choice, once; none of a request that was refused."""
         if not self._is_admitted:
             return
@@ -274,7 +279,7 @@ class GenerationRun:
             self._events.close()
         if self.error is None and not self.is_over:  # the task was cancelled: the server stops
             self.error = InternalError.error_type
-        failure = ABORT if self.error in CLIENT_LEFT else ERROR
+        failure = FinishReason.ABORT if self.error in CLIENT_LEFT else FinishReason.ERROR
         self._settle(failure, self._context.clock.now_s())
         if self.booking is not None:
             self.booking.first_s = self._first_s()

@@ -8,13 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from coordinator.cluster.timeline import Segment, Timeline
+from coordinator.cluster.timeline import Segment, Stage, Timeline
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import StreamEvent
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
-ABORT, ERROR = "abort", "error"
+UNWELL = (None, FinishReason.ABORT, FinishReason.ERROR)
 
 
 @dataclass(slots=True)
@@ -27,7 +28,7 @@ class ChoiceMeter:
     timeline: Timeline = field(init=False)
     num_tokens: int = 0
     num_cached_tokens: int = 0
-    finish_reason: str | None = None
+    finish_reason: FinishReason | None = None
     first_s: float = 0.0
     last_s: float = 0.0
     heard_s: float | None = None
@@ -56,7 +57,7 @@ class ChoiceMeter:
         self.last_s = now_s
         self.metrics.generated(num_tokens)
 
-    def ended(self, reason: str, now_s: float) -> None:
+    def ended(self, reason: FinishReason, now_s: float) -> None:
         """The choice has its finish reason."""
         self.finish_reason, self.ended_s = reason, now_s
         self.metrics.choice_ended(reason)
@@ -65,9 +66,9 @@ class ChoiceMeter:
     @property
     def is_well(self) -> bool:
         """Whether it ended as a client wants it to."""
-        return self.finish_reason not in (None, ABORT, ERROR)
+        return self.finish_reason not in UNWELL
 
-    def settle(self, failure: str, now_s: float) -> None:
+    def settle(self, failure: FinishReason, now_s: float) -> None:
         """Count what only the end tells; a choice without a finish reason ends as `failure`."""
         if self.is_settled:
             return
@@ -90,7 +91,7 @@ class ChoiceMeter:
         served_s = end_s if self.heard_s is None or not self.is_well else min(self.heard_s, end_s)
         submitted_s = min(self.timeline.submitted_s, served_s)
         return [
-            Segment("tokenize", submitted_s - self.arrival_s),
+            Segment(Stage.TOKENIZE, submitted_s - self.arrival_s),
             *self.timeline.segments(served_s),
-            Segment("deliver", end_s - served_s),
+            Segment(Stage.DELIVER, end_s - served_s),
         ]

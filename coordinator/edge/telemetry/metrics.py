@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, ProcessCollector
 from prometheus_client.exposition import generate_latest
 
+from coordinator.cluster.timeline import Stage
 from coordinator.edge.telemetry.cluster_metrics import ClusterCollector
 from coordinator.edge.telemetry.recent import RecentActivity
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +40,10 @@ E2E_BUCKETS = (
 TOKEN_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
 COUNT_BUCKETS = (1, 2, 3, 4, 5, 6, 7, 8)
 LABELS = ("model_name", "engine")
-REASONS = ("stop", "length", "abort", "error")
-PREFILL_STAGES = ("prefill",)
-QUEUE_STAGES = ("queue", "prefill_queue")
-DECODE_STAGES = ("decode_wait", "exposed_transfer", "first_step", "decode")
+REASONS = (FinishReason.STOP, FinishReason.LENGTH, FinishReason.ABORT, FinishReason.ERROR)
+PREFILL_STAGES = (Stage.PREFILL,)
+QUEUE_STAGES = (Stage.QUEUE, Stage.PREFILL_QUEUE)
+DECODE_STAGES = (Stage.DECODE_WAIT, Stage.EXPOSED_TRANSFER, Stage.FIRST_STEP, Stage.DECODE)
 
 
 class EdgeMetrics:
@@ -167,7 +169,7 @@ class EdgeMetrics:
         self._output_tokens.inc(num_tokens)
         self.recent.generated(num_tokens)
 
-    def choice_ended(self, reason: str) -> None:
+    def choice_ended(self, reason: FinishReason) -> None:
         """A choice ended, well or not."""
         self._success.labels(*self._labels, reason).inc()
 
@@ -194,8 +196,8 @@ class EdgeMetrics:
 
     def spent(self, segments: Sequence[Segment], e2e_s: float) -> None:
         """Where a choice that ended well spent its time; the segments sum to `e2e_s`."""
-        spent_s: defaultdict[str, float] = defaultdict(float)
-        by_role: defaultdict[tuple[str, str], float] = defaultdict(float)
+        spent_s: defaultdict[Stage, float] = defaultdict(float)
+        by_role: defaultdict[tuple[Stage, str], float] = defaultdict(float)
         for segment in segments:
             spent_s[segment.stage] += segment.seconds
             by_role[(segment.stage, segment.role)] += segment.seconds

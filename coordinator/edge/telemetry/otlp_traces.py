@@ -24,7 +24,7 @@ from opentelemetry.trace import SpanKind, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.status import Status, StatusCode
 
-from coordinator.cluster.timeline import COORDINATOR
+from coordinator.cluster.timeline import COORDINATOR, Stage
 from coordinator.edge.telemetry.trace_attributes import choice_attributes, request_attributes
 from protocol.clock import wall_time_s
 
@@ -101,11 +101,11 @@ class OtlpTraces:
         passed_s = 0.0
         for segment in choice.segments():
             if segment.seconds > 0:
-                attributes = choice_attributes(choice) if segment.stage == "decode" else {}
-                if segment.stage == "exposed_transfer":
+                attributes = choice_attributes(choice) if segment.stage is Stage.DECODE else {}
+                if segment.stage is Stage.EXPOSED_TRANSFER:
                     attributes = {"baton.transfer.bytes": choice.timeline.transfer_bytes}
                 span = self._tracer(segment.role, segment.worker).start_span(
-                    segment.stage,
+                    segment.stage.value,
                     context=parent,
                     attributes=attributes,
                     start_time=origin_ns + int(passed_s * NS),

@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from coordinator.cluster.timeline import STAGES
+from coordinator.cluster.timeline import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,12 +86,12 @@ class TraceSink(Protocol):
 def timings_of(choices: Sequence[ChoiceMeter]) -> Timings:
     """The ledger of the choice that ended last: its spans cover the whole request."""
     index, last = max(enumerate(choices), key=lambda pair: (pair[1].end_s, pair[0]))
-    spans_ms: dict[str, float] = defaultdict(float)
+    spans_ms: dict[Stage, float] = defaultdict(float)
     for segment in last.segments():
         spans_ms[segment.stage] += segment.seconds * 1000
     attempts = last.timeline.attempts
     return Timings(
-        spans_ms={stage: round(spans_ms[stage], 3) for stage in STAGES if stage in spans_ms},
+        spans_ms={stage: round(spans_ms[stage], 3) for stage in Stage if stage in spans_ms},
         e2e_ms=round((last.end_s - last.arrival_s) * 1000, 3),
         ttft_ms=round(((last.first_s or last.end_s) - last.arrival_s) * 1000, 3),
         choice=index,

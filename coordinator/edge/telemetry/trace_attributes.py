@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from coordinator.edge.telemetry.metrics import DECODE_STAGES, PREFILL_STAGES, QUEUE_STAGES
 from coordinator.edge.telemetry.request_record import cached_of_prompts
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from coordinator.cluster.timeline import Stage
     from coordinator.edge.telemetry.choice_meter import ChoiceMeter
     from coordinator.edge.telemetry.request_record import RequestRecord
 
@@ -38,7 +40,7 @@ def request_attributes(record: RequestRecord) -> Attributes:
         "gen_ai.request.id": facts.label,
         "gen_ai.response.id": facts.reply_id,
         "gen_ai.response.model": facts.response_model,
-        "gen_ai.response.finish_reasons": [c.finish_reason or "error" for c in choices],
+        "gen_ai.response.finish_reasons": [_ended(choice) for choice in choices],
         "gen_ai.usage.input_tokens": record.num_prompt_tokens,
         "gen_ai.usage.output_tokens": sum(choice.num_tokens for choice in choices),
         "gen_ai.usage.cache_read.input_tokens": sum(cached_of_prompts(choices, facts)),
@@ -60,11 +62,11 @@ def _latencies(record: RequestRecord) -> Attributes:
     first_s = min((c.first_s for c in record.choices if c.num_tokens), default=None)
     if first_s is None:
         return found
-    spent_s: defaultdict[str, float] = defaultdict(float)
+    spent_s: defaultdict[Stage, float] = defaultdict(float)
     for segment in last.segments():
         spent_s[segment.stage] += segment.seconds
 
-    def total(stages: Iterable[str]) -> float:
+    def total(stages: Iterable[Stage]) -> float:
         return sum(spent_s[stage] for stage in stages)
 
     return found | {
@@ -77,10 +79,14 @@ def _latencies(record: RequestRecord) -> Attributes:
     }
 
 
+def _ended(choice: ChoiceMeter) -> str:
+    return (choice.finish_reason or FinishReason.ERROR).value
+
+
 def choice_attributes(choice: ChoiceMeter) -> Attributes:
     """Of one choice."""
     return {
         "gen_ai.usage.output_tokens": choice.num_tokens,
-        "gen_ai.response.finish_reasons": [choice.finish_reason or "error"],
+        "gen_ai.response.finish_reasons": [_ended(choice)],
         "baton.replays": choice.timeline.replays,
     }

@@ -10,6 +10,7 @@ import pytest
 
 from protocol.messages.orders import Prefill
 from protocol.sampling import SamplingParams
+from protocol.spans import Span
 from simulation.worker import SimWorker
 from tests.unit.simulation.test_cluster import HARDWARE
 
@@ -72,5 +73,5 @@ def test_a_prompt_that_is_set_aside_waits_and_is_not_computed() -> None:
     worker.hear(order("long", 20_000, due_in_s=100.0))
     wires.at(5.0, worker.hear, order("short", 1000, due_in_s=0.0))
     wires.run()
-    assert wires.outputs["long"].spans == pytest.approx({"queue_s": 1.0, "prefill_s": 20.0})
-    assert wires.outputs["short"].spans["prefill_s"] == pytest.approx(1.0)
+    assert wires.outputs["long"].spans == pytest.approx({Span.QUEUE: 1.0, Span.PREFILL: 20.0})
+    assert wires.outputs["short"].spans[Span.PREFILL] == pytest.approx(1.0)

@@ -9,6 +9,7 @@ import pytest
 
 from protocol.messages.reports import Output, Outputs
 from protocol.sampling import SampledToken, SamplingParams
+from protocol.spans import Span
 from tests.unit.worker.lone_worker import LoneWorker, decode_order, prefill_order
 
 if TYPE_CHECKING:
@@ -73,5 +74,5 @@ def test_a_prompt_that_is_set_aside_waits_and_is_not_computed(order: Prefill | D
     told = until_told(worker, "first")
     computed = sum("first" in step for step in runner.steps)
     assert len(runner.steps) - computed > 1, "it was set aside"
-    assert told.spans["prefill_s"] == pytest.approx(computed * STEP_S)
-    assert told.spans["queue_s"] == pytest.approx((len(runner.steps) - computed) * STEP_S)
+    assert told.spans[Span.PREFILL] == pytest.approx(computed * STEP_S)
+    assert told.spans[Span.QUEUE] == pytest.approx((len(runner.steps) - computed) * STEP_S)

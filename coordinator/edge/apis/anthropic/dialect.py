@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.edge.answers.answer import ReasoningDelta, TextDelta, ToolCallDelta
 from coordinator.edge.answers.tools import arguments_object
 from coordinator.edge.apis.anthropic import replies
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,9 +115,9 @@ class MessagesDialect:
 
 def stop_of(delta: Delta) -> tuple[str, str | None]:
     """Why an answer ended, and the stop sequence if one ended it."""
-    if delta.finish_reason == "length":
+    if delta.finish_reason is FinishReason.LENGTH:
         return "max_tokens", None
-    if delta.finish_reason == "tool_calls":
+    if delta.finish_reason is FinishReason.TOOL_CALLS:
         return "tool_use", None
     if isinstance(delta.stop_reason, str):
         return "stop_sequence", delta.stop_reason

@@ -13,6 +13,7 @@ import orjson
 from coordinator.edge.answers.answer import ToolCallDelta
 from coordinator.edge.answers.tools import arguments_object
 from protocol.clock import wall_time_s
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
 NANOSECONDS = 1_000_000
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""
-REASONS = {"tool_calls": "stop"}
+DONE_REASONS = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.TOOL_CALLS: "stop",
+}
 
 
 def now_told() -> str:
@@ -97,10 +102,9 @@ class OllamaDialect:
         """Nanoseconds: the prompt's time ends with the first token."""
         timings, usage = ending.timings, ending.usage
         total_ms, first_ms = (timings.e2e_ms, timings.ttft_ms) if timings else (0.0, 0.0)
-        reason = delta.finish_reason or "stop"
         return {
             "done": True,
-            "done_reason": REASONS.get(reason, reason),
+            "done_reason": DONE_REASONS[delta.finish_reason or FinishReason.STOP],
             "total_duration": int(total_ms * NANOSECONDS),
             "load_duration": 0,
             "prompt_eval_count": usage.num_prompt_tokens,

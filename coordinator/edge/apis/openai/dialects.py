@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 
 from coordinator.edge.answers.answer import Delta, ToolCallDelta
 from coordinator.edge.apis.openai import replies
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 DONE = b"data: [DONE]\n\n"
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 """Proxies must neither keep nor gather what passes."""
+FINISH_REASONS = {
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.TOOL_CALLS: "tool_calls",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,10 @@ def usage_of(usage: Usage) -> replies.Usage:
     return replies.Usage(prompt, prompt + output, output, details, thought)
 
 
+def _finish_reason(delta: Delta) -> str | None:
+    return None if delta.finish_reason is None else FINISH_REASONS[delta.finish_reason]
+
+
 def _stop_reason(delta: Delta) -> str | int | UnsetType | None:
     return UNSET if delta.finish_reason is None else delta.stop_reason
 
@@ -195,7 +205,7 @@ class ChatDialect(OpenAiDialect):
             delta.index,
             says,
             self._logprobs(delta),
-            delta.finish_reason,
+            _finish_reason(delta),
             _stop_reason(delta),
             self._token_ids(delta),
         )
@@ -206,7 +216,7 @@ class ChatDialect(OpenAiDialect):
             delta.index,
             _message(delta),
             self._logprobs(delta),
-            delta.finish_reason,
+            _finish_reason(delta),
             _stop_reason(delta),
             self._token_ids(delta),
         )
@@ -274,7 +284,7 @@ class CompletionDialect(OpenAiDialect):
             if is_first and scores is not None and scores.echoed is not None:
                 logprobs = scores.echoed.before(logprobs)
         choice = replies.CompletionChoice(
-            index, echo + delta.text, logprobs, delta.finish_reason, _stop_reason(delta)
+            index, echo + delta.text, logprobs, _finish_reason(delta), _stop_reason(delta)
         )
         if is_first:
             choice.prompt_logprobs = prompt.told

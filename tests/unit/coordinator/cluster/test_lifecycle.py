@@ -12,6 +12,7 @@ from coordinator.cluster.lifecycle import (
 )
 from coordinator.cluster.service_api import Generation
 from protocol.failures import ErrorKind, Failure
+from protocol.finish import FinishReason
 from protocol.messages.reports import Output
 from protocol.sampling import SampledToken, SamplingParams
 
@@ -22,7 +23,7 @@ def life() -> RequestLife:
 
 
 def output(
-    index: int, *tokens: int, finish: str | None = None, error: Failure | None = None
+    index: int, *tokens: int, finish: FinishReason | None = None, error: Failure | None = None
 ) -> Output:
     return Output(
         incarnation="i",
@@ -84,7 +85,7 @@ def test_replay_continues_after_what_was_emitted() -> None:
     assert request.max_new_tokens == 8
     assert request.dispatch("p", "d2") == 2
     assert not request.is_current(1)
-    assert ids(request.deliver(output(2, 9, finish="stop"), "d2").tokens) == [9]
+    assert ids(request.deliver(output(2, 9, finish=FinishReason.STOP), "d2").tokens) == [9]
     assert request.is_finished
 
 
@@ -109,7 +110,7 @@ def test_failed_transfers_do_not_replay_for_ever() -> None:
 def test_finish_at_the_first_token_needs_no_decode_worker() -> None:
     request = life()
     request.dispatch("p", "d")
-    delivery = request.deliver(output(0, 2, finish="stop"), "p")
+    delivery = request.deliver(output(0, 2, finish=FinishReason.STOP), "p")
     assert delivery.finish_reason == "stop"
     assert request.lose_worker("d") is Verdict.NOTHING
 

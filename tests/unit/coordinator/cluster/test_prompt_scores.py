@@ -6,6 +6,7 @@ from typing import Any
 
 from coordinator.cluster.lifecycle import Delivery, Phase, RequestLife, Verdict
 from coordinator.cluster.service_api import Generation
+from protocol.finish import FinishReason
 from protocol.messages.reports import Output
 from protocol.sampling import SampledToken, SamplingParams, ScoredToken
 
@@ -71,7 +72,7 @@ def test_what_decode_says_before_the_scores_is_held() -> None:
 
 def test_an_end_that_was_held_is_the_end() -> None:
     request = life()
-    request.deliver(scored(0, tokens=(7,), finish_reason="stop"), "d")
+    request.deliver(scored(0, tokens=(7,), finish_reason=FinishReason.STOP), "d")
     assert request.phase is Phase.DECODE
     delivery = request.deliver(scored(1, 11, 12, 13, 14, tokens=(7,)), "p")
     assert (told(delivery), delivery.finish_reason) == (([11, 12, 13, 14], [7]), "stop")
@@ -107,6 +108,6 @@ def test_prefill_worker_is_not_needed_once_all_is_told() -> None:
 
 def test_nothing_to_write_ends_with_the_last_score() -> None:
     request = life(max_tokens=0)
-    delivery = request.deliver(scored(1, 11, 12, 13, 14, finish_reason="length"), "p")
+    delivery = request.deliver(scored(1, 11, 12, 13, 14, finish_reason=FinishReason.LENGTH), "p")
     assert (told(delivery), delivery.finish_reason) == (([11, 12, 13, 14], []), "length")
     assert request.is_finished

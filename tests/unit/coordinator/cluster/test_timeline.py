@@ -6,9 +6,10 @@ import pytest
 
 from coordinator.cluster.lifecycle import RequestLife
 from coordinator.cluster.service_api import Generation
-from coordinator.cluster.timeline import STAGES, Attempt, Timeline
+from coordinator.cluster.timeline import Attempt, Stage, Timeline
 from coordinator.planning.demand import COLD_REQUESTS
 from protocol.sampling import SamplingParams
+from protocol.spans import Span
 from tests.sim.cluster import Cluster, run
 
 
@@ -24,11 +25,11 @@ def handed_over() -> Timeline:
     """Submitted at 10, dispatched at 11, first token at 16, second at 18, last at 20."""
     timeline = Timeline(10.0)
     timeline.dispatched("p", "d", 11.0)
-    prefill = {"queue_s": 1.0, "prefill_s": 3.5, "unheard_s": 0.25}
+    prefill = {Span.QUEUE: 1.0, Span.PREFILL: 3.5, Span.UNHEARD: 0.25}
     timeline.heard("p", prefill, 16.0, is_new=True)
-    adoption = {"wait_blocks_s": 0.1, "exposed_transfer_s": 0.5, "unheard_s": 0.0}
+    adoption = {Span.WAIT_BLOCKS: 0.1, Span.EXPOSED_TRANSFER: 0.5, Span.UNHEARD: 0.0}
     timeline.heard("d", adoption, 17.0, is_new=False)
-    timeline.heard("d", {"step_wait_s": 0.25, "first_step_s": 1.0}, 18.0, is_new=True)
+    timeline.heard("d", {Span.STEP_WAIT: 0.25, Span.FIRST_STEP: 1.0}, 18.0, is_new=True)
     timeline.heard("d", {}, 20.0, is_new=True)
     return timeline
 
@@ -54,16 +55,16 @@ def test_segments_sum_to_the_whole_wherever_it_is_cut(until_s: float) -> None:
 def test_waiting_for_blocks_counts_only_beyond_the_prefill_it_overlaps() -> None:
     timeline = Timeline(0.0)
     timeline.dispatched("p", "d", 0.0)
-    timeline.heard("p", {"queue_s": 1.0, "prefill_s": 3.0}, 4.0, is_new=True)
-    timeline.heard("d", {"wait_blocks_s": 6.0, "exposed_transfer_s": 1.0}, 7.0, is_new=False)
-    timeline.heard("d", {"step_wait_s": 0.0, "first_step_s": 1.0}, 8.0, is_new=True)
+    timeline.heard("p", {Span.QUEUE: 1.0, Span.PREFILL: 3.0}, 4.0, is_new=True)
+    timeline.heard("d", {Span.WAIT_BLOCKS: 6.0, Span.EXPOSED_TRANSFER: 1.0}, 7.0, is_new=False)
+    timeline.heard("d", {Span.STEP_WAIT: 0.0, Span.FIRST_STEP: 1.0}, 8.0, is_new=True)
     assert spent(timeline, 8.0)["decode_wait"] == pytest.approx(2.0)
 
 
 def test_reports_longer_than_their_interval_are_cut() -> None:
     timeline = Timeline(0.0)
     timeline.dispatched("p", "d", 0.0)
-    timeline.heard("p", {"queue_s": 5.0, "prefill_s": 9.0}, 6.0, is_new=True)
+    timeline.heard("p", {Span.QUEUE: 5.0, Span.PREFILL: 9.0}, 6.0, is_new=True)
     assert spent(timeline, 6.0) == {
         "queue": 0.0,
         "prefill_queue": 5.0,
@@ -76,7 +77,7 @@ def test_reports_longer_than_their_interval_are_cut() -> None:
 def test_a_prompt_computed_where_it_decodes_has_no_handoff() -> None:
     timeline = Timeline(0.0)
     timeline.dispatched(None, "d", 0.5)
-    timeline.heard("d", {"queue_s": 1.0, "prefill_s": 2.0}, 3.5, is_new=True)
+    timeline.heard("d", {Span.QUEUE: 1.0, Span.PREFILL: 2.0}, 3.5, is_new=True)
     timeline.heard("d", {}, 5.0, is_new=True)
     segments = timeline.segments(5.0)
     assert {s.stage: s.seconds for s in segments if s.seconds} == {
@@ -91,10 +92,10 @@ def test_a_prompt_computed_where_it_decodes_has_no_handoff() -> None:
 def test_a_failed_attempt_keeps_its_stages_and_what_it_lost_is_replay() -> None:
     timeline = Timeline(0.0)
     timeline.dispatched("p", "d", 1.0)
-    timeline.heard("p", {"queue_s": 0.0, "prefill_s": 2.0}, 3.0, is_new=True)
+    timeline.heard("p", {Span.QUEUE: 0.0, Span.PREFILL: 2.0}, 3.0, is_new=True)
     timeline.failed(7.0)
     timeline.dispatched("p", "e", 8.0)
-    timeline.heard("p", {"queue_s": 0.0, "prefill_s": 3.0}, 11.0, is_new=True)
+    timeline.heard("p", {Span.QUEUE: 0.0, Span.PREFILL: 3.0}, 11.0, is_new=True)
     assert timeline.replays == 1
     assert spent(timeline, 11.0) == {
         "queue": 2.0,
@@ -111,11 +112,11 @@ def moved(life: RequestLife) -> RequestLife:
     timeline = life.timeline
     life.dispatch("p", "d")
     timeline.dispatched("p", "d", 1.0)
-    timeline.heard("p", {"queue_s": 0.5, "prefill_s": 1.5}, 3.0, is_new=True)
-    timeline.heard("d", {"first_step_s": 1.0}, 4.0, is_new=True)
+    timeline.heard("p", {Span.QUEUE: 0.5, Span.PREFILL: 1.5}, 3.0, is_new=True)
+    timeline.heard("d", {Span.FIRST_STEP: 1.0}, 4.0, is_new=True)
     timeline.handed_over(5.0)
     timeline.dispatched(None, "e", 5.0)
-    reading = {"queue_s": 0.0, "prefix_fetch_s": 1.0, "prefill_s": 0.5}
+    reading = {Span.QUEUE: 0.0, Span.PREFIX_FETCH: 1.0, Span.PREFILL: 0.5}
     timeline.heard("e", reading, 7.0, is_new=True)
     life.emitted += [1, 2, 3]
     return life
@@ -172,7 +173,7 @@ def test_simulated_requests_add_up(prefill: int, victim: str | None) -> None:
             ends_s.append(at_s[-1])
         for stream, end_s in zip(streams, ends_s, strict=True):
             stages = spent(stream.timeline, end_s)
-            assert set(stages) <= set(STAGES)
+            assert set(stages) <= set(Stage)
             assert min(stages.values()) >= 0.0
             assert sum(stages.values()) == pytest.approx(end_s - stream.timeline.submitted_s)
         lost = [stream.timeline for stream in streams if stream.timeline.replays]
@@ -202,7 +203,7 @@ def test_an_answer_without_tokens_is_learned_from_too() -> None:
 
 def test_a_prefix_that_was_read_elsewhere_is_a_stage_of_its_own() -> None:
     attempt = Attempt(0.0, "P", "D", first_s=4.0, last_s=4.0)
-    attempt.reports["P"] = {"queue_s": 1.0, "prefix_fetch_s": 0.5, "prefill_s": 2.0}
+    attempt.reports["P"] = {Span.QUEUE: 1.0, Span.PREFIX_FETCH: 0.5, Span.PREFILL: 2.0}
     stages = {segment.stage: segment.seconds for segment in attempt.segments(4.0)}
-    assert stages["prefix_fetch"] == 0.5
+    assert stages[Stage.PREFIX_FETCH] == 0.5
     assert sum(stages.values()) == 4.0

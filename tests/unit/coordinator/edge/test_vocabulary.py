@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.cluster.scripted_service import say
 from coordinator.edge.app import create_app
+from protocol.finish import FinishReason
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ async def test_the_token_is_named(narrow, service, tokenizer, path, body):
 async def test_ids_are_checked_like_words(narrow, service, tokenizer):
     response = await narrow.post("/v1/completions", json={"prompt": [3, tokenizer.size - 1]})
     assert response.status_code == 400
-    service.default = say([3], "length")
+    service.default = say([3], FinishReason.LENGTH)
     response = await narrow.post("/v1/completions", json={"prompt": [3, tokenizer.size - 2]})
     assert response.status_code == 200
 

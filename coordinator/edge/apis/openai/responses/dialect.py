@@ -17,6 +17,7 @@ from coordinator.edge.apis.openai.dialects import STREAM_HEADERS
 from coordinator.edge.apis.openai.replies import chat_logprobs, encode
 from coordinator.edge.apis.openai.responses.items import DONE, GROWING, UNFINISHED, Output
 from protocol.clock import wall_time_s
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -145,7 +146,7 @@ class ResponsesDialect:
 
 
 def _status(delta: Delta) -> str:
-    return UNFINISHED if delta.finish_reason == "length" else DONE
+    return UNFINISHED if delta.finish_reason is FinishReason.LENGTH else DONE
 
 
 def usage_of(usage: Usage) -> Fields:

@@ -20,6 +20,7 @@ from coordinator.edge.answers.answer_parts import (
 )
 from coordinator.edge.text.chat_template import ChatTemplate
 from deploy.config import values as options
+from protocol.finish import FinishReason
 
 NAMES = {"look", "go"}
 LOOK = '{"name": "look", "arguments": {"at": "a } \\" b", "n": [1, {"x": 2}]}}'
@@ -100,7 +101,7 @@ TEXTS = [
 
 def read(reader, pieces):
     deltas = [reader.read(Delta(text=piece)) for piece in pieces]
-    deltas.append(reader.read(Delta(finish_reason="stop")))
+    deltas.append(reader.read(Delta(finish_reason=FinishReason.STOP)))
     return [delta for delta in deltas if delta is not None]
 
 
@@ -198,7 +199,7 @@ def test_the_name_comes_once_and_arguments_as_they_are_written():
 def test_cut_off_arguments_are_told_as_far_as_they_came():
     reader = PartReader(None, CALL_READERS["hermes"](NAMES, ()), is_parallel=True)
     told = [reader.read(Delta(text='<tool_call>{"name": "look", "arguments": {"at": "x'))]
-    told.append(reader.read(Delta(text=" y", finish_reason="length")))
+    told.append(reader.read(Delta(text=" y", finish_reason=FinishReason.LENGTH)))
     delta = joined([each for each in told if each is not None])
     assert (delta.calls[0].arguments, delta.finish_reason) == ('{"at": "x y', "length")
 
@@ -242,7 +243,7 @@ def test_no_token_is_lost_while_text_waits():
         reader.read(Delta(text="a", token_ids=[1])),
         reader.read(Delta(text="<tool", token_ids=[2])),
         reader.read(Delta(text="_ca", token_ids=[3])),
-        reader.read(Delta(text="x", token_ids=[4], finish_reason="stop")),
+        reader.read(Delta(text="x", token_ids=[4], finish_reason=FinishReason.STOP)),
     ]
     assert [delta and delta.token_ids for delta in told] == [[1], None, None, [2, 3, 4]]
     assert told[3] is not None

@@ -19,6 +19,7 @@ from engine.grammar.guide import allowed
 from engine.grammar.vocabulary import GrammarVocabulary
 from protocol.constraints import Constraint, ConstraintKind
 from protocol.errors import InvalidRequest
+from protocol.finish import FinishReason
 from protocol.sampling import SamplingParams
 
 EOS = 256
@@ -102,7 +103,7 @@ class Model:
         )
         return text.decode("utf-8", "surrogatepass")
 
-    def read(self, token_ids, *, reason="stop"):
+    def read(self, token_ids, *, reason=FinishReason.STOP):
         reader = CALL_READERS[self.family](set(SCHEMAS), self.controls)
         parts = PartReader(None, reader, is_parallel=True)
         deltas = [parts.read(Delta(text=self.shown(token_ids)))]
@@ -238,5 +239,5 @@ def test_a_stray_control_token_is_shown_or_not_as_any_other():
     for shows, told in ((False, "ab"), (True, "a</tool_call>b")):
         reader = CALL_READERS["hermes"](set(SCHEMAS), model.controls)
         parts = PartReader(None, reader, is_parallel=True, shows_marks=shows)
-        deltas = [parts.read(Delta(text=text)), parts.read(Delta(finish_reason="stop"))]
+        deltas = [parts.read(Delta(text=text)), parts.read(Delta(finish_reason=FinishReason.STOP))]
         assert joined([delta for delta in deltas if delta is not None]).text == told

@@ -20,6 +20,7 @@ from coordinator.edge.apis.openai.replies import (
     encode,
 )
 from coordinator.edge.apis.openai.responses.dialect import ResponsesDialect
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken, TokenLogprob
 
 ALTERNATIVES = 20
@@ -57,7 +58,7 @@ def script(count: int) -> list[StreamEvent]:
     """One token an event, and why the last is the last."""
     tokens = sampled(count)
     events = [StreamEvent(tokens=[token]) for token in tokens[:-1]]
-    return [*events, StreamEvent(tokens=tokens[-1:], finish_reason="length")]
+    return [*events, StreamEvent(tokens=tokens[-1:], finish_reason=FinishReason.LENGTH)]
 
 
 @pytest.mark.parametrize("name", WHOLE)

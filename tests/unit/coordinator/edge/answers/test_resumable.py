@@ -13,6 +13,7 @@ from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
 from coordinator.edge.app import create_app
 from protocol.errors import Overloaded, RequestAborted, WorkerLost
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken
 
 CHAT = "/v1/chat/completions"
@@ -134,7 +135,7 @@ async def began(app, service, tokens=3, **fields):
 
 async def test_a_client_that_comes_back_gets_the_exact_rest(app, service):
     whole = await began(app, service)
-    service.streams[0].say(*TOKENS[3:], end="stop")
+    service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
     await asyncio.wait_for(whole.task, 2)
     events = [event + b"\n\n" for event in whole.body.split(b"\n\n")[:-1]]
     assert whole.has_ended
@@ -153,7 +154,7 @@ async def test_an_answer_goes_on_while_its_client_is_away(app, service):
     service.streams[0].say(*TOKENS[3:6])
     second = Reader(app, CHAT, b"{}", [(b"last-event-id", ids(first.body)[1])])
     await second.until(4)
-    service.streams[0].say(*TOKENS[6:], end="length")
+    service.streams[0].say(*TOKENS[6:], end=FinishReason.LENGTH)
     await asyncio.wait_for(second.task, 2)
     assert service.streams[0].cancel_reason is None
     assert len(service.streams) == 1
@@ -166,7 +167,7 @@ async def test_two_readers_get_the_same(app, service):
     first = await began(app, service)
     name = ids(first.body)[0].rpartition(b":")[0] + b":0"
     second = Reader(app, CHAT, b"{}", [(b"last-event-id", name)])
-    service.streams[0].say(*TOKENS[3:], end="stop")
+    service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
     await asyncio.wait_for(asyncio.gather(first.task, second.task), 2)
     assert first.body.endswith(second.body)
     assert len(ids(second.body)) == len(ids(first.body)) - 1
@@ -205,7 +206,7 @@ async def test_whoever_comes_back_stops_the_clock(app, service):
     second = Reader(app, CHAT, b"{}", [(b"last-event-id", ids(first.body)[-1])])
     await asyncio.sleep(0.12)
     assert service.streams[0].cancel_reason is None
-    service.streams[0].say(*TOKENS[3:], end="stop")
+    service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
     await asyncio.wait_for(second.task, 2)
     assert second.body.endswith(b"data: [DONE]\n\n")
 
@@ -244,7 +245,7 @@ async def test_another_tenant_sees_nothing(service, served_model):
     other = Reader(app, CHAT, b"{}", [(b"last-event-id", name), (b"x-api-key", b"k2")])
     await asyncio.wait_for(other.task, 2)
     assert other.status == 404
-    service.streams[0].say(9, end="stop")
+    service.streams[0].say(9, end=FinishReason.STOP)
     own = Reader(app, CHAT, b"{}", [(b"last-event-id", name), (b"x-api-key", b"k1")])
     await asyncio.wait_for(own.task, 2)
     assert own.status == 200
@@ -315,7 +316,7 @@ async def test_a_response_in_the_background_is_gone_on_with_after_any_event(app,
     during = got(app, name)
     await asyncio.wait_for(during.task, 2)
     assert orjson.loads(during.body)["status"] == "in_progress"
-    service.streams[0].say(*TOKENS[3:], end="stop")
+    service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
     whole = got(app, name, b"stream=true")
     await asyncio.wait_for(whole.task, 2)
     assert whole.body.startswith(reader.body)
@@ -348,7 +349,7 @@ async def test_a_response_in_the_background_can_be_cancelled(app, service):
 async def test_a_response_that_is_deleted_leaves_no_stream(app, service, is_over):
     reader, name = await background(app, service)
     if is_over:
-        service.streams[0].say(*TOKENS[3:], end="stop")
+        service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
         await asyncio.wait_for(reader.task, 2)
     deleted = got(app, name, method="DELETE")
     await asyncio.wait_for(deleted.task, 2)
@@ -366,7 +367,7 @@ async def test_a_response_that_is_deleted_leaves_no_stream(app, service, is_over
 
 
 async def test_a_response_in_front_is_not_streamed_again(app, service, served_model):
-    plain = ScriptedService(default=say([5], "stop"))
+    plain = ScriptedService(default=say([5], FinishReason.STOP))
     app = create_app(service=plain, model=served_model)
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:

@@ -12,6 +12,7 @@ import pytest
 from coordinator.edge.answers.resumable import KeptStream, KeptStreams, StreamGone
 from coordinator.edge.app import create_app
 from protocol.errors import Overloaded
+from protocol.finish import FinishReason
 from tests.unit.coordinator.edge.answers.test_resumable import (
     CHAT,
     RESUMABLE,
@@ -77,7 +78,7 @@ async def test_a_new_stream_takes_the_place_of_one_that_the_fullest_tenant_does_
     app.state.streams._most_streams = 4
     for tenant in ("k2", "k1", "k1", "k1"):
         await (await began(app, service, tenant)).leave()
-    service.streams[2].say(6, end="stop")
+    service.streams[2].say(6, end=FinishReason.STOP)
     await until(lambda: sum(one.is_over for one in app.state.streams._kept.values()) == 1)
     over = next(one.stream_id for one in app.state.streams._kept.values() if one.is_over)
     first = await began(app, service, "k3")
@@ -161,7 +162,7 @@ async def test_a_failure_to_close_the_books_leaves_no_reader_waiting(app, servic
 
     monkeypatch.setattr("coordinator.edge.answers.generation_run.GenerationRun.close", fail)
     (kept,) = app.state.streams._kept.values()
-    service.streams[0].say(6, end="stop")
+    service.streams[0].say(6, end=FinishReason.STOP)
     await asyncio.wait_for(reader.task, 2)
     assert reader.body.endswith(b"data: [DONE]\n\n")
     assert kept.is_over

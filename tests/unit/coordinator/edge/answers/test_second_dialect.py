@@ -20,6 +20,7 @@ from coordinator.edge.http.auth import Principal
 from coordinator.edge.http.bodies import parse_object
 from coordinator.edge.http.limits import EdgeLimits
 from protocol.errors import Overloaded, WorkerLost
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +136,7 @@ def lines(response):
     return [orjson.loads(said) for said in response.text.splitlines()]
 
 
-def script(tokenizer, text, finish_reason="length"):
+def script(tokenizer, text, finish_reason=FinishReason.LENGTH):
     return say(tokenizer.encode(text, add_special_tokens=False), finish_reason)
 
 

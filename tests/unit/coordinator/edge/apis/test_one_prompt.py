@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from coordinator.cluster.scripted_service import ScriptedService, say
 from coordinator.edge.app import create_app
 from protocol.clock import ManualClock
+from protocol.finish import FinishReason
 from tests.unit.coordinator.edge.text.chat_models import EOS_AND_BOS
 from tests.unit.coordinator.edge.text.test_template_abilities import (
     ARGUMENTS,
@@ -51,7 +52,7 @@ class Edges:
             (directory / "tokenizer_config.json").write_text(json.dumps(EOS_AND_BOS))
             config = dataclasses.replace(self._model, directory=directory, max_model_len=8192)
             service = ScriptedService()
-            service.default = say([2], "stop")
+            service.default = say([2], FinishReason.STOP)
             app = create_app(service=service, model=_wide(config), clock=ManualClock())
             transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
             self._made[name] = (

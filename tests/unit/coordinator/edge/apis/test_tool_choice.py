@@ -12,6 +12,7 @@ from coordinator.edge.app import Parsers, create_app
 from deploy.processes.grammar_main import refusal
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.vocabulary import GrammarVocabulary
+from protocol.finish import FinishReason
 from protocol.sampling import SamplingParams
 
 EOS = 256
@@ -92,7 +93,7 @@ CLOSED += [messages(tool_choice={"type": "none"})]
 
 @pytest.fixture
 async def client(service, served_model):
-    service.default = say([5, 2], "stop")
+    service.default = say([5, 2], FinishReason.STOP)
     model = replace(served_model, max_model_len=2048)
     app = create_app(service=service, model=model, parsers=Parsers("hermes"), grammars=Compiles())
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)

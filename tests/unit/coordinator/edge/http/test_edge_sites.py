@@ -8,13 +8,14 @@ import pytest
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService, say
 from coordinator.edge.app import Sites, create_app
 from coordinator.edge.http.sites import name_of
+from protocol.finish import FinishReason
 
 COMPLETE, SCALE = "/v1/completions", "/cluster/scale"
 HELLO = {"prompt": "Hello"}
 
 
 def client_of(served_model, sites=None, pools=None, **keys):
-    service = ScriptedService(default=say([2], "stop"))
+    service = ScriptedService(default=say([2], FinishReason.STOP))
     app = create_app(
         service=service, model=served_model, sites=sites, pools=pools or ScriptedPools(), **keys
     )
@@ -168,7 +169,7 @@ async def test_an_unknown_path_is_told_what_there_is(client, path, advice):
 
 
 async def test_requests_are_counted_by_route(client, service):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     await client.post(COMPLETE, json=HELLO)
     await client.post(COMPLETE, json={})
     await client.get("/v1/models/tiny")

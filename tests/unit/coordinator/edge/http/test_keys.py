@@ -23,6 +23,7 @@ from coordinator.edge.app import create_app
 from coordinator.edge.http.route_list import RouteList
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError, Overloaded, WorkerLost
+from protocol.finish import FinishReason
 
 COMPLETE = "/v1/completions"
 HELLO = {"prompt": "Hello", "max_tokens": 5}
@@ -36,7 +37,7 @@ async def edge(served_model, path, service=None, prices=(), must_write=False, **
     accounts = Accounts.open(AccountSettings(path / "keys.db", prices, must_write), SystemClock())
     accounts.start(asyncio.get_running_loop())
     app = create_app(
-        service=service or ScriptedService(default=say([5, 6, 2], "stop")),
+        service=service or ScriptedService(default=say([5, 6, 2], FinishReason.STOP)),
         model=served_model,
         accounts=accounts,
         pools=ScriptedPools(),
@@ -189,7 +190,7 @@ async def test_what_another_process_writes_is_seen(served_model, tmp_path):
 
 
 async def test_tenants_caches_are_apart_unless_they_are_shared(served_model, tmp_path):
-    service = ScriptedService(default=say([2], "stop"))
+    service = ScriptedService(default=say([2], FinishReason.STOP))
     async with edge(served_model, tmp_path, service, api_keys=["static"]) as parts:
         client, accounts, _ = parts
         terms = [
@@ -268,7 +269,7 @@ async def test_tokens_are_held_for_what_may_come_and_settled_to_what_came(served
 
 
 async def test_a_request_that_the_cluster_refuses_costs_nothing(served_model, tmp_path):
-    service = ScriptedService(default=say([2], "stop"), refusal=Overloaded("full"))
+    service = ScriptedService(default=say([2], FinishReason.STOP), refusal=Overloaded("full"))
     async with edge(served_model, tmp_path, service) as (client, accounts, _):
         made = await accounts.create(KeyTerms(requests_per_minute=1, parallel_requests=1))
         for _ in range(3):
@@ -394,7 +395,7 @@ async def booked(client, key):
 
 
 async def test_a_cancelled_stream_is_booked_as_far_as_it_was_sent(served_model, tmp_path):
-    service = ScriptedService(default=say([5, 6, 7, 8, 2], "stop"))
+    service = ScriptedService(default=say([5, 6, 7, 8, 2], FinishReason.STOP))
     async with edge(served_model, tmp_path, service) as (client, accounts, app):
         key = (await accounts.create(KeyTerms(parallel_requests=1))).secret
         await drive(app, key, lambda told: len(told) == 3, stream=True)
@@ -432,7 +433,7 @@ async def test_a_failed_answer_is_booked_as_far_as_it_was_sent(served_model, tmp
 async def test_a_client_that_leaves_before_the_last_bytes_got_what_was_sent_before(
     served_model, tmp_path
 ):
-    service = ScriptedService(default=say([5, 6, 7], "length"))
+    service = ScriptedService(default=say([5, 6, 7], FinishReason.LENGTH))
     async with edge(served_model, tmp_path, service) as (client, accounts, app):
         key = (await accounts.create(KeyTerms())).secret
         await drive(app, key, lambda told: b"[DONE]" in b"".join(told), stream=True)
@@ -440,7 +441,7 @@ async def test_a_client_that_leaves_before_the_last_bytes_got_what_was_sent_befo
 
 
 async def test_a_stream_that_was_kept_to_its_end_is_booked_as_told(served_model, tmp_path):
-    service = ScriptedService(default=say([5, 6, 7], "length"))
+    service = ScriptedService(default=say([5, 6, 7], FinishReason.LENGTH))
     async with edge(served_model, tmp_path, service) as (client, accounts, _):
         key = (await accounts.create(KeyTerms())).secret
         headers = bearer(key) | {"x-baton-resumable": "1"}

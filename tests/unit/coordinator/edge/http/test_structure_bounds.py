@@ -19,6 +19,7 @@ from coordinator.edge.http.limits import MAX_TOLD_BYTES
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.constraints import MAX_CONSTRAINT_BYTES
 from protocol.errors import InvalidRequest
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken
 
 SAY = {"role": "user", "content": "x"}
@@ -137,7 +138,9 @@ async def test_prompts_that_are_long_together_have_the_ids_they_have_alone(
 ):
     texts = ["hello " * 40, "END", "naïve café" * 9]
     texts *= 30
-    service.default = [StreamEvent(tokens=[SampledToken(token_id=40)], finish_reason="length")]
+    service.default = [
+        StreamEvent(tokens=[SampledToken(token_id=40)], finish_reason=FinishReason.LENGTH)
+    ]
     reply = await client.post("/v1/completions", json={"prompt": texts, "max_tokens": 1})
     assert reply.status_code == 200
     asked = [generation.prompt_token_ids for generation in service.generations]

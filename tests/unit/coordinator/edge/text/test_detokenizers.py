@@ -12,6 +12,7 @@ from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.text.detokenizer import REPLACEMENT
 from coordinator.edge.text.tokenizer import WHOLE_DECODE_TOKENS, TextTokenizer
 from engine.checkpoints.gguf_tokenizer import build_tokenizer
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken
 from tests.unit.coordinator.edge.text.chat_models import TOKENIZERS
 from tests.unit.engine.checkpoints.test_gguf_models import (
@@ -106,7 +107,7 @@ def offsets_and_text(tokenizer: TextTokenizer, ids: list[int], size: int) -> tup
     choice, deltas = ChoiceText(0, tokenizer, TextOptions()), []
     for first in range(0, len(ids), size):
         some = [SampledToken(token_id=one) for one in ids[first : first + size]]
-        reason = "length" if first + size >= len(ids) else None
+        reason = FinishReason.LENGTH if first + size >= len(ids) else None
         deltas.append(choice.push(StreamEvent(some, reason)))
     whole = joined([delta for delta in deltas if delta is not None])
     return whole.offsets, whole.text

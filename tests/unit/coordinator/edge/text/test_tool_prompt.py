@@ -13,6 +13,7 @@ from coordinator.edge.app import Parsers, create_app
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from coordinator.edge.text.template_abilities import AS_TEXT, TemplateAbilities
 from coordinator.edge.text.tool_prompt import AFTER, BEFORE, told_in_words
+from protocol.finish import FinishReason
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 PLAIN = TemplateAbilities(tools=False, tool_calls=False)
@@ -87,7 +88,7 @@ def answered(tmp_path, served_model, service, tokenizer):
             parsers=Parsers(calls, tool_prompt=tool_prompt),
         )
         token_ids = tokenizer.encode(CALL, add_special_tokens=False)
-        service.default = say([*token_ids, 2], "stop")
+        service.default = say([*token_ids, 2], FinishReason.STOP)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         body = {"messages": [{"role": "user", "content": "Hi"}], "tools": [TOOL], "max_tokens": 9}
         async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:

@@ -21,6 +21,7 @@ from coordinator.edge.answers.answer import (
 from coordinator.edge.apis.anthropic.dialect import MessagesDialect
 from coordinator.edge.app import EdgeLimits, create_app
 from protocol.errors import Overloaded, WorkerLost
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken
 from tests.unit.coordinator.edge.apis.named_events import named_events, prompt_of
 
@@ -33,7 +34,7 @@ async def ask(client, **fields):
     return await client.post(MESSAGES, json={"max_tokens": 64, "messages": HELLO} | fields)
 
 
-def script(tokenizer, text, finish_reason="length"):
+def script(tokenizer, text, finish_reason=FinishReason.LENGTH):
     return say(tokenizer.encode(text, add_special_tokens=False), finish_reason)
 
 
@@ -68,7 +69,7 @@ async def test_a_stream_event_by_event(client, service, tokenizer):
     service.default = [
         StreamEvent(tokens=[first], num_cached_tokens=3),
         *(StreamEvent(tokens=[token]) for token in rest),
-        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop"),
+        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason=FinishReason.STOP),
     ]
     response = await ask(client, stream=True)
     told = named_events(response.text)
@@ -269,7 +270,7 @@ ENDING = Ending(Usage(5, 9))
 def test_parts_of_a_stream_are_blocks():
     dialect = MessagesDialect("msg_1", "tiny")
     said = b"".join(dialect.delta(Delta(parts=[part]), ENDING.usage) for part in CALLING)
-    said += dialect.end(Delta(finish_reason="tool_calls"), ENDING)
+    said += dialect.end(Delta(finish_reason=FinishReason.TOOL_CALLS), ENDING)
     told = named_events(said.decode())
     starts = [entry for entry in told if entry["type"] == "content_block_start"]
     assert [(entry["index"], entry["content_block"]) for entry in starts] == [
@@ -301,7 +302,7 @@ def test_parts_of_a_whole_answer_are_blocks():
         ToolCallDelta(0, "toolu_1", "look", '{"at":"x"}'),
         ToolCallDelta(1, "toolu_2", "go", '{"cut'),
     ]
-    delta = Delta(parts=parts, finish_reason="tool_calls")
+    delta = Delta(parts=parts, finish_reason=FinishReason.TOOL_CALLS)
     told = orjson.loads(MessagesDialect("msg_1", "tiny").whole([delta], ENDING))
     assert told["content"] == [
         {"type": "thinking", "thinking": "Let me think", "signature": ""},
@@ -313,7 +314,9 @@ def test_parts_of_a_whole_answer_are_blocks():
 
 
 async def test_an_answer_without_text_has_no_blocks(client, service):
-    service.default = [StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop")]
+    service.default = [
+        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason=FinishReason.STOP)
+    ]
     assert (await ask(client)).json()["content"] == []
     told = [entry["type"] for entry in named_events((await ask(client, stream=True)).text)]
     assert told == ["message_start", "ping", "message_delta", "message_stop"]

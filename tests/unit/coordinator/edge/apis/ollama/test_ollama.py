@@ -21,6 +21,7 @@ from coordinator.edge.apis.ollama.dialects import ChatDialect
 from coordinator.edge.apis.ollama.requests import parse_chat
 from coordinator.edge.app import create_app
 from protocol.errors import Overloaded, WorkerLost
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken, TokenLogprob
 from tests.unit.coordinator.edge.apis.named_events import prompt_of
 
@@ -36,7 +37,7 @@ async def generate(client, **fields):
     return await client.post(GENERATE, json={"model": "tiny", "prompt": "Hello"} | fields)
 
 
-def script(tokenizer, text, finish_reason="stop"):
+def script(tokenizer, text, finish_reason=FinishReason.STOP):
     return say([*tokenizer.encode(text, add_special_tokens=False), 2], finish_reason)
 
 
@@ -68,7 +69,7 @@ async def test_a_chat_is_streamed_unless_it_is_told_not_to(client, service, toke
 async def test_a_text_is_generated_through_the_template_unless_it_is_raw(
     client, service, tokenizer
 ):
-    service.default = script(tokenizer, "Hi", "length")
+    service.default = script(tokenizer, "Hi", FinishReason.LENGTH)
     told = lines(await generate(client, system="Be brief", keep_alive="5m"))
     assert "".join(line["response"] for line in told) == "Hi"
     assert told[-1]["done_reason"] == "length"
@@ -111,7 +112,7 @@ async def test_logprobs_come_with_their_words(client, service, tokenizer):
     token_ids = tokenizer.encode("Hi", add_special_tokens=False)
     logprob = TokenLogprob(logprob=-0.5, top=[(token_ids[0], -0.5)])
     tokens = [SampledToken(token_id=token_id, logprob=logprob) for token_id in token_ids]
-    service.default = [StreamEvent(tokens=tokens, finish_reason="length")]
+    service.default = [StreamEvent(tokens=tokens, finish_reason=FinishReason.LENGTH)]
     told = (await chat(client, logprobs=True, top_logprobs=1, stream=False)).json()
     assert [entry["logprob"] for entry in told["logprobs"]] == [-0.5] * len(tokens)
     assert told["logprobs"][0]["top_logprobs"][0]["token"] == tokenizer.token_text(token_ids[0])
@@ -219,7 +220,7 @@ def test_calls_are_told_whole(tokenizer):
         Delta(text=part.text if isinstance(part, TextDelta) else "", parts=[part]) for part in parts
     ]
     said = b"".join(dialect.delta(delta, usage) for delta in deltas)
-    said += dialect.end(Delta(finish_reason="tool_calls"), Ending(usage))
+    said += dialect.end(Delta(finish_reason=FinishReason.TOOL_CALLS), Ending(usage))
     told = [orjson.loads(line) for line in said.splitlines()]
     messages = [line["message"] for line in told]
     assert messages[0]["thinking"] == "hm"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.cluster.scripted_service import say
+from protocol.finish import FinishReason
 
 PLACES = [
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
@@ -47,7 +48,7 @@ WRONG = [
 @pytest.mark.parametrize(("path", "asked"), PLACES)
 @pytest.mark.parametrize("fields", HARMLESS)
 async def test_what_changes_nothing_is_accepted(client, service, path, asked, fields):
-    service.default = say([5], "stop")
+    service.default = say([5], FinishReason.STOP)
     assert (await client.post(path, json=asked | fields)).status_code == 200
     assert (await client.post(path, json=asked | fields | {"stream": True})).status_code == 200
     first, second = service.generations

@@ -12,6 +12,7 @@ from coordinator.cluster.scripted_service import say
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.edge.app import SamplingDefaults, create_app
 from protocol.errors import DeadlineExceeded, Overloaded, TransferError, WorkerLost
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken, TokenLogprob
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -21,7 +22,7 @@ def ids_of(tokenizer, text):
     return tokenizer.encode(text, add_special_tokens=False)
 
 
-def script(tokenizer, text, finish_reason="length"):
+def script(tokenizer, text, finish_reason=FinishReason.LENGTH):
     return say(ids_of(tokenizer, text), finish_reason)
 
 
@@ -50,7 +51,7 @@ async def test_a_chat_stream_to_the_byte(client, service, tokenizer):
     service.default = [
         StreamEvent(tokens=tokens[:1], num_cached_tokens=3),
         *(StreamEvent(tokens=[token]) for token in tokens[1:]),
-        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop"),
+        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason=FinishReason.STOP),
     ]
     response = await chat(client, stream=True, stream_options={"include_usage": True})
     head = '{"id":"chatcmpl-ID","object":"chat.completion.chunk","created":0,"model":"tiny",'
@@ -95,7 +96,7 @@ async def test_continuous_usage_grows_with_every_chunk(client, service, tokenize
 async def test_a_whole_chat_answer(client, service, tokenizer):
     service.default = [
         *script(tokenizer, "Hello there", None),
-        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason="stop"),
+        StreamEvent(tokens=[SampledToken(token_id=2)], finish_reason=FinishReason.STOP),
     ]
     body = (await chat(client, max_tokens=9, temperature=0, seed=5)).json()
     assert body["choices"] == [
@@ -114,7 +115,7 @@ async def test_a_whole_chat_answer(client, service, tokenizer):
 
 
 async def test_the_template_writes_the_prompt(client, service, tokenizer):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     parts = [{"type": "text", "text": "Hello"}, {"type": "text", "text": "there"}]
     messages = [
         {"role": "user", "content": parts},
@@ -145,7 +146,7 @@ ECHOED: dict[str, object] = {
 
 
 async def test_a_refusal_is_what_an_assistant_said(client, service, tokenizer):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     parts = [{"type": "refusal", "refusal": "Nor now."}]
     messages = [*HELLO, ECHOED, *HELLO, {"role": "assistant", "content": parts}, *HELLO]
     await chat(client, messages=messages)
@@ -156,7 +157,7 @@ async def test_a_refusal_is_what_an_assistant_said(client, service, tokenizer):
 
 
 async def test_continue_final_message_ends_with_its_words(client, service, tokenizer):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     messages = [*HELLO, {"role": "assistant", "content": "Hello wor"}]
     await chat(client, messages=messages, continue_final_message=True)
     ids = service.generations[0].prompt_token_ids
@@ -190,7 +191,9 @@ async def test_a_stop_token_is_named_and_not_shown(client, service, tokenizer):
     tokens = [
         SampledToken(token_id=token_id) for token_id in [*ids_of(tokenizer, "Hello"), newline]
     ]
-    service.default = [StreamEvent(tokens=tokens, finish_reason="stop", stop_token_id=newline)]
+    service.default = [
+        StreamEvent(tokens=tokens, finish_reason=FinishReason.STOP, stop_token_id=newline)
+    ]
     body = (await complete(client, stop_token_ids=[newline], return_token_ids=True)).json()
     choice = body["choices"][0]
     assert (choice["text"], choice["stop_reason"]) == ("Hello", newline)
@@ -207,7 +210,10 @@ def with_logprobs(tokenizer, text):
         )
         for token_id in ids_of(tokenizer, text)
     ]
-    return [*(StreamEvent(tokens=[token]) for token in tokens), StreamEvent(finish_reason="length")]
+    return [
+        *(StreamEvent(tokens=[token]) for token in tokens),
+        StreamEvent(finish_reason=FinishReason.LENGTH),
+    ]
 
 
 async def test_chat_logprobs_have_bytes_and_alternatives(client, service, tokenizer):
@@ -267,7 +273,7 @@ async def test_prompt_of_several_choices_counts_as_cached_only_as_far_as_it_was_
         service.scripts.append(
             [
                 StreamEvent(tokens=tokens, num_cached_tokens=cached),
-                StreamEvent(finish_reason="length", num_cached_tokens=cached),
+                StreamEvent(finish_reason=FinishReason.LENGTH, num_cached_tokens=cached),
             ]
         )
     response = await complete(client, prompt=[7] * 100, n=2, max_tokens=9)
@@ -286,7 +292,7 @@ async def test_echo_gives_the_prompt_first(client, service, tokenizer):
 
 
 async def test_defaults_come_from_request_then_operator_then_model(served_model, service, client):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     await complete(client)
     sampling = service.generations[-1].sampling
     assert (sampling.temperature, sampling.top_p, sampling.max_tokens) == (1.0, 1.0, 16)
@@ -302,7 +308,7 @@ async def test_defaults_come_from_request_then_operator_then_model(served_model,
 
 
 async def test_a_silent_chat_gets_what_the_context_has_left(client, service):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     await chat(client)
     asked = service.generations[0]
     assert asked.sampling.max_tokens == 256 - len(asked.prompt_token_ids)
@@ -328,7 +334,7 @@ LENIENT = [
 
 @pytest.mark.parametrize("fields", LENIENT, ids=str)
 async def test_what_real_clients_send_is_accepted(client, service, fields):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     response = await chat(client, **fields)
     assert response.status_code == 200, response.text
 
@@ -466,7 +472,7 @@ async def test_an_operators_template_wins(served_model, service, clock, tmp_path
     file = tmp_path / "own.jinja"
     file.write_text("{{ messages[0].content }}{% generation %}!{% endgeneration %}")
     app = create_app(service=service, model=served_model, clock=clock, chat_template=file)
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
         await chat(client)

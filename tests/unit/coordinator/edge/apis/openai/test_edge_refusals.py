@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService, say
 from coordinator.edge.app import EdgeLimits, create_app
 from protocol.errors import ConfigError
+from protocol.finish import FinishReason
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 OTHER_DIALECTS = ("/v1/messages", "/api/")
@@ -186,7 +187,7 @@ TABLE: list[tuple[str, dict[str, Any], str]] = [
 
 
 async def assert_serves(client, service):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     assert (await client.post(CHAT, json={"messages": HELLO})).status_code == 200
 
 
@@ -246,7 +247,7 @@ async def test_unknown_models_routes_and_methods(client):
 
 async def test_a_body_at_the_limit_passes_and_one_byte_more_does_not(served_model, service):
     app = create_app(service=service, model=served_model, limits=EdgeLimits(max_body_bytes=100))
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     body = orjson.dumps({"prompt": "Hello"})
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:
@@ -290,7 +291,7 @@ async def test_a_slow_body_times_out(served_model, service):
     )
 )
 async def test_no_body_causes_a_server_error(client, service, fields):
-    service.default = say([2], "stop")
+    service.default = say([2], FinishReason.STOP)
     body = {"messages": HELLO} | fields
     response = await client.post(CHAT, content=orjson.dumps(body))
     assert response.status_code in (200, 400, 404), response.text
@@ -372,7 +373,7 @@ def test_an_empty_key_is_refused_at_the_start(served_model):
 
 
 async def test_tenants_do_not_share_a_prefix_cache(served_model):
-    service = ScriptedService(default=say([2], "stop"))
+    service = ScriptedService(default=say([2], FinishReason.STOP))
     app = create_app(service=service, model=served_model, api_keys=["k1", "k2"])
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as client:

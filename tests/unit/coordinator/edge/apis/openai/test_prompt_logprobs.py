@@ -7,6 +7,7 @@ import pytest
 
 from coordinator.cluster.scripted_service import say
 from coordinator.cluster.service_api import StreamEvent
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken, ScoredToken, TokenLogprob
 
 TEXT = "Hello 東京"
@@ -16,7 +17,7 @@ def score(token_id: int, other: int = 5) -> ScoredToken:
     return ScoredToken(logprob=-1.5, rank=2, top=[(other, -0.5), (token_id, -1.5)])
 
 
-def scored_script(tokenizer, prompt, answer=(7,), pieces=2, finish="length"):
+def scored_script(tokenizer, prompt, answer=(7,), pieces=2, finish=FinishReason.LENGTH):
     """An event for some of the prompt's tokens each, then the answer's."""
     scores = [score(token_id) for token_id in prompt[1:]]
     size = max(-(-len(scores) // pieces), 1)

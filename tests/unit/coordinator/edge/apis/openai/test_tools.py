@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.cluster.scripted_service import say
 from coordinator.edge.app import Parsers, create_app
+from protocol.finish import FinishReason
 
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 CALL = '<tool_call>{"name": "look", "arguments": {"at": "x"}}</tool_call>'
@@ -24,7 +25,7 @@ async def client(service, served_model):
 
 @pytest.fixture
 def script(service, tokenizer):
-    def write(text, finish_reason="stop"):
+    def write(text, finish_reason=FinishReason.STOP):
         token_ids = tokenizer.encode(text, add_special_tokens=False)
         service.default = say([*token_ids, 2], finish_reason)
 

@@ -23,6 +23,7 @@ from coordinator.edge.apis.openai.responses.types import ResponsesRequest
 from coordinator.edge.app import create_app
 from coordinator.edge.text.conversation import ToolCall, Turn
 from protocol.errors import InvalidRequest, Overloaded, WorkerLost
+from protocol.finish import FinishReason
 from protocol.sampling import SampledToken, TokenLogprob
 from tests.unit.coordinator.edge.apis.named_events import named_events, prompt_of
 
@@ -33,7 +34,7 @@ async def ask(client, **fields):
     return await client.post(PATH, json={"input": "Hello"} | fields)
 
 
-def script(tokenizer, text, finish_reason="stop"):
+def script(tokenizer, text, finish_reason=FinishReason.STOP):
     return say([*tokenizer.encode(text, add_special_tokens=False), 2], finish_reason)
 
 
@@ -105,7 +106,7 @@ async def test_a_stream_event_by_event(client, service, tokenizer):
 
 
 async def test_a_response_that_is_cut_off_says_so(client, service, tokenizer):
-    service.default = script(tokenizer, "Hello", "length")
+    service.default = script(tokenizer, "Hello", FinishReason.LENGTH)
     for stream in (False, True):
         response = await ask(client, stream=stream, max_output_tokens=9)
         told = events_of(response.text)[-1]["response"] if stream else response.json()
@@ -191,7 +192,7 @@ async def test_logprobs_come_with_their_text(client, service, tokenizer):
     token_ids = tokenizer.encode("Hi", add_special_tokens=False)
     logprob = TokenLogprob(logprob=-0.5, top=[(token_ids[0], -0.5)])
     tokens = [SampledToken(token_id=token_id, logprob=logprob) for token_id in token_ids]
-    service.default = [StreamEvent(tokens=tokens, finish_reason="length")]
+    service.default = [StreamEvent(tokens=tokens, finish_reason=FinishReason.LENGTH)]
     include = ["message.output_text.logprobs"]
     whole = (await ask(client, include=include, top_logprobs=1)).json()
     (content,) = whole["output"][0]["content"]
@@ -313,7 +314,7 @@ def test_parts_are_items_in_a_stream_as_in_a_whole_response(tokenizer):
     usage = Usage(5, 9)
     dialect = dialect_of(tokenizer, kept)
     said = b"".join(dialect.delta(Delta(parts=[part]), usage) for part in CALLING)
-    said += dialect.end(Delta(finish_reason="tool_calls"), Ending(usage))
+    said += dialect.end(Delta(finish_reason=FinishReason.TOOL_CALLS), Ending(usage))
     told = events_of(said.decode())
     assert [entry["type"].removeprefix("response.") for entry in told] == [
         *("output_item.added", "content_part.added"),
