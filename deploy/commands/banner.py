@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.config.values import format_bytes
+from engine.checkpoints.progress import PrepareStage
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 _COLOURS: dict[str, str] = {Role.PREFILL: "cyan", Role.DECODE: "green", "coordinator": "magenta"}
 _STAGES = {
-    "download": "fetching the model",
-    "extract": "unpacking the model",
-    "convert": "converting the model (once)",
+    PrepareStage.DOWNLOAD: "fetching the model",
+    PrepareStage.EXTRACT: "unpacking the model",
+    PrepareStage.CONVERT: "converting the model (once)",
 }
 
 
@@ -39,10 +40,10 @@ class PrepareProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar: Progress | None = None
-        self._stage = ""
+        self._stage: PrepareStage | None = None
         self._task = TaskID(0)
 
-    def __enter__(self) -> Callable[[str, float], None]:
+    def __enter__(self) -> Callable[[PrepareStage, float], None]:
         return self._update
 
     def __exit__(
@@ -54,17 +55,17 @@ class PrepareProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def _update(self, stage: str, fraction: float) -> None:
-        if stage == "download":  # pip draws its own bar
+    def _update(self, stage: PrepareStage, fraction: float) -> None:
+        if stage is PrepareStage.DOWNLOAD:  # pip draws its own bar
             self._console.print(_STAGES[stage] + " (once)")
             return
         if self._bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
             self._bar = Progress(*columns, console=self._console)
             self._bar.start()
-        if stage != self._stage:
+        if stage is not self._stage:
             self._stage = stage
-            self._task = self._bar.add_task(_STAGES.get(stage, stage), total=1.0)
+            self._task = self._bar.add_task(_STAGES[stage], total=1.0)
         self._bar.update(self._task, completed=fraction)
 
 

@@ -25,13 +25,15 @@ from deploy.config.topology import child_environment
 from engine.checkpoints.embedded import fetch_embedded
 from engine.checkpoints.fields import one_line
 from engine.checkpoints.prepared import find_prepared, read_manifest
+from engine.checkpoints.progress import PrepareStage
 from protocol.errors import ConfigError
 from protocol.specs import PreparedModel
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
     from engine.checkpoints.prepared import Dtype
+    from engine.checkpoints.progress import Progress
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja")
 DUMMY, OTHER_TEMPLATE, UNGUARDED = "dummy", "other-template", "unguarded"
@@ -41,7 +43,7 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 class PrepareNews(msgspec.Struct, frozen=True):
     """One line that the preparing child writes: where it is, or what went wrong."""
 
-    stage: str = ""
+    stage: PrepareStage | None = None
     fraction: float = 0.0
     error: str = ""
 
@@ -107,7 +109,7 @@ def _cpu_flags(cpuinfo: Path) -> set[str]:
     return set()
 
 
-def fetch(source: Source, cache: Path, progress: Callable[[str, float], None]) -> Path:
+def fetch(source: Source, cache: Path, progress: Progress) -> Path:
     """The model's files on this host, downloaded where needed."""
     if source.kind == "embedded":
         return fetch_embedded(cache, progress)
@@ -139,7 +141,7 @@ def prepare(
     served_names: tuple[str, ...],
     dtype: Dtype,
     cache: Path,
-    progress: Callable[[str, float], None],
+    progress: Progress,
     flags: Collection[str] = (),
 ) -> PreparedModel:
     """A model that workers can map: fetched, and converted once. ConfigError when it cannot be. With the flag `DUMMY`
@@ -167,9 +169,7 @@ def prepare(
     )
 
 
-def _convert(
-    files: Path, cache: Path, how: tuple[str, ...], progress: Callable[[str, float], None]
-) -> None:
+def _convert(files: Path, cache: Path, how: tuple[str, ...], progress: Progress) -> None:
     command = [
         sys.executable,
         "-P",
@@ -191,7 +191,7 @@ def _convert(
             for line in child.stdout:
                 news = msgspec.json.decode(line, type=PrepareNews)
                 failure = news.error or failure
-                if news.stage:
+                if news.stage is not None:
                     progress(news.stage, news.fraction)
         except BaseException:
             child.kill()

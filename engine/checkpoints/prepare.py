@@ -27,15 +27,16 @@ from engine.checkpoints.prepared import (
     find_prepared,
     prepared_directory,
 )
+from engine.checkpoints.progress import PrepareStage
 from engine.checkpoints.source import open_checkpoint
 from engine.checkpoints.weight_shapes import plan_tensors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import BinaryIO
 
     from engine.checkpoints.checkpoint import Checkpoint
     from engine.checkpoints.prepared import Dtype
+    from engine.checkpoints.progress import Progress
     from engine.checkpoints.stored_tensor import StoredTensor
     from protocol.model_config import ModelConfig
 
@@ -51,7 +52,7 @@ def prepare(
     source: Path,
     cache_root: Path,
     dtype: Dtype,
-    progress: Callable[[str, float], None],
+    progress: Progress,
     *,
     is_dummy: bool = False,
     checkpoint: Checkpoint | None = None,
@@ -75,7 +76,7 @@ def _prepare_into(
     source: Path,
     checkpoint: Checkpoint,
     dtype: Dtype,
-    progress: Callable[[str, float], None] | None,
+    progress: Progress | None,
 ) -> None:
     """Without `progress` the weights are left out."""
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=target.parent))
@@ -114,7 +115,7 @@ def _read(stored: StoredTensor) -> torch.Tensor:
 
 
 def _write_weights(
-    path: Path, checkpoint: Checkpoint, dtype: Dtype, progress: Callable[[str, float], None]
+    path: Path, checkpoint: Checkpoint, dtype: Dtype, progress: Progress
 ) -> tuple[dict[str, TensorPlace], str]:
     places: dict[str, TensorPlace] = {}
     digest = hashlib.blake2b(dtype.encode(), digest_size=16)
@@ -130,7 +131,7 @@ def _write_weights(
             digest.update(f"{name}{shape}".encode())
             digest.update(data)
             file.write(data)
-            progress("convert", (done + 1) / len(plan))
+            progress(PrepareStage.CONVERT, (done + 1) / len(plan))
         _pad(file)
     return places, digest.hexdigest()
 
