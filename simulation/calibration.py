@@ -9,6 +9,7 @@ Both are linear in their parameters and fitted by least squares of relative erro
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +21,12 @@ from protocol.errors import ConfigError
 
 DEFAULT_CALIBRATION = Path(__file__).parent / "calibrations" / "2026-11-23-engine.json"
 """SmolLM2-135M on one core, as `baton bench engine` measured it; shipped with this package."""
+MEASURED = {
+    "prefill": ("prompt_tokens", "ms"),
+    "decode": ("batch", "context_tokens", "step_ms"),
+}
+"""What is fitted of a result: figures of each row of each list."""
+ORIGIN = "write it with `baton bench engine MODEL --output FILE`"
 SHM_BYTES_PER_S = 4e9
 BLOCK_BYTES = 368_640
 """Of SmolLM2-135M, 16 tokens."""
@@ -67,12 +74,24 @@ class Hardware:
 
 def load_calibration(path: Path) -> Hardware:
     """From the JSON of `baton bench engine`; ConfigError names what is missing."""
-    try:
-        return fit(_report(path))
-    except (KeyError, TypeError) as error:
-        raise ConfigError(
-            f"--calibration: {path} is no result of `baton bench engine` ({error} is missing)"
-        ) from None
+    report = _report(path)
+    for name, figures in MEASURED.items():
+        rows = report.get(name)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ConfigError(
+                f"--calibration: {path} is no result of a benchmark: no list {name!r}; {ORIGIN}"
+            )
+        for row in rows:
+            for figure in figures:
+                if not _is_measured(row.get(figure)):
+                    raise ConfigError(
+                        f"--calibration: {path}: {figure!r} in {name!r} must be a number above 0; {ORIGIN}"
+                    )
+    return fit(report)
+
+
+def _is_measured(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def calibrated_model(path: Path) -> str:
@@ -83,10 +102,12 @@ def calibrated_model(path: Path) -> str:
 def _report(path: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--calibration: cannot read {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"--calibration: cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"--calibration: {path} is no JSON ({error}); {ORIGIN}") from None
     if not isinstance(report, dict):
-        raise ConfigError(f"--calibration: {path} is no result of `baton bench engine`")
+        raise ConfigError(f"--calibration: {path} is no JSON object; {ORIGIN}")
     return report
 
 
@@ -94,7 +115,9 @@ def fit(report: dict[str, Any]) -> Hardware:
     """Least squares over the measured cases."""
     prompts, steps = report["prefill"], report["decode"]
     if len(prompts) < 2 or len(steps) < 3:
-        raise ConfigError("--calibration: needs two prompt lengths and three decode cases")
+        raise ConfigError(
+            f"--calibration: needs two prompt lengths and three decode cases; {ORIGIN}"
+        )
     lengths = np.array([row["prompt_tokens"] for row in prompts], float)
     token_s, attention_s = _solve(
         np.stack([lengths, lengths**2], axis=1), [row["ms"] / 1e3 for row in prompts]

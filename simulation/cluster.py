@@ -52,6 +52,8 @@ LAUNCHER = b"launcher"
 BEAT_S = 2.0
 TICK_S = 1.0
 DEADLINE_S = 600.0
+MAX_MODEL_LEN = 1 << 20
+"""Tokens of the longest request that a simulated worker takes."""
 GIVE_UP_S = 7200.0
 """Virtual seconds after the last arrival by which every request must have ended."""
 
@@ -71,7 +73,7 @@ def introduction(worker_id: str, incarnation: str, role: Role, hardware: Hardwar
         ),
         num_blocks=hardware.kv_tokens // hardware.block_size,
         block_size=hardware.block_size,
-        max_model_len=1 << 20,
+        max_model_len=MAX_MODEL_LEN,
         max_num_seqs=hardware.max_num_seqs,
         max_num_batched_tokens=hardware.max_num_batched_tokens,
         backend="sim",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from coordinator.planning.observations import Targets
+    from simulation.calibration import Hardware
     from simulation.cluster import Ended, SimCluster
+    from simulation.workload import SimRequest
 
 
 def holds(ended: Ended, targets: Targets) -> bool:
@@ -44,6 +49,25 @@ def score(cluster: SimCluster, targets: Targets) -> dict[str, Any]:
         "ttft_ms": _quantiles(ttfts),
         "tpot_ms": _quantiles(tpots),
     }
+
+
+def out_of_reach(requests: Sequence[SimRequest], hardware: Hardware, targets: Targets) -> str:
+    """Which target an idle cluster of any size would miss, and what it would hold; empty when it could hold both.
+
+    Prompts are taken whole: a cached prefix may still bring one in time."""
+    alone_s = {
+        "ttft": [hardware.prompt_s(0, each.prompt_tokens) for each in requests],
+        "tpot": [hardware.step_s(1, each.prompt_tokens) for each in requests],
+    }
+    for name, limit_s in (("ttft", targets.ttft_s), ("tpot", targets.tpot_s)):
+        needed_s = sorted(alone_s[name])[math.ceil(targets.goal * len(requests)) - 1]
+        if needed_s > limit_s:
+            least = math.ceil(needed_s * 1e3)
+            return (
+                f"{name}:{limit_s * 1e3:g} is out of reach of any number of workers: for {targets.goal:.0%} of these "
+                f"requests an idle one needs up to {least} ms; write {name}:{least} or more, or a lower goal"
+            )
+    return ""
 
 
 def _share(values: list[float], limit: float, total: int) -> float:

@@ -102,7 +102,7 @@ def random_workload(
     draw = np.random.default_rng(seed)
     at_s = schedule(Traffic(rate=rate), count, seed)
     prompts, outputs = (
-        np.maximum(draw.lognormal(math.log(mean) - spread**2 / 2, spread, count), 1).astype(int)
+        draw.lognormal(math.log(mean) - spread**2 / 2, spread, count).clip(1, 1 << 40).astype(int)
         for mean in lengths
     )
     return [

@@ -9,6 +9,8 @@ pieces. Ends with one line of JSON.
 from __future__ import annotations
 
 import json
+import logging
+import math
 import re
 import sys
 from dataclasses import asdict
@@ -26,16 +28,19 @@ from protocol.errors import ConfigError
 from protocol.roles import Role
 from simulation.cluster import SimCluster
 from simulation.policies import Planned, Static
-from simulation.scoring import score
+from simulation.scoring import out_of_reach, score
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
 
     from simulation.cluster import Policy
+    from simulation.workload import SimRequest
 
 POLICIES = ("planned", "reactive", "queue")
 KEPT_SIZES = 400
+LOAD_SPANS = 90
+"""Of equal length, for which the chart tells the requests a second."""
 COLUMNS = (
     "attained",
     "ttft_attained",
@@ -74,7 +79,9 @@ def _pair(text: str, flag: str) -> tuple[float, float]:
     try:
         first, second = (float(part) for part in text.split(":"))
     except ValueError:
-        raise ConfigError(f"{flag}: write two numbers, as 2:16") from None
+        raise ConfigError(f"{flag}: {text!r}: write two numbers, as 2:16") from None
+    if not (0 < first < math.inf and 0 < second < math.inf):
+        raise ConfigError(f"{flag}: {text!r}: both must be more than 0, as 2:16")
     return first, second
 
 
@@ -85,7 +92,11 @@ def _candidates(
     prefill, decode = _pools(given.most, "--most")
     limits = Limits(Range(1, prefill), Range(1, decode), prefill + decode)
     targets, begin = flags.targets(given), _pools(given.begin, "--begin")
+    if begin[0] > prefill or begin[1] > decode:
+        raise ConfigError(f"--begin: {given.begin} is more than --most {given.most}")
     each, marks = _pair(given.queue_each, "--queue-each"), _pair(given.thresholds, "--thresholds")
+    if marks[0] <= marks[1]:
+        raise ConfigError(f"--thresholds: {given.thresholds!r}: UP must be above DOWN, as 0.8:0.4")
     known: dict[str, tuple[str, Callable[[], Policy]]] = {
         "planned": ("planned", lambda: Planned(targets, limits)),
         "reactive": (
@@ -105,13 +116,16 @@ def _candidates(
         if name not in known:
             raise ConfigError(f"--policies: {name!r} is none of {', '.join(POLICIES)}")
         found.append((known[name][0], begin, known[name][1]))
+    if not found:
+        raise ConfigError("--policies: nothing to compare; name a policy, or pools with --fixed")
     return found
 
 
-def _run(given: argparse.Namespace) -> list[dict[str, Any]]:
-    requests, hardware, targets = flags.workload(given), flags.hardware(given), flags.targets(given)
+def _run(given: argparse.Namespace, requests: list[SimRequest]) -> list[dict[str, Any]]:
+    hardware, targets, candidates = flags.hardware(given), flags.targets(given), _candidates(given)
+    print(f"{'':<22}" + "".join(f"{name:>15}" for name in COLUMNS))
     clock, rows = SystemClock(), []
-    for name, pools, make in _candidates(given):
+    for name, pools, make in candidates:
         started_s = clock.now_s()
         cluster = SimCluster(requests, hardware, pools, max_first_token_s=targets.ttft_s)
         cluster.run(make())
@@ -122,7 +136,21 @@ def _run(given: argparse.Namespace) -> list[dict[str, Any]]:
         row["took_s"] = round(clock.now_s() - started_s, 1)
         rows.append(row)
         print(_line(row), flush=True)
+    if reason := out_of_reach(requests, hardware, targets):
+        print(f"baton bench cluster: --slo: {reason}", file=sys.stderr)
     return rows
+
+
+def _load(requests: list[SimRequest]) -> list[tuple[float, float]]:
+    """(beginning of a span, requests a second in it) from 0 to the last arrival, which ends with none."""
+    span_s = max(requests[-1].at_s, 1.0) / LOAD_SPANS
+    counts = [0] * LOAD_SPANS
+    for request in requests:
+        counts[min(int(request.at_s / span_s), LOAD_SPANS - 1)] += 1
+    spans = [
+        (round(index * span_s, 2), round(count / span_s, 4)) for index, count in enumerate(counts)
+    ]
+    return [*spans, (round(LOAD_SPANS * span_s, 2), 0.0)]
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -141,17 +169,33 @@ def _scenario(given: argparse.Namespace) -> dict[str, Any]:
     return {**shown, "hardware": asdict(flags.hardware(given))}
 
 
+def _before(given: argparse.Namespace) -> dict[str, Any]:
+    """`commands` and `rows` that the file has; ConfigError when it is of something else."""
+    if given.output is None or not given.output.is_file():
+        return {}
+    try:
+        report = json.loads(given.output.read_text(encoding="utf-8"))
+        scenario, found = report["scenario"], {name: report[name] for name in ("commands", "rows")}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"--output: {given.output} is no result of `baton bench cluster`; name a new file"
+        ) from None
+    if scenario != json.loads(json.dumps(_scenario(given))):
+        raise ConfigError(f"--output: {given.output} is of another scenario; name a new file")
+    return found
+
+
 def _merge(
     given: argparse.Namespace, argv: list[str], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Rows of this run over those that the file has of the same scenario."""
-    scenario = json.loads(json.dumps(_scenario(given)))
-    report = {"scenario": scenario, "commands": [], "environment": environment(), "rows": []}
-    if given.output is not None and given.output.is_file():
-        before = json.loads(given.output.read_text(encoding="utf-8"))
-        if before["scenario"] != scenario:
-            raise ConfigError(f"--output: {given.output} is of another scenario; name a new file")
-        report |= {"commands": before["commands"], "rows": before["rows"]}
+    report = {
+        "scenario": json.loads(json.dumps(_scenario(given))),
+        "commands": [],
+        "environment": environment(),
+        "rows": [],
+        **_before(given),
+    }
     report["commands"].append("baton bench cluster " + " ".join(argv))
     new = {row["policy"] for row in rows}
     report["rows"] = [row for row in report["rows"] if row["policy"] not in new] + rows
@@ -165,14 +209,16 @@ def _merge(
 def main(argv: list[str]) -> int:
     """Simulate and print."""
     given = _arguments(argv)
-    print(f"{'':<22}" + "".join(f"{name:>15}" for name in COLUMNS))
-    report = _merge(given, argv, _run(given))
+    logging.getLogger("coordinator").addHandler(logging.NullHandler())  # of simulated requests
+    requests = flags.workload(given)
+    _before(given)
+    report = _merge(given, argv, _run(given, requests))
     if given.output is not None:
         given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if given.chart is not None:
         shown = [r for r in report["rows"] if not r["policy"].startswith("fixed")]
         shown += [r for r in report["rows"] if r["policy"] == report["best_fixed"]]
-        write_chart(given.chart, "Workers over time, simulated", shown)
+        write_chart(given.chart, "Workers over time, simulated", shown, _load(requests))
     print(json.dumps({"best_fixed": report["best_fixed"], "rows": len(report["rows"])}))
     return 0
 

@@ -7,6 +7,7 @@ pools and the shapes around them; with --json, everything as JSON. The same flag
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,11 @@ from deploy.config import simulated as flags
 from deploy.config.parser import Parser, new_file, typed
 from deploy.config.values import whole
 from protocol.errors import ConfigError
+from protocol.ids import MAX_WORKERS
 from simulation.calibration import calibrated_model
 from simulation.cluster import SimCluster
 from simulation.policies import Static
-from simulation.scoring import score
+from simulation.scoring import out_of_reach, score
 from simulation.sizing import Point, Sizing
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     flags.add_hardware(parser)
     add(
         "--max-workers",
-        type=typed(whole(2)),
+        type=typed(whole(2, MAX_WORKERS)),
         default=32,
         metavar="N",
         help="of both pools (default: %(default)s)",
@@ -68,6 +70,7 @@ def make_plan(given: argparse.Namespace) -> dict[str, Any]:
 
     sizing = Sizing(measure, targets.goal, given.max_workers)
     best = sizing.best()
+    reason = "" if best else _reason(sizing, out_of_reach(requests, hardware, targets))
     span_s = max(requests[-1].at_s - requests[0].at_s, 1e-9)
     return {
         "model": given.model,
@@ -84,8 +87,20 @@ def make_plan(given: argparse.Namespace) -> dict[str, Any]:
         },
         "hardware": asdict(hardware),
         "recommended": asdict(best) | {"pd": f"{best.prefill}p{best.decode}d"} if best else None,
+        "reason": reason or None,
         "curve": [asdict(point) for point in sizing.points],
     }
+
+
+def _reason(sizing: Sizing, out_of_reach: str) -> str:
+    """Why no shape attains the goal, and what would change that."""
+    if out_of_reach:
+        return f"--slo: {out_of_reach}"
+    best = max(sizing.points, key=lambda point: point.attained)
+    return (
+        f"the best that was tried, {best.prefill}p{best.decode}d, has {best.attained:.1%} in time; "
+        "allow more workers with --max-workers, or loosen --slo"
+    )
 
 
 def _show(plan: dict[str, Any]) -> None:
@@ -105,19 +120,22 @@ def _show(plan: dict[str, Any]) -> None:
     if best:
         print(f"\nRecommended: baton serve {plan['model']} --pd {best['pd']}")
     else:
-        print("\nNo shape within --max-workers holds the targets; loosen --slo, or allow more.")
+        print(f"\nNo shape within --max-workers holds the targets: {plan['reason']}.")
 
 
 def main(argv: list[str]) -> int:
     """Exit status 1 when no shape holds the targets."""
     given = _arguments(argv)
     _check(given)
+    logging.getLogger("coordinator").addHandler(logging.NullHandler())  # of simulated requests
     plan = make_plan(given)
     text = json.dumps(plan, indent=1)
     if given.output is not None:
         given.output.write_text(text + "\n", encoding="utf-8")
     if given.json:
         print(text)
+        if plan["reason"]:
+            print(f"baton plan: no shape holds the targets: {plan['reason']}", file=sys.stderr)
     else:
         _show(plan)
     return 0 if plan["recommended"] else NOT_POSSIBLE

@@ -22,7 +22,7 @@ DEFAULT_SLO = ("ttft:2000", "tpot:100")
 DEFAULT_GOAL = 0.9
 _RANGE = re.compile(r"(prefill|decode)=(\d{1,4})\.\.(\d{1,4})")
 _TOTAL = re.compile(r"total=(\d{1,4})")
-_TARGET = re.compile(r"(ttft|tpot):(\d+(?:\.\d+)?)(?:ms)?")
+_TARGET = re.compile(r"(ttft|tpot):(\d{1,9}(?:\.\d+)?)(?:ms)?")
 _GOAL = re.compile(r"goal:(0?\.\d+)")
 
 
@@ -34,6 +34,10 @@ def parts(text: str) -> list[str]:
 def slo_text(text: str) -> str:
     """One or more parts of --slo, as they are; ValueError says what to write."""
     for part in parts(text):
+        if part.startswith("goal:") and not (_GOAL.fullmatch(part) and float(part[5:]) > 0):
+            raise ValueError(
+                f"{part!r}: the goal is a share of all requests, more than 0 and less than 1, as goal:0.95"
+            )
         if _TARGET.fullmatch(part) is None and _GOAL.fullmatch(part) is None:
             raise ValueError(f"{part!r} is no target: write ttft:2000 tpot:100 (ms), or goal:0.95")
     return text

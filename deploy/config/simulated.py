@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from deploy.config.autoscale import targets_of
 from deploy.config.parser import typed
 from deploy.config.values import number, positive, whole
+from protocol.errors import ConfigError
 from simulation.calibration import DEFAULT_CALIBRATION, Hardware, load_calibration
+from simulation.cluster import MAX_MODEL_LEN
 from simulation.workload import Shape, SimRequest, random_workload, trace_workload
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from coordinator.planning.observations import Targets
 
 
+MAX_REQUESTS, MAX_DAYS = 1_000_000, 31
 COUNT, SEED = typed(whole(1)), typed(whole(0))
+REQUESTS, TOKENS = typed(whole(1, MAX_REQUESTS)), typed(whole(1, MAX_MODEL_LEN))
 POSITIVE = typed(positive)
 
 
@@ -26,15 +30,15 @@ def add_workload(parser: argparse.ArgumentParser) -> None:
     """What comes."""
     add = parser.add_argument
     add("--trace", type=Path, metavar="FILE", help="Mooncake's format; default: random requests")
-    add("--requests", type=COUNT, metavar="N", help="the first N (trace: all; random: 2000)")
+    add("--requests", type=REQUESTS, metavar="N", help="the first N (trace: all; random: 2000)")
     add(
         "--rate",
         type=POSITIVE,
         metavar="R",
         help="requests a second; for a trace, its times are stretched to it",
     )
-    add("--input-len", type=COUNT, default=1024, metavar="N", help="random: mean prompt tokens")
-    add("--output-len", type=COUNT, default=128, metavar="N", help="random: mean output tokens")
+    add("--input-len", type=TOKENS, default=1024, metavar="N", help="random: mean prompt tokens")
+    add("--output-len", type=TOKENS, default=128, metavar="N", help="random: mean output tokens")
     add(
         "--spread",
         type=typed(number(0, 10)),
@@ -104,7 +108,25 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
 
 
 def workload(arguments: argparse.Namespace) -> list[SimRequest]:
-    """Checked and built."""
+    """Checked and built; ConfigError for what no simulation would end."""
+    requests = _workload(arguments)
+    span_days = (requests[-1].at_s - requests[0].at_s) / 86400
+    if not span_days <= MAX_DAYS:
+        raise ConfigError(
+            f"--rate: the requests would come over {span_days:.3g} days, and {MAX_DAYS} can be simulated; "
+            "give a higher --rate, a smaller --time-scale or fewer --requests"
+        )
+    most = max(request.prompt_tokens + request.output_tokens for request in requests)
+    if most > MAX_MODEL_LEN:
+        smaller = "--input-len, --output-len or --spread"
+        raise ConfigError(
+            f"{'--trace' if arguments.trace else '--input-len'}: a request has {most} tokens, and a simulated worker "
+            f"takes {MAX_MODEL_LEN}; give a smaller {'--length-scale' if arguments.trace else smaller}"
+        )
+    return requests
+
+
+def _workload(arguments: argparse.Namespace) -> list[SimRequest]:
     if arguments.trace is None:
         count = arguments.requests or 2000
         lengths = (arguments.input_len, arguments.output_len)
@@ -116,7 +138,7 @@ def workload(arguments: argparse.Namespace) -> list[SimRequest]:
         arguments.length_scale,
         arguments.swing,
         arguments.waves,
-        arguments.requests or 1 << 30,
+        arguments.requests or MAX_REQUESTS,
     )
     requests = trace_workload(arguments.trace, shape)
     if arguments.rate is None:

@@ -28,5 +28,8 @@ def test_no_cost_is_below_zero() -> None:
 def test_a_file_that_is_no_calibration_is_named(tmp_path) -> None:
     path = tmp_path / "other.json"
     path.write_text('{"rows": []}')
-    with pytest.raises(ConfigError, match=r"--calibration: .*other\.json is no result"):
+    with pytest.raises(
+        ConfigError,
+        match=r"--calibration: .*other\.json is no result of a benchmark: no list 'prefill'",
+    ):
         load_calibration(path)

@@ -7,9 +7,10 @@ import re
 import orjson
 import pytest
 
+from benchmarks.axes import tick_text, ticks
 from benchmarks.serve.arguments import parse, spoken
 from benchmarks.serve.overhead import Limits, Overhead
-from benchmarks.serve.plots import Mark, Series, plot, tick_text, ticks
+from benchmarks.serve.plots import Mark, Series, plot
 from benchmarks.serve.pools import PoolWatch, Sample
 from benchmarks.serve.report import report_page
 from benchmarks.serve.result import Measured, detailed, error_counts, make_result
