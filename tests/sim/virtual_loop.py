@@ -32,6 +32,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now_s
 
+    def stand_still(self, seconds: float) -> None:
+        """As if the process had been stopped for so long."""
+        self._jumping.now_s += seconds
+
 
 class VirtualClock:
     """protocol.clock.Clock over a VirtualLoop."""

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import end, start
+from tests.patience import PATIENCE_S
 
-LIMIT_S = 10.0
 STUBBORN_CHILD = "(trap '' INT; echo $BASHPID; exec sleep 100) & "
 
 
 def first_line(log: Path) -> str:
-    deadline_s = time.monotonic() + LIMIT_S
+    deadline_s = time.monotonic() + PATIENCE_S
     while not log.read_text().endswith("\n"):
         assert time.monotonic() < deadline_s
     return log.read_text()
@@ -28,9 +28,9 @@ def test_nothing_of_a_session_outlives_its_end(tmp_path: Path, then: str) -> Non
     child = os.pidfd_open(int(first_line(tmp_path / "log")))
     try:
         if then == "exit 2":
-            assert server.wait(LIMIT_S) == 2
+            assert server.wait(PATIENCE_S) == 2
         end(server)
         assert server.poll() is not None
-        assert select.select([child], [], [], LIMIT_S)[0], "a child lives on"
+        assert select.select([child], [], [], PATIENCE_S)[0], "a child lives on"
     finally:
         os.close(child)

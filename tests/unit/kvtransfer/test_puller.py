@@ -16,6 +16,7 @@ from kvtransfer.transport import ignore_landed
 from protocol.clock import ManualClock
 from protocol.errors import DigestMismatch, LayoutMismatch, LeaseExpired, PeerLost, TransferError
 from protocol.messages.records import PeerAddress
+from tests.patience import PATIENCE_S
 
 BLOCK = b"\x05" * 64
 
@@ -271,9 +272,9 @@ def test_the_request_s_deadline_bounds_the_read(rig):
 
 def test_a_source_that_hangs_does_not_hold_up_another(rig):
     release = threading.Event()
-    rig.fast.acts = [lambda link: release.wait(10)]
+    rig.fast.acts = [lambda link: release.wait(PATIENCE_S)]
     rig.puller.submit(rig.job("hung", key=("a", 0)))
-    assert rig.fast.began.wait(10)
+    assert rig.fast.began.wait(PATIENCE_S)
     rig.puller.submit(rig.job("fine", key=("b", 0), target_ids=[4, 5]))
     assert rig.results(1)[0].job.key == ("b", 0)
     release.set()
@@ -282,7 +283,7 @@ def test_a_source_that_hangs_does_not_hold_up_another(rig):
 
 def test_a_cancelled_job_that_waits_still_gets_its_result(rig):
     release = threading.Event()
-    rig.fast.acts = [lambda link: release.wait(10)]
+    rig.fast.acts = [lambda link: release.wait(PATIENCE_S)]
     rig.puller.submit(rig.job(key=("a", 0)))
     rig.puller.submit(rig.job(key=("b", 0)))
     rig.puller.cancel(("b", 0))
@@ -294,13 +295,13 @@ def test_a_cancelled_job_that_waits_still_gets_its_result(rig):
 
 def test_forgetting_a_peer_interrupts_its_read_and_its_queue(rig):
     def hang(link):
-        link.interrupted.wait(10)
+        link.interrupted.wait(PATIENCE_S)
         raise PeerLost("interrupted")
 
     rig.fast.acts = [hang]
     rig.puller.submit(rig.job(key=("a", 0)))
     rig.puller.submit(rig.job(key=("b", 0)))
-    assert rig.fast.began.wait(10)
+    assert rig.fast.began.wait(PATIENCE_S)
     rig.puller.forget_peer("p")
     assert [type(done.error) for done in rig.results(2)] == [PeerLost, PeerLost]
     assert rig.pull().error is None
@@ -333,13 +334,13 @@ def test_closing_with_a_read_under_way_waits_for_it():
     ended = []
 
     def hang(link):
-        link.interrupted.wait(10)
+        link.interrupted.wait(PATIENCE_S)
         ended.append(True)
         raise PeerLost("interrupted")
 
     rig.fast.acts = [hang]
     rig.puller.submit(rig.job())
-    assert rig.fast.began.wait(10)
+    assert rig.fast.began.wait(PATIENCE_S)
     rig.puller.close()
     assert ended == [True]
 

@@ -11,6 +11,7 @@ from coordinator.accounts.records import Held, crashed
 from coordinator.accounts.terms import KeyTerms, make_key
 from coordinator.accounts.writer import Writer
 from protocol.clock import SystemClock
+from tests.patience import PATIENCE_S
 
 RECORD = crashed(Held("e", "k", "t", 1.0, 1.0, "b", 1), 2.0)
 
@@ -44,7 +45,7 @@ class Rig:
         for _ in range(5000):
             if condition():
                 return
-            self.writer.call(lambda _: None).result(5)
+            self.writer.call(lambda _: None).result(PATIENCE_S)
         raise AssertionError(self.writer.state())
 
     def close(self):
@@ -80,15 +81,15 @@ def test_a_call_that_nobody_waits_for_ends_nothing(rig):
 
     def wait(_):
         begun.set()
-        assert go.wait(5)
+        assert go.wait(PATIENCE_S)
 
     running = rig.writer.call(wait)
-    assert begun.wait(5)
+    assert begun.wait(PATIENCE_S)
     left, later = rig.writer.call(lambda _: 1), rig.writer.call(lambda _: 2)
     assert left.cancel()
     assert not running.cancel()
     go.set()
-    assert later.result(5) == 2
+    assert later.result(PATIENCE_S) == 2
 
 
 def test_a_failure_to_tell_of_free_slots_writes_nothing_twice(rig, caplog):

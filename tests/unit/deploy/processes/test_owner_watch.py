@@ -10,6 +10,7 @@ from coordinator.cluster.control_socket import Outgoing
 from coordinator.cluster.registry import Registry
 from deploy.processes import owner_watch
 from deploy.processes.owner_watch import OwnerWatch
+from tests.patience import PATIENCE_S
 
 
 class FailingClock:
@@ -30,5 +31,5 @@ async def test_look_that_failed_is_not_the_last(monkeypatch: pytest.MonkeyPatch)
     ended = asyncio.Event()
     watch = OwnerWatch(2.5, Registry(), Outgoing(lambda *_: True), FailingClock())
     watch.start(ended.set)
-    await asyncio.wait_for(ended.wait(), 5)
+    await asyncio.wait_for(ended.wait(), PATIENCE_S)
     watch.close()

@@ -3,85 +3,92 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections.abc import Callable, Coroutine
 
 import pytest
 
-from coordinator.edge.answers import responses
-from coordinator.edge.answers.responses import Patience, StalledClient
+from coordinator.edge.answers.responses import PAUSE_S, Patience, StalledClient
+from tests.sim.virtual_loop import VirtualLoop
 
-STALL_S = 0.1
-
-
-async def until(event: asyncio.Event) -> None:
-    await event.wait()
+STALL_S = 0.5
 
 
-async def never() -> None:
-    await asyncio.Event().wait()
-
-
-async def test_a_write_that_is_never_taken_ends_the_answer() -> None:
+def over(answer: Callable[[Patience], Coroutine[None, None, None]]) -> float:
+    """How long the answer took, on virtual time; StalledClient when its client was given up."""
     patience = Patience(STALL_S)
-    begun_s = time.monotonic()
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        begun_s = runner.get_loop().time()
+
+        async def work() -> float:
+            await patience.over(lambda: answer(patience))
+            return asyncio.get_running_loop().time() - begun_s
+
+        return runner.run(work())
+
+
+class Untaken:
+    """A write that nobody takes, and how long it was waited for."""
+
+    async def __call__(self) -> None:
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.waited_s = loop.time() - begun_s
+
+
+def test_a_write_that_is_never_taken_ends_the_answer() -> None:
+    untaken = Untaken()
     with pytest.raises(StalledClient):
-        await patience.over(lambda: patience.write(never()))
-    assert STALL_S <= time.monotonic() - begun_s < STALL_S + responses.PAUSE_S
+        over(lambda patience: patience.write(untaken()))
+    assert untaken.waited_s == pytest.approx(STALL_S)
 
 
-async def test_a_late_write_has_its_whole_time() -> None:
+def test_a_late_write_has_its_whole_time() -> None:
     """The timer was set long before the write began."""
-    patience = Patience(STALL_S)
-    begun: list[float] = []
+    untaken = Untaken()
 
-    async def answer() -> None:
+    async def answer(patience: Patience) -> None:
         await asyncio.sleep(1.5 * STALL_S)
-        begun.append(time.monotonic())
-        await patience.write(never())
+        await patience.write(untaken())
 
     with pytest.raises(StalledClient):
-        await patience.over(answer)
-    assert time.monotonic() - begun[0] >= STALL_S
+        over(answer)
+    assert untaken.waited_s == pytest.approx(STALL_S)
 
 
-async def test_a_slow_client_that_reads_is_served_to_the_end() -> None:
-    patience = Patience(STALL_S)
-    taken: list[int] = []
+def test_a_slow_client_that_reads_is_served_to_the_end() -> None:
+    async def answer(patience: Patience) -> None:
+        for _ in range(4):
+            await patience.write(asyncio.sleep(0.99 * STALL_S))
 
-    async def answer() -> None:
-        for piece in range(4):
-            await patience.write(asyncio.sleep(0.6 * STALL_S))
-            taken.append(piece)
-
-    await patience.over(answer)
-    assert taken == [0, 1, 2, 3]
+    assert over(answer) == pytest.approx(4 * 0.99 * STALL_S)
 
 
-async def test_computing_is_not_stalling() -> None:
-    patience = Patience(STALL_S)
-    await patience.over(lambda: asyncio.sleep(3 * STALL_S))
+def test_computing_is_not_stalling() -> None:
+    over(lambda _: asyncio.sleep(3 * STALL_S))
 
 
-async def test_a_pause_of_the_process_is_not_charged_to_the_client(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(responses, "PAUSE_S", STALL_S)
-    patience = Patience(STALL_S)
-    is_taken = asyncio.Event()
+def test_a_pause_of_the_process_is_not_charged_to_the_client() -> None:
+    async def answer(patience: Patience) -> None:
+        loop, is_taken = asyncio.get_running_loop(), asyncio.Event()
+        assert isinstance(loop, VirtualLoop)
+        pause_s = STALL_S + 1.1 * PAUSE_S
+        loop.call_soon(loop.stand_still, pause_s)
+        loop.call_later(pause_s + 0.9 * STALL_S, is_taken.set)
 
-    async def answer() -> None:
-        asyncio.get_running_loop().call_soon(
-            time.sleep, 3 * STALL_S
-        )  # the whole process stands still
-        asyncio.get_running_loop().call_later(3.5 * STALL_S, is_taken.set)
-        await patience.write(until(is_taken))
+        async def taken() -> None:
+            await is_taken.wait()
 
-    await patience.over(answer)
+        await patience.write(taken())
+
+    over(answer)
 
 
-async def test_an_answers_own_timeout_stays_what_it_is() -> None:
-    async def answer() -> None:
+def test_an_answers_own_timeout_stays_what_it_is() -> None:
+    async def answer(_: Patience) -> None:
         raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        await Patience(STALL_S).over(answer)
+        over(answer)

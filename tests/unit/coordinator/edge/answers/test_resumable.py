@@ -15,6 +15,7 @@ from coordinator.edge.app import create_app
 from protocol.errors import Overloaded, RequestAborted, WorkerLost
 from protocol.finish import FinishReason
 from protocol.sampling import SampledToken
+from tests.patience import PATIENCE_S
 
 CHAT = "/v1/chat/completions"
 ASKED = {"messages": [{"role": "user", "content": "Hello"}], "stream": True}
@@ -24,7 +25,7 @@ TOKENS = [5, 6, 7, 8, 9, 10, 11, 12]
 
 async def until(condition):
     """The loop goes round until it holds."""
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0)
 
@@ -107,7 +108,7 @@ class Reader:
 
     async def leave(self):
         self._left.set()
-        await asyncio.wait_for(self.task, 2)
+        await asyncio.wait_for(self.task, PATIENCE_S)
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ async def began(app, service, tokens=3, **fields):
 async def test_a_client_that_comes_back_gets_the_exact_rest(app, service):
     whole = await began(app, service)
     service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
-    await asyncio.wait_for(whole.task, 2)
+    await asyncio.wait_for(whole.task, PATIENCE_S)
     events = [event + b"\n\n" for event in whole.body.split(b"\n\n")[:-1]]
     assert whole.has_ended
     assert events[-1].endswith(b"data: [DONE]\n\n")
@@ -144,7 +145,7 @@ async def test_a_client_that_comes_back_gets_the_exact_rest(app, service):
     assert len(names) == len(events) == len(set(names))
     for position, name in enumerate(names):
         again = Reader(app, CHAT, b"{}", [(b"last-event-id", name)])
-        await asyncio.wait_for(again.task, 2)
+        await asyncio.wait_for(again.task, PATIENCE_S)
         assert (again.status, again.body) == (200, b"".join(events[position + 1 :]))
 
 
@@ -155,7 +156,7 @@ async def test_an_answer_goes_on_while_its_client_is_away(app, service):
     second = Reader(app, CHAT, b"{}", [(b"last-event-id", ids(first.body)[1])])
     await second.until(4)
     service.streams[0].say(*TOKENS[6:], end=FinishReason.LENGTH)
-    await asyncio.wait_for(second.task, 2)
+    await asyncio.wait_for(second.task, PATIENCE_S)
     assert service.streams[0].cancel_reason is None
     assert len(service.streams) == 1
     said = first.body.split(b"\n\n")[:2] + second.body.split(b"\n\n")
@@ -168,7 +169,7 @@ async def test_two_readers_get_the_same(app, service):
     name = ids(first.body)[0].rpartition(b":")[0] + b":0"
     second = Reader(app, CHAT, b"{}", [(b"last-event-id", name)])
     service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
-    await asyncio.wait_for(asyncio.gather(first.task, second.task), 2)
+    await asyncio.wait_for(asyncio.gather(first.task, second.task), PATIENCE_S)
     assert first.body.endswith(second.body)
     assert len(ids(second.body)) == len(ids(first.body)) - 1
 
@@ -185,29 +186,29 @@ async def test_a_stream_that_did_not_ask_is_cancelled_at_once(app, service):
 
 async def test_nobody_comes_back_and_it_is_cancelled(app, service):
     kept = app.state.streams
-    kept._resume_s = 0.02
+    kept._resume_s = 0.5
     reader = await began(app, service)
     await reader.leave()
     (held,) = service.streams
     assert not held.cancel_reason
-    await asyncio.sleep(0.1)
+    await until(lambda: held.cancel_reason)
     assert held.cancel_reason == "nobody came back to the stream"
     assert (len(kept), kept.num_bytes) == (0, 0)
     late = Reader(app, CHAT, b"{}", [(b"last-event-id", ids(reader.body)[0])])
-    await asyncio.wait_for(late.task, 2)
+    await asyncio.wait_for(late.task, PATIENCE_S)
     assert late.status == 404
     assert orjson.loads(late.body)["error"]["code"] == "stream_not_found"
 
 
 async def test_whoever_comes_back_stops_the_clock(app, service):
-    app.state.streams._resume_s = 0.05
+    app.state.streams._resume_s = 0.5
     first = await began(app, service)
     await first.leave()
     second = Reader(app, CHAT, b"{}", [(b"last-event-id", ids(first.body)[-1])])
-    await asyncio.sleep(0.12)
+    await asyncio.sleep(0.7)
     assert service.streams[0].cancel_reason is None
     service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
-    await asyncio.wait_for(second.task, 2)
+    await asyncio.wait_for(second.task, PATIENCE_S)
     assert second.body.endswith(b"data: [DONE]\n\n")
 
 
@@ -224,16 +225,16 @@ async def test_a_failure_before_the_first_event_is_a_status(app, service):
     service.refusal = Overloaded("full", 2.2)
     service.submit = lambda generation: ScriptedService.submit(service, generation)
     reader = asking(app, RESUMABLE)
-    await asyncio.wait_for(reader.task, 2)
+    await asyncio.wait_for(reader.task, PATIENCE_S)
     assert reader.status == 429
 
 
 async def test_a_failure_later_is_an_event_that_can_be_read_again(app, service):
     reader = await began(app, service)
     service.streams[0].events.put_nowait(StreamEvent(error=WorkerLost("all are gone")))
-    await asyncio.wait_for(reader.task, 2)
+    await asyncio.wait_for(reader.task, PATIENCE_S)
     again = Reader(app, CHAT, b"{}", [(b"last-event-id", ids(reader.body)[2])])
-    await asyncio.wait_for(again.task, 2)
+    await asyncio.wait_for(again.task, PATIENCE_S)
     assert b"all are gone" in again.body
     assert reader.body.endswith(again.body)
 
@@ -243,11 +244,11 @@ async def test_another_tenant_sees_nothing(service, served_model):
     first = await began_as(app, service, b"k1")
     name = ids(first.body)[0]
     other = Reader(app, CHAT, b"{}", [(b"last-event-id", name), (b"x-api-key", b"k2")])
-    await asyncio.wait_for(other.task, 2)
+    await asyncio.wait_for(other.task, PATIENCE_S)
     assert other.status == 404
     service.streams[0].say(9, end=FinishReason.STOP)
     own = Reader(app, CHAT, b"{}", [(b"last-event-id", name), (b"x-api-key", b"k1")])
-    await asyncio.wait_for(own.task, 2)
+    await asyncio.wait_for(own.task, PATIENCE_S)
     assert own.status == 200
 
 
@@ -262,7 +263,7 @@ async def began_as(app, service, key):
 @pytest.mark.parametrize("name", [b"x", b":1", b"chatcmpl-1:", b"chatcmpl-1:-1", b"chatcmpl-1:1e3"])
 async def test_what_is_no_event_is_refused_by_name(app, name):
     reader = Reader(app, CHAT, b"{}", [(b"last-event-id", name)])
-    await asyncio.wait_for(reader.task, 2)
+    await asyncio.wait_for(reader.task, PATIENCE_S)
     assert reader.status == 400
     assert orjson.loads(reader.body)["error"]["param"] == "Last-Event-ID"
 
@@ -271,7 +272,7 @@ async def test_an_event_that_was_never_said_is_not_found(app, service):
     reader = await began(app, service)
     name = ids(reader.body)[0].rpartition(b":")[0] + b":99"
     late = Reader(app, CHAT, b"{}", [(b"last-event-id", name)])
-    await asyncio.wait_for(late.task, 2)
+    await asyncio.wait_for(late.task, PATIENCE_S)
     assert late.status == 404
     await reader.leave()
 
@@ -283,7 +284,7 @@ async def test_memory_is_bounded_for_one_and_for_all(app, service):
     assert 0 < kept.num_bytes <= 2000
     await first.leave()
     early = Reader(app, CHAT, b"{}", [(b"last-event-id", ids(first.body)[0])])
-    await asyncio.wait_for(early.task, 2)
+    await asyncio.wait_for(early.task, PATIENCE_S)
     assert early.status == 404
     kept._most_bytes = 1000
     second = await began(app, service, tokens=4)
@@ -314,21 +315,21 @@ async def test_a_response_in_the_background_is_gone_on_with_after_any_event(app,
     reader, name = await background(app, service)
     await reader.leave()
     during = got(app, name)
-    await asyncio.wait_for(during.task, 2)
+    await asyncio.wait_for(during.task, PATIENCE_S)
     assert orjson.loads(during.body)["status"] == "in_progress"
     service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
     whole = got(app, name, b"stream=true")
-    await asyncio.wait_for(whole.task, 2)
+    await asyncio.wait_for(whole.task, PATIENCE_S)
     assert whole.body.startswith(reader.body)
     events = [event + b"\n\n" for event in whole.body.split(b"\n\n")[:-1]]
     numbers = [orjson.loads(it.partition(b"data: ")[2])["sequence_number"] for it in events]
     assert numbers == list(range(len(events)))
     for number in numbers:
         rest = got(app, name, f"stream=true&starting_after={number}".encode())
-        await asyncio.wait_for(rest.task, 2)
+        await asyncio.wait_for(rest.task, PATIENCE_S)
         assert rest.body == b"".join(events[number + 1 :])
     ended = got(app, name)
-    await asyncio.wait_for(ended.task, 2)
+    await asyncio.wait_for(ended.task, PATIENCE_S)
     told = orjson.loads(ended.body)
     assert (told["status"], told["background"]) == ("completed", True)
 
@@ -336,12 +337,12 @@ async def test_a_response_in_the_background_is_gone_on_with_after_any_event(app,
 async def test_a_response_in_the_background_can_be_cancelled(app, service):
     reader, name = await background(app, service)
     cancelled = got(app, name, method="POST", tail="/cancel")
-    await asyncio.wait_for(cancelled.task, 2)
+    await asyncio.wait_for(cancelled.task, PATIENCE_S)
     told = orjson.loads(cancelled.body)
     assert (told["id"], told["status"]) == (name, "cancelled")
     await asyncio.sleep(0)
     assert service.streams[0].cancel_reason is not None
-    await asyncio.wait_for(reader.task, 2)
+    await asyncio.wait_for(reader.task, PATIENCE_S)
     assert not reader.has_ended
 
 
@@ -350,18 +351,18 @@ async def test_a_response_that_is_deleted_leaves_no_stream(app, service, is_over
     reader, name = await background(app, service)
     if is_over:
         service.streams[0].say(*TOKENS[3:], end=FinishReason.STOP)
-        await asyncio.wait_for(reader.task, 2)
+        await asyncio.wait_for(reader.task, PATIENCE_S)
     deleted = got(app, name, method="DELETE")
-    await asyncio.wait_for(deleted.task, 2)
+    await asyncio.wait_for(deleted.task, PATIENCE_S)
     assert orjson.loads(deleted.body)["deleted"] is True
-    await asyncio.wait_for(reader.task, 2)
+    await asyncio.wait_for(reader.task, PATIENCE_S)
     assert (service.streams[0].cancel_reason is None) == is_over
     for query in (b"", b"stream=true"):
         gone = got(app, name, query)
-        await asyncio.wait_for(gone.task, 2)
+        await asyncio.wait_for(gone.task, PATIENCE_S)
         assert gone.status == 404
     twice = got(app, name, method="DELETE")
-    await asyncio.wait_for(twice.task, 2)
+    await asyncio.wait_for(twice.task, PATIENCE_S)
     assert twice.status == 404
     assert app.state.streams.num_bytes == 0
 

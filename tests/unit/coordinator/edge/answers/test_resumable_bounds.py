@@ -13,6 +13,7 @@ from coordinator.edge.answers.resumable import KeptStream, KeptStreams, StreamGo
 from coordinator.edge.app import create_app
 from protocol.errors import Overloaded
 from protocol.finish import FinishReason
+from tests.patience import PATIENCE_S
 from tests.unit.coordinator.edge.answers.test_resumable import (
     CHAT,
     RESUMABLE,
@@ -61,7 +62,7 @@ async def test_one_stream_more_than_can_be_kept_is_refused_and_costs_the_others_
     app.state.streams._most_streams = 3
     readers = [await began(app, service, tenant, 2) for tenant in TENANTS]
     refused = asking(app, RESUMABLE, (b"x-api-key", b"k1"))
-    await asyncio.wait_for(refused.task, 2)
+    await asyncio.wait_for(refused.task, PATIENCE_S)
     assert refused.status == 429
     assert orjson.loads(refused.body)["error"]["type"] == Overloaded.error_type
     assert len(service.streams) == len(app.state.streams) == 3
@@ -96,7 +97,7 @@ async def test_nobodys_stream_goes_for_a_tenant_that_holds_more(app, service):
     readers = [await began(app, service, "k1") for _ in range(2)]
     await (await began(app, service, "k2")).leave()
     refused = asking(app, RESUMABLE, (b"x-api-key", b"k1"))
-    await asyncio.wait_for(refused.task, 2)
+    await asyncio.wait_for(refused.task, PATIENCE_S)
     assert refused.status == 429
     assert service.streams[2].cancel_reason is None
     for reader in readers:
@@ -112,7 +113,7 @@ async def test_a_stream_that_the_cluster_refuses_takes_nobodys_place(app, servic
 
     service.submit_all = refuse
     refused = asking(app, RESUMABLE, (b"x-api-key", b"k1"))
-    await asyncio.wait_for(refused.task, 2)
+    await asyncio.wait_for(refused.task, PATIENCE_S)
     assert (refused.status, service.streams[0].cancel_reason) == (429, None)
     assert len(app.state.streams) == 1
 
@@ -127,7 +128,7 @@ async def test_too_many_bytes_are_taken_from_the_tenant_that_holds_most(app, ser
     assert kept.num_bytes <= kept._most_bytes
     assert (await again(app, "k2", small)).status == 200
     gone = await again(app, "k1", large)
-    await asyncio.wait_for(gone.task, 2)
+    await asyncio.wait_for(gone.task, PATIENCE_S)
     assert gone.status == 404
     assert (await again(app, "k1", large, -2)).status == 200
 
@@ -163,7 +164,7 @@ async def test_a_failure_to_close_the_books_leaves_no_reader_waiting(app, servic
     monkeypatch.setattr("coordinator.edge.answers.generation_run.GenerationRun.close", fail)
     (kept,) = app.state.streams._kept.values()
     service.streams[0].say(6, end=FinishReason.STOP)
-    await asyncio.wait_for(reader.task, 2)
+    await asyncio.wait_for(reader.task, PATIENCE_S)
     assert reader.body.endswith(b"data: [DONE]\n\n")
     assert kept.is_over
     with pytest.raises(RuntimeError):
@@ -177,4 +178,4 @@ async def test_a_stream_that_is_forgotten_before_it_began_leaves_no_reader_waiti
     waiting = asyncio.create_task(kept.after(0))
     streams.forget(kept)
     with pytest.raises(StreamGone, match="was ended"):
-        await asyncio.wait_for(waiting, 2)
+        await asyncio.wait_for(waiting, PATIENCE_S)

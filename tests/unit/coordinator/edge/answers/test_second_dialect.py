@@ -21,6 +21,7 @@ from coordinator.edge.http.bodies import parse_object
 from coordinator.edge.http.limits import EdgeLimits
 from protocol.errors import Overloaded, WorkerLost
 from protocol.finish import FinishReason
+from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -245,7 +246,7 @@ async def talk(app, messages, on_send):
         "server": ("edge", 80),
         "root_path": "",
     }
-    await asyncio.wait_for(app(scope, receive, on_send), 5)
+    await asyncio.wait_for(app(scope, receive, on_send), PATIENCE_S)
 
 
 POSTED = {"type": "http.request", "body": b'{"model": "tiny", "prompt": "Hello"}'}

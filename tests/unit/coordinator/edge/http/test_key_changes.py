@@ -12,6 +12,7 @@ from coordinator.accounts.terms import KeyConflict, KeyNotFound, KeyTerms, make_
 from deploy.commands.keys import FileStore
 from protocol.clock import SystemClock
 from protocol.errors import LedgerUnavailable
+from tests.patience import PATIENCE_S
 from tests.unit.coordinator.edge.http.test_keys import bearer, edge
 
 
@@ -95,7 +96,7 @@ async def test_a_revocation_counts_though_the_disk_refuses_it(served_model, tmp_
             await accounts.revoke(made.record.key_id)
         later = make_key(KeyTerms(), 1.0)
         database.put_key(later.record)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while (await client.get("/v1/models", headers=bearer(later.secret))).status_code != 200:
                 await accounts.ask(lambda _: None)
         assert (await client.get("/v1/models", headers=bearer(made.secret))).status_code == 401
@@ -129,7 +130,7 @@ def test_a_reader_in_the_way_delays_no_change_and_the_next_one_is_in_the_file(tm
     reader.execute("SELECT * FROM keys").fetchall()
     begun_s = SystemClock().now_s()
     database.change_key(record.key_id, lambda one: revoked(one, 2.0))
-    assert SystemClock().now_s() - begun_s < 3.0
+    assert SystemClock().now_s() - begun_s < 4.5
     (timeout_ms,) = database.connection.execute("PRAGMA busy_timeout").fetchone()
     assert timeout_ms == 5000
     assert database.key(record.key_id).revoked_at == 2.0

@@ -24,6 +24,7 @@ from coordinator.edge.http.route_list import RouteList
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError, Overloaded, WorkerLost
 from protocol.finish import FinishReason
+from tests.patience import PATIENCE_S
 
 COMPLETE = "/v1/completions"
 HELLO = {"prompt": "Hello", "max_tokens": 5}
@@ -181,7 +182,7 @@ async def test_what_another_process_writes_is_seen(served_model, tmp_path):
         made = make_key(KeyTerms(), accounts.wall_s())
         for record, status in ((made.record, 200), (revoked(made.record, 1.0), 401)):
             database.put_key(record)
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 reply = await client.get("/v1/models", headers=bearer(made.secret))
                 while reply.status_code != status:
                     await accounts.ask(lambda _: None)
@@ -340,7 +341,7 @@ async def test_a_full_disk_is_told_and_serves_or_refuses_as_it_was_said(
         waiting = accounts.state().waiting
         assert waiting > 0
         await accounts.ask(lambda db: db.connection.execute("PRAGMA max_page_count = 1000000"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while accounts.state().reason:
                 await accounts.ask(lambda _: None)
         reply = await client.post(COMPLETE, json=HELLO, headers=headers)
@@ -382,7 +383,7 @@ async def drive(app, key, on_body, **fields):
     }
     if on_body([]):
         gone.set()
-    await asyncio.wait_for(app(scope, receive, send), 5)
+    await asyncio.wait_for(app(scope, receive, send), PATIENCE_S)
     return b"".join(told)
 
 

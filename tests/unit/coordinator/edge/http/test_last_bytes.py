@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from coordinator.edge.http.last_bytes import hand_over_of
 from coordinator.edge.http.server import make_server
+from tests.patience import PATIENCE_S
 
 LARGE = b"x" * (32 * 1024 * 1024)
 
@@ -24,7 +25,7 @@ class Told:
         return hear
 
     async def until(self, *words):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.words) < len(words):  # noqa: ASYNC110 - nobody tells
                 await asyncio.sleep(0.005)
         assert self.words == [*words]

@@ -19,6 +19,7 @@ from coordinator.edge.http.server import make_server
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
 from protocol.errors import ConfigError
+from tests.patience import ATTEMPTS, PATIENCE_S
 
 
 def certify(directory, name, *, signer=None, is_authority=False):
@@ -120,7 +121,7 @@ async def test_a_new_pair_is_served_and_half_of_one_is_not(tmp_path):
         tls._look(asyncio.get_running_loop())
         assert await shown(port) == "CN=one"
         renew(key, new_key)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while await shown(port) != "CN=two":
                 pass
         tls.close()
@@ -151,14 +152,19 @@ async def test_a_pair_that_can_be_read_later_is_served_then(tmp_path, monkeypatc
 
 async def test_a_client_that_does_not_shake_hands_is_left_after_the_deadline_of_a_head(tmp_path):
     cert, key, _ = certify(tmp_path, "one")
-    limits = WireLimits(head_deadline_s=0.2)
+    limits = WireLimits(head_deadline_s=1.0)
     async with serving(Tls(TlsFiles(cert, key)), limits=limits) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             with suppress(ConnectionError):
                 assert await reader.read() == b""
         writer.close()
-        assert (await ask(port, trusting(cert))).status_code == 200
+        for attempt in range(ATTEMPTS):
+            try:
+                assert (await ask(port, trusting(cert))).status_code == 200
+                break
+            except httpx.TransportError:  # whoever is stopped for a moment shakes hands too late
+                assert attempt < ATTEMPTS - 1
 
 
 async def test_with_authorities_a_client_must_be_known(tmp_path):

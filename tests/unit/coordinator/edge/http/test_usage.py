@@ -10,6 +10,7 @@ import pytest
 from coordinator.accounts.terms import KeyTerms
 from coordinator.accounts.usage import read_usage
 from coordinator.edge.operations import routes_usage
+from tests.patience import PATIENCE_S
 from tests.unit.coordinator.edge.http.test_keys import COMPLETE, HELLO, bearer, edge
 
 
@@ -29,7 +30,7 @@ def held(monkeypatch):
 
     def wait(database, query):
         questions.began.append(threading.current_thread().name)
-        assert questions.go.wait(5)
+        assert questions.go.wait(2 * PATIENCE_S)
         return read_usage(database, query)
 
     def spelled(page):
@@ -52,7 +53,7 @@ async def test_a_key_asks_one_question_at_a_time_and_delays_nobody(served_model,
         assert twice.status_code == 429
         assert twice.headers["retry-after"] == "1"
         waiting = asyncio.create_task(client.get("/usage", headers=bearer(other)))
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(PATIENCE_S):
             reply = await client.post(COMPLETE, json=HELLO, headers=bearer(one))
             assert reply.status_code == 200
             made = await accounts.create(KeyTerms())

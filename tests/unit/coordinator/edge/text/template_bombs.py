@@ -175,13 +175,13 @@ def render(source: str) -> str:
 
 
 def main() -> None:
-    """Renders all, a line of JSON each."""
+    """Renders all, a line of JSON each: seconds are of the processor."""
     resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
     for source in BOMBS:
-        start_s = time.perf_counter()
+        start_s = time.process_time()
         said = render(source)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps([source[:200], said, time.perf_counter() - start_s, peak]), flush=True)
+        print(json.dumps([source[:200], said, time.process_time() - start_s, peak]), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService,
 from coordinator.edge.app import EdgeLimits, create_app
 from protocol.errors import ConfigError
 from protocol.finish import FinishReason
+from tests.patience import PATIENCE_S
 
 CHAT, COMPLETE = "/v1/chat/completions", "/v1/completions"
 OTHER_DIALECTS = ("/v1/messages", "/api/")
@@ -415,7 +416,7 @@ async def drive(app, messages, *, path=COMPLETE, headers=(), on_send=None):
         "http_version": "1.1",
         "root_path": "",
     }
-    await asyncio.wait_for(app(scope, receive, send), 5)
+    await asyncio.wait_for(app(scope, receive, send), PATIENCE_S)
     return sent
 
 
