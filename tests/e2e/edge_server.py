@@ -30,6 +30,7 @@ from protocol.clock import SystemClock
 from protocol.finish import FinishReason
 from protocol.model_config import ModelConfig
 from protocol.sampling import SampledToken
+from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -144,7 +145,7 @@ def edge_server(directory: Path, **options: Any) -> Iterator[int]:
         assert process.stdout is not None
         yield int(process.stdout.readline())
     finally:
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
 
 

@@ -43,6 +43,8 @@ MODEL = PreparedModel(
     tokenizer_hash="0",
 )
 FAKE = "tests.e2e.fake_child"
+GRACE_S = 1.0
+"""Children have so long to end, unless the file `grace` says otherwise."""
 
 
 def tell(*words: object) -> None:
@@ -55,8 +57,10 @@ def main() -> int:
     config = resolve({"pd": "1p1d"}, {}).config
     with run_directory(Path(sys.argv[1])) as directory:
         plan = make_plan(config, MODEL, Host((0,), None, 1 << 34), directory, 0)
-        launcher = Launcher(plan, directory, SystemClock(), tell, 1.0, Modules(FAKE, FAKE))
-        available = Path(os.environ["BATON_TEST_BEHAVIOUR"]) / "available"
+        behaviour = Path(os.environ["BATON_TEST_BEHAVIOUR"])
+        available, grace = behaviour / "available", behaviour / "grace"
+        grace_s = float(grace.read_text()) if grace.exists() else GRACE_S
+        launcher = Launcher(plan, directory, SystemClock(), tell, grace_s, Modules(FAKE, FAKE))
         if available.exists():
             launcher.available_bytes = functools.partial(int, available.read_text())
         try:

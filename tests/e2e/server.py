@@ -18,12 +18,16 @@ from typing import Any, Self
 
 import httpx
 
+from coordinator.cluster.registry import SILENCE_S
+from tests.patience import PATIENCE_S
+from worker.heartbeat import HEARTBEAT_S
+
 BATON = Path(sys.executable).parent / "baton"
 MOCK = (sys.executable, "-m", "tests.e2e.mock_engine")
 """`baton`, but its workers run the attesting mock: many requests a second, and no weights."""
 PACED = (sys.executable, "-m", "tests.e2e.paced_engine")
 """As MOCK, but a step takes as long as on an accelerator: streams last, and cost no processor time."""
-READY_TIMEOUT_S = 180.0
+READY_TIMEOUT_S = 2 * PATIENCE_S
 
 
 PORTS = range(20_000, 32_000)
@@ -65,7 +69,7 @@ class Server:
             start_new_session=True,
             env={**os.environ, **(environment or {})},
         )
-        self.client = httpx.Client(base_url=self.url, timeout=120.0)
+        self.client = httpx.Client(base_url=self.url, timeout=2 * PATIENCE_S)
         self._await_ready(started + READY_TIMEOUT_S)
         self.ready_after_s = time.monotonic() - started
 
@@ -142,8 +146,12 @@ class Server:
         """Ctrl-C; seconds until the launcher is gone."""
         started = time.monotonic()
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(timeout=20)
+        self.process.wait(PATIENCE_S)
         return time.monotonic() - started
+
+    def await_heartbeats(self) -> None:
+        """Figures that workers tell of themselves are new then: who said nothing for so long would be given up."""
+        threading.Event().wait(SILENCE_S + HEARTBEAT_S)
 
     def stop(self) -> None:
         self.client.close()

@@ -14,9 +14,9 @@ from coordinator.cluster.scripted_service import ScriptedService, say
 from coordinator.edge.app import ServedModel, create_app
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.model_config import ModelConfig
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
-PATIENCE_S = 30.0
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 

@@ -20,7 +20,8 @@ from protocol.channels import HANDSHAKE_MS
 from protocol.roles import Role
 from tests.e2e.scarcity import few_descriptors
 from tests.e2e.server import MOCK, Server
-from tests.e2e.test_channel_sockets import channels, hear
+from tests.e2e.test_channel_sockets import ANSWER_MS, channels, hear
+from tests.patience import PATIENCE_S, until
 
 pytestmark = pytest.mark.e2e
 MORE = 40
@@ -41,7 +42,7 @@ def strangers(count: int) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def come(process: subprocess.Popen[str], port: int) -> None:
@@ -68,20 +69,20 @@ def test_strangers_are_turned_away_and_friends_are_heard(*, has_keys: bool) -> N
         friends = [connecting.socket(zmq.DEALER) for _ in range(2)]
         connecting.connect(friends[0], address, "peers")
         friends[0].send(b"before")
-        assert hear(router, 5000)
+        assert hear(router, ANSWER_MS)
         with few_descriptors(MORE):
             come(crowd, int(address.rpartition(":")[2]))
             began_s = time.monotonic()
             while time.monotonic() - began_s < 1.0:
                 friends[0].send(b"meanwhile")
-                assert hear(router, 1000)
+                assert hear(router, ANSWER_MS)
             os.close(os.dup(0))
-            assert listening.refused > 0
+            until(lambda: listening.refused > 0, "a refusal")
             while time.monotonic() - began_s < HANDSHAKE_MS / 1000 + 1.0:
                 assert hear(router, 100) is None
             connecting.connect(friends[1], address, "peers")
             friends[1].send(b"after")
-            assert hear(router, 5000)
+            assert hear(router, ANSWER_MS)
         for socket in (router, *friends):
             socket.close()
 

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.e2e.server import BATON, MOCK, Server
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 
@@ -98,6 +99,6 @@ def test_a_death_of_the_coordinator_forgets_no_limit_and_no_usage(server, databa
 
 def test_a_second_server_on_the_file_is_refused(server, database):
     command = [*MOCK, "serve", "--keys-db", database, "--port", "0"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode != 0
     assert "another server uses" in done.stderr + done.stdout

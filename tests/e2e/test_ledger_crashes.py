@@ -18,10 +18,11 @@ import pytest
 from coordinator.accounts.database import open_database
 from coordinator.accounts.terms import KeyTerms, make_key
 from protocol.clock import wall_time_s
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
-CLIENTS = 8
+CLIENTS, MOST_ANSWERS = 8, 80
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def server(directory: Path, database: Path, **options):
         assert process.stdout is not None
         yield process, f"http://127.0.0.1:{int(process.stdout.readline())}"
     finally:
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def new_key(database: Path, **terms) -> str:
@@ -72,7 +73,9 @@ async def ask(session, url, chance, delivered) -> None:
     delivered[answer["id"]] = (usage["prompt_tokens"], usage["completion_tokens"])
 
 
-async def ask_until_it_dies(url, headers, chance, delivered) -> None:
+async def ask_until_it_dies(process, url, headers, chance, delivered) -> None:
+    """It is killed at some instant after some answers."""
+    loop, last = asyncio.get_running_loop(), len(delivered) + chance.randrange(1, MOST_ANSWERS)
     async with aiohttp.ClientSession(headers=headers) as session:
 
         async def client() -> None:
@@ -81,6 +84,8 @@ async def ask_until_it_dies(url, headers, chance, delivered) -> None:
                     await ask(session, url, chance, delivered)
                 except aiohttp.ClientError:
                     return
+                if len(delivered) == last:
+                    loop.call_later(chance.uniform(0.0, 0.03), process.send_signal, signal.SIGKILL)
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
 
@@ -92,9 +97,7 @@ async def lives(directory, database, num_lives, seed):
     headers = {"authorization": f"Bearer {new_key(database)}"}
     for _ in range(num_lives):
         with server(directory, database) as (process, url):
-            loop = asyncio.get_running_loop()
-            loop.call_later(chance.uniform(0.05, 0.4), process.send_signal, signal.SIGKILL)
-            await ask_until_it_dies(url, headers, chance, delivered)
+            await ask_until_it_dies(process, url, headers, chance, delivered)
     with server(directory, database):
         pass
     return delivered

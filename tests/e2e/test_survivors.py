@@ -25,6 +25,7 @@ from protocol.messages.launcher import LauncherHello, LauncherOrder, StopOrder
 from protocol.messages.reports import Heartbeat, WorkerMessage
 from protocol.worker_load import BlockCounts, WorkerLoad
 from tests.e2e.scarcity import few_descriptors
+from tests.patience import PATIENCE_S, until
 from worker.heartbeat import HeartbeatThread
 
 pytestmark = pytest.mark.e2e
@@ -52,7 +53,7 @@ async def test_messages_behind_one_that_fails_are_heard(
         dealer.send(wire.encode(LauncherHello(launcher=str(number))))
     control.start()
     with caplog.at_level(logging.ERROR):
-        await asyncio.wait_for(over.wait(), 5)
+        await asyncio.wait_for(over.wait(), PATIENCE_S)
     assert heard == ["0", "1", "2", "3"]
     assert control.dropped_messages == 1
     assert "LauncherHello could not be followed" in caplog.text
@@ -81,7 +82,7 @@ async def test_orders_behind_one_that_fails_are_heard(tmp_path: Path) -> None:
     identity, _ = await asyncio.to_thread(router.recv_multipart)
     for number in range(3):
         router.send_multipart([identity, wire.encode(StopOrder(worker_id=str(number)))])
-    await asyncio.wait_for(over.wait(), 5)
+    await asyncio.wait_for(over.wait(), PATIENCE_S)
     assert heard == ["0", "1", "2"]
     link.close()
     router.close()
@@ -105,7 +106,7 @@ def test_a_sign_of_life_follows_one_that_failed(tmp_path: Path) -> None:
 
     thread = HeartbeatThread(channels, f"ipc://{tmp_path}/control", read)
     thread.start()
-    assert router.poll(5000)
+    assert router.poll(int(PATIENCE_S * 1000))
     thread.close()
     router.close()
     channels.context.term()
@@ -128,12 +129,13 @@ def test_a_server_without_descriptors_waits_and_goes_on(
             pass
         for client in clients:
             client.connect(path)
+        until(lambda: caplog.records, "a word of it")
         threading.Event().wait(1.0)
         assert 1 <= len(caplog.records) < 30
         for descriptor in taken:
             os.close(descriptor)
     for client in clients:
-        client.settimeout(5)
+        client.settimeout(PATIENCE_S)
         client.send(b"?")
         assert client.recv(10) == b""  # it was accepted, and what it said is no greeting
         client.close()
