@@ -53,11 +53,11 @@ class UsageQuery:
     limit: int = 1000
 
     def check(self) -> None:
-        """Raise InvalidRequest for groups that there are not."""
+        """Raise InvalidRequest for groups that there are not, or twice."""
         unknown = [name for name in self.group_by if name not in GROUPS and name != REQUEST]
-        if unknown or not self.group_by:
+        if unknown or not self.group_by or len({*self.group_by}) < len(self.group_by):
             known = ", ".join((*GROUPS, REQUEST))
-            raise InvalidRequest(f"group_by has some of {known}", "group_by")
+            raise InvalidRequest(f"group_by has some of {known}, each once", "group_by")
         if REQUEST in self.group_by and len(self.group_by) > 1:
             raise InvalidRequest("group_by=request stands alone", "group_by")
         if not 1 <= self.limit <= MAX_ROWS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from starlette.routing import Route, Router
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 
     from starlette.routing import BaseRoute
 
-TOLD_PREFIXES = ("/v1", "/tokenize", "/detokenize", "/health", "/metrics")
+BASES = ("", "/v1", "/api")
+"""What a client's base URL may lack; one that has another API's is not sent to Ollama's."""
+MOST_PARTS = 8
+CONVERTER = re.compile(r":\w+}")
 
 
 def _flat(routes: Iterable[BaseRoute]) -> Iterator[Route]:
@@ -45,10 +49,12 @@ class RouteList:
         return next((route.path for route in self if route.path_regex.match(path)), "none")
 
     def advice(self, path: str) -> str:
-        """For a path that does not exist."""
-        bare = "/" + path.strip("/").removeprefix("v1/").removeprefix("v1/")
-        for candidate in (f"/v1{bare}", bare):
-            if candidate != path and self.methods_of(candidate):
-                return f"there is no {path}; it is {candidate}"
-        known = sorted({route.path for route in self if route.path.startswith(TOLD_PREFIXES)})
+        """For a path that does not exist: what it was meant to be, if its end is one that does, or else all there are."""
+        parts = path.strip("/").split("/")[:MOST_PARTS]
+        for start in range(len(parts)):
+            for base in BASES if start == 0 else BASES[:2]:
+                candidate = "/".join((base, *parts[start:]))
+                if candidate != path and self.methods_of(candidate):
+                    return f"there is no {path}; it is {candidate}"
+        known = sorted({CONVERTER.sub("}", route.path) for route in self})
         return f"there is no {path}; there are {', '.join(known)}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from coordinator.edge.http.error_replies import Spellers
 
 ANY = "*"
+PORTS = {"http": 80, "https": 443}
 READING = ("GET", "HEAD", "OPTIONS")
 
 
@@ -81,7 +82,7 @@ class SiteGuard:
         if origin is None:
             is_foreign = headers.get(b"sec-fetch-site") in ("cross-site", "same-site")
         else:
-            is_foreign = not self._is_allowed(origin, host)
+            is_foreign = not self._is_allowed(origin, scope["scheme"], host)
         if not is_foreign:
             return None
         return ForeignOrigin(
@@ -95,10 +96,11 @@ class SiteGuard:
         name = name_of(host)
         return name is not None and (name in self._sites.hosts or is_local(name))
 
-    def _is_allowed(self, origin: str, host: str) -> bool:
+    def _is_allowed(self, origin: str, scheme: str, host: str) -> bool:
         if ANY in self._sites.origins or origin in self._sites.origins:
             return True
-        return bool(host) and urlsplit_netloc(origin) == host.lower()
+        own = site_of(f"{scheme}://{host}")
+        return own is not None and site_of(origin) == own
 
 
 def name_of(host: str) -> str | None:
@@ -112,13 +114,16 @@ def name_of(host: str) -> str | None:
     return parts.hostname.rstrip(".") if is_plain and parts.hostname else None
 
 
-def urlsplit_netloc(origin: str) -> str | None:
-    """Host and port of an Origin header; None for "null" and other opaque ones."""
+def site_of(origin: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an Origin header; None for "null" and other opaque ones."""
     try:
         parts = urlsplit(origin)
+        port = parts.port
     except ValueError:
         return None
-    return parts.netloc.lower() if parts.scheme in ("http", "https") else None
+    if parts.scheme not in PORTS or not parts.hostname:
+        return None
+    return parts.scheme, parts.hostname, PORTS[parts.scheme] if port is None else port
 
 
 def is_local(name: str) -> bool:

@@ -122,10 +122,10 @@ def _instant(told: str | None, name: str) -> float | None:
 def _date(told: str, name: str) -> float:
     try:
         found = datetime.fromisoformat(told)
-    except ValueError:
+        return (found if found.tzinfo else found.astimezone()).timestamp()
+    except (ValueError, OverflowError):  # also of a date that is none in another zone
         message = f"{name} is seconds since 1970, or a date such as 2026-11-29T00:00:00Z"
         raise InvalidRequest(message, name) from None
-    return found.timestamp() if found.tzinfo else found.astimezone().timestamp()
 
 
 def _whole(told: str, name: str) -> int:

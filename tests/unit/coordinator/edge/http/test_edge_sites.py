@@ -70,6 +70,10 @@ FOREIGN = [
     {"Origin": "https://evil.example"},
     {"Origin": "null"},
     {"Origin": "http://localhost:3000"},
+    {"Origin": "https://localhost:8000"},
+    {"Origin": "http://localhost"},
+    {"Origin": "http://localhost:8000@evil.example"},
+    {"Origin": "http://localhost:port"},
     {"Origin": "http://localhost:8000.evil.example"},
     {"Origin": "file://"},
     {"Origin": "http://[bad"},
@@ -78,6 +82,7 @@ FOREIGN = [
 ]
 OWN = [
     {},
+    {"Origin": "HTTP://LOCALHOST:8000"},
     {"Origin": "http://localhost:8000"},
     {"Sec-Fetch-Site": "same-origin"},
     {"Sec-Fetch-Site": "none"},
@@ -95,6 +100,25 @@ async def test_pages_of_other_sites_change_and_compute_nothing(served_model, hea
                 assert (reply.status_code, reply.json()["error"]["code"]) == (403, "foreign_origin")
         assert (await client.get("/v1/models", headers=headers)).status_code == 200
     assert pools.asked == []
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "status"),
+    [
+        ("https://box.lan", "https://box.lan", 200),
+        ("https://box.lan", "https://box.lan:443", 200),
+        ("https://box.lan:443", "https://box.lan", 200),
+        ("https://box.lan", "http://box.lan", 403),
+        ("https://box.lan:8443", "http://box.lan:8443", 403),
+        ("http://box.lan", "http://box.lan:80", 200),
+        ("http://box.lan", "https://box.lan", 403),
+        ("http://[::1]:8000", "http://[::1]:8000", 200),
+    ],
+)
+async def test_a_page_is_of_its_scheme_host_and_port(served_model, url, origin, status):
+    async with client_of(served_model) as client:
+        reply = await client.post(f"{url}{COMPLETE}", json=HELLO, headers={"Origin": origin})
+        assert reply.status_code == status
 
 
 @pytest.mark.parametrize("headers", OWN, ids=str)
@@ -160,12 +184,26 @@ async def test_head_and_options_are_answered(client):
         ("/v1/tokenize", "it is /tokenize"),
         ("/v1/health", "it is /health"),
         ("/v1/embeddings", "there are /"),
+        ("/openai/v1/responses", "it is /v1/responses"),
+        ("/v1/api/chat", "it is /api/chat"),
+        ("/generate", "it is /api/generate"),
+        ("/anthropic/v1/messages", "it is /v1/messages"),
+        ("/" + "a/" * 2000, "there are /"),
     ],
 )
 async def test_an_unknown_path_is_told_what_there_is(client, path, advice):
     error = (await client.post(path, json={})).json()["error"]
-    assert error["message"].startswith(f"there is no {path}; {advice}")
+    told = path if len(path) < 100 else f"{path[:400]} … {path[-400:]}"
+    assert error["message"].startswith(f"there is no {told}; {advice}")
     assert error["code"] == "unknown_url"
+
+
+async def test_all_paths_are_told(served_model):
+    async with client_of(served_model) as client:
+        told = (await client.get("/nowhere")).json()["error"]["message"]
+        document = (await client.get("/openapi.json")).json()
+    assert [path for path in document["paths"] if f" {path}" not in told] == []
+    assert {"/api/chat", "/v1/responses/{response_id}", "/cluster/scale"} <= set(document["paths"])
 
 
 async def test_requests_are_counted_by_route(client, service):

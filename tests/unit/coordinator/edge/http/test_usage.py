@@ -72,3 +72,41 @@ async def test_whoever_reads_usage_cannot_write(served_model, tmp_path):
         with pytest.raises(Exception, match="readonly"):
             await accounts.read("k", lambda found: found.connection.execute("DELETE FROM usage"))
         assert await accounts.read("k", lambda found: found.is_writable) is False
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ("from=0001-01-01", "from"),
+        ("to=0001-01-01T00:00:00", "to"),
+        ("from=10000-01-01", "from"),
+        ("from=1e999", "from"),
+        ("to=nan", "to"),
+        ("from=", "from"),
+        ("group_by=" + "key," * 1500 + "key", "group_by"),
+        ("group_by=key,key", "group_by"),
+        ("group_by=request,request", "group_by"),
+        ("after=-1", "after"),
+        ("after=" + "9" * 19, "after"),
+        ("limit=0", "limit"),
+        ("limit=%00", "limit"),
+        ("format=xml", "format"),
+        ("nothing=1", "nothing"),
+    ],
+)
+async def test_what_cannot_be_asked_is_refused_by_its_name(served_model, tmp_path, asked, param):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        key = (await accounts.create(KeyTerms())).secret
+        reply = await client.get(f"/usage?{asked}", headers=bearer(key))
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["from=9999-12-31", "to=-1e300", "from=20261129", "after=" + "9" * 18, "key=%00", "model=%ff"],
+)
+async def test_odd_questions_have_answers(served_model, tmp_path, asked):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        key = (await accounts.create(KeyTerms(scopes=("admin",)))).secret
+        reply = await client.get(f"/usage?{asked}", headers=bearer(key))
+        assert (reply.status_code, reply.json()["data"]) == (200, [])

@@ -59,26 +59,46 @@ def test_one_that_is_larger_than_the_window_pushes_nobody_out():
     assert len(window) == 1
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.integers(0, 60)), max_size=60))
+def test_nobody_loses_any_for_one_who_has_more():
+    window = ResponseWindow(most=8, most_bytes=1000)
+    for name in ("a", "b"):
+        window.keep(name, kept(100, "small"))
+    for number in range(50):
+        window.keep(f"many{number}", kept(1, "many"))
+    for number in range(50):
+        window.keep(f"large{number}", kept(300, "large"))
+    assert window.find("a", "small").told
+    assert window.find("b", "small").told
+    assert window.find("large49", "large").told
+    assert len(window) <= 8
+    assert window.num_bytes <= 1000
+
+
+TENANTS = st.sampled_from(["", "t", "u"])
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), TENANTS, st.integers(0, 9), st.integers(0, 60)), max_size=60)
+)
 def test_bounds_hold_and_the_sum_is_true(steps):
     window, books = ResponseWindow(4, 100), {}
-    for number, (drops, name, size) in enumerate(steps):
+    for number, (drops, tenant, name, size) in enumerate(steps):
         if drops:
             try:
-                window.drop(str(name), "")
+                window.drop(str(name), tenant)
             except ResponseNotFound:
                 continue
         else:
-            books[str(number)] = kept(size)
+            books[str(number)] = kept(size, tenant)
             window.keep(str(number), books[str(number)])
-        found = [each for each in books if _is_in(window, each)]
+        found = [each for each in books if _is_in(window, each, books[each].tenant)]
         assert len(window) == len(found) <= 4
         assert window.num_bytes == sum(books[each].num_bytes for each in found) <= 100
 
 
-def _is_in(window, name):
+def _is_in(window, name, tenant):
     try:
-        window.find(name, "")
+        window.find(name, tenant)
     except ResponseNotFound:
         return False
     return True
