@@ -14,6 +14,8 @@ from protocol.ids import MAX_WORKERS
 from protocol.roles import Role
 
 PREFIX = "BATON_"
+HOME = Path(__file__).resolve().parents[2]
+"""The folder of Baton's packages: a child looks there first, whatever else an environment has under their names."""
 SECRETS = ("BATON_API_KEY",)
 """Never handed on to a child process: an environment can be read by others of the same user."""
 _THREAD_VARIABLES = (
@@ -103,6 +105,9 @@ def has_ray_token() -> bool:
 def child_environment(num_threads: int | None = None, gpu: str | None = None) -> dict[str, str]:
     """This environment without secrets, with thread pools sized to `num_threads` and only `gpu` visible where given."""
     variables = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    variables["PYTHONPATH"] = os.pathsep.join(
+        filter(None, (str(HOME), variables.get("PYTHONPATH")))
+    )
     variables["PYTHONUNBUFFERED"] = "1"
     variables["TOKENIZERS_PARALLELISM"] = "false"
     if num_threads is not None:
