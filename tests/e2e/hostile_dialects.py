@@ -196,7 +196,7 @@ ANTHROPIC: dict[str, tuple[str, bytes]] = {
         blocks({"type": "document", "source": {"type": "text", "data": MUCH}}),
     ),
     "a tool of messages": (MESSAGES, messages(tools=[{"name": "f", "input_schema": VALUES}])),
-    "tools of the vendor": (MESSAGES, messages(tools=[{"name": "f", "type": "v", "u": MUCH}])),
+    "tools of the vendor": (MESSAGES, messages(tools=[{"name": "f", "type": MUCH}])),
     "a chosen tool": (MESSAGES, messages(tool_choice={"type": "tool", "name": MUCH})),
     "stop sequences": (MESSAGES, messages(stop_sequences=["a"] * FEW)),
     "metadata of messages": (MESSAGES, messages(metadata={"user_id": MUCH})),
@@ -252,7 +252,7 @@ RESPONSE: dict[str, tuple[str, bytes]] = {
     "metadata of many keys": (RESPONSES, response(metadata={f"k{i}": "v" for i in range(30_000)})),
     "a user of a response": (RESPONSES, response(user=MUCH)),
     "instructions": (RESPONSES, response(instructions=MUCH)),
-    "tools of theirs": (RESPONSES, response(tools=[{"type": "web_search", "u": MUCH}])),
+    "tools of theirs": (RESPONSES, response(tools=[{"type": "function", "name": "f", "u": MUCH}])),
     "a tool's schema": (
         RESPONSES,
         response(tools=[{"type": "function", "name": "f", "parameters": VALUES}]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from coordinator.edge.http import limits
-from coordinator.edge.http.field_errors import LONG_ARRAY
+from coordinator.edge.http.field_errors import LONG_ARRAY, UNSUPPORTED_CODE
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class ToolUse:
 
 
 NO_TOOLS = ToolUse()
+SHOWN_CHARACTERS = 64
 
 
 def check_tools(use: ToolUse, choice_field: str = "tool_choice") -> ToolUse:
@@ -90,6 +91,13 @@ def check_tools(use: ToolUse, choice_field: str = "tool_choice") -> ToolUse:
         raise InvalidRequest(f"{choice_field} needs tools", choice_field)
     check_size([tool.shown for tool in use.tools])
     return use
+
+
+def check_kind(kind: object, known: Sequence[str | None], path: str) -> None:
+    """Raise InvalidRequest for a tool that only its vendor can run, or tell the model of: it must not vanish unsaid."""
+    if kind not in known:
+        told = f"{path}: tools of type {str(kind)[:SHOWN_CHARACTERS]!r} are not supported by this server"
+        raise InvalidRequest(told, path, UNSUPPORTED_CODE)
 
 
 def check_size(tools: Sequence[Mapping[str, Any]]) -> None:

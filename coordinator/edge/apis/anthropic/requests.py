@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.grammar_check import format_constraint
-from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
+from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_kind, check_tools
 from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
 from coordinator.edge.http.bodies import check_fields, parse_object
+from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from protocol.errors import InvalidRequest
 
@@ -26,21 +27,35 @@ CHOICES = {
     "tool": ToolChoice.REQUIRED,
 }
 FORMAT = "output_config.format"
+UNSUPPORTED = ("container", "mcp_servers")
+"""Known fields that give the model what only the vendor runs, unless they are empty."""
 HIDDEN = ("redacted_thinking",)
 """Blocks that only their vendor can read."""
+ASSISTANTS, USERS = ("thinking", "tool_use", *HIDDEN), ("tool_result",)
+"""Blocks of one role; they stand in its messages, and nowhere inside of others."""
+FAILED = "Error: "
+"""What says of a tool's result that it is none, where the tool's own words do not begin so."""
 
 
 def parse_messages(body: bytes) -> tuple[MessagesRequest, Conversation, ToolUse]:
     """POST /v1/messages, everything checked that needs no model."""
-    asked = check_fields(parse_object(body), MessagesRequest)
+    asked = check_fields(_supported(body), MessagesRequest)
     use = tools_of(asked)
     return asked, conversation_of(asked, use), use
 
 
 def parse_count(body: bytes) -> tuple[CountRequest, Conversation]:
     """POST /v1/messages/count_tokens, likewise."""
-    asked = check_fields(parse_object(body), CountRequest)
+    asked = check_fields(_supported(body), CountRequest)
     return asked, conversation_of(asked, tools_of(asked))
+
+
+def _supported(body: bytes) -> dict[str, Any]:
+    fields = parse_object(body)
+    for name in UNSUPPORTED:
+        if fields.get(name):
+            raise InvalidRequest(f"{name} is not supported by this server", name, UNSUPPORTED_CODE)
+    return fields
 
 
 def wishes_of(asked: MessagesRequest) -> SamplingWishes:
@@ -58,7 +73,9 @@ def wishes_of(asked: MessagesRequest) -> SamplingWishes:
 
 
 def tools_of(asked: CountRequest) -> ToolUse:
-    """The client's own tools; those that only the vendor runs are not offered to the model."""
+    """The client's own tools; those that only the vendor knows are refused."""
+    for index, tool in enumerate(asked.tools or ()):
+        check_kind(tool.type, (None, "custom"), f"tools[{index}].type")
     tools = tuple(
         Tool(
             tool.name,
@@ -68,7 +85,6 @@ def tools_of(asked: CountRequest) -> ToolUse:
             path=f"tools[{index}].input_schema",
         )
         for index, tool in enumerate(asked.tools or ())
-        if tool.type in (None, "custom")
     )
     choice = asked.tool_choice
     if choice is None:
@@ -126,19 +142,39 @@ def _turns_of(message: Message, path: str) -> Iterator[Turn]:
         yield Turn(message.role, blocks, path=path)
         return
     within = f"{path}.content"
+    _check_roles(message.role, blocks, within)
     results = [block for block in blocks if block.type == "tool_result"]
     for block in results:
         others = {"tool_call_id": block.tool_use_id or ""}
-        yield Turn("tool", "\n".join(_texts(block.content or "", within)), others, path=path)
+        yield Turn("tool", _result(block, within), others, path=path)
     calls = [
         _call(block, f"{within}[{position}]")
         for position, block in enumerate(blocks)
         if block.type == "tool_use"
     ]
     thought = "".join(block.thinking or "" for block in blocks if block.type == "thinking")
-    said = "\n".join(_texts(blocks, within))
+    own = (*ASSISTANTS, *USERS)
+    said = "\n".join(_texts(blocks, within, apart=own))
     if said or calls or thought or not results:
         yield Turn(message.role, said, calls=calls, reasoning=thought, path=path)
+
+
+def _check_roles(role: str, blocks: Sequence[Block], path: str) -> None:
+    """Raise InvalidRequest for a block that the other side writes."""
+    for position, block in enumerate(blocks):
+        is_theirs = role != "assistant" and block.type in ASSISTANTS
+        if is_theirs or (role != "user" and block.type in USERS):
+            where = f"{path}[{position}]"
+            told = f"{where}: a message of role {role!r} has no blocks of type {block.type!r}"
+            raise InvalidRequest(told, where)
+
+
+def _result(block: Block, path: str) -> str:
+    """What a tool said; that it failed is said, too."""
+    said = "\n".join(_texts(block.content or "", path))
+    if not block.is_error or said.casefold().startswith("error"):
+        return said
+    return FAILED + said if said else FAILED.rstrip(": ")
 
 
 def _call(block: Block, path: str) -> ToolCall:
@@ -147,19 +183,21 @@ def _call(block: Block, path: str) -> ToolCall:
     return ToolCall(block.name, json.dumps(block.input or {}, ensure_ascii=False), block.id or "")
 
 
-def _texts(content: str | Sequence[Block], path: str) -> Iterator[str]:
-    """What blocks say; raises InvalidRequest for what cannot be read here."""
+def _texts(content: str | Sequence[Block], path: str, apart: Sequence[str] = ()) -> Iterator[str]:
+    """What blocks say, but those of the kinds `apart`; raises InvalidRequest for what cannot be read here."""
     if isinstance(content, str):
         yield content
         return
     for position, block in enumerate(content):
-        yield from _texts_of(block, f"{path}[{position}]")
+        if block.type not in apart:
+            yield from _texts_of(block, f"{path}[{position}]")
 
 
 def _texts_of(block: Block, path: str) -> Iterator[str]:
-    source = block.source
-    if block.type in ("thinking", "tool_use", "tool_result", *HIDDEN):
-        return
+    source, citations = block.source, block.citations
+    if isinstance(citations, dict) and citations.get("enabled"):
+        told = f"{path}.citations are not supported by this server"
+        raise InvalidRequest(told, f"{path}.citations", UNSUPPORTED_CODE)
     if block.type == "text":
         if block.text is None:
             raise InvalidRequest(f"{path}.text is missing", f"{path}.text")

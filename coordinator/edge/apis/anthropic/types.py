@@ -29,6 +29,7 @@ class Block(Lenient):
     source: str | dict[str, Any] | None = None
     title: str | None = None
     context: str | None = None
+    citations: dict[str, Any] | list[Any] | None = None
 
 
 Blocks = Annotated[list[Block], Field(fail_fast=True)]
@@ -42,7 +43,7 @@ class Message(Lenient):
 
 
 class ClientTool(Lenient):
-    """A tool that the client runs; one of another `type` than "custom" is the vendor's own and is not offered."""
+    """A tool that the client runs; one of another `type` than "custom" is the vendor's own and is refused."""
 
     type: str | None = None
     name: Annotated[str, Field(min_length=1, max_length=limits.MAX_TOOL_NAME_CHARACTERS)]

@@ -45,6 +45,8 @@ def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation, ToolUse]:
 def parse_generate(body: bytes) -> tuple[GenerateRequest, Conversation]:
     """POST /api/generate: a text is a conversation of one turn, unless it is raw."""
     asked = check_fields(_supported(body), GenerateRequest)
+    if asked.raw and asked.system:
+        raise InvalidRequest("system needs the template, which raw leaves out", "system")
     turns = [Turn("user", asked.prompt or "", path="prompt")]
     if asked.system:
         turns.insert(0, Turn("system", asked.system, path="system"))

@@ -13,7 +13,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
-from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_size, check_tools
+from coordinator.edge.answers.tools import (
+    Tool,
+    ToolChoice,
+    ToolUse,
+    check_kind,
+    check_size,
+    check_tools,
+)
 from coordinator.edge.apis.openai.constraints import constraint_of
 from coordinator.edge.apis.openai.types import (
     UNSUPPORTED,
@@ -34,8 +41,9 @@ if TYPE_CHECKING:
     from coordinator.edge.apis.openai.types import ContentPart, GenerationRequest, Message
 
 REASONING = ("reasoning_content", "reasoning")
-UNSUPPORTED_OF_MESSAGES = ("audio", "function_call")
-"""Known fields of messages that would change what the model sees; `tool_calls` takes the place of the second."""
+UNSUPPORTED_OF_MESSAGES = ("audio", "function_call", "prefix", "partial")
+"""Known fields of messages that would change what the model sees; `tool_calls` takes the place of the second,
+`continue_final_message` that of the last two."""
 
 
 def parse_chat(body: bytes) -> tuple[ChatRequest, Conversation, ToolUse]:
@@ -116,6 +124,7 @@ def tools_of(asked: ChatRequest) -> ToolUse:
 
 def _named_tools(tools: Sequence[dict[str, Any]]) -> Iterator[Tool]:
     for index, tool in enumerate(tools):
+        check_kind(tool.get("type"), (None, "function"), f"tools[{index}].type")
         function = tool.get("function")
         if isinstance(function, dict) and isinstance(function.get("name"), str):
             path = f"tools[{index}].function.parameters"
@@ -240,24 +249,36 @@ def _turn(message: Message, index: int) -> Turn:
     for name in UNSUPPORTED_OF_MESSAGES:
         if name in others:
             raise InvalidRequest(f"{path}.{name} is not supported by this server", f"{path}.{name}")
-    refusal, calls = others.pop("refusal", None), others.pop("tool_calls", None)
-    reasoning = [others.pop(name, None) for name in REASONING]
+    calls = others.pop("tool_calls", None)
+    refusal = _optional_text(others.pop("refusal", None), f"{path}.refusal")
+    thoughts = [_optional_text(others.pop(name, None), f"{path}.{name}") for name in REASONING]
     content = _content(message, path, refusal)
     return Turn(
         message.role,
         content,
         others,
         _calls(calls, f"{path}.tool_calls"),
-        next((text for text in reasoning if isinstance(text, str)), ""),
+        next(filter(None, thoughts), ""),
         path,
     )
 
 
-def _content(message: Message, path: str, refusal: object) -> str | tuple[str, ...]:
-    """A refusal is what an assistant said."""
+def _optional_text(value: object, path: str) -> str:
+    if not isinstance(value, str | None):
+        raise InvalidRequest(f"{path} must be a string", path, WRONG_TYPE)
+    return value or ""
+
+
+def _content(message: Message, path: str, refusal: str) -> str | tuple[str, ...]:
+    """A refusal is what an assistant said, after what else it said."""
+    if not refusal:
+        return _said(message, path)
+    said = _said(message, path) if message.content else ()
+    return (*([said] if isinstance(said, str) else said), refusal) if said else refusal
+
+
+def _said(message: Message, path: str) -> str | tuple[str, ...]:
     content = message.content
-    if not content and isinstance(refusal, str):
-        return refusal
     if content is None:
         if message.role in ("assistant", "tool"):
             return ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.grammar_check import format_constraint
-from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_tools
+from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_kind, check_tools
 from coordinator.edge.apis.openai.responses.types import ResponsesRequest
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
@@ -60,11 +60,10 @@ def wishes_of(asked: ResponsesRequest) -> SamplingWishes:
 
 
 def tools_of(asked: ResponsesRequest) -> ToolUse:
-    """The functions among the tools, and which of them is wanted."""
+    """The functions that may be called, and which of them is wanted."""
     tools = []
     for index, tool in enumerate(asked.tools or ()):
-        if tool.type != "function":
-            continue
+        check_kind(tool.type, ("function",), f"tools[{index}].type")
         if tool.name is None:
             raise InvalidRequest(f"tools[{index}].name is missing", f"tools[{index}].name")
         description = tool.description or ""

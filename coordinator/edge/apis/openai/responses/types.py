@@ -1,6 +1,6 @@
 """What clients of /v1/responses may send. Owns the pydantic models behind `/openapi.json`; no meaning beyond types and ranges.
 
-Unknown fields are accepted and ignored, as are tools of other types than "function": no server but theirs runs those.
+Unknown fields are accepted and ignored. Tools of other types than "function" are refused: no server but theirs runs those.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ async def test_a_choice_that_is_none_is_refused(client, asked, param):
         (
             responses(
                 tools=[
-                    {"type": "web_search"},
+                    {"type": "function", "name": "b"},
                     {"type": "function", "name": "a", "parameters": {"not": {}}, "strict": True},
                 ]
             ),

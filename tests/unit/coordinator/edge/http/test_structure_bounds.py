@@ -96,7 +96,7 @@ def test_one_wrong_block_within_a_result_is_enough():
         ({"safety_identifier": "u" * 513}, "safety_identifier"),
         ({"prompt_cache_key": "u" * 513}, "prompt_cache_key"),
         ({"reasoning": {"effort": "e" * 513}}, "reasoning.effort"),
-        ({"tools": [{"type": "web_search", "u": "x" * MAX_TOLD_BYTES}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "f", "u": "x" * MAX_TOLD_BYTES}]}, "tools"),
         (
             {"tool_choice": {"type": "allowed_tools", "tools": [], "u": "x" * MAX_TOLD_BYTES}},
             "tool_choice",

@@ -34,6 +34,20 @@ async def ask(client, **fields):
     return await client.post(MESSAGES, json={"max_tokens": 64, "messages": HELLO} | fields)
 
 
+THOUGHT = {"type": "thinking", "thinking": "hm"}
+CALL = {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}
+RESULT = {"type": "tool_result", "tool_use_id": "t1"}
+DOCUMENT = {"type": "document", "source": {"type": "text", "data": "x"}}
+
+
+def said(*blocks):
+    return [{"role": "user", "content": list(blocks)}]
+
+
+def answered(*blocks):
+    return {"role": "assistant", "content": list(blocks)}
+
+
 def script(tokenizer, text, finish_reason=FinishReason.LENGTH):
     return say(tokenizer.encode(text, add_special_tokens=False), finish_reason)
 
@@ -169,6 +183,17 @@ async def test_count_is_the_prompt_of_the_same_message(client, service, tokenize
         ({"tool_choice": {"type": "tool", "name": "f"}}, "tool_choice"),
         ({"tools": [{"name": "f"}, {"name": "f"}]}, "tools"),
         ({"tools": [{"name": ""}]}, "tools[0].name"),
+        ({"tools": [{"name": "web_search", "type": "web_search_20250305"}]}, "tools[0].type"),
+        ({"tools": [{"name": "f"}, {"name": "bash", "type": "bash_20250124"}]}, "tools[1].type"),
+        ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
+        ({"container": "c"}, "container"),
+        ({"messages": said(THOUGHT)}, "messages[0].content[0]"),
+        ({"messages": said(CALL)}, "messages[0].content[0]"),
+        ({"messages": [*HELLO, answered(RESULT)]}, "messages[1].content[0]"),
+        ({"messages": said({**RESULT, "content": [CALL]})}, "type 'tool_use'"),
+        ({"messages": said({**RESULT, "content": [RESULT]})}, "type 'tool_result'"),
+        ({"system": [{"type": "text", "text": "x"}, THOUGHT]}, "system[1]"),
+        ({"messages": said({**DOCUMENT, "citations": {"enabled": True}})}, "content[0].citations"),
         (
             {"output_config": {"format": {"type": "json_schema", "schema": {}}}},
             "output_config.format",
@@ -322,8 +347,9 @@ async def test_an_answer_without_text_has_no_blocks(client, service):
     assert told == ["message_start", "ping", "message_delta", "message_stop"]
 
 
-async def test_calls_and_results_reach_the_template(service, served_model, tokenizer, tmp_path):
-    service.default = script(tokenizer, "Hello")
+@pytest.fixture
+async def telling(service, served_model, tmp_path):
+    """A client of a server whose template tells all that it is given."""
     (tmp_path / "t.jinja").write_text(
         "{% for m in messages %}{{ m.role }}|{{ m.content }}|{{ m.reasoning_content }}"
         "|{{ m.tool_calls | tojson if m.tool_calls }}|{{ m.tool_call_id }};{% endfor %}"
@@ -331,17 +357,38 @@ async def test_calls_and_results_reach_the_template(service, served_model, token
     app = create_app(service=service, model=served_model, chat_template=tmp_path / "t.jinja")
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as asking:
-        call = {"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}
-        result = {"type": "tool_result", "tool_use_id": "t1"}
-        done = [{"type": "text", "text": "done"}]
-        thinking = {"type": "thinking", "thinking": "hm", "signature": ""}
-        messages = [
-            *HELLO,
-            {"role": "assistant", "content": [thinking, {"type": "text", "text": "so"}, call]},
-            {"role": "user", "content": [*done, {**result, "content": done}]},
-        ]
-        assert (await ask(asking, messages=messages)).status_code == 200
+        yield asking
+
+
+async def test_calls_and_results_reach_the_template(telling, service, tokenizer):
+    service.default = script(tokenizer, "Hello")
+    done = [{"type": "text", "text": "done"}]
+    messages = [
+        *HELLO,
+        answered({**THOUGHT, "signature": ""}, {"type": "text", "text": "so"}, CALL),
+        *said(*done, {**RESULT, "content": done}),
+    ]
+    assert (await ask(telling, messages=messages)).status_code == 200
     written = '[{"id": "t1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]'
     assert prompt_of(service, tokenizer) == (
         f"user|Hello|||;assistant|so|hm|{written}|;tool|done|||t1;user|done|||;"
     )
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "Error"),
+        ("no such file", "Error: no such file"),
+        ([{"type": "text", "text": "no"}, {"type": "text", "text": "file"}], "Error: no\nfile"),
+        ("ERROR 5: no such file", "ERROR 5: no such file"),
+    ],
+)
+async def test_a_result_that_is_an_error_says_so(telling, service, tokenizer, content, told):
+    service.default = script(tokenizer, "Hello")
+    failed = {**RESULT, "content": content, "is_error": True}
+    await ask(telling, messages=[*HELLO, answered(CALL), *said(failed)])
+    assert f"tool|{told}|" in prompt_of(service, tokenizer)
+    failed["is_error"] = False
+    await ask(telling, messages=[*HELLO, answered(CALL), *said(failed)])
+    assert "tool|Error" not in prompt_of(service, tokenizer)

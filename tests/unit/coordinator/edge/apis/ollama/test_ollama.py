@@ -166,6 +166,7 @@ async def test_models_are_told_of(client):
         (GENERATE, {"images": ["x"]}, "images"),
         (GENERATE, {"context": [1]}, "context"),
         (GENERATE, {"template": "x"}, "template"),
+        (GENERATE, {"raw": True, "system": "x"}, "system"),
         ("/api/embed", {"input": "x"}, "embeddings"),
         ("/api/embeddings", {"prompt": "x"}, "embeddings"),
     ],

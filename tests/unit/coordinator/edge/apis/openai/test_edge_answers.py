@@ -148,12 +148,14 @@ ECHOED: dict[str, object] = {
 async def test_a_refusal_is_what_an_assistant_said(client, service, tokenizer):
     service.default = say([2], FinishReason.STOP)
     parts = [{"type": "refusal", "refusal": "Nor now."}]
-    messages = [*HELLO, ECHOED, *HELLO, {"role": "assistant", "content": parts}, *HELLO]
-    await chat(client, messages=messages)
+    both = {"role": "assistant", "content": "Well.", "refusal": "Not that."}
+    messages = [*HELLO, ECHOED, *HELLO, {"role": "assistant", "content": parts}, *HELLO, both]
+    await chat(client, messages=[*messages, *HELLO])
     ids = service.generations[0].prompt_token_ids
     text = tokenizer.decode(ids, skip_special_tokens=False)
     assert "assistant\nI will not.<|im_end|>" in text
     assert "assistant\nNor now.<|im_end|>" in text
+    assert "assistant\nWell.\nNot that.<|im_end|>" in text
 
 
 async def test_continue_final_message_ends_with_its_words(client, service, tokenizer):

@@ -233,9 +233,9 @@ def tools(**fields):
     return use
 
 
-def test_tools_that_others_would_run_are_left_out():
+def test_functions_are_tools_and_allowed_ones_may_be_called():
     function = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
-    use = tools(tools=[{"type": "web_search"}, function], tool_choice={**function})
+    use = tools(tools=[function], tool_choice={**function})
     assert [(tool.name, tool.is_strict) for tool in use.tools] == [("f", True)]
     assert (use.only, use.must_call, use.is_parallel) == ("f", True, True)
     both = [function, {**function, "name": "g"}]
@@ -257,6 +257,8 @@ def test_tools_that_others_would_run_are_left_out():
     [
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
+        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+        ({"input": "x", "tools": [{"type": "custom", "name": "f"}]}, "tools[0].type"),
         ({"input": 5}, "input"),
         ({"input": [{"content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
