@@ -246,5 +246,5 @@ def _make_edge(  # noqa: PLR0913 - as above
         guard=guard,
         side=reader.side,
         bodies=BodyReader(limits, reader.side),
-        streams=KeptStreams(context.metrics),
+        streams=KeptStreams(context.metrics, reader.side),
     )

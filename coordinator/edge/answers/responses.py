@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-MAX_INLINE_TOLD = 4096
-"""Of so many tokens and alternatives to them an answer is spelled at once."""
 PIECE_BYTES = 1 << 20
 PAUSE_S = 1.0
 """Whoever looks this much later than it wanted to was stopped itself, and gives the client its time again."""
@@ -73,6 +71,16 @@ class Patience:
         self._writing_since = self._loop.time()
         await sent
         self._writing_since = None
+
+    async def write_all(self, send: Send, body: bytes, *, more: bool) -> None:
+        """Send some body, piece by piece, as long as each may be waited for."""
+        end = len(body)
+        for start in range(0, max(end, 1), PIECE_BYTES):
+            piece = body[start : start + PIECE_BYTES]
+            is_more = more or start + PIECE_BYTES < end
+            await self.write(
+                send({"type": "http.response.body", "body": piece, "more_body": is_more})
+            )
 
     def _look_in(self, seconds: float) -> None:
         self._due_s = self._loop.time() + seconds
@@ -176,14 +184,7 @@ class RunResponse(Response):
 
     async def write(self, send: Send, body: bytes, *, more: bool = True) -> None:
         """Send some body; the answer ends when it is not taken in time."""
-        end = len(body)
-        for start in range(0, max(end, 1), PIECE_BYTES):
-            piece = body[start : start + PIECE_BYTES]
-            await self._write(send, piece, more=more or start + PIECE_BYTES < end)
-
-    async def _write(self, send: Send, body: bytes, *, more: bool) -> None:
-        piece = {"type": "http.response.body", "body": body, "more_body": more}
-        await self._patience.write(send(piece))
+        await self._patience.write_all(send, body, more=more)
 
     async def write_last(self, send: Send, body: bytes) -> None:
         """The same for the end, whose way is watched where somebody books it."""
@@ -198,12 +199,6 @@ class RunResponse(Response):
         await self.write(send, body, more=False)
         booking.leaving()
         booking.left()
-
-    async def spelled(self, say: Callable[[], bytes]) -> bytes:
-        """What `say` returns: it is called beside the loop where it has much to say."""
-        if self.run.num_told <= MAX_INLINE_TOLD:
-            return say()
-        return await self._side.run(say)
 
 
 class WholeResponse(RunResponse):
@@ -222,8 +217,8 @@ class WholeResponse(RunResponse):
             delta = await run.next_delta()
             deltas[delta.index].append(delta)
         ending = run.finish()
-        body = await self.spelled(
-            lambda: self.dialect.whole([joined(own) for own in deltas], ending)
+        body = await self._side.spell(
+            run.num_told, lambda: self.dialect.whole([joined(own) for own in deltas], ending)
         )
         self.headers["content-length"] = str(len(body))
         await self.start(send)
@@ -261,7 +256,7 @@ class StreamResponse(RunResponse):
             before = b""
             delta = await run.next_delta()
         ending = run.finish()
-        return before + await self.spelled(lambda: dialect.end(delta, ending))
+        return before + await self._side.spell(run.num_told, lambda: dialect.end(delta, ending))
 
     def _fail(self, error: BatonError) -> bytes:
         self.run.error = error.error_type
@@ -313,11 +308,7 @@ class ResumableResponse(Response):
         self.headers.update(self._kept.headers)
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         while events:
-            await self._write(send, b"".join(events), more=True)
+            await self._patience.write_all(send, b"".join(events), more=True)
             number += len(events)
             events = await self._kept.after(number)
-        await self._write(send, b"", more=False)
-
-    async def _write(self, send: Send, body: bytes, *, more: bool) -> None:
-        piece = {"type": "http.response.body", "body": body, "more_body": more}
-        await self._patience.write(send(piece))
+        await self._patience.write_all(send, b"", more=False)

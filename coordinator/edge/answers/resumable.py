@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from coordinator.edge.answers.answer import Dialect
     from coordinator.edge.answers.generation_run import GenerationRun
+    from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,12 @@ class KeptStream:
         """The number of the event that comes next."""
         return self.first + len(self.events)
 
-    def add(self, said: bytes) -> int:
-        """Some whole events; returns how many bytes they take."""
+    def add(self, said: Iterable[bytes]) -> int:
+        """Some events without their ends; returns how many bytes they take."""
         before = self.num_bytes
-        for event in said.split(END)[:-1]:
-            told = event + END
-            if self._is_numbered:
-                told = f"id: {self.stream_id}:{self.end}\n".encode() + told
+        for event in said:
+            number = f"id: {self.stream_id}:{self.end}\n".encode() if self._is_numbered else b""
+            told = b"".join((number, event, END))
             self.events.append(told)
             self.num_bytes += len(told) + EVENT_BYTES
         self._wake()
@@ -116,6 +116,11 @@ class KeptStream:
         return self.events[start : start + most]
 
 
+def events_of(said: bytes) -> list[bytes]:
+    """Without their ends."""
+    return said.split(END)[:-1]
+
+
 class KeptStreams:
     """Every resumable stream of one application, within bounds: at most `most_streams` that were admitted, and
     `most_bytes`, which only the last events of streams may exceed."""
@@ -123,12 +128,14 @@ class KeptStreams:
     def __init__(
         self,
         metrics: EdgeMetrics,
+        side: SideWork,
         resume_s: float = RESUME_S,
         most_bytes: int = MAX_BYTES,
         most_stream_bytes: int = MAX_STREAM_BYTES,
         most_streams: int = MAX_STREAMS,
     ) -> None:
         self._metrics = metrics
+        self._side = side
         self._resume_s = resume_s
         self._most_bytes = most_bytes
         self._most_stream_bytes = most_stream_bytes
@@ -214,12 +221,16 @@ class KeptStreams:
         if run.booking is not None:
             kept.headers = run.booking.headers()
         delta = await run.next_delta()
-        self._add(kept, dialect.begin(run.usage))
+        self._add(kept, events_of(dialect.begin(run.usage)))
         while not run.is_over:
-            self._add(kept, dialect.delta(delta, run.usage))
+            self._add(kept, events_of(dialect.delta(delta, run.usage)))
             run.told()
             delta = await run.next_delta()
-        self._add(kept, dialect.end(delta, run.finish()))
+        ending = run.finish()
+        self._add(
+            kept,
+            await self._side.spell(run.num_told, lambda: events_of(dialect.end(delta, ending))),
+        )
         if run.booking is not None:
             run.booking.leaving()
             run.booking.left()
@@ -233,9 +244,9 @@ class KeptStreams:
             log.error("a stream failed unexpectedly", exc_info=error)
         told = error if isinstance(error, BatonError) else InternalError(str(error))
         self._metrics.stream_failed(told.error_type)
-        self._add(kept, dialect.failure(failure_of(told)))
+        self._add(kept, events_of(dialect.failure(failure_of(told))))
 
-    def _add(self, kept: KeptStream, said: bytes) -> None:
+    def _add(self, kept: KeptStream, said: Iterable[bytes]) -> None:
         grown = kept.add(said)
         if kept.stream_id not in self._kept:
             return

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 TOKENIZING_THREADS = 2
+MAX_INLINE_TOLD = 4096
+"""Of so many tokens and alternatives to them an answer is spelled at once."""
 SWITCH_INTERVAL_S = 0.001
 """How long a thread keeps the interpreter that the loop waits for, unless one call of C does."""
 
@@ -32,6 +34,10 @@ class SideWork:
     async def run(self, work: Callable[[], Result]) -> Result:
         """What `work` returns or raises; for code that holds the interpreter."""
         return await asyncio.get_running_loop().run_in_executor(self._python, work)
+
+    async def spell(self, num_told: int, say: Callable[[], Result]) -> Result:
+        """The same, but at once where an answer has told little; `say` repeats what it told."""
+        return say() if num_told <= MAX_INLINE_TOLD else await self.run(say)
 
     async def tokenize(self, work: Callable[[], Result]) -> Result:
         """The same for calls that let other threads run."""

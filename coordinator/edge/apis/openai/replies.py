@@ -182,8 +182,9 @@ class Reply(msgspec.Struct):
 
 
 encode = msgspec.json.Encoder().encode
-MAX_UNSPELLED = 256
-"""Of more tokens each is encoded by itself: one call for a long answer would keep everybody waiting."""
+MAX_UNSPELLED = 8
+"""Of more tokens in a choice each is encoded by itself: one call for a long answer, or for one of 128 choices, would keep
+everybody waiting."""
 
 
 def error_body(failure: Failure) -> bytes:

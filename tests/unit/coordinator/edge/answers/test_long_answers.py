@@ -8,9 +8,10 @@ from typing import Any
 
 import orjson
 import pytest
+from msgspec import Raw
 
 from coordinator.cluster.service_api import StreamEvent
-from coordinator.edge.answers.responses import MAX_INLINE_TOLD, PIECE_BYTES
+from coordinator.edge.answers.responses import PIECE_BYTES
 from coordinator.edge.apis.ollama.dialects import ChatDialect as OllamaChat
 from coordinator.edge.apis.openai.dialects import ChatDialect, CompletionDialect
 from coordinator.edge.apis.openai.replies import (
@@ -20,6 +21,7 @@ from coordinator.edge.apis.openai.replies import (
     encode,
 )
 from coordinator.edge.apis.openai.responses.dialect import ResponsesDialect
+from coordinator.edge.http.side_work import MAX_INLINE_TOLD
 from protocol.finish import FinishReason
 from protocol.sampling import SampledToken, TokenLogprob
 
@@ -81,8 +83,9 @@ async def test_where_an_answer_is_spelled(client, service, monkeypatch, name, co
     assert reply.headers["content-length"] == str(len(reply.content))
 
 
+@pytest.mark.parametrize("background", [False, True])
 async def test_a_stream_whose_end_repeats_everything_spells_it_beside_the_loop(
-    client, service, monkeypatch
+    client, service, monkeypatch, background
 ):
     ends, end = [], ResponsesDialect.end
 
@@ -92,7 +95,7 @@ async def test_a_stream_whose_end_repeats_everything_spells_it_beside_the_loop(
 
     monkeypatch.setattr(ResponsesDialect, "end", watched)
     service.scripts.append(script(LONG))
-    body = {"input": "x", "top_logprobs": 20, "stream": True}
+    body = {"input": "x", "top_logprobs": 20, "stream": True, "background": background}
     reply = await client.post("/v1/responses", json=body)
     assert ends != [threading.get_ident()]
     last = orjson.loads(reply.text.rstrip().rsplit("\ndata: ", 1)[1])
@@ -117,6 +120,14 @@ def test_tokens_encoded_one_by_one_say_the_same(tokenizer):
         for piece in pieces
     ]
     assert whole["top_logprobs"] == parts[0]["top_logprobs"] + parts[1]["top_logprobs"]
+
+
+def test_no_call_spells_many_tokens_of_many_choices(tokenizer):
+    """A choice of each would be below any bound for one."""
+    for tokens in (sampled(30), sampled(200)):
+        chat = chat_logprobs(tokens, tokenizer).content
+        completion = completion_logprobs(tokens, tokenizer, list(range(len(tokens)))).top_logprobs
+        assert {type(told) for told in (*chat, *completion)} == {Raw}
 
 
 async def test_a_large_body_is_sent_in_pieces(app, service):

@@ -136,7 +136,7 @@ async def test_too_many_bytes_are_taken_from_the_tenant_that_holds_most(app, ser
 def test_the_event_that_came_last_is_never_forgotten():
     kept = KeptStream("s", "", numbered=True)
     for count in range(1, 6):
-        kept.add(b"data: x\n\n")
+        kept.add([b"data: x"])
         while kept.drop_first():
             pass
         assert (kept.end, len(kept.events)) == (count, 1)
@@ -173,7 +173,10 @@ async def test_a_failure_to_close_the_books_leaves_no_reader_waiting(app, servic
 
 async def test_a_stream_that_is_forgotten_before_it_began_leaves_no_reader_waiting():
     nothing: Any = None
-    streams, run = KeptStreams(nothing), SimpleNamespace(facts=SimpleNamespace(reply_id="s"))
+    streams, run = (
+        KeptStreams(nothing, nothing),
+        SimpleNamespace(facts=SimpleNamespace(reply_id="s")),
+    )
     kept = streams.begin(cast("Any", run), nothing, "", numbered=True)
     waiting = asyncio.create_task(kept.after(0))
     streams.forget(kept)
