@@ -38,6 +38,7 @@ BENCHES = {
 OWN_PARSERS = {
     "plan": "find the pool sizes that hold an SLO, by simulation",
     "keys": "create, list, show, rotate and revoke keys",
+    "init": "write the files to run Baton with: ray, aws, kuberay, systemd, grafana",
 }
 DEFAULT_URL = "http://127.0.0.1:8000"
 

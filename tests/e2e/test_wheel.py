@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.e2e.server import Server
 
@@ -115,3 +116,38 @@ def test_the_module_is_the_command(installed: Installed, tmp_path: Path) -> None
         check=True,
     )
     assert done.stdout == installed.baton("version", where=tmp_path).stdout
+
+
+@pytest.mark.parametrize("what", ["ray", "aws", "kuberay", "systemd", "grafana"])
+def test_files_to_run_baton_with_are_in_a_wheel(
+    installed: Installed, tmp_path: Path, what: str
+) -> None:
+    done = installed.baton("init", what, where=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / line).stat().st_size for line in done.stdout.splitlines())
+    assert installed.baton("init", what, where=tmp_path).returncode == 2
+
+
+def test_what_is_installed_can_be_installed_elsewhere(installed: Installed, tmp_path: Path) -> None:
+    """`baton init ray` writes the wheel that its hosts install."""
+    installed.baton("init", "ray", where=tmp_path)
+    [wheel] = (tmp_path / "dist").iterdir()
+    cluster = yaml.safe_load((tmp_path / "cluster.yaml").read_text(encoding="utf-8"))
+    assert cluster["file_mounts"][f"~/baton/{wheel.name}"] == f"dist/{wheel.name}"
+    assert any(wheel.name in line for line in cluster["setup_commands"])
+    home = tmp_path / "home"
+    venv.create(home, symlinks=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    pip += ["--python", str(home / "bin" / "python"), "install", "--no-deps", "--no-compile"]
+    subprocess.run([*pip, str(wheel)], check=True)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(home)}))
+    for name in ("baton_serve", "baton_serve.pth"):
+        assert _contents(packages / name) == _contents(installed.packages / name)
+    assert (home / "bin" / "baton").exists()
+
+
+def _contents(path: Path) -> dict[str, bytes]:
+    if path.is_file():
+        return {path.name: path.read_bytes()}
+    found = [one for one in path.rglob("*") if one.is_file() and one.suffix != ".pyc"]
+    return {str(one.relative_to(path)): one.read_bytes() for one in found}
