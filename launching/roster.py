@@ -55,7 +55,7 @@ Message = LauncherHello | LauncherGoodbye | NodeLeaving | ScaleRefused | WorkerE
 class Place:
     """A place for one process, which may be filled several times and on several hosts. `leaving`: not again.
     `is_new`: ordered while serving; if its first start cannot work, the order is refused. `generation` is that
-    of its newest start; generations grow from start to start, over all places."""
+    of its newest start; generations grow from start to start, over all places. `node` and `waits_for` are for people."""
 
     name: str
     spec: Spec
@@ -64,12 +64,22 @@ class Place:
     generation: int = 0
     pid: int = 0
     started_s: float = 0.0
+    node: str = ""
+    waits_for: str = ""
     backoff: Backoff = field(default_factory=Backoff)
 
     @property
     def worker(self) -> WorkerSpec | None:
         """Its spec, if it is a worker's."""
         return self.spec if isinstance(self.spec, WorkerSpec) else None
+
+    def waits(self, what: str) -> None:
+        """It cannot be started before there is that."""
+        self.waits_for = what
+
+    def sits_on(self, node: str) -> None:
+        """It has its place there."""
+        self.node, self.waits_for = node, ""
 
     def runs_as(self, pid: int) -> None:
         """Its newest start has a process."""
@@ -191,7 +201,13 @@ class Roster:
     def hello(self) -> LauncherHello:
         """Who there is, as a coordinator that comes back must learn it; said again and again."""
         workers = [
-            LauncherWorker(worker_id=place.name, role=place.worker.role, leaving=place.leaving)
+            LauncherWorker(
+                worker_id=place.name,
+                role=place.worker.role,
+                leaving=place.leaving,
+                node=place.node,
+                waits_for=place.waits_for,
+            )
             for place in self
             if place.worker is not None
         ]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.cluster.audit import AuditBook
 from coordinator.cluster.autoscaler import Autoscaler
 from coordinator.cluster.books import Books
+from coordinator.cluster.changes import ChangeLog
 from coordinator.cluster.cluster_view import ClusterView
 from coordinator.cluster.control_socket import Outgoing
 from coordinator.cluster.dispatch import Dispatch, LineBounds, WaitingLine
@@ -132,13 +133,15 @@ class Cluster:
         membership = Membership(books, self.liveness, self.scaler, self.outgoing, hearing)
         self.reconciler = reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
         self.inbox = Inbox(books, self.requests, membership, reconciler, self._audits, hearing)
+        self._changes = ChangeLog(books, clock)
         self._view = ClusterView(
-            books, self.line, self.requests, self.readiness, self._show_autoscaler, clock
+            books, self.line, self.requests, self.readiness, self._show_others, clock
         )
         self.ticks = [
             Periodic("looking after workers and requests", TICK_S, self.tick),
             Periodic("looking after pools", TICK_S, self.scaler.tick),
             Periodic("autoscaling", TICK_S, self._autoscale),
+            Periodic("noting changes", TICK_S, self._changes.look),
         ]
         self.submit, self.submit_all = self.requests.submit, self.requests.submit_all
         self.is_ready = self.readiness.is_ready
@@ -151,14 +154,24 @@ class Cluster:
     def autoscale(self, targets: Targets, limits: Limits) -> Autoscaler:
         """Let the planner size the pools from now on; it is asked at every `tick` of a started cluster."""
         self.demand.judge_by(targets)
+        self.watch_slo(targets)
         planner = Planner(targets, limits)
         self.autoscaler = Autoscaler(
             self.books, self.line, self.demand, self.scaler, planner, self.clock
         )
         return self.autoscaler
 
-    def _show_autoscaler(self) -> dict[str, Any]:
-        return {"enabled": False} if self.autoscaler is None else self.autoscaler.view()
+    def watch_slo(self, targets: Targets) -> None:
+        """Count what holds it, whether the pools follow or not."""
+        self.requests.attainment.judge_by(targets)
+
+    def _show_others(self) -> dict[str, Any]:
+        autoscaler = {"enabled": False} if self.autoscaler is None else self.autoscaler.view()
+        return {
+            "autoscaler": autoscaler,
+            "slo": self.requests.attainment.view(),
+            "changes": self._changes.view(),
+        }
 
     def _pools_changed(self) -> None:
         """Other workers serve, or other numbers are wanted."""

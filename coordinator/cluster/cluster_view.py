@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from coordinator.cluster.audit import blocks_json
 from coordinator.cluster.lifecycle import Phase
+from coordinator.cluster.registry import WorkerState
 from protocol.roles import by_name
 
 if TYPE_CHECKING:
@@ -28,14 +30,14 @@ class ClusterView:
         line: WaitingLine,
         requests: LiveRequests,
         readiness: Readiness,
-        autoscaler: Callable[[], dict[str, Any]],
+        others: Callable[[], dict[str, Any]],
         clock: Clock,
     ) -> None:
         self._books = books
         self._line = line
         self._requests = requests
         self._readiness = readiness
-        self._autoscaler = autoscaler
+        self._others = others
         self._clock = clock
 
     def show(self, model_name: str) -> dict[str, Any]:
@@ -47,11 +49,12 @@ class ClusterView:
         return {
             "model": model_name,
             "ready": self._readiness.is_ready(),
-            "workers": [_worker_json(record) for record in self._books.registry],
+            "workers": [self._worker(record) for record in self._books.registry],
             "lost": self._lost(),
             "target": by_name(self._books.pools.target),
+            "pools": self._pools(),
             "scaling": self._scaling(),
-            "autoscaler": self._autoscaler(),
+            **self._others(),
             "requests": {"live": len(self._requests), "queued": len(self._line), "phases": phases},
             "replays": self._requests.replays,
             "handovers": self._requests.handovers,
@@ -77,12 +80,40 @@ class ClusterView:
             for worker_id, left in self._books.registry.departures.items()
         ]
 
+    def _pools(self) -> dict[str, dict[str, int]]:
+        """Of each role: how many are wanted, and how many there are, by state; `waiting` ones cannot be started yet."""
+        pools, registry = self._books.pools, self._books.registry
+        found: dict[str, dict[str, int]] = {}
+        for role, target in by_name(pools.target).items():
+            states = Counter(r.state.value for r in registry if r.role == role)
+            waiting = sum(slot.role == role for slot in pools if slot.waits_for)
+            found[role] = {"target": target, **{s.value: states[s.value] for s in WorkerState}}
+            found[role] |= {"waiting": waiting}
+        return found
+
+    def _worker(self, record: WorkerRecord) -> dict[str, Any]:
+        slot = self._books.pools.get(record.worker_id)
+        node = slot.node if slot is not None and slot.node else record.hello.host
+        return {**_worker_json(record), "node": node}
+
     def _scaling(self) -> dict[str, Any]:
-        """Who starts workers, who is to leave, and what of the last scaling could not be had."""
+        """Who starts workers and whether it can, who is to leave, who waits for what, and what of the last scaling
+        could not be had."""
         now_s, pools = self._clock.now_s(), self._books.pools
         return {
             "launcher": pools.launcher,
+            "away": pools.away,
             "leaving": [slot.worker_id for slot in pools if slot.leaving],
+            "waiting": [
+                {
+                    "id": slot.worker_id,
+                    "role": slot.role,
+                    "waits_for": slot.waits_for,
+                    "for_s": round(now_s - slot.waits_since_s, 1),
+                }
+                for slot in pools
+                if slot.waits_for
+            ],
             "refused": [
                 {
                     "id": refusal.worker_id,

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from coordinator.cluster.attainment import Attainment
 from coordinator.cluster.lifecycle import RequestLife, Verdict
 from coordinator.cluster.service_api import StreamEvent
 from protocol.errors import BatonError, DeadlineExceeded, GivenUp, Overloaded, RequestAborted
@@ -106,6 +107,7 @@ class LiveRequests:
         self._line = line
         self._dispatch = dispatch
         self._demand = demand
+        self.attainment = Attainment(clock)
         self._clock = clock
         self._open_stream = open_stream
         self._lives: dict[str, RequestLife] = {}
@@ -138,6 +140,7 @@ class LiveRequests:
             self._line.check_room(lives)
         except Overloaded:
             self._demand.refused(now_s, [life.work_tokens for life in lives])
+            self.attainment.refused(len(lives))
             raise
         streams = [self._open(life) for life in lives]
         for life in lives:
@@ -314,7 +317,12 @@ class LiveRequests:
             log.log(_level(event.error), "request_id=%s ended: %s", life.request_id, event.error)
         if event.finish_reason is not None:
             self._dispatch.finished(life)
-            self._demand.finished(self._clock.now_s(), life.summary())
+            summary = life.summary()
+            self._demand.finished(self._clock.now_s(), summary)
+            if not life.is_tied:
+                self.attainment.finished(summary)
+        elif not life.is_tied and not isinstance(event.error, RequestAborted):
+            self.attainment.failed()
         self._streams.pop(life.request_id).put(event)
         self._dispatch.pump()
 

@@ -38,7 +38,8 @@ _INDEX = re.compile(r"(\d+)$")
 class Slot:
     """One worker's place. `is_known`: its role is the coordinator's own word, or the worker's, no placeholder's.
     `is_ordered`: the launcher was asked for it and has not listed it yet; `is_listed`: it did once.
-    `machine_until_s`: when its machine will be taken away, if it will be. `told_s`: when the last order about it left."""
+    `machine_until_s`: when its machine will be taken away, if it will be. `told_s`: when the last order about it left.
+    `node` is where its launcher has it, `waits_for` what it cannot start without, since `waits_since_s`; for people."""
 
     worker_id: str
     role: Role
@@ -49,6 +50,9 @@ class Slot:
     drain_until_s: float | None = None
     machine_until_s: float | None = None
     told_s: float = float("-inf")
+    node: str = ""
+    waits_for: str = ""
+    waits_since_s: float = 0.0
 
     @property
     def is_placeholder(self) -> bool:
@@ -75,6 +79,12 @@ class Slot:
         self.drain_until_s = until_s
         self.due_at_once()
         return until_s
+
+    def heard_of(self, worker: LauncherWorker, now_s: float) -> None:
+        """Its launcher says where it is and what it lacks."""
+        if worker.waits_for and not self.waits_for:
+            self.waits_since_s = now_s
+        self.node, self.waits_for = worker.node, worker.waits_for
 
     def told(self, now_s: float) -> None:
         """An order about it leaves."""

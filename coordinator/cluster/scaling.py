@@ -282,6 +282,9 @@ class Scaler:
         here = {record.worker_id for record in self._registry}
         for order in self._pools.listed(hello.workers, here):
             self._tell(order)
+        for worker in hello.workers:
+            if (slot := self._pools.get(worker.worker_id)) is not None:
+                slot.heard_of(worker, self._clock.now_s())
         for worker_id in [
             name for name in self._registry.departures if self._pools.get(name) is None
         ]:

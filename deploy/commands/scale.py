@@ -13,7 +13,7 @@ from urllib.parse import quote
 import httpx
 
 from deploy.commands.chat import ServerError, explain
-from deploy.commands.status import read_cluster
+from deploy.commands.status import read_cluster, refusals
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
 from protocol.roles import Role
@@ -94,8 +94,8 @@ def ask(client: httpx.Client, path: str, body: dict[str, Any] | None = None) -> 
 
 def is_reached(view: dict[str, Any]) -> bool:
     """Whether exactly the wanted workers are there and ready. ServerError when some cannot be had."""
-    if refused := view["scaling"]["refused"]:
-        raise ServerError(f"{refused[0]['id']} was not started: {refused[0]['reason']}")
+    if told := refusals(view["scaling"]["refused"]):
+        raise ServerError("; ".join(told))
     ready = [worker["role"] for worker in view["workers"] if worker["state"] == "ready"]
     is_full = all(ready.count(role) == count for role, count in view["target"].items())
     return is_full and not view["scaling"]["leaving"] and len(ready) == len(view["workers"])
@@ -126,10 +126,14 @@ def _progress(view: dict[str, Any]) -> str:
     entries = [*view["workers"], *view.get("lost", ())]
     here = {entry["id"]: entry["state"] for entry in entries}
     waiting = [f"{name} {state}" for name, state in here.items() if state != "ready"]
+    scaling = view["scaling"]
+    stuck = [entry for entry in scaling.get("waiting", ()) if entry["id"] not in here]
+    waiting += [f"{entry['id']} waits for {entry['waits_for']}" for entry in stuck]
+    if scaling.get("away"):
+        waiting.append(scaling["away"])
     waiting += [f"{name} leaving" for name in view["scaling"]["leaving"] if name not in here]
-    missing = sum(view["target"].values()) - sum(
-        1 for name in here if name not in view["scaling"]["leaving"]
-    )
+    missing = sum(view["target"].values()) - len(stuck)
+    missing -= sum(1 for name in here if name not in view["scaling"]["leaving"])
     if missing > 0:
         waiting.append(f"{missing} starting up")
     return ", ".join(waiting) or "finishing"

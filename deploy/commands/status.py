@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from rich.console import Console
@@ -12,6 +12,10 @@ from rich.table import Table
 
 from deploy.commands.chat import ServerError, explain
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FULL = ("target", "ready")
 PLAIN_WIDTH = 160
 """Of a table that goes into a file or a pipe."""
 
@@ -25,6 +29,8 @@ def show_status(url: str, api_key: str | None, *, as_json: bool) -> int:
     else:
         console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
         console.print(headline(cluster))
+        for line in notes(cluster):
+            console.print(line, markup=False)
         console.print(worker_table(cluster))
     return 0 if cluster["ready"] else 1
 
@@ -59,16 +65,74 @@ def headline(cluster: dict[str, Any]) -> str:
     )
 
 
+def notes(cluster: dict[str, Any]) -> list[str]:
+    """What an operator must know beside the workers: sizes, who waits for what, Ray, the autoscaler, the SLO."""
+    scaling, autoscaler = cluster.get("scaling", {}), cluster.get("autoscaler", {})
+    found = [_pools(cluster["pools"])] if cluster.get("pools") else []
+    if scaling.get("away"):
+        found.append(f"workers can be neither started nor stopped: {scaling['away']}")
+    found += [waiting(entry) for entry in scaling.get("waiting", ())]
+    found += refusals(scaling.get("refused", ()))
+    if autoscaler.get("enabled"):
+        found.append(_wants(autoscaler))
+        found += [autoscaler[key] for key in ("trouble", "beyond_reach") if autoscaler[key]]
+    if cluster.get("slo"):
+        found.append(slo_line(cluster["slo"]))
+    return found
+
+
+def _pools(pools: dict[str, dict[str, int]]) -> str:
+    """`prefill 2 of 3 (1 waiting) · decode 4 of 4`."""
+    parts = []
+    for role, counts in pools.items():
+        others = [f"{n} {what}" for what, n in counts.items() if n and what not in FULL]
+        told = f" ({', '.join(others)})" if others else ""
+        parts.append(f"{role} {counts['ready']} of {counts['target']}{told}")
+    return " · ".join(parts)
+
+
+def waiting(entry: dict[str, Any]) -> str:
+    """`decode-3 waits for a node with decode_slot 1 (12 s)`."""
+    return f"{entry['id']} waits for {entry['waits_for']} ({entry['for_s']:.0f} s)"
+
+
+def refusals(refused: Sequence[dict[str, Any]]) -> list[str]:
+    """One line a reason, however many workers it kept away."""
+    found: dict[str, list[str]] = {}
+    for entry in refused:
+        found.setdefault(entry["reason"], []).append(entry["id"])
+    return [f"{_names(names)} not started: {reason}" for reason, names in found.items()]
+
+
+def _names(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more were" if names[1:] else f"{names[0]} was"
+
+
+def _wants(autoscaler: dict[str, Any]) -> str:
+    wanted = ", ".join(f"{role} {count}" for role, count in autoscaler["needs"].items())
+    return f"autoscaler wants {wanted or 'nothing yet'}: {autoscaler['reason']}"
+
+
+def slo_line(slo: dict[str, Any]) -> str:
+    """`SLO TTFT 2000 ms, TPOT 100 ms: 97.5 % of 80 requests in 5 min (goal 90 %) · goodput 0.26 requests/s`."""
+    told = f"SLO TTFT {slo['ttft_ms']:g} ms, TPOT {slo['tpot_ms']:g} ms"
+    if slo["attained"] is None:
+        return f"{told}: nothing ended in the last {slo['window_s'] / 60:.0f} min"
+    share = f"{slo['attained']:.1%} of {slo['requests']} requests (goal {slo['goal']:.0%})"
+    lost = [f"{slo[key]} {key}" for key in ("refused", "failed") if slo[key]]
+    return f"{told}: {', '.join([share, *lost])} · goodput {slo['goodput_per_s']:.2f} requests/s, over {slo['window_s']:.0f} s"
+
+
 def worker_table(cluster: dict[str, Any]) -> Table:
     """One row a worker."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("worker", "role", "state", "pid"):
+    for heading in ("worker", "role", "state", "pid", "node"):
         table.add_column(heading)
     for heading in ("waiting", "running", "pulling", "held", "cached", "free"):
         table.add_column(heading, justify="right")
     for worker in cluster.get("workers", ()):
         blocks, requests = worker.get("blocks", {}), worker.get("requests", {})
-        names = [str(worker.get(key, "?")) for key in ("id", "role", "state", "pid")]
+        names = [str(worker.get(key, "?")) for key in ("id", "role", "state", "pid", "node")]
         counts = [requests.get(key, 0) for key in ("waiting", "running", "transferring")]
         counts += [blocks.get(key, 0) for key in ("held", "cached", "free")]
         table.add_row(*names, *map(str, counts))

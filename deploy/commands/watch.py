@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.commands.chat import ServerError
-from deploy.commands.status import headline, read_cluster, status_client
+from deploy.commands.status import headline, notes, read_cluster, status_client
 from protocol.errors import ConfigError
 from protocol.roles import Role
 
@@ -67,6 +67,7 @@ def dashboard(view: dict[str, Any]) -> RenderableType:
     """Everything that `GET /cluster` tells, for a terminal of any width."""
     return Group(
         Text(headline(view), style="bold"),
+        *(Text(line, style="dim") for line in notes(view)),
         _phases(view.get("requests", {}).get("phases", {})),
         Text(),
         _workers([*view.get("workers", ()), *view.get("lost", ())]),

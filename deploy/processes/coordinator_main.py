@@ -64,6 +64,8 @@ class CoordinatorProcess:
         )
         around = Surroundings(on_ready_change=self._tell_ready, read_inbox=self.control.read)
         self.cluster = Cluster(settings, self.clock, self.control.send, around)
+        if spec.slo:
+            self.cluster.watch_slo(targets_of(spec.slo))
         if spec.autoscale:
             self.cluster.autoscale(targets_of(spec.slo), limits_of(spec.autoscale))
         self.owner = OwnerWatch(

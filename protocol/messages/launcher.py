@@ -15,11 +15,14 @@ from protocol.roles import Role
 
 
 class LauncherWorker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A worker that the launcher runs, or will start again; `leaving`: it will not."""
+    """A worker that the launcher runs, or will start again; `leaving`: it will not. `node` is where it is, for people;
+    `waits_for` what it cannot be started without."""
 
     worker_id: str
     role: Role
     leaving: bool = False
+    node: str = ""
+    waits_for: str = ""
 
 
 class LauncherHello(Message, frozen=True, kw_only=True):

@@ -61,7 +61,7 @@ def scale(server: RayServer, **wanted: int) -> dict[str, Any]:
     return answer
 
 
-def test_pools_are_made_of_their_nodes_memory(nodes: RayNodes) -> None:
+def test_pools_are_made_of_their_nodes_memory_and_waits_are_told(nodes: RayNodes) -> None:
     nodes.add(prefill_slot=1, memory=3e9)
     nodes.add(decode_slot=1, memory=6e9)
     size = ("--max-model-len", "1024")
@@ -70,6 +70,19 @@ def test_pools_are_made_of_their_nodes_memory(nodes: RayNodes) -> None:
         workers = {w["role"]: w["kv_capacity_tokens"] for w in server.cluster()["workers"]}
         assert workers["decode"] > 2 * workers["prefill"]
         with Load(server) as load:
+            load.go_on(8)
+            scale(server, decode=2)
+            server.say("decode-1 waits for a node with decode_slot 1")
+            until(lambda: server.cluster()["scaling"]["waiting"], "the view saying so", 5.0)
+            (entry,) = server.cluster()["scaling"]["waiting"]
+            assert (entry["id"], entry["waits_for"]) == ("decode-1", "a node with decode_slot 1")
+            nodes.add(decode_slot=1, memory=6e9)
+            until(lambda: server.ready("prefill-0", "decode-0", "decode-1"), "its slot", 60.0)
+            view = server.cluster()
+            assert view["scaling"]["waiting"] == []
+            assert all("127.0.0.1" in worker["node"] for worker in view["workers"])
+            sizes = {w["id"]: w["kv_capacity_tokens"] for w in view["workers"]}
+            assert sizes["decode-1"] > 2 * sizes["prefill-0"]
             load.go_on(8)
         load.check()
 

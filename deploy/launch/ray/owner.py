@@ -198,11 +198,19 @@ class RayLauncher:
                 self._placed(report)
             case Waiting():
                 self.say(report.name, f"waits for a node with {spell(report.demand)}")
+                self._waits(report.name, f"a node with {spell(report.demand)}")
             case Unseated():
                 self.say(report.name, f"lost its place ({report.reason}); looking for another")
+                self._waits(report.name, "another place")
             case Gone():
                 self.seating.forget(report.name)
                 self._foreman.gone(report.name, 0)
+
+    def _waits(self, name: str, what: str) -> None:
+        """The coordinator is told now, not with the next hello."""
+        if (place := self.roster.get(name)) is not None:
+            place.waits(what)
+            self._greet()
 
     def _placed(self, placed: Placed) -> None:
         place = self.roster.get(placed.name)
@@ -214,6 +222,7 @@ class RayLauncher:
         except ConfigError as error:
             self._foreman.do(self.roster.failed(place.name, str(error)))
             return
+        place.sits_on(f"{placed.node.hostname} {placed.node.ip}")
         if place.name == COORDINATOR and self._link is None:
             self._open_control(place, placed)
         self.roster.begin(place, self._clock.now_s())

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import ray
+from ray._private.state import state
 from ray.exceptions import ActorDiedError, RayError
 
-from deploy.launch.ray.patience import happens_within
+from deploy.launch.ray.patience import ends_within, happens_within
 from deploy.launch.ray.records import (
     Ended,
     Failed,
@@ -120,10 +121,13 @@ class SeatHolder:
         news.cancel()
 
     async def _placed(self) -> bytes:
-        """The actor's first answer; says once that there is no room yet."""
+        """The actor's first answer; says once that there is no room yet, as soon as that is known."""
         answer = asyncio.ensure_future(_wait(self._actor.facts.remote()))
-        done, _ = await asyncio.wait([answer], timeout=PATIENCE_S)
-        if not done and self.demand.bundle():
+        looking = asyncio.ensure_future(asyncio.to_thread(has_room, self.demand))
+        is_known = await ends_within(looking, PATIENCE_S) and looking.exception() is None
+        if not is_known or looking.result():
+            await asyncio.wait([answer], timeout=PATIENCE_S)
+        if not answer.done() and self.demand.bundle():
             self._report(Waiting(name=self.name, demand=self.demand))
         facts: bytes = await answer
         return facts
@@ -168,6 +172,16 @@ def make_actor(name: str, launch: str, demand: Demand) -> Any:
         scheduling_strategy="SPREAD",
     )
     return actor.remote(name, launch)
+
+
+def has_room(demand: Demand) -> bool:
+    """Whether a node has all of it left now, as far as Ray knows."""
+    nodes: dict[str, dict[str, float]] = state.available_resources_per_node()
+    needed = demand.bundle()
+    return any(
+        all(left.get(name, 0.0) >= amount for name, amount in needed.items())
+        for left in nodes.values()
+    )
 
 
 def with_resources(facts: NodeFacts) -> NodeFacts:

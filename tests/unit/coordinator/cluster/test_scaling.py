@@ -293,15 +293,15 @@ def test_drain_survives_the_coordinator() -> None:
     run(scenario, prefill=1, decode=2)
 
 
-def test_refused_worker_lowers_the_target_and_is_shown() -> None:
+def test_refused_workers_leave_the_target_and_are_shown() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
         cluster.launcher.room = 3
         cluster.scaler.scale(decode=3)
         await settle(cluster)
         view = cluster.service.cluster()
-        assert view["target"] == {"prefill": 1, "decode": 2}
-        assert [entry["id"] for entry in view["scaling"]["refused"]] == ["decode-2"]
+        assert view["target"] == {"prefill": 1, "decode": 1}
+        assert [entry["id"] for entry in view["scaling"]["refused"]] == ["decode-1", "decode-2"]
         cluster.scaler.scale(decode=2)
         assert cluster.service.cluster()["scaling"]["refused"] == []
 

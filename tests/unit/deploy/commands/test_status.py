@@ -1,0 +1,78 @@
+"""What `baton status` and `baton scale` say beside the table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deploy.commands.chat import ServerError
+from deploy.commands.scale import _progress, is_reached
+from deploy.commands.status import notes, worker_table
+
+WORKER = {"id": "decode-0", "role": "decode", "state": "ready", "pid": 7, "node": "b 10.0.0.2"}
+SLO = {
+    "ttft_ms": 2000.0,
+    "tpot_ms": 100.0,
+    "goal": 0.9,
+    "window_s": 300.0,
+    "requests": 80,
+    "refused": 2,
+    "failed": 0,
+    "attained": 0.975,
+    "goodput_per_s": 0.26,
+}
+
+
+def view(**more: Any) -> dict[str, Any]:
+    return {
+        "workers": [WORKER],
+        "lost": [],
+        "target": {"prefill": 0, "decode": 2},
+        "scaling": {"leaving": [], "refused": [], "waiting": [], "away": "", **more},
+    }
+
+
+def waits(name: str = "decode-1") -> list[dict[str, Any]]:
+    return [{"id": name, "role": "decode", "waits_for": "a node with decode_slot 1", "for_s": 12.4}]
+
+
+def test_an_operator_reads_sizes_waits_ray_wishes_and_the_slo() -> None:
+    shown = view(waiting=waits(), away="Ray is away (lost)")
+    shown["pools"] = {
+        "prefill": {"target": 1, "ready": 1, "starting": 0, "draining": 0, "waiting": 0},
+        "decode": {"target": 3, "ready": 1, "starting": 1, "draining": 0, "waiting": 1},
+    }
+    shown["autoscaler"] = {
+        "enabled": True,
+        "needs": {"prefill": 1, "decode": 3},
+        "reason": "decode needs 3: full",
+        "trouble": None,
+        "beyond_reach": None,
+    }
+    shown["slo"] = SLO
+    assert notes(shown) == [
+        "prefill 1 of 1 · decode 1 of 3 (1 starting, 1 waiting)",
+        "workers can be neither started nor stopped: Ray is away (lost)",
+        "decode-1 waits for a node with decode_slot 1 (12 s)",
+        "autoscaler wants prefill 1, decode 3: decode needs 3: full",
+        "SLO TTFT 2000 ms, TPOT 100 ms: 97.5% of 80 requests (goal 90%), 2 refused · goodput 0.26 requests/s, over 300 s",
+    ]
+    assert "node" in [column.header for column in worker_table(shown).columns]
+
+
+def test_an_older_server_is_shown_too() -> None:
+    assert notes({"workers": [WORKER], "ready": True}) == []
+
+
+def test_scale_says_what_it_waits_for() -> None:
+    assert _progress(view(waiting=waits())) == "decode-1 waits for a node with decode_slot 1"
+    assert _progress(view()) == "1 starting up"
+    assert _progress(view(away="Ray is away (lost)")) == "Ray is away (lost), 1 starting up"
+
+
+def test_many_refusals_of_one_reason_are_one_sentence() -> None:
+    refused = [{"id": f"decode-{n}", "reason": "28 of 199 workers fit"} for n in range(1, 200)]
+    with pytest.raises(ServerError) as told:
+        is_reached(view(refused=refused))
+    assert str(told.value) == "decode-1 and 198 more were not started: 28 of 199 workers fit"
