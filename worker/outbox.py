@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from msgspec.structs import replace
+
 from protocol.messages.reports import Output, Outputs, TransferFailed
 
-FRAME_SCORES = 32 * 1024
-"""Log-probabilities of prompts in one frame, which has a greatest size."""
+FRAME_SCORES = 4096
+"""Log-probabilities of prompts in one frame: it has a greatest size, and whoever reads it does nothing else meanwhile."""
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from engine.context import WorkerContext
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import Message, PeerAddress
+    from protocol.sampling import ScoredToken
 
 
 class Lines(Protocol):
@@ -35,6 +40,32 @@ class Lines(Protocol):
         ...
 
 
+def pieces_of(output: Output) -> Iterator[Output]:
+    """The scores that no frame has room for go before, in outputs of their own."""
+    scores, start = output.prompt_scores, 0
+    most = max(1, FRAME_SCORES // (1 + max((len(score.top) for score in scores), default=0)))
+    while len(scores) - start > most:
+        yield Output(
+            incarnation=output.incarnation,
+            request_id=output.request_id,
+            attempt=output.attempt,
+            index=output.index,
+            tokens=[],
+            prompt_index=output.prompt_index + start,
+            prompt_scores=scores[start : start + most],
+        )
+        start += most
+    if start:
+        output = replace(
+            output, prompt_index=output.prompt_index + start, prompt_scores=scores[start:]
+        )
+    yield output
+
+
+def _weight(scores: Sequence[ScoredToken]) -> int:
+    return sum(1 + len(score.top) for score in scores)
+
+
 class Outbox:
     """Satisfies PrefillOutbox and DecodeOutbox."""
 
@@ -50,11 +81,12 @@ class Outbox:
         return not self._outputs
 
     def output(self, output: Output) -> None:
-        """Keep for the next flush; flush when it is much."""
-        self._outputs.append(output)
-        self._num_scores += sum(1 + len(score.top) for score in output.prompt_scores)
-        if self._num_scores >= FRAME_SCORES:
-            self.flush()
+        """Keep for the next flush; flush when it is much. What is too much for a frame leaves in several."""
+        for piece in pieces_of(output):
+            self._outputs.append(piece)
+            self._num_scores += _weight(piece.prompt_scores)
+            if self._num_scores >= FRAME_SCORES:
+                self.flush()
 
     def transfer_failed(self, message: TransferFailed) -> None:
         """See DecodeOutbox."""

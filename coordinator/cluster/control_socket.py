@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from protocol.messages.orders import CoordinatorMessage
 
 log = logging.getLogger(__name__)
-MAX_MESSAGES_A_TURN = 256
+MAX_MESSAGES_A_TURN, MAX_BYTES_A_TURN = 256, 128 * 1024
 
 
 class Outgoing:
@@ -91,14 +91,18 @@ class ControlSocket:
             self._loop.call_soon(self._drain)  # let others run, then go on
 
     def read(self) -> bool:
-        """Hear what waits, MAX_MESSAGES_A_TURN at most; False: more may wait."""
+        """Hear what waits, MAX_MESSAGES_A_TURN at most, and none after MAX_BYTES_A_TURN; False: more may wait."""
+        num_bytes = 0
         for _ in range(MAX_MESSAGES_A_TURN):
             if self._socket.closed:
                 return True
+            if num_bytes >= MAX_BYTES_A_TURN:
+                return False
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return True
+            num_bytes += len(frames[-1])
             self._receive(frames)
         return False
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from coordinator.cluster.control_socket import ControlSocket
+from coordinator.cluster.control_socket import MAX_BYTES_A_TURN, ControlSocket
 from deploy.launch.control import ControlLink
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.lease import LeaseTable
@@ -57,6 +57,34 @@ async def test_messages_behind_one_that_fails_are_heard(
     assert heard == ["0", "1", "2", "3"]
     assert control.dropped_messages == 1
     assert "LauncherHello could not be followed" in caplog.text
+    dealer.close()
+    channels.context.term()
+    control.close()
+
+
+async def test_large_messages_are_heard_in_turns(tmp_path: Path) -> None:
+    """What a worker says at once does not keep everybody else from the loop."""
+    heard: list[str] = []
+
+    def on_message(_: bytes, message: WorkerMessage) -> None:
+        assert isinstance(message, LauncherHello)
+        heard.append(message.launcher)
+
+    control = ControlSocket(f"ipc://{tmp_path}/control", on_message)
+    channels = Channels()
+    dealer = channels.socket(zmq.DEALER)
+    dealer.connect(control.address)
+    large = "x" * (MAX_BYTES_A_TURN // 2)
+    for _ in range(7):
+        dealer.send(wire.encode(LauncherHello(launcher=large)))
+    turns = []
+    async with asyncio.timeout(PATIENCE_S):
+        while len(heard) < 7:
+            before = len(heard)
+            control.read()
+            turns.append(len(heard) - before)
+            await asyncio.sleep(0.001)
+    assert max(turns) <= 2
     dealer.close()
     channels.context.term()
     control.close()

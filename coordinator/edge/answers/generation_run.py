@@ -14,6 +14,7 @@ from coordinator.accounts.booking import Request
 from coordinator.edge.answers.answer import Ending, Usage
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.answers.prompt_scoring import ScoreBook
+from coordinator.edge.http.side_work import others_turn
 from coordinator.edge.telemetry.choice_meter import ChoiceMeter
 from coordinator.edge.telemetry.request_record import RequestRecord, cached_of_prompts, timings_of
 from protocol.errors import BatonError, GrammarDeadEnd, InternalError
@@ -191,6 +192,7 @@ class GenerationRun:
                 raise self._named(event.error)
             if event.prompt_scores:
                 self._scores.take(index, event.prompt_scores)
+                await others_turn()  # many events may be here already, and each takes a while
             delta = self._take(index, event)
             if delta is not None and (free := self._scores.admit(delta)) is not None:
                 return free

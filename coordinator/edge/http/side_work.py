@@ -1,4 +1,4 @@
-"""What must not run on the event loop. Owns the threads, and how many pieces of work hold the interpreter at once.
+"""What must not run on the event loop, or not at once. Owns the threads, and how many pieces of work hold the interpreter.
 
 Python code in a thread takes turns with the loop, so that one such thread makes the loop a little later, and ten make
 it ten times as late: reading and checking large bodies has one thread, and gives way each millisecond. Tokenizing
@@ -21,6 +21,13 @@ MAX_INLINE_TOLD = 4096
 """Of so many tokens and alternatives to them an answer is spelled at once."""
 SWITCH_INTERVAL_S = 0.001
 """How long a thread keeps the interpreter that the loop waits for, unless one call of C does."""
+
+
+async def others_turn() -> None:
+    """Everybody who waits for the loop has it once."""
+    passed = asyncio.Event()
+    asyncio.get_running_loop().call_soon(passed.set)
+    await passed.wait()
 
 
 class SideWork:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import orjson
 import pytest
 
@@ -65,6 +67,19 @@ async def test_echo_tells_the_prompt_and_the_answer_in_parallel_lists(
         assert "\ufffd" in token or choice["text"].startswith(token, offset)
     asked = service.generations[0].sampling
     assert (asked.prompt_logprobs, asked.logprobs) == (1, 1)
+
+
+async def test_others_have_turns_between_many_scores(client, service, tokenizer, prompt):
+    """All that is there was spelled in one turn of the loop."""
+    service.default, turns = scored_script(tokenizer, prompt, pieces=len(prompt)), 0
+    asked = asyncio.create_task(complete(client, echo=True, logprobs=1))
+    while not service.generations:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0)
+    while not asked.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert (await asked).status_code == 200
+    assert turns >= len(service.default) - 1
 
 
 async def test_nothing_is_written_where_no_tokens_are_asked_for(client, service, tokenizer, prompt):
