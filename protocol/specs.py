@@ -79,6 +79,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     ssl_ca_certs: str | None = None
     proxies: tuple[str, ...] = ()
     keys_db: str | None = None
+    router_config: str | None = None
     prices: tuple[str, ...] = ()
     ledger_failure: str = "serve"
     checks_host: bool = False

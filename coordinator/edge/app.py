@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Depends, FastAPI
@@ -31,6 +32,7 @@ from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.http.route_list import RouteList
 from coordinator.edge.http.sites import SiteGuard, Sites
+from coordinator.edge.operations.routes_deployments import DeploymentRoutes
 from coordinator.edge.operations.routes_keys import KeyRoutes
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
@@ -56,8 +58,10 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.edge import Api
     from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.apis.registry import ApiFactory
+    from coordinator.edge.gateway.model_groups import ModelGroups
     from coordinator.edge.telemetry.request_record import TraceSink
     from coordinator.edge.text.prompts import PromptReader
+    from coordinator.upstreams.settings import RouterSettings
     from protocol.clock import Clock
 
 __all__ = ["EdgeLimits", "Parsers", "SamplingDefaults", "ServedModel", "Sites", "create_app"]
@@ -82,6 +86,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     parsers: Parsers | None = None,
     grammars: Compiles | None = None,
     accounts: Accounts | None = None,
+    router: RouterSettings | None = None,
 ) -> FastAPI:
     """The application over `service`.
 
@@ -92,7 +97,8 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
     `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
     `grammars` tries what answers shall be limited to; without it no answer is.
-    `accounts` are keys, limits and ledger of a database; whoever made them ends them.
+    `accounts` are keys, limits and ledger of a database; whoever made them ends them. `router` names groups of deployments
+    that answer beside the model, or in its place.
     Raises ConfigError for files that cannot be used.
     """
     clock = clock or SystemClock()
@@ -112,7 +118,13 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     )
     context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
     edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
-    app = _make_app(root_path, metrics, edge.streams)
+    groups = None
+    if router is not None:
+        from coordinator.edge.gateway.model_groups import ModelGroups  # noqa: PLC0415 - a client of HTTP only where it is used
+
+        groups = ModelGroups(router, model.served_names, clock, metrics.registry)
+        edge = replace(edge, groups=groups)
+    app = _make_app(root_path, metrics, edge.streams, groups)
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
@@ -120,8 +132,11 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     app.include_router(OpenRoutes(service).router())
     app.include_router(UiRoutes().router())
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
-    for scope, router in _operated(service, metrics, pools, keys, edge):
-        app.include_router(router, dependencies=[Depends(KeyGuard(keys, scope))])
+    for scope, routes in _operated(service, metrics, pools, keys, edge):
+        app.include_router(routes, dependencies=[Depends(KeyGuard(keys, scope))])
+    if groups is not None:
+        admin = Depends(KeyGuard(keys, Scope.ADMIN))
+        app.include_router(DeploymentRoutes(groups.view).router(), dependencies=[admin])
     return app
 
 
@@ -151,7 +166,9 @@ def _spellers(apis: Sequence[Api]) -> Spellers:
     )
 
 
-def _make_app(root_path: str, metrics: EdgeMetrics, streams: KeptStreams) -> FastAPI:
+def _make_app(
+    root_path: str, metrics: EdgeMetrics, streams: KeptStreams, groups: ModelGroups | None
+) -> FastAPI:
     """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request, `state.streams`
     are those that can be gone on with."""
     app = FastAPI(
@@ -161,7 +178,7 @@ def _make_app(root_path: str, metrics: EdgeMetrics, streams: KeptStreams) -> Fas
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        lifespan=_probing(LoopLag(metrics.registry)),
+        lifespan=_probing(LoopLag(metrics.registry), groups),
     )
     app.state.refused, app.state.streams = metrics.rejected, streams
     return app
@@ -189,7 +206,9 @@ def _add_middleware(
     app.add_middleware(RequestIds)
 
 
-def _probing(lag: LoopLag) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _probing(
+    lag: LoopLag, groups: ModelGroups | None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The loop's lag is measured as long as the application serves. What is there by now stays to the end: the
     garbage collector, which stops the loop, need not look at it again."""
 
@@ -203,6 +222,8 @@ def _probing(lag: LoopLag) -> Callable[[FastAPI], AbstractAsyncContextManager[No
             yield
         finally:
             lag.close()
+            if groups is not None:
+                await groups.close()
 
     return lifespan
 

@@ -113,6 +113,13 @@ ACCOUNTS = (
         metavar="FILE",
     ),
     Option(
+        "router-config",
+        text,
+        None,
+        "model groups and upstream servers, as in a LiteLLM config.yaml (model_list, router_settings)",
+        metavar="FILE",
+    ),
+    Option(
         "price",
         price_text,
         (),

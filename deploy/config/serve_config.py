@@ -71,6 +71,7 @@ class ServeConfig:
     ssl_ca_certs: str | None
     forwarded_allow_ips: tuple[str, ...]
     keys_db: str | None
+    router_config: str | None
     price: tuple[str, ...]
     ledger_failure: str
     allowed_hosts: tuple[str, ...]

@@ -69,6 +69,11 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
 
 
+def all_variables() -> dict[str, str]:
+    """Every variable: a router's file names those that it wants."""
+    return dict(os.environ)
+
+
 def cache_directory() -> Path:
     """Where prepared models are kept: BATON_CACHE, or `baton` in the user's cache directory."""
     chosen = os.environ.get("BATON_CACHE")

@@ -16,7 +16,9 @@ from coordinator.accounts.prices import check_names
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.kept_fields import try_template
+from coordinator.upstreams.settings import check_own, names_of, read_settings
 from deploy.config.serve_config import names_in
+from deploy.config.topology import all_variables
 from deploy.config.values import format_bytes, parse_utilization
 from deploy.host.affinity import allowed_cores, quota_cores, share_cores
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
@@ -74,6 +76,15 @@ class Plan:
         return self.workers[0].num_blocks * self.workers[0].block_size
 
 
+def _group_names(config: ServeConfig, model: PreparedModel) -> tuple[str, ...]:
+    """Names that the router's file adds; ConfigError where it cannot be used."""
+    if config.router_config is None:
+        return ()
+    settings = read_settings(Path(config.router_config), all_variables())
+    check_own(settings, model.served_names)
+    return tuple(name for name in names_of(settings) if name not in model.served_names)
+
+
 def make_plan(
     config: ServeConfig,
     model: PreparedModel,
@@ -85,7 +96,7 @@ def make_plan(
 ) -> Plan:
     """Specs of all processes; ConfigError when the flags, the model and the host do not fit together. `is_spread`: the
     workers will be on other hosts, whose memory says how large their pools are (`deploy.launch.ray.seating`)."""
-    check_names(config.price, model.served_names)
+    check_names(config.price, (*model.served_names, *_group_names(config, model)))
     device = device_of(config, host)
     if device == "cuda":
         places = _on_gpus(config, model, host)
@@ -221,6 +232,7 @@ def _coordinator(
         ssl_ca_certs=_absolute(config.ssl_ca_certs),
         proxies=config.forwarded_allow_ips,
         keys_db=_absolute(config.keys_db),
+        router_config=_absolute(config.router_config),
         prices=config.price,
         ledger_failure=config.ledger_failure,
         checks_host=bool(config.auth or config.allowed_hosts),

@@ -25,6 +25,7 @@ from coordinator.edge.http.server import make_server
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
 from deploy.config.autoscale import limits_of, targets_of
+from deploy.config.topology import all_variables
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
 from deploy.processes.grammar_child import GrammarProcess
 from deploy.processes.owner_watch import OwnerWatch
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from coordinator.accounts.accounts import Accounts
     from coordinator.edge.telemetry.request_record import TraceSink
+    from coordinator.upstreams.settings import RouterSettings
     from protocol.messages.reports import WorkerMessage
 
 log = logging.getLogger(__name__)
@@ -101,6 +103,14 @@ class CoordinatorProcess:
         must_write = spec.ledger_failure == "refuse"
         settings = AccountSettings(Path(spec.keys_db), spec.prices, must_write)
         return Accounts.open(settings, self.clock)
+
+    def _router_settings(self) -> RouterSettings | None:
+        path = self.spec.router_config
+        if path is None:
+            return None
+        from coordinator.upstreams.settings import read_settings  # noqa: PLC0415 - only where it is used
+
+        return read_settings(Path(path), all_variables())
 
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
         self.cluster.inbox.on_message(identity, message)
@@ -191,6 +201,7 @@ class CoordinatorProcess:
             parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser, self._tells_tools()),
             grammars=self.grammars,
             accounts=self.accounts,
+            router=self._router_settings(),
             sites=Sites(
                 checks_host=spec.checks_host,
                 hosts=spec.allowed_hosts,

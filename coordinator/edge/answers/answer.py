@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.telemetry.request_record import Timings
+    from coordinator.edge.text.conversation import Conversation
     from protocol.constraints import Constraint
     from protocol.finish import FinishReason
     from protocol.sampling import SampledToken, ScoredToken
@@ -80,6 +81,8 @@ class AnswerRequest:
     `prompt_field` is what the client calls its prompt, for errors. The lowest `priority` goes first. `default_max_tokens` holds when the
     wishes name none. `operation`, `reply_id` and `model` are what traces call it. `has_parts` says that its
     dialect has room for reasoning and calls. `prompt_scores` are told how likely each prompt is, where the wishes ask.
+    `conversation` is what the one prompt was made of, if it was; for a group of deployments there is no prompt, since each makes
+    its own. With `keeps_thoughts` a template without room for what earlier answers thought refuses it.
     """
 
     arrival_s: float
@@ -102,6 +105,8 @@ class AnswerRequest:
     has_parts: bool = False
     wants_timings: bool = False
     prompt_scores: Sequence[PromptScores] = ()
+    conversation: Conversation | None = None
+    keeps_thoughts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ API: body ─► AnswerRequest ─► respond: ModelRules ─► Generation ─�
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.edge.answers.answer import Resumable
@@ -18,24 +18,27 @@ from coordinator.edge.telemetry.request_record import RequestFacts
 from protocol.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from fastapi import APIRouter
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from coordinator.accounts.booking import Booking
     from coordinator.edge.answers.answer import AnswerRequest, Dialect
     from coordinator.edge.answers.answer_forms import AnswerForms
     from coordinator.edge.answers.answer_parts import AnswerFormats
     from coordinator.edge.answers.generation_run import RunContext
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
+    from coordinator.edge.answers.run import Run
     from coordinator.edge.answers.sampling import ModelRules, Vocabulary
     from coordinator.edge.http.auth import KeyGuard, Principal
     from coordinator.edge.http.bodies import BodyReader
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.http.side_work import SideWork
+    from coordinator.edge.text.conversation import Conversation
     from coordinator.edge.text.prompts import PromptReader
     from protocol.model_config import ModelConfig
 
@@ -59,6 +62,26 @@ class ServedModel:
         return self.served_names[0]
 
 
+class Groups(Protocol):
+    """Model names that others may answer to, too; see `coordinator.edge.gateway`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """These names."""
+        ...
+
+    def run(
+        self,
+        asked: AnswerRequest,
+        facts: RequestFacts,
+        booking: Booking | None,
+        own_run: Callable[[str], Awaitable[GenerationRun]],
+        may_use: Callable[[str], bool],
+    ) -> Run:
+        """What answers a request to one of them."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One application's parts; made once by `create_app`. `guard` tells an endpoint who asks."""
@@ -76,11 +99,15 @@ class Edge:
     bodies: BodyReader
     formats: AnswerFormats
     streams: KeptStreams
+    groups: Groups | None = None
 
-    def model_for(self, principal: Principal, name: str | None) -> str:
+    def model_for(
+        self, principal: Principal, name: str | None, *, among_groups: bool = False
+    ) -> str:
         """The served name that a request means; no name means the first. Raises ModelNotFound, and Forbidden for one that
         its key does not allow; comes before anything is computed for the request."""
-        if name is not None and name not in self.model.served_names:
+        known = self.model.served_names if not among_groups else self.all_names()
+        if name is not None and name not in known:
             served = ", ".join(self.names_for(principal)) or "none that this API key may use"
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
         principal.check_model(name or self.model.name)
@@ -89,13 +116,34 @@ class Edge:
     def begin(self, principal: Principal, name: str | None) -> str:
         """The same for what generates: raises LimitReached and LedgerUnavailable, too, where its key has nothing left, so
         that no prompt is read and no grammar is tried for it."""
-        model = self.model_for(principal, name)
+        model = self.model_for(principal, name, among_groups=True)
         self.guard.keys.check_room(principal, model)
         return model
 
     def names_for(self, principal: Principal) -> tuple[str, ...]:
-        """The served names that a key allows."""
-        return tuple(name for name in self.model.served_names if principal.may_use(name))
+        """The served names and groups that a key allows."""
+        return tuple(name for name in self.all_names() if principal.may_use(name))
+
+    def all_names(self) -> tuple[str, ...]:
+        """The served names and groups."""
+        groups = () if self.groups is None else self.groups.names
+        return tuple(dict.fromkeys((*self.model.served_names, *groups)))
+
+    def group_of(self, model: str) -> Groups | None:
+        """The groups, if that is one of them."""
+        return self.groups if self.groups is not None and model in self.groups.names else None
+
+    async def prompts_of(
+        self, model: str, conversation: Conversation, *, keeps_thoughts: bool = False
+    ) -> list[list[int]]:
+        """The one prompt of a conversation; none for a group, each of whose deployments makes its own."""
+        if self.group_of(model) is not None:
+            return []
+        return [await self._prompt_of(conversation, keeps_thoughts=keeps_thoughts)]
+
+    async def _prompt_of(self, conversation: Conversation, *, keeps_thoughts: bool) -> list[int]:
+        reader = self.reader
+        return await (reader.chat if keeps_thoughts else reader.turns)(conversation)
 
     async def respond(
         self, request: Request, principal: Principal, asked: AnswerRequest, dialect: Dialect
@@ -103,6 +151,36 @@ class Edge:
         """The answer; sent, it submits its run. Raises InvalidRequest for what does not fit the model, and for a form that
         no answer can be kept to."""
         principal.check_model(asked.model)
+        facts = self._facts(request, asked)
+        booking = self.guard.keys.booking(principal)
+        groups = self.group_of(asked.model)
+        if groups is None or (asked.prompts and asked.model in self.model.served_names):
+            run: Run = await self._own_run(principal, asked, facts, booking)
+        else:
+            run = groups.run(
+                asked,
+                facts,
+                booking,
+                lambda _name: self._own_of_group(principal, asked, facts),
+                principal.may_use,
+            )
+        return self._sent(run, principal, asked, dialect)
+
+    async def _own_of_group(
+        self, principal: Principal, asked: AnswerRequest, facts: RequestFacts
+    ) -> GenerationRun:
+        """Booked by whoever asks us."""
+        assert asked.conversation is not None, "groups answer conversations"
+        prompt = await self._prompt_of(asked.conversation, keeps_thoughts=asked.keeps_thoughts)
+        return await self._own_run(principal, replace(asked, prompts=[prompt]), facts, None)
+
+    async def _own_run(
+        self,
+        principal: Principal,
+        asked: AnswerRequest,
+        facts: RequestFacts,
+        booking: Booking | None,
+    ) -> GenerationRun:
         asked = await self.forms.kept(asked)
         salt = principal.salt(asked.cache_salt)
         generations = self.rules.generations(asked, salt, principal.tenant)
@@ -119,7 +197,10 @@ class Edge:
             constraint_field=asked.wishes.constraint_field,
             marks={} if make_parts is None else self.formats.marks,
         )
-        facts = RequestFacts(
+        return GenerationRun(generations, text, facts, self.context, make_parts, booking)
+
+    def _facts(self, request: Request, asked: AnswerRequest) -> RequestFacts:
+        return RequestFacts(
             arrival_s=asked.arrival_s,
             operation=asked.operation,
             reply_id=asked.reply_id,
@@ -131,8 +212,10 @@ class Edge:
             choices_per_prompt=asked.choices_per_prompt,
             headers=request.headers,
         )
-        booking = self.guard.keys.booking(principal)
-        run = GenerationRun(generations, text, facts, self.context, make_parts, booking)
+
+    def _sent(
+        self, run: Run, principal: Principal, asked: AnswerRequest, dialect: Dialect
+    ) -> Response:
         if asked.is_stream and asked.resumable is not Resumable.NO:
             is_numbered = asked.resumable is Resumable.BY_ID
             kept = self.streams.begin(run, dialect, principal.tenant, numbered=is_numbered)

@@ -114,6 +114,7 @@ class GenerationRun:
         self.error: str | None = None
         self.booking = booking
         self.num_told_tokens = 0
+        self.headers: dict[str, str] = {}
         self._context = context
         self._sink = context.traces
         self._is_admitted = False
@@ -133,6 +134,11 @@ class GenerationRun:
         ]
         prompts = generations[:: facts.choices_per_prompt]
         self.usage = Usage(sum(len(generation.prompt_token_ids) for generation in prompts))
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers there are, to all prompts."""
+        return len(self.generations)
 
     @property
     def num_told(self) -> int:

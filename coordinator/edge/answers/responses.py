@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from coordinator.edge.answers.answer import Delta, Dialect
-    from coordinator.edge.answers.generation_run import GenerationRun
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
+    from coordinator.edge.answers.run import Run
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.telemetry.metrics import EdgeMetrics
@@ -124,7 +124,7 @@ class RunResponse(Response):
 
     def __init__(
         self,
-        run: GenerationRun,
+        run: Run,
         dialect: Dialect,
         *,
         metrics: EdgeMetrics,
@@ -173,6 +173,7 @@ class RunResponse(Response):
 
     async def start(self, send: Send) -> None:
         """Send status and headers."""
+        self.headers.update(self.run.headers)
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
@@ -212,7 +213,7 @@ class WholeResponse(RunResponse):
         """Wait for the end, then say everything at once."""
         run = self.run
         self.submit()
-        deltas: list[list[Delta]] = [[] for _ in run.generations]
+        deltas: list[list[Delta]] = [[] for _ in range(run.num_choices)]
         while not run.is_over:
             delta = await run.next_delta()
             deltas[delta.index].append(delta)

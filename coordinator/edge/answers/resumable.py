@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from coordinator.edge.answers.answer import Dialect
-    from coordinator.edge.answers.generation_run import GenerationRun
+    from coordinator.edge.answers.run import Run
     from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
@@ -146,9 +146,7 @@ class KeptStreams:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def begin(
-        self, run: GenerationRun, dialect: Dialect, tenant: str, *, numbered: bool
-    ) -> KeptStream:
+    def begin(self, run: Run, dialect: Dialect, tenant: str, *, numbered: bool) -> KeptStream:
         """Start the answer; it goes on whoever reads it."""
         kept = KeptStream(run.facts.reply_id, tenant, numbered)
         self._kept[kept.stream_id] = kept
@@ -196,7 +194,7 @@ class KeptStreams:
             kept.task.cancel()
             kept.close()
 
-    async def _produce(self, kept: KeptStream, run: GenerationRun, dialect: Dialect) -> None:
+    async def _produce(self, kept: KeptStream, run: Run, dialect: Dialect) -> None:
         reason = "nobody came back to the stream"
         try:
             await self._say(kept, run, dialect)
@@ -212,7 +210,7 @@ class KeptStreams:
             finally:  # readers wait for no more, whatever became of the books
                 kept.close()
 
-    async def _say(self, kept: KeptStream, run: GenerationRun, dialect: Dialect) -> None:
+    async def _say(self, kept: KeptStream, run: Run, dialect: Dialect) -> None:
         """What is kept for the client is told, as far as accounts go."""
         gone = self._place_for(kept)
         run.submit()
@@ -221,6 +219,7 @@ class KeptStreams:
         if run.booking is not None:
             kept.headers = run.booking.headers()
         delta = await run.next_delta()
+        kept.headers = {**kept.headers, **run.headers}
         self._add(kept, events_of(dialect.begin(run.usage)))
         while not run.is_over:
             self._add(kept, events_of(dialect.delta(delta, run.usage)))

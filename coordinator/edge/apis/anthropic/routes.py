@@ -71,14 +71,15 @@ class MessageRoutes:
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
         model = edge.begin(principal, asked.model)
         wishes = wishes_of(asked)
-        prompt = await edge.reader.turns(conversation)
+        prompts = await edge.prompts_of(model, conversation)
         reply_id = f"msg_{new_request_id()}"
         neutral = AnswerRequest(
             arrival_s=arrival_s,
             operation="chat",
             reply_id=reply_id,
             model=model,
-            prompts=[prompt],
+            prompts=prompts,
+            conversation=conversation,
             prompt_field="messages",
             wishes=wishes,
             default_max_tokens=edge.limits.default_max_tokens,
@@ -113,7 +114,8 @@ class ModelRoutes:
             return self.models(principal)
 
         async def model(model_id: str, principal: Principal = who) -> Response:
-            return json_response(self._card(self._edge.model_for(principal, model_id)))
+            name = self._edge.model_for(principal, model_id, among_groups=True)
+            return json_response(self._card(name))
 
         for path, endpoint in (("", models), ("/{model_id:path}", model)):
             router.add_api_route(

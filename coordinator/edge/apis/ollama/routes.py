@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -90,8 +91,11 @@ class AnswerRoutes:
             return loaded(dialect, called(asked, model))
         edge.begin(principal, model)
         wishes = wishes_of(asked)
-        prompt = await edge.reader.turns(conversation)
-        neutral = self._neutral(asked, wishes, model, arrival_s, prompt, tools)
+        prompts = await edge.prompts_of(model, conversation)
+        neutral = replace(
+            self._neutral(asked, wishes, model, arrival_s, prompts, tools),
+            conversation=conversation,
+        )
         return await edge.respond(request, principal, neutral, dialect)
 
     async def generate(self, request: Request, principal: Principal) -> Response:
@@ -111,7 +115,7 @@ class AnswerRoutes:
             prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)
         else:
             prompt = await edge.reader.turns(conversation)
-        neutral = self._neutral(asked, wishes, model, arrival_s, prompt, NO_TOOLS)
+        neutral = self._neutral(asked, wishes, model, arrival_s, [prompt], NO_TOOLS)
         return await edge.respond(request, principal, neutral, dialect)
 
     def _neutral(
@@ -120,7 +124,7 @@ class AnswerRoutes:
         wishes: SamplingWishes,
         model: str,
         arrival_s: float,
-        prompt: list[int],
+        prompts: list[list[int]],
         tools: ToolUse,
     ) -> AnswerRequest:
         is_chat = isinstance(asked, ChatRequest)
@@ -129,7 +133,7 @@ class AnswerRoutes:
             operation="chat" if is_chat else "generate",
             reply_id=new_request_id(),
             model=model,
-            prompts=[prompt],
+            prompts=prompts,
             prompt_field="messages" if is_chat else "prompt",
             wishes=wishes,
             default_max_tokens=self._edge.limits.default_max_tokens,
@@ -143,8 +147,8 @@ class AnswerRoutes:
 
 def meant(edge: Edge, principal: Principal, asked: AnswerBody | ModelRequest) -> str:
     """The served name: what keys, prices and the ledger know, whatever the client calls it."""
-    name = model_of(asked.model or asked.name, edge.model.served_names)
-    return edge.model_for(principal, name)
+    name = model_of(asked.model or asked.name, edge.all_names())
+    return edge.model_for(principal, name, among_groups=isinstance(asked, ChatRequest))
 
 
 def called(asked: AnswerBody, model: str) -> str:

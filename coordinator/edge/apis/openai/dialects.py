@@ -226,12 +226,18 @@ class ChatDialect(OpenAiDialect):
         is_first = not self._begun
         chunk = super()._chunk(delta, usage)
         if is_first:
-            chunk.prompt_logprobs = self.options.prompts[0].told
+            chunk.prompt_logprobs = self._prompt_told
         return chunk
+
+    @property
+    def _prompt_told(self) -> list[Raw | None] | UnsetType:
+        """Nothing where others made the prompt."""
+        prompts = self.options.prompts
+        return prompts[0].told if prompts else UNSET
 
     def complete(self, reply: Reply) -> None:
         """A chat has one prompt, told once."""
-        reply.prompt_logprobs = self.options.prompts[0].told
+        reply.prompt_logprobs = self._prompt_told
         if self.options.return_token_ids:
             reply.prompt_token_ids = self.options.prompts[0].token_ids
 

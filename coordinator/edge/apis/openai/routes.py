@@ -29,7 +29,7 @@ from coordinator.edge.apis.openai.requests import (
 from coordinator.edge.apis.openai.types import ChatRequest, CompletionRequest
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
 from coordinator.edge.http.bodies import MAX_IDS, body_schema
-from coordinator.edge.http.field_errors import LONG_ARRAY
+from coordinator.edge.http.field_errors import LONG_ARRAY, UNSUPPORTED_CODE
 from coordinator.edge.http.limits import MAX_PROMPTS
 from protocol.clock import wall_time_s
 from protocol.errors import InvalidRequest
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.apis.openai.dialects import OpenAiDialect
     from coordinator.edge.apis.openai.types import GenerationRequest
+    from coordinator.edge.text.conversation import Conversation
 
 TIMINGS_HEADER = "X-Baton-Timings"
 RESUMABLE_HEADER = "X-Baton-Resumable"
@@ -70,6 +71,25 @@ class Arrival:
     request: Request
     principal: Principal
     at_s: float
+
+
+def _check_can_go(asked: ChatRequest) -> None:
+    """Raise InvalidRequest for what tells of a prompt, where each deployment makes its own."""
+    for name in ("return_token_ids", "prompt_logprobs"):
+        if getattr(asked, name) not in (None, False):
+            told = f"{name} cannot be asked of a group of deployments"
+            raise InvalidRequest(told, name, UNSUPPORTED_CODE)
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """What a chat's prompt is made of, and what its answer may call."""
+
+    conversation: Conversation | None = None
+    tools: ToolUse = NO_TOOLS
+
+
+NO_TALK = Talk()
 
 
 class GenerationRoutes:
@@ -110,12 +130,17 @@ class GenerationRoutes:
         if (rest := await self._rest(arrival)) is not None:
             return rest
         asked, conversation, tools = await edge.bodies.read(arrival.request, parse_chat)
-        edge.begin(arrival.principal, asked.model)
+        model = edge.begin(arrival.principal, asked.model)
         wishes = chat_wishes(asked)
-        prompt = await edge.reader.chat(conversation)
-        check_scores([prompt], wishes.prompt_logprobs, 1)
-        echo = PromptEcho(prompt, scores=self._scores(prompt, "", None, asked.prompt_logprobs))
-        return await self._respond(CHAT, arrival, asked, wishes, [echo], tools)
+        prompts = await edge.prompts_of(model, conversation, keeps_thoughts=True)
+        if not prompts:
+            _check_can_go(asked)
+        check_scores(prompts, wishes.prompt_logprobs, 1)
+        echoes = [
+            PromptEcho(prompt, scores=self._scores(prompt, "", None, asked.prompt_logprobs))
+            for prompt in prompts
+        ]
+        return await self._respond(CHAT, arrival, asked, wishes, echoes, Talk(conversation, tools))
 
     async def complete(self, arrival: Arrival) -> Response:
         """Read the prompts and continue each."""
@@ -181,7 +206,7 @@ class GenerationRoutes:
         asked: GenerationRequest,
         wishes: SamplingWishes,
         prompts: Sequence[PromptEcho],
-        tools: ToolUse = NO_TOOLS,
+        talk: Talk = NO_TALK,
     ) -> Response:
         edge, choices = self._edge, asked.n or 1
         model = asked.model or edge.model.name
@@ -220,9 +245,11 @@ class GenerationRoutes:
             is_stream=bool(asked.stream),
             resumable=Resumable.BY_ID if may_resume else Resumable.NO,
             wants_timings=bool(wants_timings),
-            tools=tools,
+            tools=talk.tools,
             has_parts=is_chat,
             prompt_scores=[prompt.scores for prompt in prompts if prompt.scores is not None],
+            conversation=talk.conversation,
+            keeps_thoughts=True,
         )
         dialect = endpoint.dialect(options, edge.context.tokenizer)
         return await edge.respond(arrival.request, arrival.principal, neutral, dialect)

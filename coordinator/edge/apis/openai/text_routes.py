@@ -49,7 +49,8 @@ class TextRoutes:
 
         async def model(model_id: str, principal: Principal = who) -> Response:
             """One card."""
-            return json_response(self._card(self._edge.model_for(principal, model_id)))
+            name = self._edge.model_for(principal, model_id, among_groups=True)
+            return json_response(self._card(name))
 
         posts = ((tokenize, TokenizeRequest), (detokenize, DetokenizeRequest))
         add = router.add_api_route

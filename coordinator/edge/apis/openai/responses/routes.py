@@ -105,7 +105,8 @@ class ResponseRoutes:
         model = edge.begin(principal, asked.model)
         wishes = wishes_of(asked)
         earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
-        prompt = await edge.reader.turns(conversation_of(asked, earlier, read.turns, read.tools))
+        conversation = conversation_of(asked, earlier, read.turns, read.tools)
+        prompts = await edge.prompts_of(model, conversation)
         options = ResponseOptions(
             response_id=f"resp_{new_request_id()}",
             created=int(wall_time_s()),
@@ -118,7 +119,8 @@ class ResponseRoutes:
             operation="chat",
             reply_id=options.response_id,
             model=model,
-            prompts=[prompt],
+            prompts=prompts,
+            conversation=conversation,
             prompt_field="input",
             wishes=wishes,
             default_max_tokens=edge.limits.default_max_tokens,

@@ -1,0 +1,103 @@
+"""The model groups of one application. Owns what answers to a group's name, and what a request brings on its way there."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from coordinator.edge.gateway.asking import body_of
+from coordinator.edge.gateway.routed_run import RoutedRun
+from coordinator.edge.gateway.upstream_run import Called, UpstreamRun, client
+from coordinator.edge.telemetry.upstream_metrics import UpstreamMetrics
+from coordinator.upstreams.deployments import groups_of
+from coordinator.upstreams.journey import Journey
+from coordinator.upstreams.settings import check_own
+from protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from prometheus_client import CollectorRegistry
+
+    from coordinator.accounts.booking import Booking
+    from coordinator.edge.answers.answer import AnswerRequest
+    from coordinator.edge.answers.generation_run import GenerationRun
+    from coordinator.edge.gateway.routed_run import Attempt
+    from coordinator.edge.telemetry.request_record import RequestFacts
+    from coordinator.upstreams.deployments import Deployment
+    from coordinator.upstreams.settings import RouterSettings
+    from protocol.clock import Clock
+
+CHARACTERS_PER_TOKEN = 4
+"""Of usual text, where nobody has counted yet."""
+
+
+class ModelGroups:
+    """Made once; `close` hangs up."""
+
+    def __init__(
+        self,
+        settings: RouterSettings,
+        served_names: Sequence[str],
+        clock: Clock,
+        registry: CollectorRegistry,
+    ) -> None:
+        check_own(settings, served_names)
+        self._settings = settings
+        self._clock = clock
+        self._groups = groups_of(settings)
+        self._http = client()
+        deployments = [it for group in self._groups.values() for it in group.deployments]
+        self._deployments = deployments
+        self._metrics = UpstreamMetrics(
+            registry,
+            {it.deployment_id: partial(_cooling, it, clock) for it in deployments},
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What clients may ask for."""
+        return (*self._groups, *self._settings.aliases)
+
+    def run(
+        self,
+        asked: AnswerRequest,
+        facts: RequestFacts,
+        booking: Booking | None,
+        own_run: Callable[[str], Awaitable[GenerationRun]],
+        may_use: Callable[[str], bool],
+    ) -> RoutedRun:
+        """What answers it; `own_run` makes a run of our own pools, for a model of that name. Raises InvalidRequest for what
+        only our own pools could answer."""
+        talk = asked.conversation
+        if talk is None:
+            told = f"the model {asked.model!r} is a group of deployments, which answer conversations only"
+            raise InvalidRequest(told, "model")
+        said = sum(len(text) for text in talk.brought())
+        most = (asked.wishes.max_tokens or asked.default_max_tokens) * asked.choices_per_prompt
+        guess = said // CHARACTERS_PER_TOKEN + 1
+        name = self._settings.aliases.get(asked.model, asked.model)
+        journey = Journey.begin(self._settings, self._groups, name, may_use, guess + most)
+
+        async def attempt_at(stop: Deployment) -> Attempt:
+            if stop.settings.is_own:
+                return await own_run(stop.settings.model)
+            body = body_of(asked, talk, stop.settings)
+            return UpstreamRun(
+                Called(stop.settings, body, asked.choices_per_prompt, guess), self._http
+            )
+
+        return RoutedRun(journey, attempt_at, facts, self._clock, self._metrics, booking, most)
+
+    def view(self) -> list[dict[str, Any]]:
+        """How each deployment does, for operators."""
+        now_s = self._clock.now_s()
+        return [deployment.view(now_s) for deployment in self._deployments]
+
+    async def close(self) -> None:
+        """No more requests."""
+        await self._http.aclose()
+
+
+def _cooling(deployment: Deployment, clock: Clock) -> float:
+    return float(deployment.is_cooling(clock.now_s()))

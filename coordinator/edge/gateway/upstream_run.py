@@ -1,0 +1,316 @@
+"""One try at one server: asked over HTTP, heard in a task of its own, read delta by delta. Owns deadlines and what a failure is.
+
+    task: POST ─► status ─► bytes ─► Events ─► Listener ─► queue ─► next_delta
+                   └─ not 200, not a stream, cut, too slow, nonsense ─► UpstreamFailed
+
+Nothing of a body is believed without bounds: redirects are not followed, compressed answers not taken, events at most a
+megabyte. No key leaves in a message: what a server says of an error is told only where it is the client's own fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+import orjson
+
+from coordinator.edge.answers.answer import Ending, Usage
+from coordinator.edge.gateway.hearing import (
+    AnthropicListener,
+    BrokenStream,
+    Events,
+    OpenAiListener,
+)
+from coordinator.upstreams.journey import Trouble
+from coordinator.upstreams.settings import Provider
+from protocol.errors import BatonError, InternalError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from coordinator.edge.answers.answer import Delta
+    from coordinator.edge.gateway.hearing import Listener
+    from coordinator.upstreams.settings import DeploymentSettings
+
+log = logging.getLogger(__name__)
+ANTHROPIC_VERSION = "2023-06-01"
+MAX_ERROR_BYTES = 64 * 1024
+MAX_WAITING_DELTAS = 64
+CONTEXT_CODES = ("context_length_exceeded",)
+CONTEXT_WORDS = ("maximum context length", "prompt is too long", "context window")
+CLIENTS_FAULT = frozenset((400, 404, 413, 422))
+"""Nobody else would take it either, but for a prompt that is too long."""
+KEY_TROUBLE = frozenset((401, 403))
+KEY_COOLDOWN_S = 60.0
+SLOW_READER = "slow_reader"
+"""It was our client that took too long."""
+
+
+class UpstreamFailed(BatonError):
+    """Another server did not answer as it should. `trouble` says where else to try, `cool_s` how long it wants to be left alone."""
+
+    http_status = 502
+    error_type = "UpstreamError"
+    code: str | None = "upstream_error"
+
+    def __init__(
+        self,
+        told: str,
+        kind: str,
+        trouble: Trouble = Trouble.PLACE,
+        status: int = 502,
+        cool_s: float | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(told)
+        self.http_status = status
+        self.kind = kind
+        self.trouble = trouble
+        self.cool_s = cool_s
+        self.code = code or type(self).code
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """One try: which server, what is sent, how many answers are wanted, and how much a prompt weighs until it is counted."""
+
+    place: DeploymentSettings
+    body: bytes
+    num_choices: int
+    num_prompt_guess: int
+
+
+def client() -> httpx.AsyncClient:
+    """For all servers: proxies and keys of the environment are not used, redirects not followed."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
+    timeout = httpx.Timeout(None, connect=10.0)
+    return httpx.AsyncClient(
+        limits=limits, timeout=timeout, trust_env=False, follow_redirects=False
+    )
+
+
+def url_of(place: DeploymentSettings) -> str:
+    """Where chats are answered."""
+    if place.provider is not Provider.ANTHROPIC:
+        return f"{place.api_base}/chat/completions"
+    return f"{place.api_base.removesuffix('/v1')}/v1/messages"
+
+
+def headers_of(place: DeploymentSettings) -> dict[str, str]:
+    """With its key."""
+    told = {
+        "content-type": "application/json",
+        "accept": "text/event-stream",
+        "accept-encoding": "identity",
+    }
+    if place.provider is Provider.ANTHROPIC:
+        told |= {"anthropic-version": ANTHROPIC_VERSION, "x-api-key": place.api_key}
+    elif place.api_key:
+        told["authorization"] = f"Bearer {place.api_key}"
+    return told | dict(place.headers)
+
+
+class UpstreamRun:
+    """As a run of our own pools, to whoever reads it: `submit`, `next_delta` until `is_over`, `finish`; `close` whatever happens."""
+
+    def __init__(self, called: Called, http: httpx.AsyncClient) -> None:
+        self._called = called
+        self._http = http
+        anthropic = called.place.provider is Provider.ANTHROPIC
+        kind = AnthropicListener if anthropic else OpenAiListener
+        self._listener: Listener = kind(called.num_choices)
+        self._heard: asyncio.Queue[Delta | BatonError | None] = asyncio.Queue(MAX_WAITING_DELTAS)
+        self._ready: deque[Delta] = deque()
+        self._last: Delta | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._has_begun = self._has_ended = False
+        self.usage = Usage(called.num_prompt_guess)
+
+    def submit(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._listen())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the stream came to its end, and all of it was told."""
+        return self._has_ended and not self._ready
+
+    async def next_delta(self) -> Delta:
+        """The next that says something. The last choice's end waits until the server has told what it counted. Raises
+        UpstreamFailed."""
+        while not self._ready:
+            heard = await self._heard.get()
+            if isinstance(heard, BatonError):
+                raise heard
+            if heard is None:
+                self._has_ended = True
+                self._count()
+                self._release()
+            elif heard.finish_reason is not None:
+                self._release()
+                self._last = heard
+            elif heard.parts:
+                self._release()
+                self._ready.append(heard)
+                self.usage.num_output_tokens += 1  # by pieces, until the server tells
+        return self._ready.popleft()
+
+    def _release(self) -> None:
+        if self._last is not None:
+            self._ready.append(self._last)
+            self._last = None
+
+    def finish(self) -> Ending:
+        """What was counted."""
+        return Ending(self.usage)
+
+    def close(self, reason: str) -> None:  # noqa: ARG002 - another server is told by the closed connection
+        """Hang up."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _count(self) -> None:
+        counted, usage = self._listener.counted, self.usage
+        usage.num_prompt_tokens = _or(counted.prompt, usage.num_prompt_tokens)
+        usage.num_output_tokens = _or(counted.output, usage.num_output_tokens)
+        usage.num_cached_tokens = min(_or(counted.cached, 0), usage.num_prompt_tokens)
+        usage.num_reasoning_tokens = min(_or(counted.reasoning, 0), usage.num_output_tokens)
+
+    async def _listen(self) -> None:
+        place = self._called.place
+        try:
+            async with asyncio.timeout(place.timeout_s):
+                await self._ask()
+            end: BatonError | None = None
+        except UpstreamFailed as error:
+            end = error
+        except TimeoutError:
+            kind = SLOW_READER if self._heard.full() else "timeout"
+            end = self._failed(kind, f"did not end its answer within {place.timeout_s:g} s")
+        except BrokenStream as broken:
+            end = self._broken(broken)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            end = self._failed("connection", f"cannot be reached ({type(error).__name__})")
+        except Exception as error:
+            log.exception("an answer of another server could not be read")
+            end = InternalError(str(error))
+        await self._heard.put(end)
+
+    async def _ask(self) -> None:
+        place = self._called.place
+        request = self._http.build_request(
+            "POST", url_of(place), headers=headers_of(place), content=self._called.body
+        )
+        try:
+            async with asyncio.timeout(place.first_token_s) as first:
+                await self._hear(request, first)
+        except TimeoutError as error:
+            if self._has_begun:
+                raise
+            told = f"said nothing within {place.first_token_s:g} s"
+            raise self._failed("timeout", told) from error
+
+    async def _hear(self, request: httpx.Request, first: asyncio.Timeout) -> None:
+        reply = await self._http.send(request, stream=True)
+        try:
+            await self._check(reply)
+            events = Events()
+            async for piece in reply.aiter_raw():
+                for data in events.feed(piece):
+                    for delta in self._listener.hear(data):
+                        if not self._has_begun and delta.parts:
+                            self._has_begun = True
+                            first.reschedule(None)
+                        await self._heard.put(delta)
+                if self._listener.is_over:
+                    return
+            self._listener.end()
+        finally:
+            await reply.aclose()
+
+    async def _check(self, reply: httpx.Response) -> None:
+        status, media = reply.status_code, reply.headers.get("content-type", "")
+        encoding = reply.headers.get("content-encoding", "identity")
+        if status == httpx.codes.OK and media.startswith("text/event-stream"):
+            if encoding.lower() != "identity":
+                raise self._failed("protocol", f"sent an answer in the encoding {encoding[:20]!r}")
+            return
+        if status == httpx.codes.OK:
+            raise self._failed("protocol", f"sent {media[:50]!r} instead of a stream")
+        raise self._refused(status, reply.headers, await _some_of(reply))
+
+    def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFailed:
+        told, code = _error_of(body)
+        told = self._without_secrets(told)
+        if status in CLIENTS_FAULT:
+            is_context = code in CONTEXT_CODES or any(word in told for word in CONTEXT_WORDS)
+            trouble = Trouble.CONTEXT if is_context else Trouble.REQUEST
+            told = told or f"{self._name} refused the request with status {status}"
+            code = "context_length_exceeded" if is_context else "upstream_refused"
+            return UpstreamFailed(told, f"status_{status}", trouble, status, None, code)
+        if status in KEY_TROUBLE:
+            return self._failed(f"status_{status}", "refuses its API key", cool_s=KEY_COOLDOWN_S)
+        cool_s = _patience(headers) if status in (429, 503, 529) else None
+        return self._failed(f"status_{status}", f"answered with status {status}", cool_s=cool_s)
+
+    def _broken(self, broken: BrokenStream) -> UpstreamFailed:
+        told = self._without_secrets(str(broken)) if broken.may_tell else str(broken)
+        return self._failed("broken_stream", f"broke its stream: {told}")
+
+    @property
+    def _name(self) -> str:
+        return f"the deployment {self._called.place.deployment_id!r}"
+
+    def _failed(self, kind: str, told: str, *, cool_s: float | None = None) -> UpstreamFailed:
+        return UpstreamFailed(f"{self._name} {told}", kind, cool_s=cool_s)
+
+    def _without_secrets(self, told: str) -> str:
+        place = self._called.place
+        for secret in (place.api_key, *place.headers.values()):
+            if secret:
+                told = told.replace(secret, "…")
+        return told
+
+
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+async def _some_of(reply: httpx.Response) -> bytes:
+    """The beginning of an error's body."""
+    found = bytearray()
+    async for piece in reply.aiter_raw():
+        found += piece
+        if len(found) >= MAX_ERROR_BYTES:
+            break
+    return bytes(found[:MAX_ERROR_BYTES])
+
+
+def _error_of(body: bytes) -> tuple[str, str]:
+    """Message and code, as both dialects have them; nothing where it is something else."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", ""
+    error = fields.get("error") if isinstance(fields, dict) else None
+    if not isinstance(error, dict):
+        return "", ""
+    message, code = error.get("message"), error.get("code")
+    return (message if isinstance(message, str) else ""), (code if isinstance(code, str) else "")
+
+
+def _patience(headers: Mapping[str, str]) -> float | None:
+    """How long a server wants to be left alone, in seconds; None where it does not say."""
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
