@@ -16,7 +16,6 @@ from coordinator.edge.answers.answer import Usage
 from coordinator.edge.answers.generation_run import CLIENT_LEFT, error_kind
 from coordinator.edge.gateway.asking import NotSayable
 from coordinator.edge.gateway.upstream_run import SLOW_READER, UpstreamFailed
-from coordinator.edge.telemetry.choice_meter import ABORT, ERROR
 from coordinator.upstreams.journey import Trouble
 from protocol.errors import (
     BatonError,
@@ -26,6 +25,7 @@ from protocol.errors import (
     LimitReached,
     Overloaded,
 )
+from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -99,7 +99,7 @@ class RoutedRun:
         self._attempt: Attempt | None = None
         self._ready: deque[Delta] = deque()
         self._guess = Usage(journey.tokens - most_tokens)
-        self._ends: set[str] = set()
+        self._ends: set[FinishReason] = set()
 
     @property
     def num_choices(self) -> int:
@@ -247,7 +247,7 @@ class RoutedRun:
         if self.error is None and not self.is_over:
             self.error = InternalError.error_type
         if self.booking is not None:
-            failure = ABORT if self.error in CLIENT_LEFT else ERROR
+            failure = FinishReason.ABORT if self.error in CLIENT_LEFT else FinishReason.ERROR
             self.booking.close(self.usage, self.num_told_tokens, failure, self.error)
 
 

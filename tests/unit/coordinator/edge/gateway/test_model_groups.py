@@ -17,6 +17,7 @@ from coordinator.edge.app import create_app
 from coordinator.upstreams.settings import read_settings
 from protocol.clock import ManualClock
 from protocol.errors import Overloaded
+from protocol.finish import FinishReason
 from tests.unit.coordinator.edge.gateway.scripted_upstream import (
     DONE,
     anthropic_events,
@@ -286,7 +287,7 @@ async def test_full_pools_spill_over(served_model, tmp_path):
 async def test_our_pools_answer_for_a_server_that_fails(served_model, tmp_path, tokenizer):
     service = ScriptedService()
     ids = tokenizer.encode("Hello", add_special_tokens=False)
-    service.default = say(ids, "length")
+    service.default = say(ids, FinishReason.LENGTH)
     async with upstream(BROKEN["500"]) as server:
         entries = (entry(server, order=1), own(order=2))
         async with edge(served_model, tmp_path, *entries, service=service) as client:
@@ -385,7 +386,7 @@ async def test_groups_are_listed_and_completions_name_them(served_model, tmp_pat
 
 async def test_a_group_may_have_our_models_name(served_model, tmp_path):
     service = ScriptedService()
-    service.default = [StreamEvent(tokens=[], finish_reason="stop")]
+    service.default = [StreamEvent(tokens=[], finish_reason=FinishReason.STOP)]
     async with (
         upstream(openai_answer("theirs")) as server,
         edge(served_model, tmp_path, entry(server, "tiny"), service=service) as client,
