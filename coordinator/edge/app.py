@@ -55,10 +55,9 @@ if TYPE_CHECKING:
 
     from coordinator.accounts.accounts import Accounts
     from coordinator.cluster.service_api import PoolControl, Service
-    from coordinator.edge.answers.edge import Api
+    from coordinator.edge.answers.edge import Api, Groups
     from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.apis.registry import ApiFactory
-    from coordinator.edge.gateway.model_groups import ModelGroups
     from coordinator.edge.telemetry.request_record import TraceSink
     from coordinator.edge.text.prompts import PromptReader
     from coordinator.upstreams.settings import RouterSettings
@@ -118,13 +117,8 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     )
     context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
     edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
-    groups = None
-    if router is not None:
-        from coordinator.edge.gateway.model_groups import ModelGroups  # noqa: PLC0415 - a client of HTTP only where it is used
-
-        groups = ModelGroups(router, model.served_names, clock, metrics.registry)
-        edge = replace(edge, groups=groups)
-    app = _make_app(root_path, metrics, edge.streams, groups)
+    edge = replace(edge, groups=_groups(router, model, metrics, clock))
+    app = _make_app(root_path, metrics, edge)
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
@@ -134,10 +128,17 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
     for scope, routes in _operated(service, metrics, pools, keys, edge):
         app.include_router(routes, dependencies=[Depends(KeyGuard(keys, scope))])
-    if groups is not None:
-        admin = Depends(KeyGuard(keys, Scope.ADMIN))
-        app.include_router(DeploymentRoutes(groups.view).router(), dependencies=[admin])
     return app
+
+
+def _groups(
+    router: RouterSettings | None, model: ServedModel, metrics: EdgeMetrics, clock: Clock
+) -> Groups | None:
+    if router is None:
+        return None
+    from coordinator.edge.gateway.model_groups import ModelGroups  # noqa: PLC0415 - a client of HTTP only where it is used
+
+    return ModelGroups(router, model.served_names, clock, metrics.registry)
 
 
 def _operated(
@@ -153,6 +154,8 @@ def _operated(
     yield Scope.ADMIN, routes.router()
     if pools is not None:
         yield Scope.ADMIN, PoolRoutes(pools, edge.bodies).router()
+    if edge.groups is not None:
+        yield Scope.ADMIN, DeploymentRoutes(edge.groups.view).router()
     if keys.accounts is not None:
         metrics.registry.register(LedgerCollector(keys.accounts))
         yield Scope.ADMIN, KeyRoutes(keys.accounts, edge.bodies).router()
@@ -166,9 +169,7 @@ def _spellers(apis: Sequence[Api]) -> Spellers:
     )
 
 
-def _make_app(
-    root_path: str, metrics: EdgeMetrics, streams: KeptStreams, groups: ModelGroups | None
-) -> FastAPI:
+def _make_app(root_path: str, metrics: EdgeMetrics, edge: Edge) -> FastAPI:
     """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request, `state.streams`
     are those that can be gone on with."""
     app = FastAPI(
@@ -178,9 +179,9 @@ def _make_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        lifespan=_probing(LoopLag(metrics.registry), groups),
+        lifespan=_probing(LoopLag(metrics.registry), edge.groups),
     )
-    app.state.refused, app.state.streams = metrics.rejected, streams
+    app.state.refused, app.state.streams = metrics.rejected, edge.streams
     return app
 
 
@@ -207,7 +208,7 @@ def _add_middleware(
 
 
 def _probing(
-    lag: LoopLag, groups: ModelGroups | None
+    lag: LoopLag, groups: Groups | None
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     """The loop's lag is measured as long as the application serves. What is there by now stays to the end: the
     garbage collector, which stops the loop, need not look at it again."""

@@ -10,14 +10,14 @@ server knows besides, as Baton does) and `anthropic/` are servers that speak tho
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import yaml
 
+from coordinator.upstreams.sections import Section
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPLOYMENTS = 1000
-ENVIRONMENT = "os.environ/"
 ANY_GROUP = "*"
 
 
@@ -139,120 +138,6 @@ def names_of(settings: RouterSettings) -> tuple[str, ...]:
     return (*groups, *settings.aliases)
 
 
-class _Section:
-    """Some named values; what was not asked for when it is done is refused."""
-
-    def __init__(self, values: object, where: str, variables: Mapping[str, str]) -> None:
-        if not isinstance(values, dict):
-            raise ConfigError(f"{where} must be a mapping of names to values")
-        self._values = values
-        self._where = where
-        self._variables = variables
-        self._known: set[str] = set()
-
-    def refuse(self, name: str, why: str) -> NoReturn:
-        """Say which field it is."""
-        raise ConfigError(f"{self._where}: {name} {why}")
-
-    def get(self, name: str) -> Any:
-        """The value, with its variable's in its place; None where there is none."""
-        self._known.add(name)
-        value = self._values.get(name)
-        if isinstance(value, str) and value.startswith(ENVIRONMENT):
-            variable = value.removeprefix(ENVIRONMENT)
-            if variable not in self._variables:
-                self.refuse(name, f"needs the environment variable {variable}, which is not set")
-            return self._variables[variable]
-        return value
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """A text that says something."""
-        value = self.get(name)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, str) or not value.strip():
-            self.refuse(name, "must be a text" if value is not None else "is missing")
-        return value
-
-    def number(self, name: str, least: float = 0.0) -> float | None:
-        """A finite number, of at least `least`."""
-        value = self.get(name)
-        if value is None:
-            return None
-        if isinstance(value, str):
-            value = self._number_in(name, value)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(name, "must be a number")
-        if not math.isfinite(value) or value < least:
-            self.refuse(name, f"must be a number of at least {least:g}, but is {value}")
-        return float(value)
-
-    def _number_in(self, name: str, text: str) -> float:
-        """Variables are text."""
-        try:
-            return float(text)
-        except ValueError:
-            self.refuse(name, "must be a number")
-
-    def whole(self, name: str, least: int = 0) -> int | None:
-        """A whole number."""
-        value = self.number(name, least)
-        if value is not None and (value != int(value) or value > 2**53):
-            self.refuse(name, f"must be a whole number, but is {value:g}")
-        return None if value is None else int(value)
-
-    def switch(self, name: str) -> bool:
-        """True or false."""
-        value = self.get(name)
-        if value is not None and not isinstance(value, bool):
-            self.refuse(name, "must be true or false")
-        return bool(value)
-
-    def names(self, name: str) -> dict[str, tuple[str, ...]]:
-        """`[{a: [b, c]}, …]`, as fallbacks are written."""
-        told = self.get(name)
-        if told is None:
-            return {}
-        if not isinstance(told, list) or not all(isinstance(one, dict) for one in told):
-            self.refuse(name, "must be a list such as [{group: [other group]}]")
-        found: dict[str, tuple[str, ...]] = {}
-        for one in told:
-            for group, others in one.items():
-                found[str(group)] = self._several(f"{name}.{group}", others)
-        return found
-
-    def several(self, name: str) -> tuple[str, ...]:
-        """A list of texts."""
-        value = self.get(name)
-        return () if value is None else self._several(name, value)
-
-    def _several(self, name: str, value: object) -> tuple[str, ...]:
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            self.refuse(name, "must be a list of names")
-        return tuple(value)
-
-    def within(self, name: str) -> _Section:
-        """A section of it; an empty one where there is none."""
-        value = self.get(name)
-        where = f"{self._where}: {name}"
-        return _Section({} if value is None else value, where, self._variables)
-
-    def has(self, name: str) -> bool:
-        """Whether it says something of it."""
-        return self._values.get(name) is not None
-
-    def texts(self) -> dict[str, str]:
-        """All of it, as text."""
-        return {str(name): self.text(name) for name in self._values}
-
-    def done(self) -> None:
-        """Raise ConfigError for what nobody asked for."""
-        others = [str(name) for name in self._values if name not in self._known]
-        if others:
-            told = f"is not known here; known: {', '.join(sorted(map(str, self._known)))}"
-            self.refuse(others[0][:80], told)
-
-
 class _Reader:
     def __init__(self, where: str, variables: Mapping[str, str]) -> None:
         self._where = where
@@ -260,7 +145,7 @@ class _Reader:
 
     def settings(self, values: object) -> RouterSettings:
         """All of a file."""
-        top = _Section(values, self._where, self._variables)
+        top = Section(values, self._where, self._variables)
         router, lite = top.within("router_settings"), top.within("litellm_settings")
         common = self._common(router, lite)
         drops = lite.switch("drop_params")
@@ -278,7 +163,7 @@ class _Reader:
         self._check_groups(settings)
         return settings
 
-    def _common(self, router: _Section, lite: _Section) -> dict[str, Any]:
+    def _common(self, router: Section, lite: Section) -> dict[str, Any]:
         strategy = router.text("routing_strategy", Strategy.BY_WEIGHT)
         if strategy not in set(Strategy):
             router.refuse("routing_strategy", f"must be one of {', '.join(Strategy)}")
@@ -306,17 +191,17 @@ class _Reader:
 
     @staticmethod
     def _either(
-        router: _Section, lite: _Section, name: str, *, whole: bool = False
+        router: Section, lite: Section, name: str, *, whole: bool = False
     ) -> float | int | None:
         values = [one.whole(name) if whole else one.number(name) for one in (router, lite)]
         return next((value for value in values if value is not None), None)
 
     @staticmethod
-    def _aliases(router: _Section) -> dict[str, str]:
+    def _aliases(router: Section) -> dict[str, str]:
         return router.within("model_group_alias").texts()
 
     @staticmethod
-    def _timeouts(router: _Section, lite: _Section) -> tuple[float, float | None]:
+    def _timeouts(router: Section, lite: Section) -> tuple[float, float | None]:
         """Of whole answers, and of the time to a first token."""
         told = router.number("timeout"), lite.number("request_timeout")
         whole = next((value for value in told if value), DEFAULT_TIMEOUT_S)
@@ -329,7 +214,7 @@ class _Reader:
         counts: dict[str, int] = {}
         for index, entry in enumerate(entries):
             where = f"{self._where}: model_list[{index}]"
-            section = _Section(entry, where, self._variables)
+            section = Section(entry, where, self._variables)
             group = section.text("model_name")
             counts[group] = counts.get(group, 0) + 1
             info = section.within("model_info")
@@ -347,7 +232,7 @@ class _Reader:
 
     def _deployment(
         self,
-        params: _Section,
+        params: Section,
         group: str,
         deployment_id: str,
         defaults: tuple[float, float | None],
@@ -380,7 +265,7 @@ class _Reader:
         return settings
 
     @staticmethod
-    def _model(params: _Section) -> tuple[Provider, str]:
+    def _model(params: Section) -> tuple[Provider, str]:
         told = params.text("model")
         name, _, model = told.partition("/")
         if name in set(Provider) and model:
@@ -392,7 +277,7 @@ class _Reader:
         return known, params.text("model")
 
     @staticmethod
-    def _base(params: _Section, provider: Provider) -> str:
+    def _base(params: Section, provider: Provider) -> str:
         name = "api_base" if params.has("api_base") else "base_url"
         others = {"api_base", "base_url"} - {name}
         base = params.get(name)
@@ -413,7 +298,7 @@ class _Reader:
             params.refuse(name, "must hold no credentials and no query: keys go into api_key")
         return base.rstrip("/")
 
-    def _key(self, params: _Section, provider: Provider) -> str:
+    def _key(self, params: Section, provider: Provider) -> str:
         key = params.get("api_key")
         if key is None:
             variable = KEYS.get(provider)

@@ -6,7 +6,7 @@ API: body ─► AnswerRequest ─► respond: ModelRules ─► Generation ─�
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.edge.answers.answer import Resumable
 from coordinator.edge.answers.choice_text import TextOptions
@@ -79,6 +79,14 @@ class Groups(Protocol):
         may_use: Callable[[str], bool],
     ) -> Run:
         """What answers a request to one of them."""
+        ...
+
+    def view(self) -> list[dict[str, Any]]:
+        """How each place does that may answer, for operators."""
+        ...
+
+    async def close(self) -> None:
+        """Hang up."""
         ...
 
 
