@@ -87,18 +87,15 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     accounts: Accounts | None = None,
     router: RouterSettings | None = None,
 ) -> FastAPI:
-    """The application over `service`.
+    """The application over `service`. Raises ConfigError for files that cannot be used.
 
     `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` get a 403; without them and `accounts` `api_keys` do.
-    `chat_template` and `sampling_defaults` are the operator's word over the model's files. Unless
-    `allow_special_tokens_in_content`, messages cannot write control tokens. `traces` is told
-    of every finished request; closing it is the caller's. Without `pools` their sizes cannot be changed.
-    `apis` are what clients may speak; one of them has the prefix "". `sites` says which web pages may ask.
-    `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
-    `grammars` tries what answers shall be limited to; without it no answer is.
-    `accounts` are keys, limits and ledger of a database; whoever made them ends them. `router` names groups of deployments
-    that answer beside the model, or in its place.
-    Raises ConfigError for files that cannot be used.
+    `chat_template` and `sampling_defaults` are the operator's word over the model's files. Unless `allow_special_tokens_in_content`,
+    messages cannot write control tokens. `traces` is told of every finished request; closing it is the caller's. Without
+    `pools` their sizes cannot be changed. `apis` are what clients may speak; one of them has the prefix "". `sites` says which
+    web pages may ask. `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
+    `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a
+    database; whoever made them ends them. `router` names groups of deployments that answer beside the model, or in its place.
     """
     clock = clock or SystemClock()
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
