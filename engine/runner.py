@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from engine.checkpoints.prepared import PreparedManifest
+    from engine.cpu.lending import LentCores
     from engine.kv.sequence import Scheduled
     from protocol.model_config import ModelConfig
     from protocol.sampling import SampledToken
@@ -46,7 +47,7 @@ class RunnerOptions:
     """How a runner computes. `backend` is auto, cpu or torch; `kernel_cache` is where compiled
     kernels are kept, None for no kernels, and `kernel_target` a key of engine.cpu.kernel_library.TARGETS.
     `shared_weights_fd` is an inherited memfd that all workers share (engine.model.shared_weights);
-    without one the matrices are mapped from their file."""
+    without one the matrices are mapped from their file. `lent_cores`: other workers' cores that may help."""
 
     num_blocks: int
     block_size: int = 16
@@ -55,6 +56,7 @@ class RunnerOptions:
     kernel_cache: Path | None = None
     kernel_target: str = "native"
     shared_weights_fd: int | None = None
+    lent_cores: LentCores | None = None
 
 
 class Computing(Protocol):
@@ -144,6 +146,8 @@ class ModelRunner:
 
     def close(self) -> None:
         """Let go of the KV memory's tensors, so that `kv_memory.close` can unmap it."""
+        if isinstance(self._model, KernelModel):
+            self._model.close()
         del self._model, self._kv
 
 
@@ -163,7 +167,7 @@ def _choose_model(
         found = find_kernels(config, kv.dtype, options.kernel_cache, options.kernel_target)
         if isinstance(found, Kernels):
             panels = load_panels(prepared, manifest, mapped, found, options.shared_weights_fd)
-            model = KernelModel(config, mapped, kv, found, panels)
+            model = KernelModel(config, mapped, kv, found, panels, options.lent_cores)
             return model, model
         backend = PlainBackend(config, kv, found)
     return Model(config, load_weights(mapped, config.num_layers, backend), backend), backend

@@ -23,7 +23,8 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker. `cores` empty means not pinned; `control` is the coordinator's ZeroMQ endpoint;
+    """One worker. `cores` empty means not pinned; `lent_cores` are those of others that may help, none for a worker that
+    does not lend its own either; `control` is the coordinator's ZeroMQ endpoint;
     `weights_fd` is an inherited memfd
     that all workers of the host share; `device` is cpu or cuda, `visible_devices` the UUID of the worker's GPU; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
     A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted.
@@ -42,6 +43,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_network: str = "encrypted"
     keys: ChannelKeys | None = None
     cores: tuple[int, ...] = ()
+    lent_cores: tuple[int, ...] = ()
     num_threads: int = 1
     block_size: int = 16
     num_blocks: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import msgspec
 
 from engine.attesting import SLOT_BYTES, AttestingRunner
 from engine.checkpoints.prepared import fingerprint, kv_block_bytes, read_manifest
+from engine.cpu.lending import FILE_NAME, LentCores
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.proofs import DIGEST_NAMES
 
@@ -19,16 +21,18 @@ if TYPE_CHECKING:
     from protocol.fingerprint import Fingerprint
     from protocol.specs import WorkerSpec
 
+log = logging.getLogger(__name__)
 MOCK_BACKEND = "mock"
 
 
 @dataclass(frozen=True)
 class StartedEngine:
-    """A runner, the memory it writes to, and what its blocks mean."""
+    """A runner, the memory it writes to, what its blocks mean, and the cores that it lends and borrows."""
 
     runner: Runner
     memory: BlockMemory
     fingerprint: Fingerprint
+    lent_cores: LentCores | None = None
 
 
 def start_engine(spec: WorkerSpec) -> StartedEngine:
@@ -42,6 +46,7 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
         return StartedEngine(AttestingRunner(memory, spec.block_size), memory, layout)
     from engine.runner import ModelRunner, RunnerOptions
 
+    lent_cores = _lent_cores(spec)
     options = RunnerOptions(
         num_blocks=spec.num_blocks,
         block_size=spec.block_size,
@@ -49,11 +54,28 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
         num_threads=spec.num_threads,
         kernel_cache=directory.parent.parent / "kernels",
         shared_weights_fd=spec.weights_fd,
+        lent_cores=lent_cores,
     )
     runner = ModelRunner.load(directory, options)
     runner.warm_up()
     meaning = msgspec.structs.replace(layout, arithmetic=runner.arithmetic, layout=runner.kv_layout)
-    return StartedEngine(runner, runner.kv_memory, meaning)
+    return StartedEngine(runner, runner.kv_memory, meaning, lent_cores)
+
+
+def _lent_cores(spec: WorkerSpec) -> LentCores | None:
+    """None for a worker that takes no part in lending, or cannot."""
+    if not spec.lent_cores:
+        return None
+    try:
+        return LentCores(Path(spec.run_directory, FILE_NAME), spec.cores, spec.lent_cores)
+    except OSError as error:
+        log.warning(
+            "cannot share which cores are idle (%s); this worker keeps to its own. "
+            "Make %s writable to have prompts and answers that are alone use both",
+            error,
+            spec.run_directory,
+        )
+        return None
 
 
 def _start_on_gpu(spec: WorkerSpec, directory: Path, layout: Fingerprint) -> StartedEngine:

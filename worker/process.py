@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import Message, PeerAddress
     from protocol.specs import WorkerSpec
+    from worker.engine_start import StartedEngine
     from worker.grammars import GrammarThread
     from worker.heartbeat import HeartbeatThread
     from worker.loop import Heard, WorkerLoop
@@ -78,14 +79,15 @@ class WorkerSockets:
         spec: WorkerSpec,
         channels: Channels,
         roads: Roads,
-        memory_bytes: int,
+        engine: StartedEngine,
         grammars: GrammarThread | None = None,
     ) -> None:
         self.coordinator = spec.control
         self.identity = f"{spec.worker_id}/{os.getpid()}".encode()
         self._channels = channels
         self._roads = roads
-        self._memory_bytes = memory_bytes
+        self._memory_bytes = engine.memory.size_bytes
+        self._lent_cores = engine.lent_cores
         self._grammars = grammars
         self._decoder: wire.Decoder[CoordinatorMessage] = wire.Decoder(CoordinatorMessage)
         self._control = channels.socket(zmq.DEALER)
@@ -103,12 +105,19 @@ class WorkerSockets:
             poller.register(socket, zmq.POLLIN)
         if self._grammars is not None:
             poller.register(self._grammars.fileno(), zmq.POLLIN)
-        if poller.poll(timeout_ms):
+        if self._wait(poller, timeout_ms):
             yield from self._orders()
             yield from self._roads.peers.receive()
             yield from self._roads.puller.poll()
             if self._grammars is not None:
                 yield from self._grammars.done()
+
+    def _wait(self, poller: zmq.Poller, timeout_ms: int) -> bool:
+        """Whether somebody speaks. Who sleeps lends its cores."""
+        if not timeout_ms or self._lent_cores is None or poller.poll(0):
+            return bool(poller.poll(timeout_ms))
+        with self._lent_cores.lent():
+            return bool(poller.poll(timeout_ms))
 
     def _orders(self) -> Iterator[CoordinatorMessage | Garbled]:
         while True:

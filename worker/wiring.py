@@ -37,7 +37,7 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
     leases = LeaseTable(ListeningClock(context.clock, LONGEST_LOOK_S))
     roads = Roads(spec, channels, memory, leases, engine.fingerprint, context)
     grammars = _grammars(spec)
-    sockets = WorkerSockets(spec, channels, roads, memory.size_bytes, grammars)
+    sockets = WorkerSockets(spec, channels, roads, engine, grammars)
     outbox = Outbox(sockets, context)
     limits = Limits(
         num_blocks=memory.num_blocks,

@@ -217,6 +217,13 @@ GROUPS = {
             "auto, none, or cores as 0-3 or one list each as '0-1;2-3'",
             metavar="LIST",
         ),
+        Option(
+            "lend-cores",
+            switch,
+            ON,
+            "a worker computes on the cores of workers that sleep, too, while they sleep",
+            kind="switch",
+        ),
     ),
     "network": (
         Option("host", text, "127.0.0.1", "address to listen on"),

@@ -54,6 +54,7 @@ class ServeConfig:
     kv_network: str
     local_prefill: str
     cpu_affinity: str
+    lend_cores: bool
     launcher: str
     ray_address: str
     ray_placement: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,10 +16,11 @@ CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True)
 class Share:
-    """One worker's part of the host; `cores` empty means not pinned."""
+    """One worker's part of the host; `cores` empty means not pinned. `lent_cores` are others' that may help it."""
 
     cores: tuple[int, ...]
     num_threads: int
+    lent_cores: tuple[int, ...] = ()
 
 
 def allowed_cores(directory: Path = CPU_DIRECTORY) -> tuple[int, ...]:
@@ -73,6 +74,20 @@ def share_cores(
             f"--cpu-affinity: {len(groups)} lists for {num_workers} workers; give one list, or one each"
         )
     return [Share(group, len(group)) for group in groups]
+
+
+def lend_cores(shares: list[Share]) -> list[Share]:
+    """Each with the cores of all others, its neighbours' first; unless one core is in two shares, or some have none."""
+    taken = [core for share in shares for core in share.cores]
+    if len(set(taken)) < len(taken) or not all(share.cores for share in shares):
+        return shares
+    lent = []
+    for index, share in enumerate(shares):
+        others = [*shares[index + 1 :], *shares[:index]]
+        lent.append(
+            replace(share, lent_cores=tuple(core for other in others for core in other.cores))
+        )
+    return lent
 
 
 def _split(cores: tuple[int, ...], num_workers: int) -> list[Share]:

@@ -20,7 +20,7 @@ from coordinator.upstreams.settings import check_own, names_of, read_settings
 from deploy.config.serve_config import names_in
 from deploy.config.topology import all_variables
 from deploy.config.values import format_bytes, parse_utilization
-from deploy.host.affinity import allowed_cores, quota_cores, share_cores
+from deploy.host.affinity import allowed_cores, lend_cores, quota_cores, share_cores
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
 from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes
@@ -107,6 +107,8 @@ def make_plan(
     max_model_len = context_length(config, model, _tokens_of(config, places))
     control = f"ipc://{run_directory / 'control.sock'}"
     shares = share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
+    if device == "cpu" and config.lend_cores:
+        shares = lend_cores(shares)
     workers = tuple(
         WorkerSpec(
             worker_id=worker_id,
@@ -120,6 +122,7 @@ def make_plan(
             transport=config.transport,
             kv_network=config.kv_network,
             cores=share.cores,
+            lent_cores=share.lent_cores,
             num_threads=share.num_threads,
             block_size=config.block_size,
             num_blocks=place.num_blocks,

@@ -27,6 +27,7 @@ _SOURCES = (
     "decoder.h",
     "attention.h",
     "forward.h",
+    "lending.h",
     "operations.h",
     "product.h",
     "tiles.h",
@@ -97,7 +98,7 @@ class Step(ctypes.Structure):
     _fields_: ClassVar[Any] = [
         ("decoder", ctypes.POINTER(Decoder)),
         *((name, _POINTER) for name in ("kv", "positions", "query_starts", "block_tables")),
-        *((name, _POINTER) for name in ("sample_rows", "residual", "scratch", "logits")),
+        *((name, _POINTER) for name in ("sample_rows", "residual", "scratch", "logits", "team")),
         *((name, _INT) for name in ("table_width", "num_sequences", "num_tokens", "num_samples")),
         *((name, _INT) for name in ("block_size", "num_threads")),
     ]
@@ -108,7 +109,7 @@ class Product(ctypes.Structure):
 
     _fields_: ClassVar[Any] = [
         ("matrix", ctypes.POINTER(Matrix)),
-        *((name, _POINTER) for name in ("x", "out", "wide")),
+        *((name, _POINTER) for name in ("x", "out", "wide", "team")),
         *((name, _INT) for name in ("rows", "adds", "num_threads")),
     ]
 
@@ -131,7 +132,7 @@ class Kernels:
         self.product = function("product", ctypes.POINTER(Product))
         self.attend = function("attend", step, _INT, *(_POINTER,) * 3)
         self._scratch_bytes = library[f"scratch_bytes_{suffix}"]
-        self._scratch_bytes.argtypes = (ctypes.POINTER(Decoder), _INT)
+        self._scratch_bytes.argtypes = (ctypes.POINTER(Decoder), _INT, _INT, _INT)
         self._scratch_bytes.restype = _INT
         self.pack = library.pack
         self.pack.argtypes, self.pack.restype = (_POINTER, _POINTER, *(_INT,) * 4), None
@@ -142,10 +143,23 @@ class Kernels:
         self.panel_columns: int = library.panel_columns()
         self.layout = f"panels{self.panel_columns}-gated"
         self.widens = suffix == "bf16" and bool(library.widens())
+        self.open_team = library.open_team
+        self.open_team.argtypes = (_POINTER, _POINTER, _INT, ctypes.c_uint32)
+        self.open_team.restype = _POINTER
+        self.close_team = library.close_team
+        self.close_team.argtypes, self.close_team.restype = (_POINTER,), None
+        self.all_are_back = library.all_are_back
+        self.all_are_back.argtypes, self.all_are_back.restype = (_POINTER,), _INT
+        self.begin_lending = library.begin_lending
+        self.begin_lending.argtypes, self.begin_lending.restype = (_POINTER, _POINTER, _INT), None
+        self.claim_items, self.finish_items = library.claim_items, library.finish_items
+        self.claim_items.argtypes = (_POINTER, _INT, ctypes.POINTER(_INT))
+        self.claim_items.restype = _INT
+        self.finish_items.argtypes, self.finish_items.restype = (_POINTER, _INT, _INT, _INT), None
 
-    def scratch_bytes(self, decoder: Decoder, num_tokens: int) -> int:
-        """What a step of so many tokens needs for its intermediate results."""
-        return int(self._scratch_bytes(ctypes.byref(decoder), num_tokens))
+    def scratch_bytes(self, decoder: Decoder, tokens: int, samples: int, helpers: int) -> int:
+        """What a step of so many tokens needs for its intermediate results, with so many lent threads."""
+        return int(self._scratch_bytes(ctypes.byref(decoder), tokens, samples, helpers))
 
 
 def load_kernels(cache: Path, suffix: str, target: str = "native") -> Kernels:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from engine.cpu.kernel_library import Decoder, Kernels, Layer, Matrix, Step
+from engine.cpu.lending import Team
 from engine.cpu.panels import is_gated, pack
 from engine.model.rope import rope_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from engine.cpu.lending import LentCores
     from engine.model.ragged_batch import RaggedBatch
     from engine.model.weights import WeightSource
     from protocol.model_config import ModelConfig
@@ -39,8 +41,10 @@ class KernelModel:
         kv: torch.Tensor,
         kernels: Kernels,
         panels: Mapping[str, torch.Tensor],
+        lent: LentCores | None = None,
     ) -> None:
-        """`kv` is the pool, a block a row. `panels` has packed matrices by name; what it lacks is packed here."""
+        """`kv` is the pool, a block a row. `panels` has packed matrices by name; what it lacks is packed here.
+        `lent` has cores of others that may help."""
         self.config = config
         self.arithmetic = kernels.arithmetic
         self.description = f"cpu (C kernels {kernels.arithmetic}, exact)"
@@ -70,14 +74,22 @@ class KernelModel:
             scale=config.head_dim**-0.5,
         )
         self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._team = Team(kernels, lent)
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         """Compute the KV of every new token; [len(sample_rows), vocab] float32 logits."""
         residual = self._embed[torch.from_numpy(batch.token_ids)]
         shape = (len(batch.sample_rows), self.config.vocab_size)
         logits = torch.empty(shape, dtype=residual.dtype)
-        self._kernels.forward(self.step(batch, residual, logits))
+        step = self.step(batch, residual, logits)
+        self._kernels.forward(step)
+        if self._team.keep(step, batch, self._scratch, self._kv):
+            self._scratch = torch.empty(0, dtype=torch.uint8)
         return logits.float()
+
+    def close(self) -> None:
+        """End the threads on lent cores, which read the KV."""
+        self._team.close()
 
     def step(self, batch: RaggedBatch, residual: torch.Tensor, logits: torch.Tensor) -> Step:
         """What the C side gets; it points into `batch` and the tensors."""
@@ -89,8 +101,9 @@ class KernelModel:
             block_tables=batch.block_tables.ctypes.data,
             sample_rows=batch.sample_rows.ctypes.data,
             residual=residual.data_ptr(),
-            scratch=self._room(batch.num_tokens),
+            scratch=self._room(batch.num_tokens, len(batch.sample_rows)),
             logits=logits.data_ptr(),
+            team=self._team.pointer,
             table_width=batch.block_tables.shape[1],
             num_sequences=batch.num_sequences,
             num_tokens=batch.num_tokens,
@@ -99,9 +112,10 @@ class KernelModel:
             num_threads=self.num_threads,
         )
 
-    def _room(self, num_tokens: int) -> int:
+    def _room(self, num_tokens: int, num_samples: int) -> int:
         """Scratch that grows and is kept: fresh memory costs a page fault for every 4 KiB."""
-        needed = self._kernels.scratch_bytes(self._decoder, num_tokens)
+        size = self._team.size
+        needed = self._kernels.scratch_bytes(self._decoder, num_tokens, num_samples, size)
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed, dtype=torch.uint8)
         return self._scratch.data_ptr()

@@ -1,7 +1,7 @@
 """On CPU the logits of a token are the same bits however it came to be computed.
 
 The oracle computes one sequence alone, token by token, on one thread. Against it stand random batches,
-chunks, thread counts, block tables and prefixes fetched from another runner, in every dtype and on every kind of
+chunks, thread counts, threads on lent cores, block tables and prefixes fetched from another runner, in every dtype and on every kind of
 processor that kernels are built for and this one can run.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from benchmarks.random_model import write_random
 from deploy.config.topology import cache_directory
 from deploy.host.model_source import prepare
+from engine.cpu.lending import IDLE, LINE_WORDS, LentCores
 from engine.kv.block_pool import BlockPool
 from engine.kv.sequence import Scheduled, Sequence
 from engine.runner import ModelRunner, RunnerOptions
@@ -35,6 +38,7 @@ pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C co
 
 BLOCK_SIZE = 16
 NUM_BLOCKS = 160
+LENT = 0
 LENGTHS = (1, 17, 40, 65, 150)
 # Sums long enough that libraries choose their order by the number of rows: with oneDNN's products
 # in place of the kernels' the quick cases fail.
@@ -77,7 +81,8 @@ class Computed:
 
 
 class Case:
-    """Runners of one model on one kind of kernels, by their number of threads; one is the oracle's own."""
+    """Runners of one model on one kind of kernels, by their number of threads; one is the oracle's own. LENT has one, and
+    others on every core, which may stop anywhere."""
 
     def __init__(self, directory: Path, target: str) -> None:
         self.directory, self.target = directory, target
@@ -89,9 +94,10 @@ class Case:
         options = RunnerOptions(
             num_blocks=NUM_BLOCKS,
             block_size=BLOCK_SIZE,
-            num_threads=num_threads,
+            num_threads=max(num_threads, 1),
             kernel_cache=cache_directory() / "kernels",
             kernel_target=self.target,
+            lent_cores=lent_cores() if num_threads == LENT else None,
         )
         return ModelRunner.load(self.directory, options)
 
@@ -100,6 +106,16 @@ class Case:
         sequence = place(BlockPool(NUM_BLOCKS), tokens)
         logits = [step(runner, [(sequence, end)])[0] for end in range(1, len(tokens) + 1)]
         return Computed(torch.stack(logits), kv_bits(runner, sequence))
+
+
+def lent_cores() -> LentCores:
+    """Every core, of owners that sleep for ever."""
+    with tempfile.TemporaryDirectory() as directory:
+        cores = tuple(os.sched_getaffinity(0))
+        lent = LentCores(Path(directory, "cores"), (), cores)
+    for core in cores:
+        lent.words[core * LINE_WORDS] = IDLE
+    return lent
 
 
 def place(pool: BlockPool, tokens: list[int]) -> Sequence:
@@ -196,7 +212,7 @@ def shuffled_pool(rng: random.Random) -> BlockPool:
 
 def check(case: Case, rng: random.Random) -> None:
     """One random history: some prompts on one runner, then all on another, partly fetched from the first."""
-    first, second = (case.runner(rng.choice([1, 2, 3])) for _ in range(2))
+    first, second = (case.runner(rng.choice([1, 2, 3, LENT])) for _ in range(2))
     pool = shuffled_pool(rng)
     prompts = rng.sample(PROMPTS, rng.randint(1, len(PROMPTS)))
     sources = [place(pool, tokens) for tokens in prompts]

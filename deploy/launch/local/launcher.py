@@ -201,6 +201,7 @@ class Launcher:
             worker_id=order.worker_id,
             role=order.role,
             cores=cores,
+            lent_cores=(),  # its cores are another's, who lends them
             num_threads=len(cores) or model.num_threads,
             visible_devices=least_used(workers, model),
         )

@@ -134,6 +134,7 @@ class Seating:
                 spec,
                 peer_host=node.ip,
                 cores=cores,
+                lent_cores=(),
                 num_threads=num_threads,
                 visible_devices=None,  # the seat sees the GPU that Ray gave it
             )
@@ -142,7 +143,9 @@ class Seating:
             cores = next_share(others, mine)
             num_threads = len(cores) or spec.num_threads
             gpu = least_used(others, spec)
-            place.spec = replace(spec, cores=cores, num_threads=num_threads, visible_devices=gpu)
+            place.spec = replace(
+                spec, cores=cores, lent_cores=(), num_threads=num_threads, visible_devices=gpu
+            )
 
     def _with_pool(self, spec: WorkerSpec, use: NodeUse, demand: Demand) -> WorkerSpec:
         """A flag's size holds where it fits; without one, what the node has for each of its workers."""

@@ -290,32 +290,63 @@ static void NAME(attend_tile)(const Step *s, int64_t sequence, int64_t layer, in
     }
 }
 
+/* An item is the heads of one KV head for the tokens of one tile; the last tiles of a sequence, which take longest,
+   come first. `first` becomes the flat row of the first token. */
+typedef struct {
+    int64_t sequence, kv_head, first, tokens;
+} NAME(Item);
+
+INLINE int64_t NAME(tokens_of_tile)(const Decoder *d) { return MAX_ROWS / (d->num_heads / d->num_kv_heads); }
+
+INLINE int64_t NAME(items_of)(const Step *s, int64_t sequence) {
+    int64_t tile = NAME(tokens_of_tile)(s->decoder);
+    return (s->query_starts[sequence + 1] - s->query_starts[sequence] + tile - 1) / tile * s->decoder->num_kv_heads;
+}
+
+static NAME(Item) NAME(item)(const Step *s, int64_t number) {
+    int64_t tile = NAME(tokens_of_tile)(s->decoder), sequence = 0, items;
+    for (; number >= (items = NAME(items_of)(s, sequence)); sequence++) number -= items;
+    int64_t first = s->query_starts[sequence] + (items - 1 - number) / s->decoder->num_kv_heads * tile;
+    int64_t tokens = s->query_starts[sequence + 1] - first;
+    return (NAME(Item)){sequence, number % s->decoder->num_kv_heads, first, tokens < tile ? tokens : tile};
+}
+
+static void NAME(attend_items)(const Work *work, int64_t low, int64_t high, char *room) {
+    const Step *s = work->step;
+    for (; low < high; low++) {
+        NAME(Item) item = NAME(item)(s, low);
+        NAME(attend_tile)(s, item.sequence, work->layer, item.kv_head, item.first, item.tokens, work->query,
+                          room ? (TYPE *)room : work->out);
+    }
+    release_tiles();
+}
+
+static void NAME(take_attended)(const Work *work, int64_t low, int64_t high, const char *room) {
+    const Decoder *d = work->step->decoder;
+    int64_t width = d->num_heads / d->num_kv_heads * d->head_dim;
+    for (; low < high; low++) {
+        NAME(Item) item = NAME(item)(work->step, low);
+        for (int64_t token = item.first; token < item.first + item.tokens; token++) {
+            int64_t at = (token * d->num_kv_heads + item.kv_head) * width;
+            memcpy((TYPE *)work->out + at, (const TYPE *)room + at, width * sizeof(TYPE));
+        }
+    }
+}
+
 /* Rotate q and k, store k and v in their blocks, attend. qkv is [tokens, heads + 2 kv_heads, dim];
    query is scratch of the size of out, [tokens, heads, dim]. */
 void NAME(attend)(const Step *s, int64_t layer, const TYPE *qkv, TYPE *query, TYPE *out) {
-    int64_t group = s->decoder->num_heads / s->decoder->num_kv_heads, kv_heads = s->decoder->num_kv_heads;
-    int64_t tile = MAX_ROWS / group;
+    Work work = {.compute = NAME(attend_items), .take = NAME(take_attended), .step = s, .layer = layer, .query = query,
+                 .out = out, .own_items = 1, .lent_items = 1, .num_threads = s->num_threads};
     for (int64_t i = 0; i < s->num_sequences; i++) {
         const int32_t *table = s->block_tables + i * s->table_width;
         int64_t start = s->query_starts[i], end = s->query_starts[i + 1];
+        work.items += NAME(items_of)(s, i);
 #pragma omp parallel for if (s->num_threads > 1 && end - start > 16) num_threads(s->num_threads)
         for (int64_t token = start; token < end; token++)
             NAME(rotate_token)(s, table, layer, token, qkv, query);
     }
-#pragma omp parallel if (s->num_threads > 1) num_threads(s->num_threads)
-    {
-        for (int64_t i = 0; i < s->num_sequences; i++) {
-            int64_t start = s->query_starts[i], end = s->query_starts[i + 1];
-            int64_t tiles = (end - start + tile - 1) / tile;
-#pragma omp for schedule(dynamic) nowait
-            for (int64_t item = 0; item < tiles * kv_heads; item++) {
-                int64_t first = start + (tiles - 1 - item / kv_heads) * tile;
-                int64_t tokens = end - first < tile ? end - first : tile;
-                NAME(attend_tile)(s, i, layer, item % kv_heads, first, tokens, query, out);
-            }
-        }
-        release_tiles();
-    }
+    run(s->team, &work);
 }
 #undef GROUPS
 #undef GROUP_WORDS

@@ -1,10 +1,12 @@
 /* The decoder's operations, for float32 and bfloat16. Compiled on first use
    by engine/cpu/kernel_library.py with -march=native; reads and writes KV blocks in place. */
+#define _GNU_SOURCE
 #include <math.h>
 
 #include "decoder.h"
 #include "vector.h"
 #include "tiles.h"
+#include "lending.h"
 
 INLINE char *aligned(char *place) { return (char *)(((uintptr_t)place + 63) & ~(uintptr_t)63); }
 

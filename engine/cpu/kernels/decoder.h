@@ -36,6 +36,8 @@ typedef struct {
     float epsilon, scale;
 } Decoder;
 
+typedef struct Team Team; /* cores that others lend; see lending.h */
+
 /* One step over a ragged batch; see engine/model/ragged_batch.py for the arrays, operations.h for kv. */
 typedef struct {
     const Decoder *decoder;
@@ -45,8 +47,9 @@ typedef struct {
     const int32_t *block_tables;   /* [sequences, table_width] */
     const int64_t *sample_rows;    /* [samples], ascending */
     void *residual;                /* [tokens, hidden]: the embedded tokens; used up */
-    void *scratch;                 /* scratch_bytes(decoder, tokens, samples) */
+    void *scratch;                 /* scratch_bytes(decoder, tokens, samples, helpers of the team) */
     void *logits;                  /* [samples, vocabulary] */
+    Team *team;                    /* or null */
     int64_t table_width, num_sequences, num_tokens, num_samples;
     int64_t block_size, num_threads;
 } Step;
@@ -57,6 +60,7 @@ typedef struct {
     const void *x;                 /* [rows, words] */
     void *out;                     /* [rows, outputs] */
     float *wide;                   /* scratch of rows * words * 2, where bf16 is widened */
+    Team *team;                    /* or null */
     int64_t rows;
     int64_t adds;                  /* to what is in out */
     int64_t num_threads;

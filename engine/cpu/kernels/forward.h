@@ -3,7 +3,8 @@
    The residual is summed at the end of the products out and down. Scratch, one array after the other:
 
        normed [tokens, hidden] · qkv [tokens, heads + 2 kv_heads, dim] · query, attended [tokens, heads, dim]
-       active [tokens, inner] · wide: floats for the widest row of x, where bf16 is widened */
+       active [tokens, inner] · wide: floats for the widest row of x, where bf16 is widened
+       a room for each lent thread: the widest result */
 
 INLINE int64_t NAME(widest)(const Decoder *d) {
     int64_t heads = d->num_heads * d->head_dim, inner = d->layers[0].gate_up.outputs;
@@ -11,18 +12,29 @@ INLINE int64_t NAME(widest)(const Decoder *d) {
     return widest > inner ? widest : inner;
 }
 
-/* Bytes of scratch for a step of so many tokens. */
-int64_t NAME(scratch_bytes)(const Decoder *d, int64_t tokens) {
+/* Bytes of the largest result of an operation. */
+INLINE int64_t NAME(room_bytes)(const Decoder *d, int64_t tokens, int64_t samples) {
+    int64_t qkv = d->layers[0].qkv.outputs, widest = NAME(widest)(d);
+    int64_t elements = tokens * (widest > qkv ? widest : qkv), logits = samples * d->head.outputs;
+    return ((elements > logits ? elements : logits) * (int64_t)sizeof(TYPE) + 63) / 64 * 64;
+}
+
+INLINE int64_t NAME(own_bytes)(const Decoder *d, int64_t tokens) {
     int64_t heads = d->num_heads * d->head_dim, qkv = d->layers[0].qkv.outputs;
     int64_t elements = d->hidden + qkv + 2 * heads + d->layers[0].gate_up.outputs;
     int64_t wide = PACKED == 2 && widens() ? NAME(widest)(d) * 4 : 0;
     return tokens * (elements * (int64_t)sizeof(TYPE) + wide) + 5 * 64;
 }
 
+/* Bytes of scratch for a step of so many tokens, of which so many are sampled, with so many lent threads. */
+int64_t NAME(scratch_bytes)(const Decoder *d, int64_t tokens, int64_t samples, int64_t helpers) {
+    return NAME(own_bytes)(d, tokens) + 64 + helpers * NAME(room_bytes)(d, tokens, samples);
+}
+
 static void NAME(multiply)(const Step *s, const Matrix *m, int64_t rows, const void *x, void *out, int64_t adds,
                            float *wide) {
     Product p = {.matrix = m, .x = x, .out = out, .wide = wide, .rows = rows, .adds = adds,
-                 .num_threads = s->num_threads};
+                 .team = s->team, .num_threads = s->num_threads};
     NAME(product)(&p);
 }
 
@@ -43,6 +55,8 @@ void NAME(forward)(const Step *s) {
     TYPE *attended = query + rows * heads;
     TYPE *active = (TYPE *)aligned((char *)(attended + rows * heads));
     float *wide = (float *)aligned((char *)(active + rows * d->layers[0].gate_up.outputs));
+    begin_lending(s->team, aligned((char *)s->scratch + NAME(own_bytes)(d, rows)),
+                  NAME(room_bytes)(d, rows, s->num_samples));
     for (int64_t i = 0; i < d->num_layers; i++) {
         const Layer *layer = d->layers + i;
         NAME(norm)(residual, layer->input_norm, normed, rows, hidden, d->epsilon, s->num_threads);
@@ -60,4 +74,5 @@ void NAME(forward)(const Step *s) {
     }
     NAME(norm)(residual, d->norm, normed, rows, hidden, d->epsilon, s->num_threads);
     NAME(multiply)(s, &d->head, rows, normed, s->logits, 0, wide);
+    end_lending(s->team);
 }

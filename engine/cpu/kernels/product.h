@@ -86,8 +86,11 @@ static void NAME(panel_bias)(const Matrix *m, int64_t column, int64_t count, TYP
     if (m->gated) memcpy(bias + LANES, all + m->outputs + column, LANES * sizeof(TYPE));
 }
 
+#define KEEPS 2 /* what `adds` is for who computes what another will add */
+
 INLINE void NAME(put)(TYPE *out, vf x, int64_t adds) {
-    NAME(store)(out, adds ? NAME(load)(out) + NAME(rounded)(x) : x);
+    if (adds == KEEPS) NAME(keep)(out, NAME(rounded)(x));
+    else NAME(store)(out, adds ? NAME(load)(out) + NAME(rounded)(x) : x);
 }
 
 /* Sums of some rows with one panel, and which of them have become their part of the output. */
@@ -199,33 +202,79 @@ static void NAME(panel_block)(const Product *p, const uint32_t *x, int64_t first
     }
 }
 
-/* out[rows, outputs] = x[rows, words] * matrix + bias, added to what is there if that is asked for; gated: silu(the
-   first half of that) * the second half, of 2 * outputs columns, where outputs is a multiple of LANES. `wide` is
-   scratch for x as floats, where bf16 is widened. Rows go in blocks that stay in the cache while the panels pass by. */
-void NAME(product)(const Product *p) {
-    const uint32_t *x = p->x;
-    int64_t words = p->matrix->words, width = NAME(panel_outputs)(p->matrix);
-    int64_t block = CACHED_BYTES / (words * X_WORDS * 4) / MATRIX_ROWS * MATRIX_ROWS;
-    if (block < MATRIX_ROWS) block = MATRIX_ROWS;
-    int64_t blocks = (p->rows + block - 1) / block, panels = (p->matrix->outputs + width - 1) / width;
-#pragma omp parallel if (p->num_threads > 1) num_threads(p->num_threads)
-    {
-        NAME(Part) room[2], *parts[2] = {room, room + 1};
-        room[0].rows = room[0].done = 0;
-#if X_WORDS == 2
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < p->rows; r++)
-            NAME(widen_row)(x + r * words, (uint32_t *)p->wide + r * words * 2, words);
-        x = (const uint32_t *)p->wide;
-#endif
-#pragma omp for collapse(2) schedule(static) nowait
-        for (int64_t b = 0; b < blocks; b++)
-            for (int64_t i = 0; i < panels; i++) {
-                int64_t first = b * block, rows = p->rows - first < block ? p->rows - first : block;
-                NAME(panel_block)(p, x, first, rows, i, parts);
-            }
-        NAME(finish_all)(p, parts[0]);
-        release_tiles();
+/* Rows in blocks that stay in the cache while the panels pass by: an item is one panel for one block of rows. */
+INLINE int64_t NAME(block_rows)(const Matrix *m) {
+    int64_t block = CACHED_BYTES / (m->words * X_WORDS * 4) / MATRIX_ROWS * MATRIX_ROWS;
+    return block < MATRIX_ROWS ? MATRIX_ROWS : block;
+}
+
+INLINE int64_t NAME(num_panels)(const Matrix *m) {
+    int64_t width = NAME(panel_outputs)(m);
+    return (m->outputs + width - 1) / width;
+}
+
+static void NAME(multiply_items)(const Work *work, int64_t low, int64_t high, char *room) {
+    Product p = work->product;
+    const uint32_t *x = X_WORDS == 2 ? (const uint32_t *)p.wide : p.x;
+    int64_t block = NAME(block_rows)(p.matrix), panels = NAME(num_panels)(p.matrix);
+    NAME(Part) parts_room[2], *parts[2] = {parts_room, parts_room + 1};
+    parts_room[0].rows = parts_room[0].done = 0;
+    if (room) {
+        p.out = room;
+        if (p.adds) p.adds = KEEPS;
+    }
+    for (int64_t i = low; i < high; i++) {
+        int64_t first = i / panels * block, rows = p.rows - first < block ? p.rows - first : block;
+        NAME(panel_block)(&p, x, first, rows, i % panels, parts);
+    }
+    NAME(finish_all)(&p, parts[0]);
+    release_tiles();
+}
+
+/* Columns of some rows, from a room to the output. */
+static void NAME(take_columns)(const Product *p, int64_t row, int64_t column, int64_t count, const TYPE *room) {
+    int64_t at = row * p->matrix->outputs + column, i = 0;
+    TYPE *out = (TYPE *)p->out + at, sum[LANES] = {0}, added[LANES] = {0};
+    if (!p->adds) {
+        memcpy(out, room + at, count * sizeof(TYPE));
+        return;
+    }
+    for (room += at; i + LANES <= count; i += LANES) NAME(put)(out + i, NAME(load)(room + i), 1);
+    memcpy(sum, out + i, (count - i) * sizeof(TYPE));
+    memcpy(added, room + i, (count - i) * sizeof(TYPE));
+    NAME(put)(sum, NAME(load)(added), 1);
+    memcpy(out + i, sum, (count - i) * sizeof(TYPE));
+}
+
+static void NAME(take_products)(const Work *work, int64_t low, int64_t high, const char *room) {
+    const Product *p = &work->product;
+    int64_t block = NAME(block_rows)(p->matrix), panels = NAME(num_panels)(p->matrix);
+    int64_t width = NAME(panel_outputs)(p->matrix);
+    for (int64_t next; low < high; low = next) {
+        int64_t first = low / panels * block, end = first + block < p->rows ? first + block : p->rows;
+        next = (low / panels + 1) * panels < high ? (low / panels + 1) * panels : high;
+        int64_t column = low % panels * width, until = column + (next - low) * width;
+        if (until > p->matrix->outputs) until = p->matrix->outputs;
+        for (int64_t row = first; row < end; row++)
+            NAME(take_columns)(p, row, column, until - column, (const TYPE *)room);
     }
 }
+
+/* out[rows, outputs] = x[rows, words] * matrix + bias, added to what is there if that is asked for; gated: silu(the
+   first half of that) * the second half, of 2 * outputs columns, where outputs is a multiple of LANES. `wide` is
+   scratch for x as floats, where bf16 is widened. */
+void NAME(product)(const Product *p) {
+    int64_t block = NAME(block_rows)(p->matrix);
+#if X_WORDS == 2
+    int64_t words = p->matrix->words;
+#pragma omp parallel for if (p->num_threads > 1) num_threads(p->num_threads)
+    for (int64_t r = 0; r < p->rows; r++)
+        NAME(widen_row)((const uint32_t *)p->x + r * words, (uint32_t *)p->wide + r * words * 2, words);
+#endif
+    const Work work = {.compute = NAME(multiply_items), .take = NAME(take_products), .product = *p,
+                       .items = (p->rows + block - 1) / block * NAME(num_panels)(p->matrix), .own_items = MAX_ITEMS,
+                       .lent_items = 1 + 32 / (p->rows + 3), .num_threads = p->num_threads};
+    run(p->team, &work);
+}
 #undef X_WORDS
+#undef KEEPS

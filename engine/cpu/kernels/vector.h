@@ -81,24 +81,32 @@ INLINE vu widen(const bf16 *p) {
 
 INLINE vf load_bf16(const bf16 *p) { return (vf)(widen(p) << 16); }
 
+/* The lower halves of the lanes, whose upper halves are zero. */
+INLINE vh narrow(vu x) {
+#if defined(__AVX512F__)
+    return (vh)_mm512_cvtepi32_epi16((__m512i)x);
+#elif defined(__AVX2__)
+    __m256i whole = (__m256i)x;
+    return (vh)_mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+#else
+    return __builtin_convertvector(x, vh);
+#endif
+}
+
 INLINE vh round_bf16(vf x) {
 #ifdef __AVX512BF16__
     return (vh)_mm512_cvtneps_pbh((__m512)x);
 #else
     vu bits = (vu)x;
-    vu upper = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-#if defined(__AVX512F__)
-    return (vh)_mm512_cvtepi32_epi16((__m512i)upper);
-#elif defined(__AVX2__)
-    __m256i whole = (__m256i)upper;
-    return (vh)_mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-#else
-    return __builtin_convertvector(upper, vh);
-#endif
+    return narrow((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 #endif
 }
 
 INLINE void store_bf16(bf16 *p, vf x) { *(vh_any *)p = round_bf16(x); }
+
+/* Store what is rounded already, every bit of it: a rounding instruction makes zeros of the smallest numbers. */
+INLINE void keep_f32(float *p, vf x) { store_f32(p, x); }
+INLINE void keep_bf16(bf16 *p, vf x) { *(vh_any *)p = narrow((vu)x >> 16); }
 
 #define UPPER_HALF ((vu)((vi){0} - 1) << 16)
 

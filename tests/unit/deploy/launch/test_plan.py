@@ -10,7 +10,7 @@ import pytest
 from deploy.commands.serve import claim_port, read_news
 from deploy.config.serve_config import resolve
 from deploy.config.values import GIB, MIB, format_bytes, parse_affinity, parse_bytes, parse_cores
-from deploy.host.affinity import quota_cores, share_cores
+from deploy.host.affinity import lend_cores, quota_cores, share_cores
 from deploy.host.memory import (
     available_bytes,
     check_fits,
@@ -271,3 +271,16 @@ def test_port_0_becomes_a_number_and_a_taken_port_an_error() -> None:
 def test_ready_line_may_bring_news() -> None:
     assert read_news('{"backend": "cpu"}') == {"backend": "cpu"}
     assert read_news("") == read_news("x") == read_news("[1]") == {}
+
+
+def test_workers_lend_each_other_their_cores_nearest_first() -> None:
+    shares = lend_cores(share_cores("auto", 3, tuple(range(5))))
+    assert [share.cores for share in shares] == [(0,), (1, 2), (3, 4)]
+    assert [share.lent_cores for share in shares] == [(1, 2, 3, 4), (3, 4, 0), (0, 1, 2)]
+
+
+@pytest.mark.parametrize(("affinity", "workers"), [("auto", 3), ("none", 2), ("0;0-1", 2)])
+def test_cores_that_nobody_has_alone_are_not_lent(affinity, workers) -> None:
+    shares = share_cores(affinity, workers, (0, 1))
+    assert lend_cores(shares) == shares
+    assert {share.lent_cores for share in shares} == {()}

@@ -13,8 +13,12 @@ from engine.cpu.panels import pack
 from engine.model.rope import rope_table
 
 if TYPE_CHECKING:
+    from engine.cpu.lending import Team
     from engine.model.ragged_batch import RaggedBatch
     from protocol.model_config import ModelConfig
+
+ROOM_BYTES = 1 << 22
+"""More than any result that is tested with lent threads."""
 
 
 def kernels_for(dtype: torch.dtype, target: str = "native") -> Kernels:
@@ -40,6 +44,7 @@ class PackedMatrix:
     ) -> None:
         self.num_threads = 1
         self._kernels, self._bias = kernels, bias
+        self._team: Team | None = None
         self._panels = pack(kernels, "gate_up" if gated else "x", weight)
         self._matrix = Matrix(
             panels=self._panels.data_ptr(),
@@ -48,6 +53,12 @@ class PackedMatrix:
             words=self._panels.shape[1],
             gated=gated,
         )
+
+    def lend(self, team: Team) -> None:
+        """Let the team's threads help from now on."""
+        self._team = team
+        self._rooms = torch.empty(team.size, ROOM_BYTES, dtype=torch.uint8)
+        self._kernels.begin_lending(team.pointer, self._rooms.data_ptr(), ROOM_BYTES)
 
     def __call__(self, x: torch.Tensor, added: torch.Tensor | None = None) -> torch.Tensor:
         """The product; with `added`, its sum with that."""
@@ -62,6 +73,7 @@ class PackedMatrix:
                 x=x.data_ptr(),
                 out=out.data_ptr(),
                 wide=pointer(wide),
+                team=None if self._team is None else self._team.pointer,
                 rows=x.shape[0],
                 adds=added is not None,
                 num_threads=self.num_threads,

@@ -26,6 +26,7 @@ target, cache = sys.argv[1], Path(sys.argv[2])
 import torch
 import tests.unit.engine.cpu.driving as driving
 import tests.unit.engine.cpu.test_cpu_kernels as kernels
+import tests.unit.engine.cpu.test_lending as lending
 driving.cache_directory = lambda: cache
 for dtype in (torch.float32, torch.bfloat16):
     for spans in kernels.SPANS.values():
@@ -37,6 +38,9 @@ for dtype in (torch.float32, torch.bfloat16):
             dtype, True, outputs, inputs, target)
     kernels.test_a_gated_product_equals_the_reference_and_row_by_row_has_the_same_bits(
         dtype, True, 48, target)
+lender = lending.Lender(cache, lending.kernels_for(torch.bfloat16, target))
+lending.test_what_others_computed_has_the_same_bits(lambda *_: lender, "added", target, torch.bfloat16)
+lender.team.close()
 print("clean")
 """
 
