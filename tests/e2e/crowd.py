@@ -19,6 +19,7 @@ from deploy.host.model_source import prepare
 from engine.attesting import attested_tokens
 from engine.checkpoints.prepared import fingerprint
 from engine.kv.prefix_cache import root_key
+from tests.patience import PATIENCE_S
 
 MODEL = "smollm2-135m"
 BLOCK_SIZE = 16
@@ -65,7 +66,7 @@ def read_tokens(line: str) -> list[int]:
 def stream_one(url: str, asked: Asked) -> list[int]:
     """All tokens of one answer."""
     with (
-        httpx.Client(timeout=60) as client,
+        httpx.Client(timeout=PATIENCE_S) as client,
         client.stream("POST", f"{url}/v1/completions", json=asked.body()) as reply,
     ):
         assert reply.status_code == 200, reply.read()
@@ -88,7 +89,9 @@ class Crowd:
 
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._size)
-        async with httpx.AsyncClient(base_url=self._url, timeout=90, limits=limits) as client:
+        async with httpx.AsyncClient(
+            base_url=self._url, timeout=PATIENCE_S, limits=limits
+        ) as client:
             await asyncio.gather(*(self._user(client, i) for i in range(self._size)))
 
     async def _user(self, client: httpx.AsyncClient, index: int) -> None:
@@ -115,7 +118,7 @@ class Crowd:
                 got += read_tokens(line)
         return got
 
-    def await_more(self, count: int, seconds: float = 90.0) -> None:
+    def await_more(self, count: int, seconds: float = 2 * PATIENCE_S) -> None:
         """Until so many more answers are complete; a failure ends the wait, and the test."""
         wanted, until_s = self.completed + count, time.monotonic() + seconds
         while self.completed < wanted:
@@ -134,5 +137,5 @@ class Crowd:
         trace: TracebackType | None,
     ) -> None:
         self._over.set()
-        self._thread.join(90)
+        self._thread.join(2 * PATIENCE_S)
         assert not self._thread.is_alive(), "clients still wait for answers"

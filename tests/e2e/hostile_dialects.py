@@ -24,6 +24,7 @@ OLLAMA_CHAT, GENERATE, SHOW, EMBED = "/api/chat", "/api/generate", "/api/show", 
 SCALE = "/cluster/scale"
 MUCH = "x" * (LIMIT - 400)
 FEW = 60_000
+ONE_TOKEN = {"num_predict": 1}
 VALUES = {"a": [1] * FEW}
 TOO_MANY = {"a": [1] * 1_000_000}
 SCHEMA = {"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(8000)}}
@@ -47,13 +48,11 @@ def response(**fields: Any) -> bytes:
 
 
 def ollama(**fields: Any) -> bytes:
-    return orjson.dumps(
-        {"messages": [SAY], "stream": False, "options": {"num_predict": 1}} | fields
-    )
+    return orjson.dumps({"messages": [SAY], "stream": False, "options": ONE_TOKEN} | fields)
 
 
 def generate(**fields: Any) -> bytes:
-    return orjson.dumps({"prompt": "x", "stream": False, "options": {"num_predict": 1}} | fields)
+    return orjson.dumps({"prompt": "x", "stream": False, "options": ONE_TOKEN} | fields)
 
 
 def call(arguments: Any) -> list[dict[str, Any]]:
@@ -295,8 +294,8 @@ OLLAMA: dict[str, tuple[str, bytes]] = {
     "a format": (OLLAMA_CHAT, ollama(format=LONG_SCHEMA)),
     "a format that is a text": (OLLAMA_CHAT, ollama(format=MANY_BRACKETS)),
     "tools of ollama": (OLLAMA_CHAT, ollama(tools=[{"function": {"name": "f", "u": VALUES}}])),
-    "options": (OLLAMA_CHAT, ollama(options={f"k{i}": 1 for i in range(FEW)})),
-    "stops of ollama": (OLLAMA_CHAT, ollama(options={"stop": ["ab"] * FEW})),
+    "options": (OLLAMA_CHAT, ollama(options={f"k{i}": 1 for i in range(FEW)} | ONE_TOKEN)),
+    "stops of ollama": (OLLAMA_CHAT, ollama(options={"stop": ["ab"] * FEW} | ONE_TOKEN)),
     "a model of ollama": (SHOW, orjson.dumps({"model": MUCH})),
     "embeddings": (EMBED, orjson.dumps({"input": ["x"] * FEW})),
     "a prompt of ollama": (GENERATE, generate(prompt=MUCH)),

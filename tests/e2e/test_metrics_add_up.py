@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.server import MOCK, Server
+from tests.patience import PATIENCE_S, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL = "smollm2-135m"
@@ -142,7 +143,7 @@ class Client:
 
     def leaves(self) -> None:
         """In the middle of an answer that is far from its end."""
-        body = self.body(stream=True, max_tokens=3000, ignore_eos=True)
+        body = self.body(stream=True, max_tokens=8000, ignore_eos=True)
         patience = self.rng.randrange(1, 12)
         with self.http.stream("POST", "/v1/completions", json=body) as reply:
             if reply.status_code == 429:
@@ -182,8 +183,8 @@ class Exposition:
 
 
 def settled(server: Server) -> Exposition:
-    """`/metrics` two heartbeats later: the workers' own figures are as of the last one."""
-    threading.Event().wait(1.2)
+    """`/metrics` with the workers' own figures of now."""
+    server.await_heartbeats()
     return Exposition(server.client.get("/metrics").text)
 
 
@@ -192,18 +193,14 @@ def run() -> Iterator[tuple[Tally, Exposition]]:
     tally = Tally()
     with Server("--pd", "1p1d", "--kv-cache-memory", "512MiB", program=MOCK) as server:
         limits = httpx.Limits(max_connections=32)
-        pause = threading.Event()
         probed = settled(server).total("baton_worker_prefill_tokens_total", role="prefill")
         tally.add(probed=int(probed))
         with (
-            httpx.Client(base_url=server.url, timeout=60, limits=limits) as http,
+            httpx.Client(base_url=server.url, timeout=PATIENCE_S, limits=limits) as http,
             ThreadPoolExecutor(16) as pool,
         ):
             list(pool.map(lambda i: Client(http, tally, i).run(), range(NUM_REQUESTS)))
-        for _ in range(100):
-            if server.cluster()["requests"]["live"] == 0:
-                break
-            pause.wait(0.05)
+        until(lambda: server.cluster()["requests"]["live"] == 0, "the end of all requests")
         yield tally, settled(server)
 
 
@@ -306,7 +303,7 @@ def test_refusals_for_want_of_room_are_counted_and_change_nothing_else() -> None
     small = ("--max-num-seqs", "2", "--max-queued-requests", "2", "--kv-cache-memory", "256MiB")
     with Server("--pd", "1p1d", *small, program=MOCK) as server:
         with (
-            httpx.Client(base_url=server.url, timeout=60) as http,
+            httpx.Client(base_url=server.url, timeout=PATIENCE_S) as http,
             ThreadPoolExecutor(16) as pool,
         ):
             clients = [Client(http, tally, index) for index in range(200)]

@@ -14,10 +14,11 @@ import pytest
 from tests.e2e.server import PACED, Server
 from tests.e2e.test_metrics_add_up import MODEL, settled
 from tests.e2e.test_scaling import settle
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 CLIENTS = 200
-PATIENCE_S = 3.0
+HASTY_S = 3.0
 LONG = 3000
 
 
@@ -30,7 +31,9 @@ class Burst:
 
     async def run(self) -> None:
         """All at once."""
-        async with openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="x", timeout=60) as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="x", timeout=PATIENCE_S
+        ) as client:
             await asyncio.gather(*(self._one(client, index) for index in range(CLIENTS)))
 
     async def _one(self, client: openai.AsyncOpenAI, index: int) -> None:
@@ -81,7 +84,7 @@ class Burst:
 
     async def _waits_no_longer(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> None:
         body |= {"max_tokens": LONG, "extra_body": {"ignore_eos": True}}
-        hasty = client.with_options(timeout=PATIENCE_S, max_retries=0)
+        hasty = client.with_options(timeout=HASTY_S, max_retries=0)
         with pytest.raises(openai.APITimeoutError):
             await hasty.completions.create(**body)
         self.got["late"] += 1
@@ -127,10 +130,10 @@ def test_every_client_is_counted_as_what_it_did(burst: Any) -> None:
 
 
 def test_workers_computed_what_was_asked_and_little_more(burst: Any) -> None:
-    """A prompt once, and of an answer whose client has gone hardly a step."""
+    """A prompt once, and of an answer whose client has gone a small part at most."""
     got, told, probed = burst
     assert told.total("baton_worker_prefill_tokens_total") - probed == got["prompt"] - got["cached"]
     begun = CLIENTS
     generated = told.total("vllm:generation_tokens_total")
     computed = told.total("baton_worker_decode_tokens_total")
-    assert generated - begun <= computed <= generated + 20 * (got["left"] + got["late"])
+    assert generated - begun <= computed <= generated + LONG / 30 * (got["left"] + got["late"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import signal
@@ -16,7 +17,8 @@ import openai
 import pytest
 
 from tests.e2e.otlp_receiver import Received, Receiver
-from tests.e2e.server import MOCK, Server, free_port
+from tests.e2e.server import MOCK, PACED, Server, free_port
+from tests.patience import PATIENCE_S, in_time, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL = "smollm2-135m"
@@ -52,16 +54,17 @@ def check_sum(timings: dict[str, Any]) -> None:
 def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
     """The real engine: compute dominates, and what no report explains is under 1 % or 2 ms."""
     with Server("--pd", "1p1d", *SMALL) as real:
-        rest, unseen = [], []
-        for index in range(4):
-            body = LONG | {"prompt": f"{index} {LONG['prompt']}", "max_tokens": 24}
+        numbers = itertools.count()
+
+        def attempt() -> float:
+            """What is unexplained, and what the client waited besides, as shares of what they may be."""
+            body = LONG | {"prompt": f"{next(numbers)} {LONG['prompt']}", "max_tokens": 24}
             started_s = time.perf_counter()
             timings = real.complete(**body, return_timings=True)["baton"]
             client_ms = (time.perf_counter() - started_s) * 1000
             check_sum(timings)
             spans = timings["spans_ms"]
             assert timings["e2e_ms"] < client_ms
-            unseen.append(client_ms - timings["e2e_ms"] - max(20.0, 0.05 * client_ms))
             assert spans["prefill"] > 10
             assert spans["decode"] > 10
             assert spans["exposed_transfer"] > 0
@@ -70,9 +73,11 @@ def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
                 "prefill-0",
                 "decode-0",
             )
-            rest.append(spans["control"] - max(2.0, 0.01 * timings["e2e_ms"]))
-        assert sorted(rest)[1] < 0  # two of four: other work on the machine only adds
-        assert sorted(unseen)[1] < 0
+            unexplained = spans["control"] / max(2.0, 0.01 * timings["e2e_ms"])
+            unseen = (client_ms - timings["e2e_ms"]) / max(20.0, 0.05 * client_ms)
+            return float(max(unexplained, unseen))
+
+        in_time(attempt, 1.0, attempts=5)
 
 
 def test_official_clients_are_not_disturbed(server: Server) -> None:
@@ -181,26 +186,28 @@ def test_an_untraced_parent_is_not_sampled(server: Server, receiver: Receiver) -
 
 def test_replayed_request_adds_up_and_says_so(receiver: Receiver) -> None:
     arguments = ("--pd", "1p2d", "--otlp-traces-endpoint", receiver.endpoint, *SMALL)
-    with Server(*arguments, program=MOCK) as server:
+    with Server(*arguments, program=PACED) as server:
         headers, trace_id, _ = traceparent()
         answers: list[dict[str, Any]] = []
 
         def ask() -> None:
-            body = LONG | {"max_tokens": 1500, "return_timings": True}
+            body = LONG | {"max_tokens": 200, "return_timings": True}
             reply = httpx.post(
-                f"{server.url}/v1/completions", json=body, headers=headers, timeout=60
+                f"{server.url}/v1/completions", json=body, headers=headers, timeout=PATIENCE_S
             )
             answers.append(reply.json())
 
         asking = threading.Thread(target=ask)
         asking.start()
-        pause = threading.Event()
-        for _ in range(200):
-            busy = [w for w in server.cluster()["workers"] if w["requests"]["running"]]
-            if busy and busy[0]["role"] == "decode":
-                break
-            pause.wait(0.02)
-        os.kill(busy[0]["pid"], signal.SIGKILL)
+
+        def writer() -> list[int]:
+            """The pid of who writes the answer."""
+            workers = server.cluster()["workers"]
+            writing = [w for w in workers if w["role"] == "decode" and w["requests"]["running"]]
+            return [worker["pid"] for worker in writing]
+
+        until(writer, "the answer being written")
+        os.kill(writer()[0], signal.SIGKILL)
         asking.join()
         timings = answers[0]["baton"]
         check_sum(timings)
@@ -214,8 +221,12 @@ def test_replayed_request_adds_up_and_says_so(receiver: Receiver) -> None:
 @pytest.mark.alone
 def test_a_silent_collector_delays_nothing_and_stops_in_time() -> None:
     arguments = ("--otlp-traces-endpoint", f"http://127.0.0.1:{free_port()}", *SMALL)
-    with Server(*arguments, program=MOCK) as server:
-        for _ in range(5):
-            server.complete(**LONG)
-        server.client.close()
-        assert server.interrupt() <= 3.0
+
+    def attempt() -> float:
+        with Server(*arguments, program=MOCK) as server:
+            for _ in range(5):
+                server.complete(**LONG)
+            server.client.close()
+            return server.interrupt()
+
+    in_time(attempt, 3.0)

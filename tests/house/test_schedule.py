@@ -12,6 +12,8 @@ import pytest
 from tests.marks import deep
 
 ROOT = Path(__file__).parents[2]
+UNUSED = ("schemathesis", "hypothesispytest", "anyio")
+"""Plugins that take longer to load than these suites to run."""
 TESTS = """
 import os, threading, time
 from pathlib import Path
@@ -70,6 +72,7 @@ def run_suite(directory: Path, processes: int) -> subprocess.CompletedProcess[st
         [
             *(sys.executable, "-m", "pytest", "-q", "-c", str(ROOT / "pyproject.toml")),
             *("-p", "tests.schedule", "-n", str(processes), "--dist", "loadgroup"),
+            *(word for plugin in UNUSED for word in ("-p", f"no:{plugin}")),
             *(str(directory), "--rootdir", str(directory), "-p", "no:cacheprovider"),
         ],
         cwd=ROOT,
