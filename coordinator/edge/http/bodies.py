@@ -12,6 +12,7 @@ counts are exact; what is not valid the parser refuses afterwards.
 from __future__ import annotations
 
 import asyncio
+import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -236,10 +237,15 @@ def body_schema(
     """What OpenAPI says of a body that the route parses itself, to bound it first; its `$defs` still have to be
     hoisted to where its references point. `streamed` is the media type of answers that come in pieces, `error` the
     schema of errors other than OpenAI's."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    content = {"application/json": {"schema": schema}}
+    content = {"application/json": {"schema": orjson.loads(_schema_of(model))}}
     told: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
     return told | error_schema(error) | ({STREAMED: streamed} if streamed else {})
+
+
+@functools.cache
+def _schema_of(model: type[BaseModel]) -> bytes:
+    """As JSON, for whoever gets it changes it."""
+    return orjson.dumps(model.model_json_schema(ref_template="#/components/schemas/{model}"))
 
 
 def error_schema(error: Mapping[str, Any] | None) -> dict[str, Any]:
