@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.edge_server import TOKEN_EVERY_S, edge_server
 from tests.e2e.server import free_port
+from tests.patience import ATTEMPTS, PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 PAGE = Path(__file__).parents[2] / "docs" / "proxies.md"
@@ -61,7 +62,7 @@ def proxy(name: str, directory: Path, backends: list[int]):
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)
 
 
 def await_health(url: str, process: subprocess.Popen) -> None:
@@ -108,6 +109,11 @@ def check(client: httpx.Client) -> None:
     assert complete(client, prompt="x" * 2_000_000).status_code == 400
     for _ in range(20):
         assert complete(client).status_code == 200
+    assert any(comes_in_pieces(client) for _ in range(ATTEMPTS))
+
+
+def comes_in_pieces(client: httpx.Client) -> bool:
+    """Whether most tokens of a stream come by themselves; to a client that was stopped meanwhile they do not."""
     body = {"prompt": "Hello", "max_tokens": 20, "stream": True}
     began_s = time.monotonic()
     with client.stream("POST", "/v1/completions", json=body, headers=HEADERS) as reply:
@@ -116,4 +122,4 @@ def check(client: httpx.Client) -> None:
     assert len(times_s) == 20
     gaps_s = [later - sooner for sooner, later in itertools.pairwise(times_s)]
     assert times_s[-1] >= 19 * TOKEN_EVERY_S * 0.9
-    assert sum(gap > TOKEN_EVERY_S / 4 for gap in gaps_s) >= 10, times_s
+    return sum(gap > TOKEN_EVERY_S / 4 for gap in gaps_s) >= 10

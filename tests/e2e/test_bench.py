@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.server import BATON
+from tests.patience import PATIENCE_S, in_time
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 SHAPE = {
@@ -31,7 +32,7 @@ def bench(*arguments: str, cwd: Path | None = None) -> dict[str, Any]:
         [str(BATON), "bench", *arguments],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=4 * PATIENCE_S,
         check=False,
         cwd=cwd,
     )
@@ -89,7 +90,7 @@ def test_wrong_shape_names_the_flag(tmp_path: Path) -> None:
         [str(BATON), "bench", "engine", "--random", str(tmp_path / "config.json")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert (done.returncode, "--random" in done.stderr) == (2, True)
@@ -97,7 +98,14 @@ def test_wrong_shape_names_the_flag(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_coordinator_relays_what_is_offered() -> None:
-    report = bench("coordinator", "--streams", "4,16", "--tokens", "40", "--step-ms", "20")
-    for level in report["levels"]:
-        assert 0.7 < level["tokens_per_s"] / level["offered_tokens_per_s"] < 1.3
-        assert 0 < level["added_p50_ms"] <= level["added_p99_ms"]
+    def error() -> float:
+        """Of what comes out, against what went in."""
+        report = bench("coordinator", "--streams", "4,16", "--tokens", "40", "--step-ms", "20")
+        for level in report["levels"]:
+            assert 0 < level["added_p50_ms"] <= level["added_p99_ms"]
+        return max(
+            abs(level["tokens_per_s"] / level["offered_tokens_per_s"] - 1.0)
+            for level in report["levels"]
+        )
+
+    in_time(error, 0.3)

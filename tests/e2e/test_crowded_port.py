@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.bad_clients import SORTS, pause
 from tests.e2e.edge_server import edge_server
+from tests.patience import ATTEMPTS, PATIENCE_S, slowness
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.alone]
 CONNECTIONS, HELD_S = 1000, 2.0
@@ -90,17 +91,27 @@ def connections(process: psutil.Process) -> int:
 @pytest.mark.parametrize("sort", SORTS)
 async def test_a_crowd_costs_nobody_a_token(server, sort: str) -> None:
     port, process = server
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    seen = []
+    for _ in range(ATTEMPTS):
+        before = slowness()
+        innocent = await beside_a_crowd(port, sort)
+        slow = max(before, slowness())
+        longest_s = max(*innocent.gaps_s, *innocent.live_s)
+        usual_s = statistics.median(innocent.live_s)
+        seen.append(f"longest {longest_s:.3f} s, /live {usual_s:.3f} s, {slow:.1f} times as slow")
+        if longest_s < MAX_GAP_S * slow and usual_s < USUAL_LIVE_S * slow:
+            print(f"{sort}: {seen[-1]}, rss {process.memory_info().rss >> 20} MiB")
+            return
+    raise AssertionError(seen)
+
+
+async def beside_a_crowd(port: int, sort: str) -> Innocent:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
         innocent = Innocent(client)
         async with innocent.around():
             await crowd(port, sort)
         assert innocent.complete >= STREAMS
-        print(
-            f"{sort}: longest gap {max(innocent.gaps_s):.3f} s, /live {max(innocent.live_s):.3f} s of {len(innocent.live_s)}, rss {process.memory_info().rss >> 20} MiB, cpu {process.cpu_times().user:.1f}"
-        )
-        assert max(innocent.gaps_s) < MAX_GAP_S
-        assert max(innocent.live_s) < MAX_GAP_S
-        assert statistics.median(innocent.live_s) < USUAL_LIVE_S
+        return innocent
 
 
 @pytest.mark.deep

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 from tests.e2e.server import BATON, Server, free_port
+from tests.patience import PATIENCE_S, in_time, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def run_directory_of(pid: int) -> Path:
     return found
 
 
-def baton(*arguments: str, timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+def baton(*arguments: str, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(BATON), *arguments], capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -46,17 +46,14 @@ def server() -> Iterator[Server]:
 
 
 def test_banner_shows_what_runs_and_a_line_that_works(server) -> None:
-    deadline = time.perf_counter() + 5
-    while "curl -N" not in server.log():
-        assert time.perf_counter() < deadline
-        time.sleep(0.05)
+    until(lambda: "curl -N" in server.log(), "the banner")
     log = server.log()
     assert f"{server.url}/v1" in log
     assert "1 prefill" in log
     assert "1 decode" in log
     (line,) = re.findall(r"^curl -N .*$", log, re.MULTILINE)
     done = subprocess.run(
-        ["sh", "-c", line], capture_output=True, text=True, timeout=60, check=True
+        ["sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE_S, check=True
     )
     assert "data: [DONE]" in done.stdout
 
@@ -95,31 +92,42 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts() -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number) -> None:
-    before = shared_memory()
-    with Server(*SMALL) as running:
-        processes = psutil.Process(running.process.pid).children(recursive=True)
-        directory = run_directory_of(running.process.pid)
-        assert len(processes) == 3
-        running.client.close()
-        started = time.perf_counter()
-        running.process.send_signal(number)
-        assert running.process.wait(10) == 0
-        assert time.perf_counter() - started <= 3.0
-    assert not any(process.is_running() for process in processes)
-    assert not directory.exists()
-    assert shared_memory() == before
+    def attempt() -> float:
+        before = shared_memory()
+        with Server(*SMALL) as running:
+            processes = psutil.Process(running.process.pid).children(recursive=True)
+            directory = run_directory_of(running.process.pid)
+            assert len(processes) == 3
+            running.client.close()
+            started = time.perf_counter()
+            running.process.send_signal(number)
+            assert running.process.wait(PATIENCE_S) == 0
+            took_s = time.perf_counter() - started
+        assert not any(process.is_running() for process in processes)
+        assert not directory.exists()
+        assert shared_memory() == before
+        return took_s
+
+    in_time(attempt, 3.0)
 
 
 @pytest.mark.alone
 def test_interrupt_during_an_answer_still_ends_in_time() -> None:
-    with Server(*SMALL) as running:
-        body = {"model": "smollm2-135m", "prompt": "Once", "max_tokens": 4000, "ignore_eos": True}
-        with running.client.stream(
-            "POST", "/v1/completions", json={**body, "stream": True}
-        ) as reply:
+    body = {"model": "smollm2-135m", "prompt": "Once", "max_tokens": 4000, "ignore_eos": True}
+
+    def attempt() -> float:
+        with (
+            Server(*SMALL) as running,
+            running.client.stream(
+                "POST", "/v1/completions", json={**body, "stream": True}
+            ) as reply,
+        ):
             assert next(reply.iter_lines())
-            assert running.interrupt() <= 3.0
-    assert running.process.returncode == 0
+            took_s = running.interrupt()
+        assert running.process.returncode == 0
+        return took_s
+
+    in_time(attempt, 3.0)
 
 
 @pytest.mark.alone
@@ -129,7 +137,7 @@ def test_children_of_a_killed_launcher_die_with_it() -> None:
         processes = psutil.Process(running.process.pid).children(recursive=True)
         directory = run_directory_of(running.process.pid)
         running.process.kill()
-        assert psutil.wait_procs(processes, 3)[1] == []
+        assert psutil.wait_procs(processes, PATIENCE_S)[1] == []
         running.process.wait()
     assert shared_memory() == before
     assert directory.exists()  # nobody was left to remove it; the next start does
@@ -138,25 +146,20 @@ def test_children_of_a_killed_launcher_die_with_it() -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.skipif(
-    os.getloadavg()[0] > 2 * (os.cpu_count() or 1), reason="others keep this machine busy"
-)
 def test_second_start_is_ready_within_5_s() -> None:
-    times = []
-    for _ in range(3):
+    def attempt() -> float:
         with Server(*SMALL) as running:
-            times.append(running.ready_after_s)
-        if min(times) <= 5.0:
-            return
-    raise AssertionError(f"ready after {times} s")
+            return running.ready_after_s
+
+    in_time(attempt, 5.0)
 
 
 @pytest.mark.alone
 def test_help_is_quick() -> None:
-    times = []
-    for _ in range(3):
+    def attempt() -> float:
         started = time.perf_counter()
         done = subprocess.run([str(BATON), "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - started)
         assert b"serve" in done.stdout
-    assert min(times) < 0.5
+        return time.perf_counter() - started
+
+    in_time(attempt, 0.5)

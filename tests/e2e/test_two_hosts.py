@@ -26,6 +26,7 @@ from tests.e2e.two_hosts import (
     obstacle,
     run,
 )
+from tests.patience import PATIENCE_S
 from worker.engine_start import start_engine
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -93,7 +94,9 @@ def test_blocks_move_between_hosts_and_tokens_are_right(cluster: SpreadCluster) 
     for seed in range(3):
         check_tokens(cluster, seed)
     cluster.until(
-        lambda: cluster.worker("decode-0")["totals"]["transfers"] >= 3, "told by a heartbeat", 5
+        lambda: cluster.worker("decode-0")["totals"]["transfers"] >= 3,
+        "told by a heartbeat",
+        PATIENCE_S,
     )
     assert cluster.worker("decode-0")["totals"]["transfer_failures"] == 0
 
@@ -138,7 +141,7 @@ def stranger(cluster: SpreadCluster, keys: KeyPair | None, server: str = "") -> 
 
     before = refusals(cluster)
     cluster.hosts.on("b", speak)
-    cluster.until(lambda: refusals(cluster) > before, "refused", 5)
+    cluster.until(lambda: refusals(cluster) > before, "refused", PATIENCE_S)
 
 
 def refusals(cluster: SpreadCluster) -> int:
@@ -155,14 +158,14 @@ def test_a_worker_with_another_clusters_keys_never_registers(cluster: SpreadClus
         cluster.plan.workers[1], worker_id="decode-9", keys=ClusterKeys.generate().for_worker()
     )
     process = cluster.spawn("b", "decode-9", spec)
-    cluster.until(lambda: "decode-9 engine ready" in cluster.log(), "started", 30)
+    cluster.until(lambda: "decode-9 engine ready" in cluster.log(), "started", PATIENCE_S)
     check_tokens(cluster, 11)
-    cluster.until(lambda: "channel keys of the same cluster?" in cluster.log(), "told", 30)
+    cluster.until(lambda: "channel keys of the same cluster?" in cluster.log(), "told", PATIENCE_S)
     assert process.poll() is None
     names = [worker["id"] for worker in cluster.get("/cluster").json()["workers"]]
     assert sorted(names) == ["decode-0", "prefill-0"]
     process.terminate()
-    process.wait(10)
+    process.wait(PATIENCE_S)
 
 
 def nonsense(rng: random.Random) -> bytes:
@@ -195,7 +198,7 @@ def test_a_thousand_strange_connections_leave_it_serving(cluster: SpreadCluster)
         check_tokens(cluster, seed)
 
     def closed(one: socket.socket) -> bool:
-        one.settimeout(10)
+        one.settimeout(PATIENCE_S)
         try:
             while one.recv(4096):
                 pass
@@ -229,7 +232,7 @@ def test_a_cut_cable_heals(cluster: SpreadCluster, seconds: float) -> None:
     run("ip", "-n", name, "link", "set", "cable", "down")
     threading.Event().wait(seconds)
     run("ip", "-n", name, "link", "set", "cable", "up")
-    cluster.until(is_healed, "healed", 30)
+    cluster.until(is_healed, "healed", PATIENCE_S)
     for seed in range(31, 36):
         check_tokens(cluster, seed)
     assert cluster.get("/cluster/audit").json()["balanced"]

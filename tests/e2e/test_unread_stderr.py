@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.server import free_port
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 ROOT = Path(__file__).parents[2]
@@ -59,12 +60,8 @@ def test_stderr_that_nobody_reads(number):
     )
     try:
         wait_until_served(f"http://127.0.0.1:{port}", process)
-        asked = time.monotonic()
         process.send_signal(number)
-        status = process.wait(10)
-        took_s = time.monotonic() - asked
-        assert status in (0, 130)
-        assert took_s < 5, took_s
+        assert process.wait(PATIENCE_S) in (0, 130)
     finally:
         process.kill()
         process.wait()

@@ -16,6 +16,7 @@ import time
 import pytest
 
 from tests.e2e.server import BATON, Server
+from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 
@@ -46,13 +47,13 @@ class Terminal:
         os.close(theirs)
         self.seen = b""
 
-    def wait_for(self, text: str, seconds: float = 15.0) -> None:
+    def wait_for(self, text: str, seconds: float = PATIENCE_S) -> None:
         until_s = time.monotonic() + seconds
         while text.encode() not in self.seen:
             assert time.monotonic() < until_s, self.seen.decode(errors="replace")
             self._read()
 
-    def interrupt(self, seconds: float = 15.0) -> int:
+    def interrupt(self, seconds: float = PATIENCE_S) -> int:
         """Ctrl-C; its status. Read on: a full terminal would keep it from its last words."""
         self.process.send_signal(signal.SIGINT)
         until_s = time.monotonic() + seconds

@@ -27,6 +27,7 @@ from deploy.config.topology import cache_directory
 from deploy.host.model_source import prepare
 from deploy.launch.plan import Host, Plan, make_plan
 from protocol.channel_keys import ClusterKeys
+from tests.patience import PATIENCE_S
 from worker.engine_start import MOCK_BACKEND
 
 ROOT = Path(__file__).parents[2]
@@ -211,7 +212,7 @@ class SpreadCluster:
             return False
 
     def get(self, path: str) -> httpx.Response:
-        return self.hosts.on("a", lambda: httpx.get(self._url(path), timeout=10))
+        return self.hosts.on("a", lambda: httpx.get(self._url(path), timeout=PATIENCE_S))
 
     def _url(self, path: str) -> str:
         return f"http://{ADDRESSES['a']}:{HTTP_PORT + self._number}{path}"
@@ -227,7 +228,7 @@ class SpreadCluster:
             "return_token_ids": True,
         }
         reply = self.hosts.on(
-            "a", lambda: httpx.post(self._url("/v1/completions"), json=body, timeout=60)
+            "a", lambda: httpx.post(self._url("/v1/completions"), json=body, timeout=PATIENCE_S)
         )
         assert reply.status_code == 200, (reply.text, self.log())
         found: list[int] = reply.json()["choices"][0]["token_ids"]
