@@ -5,7 +5,7 @@ huge or take very long; pure. Each is paid for, from its arguments, before it is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.text.template_meter import (
@@ -27,9 +27,14 @@ MAX_DIGITS = 300
 MAX_INDENT = 16
 SMALL_TEXT = 16 * 1024
 """For what searches a text with regular expressions or prints for people."""
+QUICK_CODECS = ("utf-8", "utf8", "ascii", "latin-1")
 MAX_SEARCH = 1 << 28
 """Characters compared, where a search looks at each character for each of another text's."""
-_DIRECTIVE = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?")
+MAX_FORM = 64 * 1024
+"""Characters of what `%` and `format` fill in: it is read one by one."""
+MAX_LOOKUPS = 1 << 18
+"""Steps of an attribute's path, for all entries of a list together."""
+_WIDTHS = re.compile(r"[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?")
 _NUMBER = re.compile(r"[0-9]+")
 
 
@@ -58,8 +63,9 @@ def _check_integers(operator: str, left: int, right: int) -> None:
 
 def _check_percent(meter: Meter, form: str | bytes, values: Any) -> None:
     text = form.decode("latin-1") if isinstance(form, bytes) else form
+    _check_form(text)
     widths, starred = 0, False
-    for found in _DIRECTIVE.finditer(text):
+    for found in _directives(text):
         for number in found.groups(default=""):
             starred = starred or number == "*"
             widths += _width(number) if number.isdigit() else 0
@@ -69,10 +75,40 @@ def _check_percent(meter: Meter, form: str | bytes, values: Any) -> None:
     meter.spend(len(text) + widths + text.count("%") * (ENTRY + meter.check(values)))
 
 
+def _check_form(form: str) -> None:
+    if len(form) > MAX_FORM:
+        raise too_large()
+
+
+def _directives(form: str) -> Iterator[re.Match[str]]:
+    """Width and precision of each; keys are in brackets, which may be in brackets."""
+    start = form.find("%")
+    while start >= 0:
+        found = _WIDTHS.match(form, _behind_key(form, start + 1))
+        assert found is not None
+        yield found
+        start = form.find("%", found.end() + 1)
+
+
+def _behind_key(form: str, start: int) -> int:
+    depth = 0
+    for place in range(start, len(form)):
+        depth += {"(": 1, ")": -1}.get(form[place], 0)
+        if depth == 0:
+            return place + (form[place] == ")")
+    return len(form)
+
+
 def _width(number: str) -> int:
     if len(number) > len(str(MAX_WIDTH)) or int(number) > MAX_WIDTH:
         raise too_large()
     return int(number)
+
+
+def check_form(meter: Meter, form: str) -> None:
+    """Pay for what `str.format` reads."""
+    _check_form(form)
+    meter.spend(len(form))
 
 
 def check_field(meter: Meter, value: object, spec: str) -> None:
@@ -157,6 +193,14 @@ def _pay_translation(meter: Meter, args: list[Any], _: Mapping[str, Any]) -> Non
     meter.spend(size_of(args[0]) * max(longest, 1))
 
 
+def _pay_encoding(meter: Meter, args: list[Any], named: Mapping[str, Any]) -> None:
+    """Some codecs take the square of a text's length."""
+    codec = named.get("encoding", args[1] if len(args) > 1 else "utf-8")
+    if str(codec).lower() not in QUICK_CODECS and size_of(args[0]) > SMALL_TEXT:
+        raise too_large()
+    meter.spend(2 * size_of(args[0]))
+
+
 def _pay_twice(meter: Meter, args: list[Any], _: Mapping[str, Any]) -> None:
     meter.spend(2 * size_of(args[0]))
 
@@ -166,7 +210,8 @@ _METHODS: dict[str, Check] = {
     **dict.fromkeys(("split", "rsplit", "splitlines"), _pay_pieces),
     **dict.fromkeys(("strip", "lstrip", "rstrip"), _pay_search),
     **dict.fromkeys(("rfind", "rindex", "rpartition"), _pay_search),
-    **dict.fromkeys(("encode", "hex"), _pay_twice),
+    **dict.fromkeys(("encode", "decode"), _pay_encoding),
+    "hex": _pay_twice,
     "expandtabs": _pay_tabs,
     "replace": _pay_replace,
     "translate": _pay_translation,
@@ -181,6 +226,24 @@ def _pay_written(meter: Meter, args: list[Any], named: Mapping[str, Any]) -> Non
     """Everything that is given is written, or compared."""
     args[0] = _listed(args[0])
     meter.spend_on(*args, *named.values())
+
+
+def _pay_looked_up(
+    place: int | None, own: Check
+) -> Callable[[Meter, list[Any], Mapping[str, Any]], None]:
+    """For what asks each entry for an attribute, whose path may have many steps and is the argument at `place`."""
+
+    def check(meter: Meter, args: list[Any], named: Mapping[str, Any]) -> None:
+        args[0] = _listed(args[0])
+        given = args[place] if place is not None and len(args) > place else None
+        path = named.get("attribute", given)
+        steps = 1 + path.count(".") + path.count(",") if isinstance(path, str) else 0
+        entries = len(args[0]) if hasattr(args[0], "__len__") else 0
+        if steps * entries > MAX_LOOKUPS:
+            raise too_large()
+        own(meter, args, named)
+
+    return check
 
 
 def _pay_copy(meter: Meter, args: list[Any], _: Mapping[str, Any]) -> None:
@@ -255,9 +318,13 @@ def _pay_escaped(meter: Meter, args: list[Any], _: Mapping[str, Any]) -> None:
 
 
 _FILTERS: dict[str, Check] = {
-    **dict.fromkeys(("first", "last", "length", "count", "default", "d", "map"), _free),
-    **dict.fromkeys(("select", "reject", "selectattr", "rejectattr", "attr"), _free),
-    **dict.fromkeys(("items", "random", "int", "float", "abs"), _free),
+    **dict.fromkeys(("first", "last", "length", "count", "default", "d"), _free),
+    **dict.fromkeys(("select", "reject", "attr", "items", "random", "abs", "int", "float"), _free),
+    **dict.fromkeys(("selectattr", "rejectattr"), _pay_looked_up(1, _pay_copy)),
+    "groupby": _pay_looked_up(1, _pay_written),
+    **dict.fromkeys(("unique", "min", "max"), _pay_looked_up(2, _pay_written)),
+    "map": _pay_looked_up(None, _pay_copy),
+    "sort": _pay_looked_up(3, _pay_written),
     **dict.fromkeys(("list", "reverse"), _pay_copy),
     **dict.fromkeys(("urlize", "striptags", "wordwrap", "wordcount"), _pay_small),
     **dict.fromkeys(("pprint", "xmlattr", "title", "filesizeformat"), _pay_small),
@@ -267,9 +334,9 @@ _FILTERS: dict[str, Check] = {
     "trim": _pay_search,
     "replace": _pay_replace,
     "indent": _pay_indent,
-    "join": _pay_joined,
+    "join": _pay_looked_up(2, _pay_joined),
     "round": _pay_rounding,
-    "sum": _pay_sum,
+    "sum": _pay_looked_up(1, _pay_sum),
     "format": _pay_format,
     "tojson": _pay_json,
 }

@@ -30,6 +30,7 @@ from coordinator.edge.text.template_meter import ENTRY, Meter, is_atom, too_larg
 from coordinator.edge.text.template_operations import (
     check_field,
     check_filter,
+    check_form,
     check_method,
     check_operator,
 )
@@ -181,7 +182,7 @@ class _PaidFormat:
             if len(args) != 1 or named:
                 raise TypeError("format_map() takes exactly one argument")
             args, named = [], args[0]
-        meter.spend(len(self._form))
+        check_form(meter, self._form)
         made = _formatter(self._environment, meter, self._form).vformat(self._form, args, named)
         return type(self._form)(made)
 
