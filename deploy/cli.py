@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from deploy.config.options import EMBEDDED_MODEL, GROUPS, OPTIONS
 from deploy.config.parser import Parser, add_option, plain, typed
 from deploy.config.refusals import REFUSALS
+from deploy.config.server_access import add_admin_url, add_url, admin_key, key
 from deploy.config.spelling import did_you_mean
-from deploy.config.values import dtype, header_key, number, seconds, url, whole
+from deploy.config.values import dtype, number, seconds, whole
 from protocol.clock import SystemClock
 from protocol.errors import BatonError, ConfigError
 from protocol.roles import Role
@@ -38,9 +39,9 @@ BENCHES = {
 OWN_PARSERS = {
     "plan": "find the pool sizes that hold an SLO, by simulation",
     "keys": "create, list, show, rotate and revoke keys",
+    "autoscale": "show or change the SLO, ranges and mode of a running autoscaler",
     "init": "write the files to run Baton with: ray, aws, kuberay, systemd, grafana",
 }
-DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +94,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     _add_serve(verbs)
     _add_chat(verbs)
     status = _add(verbs, "status", "show workers and requests of a running server", run_status)
-    _add_admin_url(status)
+    add_admin_url(status)
     shown = status.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print the server's answer as it is")
     shown.add_argument("--watch", action="store_true", help="keep showing it; Ctrl-C ends it")
@@ -121,28 +122,10 @@ def _add(verbs: Any, name: str, help_text: str, action: Any) -> Parser:
     return parser
 
 
-def _add_url(parser: Parser) -> None:
-    where = f"server (default: {DEFAULT_URL})"
-    parser.add_argument("--url", type=typed(url), default=DEFAULT_URL, help=where)
-    parser.add_argument(
-        "--api-key", type=typed(header_key), metavar="KEY", help="default: BATON_API_KEY"
-    )
-
-
-def _add_admin_url(parser: Parser) -> None:
-    _add_url(parser)
-    parser.add_argument(
-        "--admin-api-key",
-        type=typed(header_key),
-        metavar="KEY",
-        help="default: BATON_ADMIN_API_KEY; without one, the API key",
-    )
-
-
 def _add_chat(verbs: Any) -> None:
     chat = _add(verbs, "chat", "talk to a running server, or ask it one question", run_chat)
     chat.add_argument("question", nargs="?", help="ask this and exit (default: a conversation)")
-    _add_url(chat)
+    add_url(chat)
     chat.add_argument("--model", help="name of the model (default: the first served)")
     chat.add_argument("--system", metavar="TEXT", help="system message")
     chat.add_argument("--temperature", type=typed(number(0, 2)), metavar="0…2")
@@ -164,6 +147,12 @@ def _add_scaling(verbs: Any) -> None:
     )
     drain = _add(verbs, "drain", "let a worker finish what it has, and leave", run_drain)
     drain.add_argument("worker", metavar="WORKER")
+    drain.add_argument(
+        "--within",
+        type=typed(seconds),
+        metavar="SECONDS",
+        help="it is gone by then: what it writes is handed over at once, what is left is computed elsewhere",
+    )
     for parser in (scale, drain):
         parser.add_argument(
             "--wait",
@@ -174,11 +163,11 @@ def _add_scaling(verbs: Any) -> None:
         parser.add_argument(
             "--timeout", type=typed(seconds), default=180.0, metavar="SECONDS", help="default: 180"
         )
-        _add_admin_url(parser)
+        add_admin_url(parser)
     role = _add(verbs, "role", "move a worker to the other pool, with its KV cache", run_role)
     role.add_argument("worker", metavar="WORKER")
     role.add_argument("role", choices=tuple(role.value for role in Role))
-    _add_admin_url(role)
+    add_admin_url(role)
 
 
 def _add_serve(verbs: Any) -> None:
@@ -256,7 +245,7 @@ def run_chat(namespace: argparse.Namespace) -> int:
 
     chat = Chat(
         namespace.url,
-        _key(namespace),
+        key(namespace),
         model=namespace.model,
         system=namespace.system,
         options={"temperature": namespace.temperature, "max_tokens": namespace.max_tokens},
@@ -268,12 +257,12 @@ def run_status(namespace: argparse.Namespace) -> int:
     """`baton status`."""
     from deploy.commands.status import show_status
 
-    key = _admin_key(namespace)
+    own = admin_key(namespace)
     if namespace.watch:
         from deploy.commands.watch import watch
 
-        return watch(namespace.url, key)
-    return show_status(namespace.url, key, as_json=namespace.json)
+        return watch(namespace.url, own)
+    return show_status(namespace.url, own, as_json=namespace.json)
 
 
 def run_scale(namespace: argparse.Namespace) -> int:
@@ -289,7 +278,7 @@ def run_drain(namespace: argparse.Namespace) -> int:
     from deploy.commands.scale import drain
 
     with _pool_client(namespace) as client:
-        return drain(client, namespace.worker, _patience_s(namespace))
+        return drain(client, namespace.worker, _patience_s(namespace), namespace.within)
 
 
 def run_role(namespace: argparse.Namespace) -> int:
@@ -303,27 +292,7 @@ def run_role(namespace: argparse.Namespace) -> int:
 def _pool_client(namespace: argparse.Namespace) -> httpx.Client:
     from deploy.commands.status import status_client
 
-    return status_client(namespace.url, _admin_key(namespace))
-
-
-def _key(namespace: argparse.Namespace) -> str | None:
-    """For a running server: as given, else the first that `baton serve` would take from here."""
-    return namespace.api_key or _key_from("BATON_API_KEY")
-
-
-def _admin_key(namespace: argparse.Namespace) -> str | None:
-    """The same for what an operator asks; where there is no key of its own, the API key does."""
-    return namespace.admin_api_key or _key_from("BATON_ADMIN_API_KEY") or _key(namespace)
-
-
-def _key_from(variable: str) -> str | None:
-    from deploy.config.topology import environment
-
-    found = environment().get(variable)
-    try:
-        return None if found is None else header_key(found)
-    except ValueError as error:
-        raise ConfigError(f"{variable}: {error}") from None
+    return status_client(namespace.url, admin_key(namespace))
 
 
 def _patience_s(namespace: argparse.Namespace) -> float | None:

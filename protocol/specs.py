@@ -97,6 +97,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     prefix_caching: bool = True
     drain_grace_s: float = 30.0
     autoscale: tuple[str, ...] = ()
+    autoscale_dry_run: bool = False
     slo: tuple[str, ...] = ()
     chat_template: str | None = None
     tool_call_parser: str = "auto"

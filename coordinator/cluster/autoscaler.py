@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.cluster.registry import WorkerState
@@ -45,7 +46,8 @@ class PoolOrders(Protocol):
 
 
 class Autoscaler:
-    """Asked by the tick of the cluster; at most one decision every EVERY_S seconds."""
+    """Asked by the tick of the cluster; at most one decision every EVERY_S seconds. In a `dry_run` decisions are kept
+    and told, and not carried out."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class Autoscaler:
     ) -> None:
         self.demand = demand
         self.planner = planner
+        self.dry_run = False
         self.decisions: deque[tuple[float, Decision]] = deque(maxlen=KEPT_DECISIONS)
         self.counts = {"hold": 0, "flip": 0, "scale": 0, "refused": 0}
         self.last: Decision = Hold("nothing was decided yet")
@@ -86,6 +89,9 @@ class Autoscaler:
             self._beyond_s = now_s
 
     def _obey(self, decision: Decision, now_s: float) -> None:
+        if self.dry_run:
+            self._tell_only(decision, now_s)
+            return
         self.counts[type(decision).__name__.lower()] += 1
         if isinstance(decision, Hold):
             return
@@ -99,6 +105,18 @@ class Autoscaler:
         except BatonError as error:
             self.counts["refused"] += 1
             log.warning("the autoscaler's order was refused (%s); it is given again later", error)
+
+    def _tell_only(self, decision: Decision, now_s: float) -> None:
+        """Nothing is under way, so the planner is asked afresh; the same answer again is no news."""
+        self.planner.drop_order()
+        if isinstance(decision, Hold):
+            return
+        if not self.decisions or _without_reason(self.decisions[-1][1]) != _without_reason(
+            decision
+        ):
+            self.counts[type(decision).__name__.lower()] += 1
+            self.decisions.append((now_s, decision))
+            log.info("autoscaler, dry run, would: %s", decision.reason)
 
     # ---- observations
 
@@ -186,6 +204,8 @@ class Autoscaler:
         now_s = self._clock.now_s()
         return {
             "enabled": True,
+            "dry_run": self.dry_run,
+            "wants": _decision_json(self.last),
             "last_decision": type(self.last).__name__.lower(),
             "reason": self.last.reason,
             "needs": {role.value: need.now for role, need in self.planner.needs.last.items()},
@@ -197,6 +217,10 @@ class Autoscaler:
                 for at_s, decision in self.decisions
             ],
         }
+
+
+def _without_reason(decision: Decision) -> Decision:
+    return replace(decision, reason="")
 
 
 def _decision_json(decision: Decision) -> dict[str, Any]:

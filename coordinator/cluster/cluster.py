@@ -31,8 +31,8 @@ from coordinator.cluster.reconcile import Reconciler
 from coordinator.cluster.registry import Registry
 from coordinator.cluster.router import PrefixMemory, Router, stride_tokens
 from coordinator.cluster.scaling import GRACE_S, Scaler
+from coordinator.cluster.scaling_policy import ScalingPolicy
 from coordinator.planning.demand import DemandBook
-from coordinator.planning.planner import Planner
 from protocol.ids import new_request_id
 from protocol.periodic import Periodic
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.live_requests import OpenStream
     from coordinator.cluster.probe import Probes
     from coordinator.planning.observations import Limits, Targets
+    from coordinator.planning.planner import Planner
     from protocol.clock import Clock
     from protocol.messages.launcher import LauncherOrder
     from protocol.messages.orders import CoordinatorMessage
@@ -128,7 +129,7 @@ class Cluster:
         self.scaler = Scaler(
             books, self.liveness, self.outgoing, self._pools_changed, clock, settings.drain_grace_s
         )
-        self.autoscaler: Autoscaler | None = None
+        self.policy = ScalingPolicy(self._make_autoscaler, self._judge_by)
         self._audits = AuditBook(books, self.line, self.requests, self.outgoing)
         membership = Membership(books, self.liveness, self.scaler, self.outgoing, hearing)
         self.reconciler = reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
@@ -140,7 +141,7 @@ class Cluster:
         self.ticks = [
             Periodic("looking after workers and requests", TICK_S, self.tick),
             Periodic("looking after pools", TICK_S, self.scaler.tick),
-            Periodic("autoscaling", TICK_S, self._autoscale),
+            Periodic("autoscaling", TICK_S, self.policy.tick),
             Periodic("noting changes", TICK_S, self._changes.look),
         ]
         self.submit, self.submit_all = self.requests.submit, self.requests.submit_all
@@ -153,22 +154,21 @@ class Cluster:
 
     def autoscale(self, targets: Targets, limits: Limits) -> Autoscaler:
         """Let the planner size the pools from now on; it is asked at every `tick` of a started cluster."""
-        self.demand.judge_by(targets)
-        self.watch_slo(targets)
-        planner = Planner(targets, limits)
-        self.autoscaler = Autoscaler(
-            self.books, self.line, self.demand, self.scaler, planner, self.clock
-        )
-        return self.autoscaler
+        return self.policy.begin(targets, limits)
 
-    def watch_slo(self, targets: Targets) -> None:
-        """Count what holds it, whether the pools follow or not."""
+    def _make_autoscaler(self, planner: Planner) -> Autoscaler:
+        self.demand.judge_by(planner.targets)
+        return Autoscaler(self.books, self.line, self.demand, self.scaler, planner, self.clock)
+
+    def _judge_by(self, targets: Targets) -> None:
+        """What is counted as held; what is admitted goes by it where the pools follow it."""
         self.requests.attainment.judge_by(targets)
+        if self.policy.autoscaler is not None:
+            self.demand.judge_by(targets)
 
     def _show_others(self) -> dict[str, Any]:
-        autoscaler = {"enabled": False} if self.autoscaler is None else self.autoscaler.view()
         return {
-            "autoscaler": autoscaler,
+            "autoscaler": self.policy.view(),
             "slo": self.requests.attainment.view(),
             "changes": self._changes.view(),
         }
@@ -193,10 +193,6 @@ class Cluster:
             self.requests.tick()
             self.liveness.tick()
         self.probes.tick()
-
-    def _autoscale(self) -> None:
-        if self.autoscaler is not None:
-            self.autoscaler.tick()
 
     def close(self) -> None:
         """Look no more."""

@@ -39,7 +39,7 @@ class Slot:
     """One worker's place. `is_known`: its role is the coordinator's own word, or the worker's, no placeholder's.
     `is_ordered`: the launcher was asked for it and has not listed it yet; `is_listed`: it did once.
     `machine_until_s`: when its machine will be taken away, if it will be. `told_s`: when the last order about it left.
-    `node` is where its launcher has it, `waits_for` what it cannot start without, since `waits_since_s`; for people."""
+    `leaves_by_s`: when it must have left, whatever it still has. `node` is where its launcher has it, `waits_for` what it cannot start without, since `waits_since_s`; for people."""
 
     worker_id: str
     role: Role
@@ -50,6 +50,7 @@ class Slot:
     drain_until_s: float | None = None
     machine_until_s: float | None = None
     told_s: float = float("-inf")
+    leaves_by_s: float | None = None
     node: str = ""
     waits_for: str = ""
     waits_since_s: float = 0.0
@@ -70,6 +71,13 @@ class Slot:
     def ends_with_machine(self, until_s: float) -> None:
         """Its machine will be taken away then."""
         self.machine_until_s = until_s
+
+    def must_leave(self, by_s: float) -> None:
+        """Whatever it has then: as from a machine that will be taken away."""
+        self.leaves_by_s = by_s
+        self.ends_with_machine(by_s)
+        if self.drain_until_s is not None:
+            self.drain_until(self.drain_until_s)
 
     def drain_until(self, until_s: float) -> float:
         """Its worker may go on with what it has till then, or as long as its machine leaves time to move the rest.

@@ -92,9 +92,10 @@ class Scaler:
         self._on_change()
         return {"target": by_name(self._pools.target), "started": started, "drained": drained}
 
-    def drain(self, worker_id: str) -> dict[str, Any]:
-        """Take a worker out of its pool for good: no new work, and it leaves when it has none. Raises
-        WorkerNotFound, or PoolConflict for the last decode worker."""
+    def drain(self, worker_id: str, within_s: float | None = None) -> dict[str, Any]:
+        """Take a worker out of its pool for good: no new work, and it leaves when it has none; at the latest in
+        `within_s`, counted from now also where it is leaving already. What is not over or handed on by then goes on
+        elsewhere. Raises WorkerNotFound, or PoolConflict for the last decode worker."""
         slot = self._slot(worker_id)
         if not slot.leaving:
             self._check_launcher_acts()
@@ -104,7 +105,9 @@ class Scaler:
                     f"{worker_id} is the last decode worker; add one first: baton scale decode=2"
                 )
             self._retire(worker_id)
-            self.tick()
+        if within_s is not None:
+            slot.must_leave(self._clock.now_s() + within_s)
+        self.tick()
         return {"id": worker_id, "role": slot.role, "target": by_name(self._pools.target)}
 
     def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:
@@ -226,6 +229,9 @@ class Scaler:
         self._liveness.hand_over(record)
         if slot.drain_until_s is not None and now_s > slot.drain_until_s:
             self._hurry(slot.worker_id, now_s - slot.drain_until_s)
+            if slot.leaves_by_s is not None and now_s > slot.leaves_by_s:
+                self._liveness.lose(slot.worker_id, "its time to leave was over", Loss.SILENT)
+                return
         self._order_drain(slot, record, now_s)
 
     def _begin_drain(self, slot: Slot, record: WorkerRecord, now_s: float) -> None:

@@ -88,9 +88,9 @@ class ScriptedPools:
         self.target |= {role: count for role, count in given.items() if count is not None}
         return {"target": self.target, "started": [], "drained": []}
 
-    def drain(self, worker_id: str) -> dict[str, Any]:
+    def drain(self, worker_id: str, within_s: float | None = None) -> dict[str, Any]:
         """Nobody leaves."""
-        self._take("drain", worker_id)
+        self._take("drain", worker_id, *([] if within_s is None else [within_s]))
         return {"id": worker_id, "role": Role.PREFILL, "target": self.target}
 
     def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:

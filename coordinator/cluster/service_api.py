@@ -7,7 +7,7 @@ knows workers and token ids only. Tests of the edge use an in-memory service.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -92,6 +92,34 @@ class Service(Protocol):
         ...
 
 
+AutoscaleMode = Literal["on", "off", "dry-run"]
+
+
+@dataclass(frozen=True, slots=True)
+class AutoscaleWish:
+    """What of the autoscaler is to be different; None stays. Ranges are least and most workers."""
+
+    mode: AutoscaleMode | None = None
+    ttft_ms: float | None = None
+    tpot_ms: float | None = None
+    goal: float | None = None
+    prefill: tuple[int, int] | None = None
+    decode: tuple[int, int] | None = None
+    total: int | None = None
+
+
+class AutoscaleControl(Protocol):
+    """The autoscaler's settings as the edge sees them."""
+
+    def settings(self) -> dict[str, Any]:
+        """Mode, SLO and ranges in force."""
+        ...
+
+    def change(self, wish: AutoscaleWish) -> dict[str, Any]:
+        """The settings from now on; InvalidRequest for what cannot be."""
+        ...
+
+
 class PoolControl(Protocol):
     """The sizes of the pools as the edge sees them. Every call sets a target and returns at once; its answer
     has `target`, the wanted workers of each role."""
@@ -100,8 +128,8 @@ class PoolControl(Protocol):
         """Start or drain workers to reach these numbers; None leaves a pool alone."""
         ...
 
-    def drain(self, worker_id: str) -> dict[str, Any]:
-        """Let a worker finish and leave; WorkerNotFound, PoolConflict."""
+    def drain(self, worker_id: str, within_s: float | None = None) -> dict[str, Any]:
+        """Let a worker finish and leave, at the latest in that time; WorkerNotFound, PoolConflict."""
         ...
 
     def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.http.route_list import RouteList
 from coordinator.edge.http.sites import SiteGuard, Sites
+from coordinator.edge.operations.routes_autoscale import AutoscaleRoutes
 from coordinator.edge.operations.routes_deployments import DeploymentRoutes
 from coordinator.edge.operations.routes_keys import KeyRoutes
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.accounts.accounts import Accounts
-    from coordinator.cluster.service_api import PoolControl, Service
+    from coordinator.cluster.service_api import AutoscaleControl, PoolControl, Service
     from coordinator.edge.answers.edge import Api, Groups
     from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.apis.registry import ApiFactory
@@ -80,6 +81,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     sampling_defaults: SamplingDefaults | None = None,
     traces: TraceSink | None = None,
     pools: PoolControl | None = None,
+    policy: AutoscaleControl | None = None,
     apis: Sequence[ApiFactory] = APIS,
     sites: Sites | None = None,
     parsers: Parsers | None = None,
@@ -92,14 +94,13 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` get a 403; without them and `accounts` `api_keys` do.
     `chat_template` and `sampling_defaults` are the operator's word over the model's files. Unless `allow_special_tokens_in_content`,
     messages cannot write control tokens. `traces` is told of every finished request; closing it is the caller's. Without
-    `pools` their sizes cannot be changed. `apis` are what clients may speak; one of them has the prefix "". `sites` says which
+    `pools` their sizes cannot be changed, without `policy` not what sizes them. `apis` are what clients may speak; one of them has the prefix "". `sites` says which
     web pages may ask. `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
     `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a
     database; whoever made them ends them. `router` names groups of deployments that answer beside the model, or in its place.
     """
-    clock = clock or SystemClock()
+    clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
-    keys = Keys(api_keys, admin_keys, accounts)
     guard = KeyGuard(keys, Scope.INFERENCE)
     tokenizer = TextTokenizer.from_directory(model.directory)
     template = ChatTemplate.from_directory(model.directory, chat_template)
@@ -123,7 +124,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     app.include_router(OpenRoutes(service).router())
     app.include_router(UiRoutes().router())
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
-    for scope, routes in _operated(service, metrics, pools, keys, edge):
+    for scope, routes in _operated(service, metrics, (pools, policy), keys, edge):
         app.include_router(routes, dependencies=[Depends(KeyGuard(keys, scope))])
     return app
 
@@ -141,7 +142,7 @@ def _groups(
 def _operated(
     service: Service,
     metrics: EdgeMetrics,
-    pools: PoolControl | None,
+    scaling: tuple[PoolControl | None, AutoscaleControl | None],
     keys: Keys,
     edge: Edge,
 ) -> Iterator[tuple[Scope | None, APIRouter]]:
@@ -149,10 +150,13 @@ def _operated(
     routes = AdminRoutes(service, metrics)
     yield Scope.METRICS, routes.metrics_router()
     yield Scope.ADMIN, routes.router()
+    pools, policy = scaling
     if pools is not None:
         yield Scope.ADMIN, PoolRoutes(pools, edge.bodies).router()
     if edge.groups is not None:
         yield Scope.ADMIN, DeploymentRoutes(edge.groups.view).router()
+    if policy is not None:
+        yield Scope.ADMIN, AutoscaleRoutes(policy, edge.bodies).router()
     if keys.accounts is not None:
         metrics.registry.register(LedgerCollector(keys.accounts))
         yield Scope.ADMIN, KeyRoutes(keys.accounts, edge.bodies).router()

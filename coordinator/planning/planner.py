@@ -95,6 +95,20 @@ class Planner:
         self._count_short(seen)
         return self._urgent(seen) or self._awaited(seen) or self._fewer(seen) or self._content()
 
+    def follow(self, targets: Targets, limits: Limits) -> None:
+        """Others from the next decision on. Needs of another SLO are other needs: they are learned anew."""
+        if targets == self.targets:
+            self.needs.limits = limits
+        else:
+            self.needs = Needs(targets, limits, self.tuning.max_down_window_s)
+        self.targets, self.limits = targets, limits
+        self.trouble, self._given_up_until_s = None, 0.0
+        self.drop_order()
+
+    def drop_order(self) -> None:
+        """The last decision is not carried out, or not waited for any more."""
+        self.order = None
+
     # ---- what is under way
 
     def _frozen(self, seen: Observations) -> str | None:

@@ -49,9 +49,12 @@ def scale(client: httpx.Client, wanted: dict[str, int], patience_s: float | None
     return 0
 
 
-def drain(client: httpx.Client, worker: str, patience_s: float | None) -> int:
-    """Ask, and wait until the worker is gone."""
-    answer = ask(client, _path(worker, "drain"))
+def drain(
+    client: httpx.Client, worker: str, patience_s: float | None, within_s: float | None = None
+) -> int:
+    """Ask, and wait until the worker is gone; with `within_s` it has no longer than that."""
+    limit = None if within_s is None else {"within_s": within_s}
+    answer = ask(client, _path(worker, "drain"), limit)
     _tell(_shape(answer["target"]), "draining", [worker])
     if patience_s is None:
         return 0

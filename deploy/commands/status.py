@@ -110,7 +110,8 @@ def _names(names: list[str]) -> str:
 
 def _wants(autoscaler: dict[str, Any]) -> str:
     wanted = ", ".join(f"{role} {count}" for role, count in autoscaler["needs"].items())
-    return f"autoscaler wants {wanted or 'nothing yet'}: {autoscaler['reason']}"
+    verb = "would (dry run) have" if autoscaler.get("dry_run") else "wants"
+    return f"autoscaler {verb} {wanted or 'nothing yet'}: {autoscaler['reason']}"
 
 
 def slo_line(slo: dict[str, Any]) -> str:

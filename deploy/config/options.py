@@ -130,6 +130,13 @@ GROUPS = {
             metavar="RANGE",
         ),
         Option(
+            "autoscale-dry-run",
+            switch,
+            OFF,
+            "with --autoscale: say what it would do, and do nothing",
+            kind="switch",
+        ),
+        Option(
             "slo",
             slo_text,
             DEFAULT_SLO,

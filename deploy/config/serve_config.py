@@ -62,6 +62,7 @@ class ServeConfig:
     kv_lease_duration: float
     drain_grace: float
     autoscale: tuple[str, ...]
+    autoscale_dry_run: bool
     slo: tuple[str, ...]
     max_queued_requests: int
     max_first_token_wait: float
@@ -235,6 +236,10 @@ def _check_autoscale(config: ServeConfig) -> None:
     """The pools must begin within their ranges."""
     targets_of(config.slo)
     if not config.autoscale:
+        if config.autoscale_dry_run:
+            raise ConfigError(
+                "--autoscale-dry-run: needs --autoscale with the ranges that it may use"
+            )
         return
     limits, pools = limits_of(config.autoscale), config.pools
     for role, count in ((Role.PREFILL, pools.prefill), (Role.DECODE, pools.decode)):

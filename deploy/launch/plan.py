@@ -251,6 +251,7 @@ def _coordinator(
         prefix_caching=config.enable_prefix_caching,
         drain_grace_s=config.drain_grace,
         autoscale=config.autoscale,
+        autoscale_dry_run=config.autoscale_dry_run,
         slo=config.slo,
         chat_template=template,
         tool_call_parser=config.tool_call_parser,

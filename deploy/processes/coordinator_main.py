@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from coordinator.accounts.accounts import Accounts
+    from coordinator.cluster.service_api import AutoscaleMode
     from coordinator.edge.telemetry.request_record import TraceSink
     from coordinator.upstreams.settings import RouterSettings
     from protocol.messages.reports import WorkerMessage
@@ -67,9 +68,10 @@ class CoordinatorProcess:
         around = Surroundings(on_ready_change=self._tell_ready, read_inbox=self.control.read)
         self.cluster = Cluster(settings, self.clock, self.control.send, around)
         if spec.slo:
-            self.cluster.watch_slo(targets_of(spec.slo))
+            self.cluster.policy.watch(targets_of(spec.slo))
         if spec.autoscale:
-            self.cluster.autoscale(targets_of(spec.slo), limits_of(spec.autoscale))
+            mode: AutoscaleMode = "dry-run" if spec.autoscale_dry_run else "on"
+            self.cluster.policy.begin(targets_of(spec.slo), limits_of(spec.autoscale), mode)
         self.owner = OwnerWatch(
             spec.owner_silence_s, self.cluster.books.registry, self.cluster.outgoing, self.clock
         )
@@ -198,6 +200,7 @@ class CoordinatorProcess:
             sampling_defaults=self._sampling_defaults(model.directory),
             traces=self.traces,
             pools=self.cluster.scaler,
+            policy=self.cluster.policy,
             parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser, self._tells_tools()),
             grammars=self.grammars,
             accounts=self.accounts,

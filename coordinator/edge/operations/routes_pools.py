@@ -51,6 +51,14 @@ class RoleRequest(BaseModel):
     role: Role
 
 
+class DrainRequest(BaseModel):
+    """How long a worker that leaves may take; without a limit `--drain-grace` for its answers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    within_s: Annotated[float, Field(ge=0, le=86_400)] | None = None
+
+
 class PoolRoutes:
     """What operators change. Every answer comes at once; `GET /cluster` shows how far it is."""
 
@@ -69,8 +77,11 @@ class PoolRoutes:
             router.add_api_route(
                 path, endpoint, methods=["POST"], response_model=None, openapi_extra=extra
             )
-        drain = "/cluster/workers/{worker_id}/drain"
-        router.add_api_route(drain, self.drain, methods=["POST"], response_model=None)
+        drain, extra = "/cluster/workers/{worker_id}/drain", body_schema(DrainRequest)
+        extra["requestBody"]["required"] = False
+        router.add_api_route(
+            drain, self.drain, methods=["POST"], response_model=None, openapi_extra=extra
+        )
         return router
 
     async def scale(self, request: Request) -> Response:
@@ -80,9 +91,12 @@ class PoolRoutes:
             raise InvalidRequest("give prefill, decode, or both: how many workers", "prefill")
         return json_response(self._pools.scale(asked.prefill, asked.decode))
 
-    async def drain(self, worker_id: str) -> Response:
-        """Let a worker finish what it has, and leave."""
-        return json_response(self._pools.drain(worker_id))
+    async def drain(self, request: Request, worker_id: str) -> Response:
+        """Let a worker finish what it has, and leave; with `within_s` it is gone by then."""
+        asked = await self._bodies.read(
+            request, lambda body: check_fields(parse_object(body or b"{}"), DrainRequest)
+        )
+        return json_response(self._pools.drain(worker_id, asked.within_s))
 
     async def role(self, request: Request, worker_id: str) -> Response:
         """Move a worker to the other pool; nothing it is at is interrupted."""

@@ -162,7 +162,8 @@ def test_the_cluster_view_tells_the_last_decision() -> None:
 
 def test_off_is_said_too() -> None:
     cluster = SimCluster([SimRequest(0, 0.0, 10, 2)], HARDWARE, (1, 1))
-    assert cluster.service.cluster()["autoscaler"] == {"enabled": False}
+    shown = cluster.service.cluster()["autoscaler"]
+    assert (shown["enabled"], shown["settings"]["mode"]) == (False, "off")
     text = EdgeMetrics("m", cluster.service.cluster, cluster.clock).exposition().decode()
     told = [line for line in text.splitlines() if "baton_autoscaler" in line]
     assert len(told) == 6, "three names, with help and type"

@@ -102,7 +102,7 @@ def test_what_changed_is_kept_for_whoever_looks_later_and_bounded() -> None:
 
 def test_the_slo_counts_what_clients_asked_and_no_probe() -> None:
     async def scenario(cluster: Cluster) -> None:
-        cluster.service.watch_slo(Targets(60.0, 10.0))
+        cluster.service.policy.watch(Targets(60.0, 10.0))
         await cluster.until_ready()
         slo = cluster.service.cluster()["slo"]
         assert (slo["requests"], slo["attained"]) == (0, None)

@@ -40,9 +40,15 @@ async def test_numbers_are_passed_on_and_the_target_answered(operator, pools, bo
 
 async def test_drains_and_roles_are_passed_on(operator, pools):
     assert (await operator.post("/cluster/workers/decode-1/drain")).status_code == 200
+    hurried = await operator.post("/cluster/workers/decode-2/drain", json={"within_s": 30})
+    assert hurried.status_code == 200
     flip = await operator.post("/cluster/workers/prefill-0/role", json={"role": "decode"})
     assert flip.json()["role"] == "decode"
-    assert pools.asked == [("drain", "decode-1"), ("set_role", "prefill-0", "decode")]
+    assert pools.asked == [
+        ("drain", "decode-1"),
+        ("drain", "decode-2", 30.0),
+        ("set_role", "prefill-0", "decode"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +62,8 @@ async def test_drains_and_roles_are_passed_on(operator, pools):
         ("/cluster/scale", {"decode": 1.5}, "decode"),
         ("/cluster/scale", {"decode": True}, "decode"),
         ("/cluster/scale", [], "body"),
+        ("/cluster/workers/w/drain", {"within_s": -1}, "within_s"),
+        ("/cluster/workers/w/drain", {"within": 5}, "within"),
         ("/cluster/workers/w/role", {}, "role"),
         ("/cluster/workers/w/role", {"role": "both"}, "role"),
         ("/cluster/workers/w/role", {"role": "decode", "now": True}, "now"),
