@@ -127,7 +127,7 @@ class _Trial:
     ) -> bool:
         for before, after in surroundings:
             own, other = (
-                self.text_of([*before, self._message(name, FIRST), *after])
+                self.text_of([*before, self._message(name, FIRST), *after]).casefold()
                 for name in (role, STRANGER)
             )
             if own != other.replace(STRANGER, role):

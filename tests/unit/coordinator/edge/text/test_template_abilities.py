@@ -70,16 +70,24 @@ ALL = {"system", "user", "assistant", "tool"}
 SPOKEN = {
     "mistral-v7": ALL - {"tool"},
     "phi-3": ALL - {"tool"},
+    "zephyr": ALL - {"tool"},
+    "command-r": ALL - {"tool"},
     "phi-4": ALL - {"tool"},
     "gemma-2": ALL - {"system"},
     "harmony": ALL | {"developer"},
 }
-SHOWS_TOOLS = {"granite-3", "harmony", "llama-3.2", "mistral-v3", "qwen-2.5", "qwen-3", "smollm-3"}
+SHOWS_TOOLS = {
+    *("granite-3", "harmony", "llama-3.2", "mistral-v3", "qwen-2.5", "qwen-3", "smollm-3"),
+    *("llama-3.1", "mistral-tekken", "glm-4"),
+}
 SHOWS_CALLS = {
     *("deepseek-v3", "harmony", "llama-3.2", "mistral-v3", "qwen-2.5", "qwen-3", "xml-calls"),
+    *("deepseek-r1", "llama-3.1", "mistral-tekken", "glm-4"),
 }
-TAKES_PARTS = {"gemma-3", "llama-vision", "mistral-v7", "only-parts"}
-ONLY_LISTS = {"only-parts", "first-part"}
+TAKES_PARTS = {"gemma-3", "llama-vision", "mistral-v7", "only-parts", "smolvlm", "qwen-2-vl"}
+ONLY_LISTS = {"only-parts", "first-part", "smolvlm"}
+TEXT_CALLS = {"deepseek-v3", "deepseek-r1"}
+SHORT_IDS = {"mistral-v3", "mistral-tekken"}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -91,9 +99,9 @@ def test_roles_parts_tools_and_calls_are_found_out(name):
     assert found.documents == (name == "granite-3")
     assert (ContentForm.PARTS in found.forms["user"]) == (name in TAKES_PARTS)
     assert (ContentForm.TEXT in found.forms["user"]) == (name not in ONLY_LISTS)
-    assert found.arguments_are_text == (name == "deepseek-v3")
-    assert found.calls_have_no_content == (name == "deepseek-v3")
-    assert found.short_call_ids == (name == "mistral-v3")
+    assert found.arguments_are_text == (name in TEXT_CALLS)
+    assert found.calls_have_no_content == (name in TEXT_CALLS)
+    assert found.short_call_ids == (name in SHORT_IDS)
 
 
 def test_parts_are_a_matter_of_the_role():
@@ -122,6 +130,11 @@ def test_where_thoughts_go_is_found_out(name, field, drops):
         ("qwen-3", {"enable_thinking"}),
         ("smollm-3", {"enable_thinking", "xml_tools", "python_tools"}),
         ("llama-3.2", {"date_string", "tools_in_user_message"}),
+        (
+            "llama-3.1",
+            {"date_string", "tools_in_user_message", "custom_tools", "builtin_tools"},
+        ),
+        ("qwen-2-vl", {"add_vision_id"}),
         ("granite-3", {"thinking", "controls"}),
         ("harmony", {"reasoning_effort"}),
         ("chatml", set()),
@@ -141,7 +154,7 @@ def told(name: str, turn: Turn) -> dict:
     if "tool_call_id" in message:
         message["tool_call_id"] = short[message["tool_call_id"]]
     if turn.calls:
-        as_text = name == "deepseek-v3"
+        as_text = name in TEXT_CALLS
         message["content"] = turn.text or (None if as_text else "")
         arguments = ARGUMENTS if as_text else json.loads(ARGUMENTS)
         function = {"name": CALL.name, "arguments": arguments}
