@@ -10,10 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from transformers import LlamaConfig, LlamaForCausalLM
-
 from engine.checkpoints.prepared import read_manifest
 
 
@@ -22,6 +18,10 @@ def smollm2(directory: str) -> Any:
     """LlamaForCausalLM in float32 with the weights of the prepared directory, dequantized once more by
     `gguf` straight from the file that the directory was made of."""
     import gguf
+
+    with warnings.catch_warnings():  # its models take seconds to import
+        warnings.simplefilter("ignore")
+        from transformers import LlamaConfig, LlamaForCausalLM
 
     manifest = read_manifest(Path(directory))
     config = manifest.config

@@ -16,15 +16,16 @@ from tests.e2e.server import Server
 from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
-TOKENS = 64
 BLOCK = 16
-LENGTHS = [1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 127, 128, 129, 200, 255, 256, 257, 300, 600, 700]
+SOME = [1, 16, 17, 33, 128, 129, 257, 600]
+ALL = [1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 127, 128, 129, 200, 255, 256, 257, 300, 600, 700]
+"""Around blocks and the tokens that one step may take."""
 
 
-def prompts() -> list[list[int]]:
-    """Twenty prompts of the interesting lengths, then two that share a prefix with others."""
+def prompts(lengths: list[int]) -> list[list[int]]:
+    """One prompt of each length, then two that share a prefix with others."""
     rng = random.Random(5)
-    found = [[rng.randrange(17, 49000) for _ in range(length)] for length in LENGTHS]
+    found = [[rng.randrange(17, 49000) for _ in range(length)] for length in lengths]
     return [*found, found[-1][:512] + found[3], found[-2][: 16 * 9]]
 
 
@@ -41,11 +42,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-def complete(server: Server, prompt: list[int]) -> list[int]:
+def complete(server: Server, prompt: list[int], num_tokens: int) -> list[int]:
     reply = server.complete(
         model="smollm2-135m",
         prompt=prompt,
-        max_tokens=TOKENS,
+        max_tokens=num_tokens,
         temperature=0,
         ignore_eos=True,
         return_token_ids=True,
@@ -54,19 +55,25 @@ def complete(server: Server, prompt: list[int]) -> list[int]:
     return tokens
 
 
-def test_alone_at_once_and_with_prefix_hits(server: Server, oracle: Any) -> None:
-    alone = [complete(server, prompt) for prompt in prompts()]
-    assert {len(tokens) for tokens in alone} == {TOKENS}
-    for prompt, tokens in zip(prompts(), alone, strict=True):
+@pytest.mark.parametrize(
+    ("lengths", "num_tokens"), [(SOME, 32), deep(ALL, 64)], ids=["some", "all"]
+)
+def test_alone_at_once_and_with_prefix_hits(
+    server: Server, oracle: Any, lengths: list[int], num_tokens: int
+) -> None:
+    asked = prompts(lengths)
+    alone = [complete(server, prompt, num_tokens) for prompt in asked]
+    assert {len(tokens) for tokens in alone} == {num_tokens}
+    for prompt, tokens in zip(asked, alone, strict=True):
         assert first_difference(oracle, prompt, tokens) is None, len(prompt)
     with ThreadPoolExecutor(16) as pool:
-        at_once = list(pool.map(lambda prompt: complete(server, prompt), prompts()))
+        at_once = list(pool.map(lambda prompt: complete(server, prompt, num_tokens), asked))
     assert at_once == alone
     assert server.audit()["balanced"]
 
 
 def test_repeated_prompt_is_mostly_cached(server: Server) -> None:
-    prompt = prompts()[18]
+    (prompt,) = (prompt for prompt in prompts(SOME) if len(prompt) == max(SOME))
     body = {"model": "smollm2-135m", "prompt": prompt, "max_tokens": 1, "temperature": 0}
     server.complete(**body)
     usage = server.complete(**body)["usage"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import deep
 from tests.unit.engine.cpu.processors import runnable_targets
 
 pytestmark = [
@@ -52,7 +53,7 @@ def sanitizer() -> str:
     return found.stdout.strip()
 
 
-@pytest.mark.parametrize("target", runnable_targets())
+@pytest.mark.parametrize("target", ["native", *map(deep, runnable_targets()[1:])])
 def test_kernels_are_clean(target: str, tmp_path: Path) -> None:
     if not Path(sanitizer()).is_absolute():
         pytest.skip("gcc came without libasan")
