@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 from websockets.sync.client import connect
 
+from tests.patience import PATIENCE_S
+
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
@@ -67,7 +69,7 @@ class Browser:
         self._number += 1
         self._socket.send(json.dumps({"id": self._number, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self._socket.recv(timeout=30))
+            message = json.loads(self._socket.recv(timeout=PATIENCE_S))
             if message.get("id") == self._number:
                 assert "error" not in message, message
                 result: dict[str, Any] = message["result"]
@@ -101,7 +103,7 @@ class Browser:
         assert "exceptionDetails" not in told, told
         return told["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 30.0) -> float:
+    def wait_for(self, expression: str, seconds: float = PATIENCE_S) -> float:
         """Wait until an expression is true; how long it took in seconds."""
         started_s, pause = time.monotonic(), threading.Event()
         while not self.run(f"Boolean({expression})"):
@@ -151,7 +153,7 @@ class Browser:
 
     def _end(self) -> None:
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait(PATIENCE_S)
         self._profile.cleanup()
 
     def __enter__(self) -> Browser:

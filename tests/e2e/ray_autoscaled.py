@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from tests.e2e.ray_rig import until
 from tests.e2e.server import free_port
+from tests.patience import PATIENCE_S, until
 
 RAY = Path(sys.executable).parent / "ray"
 HEAD_TYPE = "ray.head.default"
@@ -70,7 +70,7 @@ class AutoscaledRay:
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             },
         )
-        until(lambda: "--block" in self.log() or self.process.poll() is not None, "the head", 60.0)
+        until(lambda: "--block" in self.log() or self.process.poll() is not None, "the head")
         assert self.process.poll() is None, self.log()
 
     def _config(self, most: dict[str, int]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class AutoscaledRay:
         for process in mine:
             if process.is_running():
                 process.kill()
-        self.process.wait(20)
-        psutil.wait_procs(mine, 10)
+        self.process.wait(PATIENCE_S)
+        psutil.wait_procs(mine, PATIENCE_S)
         self._log.close()
         self._directory.cleanup()

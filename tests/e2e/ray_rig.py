@@ -11,8 +11,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,18 +20,10 @@ import httpx
 import psutil
 
 from tests.e2e.server import MOCK, Server
+from tests.patience import PATIENCE_S, until
 
 MODEL = "smollm2-135m"
 SIZE = ("--kv-cache-memory", "64MiB", "--max-model-len", "1024")
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> float:
-    """Wait for a condition of the outside world; how long it took."""
-    started, pause = time.monotonic(), threading.Event()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"{what} did not happen"
-        pause.wait(0.1)
-    return time.monotonic() - started
 
 
 class RayServer(Server):
@@ -50,7 +40,7 @@ class RayServer(Server):
         super().__init__(*given, program=MOCK, environment=environment)
         assert self.launch()
 
-    def say(self, text: str, seconds: float = 30.0) -> None:
+    def say(self, text: str, seconds: float = PATIENCE_S) -> None:
         """Wait for a line of its output."""
         until(lambda: text in self.log(), f"{text!r} in\n{self.log()}\n", seconds)
 
@@ -107,7 +97,7 @@ class RayServer(Server):
         return found
 
 
-def gone(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+def gone(processes: list[psutil.Process], seconds: float = PATIENCE_S) -> list[psutil.Process]:
     """Those that still run after so long; one that has ended may wait for its parent to take note of it."""
     left = psutil.wait_procs(processes, seconds)[1]
     return [process for process in left if _runs(process)]
@@ -142,7 +132,7 @@ class Load:
             "ignore_eos": True,
             "return_token_ids": True,
         }
-        reply = httpx.post(f"{self.server.url}/v1/completions", json=body, timeout=60)
+        reply = httpx.post(f"{self.server.url}/v1/completions", json=body, timeout=PATIENCE_S)
         assert reply.status_code == 200, reply.text
         found: list[int] = reply.json()["choices"][0]["token_ids"]
         return found
@@ -165,10 +155,10 @@ class Load:
         self._runs = [self._pool.submit(self._run, index) for index in range(self._at_once)]
         return self
 
-    def go_on(self, requests: int = 20, seconds: float = 30.0) -> None:
+    def go_on(self, requests: int = 20) -> None:
         """Wait until so many more are done."""
         goal = self.done + requests
-        until(lambda: self.done >= goal, f"{requests} more requests ({self.lost[-1:]})", seconds)
+        until(lambda: self.done >= goal, f"{requests} more requests ({self.lost[-1:]})")
 
     def __exit__(
         self,
@@ -178,7 +168,7 @@ class Load:
     ) -> None:
         self._stop.set()
         for run in self._runs:
-            run.result(timeout=90)
+            run.result(2 * PATIENCE_S)
         self._pool.shutdown()
 
     def check(self) -> None:
@@ -205,7 +195,7 @@ class RayNodes:
             "RAY_enable_metrics_collection": "0",
             "RAY_TMPDIR": self._directory.name,
             "RAY_health_check_period_ms": "500",
-            "RAY_health_check_failure_threshold": "3",
+            "RAY_health_check_failure_threshold": "10",
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.e2e.ray_nodes"],
@@ -260,7 +250,7 @@ class RayNodes:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

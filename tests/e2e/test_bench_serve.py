@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import ATTEMPTS, PATIENCE_S, in_time, slowness
 from tests.unit.coordinator.edge.conftest import build_tokenizer
 
 pytestmark = [pytest.mark.e2e, pytest.mark.alone]
@@ -44,7 +45,12 @@ def bench(tokenizer: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "deploy.cli", "bench", "serve", "--tokenizer", tokenizer]
     command += ["--random-input-len", 64, "--random-output-len", TOKENS, "--seed", 3, *flags]
     return subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+        list(map(str, command)),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=2 * PATIENCE_S,
     )
 
 
@@ -52,7 +58,7 @@ def bench(tokenizer: Path, *flags: object) -> subprocess.CompletedProcess[str]:
 def result(
     request: pytest.FixtureRequest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """The result file of thirty requests, ten a second: of three runs the one least disturbed.
+    """The result file of thirty requests, ten a second: the first that nothing disturbed, or that least disturbed.
 
     Other work on the machine only adds time; an error of the client is in every run.
     """
@@ -61,31 +67,45 @@ def result(
     with metronome("--ttft-ms", TTFT_MS, "--itl-ms", ITL_MS) as url:
         flags = ["--url", url, "--backend", request.param, "--num-prompts", 30, "--num-warmups", 2]
         flags += ["--request-rate", 10, "--output", file, "--save-detailed"]
-        for _ in range(3):
+        for _ in range(ATTEMPTS):
+            before = slowness()
             done = bench(tokenizer, *flags)
             assert done.returncode == 0, done.stderr
-            runs.append(json.loads(file.read_text(encoding="utf-8")))
-    return min(runs, key=lambda run: run["median_ttft_ms"] + run["median_e2el_ms"])
+            slow = max(before, slowness())
+            runs.append({"slow": slow, **json.loads(file.read_text(encoding="utf-8"))})
+            if errors_ms(runs[-1]) < WITHIN_MS:
+                return runs[-1]
+    return min(runs, key=lambda run: errors_ms(run) / run["slow"])
 
 
-@pytest.mark.parametrize(
-    ("key", "expected_ms"),
-    [
-        ("median_ttft_ms", TTFT_MS),
-        ("median_itl_ms", ITL_MS),
-        ("mean_tpot_ms", ITL_MS),
-        ("median_tpot_ms", ITL_MS),
-        ("median_e2el_ms", TTFT_MS + ITL_MS * (TOKENS - 1)),
-    ],
-)
+EXPECTED_MS = {
+    "median_ttft_ms": TTFT_MS,
+    "median_itl_ms": ITL_MS,
+    "mean_tpot_ms": ITL_MS,
+    "median_tpot_ms": ITL_MS,
+    "median_e2el_ms": TTFT_MS + ITL_MS * (TOKENS - 1),
+}
+
+
+def errors_ms(run: dict[str, Any]) -> float:
+    """The largest error of a run, over all that is known."""
+    errors = [abs(run[key] - expected) for key, expected in EXPECTED_MS.items()]
+    return max(*errors, delay_ms(run), lateness_ms(run) / 2)
+
+
+@pytest.mark.parametrize(("key", "expected_ms"), EXPECTED_MS.items())
 def test_known_timing_is_measured_within_a_millisecond(
     result: dict[str, Any], key: str, expected_ms: float
 ) -> None:
-    assert result[key] == pytest.approx(expected_ms, abs=WITHIN_MS)
+    assert result[key] == pytest.approx(expected_ms, abs=WITHIN_MS * result["slow"])
 
 
 def test_tokens_are_seen_within_a_millisecond_of_leaving(result: dict[str, Any]) -> None:
-    """A token's text is the instant at which the server sent it."""
+    assert 0 < delay_ms(result) < WITHIN_MS * result["slow"]
+
+
+def delay_ms(result: dict[str, Any]) -> float:
+    """From a token's leaving to its being seen: its text is the instant at which the server sent it."""
     delays_ms = []
     for text, start_s, ttft_s, gaps_s in zip(
         *(result[key] for key in ("generated_texts", "start_times", "ttfts", "itls")), strict=True
@@ -94,12 +114,17 @@ def test_tokens_are_seen_within_a_millisecond_of_leaving(result: dict[str, Any])
         for sent_ns, gap_s in zip(text.split(), [*gaps_s, 0.0], strict=True):
             delays_ms.append(at_s * 1e3 - int(sent_ns) / 1e6)
             at_s += gap_s
-    assert 0 < statistics.median(delays_ms) < WITHIN_MS
+    return statistics.median(delays_ms)
 
 
 def test_requests_leave_when_they_are_due(result: dict[str, Any]) -> None:
+    assert lateness_ms(result) < 2 * WITHIN_MS * result["slow"]
+
+
+def lateness_ms(result: dict[str, Any]) -> float:
+    """From when a request was due to its leaving."""
     pairs = zip(result["start_times"], result["due_times"], strict=True)
-    assert statistics.median((start - due) * 1e3 for start, due in pairs) < 2 * WITHIN_MS
+    return statistics.median((start - due) * 1e3 for start, due in pairs)
 
 
 def test_usage_is_counted(result: dict[str, Any]) -> None:
@@ -107,7 +132,7 @@ def test_usage_is_counted(result: dict[str, Any]) -> None:
 
 
 def test_the_client_states_what_it_cost(result: dict[str, Any]) -> None:
-    assert 0 < result["client"]["cpu_share"] < 0.5
+    assert 0 < result["client"]["cpu_share"] < min(0.5 * result["slow"], 1.0)
 
 
 def test_failed_requests_fail_the_run(tokenizer: Path) -> None:
@@ -172,26 +197,35 @@ def test_no_server_is_an_error_that_names_the_url(tokenizer: Path) -> None:
 
 def test_two_endpoints_are_compared(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    with metronome("--itl-ms", 20) as slow, metronome("--itl-ms", 10) as fast:
-        urls = ["--url", f"slow={slow}", "--url", f"fast={fast}"]
-        bench(tokenizer, *urls, "--num-prompts", 6, "--request-rate", 10, "--output", file)
-    ratio = json.loads(file.read_text(encoding="utf-8"))["ratios"]["fast"]["median_itl_ms"]
-    assert ratio == pytest.approx(2.0, rel=0.1)
+
+    def error() -> float:
+        with metronome("--itl-ms", 20) as slow, metronome("--itl-ms", 10) as fast:
+            urls = ["--url", f"slow={slow}", "--url", f"fast={fast}"]
+            bench(tokenizer, *urls, "--num-prompts", 6, "--request-rate", 10, "--output", file)
+        ratio = json.loads(file.read_text(encoding="utf-8"))["ratios"]["fast"]["median_itl_ms"]
+        return float(abs(ratio - 2.0))
+
+    in_time(error, 0.2)
 
 
 def test_held_back_requests_wait_outside_of_ttft(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
-    with metronome() as url:
-        flags = ["--url", url, "--num-prompts", 6, "--max-concurrency", 1, "--output", file]
-        bench(tokenizer, *flags)
-    assert json.loads(file.read_text(encoding="utf-8"))["median_ttft_ms"] < TTFT_MS + 5
+
+    def waited_ms() -> float:
+        with metronome() as url:
+            flags = ["--url", url, "--num-prompts", 6, "--max-concurrency", 1, "--output", file]
+            bench(tokenizer, *flags)
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return float(told["median_ttft_ms"]) - TTFT_MS
+
+    in_time(waited_ms, 5.0)
 
 
 def test_the_highest_rate_is_searched(tokenizer: Path, tmp_path: Path) -> None:
     """Every answer takes the same time, so every rate keeps the SLO."""
     file = tmp_path / "result.json"
     with metronome("--itl-ms", 1) as url:
-        flags = ["--find-max-rate", "--goodput", "ttft:500", "--max-rate", 40, "--output", file]
+        flags = ["--find-max-rate", "--goodput", "ttft:10000", "--max-rate", 40, "--output", file]
         bench(tokenizer, "--url", url, "--num-prompts", 8, "--request-rate", 10, *flags)
     found = json.loads(file.read_text(encoding="utf-8"))["max_rate"]
     assert (found["rate"], found["is_bounded"]) == (40.0, False)

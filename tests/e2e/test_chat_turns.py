@@ -62,7 +62,7 @@ def next_turn(server: Server, prompt: list[int]) -> list[int]:
 
 def total(server: Server, role: str, name: str) -> int:
     """A worker's total, of a heartbeat that has come since."""
-    threading.Event().wait(1.2)
+    server.await_heartbeats()
     return int(server.worker(role)["totals"][name])
 
 

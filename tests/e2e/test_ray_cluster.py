@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.ray_rig import Load, RayNodes, RayServer, gone, until
+from tests.e2e.ray_rig import Load, RayNodes, RayServer, gone
+from tests.patience import until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -40,15 +41,15 @@ def test_pools_scale_and_a_machine_with_notice_is_left_in_time(nodes: RayNodes) 
     with serve(nodes, "--pd", "1p1d") as server:
         with Load(server) as load:
             assert scale(server, prefill=2)["started"] == ["prefill-1"]
-            until(lambda: server.ready("prefill-0", "prefill-1", "decode-0"), "the third", 60.0)
+            until(lambda: server.ready("prefill-0", "prefill-1", "decode-0"), "the third")
             assert scale(server, prefill=1)["drained"]
-            until(lambda: len(server.pids()) == 2, "one less", 60.0)
+            until(lambda: len(server.pids()) == 2, "one less")
             nodes.add(decode_slot=1)
             load.go_on()
             nodes.drain(spot, seconds=60)
-            server.say("the machine of decode-0 will be taken away", 10.0)
-            until(lambda: "decode-1" in server.pids(), "its replacement", 60.0)
-            until(lambda: "decode-0" not in server.pids(), "decode-0 leaving", 60.0)
+            server.say("the machine of decode-0 will be taken away")
+            until(lambda: "decode-1" in server.pids(), "its replacement")
+            until(lambda: "decode-0" not in server.pids(), "decode-0 leaving")
             load.go_on()
         load.check()
         until(lambda: server.audit()["balanced"], "balance")
@@ -100,18 +101,16 @@ def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: Ray
             assert server.pids() == before, "the engine goes on without its raylet"
             nodes.add(decode_slot=1)
             until(
-                lambda: server.pids().get("decode-0") not in (before["decode-0"], None),
-                "a new one",
-                60,
+                lambda: server.pids().get("decode-0") not in (before["decode-0"], None), "a new one"
             )
             until(lambda: server.ready("prefill-0", "decode-0"), "both being ready")
             load.go_on()
         load.check()
         assert server.pids()["prefill-0"] == before["prefill-0"]
-        assert gone([orphan], 20.0) == [], "the old start was refused and left"
+        assert gone([orphan]) == [], "the old start was refused and left"
         processes = server.processes()
         server.interrupt()
-        assert gone(processes, 3.0) == []
+        assert gone(processes) == []
 
 
 @pytest.mark.deep
@@ -123,14 +122,14 @@ def test_serving_goes_on_without_the_head_and_an_interrupt_still_leaves_nothing(
         processes, directory = server.processes(), server.directory()
         with Load(server) as load:
             nodes.kill(nodes.head, "gcs_server")
-            server.say("Ray is lost", 20.0)
-            until(lambda: refused(server), "the coordinator knowing", 5.0)
+            server.say("Ray is lost")
+            until(lambda: refused(server), "the coordinator knowing")
             load.go_on()
         load.check()
         server.interrupt()
         assert server.process.returncode == 0
-        assert gone(processes, 5.0) == []
-        until(lambda: not directory.exists(), "the end of the directory", 5.0)
+        assert gone(processes) == []
+        until(lambda: not directory.exists(), "the end of the directory")
 
 
 def refused(server: RayServer) -> bool:

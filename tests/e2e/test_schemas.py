@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from tests.e2e.odd_schemas import HOSTILE, ODD
 from tests.e2e.random_model import write_random_model
 from tests.e2e.schema_campaign import is_beginning, run, tried
 from tests.e2e.server import Server
+from tests.patience import in_time
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 CUT_OFF_S = 2.0
@@ -43,6 +45,15 @@ def test_a_hostile_schema_is_cut_off_and_costs_nobody_else(server: Server) -> No
     gaps: list[float] = []
     is_over = threading.Event()
 
+    def attempt(name: str, schema: object) -> float:
+        """How long its sender waited, and the bystander for one token; whichever is worse for its limit."""
+        gaps.clear()
+        before = time.monotonic()
+        verdict = tried(server.client, name, schema, 24)
+        assert not verdict.failure, verdict
+        took_s = time.monotonic() - before
+        return max(took_s / CROWDED, max(gaps, default=0.0))
+
     def stream() -> None:
         body = {"prompt": "Once", "max_tokens": 200, "ignore_eos": True, "stream": True}
         while not is_over.is_set():
@@ -57,14 +68,10 @@ def test_a_hostile_schema_is_cut_off_and_costs_nobody_else(server: Server) -> No
     bystander.start()
     try:
         for name, schema in HOSTILE.items():
-            before = time.monotonic()
-            verdict = tried(server.client, name, schema, 24)
-            assert not verdict.failure, verdict
-            assert time.monotonic() - before < CUT_OFF_S * CROWDED, name
+            in_time(functools.partial(attempt, name, schema), CUT_OFF_S)
     finally:
         is_over.set()
         bystander.join()
-    assert max(gaps[1:]) < CUT_OFF_S
     assert server.audit()["balanced"]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.browser import CHROMIUM, Browser
 from tests.e2e.server import Server
+from tests.patience import in_time
 
 pytestmark = [
     pytest.mark.e2e,
@@ -75,13 +76,13 @@ def test_answer_streams(page) -> None:
         ".observe(document.getElementById('talk'), {childList: true, subtree: true}); 0"
     )
     ask(page, "Tell me a short story about the sea.")
-    page.wait_for(TIMING, 60)
+    page.wait_for(TIMING)
     assert len(set(page.run("window.seen"))) > 20
 
 
 def test_answer_tells_its_ttft_and_tpot(page) -> None:
     ask(page, "Count from one to ten.")
-    page.wait_for(TIMING, 60)
+    page.wait_for(TIMING)
     told = page.text(".timing")
     assert "TTFT" in told
     assert "TPOT" in told
@@ -89,12 +90,12 @@ def test_answer_tells_its_ttft_and_tpot(page) -> None:
 
 def test_plots_show_what_other_clients_do(page, server) -> None:
     server.complete(model="smollm2-135m", prompt="Once upon a time", max_tokens=32)
-    page.wait_for("Number(document.querySelector('.plot .number').innerText) > 0", 5)
+    page.wait_for("Number(document.querySelector('.plot .number').innerText) > 0")
 
 
 def test_markup_in_an_answer_stays_text(page) -> None:
     ask(page, "<img src=x onerror='window.hacked = 1'><b>bold</b>")
-    page.wait_for(TIMING, 60)
+    page.wait_for(TIMING)
     assert page.run("document.querySelectorAll('#talk img, #talk b').length") == 0
 
 
@@ -103,8 +104,8 @@ def test_escape_stops_an_answer(page, server) -> None:
     ask(page, "Write a very long story about a lighthouse keeper, with many chapters.")
     page.wait_for("document.querySelector('.turn.open')?.innerText.length > 40")
     page.press("Escape")
-    page.wait_for("document.querySelector('.told .error')?.innerText === 'stopped'", 2)
-    page.wait_for("document.getElementById('phase-decode').innerText === '0'", 5)
+    page.wait_for("document.querySelector('.told .error')?.innerText === 'stopped'")
+    page.wait_for("document.getElementById('phase-decode').innerText === '0'")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -112,7 +113,7 @@ def test_a_phone_needs_no_sideways_scrolling(page, scheme) -> None:
     page.prefer(scheme)
     page.resize(360, 740, is_phone=True)
     ask(page, "What is the capital of France? " + "Antidisestablishmentarianism" * 4)
-    page.wait_for(TIMING, 60)
+    page.wait_for(TIMING)
     beyond = (
         "[...document.querySelectorAll('body *')].filter(e => !e.closest('svg, .hidden')"
         " && e.getBoundingClientRect().right > 360.5).map(e => e.tagName + '.' + e.className)"
@@ -134,12 +135,15 @@ def test_every_control_has_a_name(page) -> None:
 
 @pytest.mark.alone
 def test_killed_worker_shows_within_2_s_and_comes_back(page, server) -> None:
-    os.kill(server.worker("decode")["pid"], signal.SIGKILL)
-    took_s = page.wait_for(
-        "document.querySelector('#worker-decode-0.lost, #worker-decode-0.starting')", 10
-    )
-    assert took_s < 2.0
-    page.wait_for(BOTH_READY, 60)
+    def attempt() -> float:
+        page.wait_for(BOTH_READY)
+        os.kill(server.worker("decode")["pid"], signal.SIGKILL)
+        return page.wait_for(
+            "document.querySelector('#worker-decode-0.lost, #worker-decode-0.starting')"
+        )
+
+    in_time(attempt, 2.0)
+    page.wait_for(BOTH_READY)
     assert "decode-0 is ready" in page.text("#changes")
 
 
