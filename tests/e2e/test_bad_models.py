@@ -26,7 +26,7 @@ from tests.unit.engine.checkpoints.test_bad_files import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.e2e, pytest.mark.alone]
+pytestmark = pytest.mark.e2e
 LIMIT_S = 5.0
 ENDLESS = (
     "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}"
