@@ -145,8 +145,11 @@ def _add_scaling(verbs: Any) -> None:
     scale.add_argument(
         "wanted", nargs="+", metavar="prefill=N|decode=N", help="workers that pool should have"
     )
-    drain = _add(verbs, "drain", "let a worker finish what it has, and leave", run_drain)
-    drain.add_argument("worker", metavar="WORKER")
+    drain = _add(verbs, "drain", "let a worker, or all, finish what is there", run_drain)
+    drain.add_argument("worker", metavar="WORKER", nargs="?", help="it leaves when it is done")
+    drain.add_argument(
+        "--all", action="store_true", help="the server takes nothing new; before it is ended"
+    )
     drain.add_argument(
         "--within",
         type=typed(seconds),
@@ -275,9 +278,13 @@ def run_scale(namespace: argparse.Namespace) -> int:
 
 def run_drain(namespace: argparse.Namespace) -> int:
     """`baton drain`."""
-    from deploy.commands.scale import drain
+    from deploy.commands.scale import drain, drain_all
 
+    if namespace.all == (namespace.worker is not None):
+        raise ConfigError("drain: name a worker, or --all for the whole server")
     with _pool_client(namespace) as client:
+        if namespace.all:
+            return drain_all(client, _patience_s(namespace))
         return drain(client, namespace.worker, _patience_s(namespace), namespace.within)
 
 

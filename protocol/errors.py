@@ -8,7 +8,8 @@ BatonError
 │   └── WorkerNotFound 404  no such worker is here
 ├── PoolConflict       409  the pools are in no state for what an operator asks
 ├── Overloaded         429  no room now; `retry_after_s` says when to come back
-│   └── LimitReached   429  this key may not use more now
+│   ├── LimitReached   429  this key may not use more now
+│   └── Draining       503  this server ends what it has and takes nothing new
 ├── LedgerUnavailable  503  what is used cannot be written down, and so nothing is served
 ├── RequestAborted     499  the client went away or an operator cancelled
 ├── DeadlineExceeded   504  the request's own deadline passed
@@ -117,6 +118,17 @@ class LimitReached(Overloaded):
         self.headers = headers
         self.may_retry = may_retry
         self.code = code or type(self).code
+
+
+class Draining(Overloaded):
+    """This server takes nothing new and will end; another one, or the one after it, does."""
+
+    http_status = 503
+    error_type = "ServiceUnavailableError"
+    code: str | None = "draining"
+
+    def __init__(self) -> None:
+        super().__init__("this server is draining: it ends what it has and takes nothing new", 5.0)
 
 
 class LedgerUnavailable(BatonError):

@@ -37,10 +37,11 @@ from protocol.ids import new_request_id
 from protocol.periodic import Periodic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from coordinator.cluster.live_requests import OpenStream
     from coordinator.cluster.probe import Probes
+    from coordinator.cluster.service_api import Generation
     from coordinator.planning.observations import Limits, Targets
     from coordinator.planning.planner import Planner
     from protocol.clock import Clock
@@ -144,9 +145,22 @@ class Cluster:
             Periodic("autoscaling", TICK_S, self.policy.tick),
             Periodic("noting changes", TICK_S, self._changes.look),
         ]
-        self.submit, self.submit_all = self.requests.submit, self.requests.submit_all
         self.is_ready = self.readiness.is_ready
         self.audit = self._audits.collect
+
+    def submit(self, generation: Generation) -> EventStream:
+        """As `submit_all`, for one."""
+        return self.submit_all([generation])[0]
+
+    def submit_all(self, generations: Sequence[Generation]) -> list[EventStream]:
+        """See service_api.Service."""
+        self.readiness.check_open()
+        return self.requests.submit_all(generations)
+
+    def drain(self) -> dict[str, Any]:
+        """See service_api.Service."""
+        self.readiness.drain()
+        return {"draining": True, "live": len(self.requests)}
 
     def cluster(self) -> dict[str, Any]:
         """State of the pools, for `GET /cluster` and the metrics."""

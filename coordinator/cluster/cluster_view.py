@@ -49,6 +49,7 @@ class ClusterView:
         return {
             "model": model_name,
             "ready": self._readiness.is_ready(),
+            "draining": self._readiness.is_draining,
             "workers": [self._worker(record) for record in self._books.registry],
             "lost": self._lost(),
             "target": by_name(self._books.pools.target),

@@ -128,6 +128,11 @@ class ScriptedService:
         """As told."""
         return self.ready
 
+    def drain(self) -> dict[str, Any]:
+        """Not ready any more."""
+        self.ready = False
+        return {"draining": True, "live": 0}
+
     def cluster(self) -> dict[str, Any]:
         """As told."""
         return self.view

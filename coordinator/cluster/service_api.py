@@ -75,12 +75,16 @@ class Service(Protocol):
     """The cluster as the edge sees it."""
 
     def submit_all(self, generations: Sequence[Generation]) -> Sequence[TokenStream]:
-        """Admit one request's generations, all or none, or raise at once: Overloaded (429 + Retry-After), WorkerLost
-        (503), InvalidRequest (400) for what can never fit."""
+        """Admit one request's generations, all or none, or raise at once: Overloaded (429 + Retry-After), Draining or
+        WorkerLost (503), InvalidRequest (400) for what can never fit."""
         ...
 
     def is_ready(self) -> bool:
         """Whether a request sent now could be served."""
+        ...
+
+    def drain(self) -> dict[str, Any]:
+        """Take nothing new from now on, and go on with what is here: `draining`, and how many requests are `live`."""
         ...
 
     def cluster(self) -> dict[str, Any]:

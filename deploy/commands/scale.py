@@ -49,6 +49,16 @@ def scale(client: httpx.Client, wanted: dict[str, int], patience_s: float | None
     return 0
 
 
+def drain_all(client: httpx.Client, patience_s: float | None) -> int:
+    """Let the whole server take nothing new, and wait until all that it has is answered."""
+    print(f"draining: {ask(client, '/cluster/drain')['live']} requests live")
+    if patience_s is None:
+        return 0
+    wait_for(client, lambda view: view["requests"]["live"] == 0, patience_s)
+    print("done: nothing is left")
+    return 0
+
+
 def drain(
     client: httpx.Client, worker: str, patience_s: float | None, within_s: float | None = None
 ) -> int:

@@ -64,6 +64,7 @@ class AdminRoutes:
         router = APIRouter()
         for path, endpoint in (("/cluster", self.cluster), ("/cluster/audit", self.audit)):
             router.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        router.add_api_route("/cluster/drain", self.drain, methods=["POST"], response_model=None)
         return router
 
     def metrics_router(self) -> APIRouter:
@@ -79,6 +80,10 @@ class AdminRoutes:
     async def cluster(self) -> Response:
         """Workers, blocks, live requests, and the last two minutes."""
         return json_response(self._service.cluster() | {"recent": self._metrics.recent.view()})
+
+    async def drain(self) -> Response:
+        """Take no new request from now on: `/health` says 503, and what is here goes on until it has ended."""
+        return json_response(self._service.drain())
 
     async def audit(self) -> Response:
         """Every account, and whether they add up."""

@@ -311,6 +311,7 @@ ADMIN = {
     "/metrics",
     "/cluster",
     "/cluster/audit",
+    "/cluster/drain",
     "/cluster/scale",
     "/cluster/workers/w/drain",
     "/cluster/workers/w/role",
