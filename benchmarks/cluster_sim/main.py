@@ -52,7 +52,9 @@ COLUMNS = (
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="baton bench cluster", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(
+        prog="baton bench cluster", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
+    )
     add = parser.add_argument
     flags.add_workload(parser)
     flags.add_hardware(parser)

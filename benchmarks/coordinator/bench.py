@@ -8,7 +8,6 @@ detokenizing, HTTP, loopback. Prints a table and ends with one line of JSON.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -31,12 +30,14 @@ from benchmarks.coordinator.stamped_cluster import ClusterSpec
 from benchmarks.coordinator.stamped_tokens import Stamps
 from benchmarks.environment import environment
 from deploy.commands.serve import claim_port
+from deploy.config.parser import Parser
 from deploy.config.topology import cache_directory, child_environment
 from deploy.host.model_source import prepare
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator
 
     from protocol.clock import Clock
@@ -250,8 +251,10 @@ def _entry(
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="baton bench coordinator", description=(__doc__ or "").split("\n\n")[0]
+    parser = Parser(
+        prog="baton bench coordinator",
+        description=(__doc__ or "").split("\n\n")[0],
+        allow_abbrev=False,
     )
     parser.add_argument("--streams", type=_numbers, default=(64, 256, 512), help="at once")
     parser.add_argument("--tokens", type=int, default=100, help="of each stream")

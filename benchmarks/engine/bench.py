@@ -7,7 +7,6 @@ and ends with one line of JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -15,23 +14,27 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from benchmarks.engine.spec import EngineSpec
 from benchmarks.environment import environment
+from deploy.config.parser import Parser
 from deploy.config.topology import cache_directory, child_environment
 from deploy.host.affinity import allowed_cores
 from deploy.host.model_source import prepare, resolve_dtype
 from protocol.errors import BatonError, ConfigError
 
+if TYPE_CHECKING:
+    import argparse
+
 ROOT = Path(__file__).parents[2]
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="baton bench engine", description=(__doc__ or "").split("\n\n")[0]
+    parser = Parser(
+        prog="baton bench engine", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
     )
     parser.add_argument("model", nargs="?", default="smollm2-135m", help="as for baton serve")
     parser.add_argument(

@@ -8,7 +8,6 @@ workers. Prints a table, writes a plot, and ends with one line of JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import select
@@ -28,6 +27,7 @@ from benchmarks.kv.bare import COPIES, BareNixl, BareUcx, BareZmq
 from benchmarks.kv.handover_gap import Handover, measure_handover, serve_and_measure
 from benchmarks.kv.plot import write_plot
 from benchmarks.kv.source import FINGERPRINT, INCARNATION, header
+from deploy.config.parser import Parser
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.pulling.puller import Puller, PullJob
@@ -38,6 +38,7 @@ from protocol.clock import SystemClock
 from protocol.messages.records import PeerAddress
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
@@ -289,8 +290,8 @@ def _text(value: object) -> str:
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="baton bench kv", description=(__doc__ or "").split("\n\n")[0]
+    parser = Parser(
+        prog="baton bench kv", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
     )
     works = [name for name, reason in usable().items() if reason is None]
     parser.add_argument("--transport", action="append", choices=works, help="default: all usable")

@@ -30,7 +30,9 @@ NOT_POSSIBLE = 1
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="baton plan", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(
+        prog="baton plan", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
+    )
     add = parser.add_argument
     add("--model", default="smollm2-135m", help="whose calibration it is (default: %(default)s)")
     flags.add_workload(parser)

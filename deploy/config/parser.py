@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from deploy.config.option import Option
 
+_Verbs = argparse._SubParsersAction  # noqa: SLF001 - argparse shows its actions in no other way
+
 
 class Parser(argparse.ArgumentParser):
     """Errors are ConfigErrors, so that they look like every other one. Words that follow no rule are unknown."""
@@ -37,8 +39,22 @@ class Parser(argparse.ArgumentParser):
         if not word.startswith("-"):
             return f"unexpected argument {word!r}; see `{self.prog} --help`"
         name = word.partition("=")[0]
-        known = re.findall(r"--[a-z][\w-]*", self.format_help())
-        return f"unknown option {name}{did_you_mean(name, known)}; see `{self.prog} --help`"
+        near = did_you_mean(name, self._options())
+        return f"unknown option {name}{near}; see `{self.prog} --help`"
+
+    def _options(self) -> list[str]:
+        """Its own, and those of its verbs."""
+        verbs = [action for action in self._actions if isinstance(action, _Verbs)]
+        below = [parser for action in verbs for parser in action.choices.values()]
+        return re.findall(r"--[a-z][\w-]*", "".join(it.format_help() for it in (self, *below)))
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """A word that is none of those which may be said."""
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        near = did_you_mean(str(value), names)
+        raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(names)}{near}")
 
 
 def plain(argument: str) -> str:
