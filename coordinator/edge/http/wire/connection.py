@@ -78,11 +78,16 @@ class PoliteTransport:
         close: Callable[[], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self._transport = transport
         self.write = self._write = transport.write
         self.last = LastWrite(transport, loop)
         self.is_closing = transport.is_closing
         self.get_extra_info = transport.get_extra_info
         self.close = close
+
+    def forget_connection(self) -> None:
+        """It is gone: nothing here leads back to it, so that it goes at once and no garbage collector has to look for it."""
+        self.write, self.close = self._write, self._transport.close
 
     def hand_over(self, receipt: Receipt) -> None:
         """The next write is an answer's last: the receipt is told when the kernel has it."""
@@ -130,6 +135,7 @@ class Connection(HttpToolsProtocol):
         self._gate.forget(self)
         self._polite.last.ended(exc)
         super().connection_lost(exc)
+        self._polite.forget_connection()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager
+
+import pytest
 
 from coordinator.edge.http.last_bytes import hand_over_of
 from coordinator.edge.http.server import make_server
+from coordinator.edge.http.wire.connection import Connection
 from tests.patience import PATIENCE_S
 
 LARGE = b"x" * (32 * 1024 * 1024)
@@ -92,3 +96,27 @@ async def test_an_abort_after_the_last_byte_loses_nothing():
         while server.server_state.connections:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0)
         assert told.words == ["leaving", "left"]
+
+
+@pytest.mark.parametrize("end", [b"", b"Connection: close\r\n"], ids=["client", "server"])
+async def test_a_connection_that_ended_leaves_nothing_to_the_garbage_collector(end):
+    """A full collection stops the loop for as long as there is to look at: nothing waits for one."""
+    async with answering(b"ok", Told()) as (server, _reader):
+        gc.collect()
+        gc.disable()
+        try:
+            port = server.servers[0].sockets[0].getsockname()[1]
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + end + b"\r\n")
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            writer.close()
+            await writer.wait_closed()
+            async with asyncio.timeout(PATIENCE_S):
+                while count_of(Connection) > 1:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0.005)
+        finally:
+            gc.enable()
+
+
+def count_of(kind):
+    return sum(type(found) is kind for found in gc.get_objects())
