@@ -28,6 +28,14 @@ class WorkerContext:
     unheard_s: float = 0.0
     vocab_size: int | None = None
 
+    def listened(self, before_s: float) -> None:
+        """The loop listens now, and did so last at `before_s`."""
+        self.unheard_s = self.clock.now_s() - before_s
+
+    def start_over(self) -> None:
+        """What was done under the old name is nobody's any more."""
+        self.incarnation = self.ids.new_incarnation()
+
     def beyond_vocabulary(self, token_ids: Sequence[int]) -> Failure | None:
         """Why a prompt cannot be embedded: a token that the model has no row for. It ends its request, not the worker."""
         size = self.vocab_size

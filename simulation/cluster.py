@@ -117,6 +117,10 @@ class SimClock:
         """Virtual seconds."""
         return self.at_s
 
+    def advance_to(self, at_s: float) -> None:
+        """Never back."""
+        self.at_s = max(at_s, self.at_s)
+
 
 class Policy(Protocol):
     """Asked once a virtual second."""
@@ -192,7 +196,7 @@ class SimCluster:
         last_s = self.requests[-1].at_s + GIVE_UP_S
         while len(self.ended) < len(self.requests) and self.now_s < last_s:
             at_s, _, action, argument = heapq.heappop(self._events)
-            self.clock.at_s = max(at_s, self.clock.at_s)
+            self.clock.advance_to(at_s)
             action(argument)
         self._count_workers()
 

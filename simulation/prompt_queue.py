@@ -91,6 +91,10 @@ class PromptQueue:
             self.current = first
         return self.current
 
+    def done(self) -> None:
+        """The current one is computed."""
+        self.current = None
+
     def drop(self, key: Key) -> None:
         """It is aborted; harmless when it is not here."""
         if self.current is not None and self.current.key == key:

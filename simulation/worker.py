@@ -152,7 +152,7 @@ class SimWorker:
         self.prefill_tokens += prompt.advance(turns, length_s)
         if not prompt.is_done:
             return None
-        self.prompts.current = None
+        self.prompts.done()
         return prompt
 
     def _plan(self) -> None:

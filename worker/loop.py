@@ -152,7 +152,7 @@ class WorkerLoop:
         """Hear everything, advance both roles by one step, tell everything."""
         self.greet()
         clock = self.context.clock
-        self.context.unheard_s = clock.now_s() - self._listened_s
+        self.context.listened(self._listened_s)
         for event in heard:
             self.take(event)
         if clock.now_s() - self._listened_s > ASK_AGAIN_S:
@@ -284,7 +284,7 @@ class WorkerLoop:
         """The coordinator gave this incarnation up: forget everything and register anew."""
         log.warning("fenced by the coordinator; starting over with an empty schedule")
         self.roles.drop_all()
-        self.context.incarnation = self.context.ids.new_incarnation()
+        self.context.start_over()
         self._around.start_over()
         self.roles.forget_reads()
         self.is_registered = False
@@ -313,7 +313,7 @@ class WorkerLoop:
         now_s = self.context.clock.now_s()
         if self._farewell.is_due(now_s, is_empty=self.roles.is_empty):
             self.is_registered = False  # no heartbeat from now on: this start is over
-            self.roles.prefill.lender.is_open = False
+            self.roles.prefill.lender.close()
             self.outbox.tell(
                 Goodbye(
                     incarnation=self.context.incarnation,

@@ -39,7 +39,7 @@ class MeteredRunner:
         took_s = self._clock.now_s() - started_s
         self._pace.took(batch, took_s)
         for scheduled in batch:
-            scheduled.sequence.computing_s += took_s
+            scheduled.sequence.computed_for(took_s)
         self.step_s += took_s
         self.steps += 1
         self.stepped_tokens += size

@@ -10,7 +10,7 @@ The usage is in the journal before the last bytes go, and marked as gone in the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.accounts.records import Held, UsageRecord
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
 
 MAX_TEXT_CHARACTERS = 128
+
+
+class Departure(StrEnum):
+    """How a client left before it had its answer, as entries and traces name it."""
+
+    DISCONNECTED = "client_disconnected"
+    STALLED = "client_stalled"
 
 
 class Stage(Enum):
@@ -94,7 +101,7 @@ class Booking:
         self._reservation: Reservation | None = None
         self._record: UsageRecord | None = None
         self._cut: UsageRecord | None = None
-        self.first_s: float | None = None
+        self._first_s: float | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -141,13 +148,17 @@ class Booking:
             self._accounts.journal.free(self._slot)
         self._reservation, self._slot, self._stage = None, None, Stage.DONE
 
+    def first_token(self, at_s: float | None) -> None:
+        """When the first token came; None where none did."""
+        self._first_s = at_s
+
     def finish(self, usage: Counts, end: str, told_tokens: int) -> None:
         """All but the last bytes has been sent: so many tokens are with the client for certain."""
         if self._stage is not Stage.HELD:
             return
         output = usage.num_output_tokens
         self._record = self._made(usage, output, end, None)
-        self._cut = self._made(usage, told_tokens, FinishReason.ABORT, "client_disconnected")
+        self._cut = self._made(usage, told_tokens, FinishReason.ABORT, Departure.DISCONNECTED)
         if self._slot is not None:
             self._accounts.journal.close_entry(self._slot, self._record)
         self._stage = Stage.CLOSED
@@ -216,7 +227,7 @@ class Booking:
         prompt = usage.num_prompt_tokens if has_got else 0
         cached = usage.num_cached_tokens if has_got else 0
         now_s, wall_s = accounts.clock.now_s(), accounts.wall_s()
-        first_s = self.first_s
+        first_s = self._first_s
         return UsageRecord(
             entry_id=held.entry_id,
             key_id=held.key_id,

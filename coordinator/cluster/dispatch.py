@@ -95,10 +95,10 @@ class WaitingLine:
     def _weigh(self, life: RequestLife) -> None:
         """What its prompt costs, and so when it is due; by the target of first tokens, too, if nobody was refused lately."""
         token_s = self._demand.prompt_cost.work().token_s or PRIOR_TOKEN_S
-        life.work_tokens = self._router.expected_work(life.token_ids, life.helping_salt)
+        work_tokens = self._router.expected_work(life.token_ids, life.helping_salt)
         is_crowded = life.arrival_s - self._refused_s <= CROWDED_S
         target_s = math.inf if is_crowded else self._demand.targets.ttft_s
-        life.due_s = when_due(life, life.work_tokens * token_s, target_s)
+        life.weigh(work_tokens, when_due(life, work_tokens * token_s, target_s))
 
     def _is_full(self, tenant: str, more: int) -> bool:
         """More wait than may; but nobody is kept out by others who have more than their share of the places."""
@@ -269,8 +269,8 @@ class Dispatch:
 
     def let_go(self, life: RequestLife) -> None:
         """The attempt whose KV the current one read, if there is one, has no business any more."""
-        if life.predecessor is not None:
-            (worker_id, attempt), life.predecessor = life.predecessor, None
+        if (source := life.take_predecessor()) is not None:
+            worker_id, attempt = source
             self.abort(
                 life.request_id, attempt, (None, worker_id), "another worker goes on with it"
             )

@@ -169,6 +169,15 @@ class RequestLife:
         is_there = self.phase is Phase.DECODE and self.decode_worker == worker_id
         return is_there and bool(self.emitted) and self.predecessor is None and not self.is_tied
 
+    def weigh(self, work_tokens: int, due_s: float) -> None:
+        """What its prompt costs is known, and so when it is due."""
+        self.work_tokens, self.due_s = work_tokens, due_s
+
+    def take_predecessor(self) -> tuple[str, int] | None:
+        """The source of the current attempt, which is needed no more."""
+        left, self.predecessor = self.predecessor, None
+        return left
+
     def lose_predecessor(self, worker_id: str) -> None:
         """That worker is gone, and with it what the current attempt reads there."""
         if self.predecessor is not None and self.predecessor[0] == worker_id:

@@ -112,6 +112,14 @@ class Sequence:
         is_all = self.prefix_source_tokens == self.num_tokens
         return is_all and self.num_output_tokens > 0 and self.prefix_source is not None
 
+    def computed_for(self, seconds: float) -> None:
+        """A step took so long, in which some of it was computed."""
+        self.computing_s += seconds
+
+    def prefix_was_read(self, seconds: float) -> None:
+        """So long did it take to read what another worker has of its prompt, or to give that up."""
+        self.prefix_fetch_s = seconds
+
     def score(self, scores: SequenceOf[ScoredToken]) -> None:
         """Of the next tokens of the prompt."""
         self.scores.extend(scores)

@@ -25,7 +25,11 @@ class Lender:
         self._outbox = outbox
         self._context = context
         self.loans: dict[Key, str] = {}
-        self.is_open = True
+        self._is_open = True
+
+    def close(self) -> None:
+        """Its worker leaves: nothing is lent any more."""
+        self._is_open = False
 
     def look_up(self, identity: bytes, message: Lookup) -> None:
         """Lease the longest run of cached blocks and say where they lie; asked again, lease anew. One that is
@@ -33,7 +37,7 @@ class Lender:
         key = (message.request_id, message.attempt)
         self.end(key)
         lease_id = self._context.ids.new_lease_id()
-        keys = message.keys if self.is_open else []
+        keys = message.keys if self._is_open else []
         hold = self._pool.match(keys, f"lease:{lease_id}")
         if hold.block_ids:
             self._exchange.leases.grant(lease_id, hold, self._context.lease_duration_s)

@@ -148,7 +148,7 @@ class PrefixReader:
         del self.fetches[fetch.sequence.key]
         self._tell_pulled(fetch)
         self.fetched_blocks += num_blocks
-        fetch.sequence.prefix_fetch_s = self._context.clock.now_s() - fetch.begun_s
+        fetch.sequence.prefix_was_read(self._context.clock.now_s() - fetch.begun_s)
         self._resume(fetch.sequence, fetch.first_block + num_blocks)
 
     def _tell_pulled(self, fetch: PrefixFetch) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.accounts.booking import Request
+from coordinator.accounts.booking import Departure, Request
 from coordinator.edge.answers.answer import Ending, Usage
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.answers.prompt_scoring import ScoreBook
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
 
 UNFINISHED = "a stream ended without a finish reason"
-CLIENT_LEFT = ("client_disconnected", "client_stalled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,14 +240,18 @@ class GenerationRun:
         if event.finish_reason is None:
             self._streams[index].finish()
 
+    def failed(self, kind: str) -> None:
+        """What ended it, or will: the type of an error, or how its client left."""
+        self.error = kind
+
     def finish(self) -> Ending:
         """Everything but the last bytes is sent: the request ends now. Only when `is_over`."""
         now_s = self._context.clock.now_s()
-        for last in [meter for meter in self._meters if not meter.is_settled]:
-            last.ended_s = now_s
+        for meter in self._meters:
+            meter.delivered(now_s)
         self._settle(FinishReason.ABORT, now_s)
         if self.booking is not None:
-            self.booking.first_s = self._first_s()
+            self.booking.first_token(self._first_s())
             self.booking.finish(self.usage, self._ends(), self.num_told_tokens)
         return Ending(self.usage, timings_of(self._meters) if self.facts.wants_timings else None)
 
@@ -287,10 +290,10 @@ class GenerationRun:
             self._events.close()
         if self.error is None and not self.is_over:  # the task was cancelled: the server stops
             self.error = InternalError.error_type
-        failure = FinishReason.ABORT if self.error in CLIENT_LEFT else FinishReason.ERROR
+        failure = FinishReason.ABORT if isinstance(self.error, Departure) else FinishReason.ERROR
         self._settle(failure, self._context.clock.now_s())
         if self.booking is not None:
-            self.booking.first_s = self._first_s()
+            self.booking.first_token(self._first_s())
             self.booking.close(self.usage, self.num_told_tokens, failure, self.error)
         self._trace()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
+from coordinator.accounts.booking import Departure
 from coordinator.edge.answers.answer import joined
 from coordinator.edge.answers.generation_run import error_kind
 from coordinator.edge.answers.resumable import StreamGone
@@ -159,14 +160,16 @@ class RunResponse(Response):
         reason, self._hand_over = "the request failed", hand_over_of(scope)
         try:
             if not await until_disconnect(receive, self._patience.over(lambda: self.answer(send))):
-                reason, self.run.error = "client disconnected", "client_disconnected"
+                reason = "client disconnected"
+                self.run.failed(Departure.DISCONNECTED)
                 self._metrics.disconnected()
         except StalledClient:
-            reason, self.run.error = "the client stopped reading", "client_stalled"
+            reason = "the client stopped reading"
+            self.run.failed(Departure.STALLED)
             self._metrics.disconnected()
             log.warning("a client read nothing for %s s: its stream is closed", self._stall_s)
         except Exception as error:
-            self.run.error = error_kind(error)
+            self.run.failed(error_kind(error))
             raise
         finally:
             self.run.close(reason)
@@ -260,7 +263,7 @@ class StreamResponse(RunResponse):
         return before + await self._side.spell(run.num_told, lambda: dialect.end(delta, ending))
 
     def _fail(self, error: BatonError) -> bytes:
-        self.run.error = error.error_type
+        self.run.failed(error.error_type)
         self._metrics.stream_failed(error.error_type)
         return self.dialect.failure(failure_of(error))
 

@@ -17,6 +17,7 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from coordinator.accounts.booking import Departure
 from coordinator.edge.answers.generation_run import error_kind
 from coordinator.edge.http.error_replies import failure_of
 from protocol.errors import BatonError, InternalError, InvalidRequest, Overloaded
@@ -199,10 +200,11 @@ class KeptStreams:
         try:
             await self._say(kept, run, dialect)
         except asyncio.CancelledError:
-            run.error = "client_disconnected"
+            run.failed(Departure.DISCONNECTED)
             self._metrics.disconnected()
         except Exception as error:  # noqa: BLE001 - told to the reader, in the stream or as a status
-            run.error = reason = error_kind(error)
+            reason = error_kind(error)
+            run.failed(reason)
             self._fail(kept, dialect, error)
         finally:
             try:

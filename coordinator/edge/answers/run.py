@@ -46,6 +46,10 @@ class Run(Protocol):
         """Admit it; raises what refuses it."""
         ...
 
+    def failed(self, kind: str) -> None:
+        """What ended it, or will: the type of an error, or a `Departure`."""
+        ...
+
     def told(self) -> None:
         """What was made so far is on its way to the client."""
         ...

@@ -11,9 +11,9 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
-from coordinator.accounts.booking import Request
+from coordinator.accounts.booking import Departure, Request
 from coordinator.edge.answers.answer import Usage
-from coordinator.edge.answers.generation_run import CLIENT_LEFT, error_kind
+from coordinator.edge.answers.generation_run import error_kind
 from coordinator.edge.gateway.asking import NotSayable
 from coordinator.edge.gateway.upstream_run import SLOW_READER, UpstreamFailed
 from coordinator.upstreams.journey import Trouble
@@ -137,6 +137,10 @@ class RoutedRun:
             self.close("the request was refused")
             raise
 
+    def failed(self, kind: str) -> None:
+        """What ended it, or will: the type of an error, or a `Departure`."""
+        self.error = kind
+
     def told(self) -> None:
         """What was made so far is on its way to the client."""
         self.num_told_tokens = self.usage.num_output_tokens
@@ -183,7 +187,7 @@ class RoutedRun:
                 self.headers[DEPLOYMENT_HEADER] = stop.deployment_id
                 self.headers[ATTEMPTS_HEADER] = str(len(self._journey.steps))
                 if self.booking is not None:
-                    self.booking.first_s = self._clock.now_s()
+                    self.booking.first_token(self._clock.now_s())
                 return
 
     async def _begun(self, stop: Deployment) -> list[Delta]:
@@ -247,7 +251,9 @@ class RoutedRun:
         if self.error is None and not self.is_over:
             self.error = InternalError.error_type
         if self.booking is not None:
-            failure = FinishReason.ABORT if self.error in CLIENT_LEFT else FinishReason.ERROR
+            failure = (
+                FinishReason.ABORT if isinstance(self.error, Departure) else FinishReason.ERROR
+            )
             self.booking.close(self.usage, self.num_told_tokens, failure, self.error)
 
 

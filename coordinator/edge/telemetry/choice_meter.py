@@ -63,6 +63,11 @@ class ChoiceMeter:
         self.metrics.choice_ended(reason)
         self.metrics.choice_finished(self.num_tokens, self.last_s - self.first_s)
 
+    def delivered(self, now_s: float) -> None:
+        """Its text is on its way: a choice that nobody settled before ends now."""
+        if not self.is_settled:
+            self.ended_s = now_s
+
     @property
     def is_well(self) -> bool:
         """Whether it ended as a client wants it to."""

@@ -165,7 +165,7 @@ class RayLauncher:
         if self.cluster is None:
             is_ours = self.choice.own is not None
             asked, offered = self.choice.placement, cluster.resources
-            self.seating.placement = choose_placement(asked, offered, is_ours=is_ours)
+            self.seating.place_by(choose_placement(asked, offered, is_ours=is_ours))
             if not cluster.has_authentication:
                 self.say(RAY, "this Ray asks nobody for a token; docs/cluster.md says how it would")
         self.cluster = cluster

@@ -38,13 +38,17 @@ class Seating:
 
     def __init__(self, plan: Plan, choice: RayChoice) -> None:
         self.choice = choice
-        self.placement = ""
+        self._placement = ""
         self.control: str | None = None
         self._plan = plan
         self._weights_bytes = weights_bytes_of(plan.workers[0].model)
         self._keys: ClusterKeys | None = None
         self._nodes: dict[str, NodeFacts] = {}
         self._demands: dict[str, Demand] = {}
+
+    def place_by(self, placement: str) -> None:
+        """How seats are asked for, now that it is known what this Ray offers."""
+        self._placement = placement
 
     def node_of(self, place: Place) -> NodeFacts | None:
         """Where it is, or was last."""
@@ -99,7 +103,7 @@ class Seating:
         keys = self._keys.for_worker() if self._keys else None
         gpus = gpu_part(self._plan.workers) if spec.device == "cuda" else 0.0
         self._demands[spec.worker_id] = demand_of(
-            spec.role, self.placement, self.choice.worker_cpus, gpus
+            spec.role, self._placement, self.choice.worker_cpus, gpus
         )
         return msgspec.structs.replace(spec, control=self.control, keys=keys)
 

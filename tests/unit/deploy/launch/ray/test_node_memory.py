@@ -57,7 +57,7 @@ class Launch:
             "10.0.0.1:6379", None, {}, "l", "auto", None, "m", None, True, 2.0, config.max_model_len
         )
         self.seating = Seating(self.plan, choice)
-        self.seating.placement = "slots"
+        self.seating.place_by("slots")
         self.roster = Roster("ray", os.getpid(), self._more)
         coordinator = self.roster.add(self.plan.coordinator)
         self.seating.open_control(coordinator, node("head", 8))
