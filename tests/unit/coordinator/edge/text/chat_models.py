@@ -117,6 +117,26 @@ def unigram() -> Tokenizer:
     return _finished(tokenizer)
 
 
+def wordpiece() -> Tokenizer:
+    """Pieces that go on with a word begin with ##; the decoder puts punctuation to the word before it."""
+    pieces = ["[UNK]", "hello", "do", "not", "I", "##ing", "##s", "n", "'", "t", "'t", "n't", "'m"]
+    pieces += ["##京", "東", "é", ".", ",", "!", "?", "##.", "'s", "'ve", "'re", "##é", "world"]
+    words = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return _finished(tokenizer)
+
+
+def end_of_word() -> Tokenizer:
+    """BPE of the first kind: the last piece of a word says so."""
+    pieces = ["a</w>", "b", "c</w>", "é", "東</w>", "</w>", ".</w>", "'", "hello</w>", "he"]
+    words = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(words, [], end_of_word_suffix="</w>"))
+    tokenizer.decoder = decoders.BPEDecoder("</w>")
+    return _finished(tokenizer)
+
+
 TOKENIZERS = {
     "byte-level": byte_level,
     "tekken": tekken,

@@ -14,7 +14,7 @@ from coordinator.edge.text.tokenizer import WHOLE_DECODE_TOKENS, TextTokenizer
 from engine.checkpoints.gguf_tokenizer import build_tokenizer
 from protocol.finish import FinishReason
 from protocol.sampling import SampledToken
-from tests.unit.coordinator.edge.text.chat_models import TOKENIZERS
+from tests.unit.coordinator.edge.text.chat_models import TOKENIZERS, end_of_word, wordpiece
 from tests.unit.engine.checkpoints.test_gguf_models import (
     LLAMA3,
     TEKKEN,
@@ -34,10 +34,15 @@ OF_GGUF = {
 }
 
 
-@pytest.fixture(scope="module", params=[*TOKENIZERS, *OF_GGUF])
+OTHERS = {"wordpiece": wordpiece, "end-of-word": end_of_word}
+
+
+@pytest.fixture(scope="module", params=[*TOKENIZERS, *OF_GGUF, *OTHERS])
 def tokenizer(request) -> TextTokenizer:
     if request.param in OF_GGUF:
         return TextTokenizer(OF_GGUF[request.param]())
+    if request.param in OTHERS:
+        return TextTokenizer(OTHERS[request.param]().to_str().encode())
     return TextTokenizer(TOKENIZERS[request.param]().to_str().encode())
 
 
@@ -125,4 +130,4 @@ def test_offsets_count_characters_of_the_text(tokenizer, size):
         if token_id in tokenizer.byte_ids:  # shown with the whole run of bytes that it is in
             continue
         if REPLACEMENT not in own and offset and token_id not in tokenizer.special_ids:
-            assert text.startswith(own, offset)
+            assert text.startswith((own, f" {own}"), offset)
