@@ -42,6 +42,13 @@ ERROR = {
     "description": "Refused or failed",
     "content": {"application/json": {"schema": {"$ref": REFS.format(model="ErrorReply")}}},
 }
+BOUNDS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+}
+"""What pydantic leaves as it is where a field has its own way to be read."""
 NOT_READY = {"description": "A request sent now could not be served"}
 KEY = {"type": "http", "scheme": "bearer"}
 STYLE = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}pre{overflow:auto;background:#8881;padding:1rem}"
@@ -77,30 +84,56 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
 
 
 def _hoist(operation: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Definitions inside a body move to where its references point; two APIs may use one name for different things."""
+    """A body and the definitions inside it move to where references point; two APIs may use one name for different things."""
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if content is None:
         return
-    for name in list(content["schema"].get("$defs", {})):
-        free, number = name, 1
-        while (
-            schemas.get(free, content["schema"]["$defs"][name]) != content["schema"]["$defs"][name]
-        ):
-            number += 1
-            free = f"{name}{number}"
-        if free != name:
-            told = json.dumps(content["schema"])
-            old, new = (json.dumps(REFS.format(model=each)) for each in (name, free))
-            content["schema"] = json.loads(told.replace(old, new))
-        schemas[free] = content["schema"]["$defs"][name]
-    content["schema"].pop("$defs", None)
+    found = content["schema"].pop("$defs", {}) | {content["schema"]["title"]: content["schema"]}
+    names = {name: _free_name(name, schema, schemas) for name, schema in found.items()}
+    places = {
+        REFS.format(model=name): REFS.format(model=free)
+        for name, free in names.items()
+        if free != name
+    }
+    content["schema"] = {"$ref": REFS.format(model=names[content["schema"]["title"]])}
+    for name, free in names.items():
+        schemas[free] = _pointing(_titled(found[name], free), places)
+
+
+def _free_name(name: str, schema: dict[str, Any], schemas: dict[str, Any]) -> str:
+    free, number = name, 1
+    while schemas.get(free) not in (None, _titled(schema, free)):
+        number += 1
+        free = f"{name}{number}"
+    return free
+
+
+def _titled(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """Generators name classes by titles: no two have the same."""
+    return schema | {"title": name}
+
+
+def _pointing(node: Any, places: dict[str, str]) -> Any:
+    """The same in JSON Schema's own words, with references that lead to other places."""
+    if isinstance(node, list):
+        return [_pointing(each, places) for each in node]
+    if not isinstance(node, dict):
+        return node
+    led = {_keyword(key, value): _pointing(value, places) for key, value in node.items()}
+    if isinstance(place := led.get("$ref"), str):
+        led["$ref"] = places.get(place, place)
+    return led
+
+
+def _keyword(key: str, value: object) -> str:
+    return BOUNDS.get(key, key) if isinstance(value, int | float) else key
 
 
 def docs_page(document: dict[str, Any]) -> tuple[str, str]:
     """The page, and the policy that lets it be read and nothing else."""
     style = f"<style>{STYLE}</style>"
     sections = "".join(
-        _section(method, path, operation)
+        _section(method, path, operation, document)
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
     )
@@ -116,10 +149,12 @@ def docs_page(document: dict[str, Any]) -> tuple[str, str]:
     return page, content_security_policy(page)
 
 
-def _section(method: str, path: str, operation: dict[str, Any]) -> str:
+def _section(method: str, path: str, operation: dict[str, Any], document: dict[str, Any]) -> str:
     told = escape(operation.get("description") or operation.get("summary", ""))
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-    shown = f"<details><summary>body</summary>{_json(body['schema'])}</details>" if body else ""
+    schemas, name = document["components"]["schemas"], body["schema"]["$ref"] if body else ""
+    schema = schemas.get(name.rpartition("/")[2])
+    shown = f"<details><summary>body</summary>{_json(schema)}</details>" if body else ""
     return f"<h2><code>{method.upper()} {escape(path)}</code></h2><p>{told}</p>{shown}"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from coordinator.accounts.usage import BY_MODEL, UsageQuery, read_usage
+from coordinator.accounts.usage import BY_MODEL, MAX_ROWS, UsageQuery, read_usage
 from coordinator.edge.http.auth import Principal, Scope
 from coordinator.edge.http.bodies import json_response
 from protocol.errors import InvalidRequest
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 PARAMETERS = ("from", "to", "group_by", "key", "tenant", "model", "after", "limit", "format")
 CSV = "text/csv"
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "after": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ROWS},
+    "format": {"type": "string", "enum": ["json", "csv"]},
+}
+"""Of parameters that are not any text."""
 
 
 class UsageRoutes:
@@ -41,7 +47,8 @@ class UsageRoutes:
             return await self.usage(request, principal)
 
         parameters = [
-            {"name": name, "in": "query", "schema": {"type": "string"}} for name in PARAMETERS
+            {"name": name, "in": "query", "schema": SCHEMAS.get(name, {"type": "string"})}
+            for name in PARAMETERS
         ]
         told = {"parameters": parameters}
         router.add_api_route(

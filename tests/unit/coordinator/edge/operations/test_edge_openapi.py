@@ -28,11 +28,59 @@ def refs(node) -> list[str]:
     return [ref for item in node for ref in refs(item)] if isinstance(node, list) else []
 
 
+def meant(document, reference):
+    return document["components"]["schemas"][reference["$ref"].rpartition("/")[2]]
+
+
 async def test_every_reference_leads_somewhere(document):
     found = set(refs(document))
     assert len(found) >= 3
     for ref in found:
         assert ref.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+
+
+async def test_every_schema_has_its_own_title(document):
+    """Generators name classes by them, and leave out what has the name of another."""
+    schemas = document["components"]["schemas"]
+    assert {"ChatRequest", "ChatRequest2", "Message", "Message2"} <= schemas.keys()
+    assert [name for name, schema in schemas.items() if schema["title"] != name] == []
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "requestBody" in operation:
+                content = operation["requestBody"]["content"]["application/json"]
+                assert content["schema"].keys() == {"$ref"}
+
+
+async def test_every_reference_leads_to_what_was_meant(document):
+    """Each API's messages have that API's parts."""
+    for path, parts in (("/v1/chat/completions", "ContentPart"), ("/v1/messages", "Block")):
+        content = document["paths"][path]["post"]["requestBody"]["content"]
+        body = meant(document, content["application/json"]["schema"])
+        message = meant(document, body["properties"]["messages"]["items"])
+        assert refs(message["properties"]["content"]) == [f"#/components/schemas/{parts}"]
+
+
+async def test_bounds_are_told_in_words_that_json_schema_has(document):
+    schemas = document["components"]["schemas"]
+    for name, field, wrong, right in (
+        ("MessagesRequest", "max_tokens", 0, 1),
+        ("CompletionRequest", "top_p", 0, 1),
+        ("CompletionRequest", "temperature", 2.1, 2),
+        ("CompletionRequest", "logprobs", 21, 20),
+        ("GenerateRequest", "top_logprobs", -1, 0),
+        ("ScaleRequest", "prefill", -1, 0),
+    ):
+        validator = Draft202012Validator(schemas[name]["properties"][field])
+        assert validator.is_valid(right), (name, field)
+        assert not validator.is_valid(wrong), (name, field)
+    assert not {"ge", "gt", "le", "lt", "min_length", "max_length"} & words(schemas)
+
+
+def words(node) -> set[str]:
+    """All keys of something."""
+    if isinstance(node, dict):
+        return {*node}.union(*(words(value) for value in node.values()))
+    return set().union(*(words(item) for item in node)) if isinstance(node, list) else set()
 
 
 async def test_every_schema_is_one(document):
