@@ -29,14 +29,18 @@ from coordinator.edge.http.wire.limits import WireLimits
 from protocol.clock import SystemClock
 from protocol.finish import FinishReason
 from protocol.model_config import ModelConfig
-from protocol.sampling import SampledToken
+from protocol.sampling import SampledToken, ScoredToken, TokenLogprob
 from tests.patience import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from coordinator.cluster.service_api import Generation
+    from protocol.sampling import SamplingParams
+
 TOKEN_EVERY_S = 0.02
 MAX_MODEL_LEN = 8192
+SCORES_AT_ONCE = 195
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 
@@ -68,22 +72,49 @@ def make_model(directory: Path, *, has_bound: bool = True) -> ServedModel:
     return ServedModel(("tiny",), directory, config, MAX_MODEL_LEN)
 
 
+def alternatives(count: int) -> list[tuple[int, float]]:
+    return [(65 + rank, -1.0 - rank) for rank in range(count)]
+
+
+def tokens_of(sampling: SamplingParams) -> list[SampledToken]:
+    """One, unless none is asked for, with the log-probabilities that are asked for."""
+    if not sampling.max_tokens:
+        return []
+    if sampling.logprobs is None:
+        return [SampledToken(token_id=64)]
+    logprob = TokenLogprob(logprob=-0.5, top=alternatives(sampling.logprobs))
+    return [SampledToken(token_id=64, logprob=logprob)]
+
+
+def scores_of(generation: Generation) -> Iterator[StreamEvent]:
+    """As workers tell them: some of the prompt's tokens each."""
+    top = generation.sampling.prompt_logprobs
+    if top is None:
+        return
+    score = ScoredToken(logprob=-0.5, rank=1, top=alternatives(top))
+    left = len(generation.prompt_token_ids) - 1
+    while left > 0:
+        yield StreamEvent(prompt_scores=[score] * min(left, SCORES_AT_ONCE))
+        left -= SCORES_AT_ONCE
+
+
 class PacedStream:
     """A token now, and one more each `TOKEN_EVERY_S`, as many as were asked for."""
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(self, generation: Generation) -> None:
         self.timeline = Timeline(0.0)
-        self._left = num_tokens
+        self._sampling = generation.sampling
+        self._left = generation.sampling.max_tokens
         self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
         self._timer: asyncio.TimerHandle | None = None
+        for event in scores_of(generation):
+            self._events.put_nowait(event)
         self._tick()
 
     def _tick(self) -> None:
         self._left -= 1
         reason = None if self._left > 0 else FinishReason.LENGTH
-        self._events.put_nowait(
-            StreamEvent(tokens=[SampledToken(token_id=64)], finish_reason=reason)
-        )
+        self._events.put_nowait(StreamEvent(tokens=tokens_of(self._sampling), finish_reason=reason))
         if reason is None:
             self._timer = asyncio.get_running_loop().call_later(TOKEN_EVERY_S, self._tick)
 
@@ -107,11 +138,15 @@ class PacedStream:
 class OneToken:
     """A token at once, and no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, generation: Generation) -> None:
         self.timeline = Timeline(0.0)
+        self._generation = generation
 
     async def __aiter__(self) -> AsyncIterator[StreamEvent]:
-        yield StreamEvent(tokens=[SampledToken(token_id=64)], finish_reason=FinishReason.LENGTH)
+        for event in scores_of(self._generation):
+            yield event
+        tokens = tokens_of(self._generation.sampling)
+        yield StreamEvent(tokens=tokens, finish_reason=FinishReason.LENGTH)
 
     def cancel(self, reason: str) -> None:
         """It is over."""
@@ -128,7 +163,7 @@ class PacedService(ScriptedService):
 
     def submit(self, generation: Any) -> Any:
         """A new stream."""
-        return OneToken() if self.is_short else PacedStream(generation.sampling.max_tokens)
+        return OneToken(generation) if self.is_short else PacedStream(generation)
 
 
 @contextmanager

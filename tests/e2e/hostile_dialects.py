@@ -74,6 +74,17 @@ OPENAI: dict[str, tuple[str, bytes]] = {
         COMPLETE,
         orjson.dumps({"prompt": [[64] * 8000] * 128, "max_tokens": 1, "echo": True}),
     ),
+    "scores of a full prompt": (
+        COMPLETE,
+        orjson.dumps(
+            {"prompt": [64] * 8000, "max_tokens": 1, "echo": True, "logprobs": 20}
+            | {"prompt_logprobs": 20}
+        ),
+    ),
+    "alternatives in 128 choices": (
+        COMPLETE,
+        orjson.dumps({"prompt": ["x"] * 16, "n": 8, "max_tokens": 30, "logprobs": 20}),
+    ),
     "a million fractions": (COMPLETE, filled(b'{"prompt":"x","u":[', b"1.5", b"]}")),
     "a huge n": (COMPLETE, b'{"prompt":"x","n":' + b"9" * 4000 + b"}"),
     "16 stops": (COMPLETE, orjson.dumps(prompt("x") | {"stop": STOPS, "n": 8})),
@@ -255,6 +266,16 @@ RESPONSE: dict[str, tuple[str, bytes]] = {
     "a tool's schema": (
         RESPONSES,
         response(tools=[{"type": "function", "name": "f", "parameters": VALUES}]),
+    ),
+    "a response in the background": (
+        RESPONSES,
+        response(
+            stream=True,
+            background=True,
+            max_output_tokens=60,
+            top_logprobs=20,
+            tools=[{"type": "web_search", "u": ["a"] * 30_000}],
+        ),
     ),
     "a choice of tools": (
         RESPONSES,
