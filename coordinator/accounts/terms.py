@@ -40,11 +40,15 @@ class KeyConflict(BatonError):
     error_type = "ConflictError"
 
 
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
+MAX_PRIORITY = 1000
+
+
 class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What a key allows; None and () set no limit. Without a `tenant` a key is its own: its id becomes the name of one.
     `budget` is money, in the currency of the prices. Requests of keys
-    with one `shared_cache` find each other's prefixes; all others find those of their own tenant only. `weight` and
-    `priority` are for whoever divides the waiting line."""
+    with one `shared_cache` find each other's prefixes; all others find those of their own tenant only. In the waiting line a tenant
+    gets work by its keys' `weight`, and of one tenant's requests the lowest `priority` goes first."""
 
     tenant: str = ""
     name: str = ""
@@ -84,9 +88,15 @@ class KeyTerms(msgspec.Struct, frozen=True, kw_only=True):
         for field in ("requests_per_minute", "tokens_per_minute", "parallel_requests"):
             if (value := getattr(self, field)) is not None and value < 1:
                 raise InvalidRequest(f"{field} must be at least 1", field)
-        for field in ("budget", "budget_tokens", "budget_period_s", "weight", "expires_at"):
+        for field in ("budget", "budget_tokens", "budget_period_s", "expires_at"):
             if (value := getattr(self, field)) is not None and not 0 < value < 1e15:
                 raise InvalidRequest(f"{field} must be more than 0", field)
+        if not MIN_WEIGHT <= self.weight <= MAX_WEIGHT:
+            told = f"weight must be between {MIN_WEIGHT:g} and {MAX_WEIGHT:g}"
+            raise InvalidRequest(told, "weight")
+        if not -MAX_PRIORITY <= self.priority <= MAX_PRIORITY:
+            told = f"priority must be between {-MAX_PRIORITY} and {MAX_PRIORITY}"
+            raise InvalidRequest(told, "priority")
         if self.budget_period_s is not None and self.budget is None and self.budget_tokens is None:
             raise InvalidRequest("a period needs a budget or budget_tokens", "budget_period_s")
 

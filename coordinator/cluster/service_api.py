@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One choice to generate: token ids in, sampling resolved (seed set, max_tokens within context). Tenants share
-    the workers fairly; among one's requests the lowest `priority` goes first."""
+    the workers by their `weight`; among one's requests the lowest `priority` goes first."""
 
     request_id: str
     prompt_token_ids: list[int]
@@ -30,6 +30,7 @@ class Generation:
     deadline_in_s: float = 600.0
     cache_salt: str = ""
     tenant: str = ""
+    weight: float = 1.0
     priority: int = 0
 
 

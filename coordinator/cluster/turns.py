@@ -3,7 +3,8 @@
     replays ─► tenants in deficit round robin ─► a tenant's requests by (priority, due)
 
 Deficit round robin (M. Shreedhar and G. Varghese, SIGCOMM 1995) over the work of prompts: whoever asks ten times as much gets
-no more than the others while they ask for anything. `priority` is vLLM's: lower goes first, among one tenant's requests.
+no more than the others while they ask for anything; a `weight` is how much more another gets all the same, that of the request
+which is next. `priority` is vLLM's: lower goes first, among one tenant's requests.
 When a prompt is due follows from what it costs: STRETCH times as long after it came. So nobody waits behind a long one,
 and that one is overtaken for a bounded time only.
 """
@@ -27,7 +28,9 @@ STRETCH = 4.0
 DEADLINE_SLACK = 2.0
 """A prompt is due so many times its own cost before its deadline, at the latest."""
 QUANTUM_TOKENS = 512
-"""Work that a tenant may have computed in its turn, beside what it was short of."""
+"""Work that a tenant of weight 1 may have computed in its turn, beside what it was short of."""
+LEAST_WEIGHT, MOST_WEIGHT = 0.01, 100.0
+"""Beyond, a tenant would hardly ever have a turn."""
 LEAST_CHARGED_TOKENS = 32
 """A request costs its tenant no less, though its whole prompt be cached: its answer takes a place all the same."""
 
@@ -54,6 +57,10 @@ def _charge(life: RequestLife) -> int:
     return max(life.work_tokens, LEAST_CHARGED_TOKENS)
 
 
+def _weight(life: RequestLife) -> float:
+    return min(max(life.generation.weight, LEAST_WEIGHT), MOST_WEIGHT)
+
+
 class Before(NamedTuple):
     """What goes before a request: so many requests, and their work."""
 
@@ -76,10 +83,15 @@ class _Tenant:
     deficit: float = 0.0
 
     @property
+    def quantum(self) -> float:
+        """Work of one turn."""
+        return QUANTUM_TOKENS * _weight(self.places[0].life)
+
+    @property
     def rounds(self) -> int:
         """Until its first request's turn."""
         short = _charge(self.places[0].life) - self.deficit
-        return max(math.ceil(short / QUANTUM_TOKENS), 0)
+        return max(math.ceil(short / self.quantum), 0)
 
 
 class Turns:
@@ -122,8 +134,8 @@ class Turns:
         if tenant is not None and tenant.places[0].life is life:
             rounds = tenant.rounds
             for other in self._tenants.values():
-                most = max(_charge(other.places[0].life), QUANTUM_TOKENS)
-                other.deficit = min(other.deficit + rounds * QUANTUM_TOKENS, most)
+                most = _charge(other.places[0].life) + other.quantum
+                other.deficit = min(other.deficit + rounds * other.quantum, most)
             tenant.deficit -= _charge(life)
         self.remove(life)
         if name in self._tenants and self._tenants[name].rounds:
@@ -154,7 +166,7 @@ class Turns:
 
     def before(self, life: RequestLife) -> Before:
         """What would go before a request that is not here yet: all that is replayed, its tenant's that rank first, and of
-        every other tenant's as much as the own comes to."""
+        every other tenant's as much as the own comes to, by their weights."""
         name = life.generation.tenant
         own = self._tenants.get(name, _Tenant())
         first = [place.life for place in own.places if rank(place.life) <= rank(life)]
@@ -164,6 +176,7 @@ class Turns:
         for other_name, other in self._tenants.items():
             if other_name != name:
                 theirs = sum(place.life.work_tokens for place in other.places)
-                requests += min(len(other.places), mine.requests)
-                work += min(theirs, mine.work_tokens + QUANTUM_TOKENS)
+                share = _weight(other.places[0].life) / _weight(life)
+                requests += min(len(other.places), math.ceil(mine.requests * share))
+                work += min(theirs, math.ceil(mine.work_tokens * share + other.quantum))
         return Before(requests, work)

@@ -191,7 +191,8 @@ class Edge:
     ) -> GenerationRun:
         asked = await self.forms.kept(asked)
         salt = principal.salt(asked.cache_salt)
-        generations = self.rules.generations(asked, salt, principal.tenant)
+        asked = replace(asked, priority=asked.priority + principal.priority)
+        generations = self.rules.generations(asked, salt, principal.tenant, principal.weight)
         sampling = generations[0].sampling
         tokenizer = self.context.tokenizer
         make_parts = self.formats.maker(asked, tokenizer, asked.prompts[0])

@@ -105,7 +105,9 @@ class ModelRules:
     max_model_len: int
     request_deadline_s: float
 
-    def generations(self, asked: AnswerRequest, salt: str, tenant: str = "") -> list[Generation]:
+    def generations(
+        self, asked: AnswerRequest, salt: str, tenant: str = "", weight: float = 1.0
+    ) -> list[Generation]:
         """Every choice of every prompt; choice i of a prompt draws from seed + i. Raises InvalidRequest for what
         does not fit the model."""
         resolved = [(prompt, self._sampling(asked, prompt)) for prompt in asked.prompts]
@@ -117,6 +119,7 @@ class ModelRules:
                 deadline_in_s=self.request_deadline_s,
                 cache_salt=salt,
                 tenant=tenant,
+                weight=weight,
                 priority=asked.priority,
             )
             for (prompt, sampling), choice in product(resolved, range(asked.choices_per_prompt))

@@ -17,7 +17,11 @@ NUMBERS = itertools.count()
 
 
 def life(
-    tenant: str = "", work: int = 100, due_s: float | None = None, priority: int = 0
+    tenant: str = "",
+    work: int = 100,
+    due_s: float | None = None,
+    priority: int = 0,
+    weight: float = 1.0,
 ) -> RequestLife:
     number = next(NUMBERS)
     generation = Generation(
@@ -25,6 +29,7 @@ def life(
         [1] * work,
         SamplingParams(max_tokens=8),
         tenant=tenant,
+        weight=weight,
         priority=priority,
     )
     made = RequestLife(generation, 0.0, 600.0)
@@ -56,6 +61,32 @@ def test_a_greedy_tenant_gets_no_more_than_another() -> None:
         turns.add(life("modest"))
     served = work_by_tenant(serve(turns, 20))
     assert abs(served["greedy"] - served["modest"]) <= QUANTUM_TOKENS + 100
+
+
+@pytest.mark.parametrize("weight", [0.25, 0.5, 2.0, 3.0, 10.0])
+def test_a_weight_is_a_share_of_the_work(weight: float) -> None:
+    turns = Turns()
+    for _ in range(4000):
+        turns.add(life("heavy", weight=weight))
+        turns.add(life("plain"))
+    served = work_by_tenant(serve(turns, 2000))
+    assert served["heavy"] / served["plain"] == pytest.approx(weight, rel=0.1)
+
+
+def test_no_weight_keeps_anybody_out() -> None:
+    turns = Turns()
+    for _ in range(20_000):
+        turns.add(life("heavy", 3000, weight=1e9))
+    turns.add(life("light", 100, weight=1e-9))
+    assert "light" in work_by_tenant(serve(turns, 500))
+
+
+def test_what_goes_before_is_counted_by_weight() -> None:
+    turns = Turns()
+    for _ in range(100):
+        turns.add(life("heavy", 100, weight=4.0))
+    assert turns.before(life("plain", 100)) == Before(4, 400 + 4 * QUANTUM_TOKENS)
+    assert turns.before(life("plain", 100, weight=4.0)) == Before(1, 100 + 4 * QUANTUM_TOKENS)
 
 
 def test_work_counts_and_not_requests() -> None:
