@@ -36,10 +36,11 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
         return []
     for row, sequence in enumerate(sequences):
         forbid_by_grammar(logits[row], sequence)
-    best_values, best_ids = logits.max(dim=-1)
-    if not bool(torch.isfinite(best_values).all()):
+    numbers = logits.numpy(force=True)
+    best = numbers.argmax(axis=-1)  # the first of equals, or of what is not a number; torch takes ten times as long
+    if not np.isfinite(np.take_along_axis(numbers, best[:, None], axis=-1)).all():
         raise InternalError("the model computed logits that are not finite numbers")
-    greedy = best_ids.tolist()
+    greedy: list[int] = best.tolist()
     return [
         SampledToken(token_id=token_id)
         if is_plain_greedy(sequence)

@@ -50,6 +50,15 @@ def test_temperature_zero_takes_the_best() -> None:
     assert [token.token_id for token in tokens] == values.argmax(dim=1).tolist()
 
 
+@pytest.mark.parametrize("size", [40, 49_152])
+def test_of_equal_logits_the_first_is_taken(size: int) -> None:
+    values = torch.zeros(3, size)
+    values[0, [9, 17, size - 1]] = 2.5
+    values[1, [size - 2, size - 1]] = 2.5
+    tokens = sample(values, [sequence([1], [], temperature=0.0) for _ in range(3)])
+    assert [token.token_id for token in tokens] == [9, size - 2, 0]
+
+
 def test_no_sequences_no_tokens() -> None:
     assert sample(torch.empty(0, VOCABULARY), []) == []
 
