@@ -75,20 +75,6 @@ static void NAME(find_tile)(const Step *s, const int32_t *table, int64_t layer, 
     }
 }
 
-/* Ask for a tile ahead of its use: a block's words are far from the next block's, so the processor's own
-   prefetcher does not see them coming. */
-static void NAME(prefetch_tile)(const Step *s, const int32_t *table, int64_t layer, int64_t head, int64_t start,
-                                int64_t limit) {
-    int64_t dim = s->decoder->head_dim, size = s->block_size;
-    if (size < LANES) return;
-    for (int64_t position = start; position < limit && position < start + KEY_TILE; position += LANES) {
-        uint32_t *keys = NAME(keys)(s, table[position / size], layer, head);
-        const uint32_t *values = NAME(values)(s, keys) + position % size / PACKED * dim;
-        for (int64_t k = 0; k < dim / PACKED; k++) __builtin_prefetch(keys + position % size + k * size, 0, 2);
-        for (int64_t i = 0; i < GROUP_WORDS * dim; i += 16) __builtin_prefetch(values + i, 0, 2);
-    }
-}
-
 INLINE void NAME(score_block)(const int rows, const int vectors, const uint32_t *queries, int64_t words,
                               const NAME(Tile) *tile, int64_t group, float *scores) {
     vf total[6][WIDE];
@@ -116,8 +102,9 @@ INLINE void NAME(score_block)(const int rows, const int vectors, const uint32_t 
             store_f32(scores + r * KEY_TILE + (group + v) * LANES, total[r][v]);
 }
 
-INLINE void NAME(mix_block)(const int rows, const int vectors, const uint32_t *weights, const NAME(Tile) *tile,
-                            int64_t dim, int64_t first, float *outputs) {
+/* The first rows that read a tile's values ask for the next tile's. */
+INLINE void NAME(mix_block)(const int rows, const int vectors, const int ahead, const uint32_t *weights,
+                            const NAME(Tile) *tile, const NAME(Tile) *next, int64_t dim, int64_t first, float *outputs) {
     vf total[6][WIDE];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
@@ -129,6 +116,10 @@ INLINE void NAME(mix_block)(const int rows, const int vectors, const uint32_t *w
             vu column[WIDE];
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; v++) column[v] = *(const vu_any *)(values + v * LANES);
+            if (ahead)
+#pragma GCC unroll 4
+                for (int v = 0; v < vectors; v++)
+                    __builtin_prefetch(next->values[g] + k * dim + first + v * LANES);
 #pragma GCC unroll 6
             for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -142,50 +133,48 @@ INLINE void NAME(mix_block)(const int rows, const int vectors, const uint32_t *w
         for (int v = 0; v < vectors; v++) store_f32(outputs + r * dim + first + v * LANES, total[r][v]);
 }
 
-#define BY_ROWS(BLOCK)                                                                               \
+#define BY_ROWS(BLOCK, VECTORS)                                                                      \
     for (int64_t r = 0; r < rows;) {                                                                 \
         int64_t left = rows - r;                                                                     \
-        if (left >= 6) BLOCK(6), r += 6;                                                             \
-        else if (left >= 3) BLOCK(3), r += 3;                                                        \
-        else BLOCK(1), r += 1;                                                                       \
+        if (left >= 6 && r) BLOCK(6, VECTORS, 0), r += 6;                                            \
+        else if (left >= 6) BLOCK(6, VECTORS, 1), r += 6;                                            \
+        else if (left >= 3 && r) BLOCK(3, VECTORS, 0), r += 3;                                       \
+        else if (left >= 3) BLOCK(3, VECTORS, 1), r += 3;                                            \
+        else if (r) BLOCK(1, VECTORS, 0), r += 1;                                                    \
+        else BLOCK(1, VECTORS, 1), r += 1;                                                           \
     }
 
 /* scores[rows, KEY_TILE] of the used groups = queries[rows, words] * keys. */
 static void NAME(score)(int64_t rows, const uint32_t *queries, int64_t words, const NAME(Tile) *tile,
                         float *scores) {
+#define BLOCK(R, V, AHEAD) NAME(score_block)(R, V, queries + r * words, words, tile, g, scores + r * KEY_TILE)
     for (int64_t g = 0; g < tile->groups;) {
-#define WIDELY(R) NAME(score_block)(R, WIDE, queries + r * words, words, tile, g, scores + r * KEY_TILE)
-#define SINGLY(R) NAME(score_block)(R, 1, queries + r * words, words, tile, g, scores + r * KEY_TILE)
         if (tile->groups - g >= WIDE) {
-            BY_ROWS(WIDELY)
+            BY_ROWS(BLOCK, WIDE)
             g += WIDE;
         } else {
-            BY_ROWS(SINGLY)
+            BY_ROWS(BLOCK, 1)
             g += 1;
         }
-#undef WIDELY
-#undef SINGLY
     }
+#undef BLOCK
 }
 
 /* outputs[rows, dim] += weights[rows, KEY_TILE] * values. */
-static void NAME(mix)(int64_t rows, const uint32_t *weights, const NAME(Tile) *tile, int64_t dim,
+static void NAME(mix)(int64_t rows, const uint32_t *weights, const NAME(Tile) *tile, const NAME(Tile) *next, int64_t dim,
                       float *outputs) {
+#define BLOCK(R, V, AHEAD)                                                                           \
+    NAME(mix_block)(R, V, AHEAD, weights + r * (KEY_TILE / PACKED), tile, next, dim, n, outputs + r * dim)
     for (int64_t n = 0; n < dim;) {
-#define ROW weights + r * (KEY_TILE / PACKED), tile, dim, n, outputs + r * dim
-#define WIDELY(R) NAME(mix_block)(R, WIDE, ROW)
-#define SINGLY(R) NAME(mix_block)(R, 1, ROW)
         if (dim - n >= WIDE * LANES) {
-            BY_ROWS(WIDELY)
+            BY_ROWS(BLOCK, WIDE)
             n += WIDE * LANES;
         } else {
-            BY_ROWS(SINGLY)
+            BY_ROWS(BLOCK, 1)
             n += LANES;
         }
-#undef WIDELY
-#undef SINGLY
-#undef ROW
     }
+#undef BLOCK
 }
 #undef BY_ROWS
 
@@ -220,6 +209,18 @@ INLINE void NAME(soften)(const float *scores, TYPE *weights, float *output, floa
     *sum_so_far += sum(total);
 }
 
+/* Ask for some of a tile's keys, words [low, high) of each: its blocks are far from those before, so that the processor's
+   own prefetcher does not see them coming, and asked for all at once they would be waited for. */
+INLINE void NAME(prefetch_keys)(const NAME(Tile) *tile, int64_t low, int64_t high) {
+    for (int64_t k = low; k < high; k++)
+        for (int64_t g = 0; g < tile->groups; g++) __builtin_prefetch(tile->keys[g] + k * tile->stride);
+}
+
+INLINE void NAME(prefetch_values)(const NAME(Tile) *tile, int64_t dim) {
+    for (int64_t g = 0; g < tile->groups; g++)
+        for (int64_t i = 0; i < GROUP_WORDS * dim; i += 16) __builtin_prefetch(tile->values[g] + i, 0, 2);
+}
+
 /* scores = queries * keys, in AMX tiles where there are some. */
 static void NAME(score_tile)(int64_t rows, const uint32_t *queries, int64_t words, const NAME(Tile) *tile,
                              float *scores) {
@@ -233,21 +234,23 @@ static void NAME(score_tile)(int64_t rows, const uint32_t *queries, int64_t word
 }
 
 /* outputs += weights * values, likewise. */
-static void NAME(mix_tile)(int64_t rows, const TYPE *weights, const NAME(Tile) *tile, int64_t dim, float *outputs) {
+static void NAME(mix_tile)(int64_t rows, const TYPE *weights, const NAME(Tile) *tile, const NAME(Tile) *next, int64_t dim,
+                           float *outputs) {
 #if PACKED == 2 && defined(__AMX_BF16__)
     if (tiles_permitted) {
+        if (next != tile) prefetch_values_bf16(next, dim);
         mix_tiles(rows, (const uint32_t *)weights, tile->values, dim, outputs);
         return;
     }
 #endif
-    NAME(mix)(rows, (const uint32_t *)weights, tile, dim, outputs);
+    NAME(mix)(rows, (const uint32_t *)weights, tile, next, dim, outputs);
 }
 
 /* All heads of one KV head for `tokens` query tokens from flat row `first`. Row r is token r / group. */
 static void NAME(attend_tile)(const Step *s, int64_t sequence, int64_t layer, int64_t kv_head,
                               int64_t first, int64_t tokens, const TYPE *query, TYPE *out) {
-    NAME(Gathered) gathered;
-    NAME(Tile) tile;
+    NAME(Gathered) gathered[2];
+    NAME(Tile) tiles[2];
     _Alignas(64) uint32_t queries[MAX_ROWS * MAX_DIM / PACKED];
     _Alignas(64) float scores[MAX_ROWS * KEY_TILE], outputs[MAX_ROWS * MAX_DIM];
     _Alignas(64) TYPE weights[MAX_ROWS * KEY_TILE];
@@ -268,11 +271,17 @@ static void NAME(attend_tile)(const Step *s, int64_t sequence, int64_t layer, in
     memset(queries + rows * words, 0, (padded - rows) * words * 4);
     memset(weights + rows * KEY_TILE, 0, (padded - rows) * KEY_TILE * sizeof(TYPE));
     memset(outputs, 0, padded * dim * sizeof(float));
-    for (start -= start % KEY_TILE; start <= newest; start += KEY_TILE) {
-        NAME(find_tile)(s, table, layer, kv_head, start, newest + 1, &gathered, &tile);
-        NAME(prefetch_tile)(s, table, layer, kv_head, start + KEY_TILE, newest + 1);
-        NAME(score_tile)(rows, queries, words, &tile, scores);
+    start -= start % KEY_TILE;
+    NAME(find_tile)(s, table, layer, kv_head, start, newest + 1, gathered, tiles);
+    for (int64_t n = 0; start <= newest; start += KEY_TILE, n ^= 1) {
+        const NAME(Tile) *tile = tiles + n, *next = tile;
+        if (start + KEY_TILE <= newest) {
+            NAME(find_tile)(s, table, layer, kv_head, start + KEY_TILE, newest + 1, gathered + (n ^ 1), tiles + (n ^ 1));
+            next = tiles + (n ^ 1);
+        }
+        NAME(score_tile)(rows, queries, words, tile, scores);
         for (int64_t r = 0; r < rows; r++) {
+            if (next != tile) NAME(prefetch_keys)(next, r * words / rows, (r + 1) * words / rows);
             int64_t high = s->positions[first + r / group] + 1 - start, low = d->window ? high - d->window : 0;
             if (high > 0 && low < KEY_TILE)
                 NAME(soften)(scores + r * KEY_TILE, weights + r * KEY_TILE, outputs + r * dim,
@@ -280,7 +289,7 @@ static void NAME(attend_tile)(const Step *s, int64_t sequence, int64_t layer, in
             else
                 memset(weights + r * KEY_TILE, 0, KEY_TILE * sizeof(TYPE));
         }
-        NAME(mix_tile)(rows, weights, &tile, dim, outputs);
+        NAME(mix_tile)(rows, weights, tile, next, dim, outputs);
     }
     for (int64_t r = 0; r < rows; r++) {
         int64_t head = kv_head * group + r % group;
