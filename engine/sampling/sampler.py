@@ -37,7 +37,9 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
     for row, sequence in enumerate(sequences):
         forbid_by_grammar(logits[row], sequence)
     numbers = logits.numpy(force=True)
-    best = numbers.argmax(axis=-1)  # the first of equals, or of what is not a number; torch takes ten times as long
+    best = numbers.argmax(
+        axis=-1
+    )  # the first of equals, or of what is not a number; torch takes ten times as long
     if not np.isfinite(np.take_along_axis(numbers, best[:, None], axis=-1)).all():
         raise InternalError("the model computed logits that are not finite numbers")
     greedy: list[int] = best.tolist()
