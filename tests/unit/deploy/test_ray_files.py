@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 import yaml
 from botocore.validate import ParamValidator
 
+from deploy.launch.ray.keeper import SPOT_NOTICE_S
 from tests.e2e import cluster_guide, hosts
 
 pytest.importorskip("ray", reason="needs the extra baton-serve[ray]")
@@ -148,12 +152,85 @@ def test_ray_cluster_follows_its_schema() -> None:
     jsonschema.validate(load(KUBERAY / "raycluster.yaml"), schema)
 
 
-def test_ray_job_follows_its_schema_and_names_the_cluster() -> None:
-    job = load(KUBERAY / "rayjob.yaml")
-    schema = json.loads((SCHEMAS / "rayjob.schema.json").read_text(encoding="utf-8"))
-    jsonschema.validate(job, schema)
-    cluster = load(KUBERAY / "raycluster.yaml")["metadata"]["name"]
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster}
+def coordinator() -> dict[str, Any]:
+    """The pod's specification."""
+    pod: dict[str, Any] = load(KUBERAY / "coordinator.yaml")["spec"]["template"]
+    return pod
+
+
+def test_the_service_and_the_policy_find_their_pods() -> None:
+    labels = coordinator()["metadata"]["labels"]
+    service = load(KUBERAY / "service.yaml")["spec"]
+    assert service["selector"].items() <= labels.items()
+    guarded = load(KUBERAY / "networkpolicy.yaml")["spec"]["podSelector"]["matchLabels"]
+    pods = [group["template"]["metadata"]["labels"] for group in groups().values()]
+    assert all(guarded.items() <= each.items() for each in (labels, *pods))
+
+
+def test_the_coordinator_joins_the_cluster_with_its_secret() -> None:
+    [container] = coordinator()["spec"]["containers"]
+    name = load(KUBERAY / "raycluster.yaml")["metadata"]["name"]
+    assert f"ray start --address={name}-head-svc:6379 --num-cpus=0 " in container["command"][-1]
+    assert "exec baton serve --launcher ray --ray-address auto " in container["command"][-1]
+    secrets = {
+        each["name"]: each["valueFrom"]["secretKeyRef"]
+        for each in container["env"]
+        if "valueFrom" in each
+    }
+    assert secrets["RAY_AUTH_TOKEN"] == {"name": name, "key": "auth_token"}
+
+
+def test_the_coordinator_is_ready_when_a_request_can_be_served() -> None:
+    [container] = coordinator()["spec"]["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": 8000}]
+    assert container["readinessProbe"]["httpGet"] == {"path": "/health", "port": "http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/live", "port": "http"}
+
+
+def test_there_is_time_to_drain_before_a_pod_is_killed() -> None:
+    """`baton drain --all` itself is shown by tests/e2e/test_server_drain.py."""
+    spec = coordinator()["spec"]
+    stop = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert stop[:4] == ["baton", "drain", "--all", "--timeout"]
+    assert spec["terminationGracePeriodSeconds"] >= int(stop[4]) + 30
+    for name in ("prefill", "decode"):
+        grace_s = groups()[name]["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert grace_s >= SPOT_NOTICE_S + 30
+
+
+KEEPER = """
+import signal, sys
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+print("here", flush=True)
+while not heard:
+    signal.pause()
+print("told", flush=True)
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare"
+)
+def test_a_worker_pod_tells_its_keepers_and_waits_until_they_are_gone(tmp_path: Path) -> None:
+    """The very script of the manifest, among processes of its own: two keepers, and one that is none."""
+    script = groups()["prefill"]["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]
+    lines = [
+        f'python3 -c "$KEEPER" deploy.launch.ray.{what} > {name} & until [ -s {name} ]; do :; done'
+        for name, what in (("a", "keeper"), ("b", "keeper"), ("c", "seat"))
+    ]
+    pod = tmp_path / "pod.sh"
+    pod.write_text("\n".join([*lines, '"$@"', "grep -c told a b c"]), encoding="utf-8")
+    done = subprocess.run(
+        ["unshare", "-p", "-f", "--mount-proc", "bash", str(pod), *script["exec"]["command"]],
+        cwd=tmp_path,
+        env={**os.environ, "KEEPER": KEEPER},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["a:1", "b:1", "c:0"], done.stderr
 
 
 def test_a_misspelt_field_of_the_ray_cluster_is_refused() -> None:
@@ -178,13 +255,13 @@ def test_kubernetes_accepts_the_pods(name: str) -> None:
     kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-@pytest.mark.parametrize("name", ["service.yaml", "networkpolicy.yaml"])
+@pytest.mark.parametrize("name", ["service.yaml", "networkpolicy.yaml", "coordinator.yaml"])
 def test_kubernetes_accepts_the_manifest(name: str) -> None:
     kubernetes_validate.validate(load(KUBERAY / name), KUBERNETES, strict=True)
 
 
 def test_every_manifest_is_checked() -> None:
-    names = {"raycluster.yaml", "rayjob.yaml", "service.yaml", "networkpolicy.yaml"}
+    names = {"raycluster.yaml", "coordinator.yaml", "service.yaml", "networkpolicy.yaml"}
     assert {path.name for path in MANIFESTS} == names
 
 
@@ -198,9 +275,10 @@ def test_kubernetes_cluster_has_one_group_a_role_and_an_idle_head() -> None:
     assert slots == {"prefill": {"prefill_slot": "1"}, "decode": {"decode_slot": "1"}}
 
 
-@pytest.mark.parametrize("name", ["head", "prefill", "decode"])
+@pytest.mark.parametrize("name", ["head", "prefill", "decode", "coordinator"])
 def test_containers_run_as_nobody_who_matters(name: str) -> None:
-    [container] = groups()[name]["template"]["spec"]["containers"]
+    template = coordinator() if name == "coordinator" else groups()[name]["template"]
+    [container] = template["spec"]["containers"]
     context = container["securityContext"]
     assert context["runAsNonRoot"] is True
     assert context["allowPrivilegeEscalation"] is False

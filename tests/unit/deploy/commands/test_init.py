@@ -25,7 +25,10 @@ def files(folder: Path) -> set[str]:
     [
         ("ray", {"cluster.yaml", "constraints.txt"}),
         ("aws", {"cluster.yaml", "constraints.txt"}),
-        ("kuberay", {"Dockerfile", "Dockerfile.dockerignore", "raycluster.yaml", "rayjob.yaml"}),
+        (
+            "kuberay",
+            {"Dockerfile", "Dockerfile.dockerignore", "raycluster.yaml", "coordinator.yaml"},
+        ),
         ("systemd", {"baton.service", "baton.yaml"}),
         ("grafana", {"prometheus.yml", "rules.yml", "grafana/dashboards/baton.json"}),
     ],
