@@ -71,6 +71,10 @@ class Autoscaler:
         self._asked_s = self._beyond_s = float("-inf")
         self._since_s: dict[str, tuple[tuple[str, str, WorkerState], float]] = {}
 
+    def take_mode(self, *, dry_run: bool) -> None:
+        """Whether decisions are kept and told from now on, and none is obeyed."""
+        self.dry_run = dry_run
+
     def tick(self) -> None:
         """Ask the planner when it is time, and do what it says."""
         now_s = self._clock.now_s()

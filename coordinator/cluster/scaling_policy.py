@@ -52,7 +52,7 @@ class ScalingPolicy:
             self.autoscaler = self._make(Planner(targets, limits))
         else:
             self.autoscaler.planner.follow(targets, limits)
-        self.autoscaler.dry_run = mode == "dry-run"
+        self.autoscaler.take_mode(dry_run=mode == "dry-run")
         return self.autoscaler
 
     def change(self, wish: AutoscaleWish) -> dict[str, Any]:
