@@ -19,7 +19,7 @@ from typing import Any, Self
 import httpx
 
 from coordinator.cluster.registry import SILENCE_S
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 from worker.heartbeat import HEARTBEAT_S
 
 BATON = Path(sys.executable).parent / "baton"
@@ -111,6 +111,14 @@ class Server:
     def worker(self, role: str) -> dict[str, Any]:
         found: dict[str, Any] = next(w for w in self.cluster()["workers"] if w["role"] == role)
         return found
+
+    def await_pair(self) -> None:
+        """A worker of each role is ready."""
+
+        def ready() -> set[str]:
+            return {w["role"] for w in self.cluster()["workers"] if w["state"] == "ready"}
+
+        until(lambda: ready() == {"prefill", "decode"}, "both workers being ready")
 
     def descendants(self) -> list[int]:
         """Pids whose ancestor is the launcher, whatever their session."""

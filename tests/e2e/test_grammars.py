@@ -13,7 +13,6 @@ import jsonschema
 import pytest
 
 from tests.e2e.server import Server
-from tests.patience import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 PERSON = {
@@ -245,33 +244,50 @@ def test_what_cannot_be_kept_to_is_refused_by_name(server: Server) -> None:
         assert told in reply.text
 
 
-def await_pair(server: Server) -> None:
-    """Both workers are ready."""
+def ids_with_a_kill(server: Server, name: str, place: int, role: str) -> list[int]:
+    """What a client reads while the worker of a role dies, as soon as so many tokens are here."""
+    server.await_pair()
+    token_ids: list[int] = []
+    is_killed = False
+    body = {"messages": MESSAGES, "seed": 1, "stream": True, **ASKED[name], **SAMPLED}
+    with server.client.stream("POST", "/v1/chat/completions", json=body) as stream:
+        for line in stream.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            for choice in json.loads(line[6:])["choices"]:
+                token_ids += choice.get("token_ids") or []
+            if len(token_ids) >= place and not is_killed:
+                os.kill(server.worker(role)["pid"], signal.SIGKILL)
+                is_killed = True
+    assert is_killed
+    return token_ids
 
-    def ready() -> set[str]:
-        return {w["role"] for w in server.cluster()["workers"] if w["state"] == "ready"}
 
-    until(lambda: ready() == {"prefill", "decode"}, "both workers being ready")
+@pytest.mark.parametrize(
+    ("place", "role", "name"),
+    [
+        (3, "decode", "json_schema"),
+        (9, "decode", "json_schema"),
+        (1, "prefill", "required"),
+        (5, "decode", "required"),
+        (14, "decode", "auto_or_schema"),
+    ],
+)
+def test_a_kill_changes_no_token(
+    server: Server, alone: dict[Any, Any], place: int, role: str, name: str
+) -> None:
+    """In the middle of an answer: who goes on has only the text of the grammar and the tokens."""
+    assert ids_with_a_kill(server, name, place, role) == alone[name, 1][0]
 
 
-def test_a_kill_changes_no_token(server: Server, alone: dict[Any, Any]) -> None:
-    """Once each worker, in the middle of an answer: who goes on has only the text of the grammar and the tokens."""
-    for place, role, name in (
-        *((3, "decode", "json_schema"), (9, "decode", "json_schema"), (1, "prefill", "required")),
-        *((5, "decode", "required"), (14, "decode", "auto_or_schema")),
-    ):
-        await_pair(server)
-        token_ids: list[int] = []
-        body = {"messages": MESSAGES, "seed": 1, "stream": True, **ASKED[name], **SAMPLED}
-        with server.client.stream("POST", "/v1/chat/completions", json=body) as stream:
-            is_killed = False
-            for line in stream.iter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                for choice in json.loads(line[6:])["choices"]:
-                    token_ids += choice.get("token_ids") or []
-                if len(token_ids) >= place and not is_killed:
-                    os.kill(server.worker(role)["pid"], signal.SIGKILL)
-                    is_killed = True
-        assert is_killed
-        assert token_ids == alone[name, 1][0]
+@pytest.mark.deep
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("name", ["json_schema", "required"])
+def test_a_kill_at_no_token_changes_any(
+    server: Server, alone: dict[Any, Any], name: str, role: str
+) -> None:
+    whole_ids = alone[name, 1][0]
+    for place in range(len(whole_ids)):
+        assert ids_with_a_kill(server, name, place, role) == whole_ids, place
+    server.await_pair()
+    assert server.audit()["balanced"]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from deploy.config.topology import cache_directory
 from deploy.host.model_source import prepare
@@ -17,6 +18,7 @@ from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 BLOCK = 16
+SCORE_TOLERANCE = 1e-3
 SOME = [1, 16, 17, 33, 128, 129, 257, 600]
 ALL = [1, 2, 15, 16, 17, 31, 32, 33, 48, 100, 127, 128, 129, 200, 255, 256, 257, 300, 600, 700]
 """Around blocks and the tokens that one step may take."""
@@ -78,3 +80,42 @@ def test_repeated_prompt_is_mostly_cached(server: Server) -> None:
     server.complete(**body)
     usage = server.complete(**body)["usage"]
     assert usage["prompt_tokens_details"]["cached_tokens"] >= len(prompt) - BLOCK
+
+
+def scored(server: Server, prompt: list[int], **more: Any) -> dict[str, Any]:
+    asked = {"model": "smollm2-135m", "prompt": prompt, "temperature": 0, **more}
+    choice: dict[str, Any] = server.complete(**asked)["choices"][0]
+    return choice
+
+
+def test_prompts_are_scored_as_transformers_does(server: Server, oracle: Any) -> None:
+    """First without anything cached, then with all that is; chunks end at 128 tokens."""
+    for prompt in (prompts(ALL)[place] for place in (0, 1, 4, 12)):
+        with torch.inference_mode():
+            logits = oracle(input_ids=torch.tensor([prompt])).logits[0]
+        told = torch.log_softmax(logits, dim=-1)
+        expected = told[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+        echoed = scored(server, prompt, echo=True, logprobs=2, max_tokens=0)["logprobs"]
+        assert echoed["token_logprobs"][0] is None
+        own = torch.tensor(echoed["token_logprobs"][1:])
+        assert torch.allclose(own, expected, atol=SCORE_TOLERANCE, rtol=0.0)
+        again = scored(server, prompt, echo=True, logprobs=2, max_tokens=0)["logprobs"]
+        assert again == echoed
+        entries = scored(server, prompt, prompt_logprobs=1, max_tokens=1)["prompt_logprobs"]
+        assert entries[0] is None
+        for entry, token_id, logprob, row in zip(
+            entries[1:], prompt[1:], echoed["token_logprobs"][1:], told, strict=False
+        ):
+            assert entry[str(token_id)]["logprob"] == logprob
+            best = next(int(token) for token, it in entry.items() if it["rank"] == 1)
+            assert row[best] > row.max() - SCORE_TOLERANCE
+    assert server.audit()["balanced"]
+
+
+def test_an_echo_goes_on_as_the_answer_would(server: Server) -> None:
+    prompt = prompts(ALL)[10]
+    plain = scored(server, prompt, max_tokens=8, logprobs=1)
+    echoed = scored(server, prompt, max_tokens=8, logprobs=1, echo=True)
+    assert echoed["text"].endswith(plain["text"])
+    own = echoed["logprobs"]["token_logprobs"][len(prompt) :]
+    assert own == plain["logprobs"]["token_logprobs"]
