@@ -127,7 +127,7 @@ class DecodeRole:
         self._sequences[key] = Progress({Span.UNHEARD: self.context.unheard_s})
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)
-            sequence.num_scored_tokens = sequence.num_prompt_tokens  # who computes the prompt tells
+            sequence.leave_to_source()
         self.scheduler.add(sequence, remote=message.source is not None)
         if (failure := self.context.beyond_vocabulary(sequence.token_ids)) is not None:
             self._end_with(sequence, failure)

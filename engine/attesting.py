@@ -2,7 +2,7 @@
 
 The KV of a token is 16 bytes: a hash of the sequence's root, the KV of the token before it *as read
 back from the pool*, and the token id. The next token is a hash of every KV byte of the sequence, read
-back; a score of a prompt's token is one of those before it. So one stale, torn, missing, swapped or foreign byte changes every later token, and equality
+back; a score of a prompt's token is one of those before it, and its hidden state is its KV. So one stale, torn, missing, swapped or foreign byte changes every later token, and equality
 with `attested_tokens`, which never touches a pool, is an exact oracle.
 """
 
@@ -12,10 +12,14 @@ import hashlib
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from protocol.sampling import SampledToken, ScoredToken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
+
+    import numpy.typing as npt
 
     from engine.kv.sequence import Scheduled, Sequence
 
@@ -65,6 +69,19 @@ def attested_scores(root: bytes, prompt: SequenceOf[int]) -> list[ScoredToken]:
     return scores
 
 
+def attested_states(root: bytes, prompt: SequenceOf[int]) -> list[npt.NDArray[np.float32]]:
+    """Of all tokens of a prompt: the oracle."""
+    before, states = b"", []
+    for token_id in prompt:
+        before = _slot(root, before, token_id)
+        states.append(_state(before))
+    return states
+
+
+def _state(slot: bytes) -> npt.NDArray[np.float32]:
+    return np.frombuffer(slot, dtype=np.uint8).astype(np.float32) - np.float32(127.5)
+
+
 def _score(before: bytes, token_id: int) -> ScoredToken:
     return ScoredToken(logprob=-float(before[0]), rank=1 + before[1], top=[(token_id, -1.0)])
 
@@ -95,6 +112,7 @@ class AttestingRunner:
             slot = _slot(sequence.root, before, sequence.token_ids[position])
             self._view(sequence, position)[:] = slot
         self._score(scheduled)
+        self._pool(scheduled)
         if not scheduled.samples:
             return None
         kv = b"".join(self._read(sequence, i) for i in range(sequence.num_tokens))
@@ -107,6 +125,12 @@ class AttestingRunner:
             for position in scheduled.scored
         ]
         sequence.score(scores)
+
+    def _pool(self, scheduled: Scheduled) -> None:
+        sequence, positions = scheduled.sequence, scheduled.pooled
+        if positions:
+            states = [_state(self._read(sequence, position)) for position in positions]
+            sequence.take_states(np.stack(states), positions.stop)
 
     def _view(self, sequence: Sequence, position: int) -> memoryview:
         block = self.memory.block(sequence.block_table[position // self.block_size])

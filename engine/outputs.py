@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def output_of(
     sequence: Sequence, context: WorkerContext, tokens: list[SampledToken], **said: Any
 ) -> Output:
-    """The last `tokens` of a sequence, the scores of its prompt that nobody was told, and what is `said` besides."""
+    """The last `tokens` of a sequence, the scores of its prompt that nobody was told, its embedding once that is
+    complete, and what is `said` besides."""
     prompt_index, scores = sequence.take_scores()
     return Output(
         incarnation=context.incarnation,
@@ -25,5 +26,6 @@ def output_of(
         tokens=tokens,
         prompt_index=prompt_index,
         prompt_scores=scores,
+        embedding=sequence.embedding,
         **said,
     )

@@ -23,6 +23,7 @@ from engine.model.decoder import Model
 from engine.model.ragged_batch import RaggedBatch, ragged_batch
 from engine.model.weights import MappedWeights, load_weights
 from engine.reference.backend import TorchBackend
+from engine.sampling.pooling import logits_of
 from engine.sampling.sampler import sample
 from engine.sampling.scoring import score
 from engine.step_limits import check_contexts
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from engine.checkpoints.prepared import PreparedManifest
     from engine.cpu.lending import LentCores
     from engine.kv.sequence import Scheduled
+    from engine.sampling.pooling import Forward
     from protocol.model_config import ModelConfig
     from protocol.sampling import SampledToken
 
@@ -67,14 +69,6 @@ class Computing(Protocol):
     arithmetic: str
     kv_layout: str
     max_context_tokens: int
-
-
-class Forward(Protocol):
-    """A model over some KV."""
-
-    def forward(self, batch: RaggedBatch) -> torch.Tensor:
-        """Compute the KV of every new token; [len(sample_rows), vocab] float32 logits."""
-        ...
 
 
 class ModelRunner:
@@ -133,7 +127,7 @@ class ModelRunner:
     def logits(self, batch: SequenceOf[Scheduled]) -> torch.Tensor:
         """[rows that are scored or sampled, vocab] float32, and the KV of every scheduled token: a step without its choice."""
         with torch.inference_mode():
-            return self._model.forward(ragged_batch(batch, self.block_size))
+            return logits_of(self._model, ragged_batch(batch, self.block_size), batch)
 
     def warm_up(self) -> None:
         """Run a tiny prefill and decode in the first blocks, then clear them; only while the pool is all free."""

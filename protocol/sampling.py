@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import enum
+
 import msgspec
 
 from protocol.constraints import Constraint
+
+
+class Pooling(enum.StrEnum):
+    """Which of a prompt's last hidden states make its embedding: the mean of all, that of its last token or of its first."""
+
+    MEAN = "mean"
+    LAST = "last"
+    CLS = "cls"
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -15,7 +25,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     only, n tells the n best besides; `prompt_logprobs` is the same for the tokens of the prompt. `seed` is always set; position and seed decide a draw, so a
     resumed request draws the same tokens. Ids in `eos_token_ids` end the sequence unless
     `ignore_eos`; ids in `stop_token_ids` always do (both only after `min_tokens` outputs). With a
-    `constraint` an answer also ends where nothing may follow.
+    `constraint` an answer also ends where nothing may follow. `pooling` asks for the prompt's embedding, with `max_tokens` 0.
     """
 
     max_tokens: int
@@ -35,6 +45,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     eos_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     constraint: Constraint | None = None
+    pooling: Pooling | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -103,6 +103,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     tool_call_parser: str = "auto"
     reasoning_parser: str = "auto"
     tool_prompt: str = "auto"
+    pooling: str = "none"
     allow_special_tokens_in_content: bool = False
     log_level: str = "info"
     root_path: str = ""

@@ -83,7 +83,7 @@ class Bench:
         parameters = product_parameters(self.config) + head_parameters(self.config)
         num_bytes = parameters * ELEMENT_BYTES + kv_bytes
         with torch.inference_mode():
-            step_ms = device_ms(lambda: self.runner._start(arrays))  # noqa: SLF001 - the device's part of execute
+            step_ms = device_ms(lambda: self.runner._start(arrays, batch))  # noqa: SLF001 - the device's part of execute
         wall_ms = _wall_ms(lambda: self.runner.execute(batch))
         limit_ms = num_bytes / copy_gb_per_s / 1e6
         return {

@@ -19,7 +19,7 @@ A replay is a new attempt whose prompt is prompt plus emitted tokens; every mess
 attempt is dropped. So is a handover, but that the older one goes on as its source until E speaks. `index` of an output makes tokens exactly-once: what is known is skipped, a gap
 is a lost message and replays.
 
-The scores of a prompt come from P in the same way, by `prompt_index`. What D says before they are all here is held, and
+The scores of a prompt come from P in the same way, by `prompt_index`; so does its embedding, at once. What D says before they are all here is held, and
 P is needed until then.
 """
 
@@ -83,6 +83,7 @@ class Delivery:
     has_gap: bool = False
     adopted: bool = False
     prompt_scores: list[ScoredToken] = field(default_factory=list)
+    embedding: bytes = b""
 
 
 @dataclass(slots=True)
@@ -100,6 +101,7 @@ class RequestLife:
     decode_worker: str | None = None
     emitted: list[int] = field(default_factory=list)
     num_scored_tokens: int = 1
+    is_embedded: bool = False
     held: list[Output] = field(default_factory=list)
     worker_deaths: int = 0
     replays: int = 0
@@ -155,9 +157,15 @@ class RequestLife:
         return is_scored and self.num_scored_tokens < len(self.generation.prompt_token_ids)
 
     @property
+    def needs_prompt(self) -> bool:
+        """Whether the client is still to be told what only computing the prompt tells: scores, or its embedding."""
+        lacks_embedding = self.generation.sampling.pooling is not None and not self.is_embedded
+        return self.lacks_scores or lacks_embedding
+
+    @property
     def helping_salt(self) -> str | None:
         """Which cached prefixes spare computing; None where none does."""
-        return None if self.lacks_scores else self.generation.cache_salt
+        return None if self.needs_prompt else self.generation.cache_salt
 
     @property
     def is_finished(self) -> bool:
@@ -217,12 +225,12 @@ class RequestLife:
         if worker_id == self.decode_worker and self.phase is Phase.PREFILL:
             self.phase = Phase.DECODE
             delivery.adopted = True
-        if self.lacks_scores and worker_id != self._computing:
+        if self.needs_prompt and worker_id != self._computing:
             self.held.append(output)
             return delivery
         self._count_cached(output, worker_id)
         self._take(output, delivery)
-        while self.held and not self.lacks_scores:
+        while self.held and not self.needs_prompt:
             self._take(self.held.pop(0), delivery)
         return delivery
 
@@ -244,7 +252,9 @@ class RequestLife:
             return
         self.num_scored_tokens += len(scores)
         delivery.prompt_scores += scores
-        if self.lacks_scores and (output.tokens or output.finish_reason is not None):
+        if output.embedding and not self.is_embedded:
+            self.is_embedded, delivery.embedding = True, output.embedding
+        if self.needs_prompt and (output.tokens or output.finish_reason is not None):
             delivery.has_gap = True
             return
         tokens = output.tokens[len(self.emitted) - output.index :]
@@ -258,7 +268,7 @@ class RequestLife:
     def is_missed_by(self, worker_id: str, heard: int) -> bool:
         """Whether a worker that obeyed order `heard`, and does not have this request, should have it."""
         leg = self.decode_worker
-        is_computing = self.phase is Phase.PREFILL or self.lacks_scores
+        is_computing = self.phase is Phase.PREFILL or self.needs_prompt
         if is_computing and worker_id == self.prefill_worker:
             leg = worker_id
         seq = self.order_seqs.get(worker_id)
@@ -292,7 +302,7 @@ class RequestLife:
         """Whether the request cannot go on without that worker."""
         if self.phase is Phase.PREFILL:
             return worker_id in (self.prefill_worker, self.decode_worker)
-        is_computing = self.lacks_scores and worker_id == self.prefill_worker
+        is_computing = self.needs_prompt and worker_id == self.prefill_worker
         return self.phase is Phase.DECODE and (worker_id == self.decode_worker or is_computing)
 
     def lose_worker(self, worker_id: str, loss: Loss = Loss.ENDED) -> Verdict:
@@ -302,6 +312,11 @@ class RequestLife:
         self.worker_deaths += loss is Loss.ENDED
         verdict = self.requeue(is_failure=loss is not Loss.SILENT)
         return Verdict.POISON if self.worker_deaths > MAX_WORKER_DEATHS else verdict
+
+    @property
+    def _is_told_of_prompt(self) -> bool:
+        sampling = self.generation.sampling
+        return sampling.prompt_logprobs is not None or sampling.pooling is not None
 
     def end(self) -> None:
         """Cancelled, out of time, or refused."""
@@ -324,5 +339,5 @@ class RequestLife:
             prefix_fetch_s=told.get(Span.PREFIX_FETCH, 0.0),
             replays=timeline.replays,
             num_cached_tokens=self.num_cached_tokens,
-            is_scored=self.generation.sampling.prompt_logprobs is not None,
+            is_scored=self._is_told_of_prompt,
         )

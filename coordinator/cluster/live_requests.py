@@ -186,6 +186,7 @@ class LiveRequests:
         event = StreamEvent(
             tokens=delivery.tokens,
             prompt_scores=delivery.prompt_scores,
+            embedding=delivery.embedding,
             finish_reason=delivery.finish_reason,
             stop_token_id=delivery.stop_token_id,
             error=self._error(delivery.error),

@@ -40,7 +40,7 @@ class StreamEvent:
 
     `finish_reason` is STOP (with `stop_token_id` when a requested stop token ended it) or
     LENGTH. `prompt_scores` are of the prompt's next tokens, the first token having none; all of them come
-    before the first token or with it. `num_cached_tokens` is how much of the prompt came from a prefix cache. `at_s` is when
+    before the first token or with it. `embedding` is the prompt's, little-endian float32, with the finish reason. `num_cached_tokens` is how much of the prompt came from a prefix cache. `at_s` is when
     the event left the service, on the edge's own clock; None when nobody noted it.
     """
 
@@ -51,6 +51,7 @@ class StreamEvent:
     num_cached_tokens: int = 0
     at_s: float | None = None
     prompt_scores: list[ScoredToken] = field(default_factory=list)
+    embedding: bytes = b""
 
 
 class TokenStream(Protocol):

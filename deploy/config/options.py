@@ -20,6 +20,7 @@ from deploy.config.values import (
     parse_affinity,
     parse_bytes,
     parse_ray_address,
+    pooling,
     reasoning_parser,
     seconds,
     switch,
@@ -80,6 +81,12 @@ GROUPS = {
             "auto",
             "tells tools in the system message where the template has no room for them:"
             " hermes, or off (default: hermes for the embedded model, else off)",
+        ),
+        Option(
+            "pooling",
+            pooling,
+            "none",
+            "embeddings: the mean of a text's last hidden states, that of its last token, or of its first (cls)",
         ),
         Option(
             "allow-special-tokens-in-content",

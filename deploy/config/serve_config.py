@@ -87,6 +87,7 @@ class ServeConfig:
     tool_call_parser: str
     reasoning_parser: str
     tool_prompt: str
+    pooling: str
     allow_special_tokens_in_content: bool
     otlp_traces_endpoint: str | None
     root_path: str

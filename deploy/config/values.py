@@ -154,6 +154,7 @@ reasoning_parser = Choice(
     *("auto", "off", "think"),
     meant={"qwen3": "think", "deepseek_r1": "think", "deepseek-r1": "think", "none": "off"},
 )
+pooling = Choice("none", "mean", "last", "cls", meant={"off": "none"})
 tool_prompt = Choice("auto", "off", "hermes", meant={"none": "off"})
 _NO_HALF = "is not supported on CPUs: use bfloat16 or float32 (or auto)"
 dtype = Choice(

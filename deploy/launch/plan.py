@@ -257,6 +257,7 @@ def _coordinator(
         tool_call_parser=config.tool_call_parser,
         reasoning_parser=config.reasoning_parser,
         tool_prompt=config.tool_prompt,
+        pooling=config.pooling,
         allow_special_tokens_in_content=config.allow_special_tokens_in_content,
         log_level=config.log_level,
         root_path=config.root_path,

@@ -33,6 +33,7 @@ from engine.checkpoints import embedded
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
 from protocol.randomness import seeds_of
+from protocol.sampling import Pooling
 from protocol.specs import CoordinatorSpec
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ class CoordinatorProcess:
             directory=Path(spec.model.directory),
             config=spec.model.config,
             max_model_len=spec.max_model_len,
+            pooling=None if spec.pooling == "none" else Pooling(spec.pooling),
         )
         app = create_app(
             service=self.cluster,

@@ -98,7 +98,10 @@ class Step(ctypes.Structure):
     _fields_: ClassVar[Any] = [
         ("decoder", ctypes.POINTER(Decoder)),
         *((name, _POINTER) for name in ("kv", "positions", "query_starts", "block_tables")),
-        *((name, _POINTER) for name in ("sample_rows", "residual", "scratch", "logits", "team")),
+        *(
+            (name, _POINTER)
+            for name in ("sample_rows", "residual", "scratch", "logits", "team", "states")
+        ),
         *((name, _INT) for name in ("table_width", "num_sequences", "num_tokens", "num_samples")),
         *((name, _INT) for name in ("block_size", "num_threads")),
     ]

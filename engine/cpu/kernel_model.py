@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from engine.cpu.kernel_library import Decoder, Kernels, Layer, Matrix, Step
+from engine.cpu.kernel_library import Decoder, Kernels, Layer, Matrix, Product, Step
 from engine.cpu.lending import Team
 from engine.cpu.panels import is_gated, pack
 from engine.model.rope import rope_table
@@ -81,10 +81,39 @@ class KernelModel:
         residual = self._embed[torch.from_numpy(batch.token_ids)]
         shape = (len(batch.sample_rows), self.config.vocab_size)
         logits = torch.empty(shape, dtype=residual.dtype)
-        step = self.step(batch, residual, logits)
+        self._run(self.step(batch, residual, logits), batch)
+        return logits.float()
+
+    def _run(self, step: Step, batch: RaggedBatch) -> None:
         self._kernels.forward(step)
         if self._team.keep(step, batch, self._scratch, self._kv):
             self._scratch = torch.empty(0, dtype=torch.uint8)
+
+    def states(self, batch: RaggedBatch) -> torch.Tensor:
+        """Compute the KV of every new token; [len(sample_rows), hidden] states after the final norm."""
+        residual = self._embed[torch.from_numpy(batch.token_ids)]
+        shape = (len(batch.sample_rows), self.config.hidden_size)
+        states = torch.empty(shape, dtype=residual.dtype)
+        step = self.step(batch, residual, states)
+        step.states = states.data_ptr()
+        self._run(step, batch)
+        return states
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """[rows, vocab] float32 logits of such states: the same bits as `forward` has."""
+        rows, head = len(states), self._decoder.head
+        logits = torch.empty((rows, self.config.vocab_size), dtype=states.dtype)
+        wide = torch.empty((rows, self.config.hidden_size), dtype=torch.float32)
+        product = Product(
+            matrix=ctypes.pointer(head),
+            x=states.data_ptr(),
+            out=logits.data_ptr(),
+            wide=wide.data_ptr(),
+            rows=rows,
+            adds=0,
+            num_threads=self.num_threads,
+        )
+        self._kernels.product(product)
         return logits.float()
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from engine.kv.block_rows import BlockRows
 from engine.model.decoder import Model
 from engine.model.ragged_batch import ragged_batch
 from engine.model.weights import MappedWeights, load_weights
+from engine.sampling.pooling import logits_of
 from engine.sampling.scoring import score
 from engine.step_limits import check_contexts
 
@@ -110,17 +111,17 @@ class CudaRunner:
         check_contexts(batch, self.block_size, self.max_context_tokens)
         sampling = [entry.sequence for entry in batch if entry.samples]
         with torch.inference_mode():
-            choices = self._start(ragged_batch(batch, self.block_size, self._rows))
+            choices = self._start(ragged_batch(batch, self.block_size, self._rows), batch)
             if any(entry.scored for entry in batch):
                 choices = choices_of(score(choices.logits, batch))
             chosen = iter(self._sampler.choose(choices, sampling))
         return [next(chosen) if entry.samples else None for entry in batch]
 
-    def _start(self, batch: RaggedBatch) -> Choices:
+    def _start(self, ragged: RaggedBatch, batch: SequenceOf[Scheduled]) -> Choices:
         """Everything up to the logits, on its way."""
-        if self._graphs.fits(batch):
-            return self._graphs.run(batch)
-        return choices_of(self._model.forward(batch))
+        if self._graphs.fits(ragged) and not any(entry.pooled for entry in batch):
+            return self._graphs.run(ragged)
+        return choices_of(logits_of(self._model, ragged, batch))
 
     def warm_up(self) -> None:
         """Capture the graphs, which compiles the kernels of decode; only while the pool is all free."""

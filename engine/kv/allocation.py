@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine.kv.prefix_cache import root_key
 from engine.kv.sequence import Sequence
+from engine.kv.state_pool import StatePool
 
 if TYPE_CHECKING:
     from engine.context import WorkerContext
@@ -43,16 +44,16 @@ class Allocator:
             due_s=now_s + order.due_in_s,
             arrival_s=now_s,
             num_scored_tokens=max(order.num_scored_tokens, 1),
+            states=None if order.sampling.pooling is None else StatePool(),
         )
 
     def start(self, sequence: Sequence, *, reusable_tokens: int, reserve_tokens: int) -> bool:
         """Reuse cached blocks of the first `reusable_tokens`, then reserve blocks for `reserve_tokens`.
 
         On success the sequence has its whole block table and `num_computed_tokens` counts the hit.
-        False, and nothing held, when blocks are short. What is still to be scored is computed, cached or not.
+        False, and nothing held, when blocks are short. What is still to be scored or pooled is computed, cached or not.
         """
-        if sequence.lacks_scores:
-            reusable_tokens = min(reusable_tokens, sequence.num_scored_tokens - 1)
+        reusable_tokens = min(reusable_tokens, sequence.num_reusable_tokens)
         hold = self.pool.match(self._reusable_keys(sequence, reusable_tokens), sequence.hold.owner)
         hit_blocks = len(hold.block_ids)
         if not hold.allocate(self.num_blocks(reserve_tokens) - hit_blocks):
@@ -82,7 +83,7 @@ class Allocator:
     def wants_prefix(self, sequence: Sequence) -> bool:
         """Whether another worker is said to have more of a started sequence's beginning than is here."""
         lacks = sequence.prefix_source_tokens > sequence.num_computed_tokens
-        may = self.prefix_caching and not sequence.lacks_scores
+        may = self.prefix_caching and not (sequence.lacks_scores or sequence.pooled)
         return may and sequence.prefix_source is not None and lacks
 
     def fetched(self, sequence: Sequence, num_blocks: int) -> None:

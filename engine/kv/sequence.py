@@ -13,13 +13,18 @@ from typing import TYPE_CHECKING
 from engine.kv.prefix_cache import block_key
 from protocol.failures import ErrorKind, Failure
 from protocol.finish import FinishReason
+from protocol.sampling import Pooling
 from protocol.spans import Span
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
+    import numpy as np
+    import numpy.typing as npt
+
     from engine.grammar.guide import Guide
     from engine.kv.block_pool import Hold
+    from engine.kv.state_pool import StatePool
     from protocol.messages.records import PeerAddress
     from protocol.sampling import SampledToken, SamplingParams, ScoredToken
     from protocol.spans import Spans
@@ -46,7 +51,8 @@ class Sequence:
     `prefix_fetch_s` is how long reading from there, or trying to, took; `computing_s` how long the steps that computed of it
     did. `guide` is how far the output is
     in its grammar, if it has one. Of a prompt that is scored the first `num_scored_tokens` are done, here or in earlier
-    attempts; `scores` are the last of them, not told yet.
+    attempts; `scores` are the last of them, not told yet. `states` takes those of a prompt that is embedded, of which the
+    first `num_pooled_tokens` are in it.
     """
 
     request_id: str
@@ -74,6 +80,8 @@ class Sequence:
     guide: Guide | None = None
     num_scored_tokens: int = 1
     scores: list[ScoredToken] = field(default_factory=list)
+    states: StatePool | None = None
+    num_pooled_tokens: int = 0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -107,6 +115,38 @@ class Sequence:
         return is_scored and self.num_scored_tokens < self.num_prompt_tokens
 
     @property
+    def pooled(self) -> range:
+        """Which of its tokens' states are still to go into its embedding. No cache knows them."""
+        size = self.num_prompt_tokens
+        match self.sampling.pooling:
+            case None:
+                return range(0)
+            case Pooling.MEAN:
+                return range(self.num_pooled_tokens, size)
+            case Pooling.LAST:
+                return range(max(self.num_pooled_tokens, size - 1), size)
+            case Pooling.CLS:
+                return range(self.num_pooled_tokens, 1)
+
+    def take_states(self, states: npt.NDArray[np.float32], end: int) -> None:
+        """Of the next tokens that count, up to `end`."""
+        assert self.states is not None, "the scheduler made room for them"
+        self.states.take(states)
+        self.num_pooled_tokens = end
+
+    @property
+    def embedding(self) -> bytes:
+        """What its prompt means, little-endian float32; b"" until all of it came."""
+        return b"" if self.states is None or self.pooled else self.states.result()
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """How many need not be computed, if they are cached: what is to be scored or pooled must be."""
+        if self.lacks_scores:
+            return self.num_scored_tokens - 1
+        return self.pooled.start if self.pooled else self.num_tokens
+
+    @property
     def is_handed_over(self) -> bool:
         """Whether `prefix_source` wrote it so far, and so has all of it."""
         is_all = self.prefix_source_tokens == self.num_tokens
@@ -119,6 +159,11 @@ class Sequence:
     def prefix_was_read(self, seconds: float) -> None:
         """So long did it take to read what another worker has of its prompt, or to give that up."""
         self.prefix_fetch_s = seconds
+
+    def leave_to_source(self) -> None:
+        """Another worker computes the prompt, and tells what is told of it."""
+        self.num_scored_tokens = self.num_prompt_tokens
+        self.num_pooled_tokens, self.states = self.num_prompt_tokens, None
 
     def score(self, scores: SequenceOf[ScoredToken]) -> None:
         """Of the next tokens of the prompt."""
@@ -197,6 +242,20 @@ class Scheduled:
     def samples(self) -> bool:
         """Whether this step reaches the newest token, so that the next one can be chosen."""
         return self.sequence.num_computed_tokens + self.num_tokens == self.sequence.num_tokens
+
+    @property
+    def pooled(self) -> range:
+        """Positions in this step whose hidden states go into the prompt's embedding."""
+        wanted, start = self.sequence.pooled, self.sequence.num_computed_tokens
+        first, end = max(wanted.start, start), min(wanted.stop, start + self.num_tokens)
+        return range(first, max(first, end))
+
+    @property
+    def told(self) -> list[int]:
+        """Positions in this step of which anything is told, ascending: those scored or pooled, and the one sampled from."""
+        told = [*self.scored, *self.pooled]
+        last = self.sequence.num_computed_tokens + self.num_tokens - 1
+        return [*told, last] if self.samples and last not in told[-1:] else told
 
     @property
     def scored(self) -> range:

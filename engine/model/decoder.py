@@ -98,8 +98,19 @@ class Model:
         """Compute the KV of every new token; [len(sample_rows), vocab] float32 logits."""
         return self.run(self.backend.begin(batch))
 
+    def states(self, batch: RaggedBatch) -> torch.Tensor:
+        """The same, but [len(sample_rows), hidden] states after the final norm."""
+        return self._states(self.backend.begin(batch))
+
+    def head(self, states: torch.Tensor) -> torch.Tensor:
+        """[rows, vocab] float32 logits of such states."""
+        return self.weights.head(states).float()
+
     def run(self, step: Step) -> torch.Tensor:
         """`forward` of a batch that is prepared."""
+        return self.head(self._states(step))
+
+    def _states(self, step: Step) -> torch.Tensor:
         residual, delta = step.embed(self.weights.embed), None
         last = len(self.weights.layers) - 1
         for index, layer in enumerate(self.weights.layers):
@@ -111,4 +122,4 @@ class Model:
             hidden, residual = step.add_norm(residual, delta, layer.post_norm)
             delta = layer.down(step.silu_mul(layer.gate_up(hidden)))
         hidden, _ = step.add_norm(residual, delta, self.weights.norm)
-        return self.weights.head(hidden).float()
+        return hidden

@@ -31,7 +31,7 @@ class RaggedBatch:
 
     `context_lengths` counts every token of a sequence whose KV exists after the step, the new ones
     included; `block_tables` is [S, longest], padded with 0; `sample_rows` are the flat rows whose
-    logits are wanted, ascending: of each entry those that score its prompt, then the one it samples from.
+    last states or logits are wanted, ascending: of each entry those that score or embed its prompt, then the one it samples from.
     """
 
     token_ids: Int64Array
@@ -66,8 +66,7 @@ def ragged_batch(
     rows: list[int] = []
     for entry, start, end in zip(entries, computed, ends[1:].tolist(), strict=True):
         shift = end - entry.num_tokens - start
-        rows += [shift + position for position in entry.scored]
-        rows += [end - 1] if entry.samples else []
+        rows += [shift + position for position in entry.told]
     contexts = np.add(computed, counts, dtype=np.int32)
     return RaggedBatch(
         token_ids=np.array(tokens, dtype=np.int64),

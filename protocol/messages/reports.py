@@ -69,7 +69,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
 class Output(Message, frozen=True, kw_only=True):
     """Tokens of one request. `index` counts output tokens from 0 at the client's first token, so a
     repeated or reordered Output changes nothing. `prompt_scores` are of the prompt's tokens from `prompt_index` on, and
-    come in order before the first token or with it. `finish_reason` is None while it goes on. `spans`
+    come in order before the first token or with it. `embedding` is the prompt's, little-endian float32, with the finish
+    reason; it has no unit length yet. `finish_reason` is None while it goes on. `spans`
     are durations in seconds that ended with this output, never instants; `num_pulled_blocks` came
     from another worker since the output before."""
 
@@ -80,6 +81,7 @@ class Output(Message, frozen=True, kw_only=True):
     tokens: list[SampledToken]
     prompt_index: int = 0
     prompt_scores: list[ScoredToken] = msgspec.field(default_factory=list)
+    embedding: bytes = b""
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     error: Failure | None = None

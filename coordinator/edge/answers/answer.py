@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from coordinator.edge.text.conversation import Conversation
     from protocol.constraints import Constraint
     from protocol.finish import FinishReason
-    from protocol.sampling import SampledToken, ScoredToken
+    from protocol.sampling import Pooling, SampledToken, ScoredToken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class SamplingWishes:
     `max_tokens_field` is what the client calls `max_tokens`, for errors; `constraint_field` what it calls its constraint,
     which `grammar_check` tries before an answer is begun. `logprobs` None is off, 0 tells
     the chosen token only, n tells the n best besides; `prompt_logprobs` is the same for the tokens of prompts. A `top_k`
-    below 1 is off.
+    below 1 is off. `pooling` asks for a prompt's embedding instead of an answer.
     """
 
     max_tokens: int | None = None
@@ -56,6 +56,7 @@ class SamplingWishes:
     ignore_eos: bool = False
     constraint: Constraint | None = None
     constraint_field: str = ""
+    pooling: Pooling | None = None
 
 
 class PromptScores(Protocol):
@@ -145,6 +146,7 @@ class Delta:
     what those of text say; without parts `text` is all. `offsets` tells where each token's text begins, in
     characters of all that the model wrote. `finish_reason` is None but in a choice's last delta: STOP,
     LENGTH or TOOL_CALLS, for which an API has its own words. `stop_reason` is the stop string or the id of the stop token that ended it, if one did.
+    `embedding` is its prompt's, little-endian float32, in the last.
     """
 
     index: int = 0
@@ -155,6 +157,7 @@ class Delta:
     stop_reason: str | int | None = None
     offsets: list[int] = field(default_factory=list)
     parts: list[Part] = field(default_factory=list)
+    embedding: bytes = b""
 
     def pieces(self) -> list[Part]:
         """Its parts, also where it is text alone."""
@@ -201,6 +204,7 @@ def joined(deltas: Sequence[Delta]) -> Delta:
         last.stop_reason,
         [offset for delta in deltas for offset in delta.offsets],
         _merged([part for delta in deltas for part in delta.parts]),
+        last.embedding,
     )
 
 

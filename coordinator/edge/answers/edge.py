@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from coordinator.edge.text.conversation import Conversation
     from coordinator.edge.text.prompts import PromptReader
     from protocol.model_config import ModelConfig
+    from protocol.sampling import Pooling
 
 
 MAX_DIGITS = 18
@@ -49,12 +50,14 @@ MAX_DIGITS = 18
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model made ready in `directory`; the first of `served_names` is what answers call it."""
+    """A model made ready in `directory`; the first of `served_names` is what answers call it. `pooling` is how its hidden
+    states become an embedding, None where it is not for that."""
 
     served_names: tuple[str, ...]
     directory: Path
     config: ModelConfig
     max_model_len: int
+    pooling: Pooling | None = None
 
     @property
     def name(self) -> str:

@@ -114,6 +114,7 @@ class GenerationRun:
         self.booking = booking
         self.num_told_tokens = 0
         self.headers: dict[str, str] = {}
+        self._num_embedded = 0
         self._context = context
         self._sink = context.traces
         self._is_admitted = False
@@ -141,9 +142,10 @@ class GenerationRun:
 
     @property
     def num_told(self) -> int:
-        """How many tokens, and alternatives to them, have been told."""
+        """How many tokens, alternatives to them, and numbers of embeddings have been told."""
         alternatives = self.generations[0].sampling.logprobs
-        return self.usage.num_output_tokens * (1 if alternatives is None else 2 + alternatives)
+        per_token = 1 if alternatives is None else 2 + alternatives
+        return self.usage.num_output_tokens * per_token + self._num_embedded
 
     @property
     def is_over(self) -> bool:
@@ -219,6 +221,8 @@ class GenerationRun:
         if event.num_cached_tokens:
             self._count_cached()
         if delta is not None and delta.finish_reason is not None:
+            delta.embedding = event.embedding
+            self._num_embedded += len(event.embedding) // 4
             self._choice_ended(index, event, delta.finish_reason, now_s)
         return delta if delta is None or self._parts is None else self._parted(self._parts, delta)
 

@@ -182,6 +182,7 @@ def resolve_sampling(
         eos_token_ids=vocabulary.eos_token_ids,
         ignore_eos=wishes.ignore_eos,
         constraint=wishes.constraint,
+        pooling=wishes.pooling,
     )
 
 

@@ -226,11 +226,13 @@ class PromptReader:
         is_small = len(text) <= self.limits.inline_text_bytes
         return await self._text(text, param, special=add_special_tokens, is_small=is_small)
 
-    async def texts(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+    async def texts(
+        self, texts: Sequence[str], *, add_special_tokens: bool, param: str = "prompt"
+    ) -> list[list[int]]:
         """As `text`, for several prompts, which may be much together where each of them is little."""
         is_small = sum(map(len, texts)) <= self.limits.inline_text_bytes
         return [
-            await self._text(text, "prompt", special=add_special_tokens, is_small=is_small)
+            await self._text(text, param, special=add_special_tokens, is_small=is_small)
             for text in texts
         ]
 

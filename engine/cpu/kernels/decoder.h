@@ -50,6 +50,7 @@ typedef struct {
     void *scratch;                 /* scratch_bytes(decoder, tokens, samples, helpers of the team) */
     void *logits;                  /* [samples, vocabulary] */
     Team *team;                    /* or null */
+    void *states;                  /* [samples, hidden]: what is wanted instead of logits, or NULL */
     int64_t table_width, num_sequences, num_tokens, num_samples;
     int64_t block_size, num_threads;
 } Step;

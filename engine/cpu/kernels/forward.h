@@ -44,7 +44,7 @@ static void NAME(keep_sampled)(const Step *s, TYPE *rows, int64_t width) {
         memmove(rows + i * width, rows + s->sample_rows[i] * width, width * sizeof(TYPE));
 }
 
-/* Keys and values of every token to their blocks, logits of the sampled rows. */
+/* Keys and values of every token to their blocks, logits or last states of the sampled rows. */
 void NAME(forward)(const Step *s) {
     const Decoder *d = s->decoder;
     int64_t rows = s->num_tokens, hidden = d->hidden, heads = d->num_heads * d->head_dim;
@@ -73,6 +73,9 @@ void NAME(forward)(const Step *s) {
         NAME(multiply)(s, &layer->down, rows, active, residual, 1, wide);
     }
     NAME(norm)(residual, d->norm, normed, rows, hidden, d->epsilon, s->num_threads);
-    NAME(multiply)(s, &d->head, rows, normed, s->logits, 0, wide);
+    if (s->states)
+        memcpy(s->states, normed, rows * hidden * sizeof(TYPE));
+    else
+        NAME(multiply)(s, &d->head, rows, normed, s->logits, 0, wide);
     end_lending(s->team);
 }

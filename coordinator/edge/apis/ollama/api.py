@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter
 
 from coordinator.edge.apis.ollama.dialects import error_body
+from coordinator.edge.apis.ollama.embeddings import EmbeddingRoutes
 from coordinator.edge.apis.ollama.routes import AnswerRoutes, ModelRoutes
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class OllamaApi:
     header = ""
 
     def __init__(self, edge: Edge) -> None:
-        self._routes = (AnswerRoutes(edge), ModelRoutes(edge))
+        self._routes = (AnswerRoutes(edge), EmbeddingRoutes(edge), ModelRoutes(edge))
 
     def router(self) -> APIRouter:
         """All of its routes."""

@@ -29,8 +29,6 @@ from coordinator.edge.http.bodies import (
     json_response,
     parse_object,
 )
-from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
-from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
 
 if TYPE_CHECKING:
@@ -189,29 +187,20 @@ class ModelRoutes:
             """One model."""
             return await self.show(request, principal)
 
-        async def embed(request: Request, principal: Principal = who) -> Response:
-            """Refused: the model is for generating."""
-            return await self.embed(request, principal)
-
         told = error_schema(ERROR_REPLY)
         for path, get in (("/tags", tags), ("/ps", ps), ("/version", self.version)):
             router.add_api_route(
                 path, get, methods=["GET"], response_model=None, openapi_extra=told
             )
         shown = body_schema(ModelRequest, error=ERROR_REPLY)
-        for path, post in (
-            ("/show", show),
-            ("/embed", embed),
-            ("/embeddings", embed),
-        ):
-            router.add_api_route(
-                path,
-                post,
-                methods=["POST"],
-                response_model=None,
-                openapi_extra=shown,
-                operation_id=f"ollama_{path.strip('/')}",
-            )
+        router.add_api_route(
+            "/show",
+            show,
+            methods=["POST"],
+            response_model=None,
+            openapi_extra=shown,
+            operation_id="ollama_show",
+        )
         return router
 
     def ps(self, principal: Principal) -> Response:
@@ -253,12 +242,6 @@ class ModelRoutes:
                 "modified_at": self._modified(),
             }
         )
-
-    async def embed(self, request: Request, principal: Principal) -> Response:
-        """Raises InvalidRequest."""
-        await self._read(request, principal)
-        message = f"the model {self._edge.model.name!r} is not for embeddings"
-        raise InvalidRequest(message, "model", UNSUPPORTED_CODE)
 
     async def _read(self, request: Request, principal: Principal) -> None:
         def parse(body: bytes) -> ModelRequest:

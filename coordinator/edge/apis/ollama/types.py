@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from coordinator.edge.http import limits
-from coordinator.edge.http.field_types import Float, Int, Lenient, Penalty, Stops, StopString
+from coordinator.edge.http.field_types import Float, Int, Lenient, Penalty, Stops, StopString, Texts
 
 
 class Options(Lenient):
@@ -34,6 +34,17 @@ class ModelRequest(Lenient):
 
     model: str | None = None
     name: str | None = None
+
+
+class EmbedRequest(ModelRequest):
+    """POST /api/embed, and /api/embeddings with its one `prompt`."""
+
+    input: str | Texts | None = None
+    prompt: str | None = None
+    truncate: bool | None = None
+    dimensions: Annotated[Int, Field(ge=1)] | None = None
+    options: Options | None = None
+    keep_alive: float | str | None = None
 
 
 class AnswerBody(ModelRequest):

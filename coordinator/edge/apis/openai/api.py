@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
+from coordinator.edge.apis.openai.embeddings import EmbeddingRoutes
 from coordinator.edge.apis.openai.replies import error_body
 from coordinator.edge.apis.openai.responses.routes import ResponseRoutes
 from coordinator.edge.apis.openai.routes import GenerationRoutes
@@ -22,7 +23,12 @@ class OpenAiApi:
     prefix = header = ""
 
     def __init__(self, edge: Edge) -> None:
-        self._routes = (GenerationRoutes(edge), ResponseRoutes(edge), TextRoutes(edge))
+        self._routes = (
+            GenerationRoutes(edge),
+            EmbeddingRoutes(edge),
+            ResponseRoutes(edge),
+            TextRoutes(edge),
+        )
 
     def router(self) -> APIRouter:
         """All of its routes."""

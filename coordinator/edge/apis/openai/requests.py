@@ -61,7 +61,7 @@ def parse_completion(body: bytes, max_model_len: int) -> CompletionRequest:
     """POST /v1/completions, likewise."""
     fields = parse_object(body)
     refuse_unsupported(fields, supported=("echo",))
-    _check_prompt_sizes(fields.get("prompt"), max_model_len)
+    check_sizes(fields.get("prompt"), max_model_len, "prompt", limits.MAX_PROMPTS)
     request = check_fields(fields, CompletionRequest)
     _check_stream(request)
     return request
@@ -80,19 +80,19 @@ def parse_detokenize(body: bytes) -> DetokenizeRequest:
     return check_fields(parse_object(body), DetokenizeRequest)
 
 
-def _check_prompt_sizes(prompt: object, max_model_len: int) -> None:
+def check_sizes(prompt: object, max_model_len: int, param: str, most: int) -> None:
     """Counted first: types are checked element by element, in one go that nothing can interrupt."""
     if not isinstance(prompt, list) or not prompt:
         return
     are_ids = isinstance(prompt[0], int)
-    if not are_ids and len(prompt) > limits.MAX_PROMPTS:
-        told = f"prompt must have at most {limits.MAX_PROMPTS} prompts, but has {len(prompt)}"
-        raise InvalidRequest(told, "prompt", LONG_ARRAY)
+    if not are_ids and len(prompt) > most:
+        told = f"{param} must have at most {most} prompts, but has {len(prompt)}"
+        raise InvalidRequest(told, param, LONG_ARRAY)
     lists = [prompt] if are_ids else [item for item in prompt if isinstance(item, list)]
     longest = max(map(len, lists), default=0)
     if longest > max_model_len:
-        told = f"your prompt has {longest} tokens."
-        raise ContextLengthExceeded(max_model_len, told, "prompt")
+        told = f"your {param} has {longest} tokens."
+        raise ContextLengthExceeded(max_model_len, told, param)
 
 
 def refuse_unsupported(fields: dict[str, Any], supported: Collection[str] = ()) -> None:

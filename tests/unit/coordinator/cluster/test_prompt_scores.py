@@ -8,7 +8,7 @@ from coordinator.cluster.lifecycle import Delivery, Phase, RequestLife, Verdict
 from coordinator.cluster.service_api import Generation
 from protocol.finish import FinishReason
 from protocol.messages.reports import Output
-from protocol.sampling import SampledToken, SamplingParams, ScoredToken
+from protocol.sampling import Pooling, SampledToken, SamplingParams, ScoredToken
 
 
 def life(max_tokens: int = 10) -> RequestLife:
@@ -111,3 +111,39 @@ def test_nothing_to_write_ends_with_the_last_score() -> None:
     delivery = request.deliver(scored(1, 11, 12, 13, 14, finish_reason=FinishReason.LENGTH), "p")
     assert (told(delivery), delivery.finish_reason) == (([11, 12, 13, 14], []), "length")
     assert request.is_finished
+
+
+def embedding_life() -> RequestLife:
+    sampling = SamplingParams(max_tokens=0, pooling=Pooling.MEAN)
+    request = RequestLife(Generation("r", [1, 2, 3], sampling), 0.0, 100.0)
+    request.dispatch("p", "d")
+    return request
+
+
+def test_an_embedding_comes_with_the_end() -> None:
+    request = embedding_life()
+    delivery = request.deliver(scored(0, finish_reason=FinishReason.LENGTH, embedding=b"1234"), "p")
+    assert (delivery.embedding, delivery.finish_reason) == (b"1234", "length")
+    assert request.is_finished
+
+
+def test_an_end_that_overtakes_the_embedding_waits_for_it() -> None:
+    request = embedding_life()
+    early = request.deliver(scored(0, finish_reason=FinishReason.LENGTH), "d")
+    assert (early.finish_reason, request.is_finished) == (None, False)
+    delivery = request.deliver(scored(0, finish_reason=FinishReason.LENGTH, embedding=b"1234"), "p")
+    assert (delivery.embedding, delivery.finish_reason) == (b"1234", "length")
+
+
+def test_an_end_without_its_embedding_is_a_gap() -> None:
+    request = embedding_life()
+    assert request.deliver(scored(0, finish_reason=FinishReason.LENGTH), "p").has_gap
+    assert not request.is_finished
+
+
+def test_who_computes_an_embedding_is_needed_to_its_end() -> None:
+    request = embedding_life()
+    request.deliver(scored(0, finish_reason=FinishReason.LENGTH), "d")
+    assert request.needs("p")
+    assert request.lose_worker("p") is Verdict.REPLAY
+    assert request.helping_salt is None

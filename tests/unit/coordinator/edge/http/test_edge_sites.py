@@ -183,7 +183,7 @@ async def test_head_and_options_are_answered(client):
         ("/models", "it is /v1/models"),
         ("/v1/tokenize", "it is /tokenize"),
         ("/v1/health", "it is /health"),
-        ("/v1/embeddings", "there are /"),
+        ("/v1/embedding", "there are /"),
         ("/openai/v1/responses", "it is /v1/responses"),
         ("/v1/api/chat", "it is /api/chat"),
         ("/generate", "it is /api/generate"),

@@ -45,6 +45,7 @@ ASKED: dict[tuple[str, str], dict[str, object] | None] = {
     ("POST", "/v1/chat/completions"): MESSAGES,
     ("POST", "/v1/completions"): {"prompt": "Hello"},
     ("POST", "/v1/responses"): {"input": "Hello"},
+    ("POST", "/v1/embeddings"): {"input": "Hello"},
     ("POST", "/v1/messages"): MESSAGES | {"max_tokens": 5},
     ("POST", "/v1/messages/count_tokens"): MESSAGES,
     ("POST", "/tokenize"): {"prompt": "Hello"},

@@ -167,8 +167,8 @@ async def test_models_are_told_of(client):
         (GENERATE, {"context": [1]}, "context"),
         (GENERATE, {"template": "x"}, "template"),
         (GENERATE, {"raw": True, "system": "x"}, "system"),
-        ("/api/embed", {"input": "x"}, "embeddings"),
-        ("/api/embeddings", {"prompt": "x"}, "embeddings"),
+        ("/api/embed", {"input": "x"}, "--pooling"),
+        ("/api/embeddings", {"prompt": "x"}, "--pooling"),
     ],
 )
 async def test_refusals_are_told_in_its_shape(client, path, fields, named):

@@ -249,7 +249,7 @@ async def test_unknown_models_routes_and_methods(client):
     check_error(await client.get("/v1/models/no"), 404, "model")
     check_error(await client.get("/nowhere"), 404, None)
     check_error(await client.get(CHAT), 405, None)
-    check_error(await client.post("/v1/embeddings", json={}), 404, None)
+    check_error(await client.post("/v1/rerank", json={}), 404, None)
 
 
 async def test_a_body_at_the_limit_passes_and_one_byte_more_does_not(served_model, service):

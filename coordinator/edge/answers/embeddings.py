@@ -1,0 +1,120 @@
+"""Embeddings in nobody's dialect. Owns what a request for them may ask, and how states become vectors of unit length.
+
+texts, token ids ─► EmbeddingEdge: limits ─► AnswerRequest without an answer ─► Delta.embedding ─► vectors_of ─► API
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from coordinator.edge.answers.answer import AnswerRequest, SamplingWishes
+from coordinator.edge.http.field_errors import LONG_ARRAY, UNSUPPORTED_CODE
+from coordinator.edge.http.limits import MAX_EMBEDDED, MAX_EMBEDDED_BYTES
+from protocol.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from coordinator.edge.answers.answer import Delta, Ending, Usage
+    from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.http.error_replies import Failure
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a client asks to be embedded: `prompts`, which `field` held."""
+
+    prompts: Sequence[list[int]]
+    field: str
+    model: str
+    reply_id: str
+    arrival_s: float
+    priority: int = 0
+
+
+class EmbeddingEdge:
+    """What the APIs need of an edge for embeddings."""
+
+    def __init__(self, edge: Edge) -> None:
+        self._edge = edge
+
+    def check(self, count: int, dimensions: int | None, field: str) -> None:
+        """Raise InvalidRequest where the model is not for embeddings, and for more of them than one answer may have."""
+        model = self._edge.model
+        if model.pooling is None:
+            told = f"the model {model.name!r} is not served for embeddings: `baton serve --pooling` says how it is"
+            raise InvalidRequest(told, "model", UNSUPPORTED_CODE)
+        size = model.config.hidden_size
+        if dimensions is not None and dimensions > size:
+            told = f"dimensions must be at most {size}, but is {dimensions}"
+            raise InvalidRequest(told, "dimensions")
+        most = min(MAX_EMBEDDED, MAX_EMBEDDED_BYTES // (FLOAT_BYTES * size))
+        if count > most:
+            told = f"{field} must have at most {most} prompts, but has {count}"
+            raise InvalidRequest(told, field, LONG_ARRAY)
+
+    def asked(self, wanted: Wanted) -> AnswerRequest:
+        """Nothing is chosen: prompts are computed, and their states pooled."""
+        wishes = SamplingWishes(max_tokens=0, temperature=0.0, pooling=self._edge.model.pooling)
+        return AnswerRequest(
+            arrival_s=wanted.arrival_s,
+            operation="embeddings",
+            reply_id=wanted.reply_id,
+            model=wanted.model,
+            prompts=wanted.prompts,
+            prompt_field=wanted.field,
+            wishes=wishes,
+            default_max_tokens=0,
+            priority=wanted.priority,
+            wants_timings=True,
+        )
+
+
+def vectors_of(choices: Sequence[Delta], dimensions: int | None = None) -> list[array[float]]:
+    """The first `dimensions` numbers of each, made one long."""
+    return [_unit(numbers_of(delta)[:dimensions]) for delta in choices]
+
+
+def numbers_of(delta: Delta) -> array[float]:
+    """An embedding as it was computed."""
+    numbers = array("f")
+    numbers.frombytes(delta.embedding)
+    return numbers
+
+
+def _unit(numbers: array[float]) -> array[float]:
+    """A vector of nothing but zeros has no direction, and stays."""
+    length = math.sqrt(math.fsum(number * number for number in numbers))
+    return array("f", (number / length for number in numbers)) if length else numbers
+
+
+class WholeDialect:
+    """Base of what is never streamed."""
+
+    stream_media_type = whole_media_type = "application/json"
+    stream_headers: Mapping[str, str] = {}
+
+    def begin(self, usage: Usage) -> bytes:
+        """See Dialect."""
+        raise NotImplementedError
+
+    def delta(self, delta: Delta, usage: Usage) -> bytes:
+        """See Dialect."""
+        raise NotImplementedError
+
+    def end(self, delta: Delta, ending: Ending) -> bytes:
+        """See Dialect."""
+        raise NotImplementedError
+
+    def failure(self, failure: Failure) -> bytes:
+        """See Dialect."""
+        raise NotImplementedError
+
+    def whole(self, choices: Sequence[Delta], ending: Ending) -> bytes:
+        """See Dialect."""
+        raise NotImplementedError
