@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import uvicorn
 
 from coordinator.cluster.scripted_service import ScriptedService, say
+from coordinator.cluster.service_api import StreamEvent
 from coordinator.edge.app import Parsers, create_app
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.finish import FinishReason
+from protocol.sampling import Pooling
 from tests.e2e.test_edge_clients import served
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +28,8 @@ TEMPLATE = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 )
 SCRIPTS = {"text": "Hello world", "tools": CALL}
+STATES = [3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 12.0]
+UNIT = pytest.approx([value / 13.0 for value in STATES])
 
 
 def needs(client):
@@ -36,7 +42,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 async def server(tmp_path):
-    model = served(tmp_path)
+    model = replace(served(tmp_path), pooling=Pooling.MEAN)
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     service = ScriptedService()
     app = create_app(service=service, model=model, api_keys=["secret"], parsers=Parsers("hermes"))
@@ -54,8 +60,13 @@ async def server(tmp_path):
 
 async def told_by(client, asked, server):
     service, tokenizer, url = server
-    token_ids = tokenizer.encode(SCRIPTS[asked], add_special_tokens=False)
-    service.default = say(token_ids, FinishReason.STOP)
+    if asked == "embeddings":
+        embedding = array("f", STATES).tobytes()
+        service.default = [StreamEvent(finish_reason=FinishReason.LENGTH, embedding=embedding)]
+    else:
+        service.default = say(
+            tokenizer.encode(SCRIPTS[asked], add_special_tokens=False), FinishReason.STOP
+        )
     program = ROOT / "tests" / "clients" / "programs" / f"with_{client}.py"
     process = await asyncio.create_subprocess_exec(
         *(ENVIRONMENTS / client / "bin" / "python", program, url, asked),
@@ -124,3 +135,20 @@ async def test_ollama_reads_text(server):
 async def test_ollama_reads_calls(server):
     told = await told_by("ollama", "tools", server)
     assert told["calls"] == [CALLED, CALLED]
+
+
+@needs("openai")
+async def test_openai_reads_embeddings(server):
+    told = await told_by("openai", "embeddings", server)
+    assert told["vectors"] == [UNIT] * 3
+    assert told["asynchronous"] == UNIT
+    assert told["short"] == pytest.approx([0.6, 0.8])
+    assert told["usage"] == [len("Hello") + len("world"), 2]
+
+
+@needs("ollama")
+async def test_ollama_reads_embeddings(server):
+    told = await told_by("ollama", "embeddings", server)
+    assert told["vectors"] == [UNIT] * 2
+    assert told["short"] == pytest.approx([0.6, 0.8])
+    assert (told["usage"], told["old"]) == (len("Hello") + len("world"), STATES)

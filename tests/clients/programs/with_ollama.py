@@ -1,4 +1,4 @@
-"""What Ollama's own client makes of a server. Prints one JSON object; `text` or `tools` says what is asked."""
+"""What Ollama's own client makes of a server. Prints one JSON object; `text`, `tools` or `embeddings` says what is asked."""
 
 from __future__ import annotations
 
@@ -57,5 +57,21 @@ def tools(url: str) -> dict[str, object]:
     }
 
 
+def embeddings(url: str) -> dict[str, object]:
+    client = ollama.Client(host=url, headers=KEY)
+    several = client.embed(model="tiny", input=["Hello", "world"])
+    short = client.embed(model="tiny", input="Hello", dimensions=2)
+    return {
+        "vectors": [list(vector) for vector in several.embeddings],
+        "short": list(short.embeddings[0]),
+        "usage": several.prompt_eval_count,
+        "old": list(client.embeddings(model="tiny", prompt="Hello").embedding),
+    }
+
+
 if __name__ == "__main__":
-    print(json.dumps({"text": text, "tools": tools}[sys.argv[2]](sys.argv[1])))
+    print(
+        json.dumps(
+            {"text": text, "tools": tools, "embeddings": embeddings}[sys.argv[2]](sys.argv[1])
+        )
+    )

@@ -1,4 +1,4 @@
-"""What OpenAI's own client makes of a server, chats and responses. Prints one JSON object; `text` or `tools` says what is asked."""
+"""What OpenAI's own client makes of a server, chats and responses. Prints one JSON object; `text`, `tools` or `embeddings` says what is asked."""
 
 from __future__ import annotations
 
@@ -70,5 +70,27 @@ def tools(url: str) -> dict[str, object]:
     }
 
 
+def embeddings(url: str) -> dict[str, object]:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    several = client.embeddings.create(model="tiny", input=["Hello", "world"])
+    plain = client.embeddings.create(model="tiny", input="Hello", encoding_format="float")
+    short = client.embeddings.create(model="tiny", input=[5, 6], dimensions=2)
+    return {
+        "vectors": [one.embedding for one in (*several.data, *plain.data)],
+        "short": short.data[0].embedding,
+        "usage": [several.usage.prompt_tokens, short.usage.total_tokens],
+        "asynchronous": asyncio.run(embedded(url)),
+    }
+
+
+async def embedded(url: str) -> list[float]:
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    return (await client.embeddings.create(model="tiny", input="Hello")).data[0].embedding
+
+
 if __name__ == "__main__":
-    print(json.dumps({"text": text, "tools": tools}[sys.argv[2]](sys.argv[1])))
+    print(
+        json.dumps(
+            {"text": text, "tools": tools, "embeddings": embeddings}[sys.argv[2]](sys.argv[1])
+        )
+    )
