@@ -76,6 +76,10 @@ class AnswerForms:
     formats: AnswerFormats
     tokenizer: TextTokenizer
 
+    def of(self, tenant: str) -> AnswerForms:
+        """The same for what a tenant asks."""
+        return replace(self, grammars=self.grammars.of(tenant))
+
     async def kept(self, asked: AnswerRequest) -> AnswerRequest:
         """The same with what its answers are to be kept to. Raises InvalidRequest that names what cannot be."""
         wishes, use = asked.wishes, asked.tools

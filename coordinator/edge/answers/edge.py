@@ -192,7 +192,7 @@ class Edge:
         facts: RequestFacts,
         booking: Booking | None,
     ) -> GenerationRun:
-        asked = await self.forms.kept(asked)
+        asked = await self.forms.of(principal.tenant).kept(asked)
         salt = principal.salt(asked.cache_salt)
         asked = replace(asked, priority=asked.priority + principal.priority)
         generations = self.rules.generations(asked, salt, principal.tenant, principal.weight)

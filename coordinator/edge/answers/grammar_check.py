@@ -1,7 +1,8 @@
 """Whether an answer can be kept to a constraint. Owns what is known of constraints that were tried; compiles nothing.
 
 A constraint is tried before its request is admitted, by whoever `Compiles`: a process that can be ended, so that a
-hostile one costs nobody anything. Workers, who compile it again, only see what was found good.
+hostile one costs nobody anything. Workers, who compile it again, only see what was found good. One is tried at a time, and
+tenants take turns: whoever asks for many that take long waits for them alone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from protocol.constraints import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKin
 from protocol.errors import InvalidRequest, Overloaded
 
 MAX_KNOWN = 4096
-MAX_WAITING = 32
+MAX_WAITING, MAX_WAITING_OF_ONE = 256, 32
 RETRY_AFTER_S = 2.0
 UNSUPPORTED_CODE = "unsupported_parameter"
 
@@ -72,25 +73,71 @@ class Compiles(Protocol):
         ...
 
 
-class GrammarCheck:
+class Turns:
+    """What one tenant waits for: one of its constraints is tried at a time."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.lock = asyncio.Lock()
+
+
+class Verdicts:
     """On one event loop. Remembers verdicts, good and bad ones, of the constraints that were used last."""
 
-    def __init__(self, compiles: Compiles | None) -> None:
+    def __init__(self, compiles: Compiles) -> None:
         self._compiles = compiles
         self._known: OrderedDict[str, str | None] = OrderedDict()
         self._lock = asyncio.Lock()
-        self._waiting = 0
+        self._turns: dict[str, Turns] = {}
+
+    async def of(self, constraint: Constraint, tenant: str) -> str | None:
+        """Why it cannot be honoured; None when it can. Raises Overloaded where too many wait."""
+        key = constraint.key
+        if key not in self._known:
+            turns = self._turns.setdefault(tenant, Turns())
+            waiting = sum(each.waiting for each in self._turns.values())
+            if turns.waiting >= MAX_WAITING_OF_ONE or waiting >= MAX_WAITING:
+                raise Overloaded("too many new grammars at once", retry_after_s=RETRY_AFTER_S)
+            turns.waiting += 1
+            try:
+                async with turns.lock, self._lock:
+                    if key not in self._known:
+                        self._known[key] = await self._compiles.refusal(constraint)
+            finally:
+                turns.waiting -= 1
+                if not turns.waiting:
+                    del self._turns[tenant]
+        self._known.move_to_end(key)
+        verdict = self._known[key]
+        while len(self._known) > MAX_KNOWN:
+            self._known.popitem(last=False)
+        return verdict
+
+
+class GrammarCheck:
+    """What one tenant asks of the verdicts that all share."""
+
+    def __init__(
+        self, compiles: Compiles | None, tenant: str = "", verdicts: Verdicts | None = None
+    ) -> None:
+        self._compiles = compiles
+        self._tenant = tenant
+        self._verdicts = Verdicts(compiles) if verdicts is None and compiles else verdicts
+
+    def of(self, tenant: str) -> GrammarCheck:
+        """The same for another tenant."""
+        return GrammarCheck(self._compiles, tenant, self._verdicts)
 
     @property
     def can_compile(self) -> bool:
         """Whether answers can be kept to anything."""
-        return self._compiles is not None
+        return self._verdicts is not None
 
     async def check(self, constraint: Constraint | None, param: str) -> None:
         """Raise InvalidRequest that names the client's field, `param`, and what of it cannot be honoured."""
         if constraint is None:
             return
-        if self._compiles is None:
+        if self._verdicts is None:
             told = f"{param} is not supported by this server"
             raise InvalidRequest(told, param, UNSUPPORTED_CODE)
         refusal = await self.refusal(constraint)
@@ -99,24 +146,7 @@ class GrammarCheck:
 
     async def refusal(self, constraint: Constraint) -> str | None:
         """Why an answer cannot be kept to it; None when it can."""
-        assert self._compiles is not None, "whoever asks knows that something compiles"
+        assert self._verdicts is not None, "whoever asks knows that something compiles"
         if (size := _bytes_of(constraint.text)) > MAX_CONSTRAINT_BYTES:
             return f"it must have at most {MAX_CONSTRAINT_BYTES} bytes, but has {size}"
-        return await self._verdict(constraint, self._compiles)
-
-    async def _verdict(self, constraint: Constraint, compiles: Compiles) -> str | None:
-        key = constraint.key
-        if key not in self._known:
-            if self._waiting >= MAX_WAITING:
-                raise Overloaded("too many new grammars at once", retry_after_s=RETRY_AFTER_S)
-            self._waiting += 1
-            try:
-                async with self._lock:
-                    if key not in self._known:
-                        self._known[key] = await compiles.refusal(constraint)
-            finally:
-                self._waiting -= 1
-        self._known.move_to_end(key)
-        while len(self._known) > MAX_KNOWN:
-            self._known.popitem(last=False)
-        return self._known[key]
+        return await self._verdicts.of(constraint, self._tenant)
