@@ -38,9 +38,10 @@ def parse_response(body: bytes) -> tuple[ResponsesRequest, list[Turn], ToolUse]:
         raise InvalidRequest(told, "background", UNSUPPORTED_CODE)
     if asked.background and asked.store is False:
         raise InvalidRequest("background needs store: true", "store")
-    if not asked.input and asked.previous_response_id is None:
+    turns = turns_of(asked)
+    if not turns and asked.previous_response_id is None:
         raise InvalidRequest("input is empty", "input")
-    return asked, turns_of(asked), tools_of(asked)
+    return asked, turns, tools_of(asked)
 
 
 def wishes_of(asked: ResponsesRequest) -> SamplingWishes:
@@ -142,7 +143,8 @@ def _turns_of(item: Item, path: str) -> Iterator[Turn]:
         case "reasoning":
             thought = item.content or item.summary or ""
             said = _text(thought, f"{path}.content")
-            yield Turn("assistant", reasoning=said, path=path)
+            if said:  # else only its vendor can read it
+                yield Turn("assistant", reasoning=said, path=path)
         case _:
             raise InvalidRequest(f"{path}: items of type {item.type!r} are not supported", path)
 

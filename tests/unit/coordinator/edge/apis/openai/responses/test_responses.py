@@ -228,6 +228,15 @@ def test_pieces_of_an_answer_are_one_turn():
     ]
 
 
+def test_a_thought_that_only_its_vendor_can_read_is_no_turn():
+    hidden = {"type": "reasoning", "summary": [], "encrypted_content": "x"}
+    hello = {"role": "user", "content": "Hi"}
+    assert turns(hello, hidden, hello) == [
+        Turn("user", "Hi", path="input[0]"),
+        Turn("user", "Hi", path="input[2]"),
+    ]
+
+
 def tools(**fields):
     _, _, use = parse_response(orjson.dumps({"input": "x"} | fields))
     return use
@@ -257,6 +266,7 @@ def test_functions_are_tools_and_allowed_ones_may_be_called():
     [
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
+        ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
         ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"input": "x", "tools": [{"type": "custom", "name": "f"}]}, "tools[0].type"),
         ({"input": 5}, "input"),
