@@ -41,6 +41,7 @@ OWN_PARSERS = {
     "keys": "create, list, show, rotate and revoke keys",
     "autoscale": "show or change the SLO, ranges and mode of a running autoscaler",
     "init": "write the files to run Baton with: ray, aws, kuberay, systemd, grafana",
+    "apply": "make a running server what its configuration file says",
 }
 
 
