@@ -88,6 +88,22 @@ def test_pools_are_made_of_their_nodes_memory_and_waits_are_told(nodes: RayNodes
         load.check()
 
 
+def test_who_waits_takes_a_slot_of_a_node_that_joins(nodes: RayNodes) -> None:
+    nodes.add(CPU=2)
+    with serve(nodes, "--pd", "1p1d") as server:
+        before = server.pids()
+        scale(server, decode=2)
+        server.say("decode-1 waits for a node with CPU 1")
+        nodes.add(decode_slot=1)
+        server.say("workers are placed by slots from now on")
+        until(lambda: server.ready("prefill-0", "decode-0", "decode-1"), "its slot", 60.0)
+        after = server.pids()
+        assert {name: after[name] for name in before} == before
+        with Load(server) as load:
+            load.go_on(8)
+        load.check()
+
+
 def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: RayNodes) -> None:
     nodes.add(prefill_slot=2)
     first = nodes.add(decode_slot=1)

@@ -70,6 +70,9 @@ class Agent:
     def _obey(self, order: OwnerOrder) -> None:
         match order:
             case Sit():
+                before = self._holders.get(order.name)
+                if before is not None and before.looks_for_other_than(order.demand):
+                    self._spawn(self._holders.pop(order.name).give_up())
                 if order.name not in self._holders:
                     holder = SeatHolder(order.name, self._launch, order.demand, self.report)
                     self._holders[order.name] = holder

@@ -12,7 +12,7 @@ from ray._private.authentication.authentication_utils import is_token_auth_enabl
 from ray._private.state import state
 
 from deploy.launch.ray.patience import ends_within, happens_within
-from deploy.launch.ray.records import Attached, Away, Back, Leaving
+from deploy.launch.ray.records import Attached, Away, Back, Leaving, Offered
 from protocol.clock import wall_time_s
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ HEAD = "node:__internal_head__"
 
 
 class ClusterWatch:
-    """Reports changes: Away, Back, and a Leaving for every node once."""
+    """Reports changes: Away, Back, what is offered, and a Leaving for every node once."""
 
     def __init__(
         self,
@@ -43,7 +43,8 @@ class ClusterWatch:
         self._report, self._seats_by_node, self._clock = report, seats_by_node, clock
         self._told: set[tuple[str, str]] = set()
         self._is_away = False
-        self._asking: asyncio.Future[dict[str, int]] | None = None
+        self._offered: dict[str, float] = {}
+        self._asking: asyncio.Future[tuple[dict[str, int], dict[str, float]]] | None = None
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -58,7 +59,7 @@ class ClusterWatch:
     async def _look(self) -> None:
         began_s = self._clock.now_s()
         if self._asking is None:
-            self._asking = asyncio.ensure_future(asyncio.to_thread(draining_nodes))
+            self._asking = asyncio.ensure_future(asyncio.to_thread(ask))
         if not await ends_within(self._asking, SILENCE_S):
             self._set_away(f"its head node does not answer for {SILENCE_S:g} s")
             return
@@ -72,7 +73,11 @@ class ClusterWatch:
         if self._is_away:
             self._is_away = False
             self._report(Back())
-        self._tell_leaving(asked.result())
+        draining, offered = asked.result()
+        self._tell_leaving(draining)
+        if offered != self._offered:
+            self._offered = offered
+            self._report(Offered(resources=offered))
 
     def _set_away(self, reason: str) -> None:
         if not self._is_away:
@@ -89,6 +94,19 @@ class ClusterWatch:
                 self._report(Leaving(names=tuple(new), deadline_s=max(left_s, 0.0)))
 
 
+def ask() -> tuple[dict[str, int], dict[str, float]]:
+    """Which nodes will be lost, and what those that are there offer together. Blocks while the head is away."""
+    return draining_nodes(), offered_by([node for node in ray.nodes() if node["Alive"]])
+
+
+def offered_by(nodes: list[dict[str, Any]]) -> dict[str, float]:
+    """The sum of their resources."""
+    total: Counter[str] = Counter()
+    for node in nodes:
+        total.update(node["Resources"])
+    return dict(total)
+
+
 def draining_nodes() -> dict[str, int]:
     """Nodes that Ray will lose, with the instant in ms since the epoch (0: unknown). Blocks while the head is away."""
     found: dict[str, int] = state.get_draining_nodes()
@@ -98,9 +116,6 @@ def draining_nodes() -> dict[str, int]:
 def look(address: str) -> Attached:
     """What the cluster offers now."""
     nodes: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
-    total: Counter[str] = Counter()
-    for node in nodes:
-        total.update(node["Resources"])
     head = next((node for node in nodes if HEAD in node["Resources"]), nodes[0])
     return Attached(
         address=address,
@@ -108,6 +123,6 @@ def look(address: str) -> Attached:
         session=ray.get_runtime_context().get_session_name(),
         head_ip=head["NodeManagerAddress"],
         num_nodes=len(nodes),
-        resources=dict(total),
+        resources=offered_by(nodes),
         has_authentication=is_token_auth_enabled(),
     )

@@ -18,7 +18,7 @@ from deploy.host.memory import SETTLE_S
 from deploy.launch.control import ControlLink
 from deploy.launch.ray.connection import RayConnection
 from deploy.launch.ray.patience import happens_within
-from deploy.launch.ray.placement import choose_placement, spell
+from deploy.launch.ray.placement import spell
 from deploy.launch.ray.records import (
     AgentReport,
     Attached,
@@ -30,6 +30,7 @@ from deploy.launch.ray.records import (
     Leave,
     Leaving,
     Line,
+    Offered,
     Placed,
     Ready,
     Sit,
@@ -104,7 +105,7 @@ class RayLauncher:
 
     def _on_report(self, report: AgentReport) -> None:
         match report:
-            case Attached() | Away() | Back():
+            case Attached() | Offered() | Away() | Back():
                 self._on_ray(report)
             case Line():
                 self.say(report.name, report.text)
@@ -129,6 +130,9 @@ class RayLauncher:
 
     def start(self, place: Place) -> None:
         """See Crew. Also one that is leaving: who is to end it must find it first."""
+        if place.worker is not None and not self.seating.placement:
+            self._waits(place.name, "a node with slots or CPUs")
+            return
         self._ray.send(Sit(name=place.name, demand=self.seating.demand_of(place)))
 
     def end(self, place: Place) -> None:
@@ -151,8 +155,10 @@ class RayLauncher:
 
     # ---- Ray
 
-    def _on_ray(self, report: Attached | Away | Back) -> None:
+    def _on_ray(self, report: Attached | Offered | Away | Back) -> None:
         match report:
+            case Offered():
+                self._offered(report)
             case Attached():
                 self._attached(report)
             case Away():
@@ -160,12 +166,18 @@ class RayLauncher:
             case Back():
                 self._set_back()
 
+    def _offered(self, offered: Offered) -> None:
+        """Who has no node yet looks for one by what there is now."""
+        if self.cluster is not None and self.seating.decide(offered.resources):
+            self.say(RAY, f"workers are placed by {self.seating.placement} from now on")
+            for place in self.roster:
+                if place.worker is not None and self.seating.node_of(place) is None:
+                    self.start(place)
+
     def _attached(self, cluster: Attached) -> None:
         """Ray is there, for the first time or again: everything has its seat looked for."""
         if self.cluster is None:
-            is_ours = self.choice.own is not None
-            asked, offered = self.choice.placement, cluster.resources
-            self.seating.place_by(choose_placement(asked, offered, is_ours=is_ours))
+            self.seating.decide(cluster.resources)
             if not cluster.has_authentication:
                 self.say(RAY, "this Ray asks nobody for a token; docs/cluster.md says how it would")
         self.cluster = cluster

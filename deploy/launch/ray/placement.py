@@ -21,12 +21,15 @@ SLOTS = ("prefill_slot", "decode_slot")
 
 
 def choose_placement(asked: str, offered: Mapping[str, float], *, is_ours: bool) -> str:
-    """`ours`, `slots` or `cpus`; `asked` is --ray-placement."""
+    """`ours`, `slots` or `cpus`; `asked` is --ray-placement. Empty while there is nothing to decide from: the nodes
+    that there are have neither slots nor CPUs to offer."""
     if is_ours:
         return "ours"
     if asked != "auto":
         return asked
-    return "slots" if any(offered.get(slot) for slot in SLOTS) else "cpus"
+    if any(offered.get(slot) for slot in SLOTS):
+        return "slots"
+    return "cpus" if offered.get("CPU") else ""
 
 
 def demand_of(

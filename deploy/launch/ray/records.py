@@ -142,6 +142,12 @@ class Attached(Record, frozen=True, kw_only=True):
     has_authentication: bool
 
 
+class Offered(Record, frozen=True, kw_only=True):
+    """Nodes came or went: `resources` sums what those offer that are there now."""
+
+    resources: dict[str, float]
+
+
 class Placed(Record, frozen=True, kw_only=True):
     """A seat has its node; now it waits for a Run."""
 
@@ -188,7 +194,9 @@ class Failed(Record, frozen=True, kw_only=True):
 
 OwnerOrder = Sit | Run | Leave | Finish
 KeeperNews = Line | Started | Ready | Ended | Leaving
-AgentReport = KeeperNews | Attached | Placed | Waiting | Unseated | Gone | Away | Back | Failed
+AgentReport = (
+    KeeperNews | Attached | Offered | Placed | Waiting | Unseated | Gone | Away | Back | Failed
+)
 
 
 # ---- seat → keeper

@@ -80,6 +80,17 @@ class SeatHolder:
         self._run = order
         self._run_changed.set()
 
+    def looks_for_other_than(self, demand: Demand) -> bool:
+        """Whether it has no node yet, and asks for something else."""
+        return self.node_id is None and demand != self.demand
+
+    async def give_up(self) -> None:
+        """Look no more; nothing runs there."""
+        self._leaving.set()
+        self._run_changed.set()
+        if self._actor is not None:
+            ray.kill(self._actor)
+
     async def leave(self, timeout_s: float) -> bool:
         """End the process, and give the place back; False when it may be there still."""
         self._leaving.set()
@@ -104,6 +115,8 @@ class SeatHolder:
         self._run = None
         self._run_changed.clear()
         facts = with_resources(msgspec.json.decode(await self._placed(), type=NodeFacts))
+        if self._leaving.is_set():
+            return
         self.node_id = facts.node_id
         self._report(Placed(name=self.name, node=facts))
         await self._obey()

@@ -14,14 +14,14 @@ from deploy.launch.plan import next_share
 from deploy.launch.ray.node_directory import CONTROL_NAME, node_directory
 from deploy.launch.ray.node_memory import NodeUse, weights_bytes_of, with_pool
 from deploy.launch.ray.own_ray import LOOPBACK
-from deploy.launch.ray.placement import demand_of, share_of
+from deploy.launch.ray.placement import choose_placement, demand_of, share_of
 from deploy.launch.ray.records import Demand, NodeFacts, Run
 from protocol.addresses import tcp_endpoint
 from protocol.channel_keys import ClusterKeys
 from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from deploy.launch.plan import Plan
     from deploy.launch.ray.choice import RayChoice
@@ -34,11 +34,11 @@ ALONE_S = 30.0
 
 
 class Seating:
-    """What a place asks of a node is asked once, when it is made: a change of role leaves it where it is."""
+    """What a place asks of a node is asked once, when one is looked for: a change of role leaves it where it is."""
 
     def __init__(self, plan: Plan, choice: RayChoice) -> None:
         self.choice = choice
-        self._placement = ""
+        self.placement = ""
         self.control: str | None = None
         self._plan = plan
         self._weights_bytes = weights_bytes_of(plan.workers[0].model)
@@ -46,17 +46,32 @@ class Seating:
         self._nodes: dict[str, NodeFacts] = {}
         self._demands: dict[str, Demand] = {}
 
-    def place_by(self, placement: str) -> None:
-        """How seats are asked for, now that it is known what this Ray offers."""
-        self._placement = placement
-
     def node_of(self, place: Place) -> NodeFacts | None:
         """Where it is, or was last."""
         return self._nodes.get(place.name)
 
+    def decide(self, offered: Mapping[str, float]) -> bool:
+        """How workers are placed from now on, as `--ray-placement` says or by what there is. True where that is new. Who has
+        its place stays there; who has none yet asks anew."""
+        is_ours = self.choice.own is not None
+        placement = choose_placement(self.choice.placement, offered, is_ours=is_ours)
+        if not placement or placement == self.placement or self.placement == "slots":
+            return False
+        self.placement = placement
+        self._demands = {name: d for name, d in self._demands.items() if name in self._nodes}
+        return True
+
     def demand_of(self, place: Place) -> Demand:
         """What Ray must find for it."""
-        return self._demands.get(place.name, Demand())
+        spec = place.worker
+        if spec is None:
+            return Demand()
+        if place.name not in self._demands:
+            gpus = gpu_part(self._plan.workers) if spec.device == "cuda" else 0.0
+            self._demands[place.name] = demand_of(
+                spec.role, self.placement, self.choice.worker_cpus, gpus
+            )
+        return self._demands[place.name]
 
     def forget(self, name: str) -> None:
         """It has no place any more."""
@@ -98,13 +113,9 @@ class Seating:
         return self.admit(msgspec.structs.replace(spec, worker_id=order.worker_id, role=order.role))
 
     def admit(self, spec: WorkerSpec) -> WorkerSpec:
-        """The spec with what it needs to reach the coordinator; what it asks of a node is known from now on."""
+        """The spec with what it needs to reach the coordinator."""
         assert self.control is not None
         keys = self._keys.for_worker() if self._keys else None
-        gpus = gpu_part(self._plan.workers) if spec.device == "cuda" else 0.0
-        self._demands[spec.worker_id] = demand_of(
-            spec.role, self._placement, self.choice.worker_cpus, gpus
-        )
         return msgspec.structs.replace(spec, control=self.control, keys=keys)
 
     def fit(self, place: Place, node: NodeFacts, roster: Roster, now_s: float) -> None:

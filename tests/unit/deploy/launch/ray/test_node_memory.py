@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from protocol.roles import Role
 from protocol.specs import WorkerSpec
 from tests.e2e.launcher_driver import MODEL
 
+SLOTS = {"prefill_slot": 1.0, "decode_slot": 1.0}
 SLOT = Demand(resources={"decode_slot": 1.0})
 
 
@@ -47,7 +49,7 @@ def use(facts: NodeFacts, *settled: int, starting: tuple[int, ...] = ()) -> Node
 class Launch:
     """What the owner does, without Ray: a head of 8 GiB, whatever the nodes have."""
 
-    def __init__(self, **options: str) -> None:
+    def __init__(self, offered: Mapping[str, float] = SLOTS, **options: str) -> None:
         named = {"launcher": "ray", **{k.replace("_", "-"): v for k, v in options.items()}}
         config = resolve(named, {}).config
         self.plan: Plan = make_plan(
@@ -57,7 +59,7 @@ class Launch:
             "10.0.0.1:6379", None, {}, "l", "auto", None, "m", None, True, 2.0, config.max_model_len
         )
         self.seating = Seating(self.plan, choice)
-        self.seating.place_by("slots")
+        self.seating.decide(offered)
         self.roster = Roster("ray", os.getpid(), self._more)
         coordinator = self.roster.add(self.plan.coordinator)
         self.seating.open_control(coordinator, node("head", 8))
@@ -127,6 +129,21 @@ def test_a_flags_size_holds_where_it_fits_and_the_head_says_nothing_about_it() -
     assert launch.place("decode-0", node("d", 64, decode_slot=1.0)).kv_cache_bytes == 20 * GIB
     with pytest.raises(ConfigError, match=r"20\.0 GiB .* that node p has left for Baton"):
         launch.place("prefill-0", node("p", 8, prefill_slot=1.0))
+
+
+def test_placement_is_decided_late_and_again_when_slots_join() -> None:
+    launch = Launch({"memory": 1e9}, pd="1p2d")
+    seating = launch.seating
+    assert seating.placement == "", "a head that offers nothing"
+    assert seating.decide({"CPU": 4.0})
+    places = {place.name: place for place in launch.roster}
+    assert seating.demand_of(places["decode-0"]).bundle() == {"CPU": 1.0}
+    launch.place("decode-0", node("c", 8, CPU=4.0))
+    assert not seating.decide({"CPU": 8.0})
+    assert seating.decide({"CPU": 8.0, "decode_slot": 1.0})
+    assert seating.demand_of(places["decode-0"]).bundle() == {"CPU": 1.0}, "it has its place"
+    assert seating.demand_of(places["decode-1"]).bundle() == {"decode_slot": 1.0}
+    assert not seating.decide({"CPU": 8.0}), "nodes with slots may come back"
 
 
 def test_what_ray_was_told_of_a_nodes_memory_bounds_it() -> None:

@@ -72,6 +72,11 @@ def test_slots_are_taken_where_any_node_offers_some() -> None:
     assert choose_placement("auto", offered, is_ours=True) == "ours"
 
 
+def test_nothing_is_decided_before_there_is_something_to_decide_from() -> None:
+    assert choose_placement("auto", {"node:10.0.0.1": 1.0, "memory": 1e9}, is_ours=False) == ""
+    assert choose_placement("slots", {}, is_ours=False) == "slots"
+
+
 def test_what_a_worker_asks_for() -> None:
     assert demand_of(Role.PREFILL, "slots", None).bundle() == {"prefill_slot": 1.0}
     assert demand_of(Role.DECODE, "slots", 4).bundle() == {"CPU": 4, "decode_slot": 1.0}

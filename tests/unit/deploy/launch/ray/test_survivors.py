@@ -51,7 +51,7 @@ async def watched(
             return {}
         raise KeyError("a bug of ours")
 
-    monkeypatch.setattr(cluster_watch, "draining_nodes", draining)
+    monkeypatch.setattr(cluster_watch, "ask", lambda: (draining(), {}))
     watch = ClusterWatch(reports.append, seats, clock or SystemClock())  # type: ignore[arg-type]
     watching = asyncio.create_task(watch.run())
     for _ in range(400):
