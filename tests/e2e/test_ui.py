@@ -108,6 +108,32 @@ def test_escape_stops_an_answer(page, server) -> None:
     page.wait_for("document.getElementById('phase-decode').innerText === '0'")
 
 
+def test_what_changed_before_it_was_opened_is_told(page) -> None:
+    told = page.text("#changes")
+    for line in ("wanted: 1 prefill, 1 decode", "prefill-0 is ready", "decode-0 is ready"):
+        assert line in told
+
+
+def test_service_tells_the_slo_and_pools_their_sizes(page) -> None:
+    assert "SLO: TTFT 2.0 s, TPOT 100 ms" in page.text("#notes-list")
+    assert page.text("#prefill-size") == "1 of 1 ready"
+
+
+def test_operators_scale_flip_and_drain_here(page) -> None:
+    page.run("document.getElementById('prefill-more').click()")
+    page.wait_for("document.querySelector('#worker-prefill-1.ready')", 90)
+    page.run("document.querySelector('#worker-prefill-1 .orders button:last-child').click()")
+    page.wait_for("document.querySelector('.pool.decode #worker-prefill-1')", 20)
+    assert (
+        page.run("document.querySelector('#worker-prefill-1 .orders button').innerText") == "Drain"
+    )
+    page.run("document.querySelector('#worker-prefill-1 .orders button').click()")
+    page.wait_for("!document.getElementById('worker-prefill-1')", 90)
+    assert "prefill-1 left" in page.text("#changes")
+    page.run("document.getElementById('decode-less').click()")
+    page.wait_for("document.getElementById('refusal').innerText.includes('decode')", 10)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_needs_no_sideways_scrolling(page, scheme) -> None:
     page.prefer(scheme)
@@ -157,3 +183,21 @@ def test_key_is_asked_for_and_forgotten_with_the_tab(browser, tmp_path: Path) ->
         browser.press("Enter")
         browser.wait_for(BOTH_READY)
         assert browser.run("localStorage.length") == 0
+
+
+@pytest.mark.deep
+def test_operators_key_and_clients_key_are_asked_for_where_each_is_needed(
+    browser, tmp_path: Path
+) -> None:
+    browser.resize(1280, 900)
+    with Server(*SMALL, "--api-key", KEY, "--admin-api-key", f"{KEY}-2") as server:
+        server.client.headers["authorization"] = f"Bearer {KEY}-2"
+        browser.open(f"{server.url}/ui")
+        for key, asked in ((KEY, "Kept in this tab"), (f"{KEY}-2", "an operator's key")):
+            why = f"document.getElementById('lock-why').innerText.includes({asked!r})"
+            browser.wait_for(f"document.getElementById('lock').open && {why}")
+            browser.write(key)
+            browser.press("Enter")
+        browser.wait_for(BOTH_READY)
+        ask(browser, "Hello")
+        browser.wait_for(TIMING, 60)
