@@ -135,6 +135,10 @@ class Needs:
     _queued_s: float = float("-inf")
     _lessons: Lessons = field(default_factory=Lessons)
 
+    def keep_within(self, limits: Limits) -> None:
+        """Other limits from the next look on; what was learned stays."""
+        self.limits = limits
+
     def update(
         self, seen: Observations, *, is_settled: bool, is_comparable: bool = False
     ) -> dict[Role, Need]:

@@ -98,7 +98,7 @@ class Planner:
     def follow(self, targets: Targets, limits: Limits) -> None:
         """Others from the next decision on. Needs of another SLO are other needs: they are learned anew."""
         if targets == self.targets:
-            self.needs.limits = limits
+            self.needs.keep_within(limits)
         else:
             self.needs = Needs(targets, limits, self.tuning.max_down_window_s)
         self.targets, self.limits = targets, limits

@@ -24,6 +24,10 @@ from tests.patience import PATIENCE_S, until
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 MODEL = "smollm2-135m"
 SCRAPES = 8
+SERVED = (
+    *("--pd", "1p1d", "--kv-cache-memory", "256MiB"),
+    *("--autoscale", "prefill=1..1,decode=1..1"),
+)
 VLLM_NAMES = (
     *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "cache_config_info"),
     *("prompt_tokens_total", "generation_tokens_total", "request_success_total"),
@@ -52,7 +56,7 @@ VLLM_NAMES = (
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server("--pd", "1p1d", "--kv-cache-memory", "256MiB", program=MOCK) as server:
+    with Server(*SERVED, program=MOCK) as server:
         yield server
 
 
@@ -75,6 +79,10 @@ def load(server: Server, index: int) -> None:
 def exposition(server: Server) -> str:
     for index in range(10):
         load(server, index)
+    until(
+        lambda: "baton_autoscaler_needed{" in server.client.get("/metrics").text,
+        "the autoscaler's first decision",
+    )
     return server.client.get("/metrics").text
 
 

@@ -43,6 +43,8 @@ class ClusterCollector(Collector):
         yield from self._aliases(view, workers)
         yield self._replicas(workers)
         yield self._wanted(view.get("target", {}))
+        yield from self._obstacles(view.get("pools", {}), view.get("scaling", {}))
+        yield from self._slo(view.get("slo"))
         yield from self._autoscaler(view.get("autoscaler", {}))
         yield self._blocks(workers)
         yield self._requests(workers)
@@ -111,6 +113,31 @@ class ClusterCollector(Collector):
         for role, count in target.items():
             family.add_metric((role,), count)
         return family
+
+    def _obstacles(
+        self, pools: dict[str, dict[str, int]], scaling: dict[str, Any]
+    ) -> Iterable[Metric]:
+        """What keeps the pools from the sizes that are wanted."""
+        waiting = GaugeMetricFamily(
+            "baton_workers_waiting", "Workers that wait for a slot or node", labels=("role",)
+        )
+        for role, counts in pools.items():
+            waiting.add_metric((role,), counts["waiting"])
+        yield waiting
+        yield GaugeMetricFamily(
+            "baton_launcher_away",
+            "1 while workers can be neither started nor stopped",
+            float(bool(scaling.get("away"))),
+        )
+
+    def _slo(self, slo: dict[str, Any] | None) -> Iterable[Metric]:
+        """How the last minutes were; names without samples where nobody set an SLO, or nothing ended."""
+        for name, text, key in (
+            ("baton_slo_attained_ratio", "Requests of five minutes that held the SLO", "attained"),
+            ("baton_slo_goal_ratio", "Requests that should hold the SLO", "goal"),
+            ("baton_slo_goodput_per_second", "Requests that held the SLO", "goodput_per_s"),
+        ):
+            yield GaugeMetricFamily(name, text, None if slo is None else slo[key])
 
     def _autoscaler(self, shown: dict[str, Any]) -> Iterable[Metric]:
         """What the planner thinks; names without samples where it is off."""
