@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 POLL_S = 0.2
+MAX_LISTED = 8
 ROLES = tuple(role.value for role in Role)
 
 
@@ -156,10 +157,17 @@ def _shape(target: dict[str, int]) -> str:
     return f"{target['prefill']} prefill, {target['decode']} decode"
 
 
+def _listed(names: Sequence[str]) -> str:
+    """All of a few, else the first and last of them."""
+    if len(names) <= MAX_LISTED:
+        return ", ".join(names)
+    return f"{names[0]} … {names[-1]} ({len(names)})"
+
+
 def _tell(shape: str, *parts: Any) -> None:
     """`wanted: 3 prefill, 1 decode; starting prefill-1, prefill-2`."""
     said = [
-        f"; {word} {', '.join(names)}"
+        f"; {word} {_listed(names)}"
         for word, names in zip(parts[::2], parts[1::2], strict=True)
         if names
     ]

@@ -30,7 +30,7 @@ def show_status(url: str, api_key: str | None, *, as_json: bool) -> int:
         console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
         console.print(headline(cluster))
         for line in notes(cluster):
-            console.print(line, markup=False)
+            console.print(line, markup=False, soft_wrap=True)
         console.print(worker_table(cluster))
     return 0 if cluster["ready"] else 1
 
@@ -118,7 +118,7 @@ def slo_line(slo: dict[str, Any]) -> str:
     """`SLO TTFT 2000 ms, TPOT 100 ms: 97.5 % of 80 requests in 5 min (goal 90 %) · goodput 0.26 requests/s`."""
     told = f"SLO TTFT {slo['ttft_ms']:g} ms, TPOT {slo['tpot_ms']:g} ms"
     if slo["attained"] is None:
-        return f"{told}: nothing ended in the last {slo['window_s'] / 60:.0f} min"
+        return f"{told}: nothing ended in the last {slo['window_s']:.0f} s"
     share = f"{slo['attained']:.1%} of {slo['requests']} requests (goal {slo['goal']:.0%})"
     lost = [f"{slo[key]} {key}" for key in ("refused", "failed") if slo[key]]
     return f"{told}: {', '.join([share, *lost])} · goodput {slo['goodput_per_s']:.2f} requests/s, over {slo['window_s']:.0f} s"

@@ -13,7 +13,7 @@ from deploy.config.values import GIB, KIB, MIB, format_bytes
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
 KV_SHARE = 0.10
 """Default share of available memory that all KV pools of a host take together."""
@@ -23,24 +23,55 @@ KV_LIMIT = 0.80
 """No flag may claim more than this share of what is available at start."""
 SETTLE_S = 15.0
 """A worker started less long ago may not have taken its KV pool yet."""
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+"""Names in a cgroup's folder, of both versions: its limit, what is used of it, and what of that is cache that can go."""
 PROCESS_BYTES = 384 * MIB
 """What a worker takes beside its pool and the weights: interpreter, libraries and a step's own arrays (300 MiB of
 SmolLM2-135M's workers after some answers)."""
 
 
 def available_bytes(
-    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    own: Path = Path("/proc/self/cgroup"),
 ) -> int:
-    """Memory that can be taken now without swapping: the host's, or less where a cgroup says so."""
+    """Memory that can be taken now without swapping: the host's, or less where a cgroup that this process is in, or one
+    around it, says so."""
     match = re.search(
         r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"), re.MULTILINE
     )
     if match is None:
         raise ConfigError(f"{meminfo} has no MemAvailable line: set --kv-cache-memory yourself")
     host = int(match[1]) * KIB
-    limit = _read_limit(cgroup / "memory.max")
-    used = _read_limit(cgroup / "memory.current")
-    return host if limit is None or used is None else max(0, min(host, limit - used))
+    left = [_left_in(folder, names) for folder, names in _groups(cgroup, own)]
+    return max(0, min([host, *(bytes_ for bytes_ in left if bytes_ is not None)]))
+
+
+def _groups(cgroup: Path, own: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Folders of the cgroups that bound this process's memory, in both versions' layouts, with the names used there."""
+    yield cgroup, V2
+    for line in own.read_text(encoding="utf-8").splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        is_v1 = "memory" in controllers.split(",")
+        if controllers and not is_v1:
+            continue
+        root = cgroup / "memory" if is_v1 else cgroup
+        folder = root / path.lstrip("/")
+        while folder.is_relative_to(root):
+            yield folder, V1 if is_v1 else V2
+            folder = folder.parent
+
+
+def _left_in(folder: Path, names: tuple[str, str, str]) -> int | None:
+    """What a cgroup has left, files that it caches and does not use being none of what is taken."""
+    limit, used = _read_limit(folder / names[0]), _read_limit(folder / names[1])
+    if limit is None or used is None:
+        return None
+    stat = folder / "memory.stat"
+    text = stat.read_text(encoding="ascii") if stat.is_file() else ""
+    cached = re.search(rf"^{names[2]} (\d+)$", text, re.MULTILINE)
+    return limit - used + (int(cached[1]) if cached else 0)
 
 
 def _read_limit(path: Path) -> int | None:

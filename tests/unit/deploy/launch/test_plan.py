@@ -103,6 +103,37 @@ def test_available_memory_is_the_smaller_of_host_and_cgroup(tmp_path) -> None:
     assert available_bytes(meminfo, tmp_path) == 4 * MIB
 
 
+@pytest.mark.parametrize(
+    ("line", "root", "limit", "used", "cached"),
+    [
+        ("0::/a.slice/b", "", "memory.max", "memory.current", "inactive_file"),
+        (
+            "4:memory:/a.slice/b",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_every_cgroup_around_it_bounds_a_process(
+    tmp_path: Path, line: str, root: str, limit: str, used: str, cached: str
+) -> None:
+    meminfo, own, cgroup = tmp_path / "meminfo", tmp_path / "own", tmp_path / "cgroup"
+    meminfo.write_text("MemAvailable:   9216 kB\n")
+    own.write_text(f"9:name=systemd:/\n{line}\n2:cpu,cpuacct:/elsewhere\n")
+    inner = cgroup / root / "a.slice" / "b"
+    inner.mkdir(parents=True)
+    assert available_bytes(meminfo, cgroup, own) == 9 * MIB
+    (inner / limit).write_text(f"{6 * MIB}\n")
+    (inner / used).write_text(f"{3 * MIB}\n")
+    (inner / "memory.stat").write_text(f"anon 7\n{cached} {MIB}\n")
+    assert available_bytes(meminfo, cgroup, own) == 4 * MIB, "cached files are not taken"
+    (inner.parent / limit).write_text(f"{5 * MIB}\n")
+    (inner.parent / used).write_text(f"{3 * MIB}\n")
+    assert available_bytes(meminfo, cgroup, own) == 2 * MIB, "the one around it has less"
+
+
 def test_core_lists() -> None:
     assert parse_cores("0-2,5") == (0, 1, 2, 5)
     for text in ("", "a", "1-", "3-1", "1,1"):
