@@ -43,6 +43,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--backend", default="auto", help="auto, cpu or torch")
     parser.add_argument("--threads", type=int, help="cores (default: half of those allowed)")
+    parser.add_argument(
+        "--lent-cores",
+        type=int,
+        default=0,
+        help="so many more help, as those of a worker that sleeps",
+    )
     parser.add_argument("--prompts", type=_numbers, default=(128, 512, 2048))
     parser.add_argument("--batches", type=_numbers, default=(1, 4, 8, 16))
     parser.add_argument("--contexts", type=_numbers, default=(128, 512, 1024))
@@ -91,7 +97,8 @@ def show(report: dict[str, Any]) -> None:
     limits = report["limits"]
     gemm = ", ".join(f"{name} {value:.0f}" for name, value in limits["gemm_gflops"].items())
     print(
-        f"{report['model']} · {report['dtype']} · {report['threads']} threads · {report['backend']}"
+        f"{report['model']} · {report['dtype']} · {report['threads']} threads, "
+        f"{report['lent_cores']} lent cores · {report['backend']}"
     )
     print(
         f"limits: read {limits['read_gb_per_s']:.1f} GB/s, copy {limits['copy_gb_per_s']:.1f} GB/s, "
@@ -112,8 +119,12 @@ def main(argv: list[str]) -> int:
     """Measure and print; ConfigError for what cannot be measured."""
     arguments = _arguments(argv)
     threads = arguments.threads or max(1, len(allowed_cores()) // 2)
-    if threads > len(allowed_cores()):
-        raise ConfigError(f"--threads: {threads} is more than the {len(allowed_cores())} cores")
+    cores = allowed_cores()
+    if threads > len(cores):
+        raise ConfigError(f"--threads: {threads} is more than the {len(cores)} cores")
+    lent = cores[threads : threads + arguments.lent_cores]
+    if len(lent) != arguments.lent_cores:
+        raise ConfigError(f"--lent-cores: {len(cores) - threads} of {len(cores)} cores are left")
     dtype = resolve_dtype(arguments.dtype)
     with ExitStack() as stack:
         if arguments.random is not None:
@@ -128,6 +139,7 @@ def main(argv: list[str]) -> int:
             directory=directory,
             kernel_cache=str(cache_directory() / "kernels"),
             threads=threads,
+            lent_cores=lent,
             **{
                 name: getattr(arguments, name)
                 for name in (
@@ -141,7 +153,13 @@ def main(argv: list[str]) -> int:
                 )
             },
         )
-        report = {"model": name, "threads": threads, **_measure(spec), "host": environment()}
+        report = {
+            "model": name,
+            "threads": threads,
+            "lent_cores": len(lent),
+            **_measure(spec),
+            "host": environment(),
+        }
     show(report)
     line = json.dumps(report)
     if arguments.output is not None:

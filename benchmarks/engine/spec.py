@@ -6,12 +6,14 @@ import msgspec
 
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """`directory` is a prepared model; lengths and sizes are tokens and sequences."""
+    """`directory` is a prepared model; lengths and sizes are tokens and sequences. `lent_cores` help as another
+    worker's would that sleeps all the time."""
 
     directory: str
     kernel_cache: str
     backend: str = "auto"
     threads: int = 1
+    lent_cores: tuple[int, ...] = ()
     block_size: int = 16
     chunk: int = 512
     prompts: tuple[int, ...] = (128, 512, 2048)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from benchmarks.engine.spec import EngineSpec
 from benchmarks.machine_limits import Limits, layer_shapes, measure_limits
 from engine.checkpoints.prepared import ELEMENT_BYTES, read_manifest
+from engine.cpu.lending import FILE_NAME, LentCores
 from engine.kv.block_pool import BlockPool
 from engine.kv.sequence import Scheduled, Sequence
 from engine.model import shared_weights
@@ -45,6 +47,7 @@ class Engine:
             num_threads=spec.threads,
             kernel_cache=Path(spec.kernel_cache),
             shared_weights_fd=shared_weights.create(),
+            lent_cores=_lent(spec.lent_cores),
         )
         self.runner = ModelRunner.load(directory, options)
         self.runner.warm_up()
@@ -102,6 +105,16 @@ class Engine:
             sequence.num_computed_tokens += 1
             sequence.append(token)
         return seconds
+
+
+def _lent(cores: tuple[int, ...]) -> LentCores | None:
+    """Cores whose owner sleeps from now on."""
+    if not cores:
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        lent = LentCores(Path(directory, FILE_NAME), cores, cores)
+    lent.lend()
+    return lent
 
 
 class Work:

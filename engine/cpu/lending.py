@@ -54,11 +54,15 @@ class LentCores:
         for place in self._own:
             self.words[place] = BUSY
 
+    def lend(self) -> None:
+        """This worker is about to sleep."""
+        for place in self._own:
+            self.words[place] = IDLE
+
     @contextmanager
     def lent(self) -> Iterator[None]:
         """While this worker sleeps."""
-        for place in self._own:
-            self.words[place] = IDLE
+        self.lend()
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,10 @@ def test_engine_reports_every_batch_and_context(engine_report) -> None:
 def test_engine_takes_the_embedded_model_from_any_folder(tmp_path: Path) -> None:
     """In the default dtype of this processor; `tmp_path` is in no checkout."""
     sizes = ("--prompts", "16", "--batches", "1", "--contexts", "16", "--chunk", "32")
-    report = bench("engine", "smollm2-135m", *sizes, cwd=tmp_path)
+    lent = min(len(os.sched_getaffinity(0)) - 1, 1)
+    cores = ("--threads", "1", "--lent-cores", str(lent))
+    report = bench("engine", "smollm2-135m", *sizes, *cores, cwd=tmp_path)
+    assert (report["threads"], report["lent_cores"]) == (1, lent)
     assert report["host"]["cores"]
     assert report["model"] == "smollm2-135m"
     assert report["dtype"] in ("float32", "bfloat16")
@@ -82,6 +86,12 @@ def test_engine_measures_the_machine_in_the_same_run(engine_report) -> None:
 def test_no_step_is_faster_than_the_limit(engine_report) -> None:
     shares = [entry["of_limit"] for entry in engine_report["prefill"] + engine_report["decode"]]
     assert all(0 < share < 1 for share in shares)
+
+
+def test_more_cores_than_there_are_name_the_flag() -> None:
+    command = [str(BATON), "bench", "engine", "--threads", "1", "--lent-cores", "4096"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (done.returncode, "--lent-cores" in done.stderr) == (2, True)
 
 
 def test_wrong_shape_names_the_flag(tmp_path: Path) -> None:
