@@ -40,7 +40,7 @@ OWN_PARSERS = {
     "plan": "find the pool sizes that hold an SLO, by simulation",
     "keys": "create, list, show, rotate and revoke keys",
     "autoscale": "show or change the SLO, ranges and mode of a running autoscaler",
-    "init": "write the files to run Baton with: ray, aws, kuberay, systemd, grafana",
+    "init": "write the files to run Baton on a host or a cluster",
     "apply": "make a running server what its configuration file says",
 }
 
@@ -85,12 +85,13 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     """Of `baton` itself, and of every verb."""
     parser = Parser(
         prog="baton",
+        usage="baton [-h] [--version] COMMAND ...",
         description="Prefill-decode disaggregated serving of language models.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"baton {own_version()}")
     verbs = parser.add_subparsers(
-        title="commands", dest="verb", metavar="COMMAND", parser_class=Parser
+        title="commands", prog="baton", dest="verb", metavar="COMMAND ...", parser_class=Parser
     )
     _add_serve(verbs)
     _add_chat(verbs)

@@ -30,8 +30,9 @@ from benchmarks.coordinator.stamped_cluster import ClusterSpec
 from benchmarks.coordinator.stamped_tokens import Stamps
 from benchmarks.environment import environment
 from deploy.commands.serve import claim_port
-from deploy.config.parser import Parser
+from deploy.config.parser import Parser, typed
 from deploy.config.topology import cache_directory, child_environment
+from deploy.config.values import positive, whole
 from deploy.host.model_source import prepare
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
@@ -256,17 +257,21 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         description=(__doc__ or "").split("\n\n")[0],
         allow_abbrev=False,
     )
-    parser.add_argument("--streams", type=_numbers, default=(64, 256, 512), help="at once")
-    parser.add_argument("--tokens", type=int, default=100, help="of each stream")
-    parser.add_argument("--step-ms", type=float, default=40.0, help="length of a decode step")
+    parser.add_argument("--streams", type=typed(_numbers), default=(64, 256, 512), help="at once")
+    parser.add_argument(
+        "--tokens", type=typed(whole(2, 100_000)), default=100, help="of each stream"
+    )
+    parser.add_argument(
+        "--step-ms", type=typed(positive), default=40.0, help="length of a decode step"
+    )
     parser.add_argument("--pd", default="1p1d", help="pools of mock workers")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--port", type=typed(whole(0, 65535)), default=0, help="0 takes a free one")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
     return parser.parse_args(argv)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    return tuple(whole(1, 100_000)(part) for part in text.split(","))
 
 
 def show(levels: list[dict[str, Any]]) -> None:

@@ -20,8 +20,9 @@ import msgspec
 
 from benchmarks.engine.spec import EngineSpec
 from benchmarks.environment import environment
-from deploy.config.parser import Parser
+from deploy.config.parser import Parser, typed
 from deploy.config.topology import cache_directory, child_environment
+from deploy.config.values import whole
 from deploy.host.affinity import allowed_cores
 from deploy.host.model_source import prepare, resolve_dtype
 from protocol.errors import BatonError, ConfigError
@@ -42,29 +43,34 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--backend", default="auto", help="auto, cpu or torch")
-    parser.add_argument("--threads", type=int, help="cores (default: half of those allowed)")
+    parser.add_argument(
+        "--threads", type=typed(whole(1, 4096)), help="cores (default: half of those allowed)"
+    )
     parser.add_argument(
         "--lent-cores",
-        type=int,
+        type=typed(whole(0, 4096)),
         default=0,
         help="so many more help, as those of a worker that sleeps",
     )
-    parser.add_argument("--prompts", type=_numbers, default=(128, 512, 2048))
-    parser.add_argument("--batches", type=_numbers, default=(1, 4, 8, 16))
-    parser.add_argument("--contexts", type=_numbers, default=(128, 512, 1024))
-    parser.add_argument("--chunk", type=int, default=512, help="prompt tokens in a step")
-    parser.add_argument("--steps", type=int, default=15, help="decode steps of each case")
-    parser.add_argument("--repeats", type=int, default=3, help="prompts of each length")
+    parser.add_argument("--prompts", type=typed(_numbers), default=(128, 512, 2048))
+    parser.add_argument("--batches", type=typed(_numbers), default=(1, 4, 8, 16))
+    parser.add_argument("--contexts", type=typed(_numbers), default=(128, 512, 1024))
+    parser.add_argument(
+        "--chunk", type=typed(whole(1, 1 << 20)), default=512, help="prompt tokens in a step"
+    )
+    parser.add_argument(
+        "--steps", type=typed(whole(1, 10_000)), default=15, help="decode steps of each case"
+    )
+    parser.add_argument(
+        "--repeats", type=typed(whole(1, 10_000)), default=3, help="prompts of each length"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
     return parser.parse_args(argv)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
     """`128,512` as numbers."""
-    found = tuple(int(part) for part in text.split(","))
-    if min(found) < 1:
-        raise ValueError(text)
-    return found
+    return tuple(whole(1, 1 << 20)(part) for part in text.split(","))
 
 
 def _random_directory(config: Path, dtype: str, stack: ExitStack) -> str:

@@ -27,7 +27,8 @@ from benchmarks.kv.bare import COPIES, BareNixl, BareUcx, BareZmq
 from benchmarks.kv.handover_gap import Handover, measure_handover, serve_and_measure
 from benchmarks.kv.plot import write_plot
 from benchmarks.kv.source import FINGERPRINT, INCARNATION, header
-from deploy.config.parser import Parser
+from deploy.config.parser import Parser, typed
+from deploy.config.values import whole
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.pulling.puller import Puller, PullJob
@@ -296,8 +297,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     works = [name for name, reason in usable().items() if reason is None]
     parser.add_argument("--transport", action="append", choices=works, help="default: all usable")
     parser.add_argument("--model", action="append", choices=list(MODELS), help="default: all")
-    parser.add_argument("--tokens", type=int, default=512, help="length of the prompt")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--tokens", type=typed(whole(1, 1 << 20)), default=512, help="length of the prompt"
+    )
+    parser.add_argument("--repeats", type=typed(whole(1, 10_000)), default=15)
     parser.add_argument("--plot", type=Path, default=Path("kv_transfer.svg"), help="SVG to write")
     parser.add_argument(
         "--peers", type=Path, default=_peers(), help="directory with transfer_peers.py;  for none"

@@ -111,7 +111,7 @@ def test_choices_are_shown_where_there_are_any(capsys) -> None:
         (["bench", "kv", "--repeat", "2"], "did you mean '--repeats'?"),
         (["bench", "cluster", "--slo", "ttft:900", "--polices", "x"], "did you mean '--policies'?"),
         (["bench", "serve", "--ulr", "x"], "did you mean '--url'?"),
-        (["drain"], "required: WORKER; see `baton drain --help`"),
+        (["drain"], "drain: name a worker, or --all for the whole server"),
         (["role", "decode-0", "both"], "role: 'both' is not one of prefill, decode; see"),
         (["chat", "--temperature", "nan"], "--temperature: 'nan' is not a number"),
         (["chat", "--temperature", "3"], "--temperature: must be 0 to 2"),
