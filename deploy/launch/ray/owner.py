@@ -239,6 +239,7 @@ class RayLauncher:
             self._open_control(place, placed)
         self.roster.begin(place, self._clock.now_s())
         self._ray.send(self.seating.run(place))
+        self._greet()
 
     def _open_control(self, coordinator: Place, placed: Placed) -> None:
         control = self.seating.open_control(coordinator, placed.node)
