@@ -29,8 +29,11 @@ MAX_ADDRESS_SPACE_BYTES = 2 << 30
 """A grammar that takes more ends the process."""
 MAX_WORK_S = 0.3
 """Of processor time: workers do it again beside their engine."""
-NUM_WALKS, WALK_TOKENS, WALK_S = 8, 8, 0.05
-"""How many answers are begun to try a grammar, how long they get, and what that may cost."""
+NUM_WALKS, WALK_TOKENS, LONG_WALK_TOKENS = 8, 8, 256
+"""How many answers are begun to try a grammar, how long they get, and how long one more: what is ambiguous costs more with each token."""
+WALK_S = 0.25
+"""Of processor time, for the masks of each kind: many times what those of real schemas take."""
+TOO_MUCH_WORK = "it takes too much work to keep an answer to it"
 
 
 def refusal(compiler: GrammarCompiler, constraint: Constraint) -> str | None:
@@ -52,20 +55,40 @@ def _worked_s() -> float:
 
 
 def _dead_end(compiler: GrammarCompiler, grammar: CompiledGrammar) -> str | None:
-    """Whether answers begun by chance soon come to where the grammar costs more than it may: no worker should."""
-    until_s = _worked_s() + WALK_S
+    """Whether answers begun by chance soon come to where the grammar costs more than it may, or a long one costs much all
+    the way: workers do that work between two steps of everybody's answers."""
+    spent_s = 0.0
     for seed in range(NUM_WALKS):
-        guide = compiler.guide(grammar, SamplingParams(max_tokens=1))
-        chance = np.random.default_rng(seed)
-        for _ in range(WALK_TOKENS):
-            token_ids = np.flatnonzero(allowed(guide.mask(), compiler.vocabulary.num_rows))
-            if guide.failure is None and len(token_ids):
-                guide.accept(int(chance.choice(token_ids)))
-            if guide.failure is not None:
-                return "it takes too much work to keep an answer to it"
-            if guide.is_finished or _worked_s() > until_s:
-                break
-    return None
+        failure, cost_s = _walk(compiler, grammar, seed, WALK_TOKENS)
+        spent_s += cost_s
+        if failure is not None or spent_s > WALK_S:
+            return TOO_MUCH_WORK
+    _, cost_s = _walk(compiler, grammar, NUM_WALKS, LONG_WALK_TOKENS)
+    return TOO_MUCH_WORK if cost_s > WALK_S else None
+
+
+def _walk(
+    compiler: GrammarCompiler, grammar: CompiledGrammar, seed: int, most: int
+) -> tuple[str | None, float]:
+    """(where the grammar failed, what it cost) of an answer that ends when it must, or has cost too much."""
+    guide, cost_s = compiler.guide(grammar, SamplingParams(max_tokens=1)), 0.0
+    rows, ends = compiler.vocabulary.num_rows, list(compiler.vocabulary.eos_token_ids)
+    chance = np.random.default_rng(seed)
+    for _ in range(most):
+        before_s = _worked_s()
+        may_come = allowed(guide.mask(), rows).copy()
+        cost_s += _worked_s() - before_s
+        may_come[ends] = False
+        start = int(chance.integers(rows))
+        token_id = (start + int(np.roll(may_come, -start).argmax())) % rows
+        if guide.failure is not None or cost_s > WALK_S or not may_come[token_id]:
+            break
+        before_s = _worked_s()
+        guide.accept(token_id)
+        cost_s += _worked_s() - before_s
+        if guide.is_finished:
+            break
+    return guide.failure, cost_s
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deploy.processes.grammar_main import refusal
-from protocol.constraints import json_schema
+from protocol.constraints import Constraint, ConstraintKind, json_schema
 from tests.unit.engine.grammar.walks import compiler
 
 COMPILER = compiler()
@@ -25,3 +25,10 @@ def test_what_answers_can_be_kept_to_is_not_refused(schema: dict[str, object]) -
 
 def test_what_no_answer_can_keep_to_is_refused() -> None:
     assert refusal(COMPILER, json_schema({"$ref": "#"})) is not None
+
+
+def test_an_ambiguous_grammar_whose_masks_cost_more_with_each_token_is_refused() -> None:
+    ambiguous = Constraint(kind=ConstraintKind.GRAMMAR, text='start: s\ns: s s | "a" | "b"\n')
+    told = refusal(COMPILER, ambiguous)
+    assert told is not None
+    assert "too much work" in told
