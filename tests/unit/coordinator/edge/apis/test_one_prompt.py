@@ -21,6 +21,7 @@ from tests.unit.coordinator.edge.text.test_template_abilities import (
     CALL,
     FAMILIES,
     LIBRARY,
+    ONLY_LISTS,
     TOOLS,
     reader_of,
 )
@@ -178,7 +179,7 @@ CALLED: Messages = [
 @pytest.mark.parametrize("name", FAMILIES)
 async def test_every_dialect_has_the_ids_of_transformers(edges, name):
     messages = said("Hello", "Well", "東京 naïve {x} 100%")
-    in_parts = name in ("only-parts", "first-part")
+    in_parts = name in ONLY_LISTS
     told = [
         {"role": one["role"], "content": [{"type": "text", "text": one["content"]}]}
         for one in messages
