@@ -6,6 +6,8 @@ import itertools
 import os
 import secrets
 import signal
+import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +52,25 @@ def check_sum(timings: dict[str, Any]) -> None:
     assert sum(timings["spans_ms"].values()) == pytest.approx(timings["e2e_ms"], abs=0.02)
 
 
+HOPS, USUAL_HOP_MS = 10, 0.2
+"""Processes that an answer passes are woken so often; on a machine without other work that takes less."""
+
+
+def hop_ms() -> float:
+    """From one process to another and back, as it is just now."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as cat:
+        assert cat.stdin is not None
+        assert cat.stdout is not None
+        taken_s = []
+        for _ in range(30):
+            started_s = time.perf_counter()
+            cat.stdin.write(b"x")
+            assert cat.stdout.read(1) == b"x"
+            taken_s.append(time.perf_counter() - started_s)
+        cat.stdin.close()
+    return 1000 * statistics.mean(taken_s)
+
+
 @pytest.mark.alone
 def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
     """The real engine: compute dominates, and what no report explains is under 1 % or 2 ms."""
@@ -73,11 +94,12 @@ def test_spans_of_a_real_answer_sum_and_little_is_unexplained() -> None:
                 "prefill-0",
                 "decode-0",
             )
-            unexplained = spans["control"] / max(2.0, 0.01 * timings["e2e_ms"])
-            unseen = (client_ms - timings["e2e_ms"]) / max(20.0, 0.05 * client_ms)
+            waits_ms = HOPS * max(0.0, hop_ms() - USUAL_HOP_MS)
+            unexplained = (spans["control"] - waits_ms) / max(2.0, 0.01 * timings["e2e_ms"])
+            unseen = (client_ms - timings["e2e_ms"] - waits_ms) / max(20.0, 0.05 * client_ms)
             return float(max(unexplained, unseen))
 
-        in_time(attempt, 1.0, attempts=5)
+        in_time(attempt, 1.0, attempts=8)
 
 
 def test_official_clients_are_not_disturbed(server: Server) -> None:
@@ -197,17 +219,23 @@ def test_replayed_request_adds_up_and_says_so(receiver: Receiver) -> None:
             )
             answers.append(reply.json())
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-
         def writer() -> list[int]:
             """The pid of who writes the answer."""
             workers = server.cluster()["workers"]
             writing = [w for w in workers if w["role"] == "decode" and w["requests"]["running"]]
             return [worker["pid"] for worker in writing]
 
-        until(writer, "the answer being written")
-        os.kill(writer()[0], signal.SIGKILL)
+        until(lambda: not writer(), "the end of what workers were tried with")
+        asking = threading.Thread(target=ask)
+        asking.start()
+        found: list[int] = []
+
+        def is_written() -> bool:
+            found[:] = writer()
+            return bool(found)
+
+        until(is_written, "the answer being written")
+        os.kill(found[0], signal.SIGKILL)
         asking.join()
         timings = answers[0]["baton"]
         check_sum(timings)
