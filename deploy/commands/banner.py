@@ -120,7 +120,7 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
 
 def curl_line(url: str, model: str, with_key: bool) -> str:  # noqa: FBT001
     """A request that streams an answer, ready for a shell."""
-    message = {"role": "user", "content": "What is the capital of France?"}
+    message = {"role": "user", "content": "What is the capital of Japan?"}
     sampling = {"temperature": 0, "max_tokens": 64}
     body = json.dumps({"model": model, "messages": [message], **sampling, "stream": True})
     key = ' -H "Authorization: Bearer $BATON_API_KEY"' if with_key else ""

@@ -163,7 +163,7 @@ def served(cluster: Cluster) -> Cluster:
 
 def test_a_submitted_job_serves_and_answers(served: Cluster) -> None:
     until(lambda: "worker decode-0 is ready" in served.follow("log"), "the job's log", 60)
-    assert "Paris" in served.follow("chat")
+    assert "Tokyo" in served.follow("chat")
     shown = served.follow("status")
     assert "prefill" in shown
     assert "decode" in shown
@@ -237,7 +237,7 @@ def test_a_lost_node_loses_no_request(served: Cluster) -> None:
 
     assert_none_lost(loaded(served, lose))
     assert served.cluster_view()["replays"] > before
-    assert "Paris" in served.follow("chat")
+    assert "Tokyo" in served.follow("chat")
 
 
 def test_down_leaves_nothing_behind(served: Cluster) -> None:

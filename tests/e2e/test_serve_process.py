@@ -59,7 +59,7 @@ def test_banner_shows_what_runs_and_a_line_that_works(server) -> None:
 
 
 def test_chat_answers_one_question(server) -> None:
-    done = baton("chat", "--url", server.url, "--max-tokens", "8", "What is the capital of France?")
+    done = baton("chat", "--url", server.url, "--max-tokens", "8", "What is the capital of Japan?")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

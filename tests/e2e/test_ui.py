@@ -64,7 +64,7 @@ def test_nothing_but_the_server_is_asked(page, server) -> None:
 
 
 def test_console_stays_empty(page) -> None:
-    ask(page, "What is the capital of France?")
+    ask(page, "What is the capital of Japan?")
     page.wait_for(TIMING)
     assert page.errors == []
 
@@ -138,7 +138,7 @@ def test_operators_scale_flip_and_drain_here(page) -> None:
 def test_a_phone_needs_no_sideways_scrolling(page, scheme) -> None:
     page.prefer(scheme)
     page.resize(360, 740, is_phone=True)
-    ask(page, "What is the capital of France? " + "Antidisestablishmentarianism" * 4)
+    ask(page, "What is the capital of Japan? " + "Antidisestablishmentarianism" * 4)
     page.wait_for(TIMING)
     beyond = (
         "[...document.querySelectorAll('body *')].filter(e => !e.closest('svg, .hidden')"
