@@ -271,6 +271,10 @@ def ids_with_a_kill(server: Server, name: str, place: int, role: str) -> list[in
         (1, "prefill", "required"),
         (5, "decode", "required"),
         (14, "decode", "auto_or_schema"),
+        pytest.param(0, "decode", "required", marks=pytest.mark.deep),
+        pytest.param(1, "prefill", "json_schema", marks=pytest.mark.deep),
+        pytest.param(2, "decode", "json_schema", marks=pytest.mark.deep),
+        pytest.param(20, "decode", "required", marks=pytest.mark.deep),
     ],
 )
 def test_a_kill_changes_no_token(
@@ -278,16 +282,3 @@ def test_a_kill_changes_no_token(
 ) -> None:
     """In the middle of an answer: who goes on has only the text of the grammar and the tokens."""
     assert ids_with_a_kill(server, name, place, role) == alone[name, 1][0]
-
-
-@pytest.mark.deep
-@pytest.mark.parametrize("role", ["prefill", "decode"])
-@pytest.mark.parametrize("name", ["json_schema", "required"])
-def test_a_kill_at_no_token_changes_any(
-    server: Server, alone: dict[Any, Any], name: str, role: str
-) -> None:
-    whole_ids = alone[name, 1][0]
-    for place in range(len(whole_ids)):
-        assert ids_with_a_kill(server, name, place, role) == whole_ids, place
-    server.await_pair()
-    assert server.audit()["balanced"]
