@@ -49,7 +49,7 @@ class Fields:
 
     def refuse(self, name: str, why: str) -> NoReturn:
         """ConfigError: `where`: `name` `why`."""
-        raise ConfigError(f"{self.where}: `{name}` {why}")
+        raise ConfigError(f"{self.where}: `{one_line(name)}` {why}")
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""

@@ -71,13 +71,14 @@ def _rename(fields: dict[str, Any], names: Mapping[str, str], ids: Mapping[str, 
     for token in fields.get("added_tokens") or ():
         token["content"] = names.get(token["content"], token["content"])
     model = fields["model"]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
+    unknown = model.get("unk_token")
+    if isinstance(unknown, str) and unknown in names:
+        model["unk_token"] = names[unknown]
     if isinstance(model.get("vocab"), dict):
         _rename_words(model["vocab"], names, ids)
     elif isinstance(model.get("vocab"), list):
         _rename_pieces(model["vocab"], names, ids)
-    if model.get("merges"):
+    if isinstance(model.get("merges"), list):
         model["merges"] = [merge for merge in model["merges"] if not _makes(merge, names)]
 
 
@@ -100,6 +101,9 @@ def _rename_pieces(
             pieces[ids[name]] = [stand_in, *pieces[ids[name]][1:]]
 
 
-def _makes(merge: str | list[str], names: Mapping[str, str]) -> bool:
+def _makes(merge: object, names: Mapping[str, str]) -> bool:
+    """Models without merges may have anything there."""
     parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        return False
     return "".join(parts) in names or any(part in names for part in parts)
