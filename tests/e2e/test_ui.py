@@ -170,7 +170,8 @@ def test_killed_worker_shows_within_2_s_and_comes_back(page, server) -> None:
 
     in_time(attempt, 2.0)
     page.wait_for(BOTH_READY)
-    assert "decode-0 is ready" in page.text("#changes")
+    told = "document.querySelector('#changes').textContent"
+    page.wait_for(f"{told}.includes('decode-0 is ready')")
 
 
 def test_key_is_asked_for_and_forgotten_with_the_tab(browser, tmp_path: Path) -> None:

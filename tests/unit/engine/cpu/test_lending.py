@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from engine.cpu.lending import BUSY, IDLE, LINE_WORDS, LentCores, Team
+from tests.patience import until
 from tests.unit.engine.cpu.driving import PackedMatrix, kernels_for
 from tests.unit.engine.cpu.processors import runnable_targets
 
@@ -183,6 +184,12 @@ def worked_ns(thread: int) -> int:
     return int(Path(f"/proc/self/task/{thread}/schedstat").read_text(encoding="ascii").split()[0])
 
 
+def has_settled(thread: int) -> bool:
+    """Whether it has begun, and waits for work by now."""
+    state = Path(f"/proc/self/task/{thread}/stat").read_text(encoding="ascii").rpartition(")")[2]
+    return worked_ns(thread) > 0 and state.split()[0] == "S"
+
+
 def test_a_core_is_used_only_while_its_owner_sleeps(tmp_path: Path) -> None:
     before = own_threads()
     kernels = kernels_for(torch.bfloat16)
@@ -193,6 +200,7 @@ def test_a_core_is_used_only_while_its_owner_sleeps(tmp_path: Path) -> None:
     multiply = PackedMatrix(kernels, torch.randn(2064, 192).bfloat16(), None)
     multiply.lend(team)
     x = torch.randn(ROWS, 192).bfloat16()
+    until(lambda: has_settled(thread), "a helper that waits")
     idle_ns = worked_ns(thread)
     for _ in range(20):
         multiply(x)
