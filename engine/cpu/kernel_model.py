@@ -81,12 +81,12 @@ class KernelModel:
         residual = self._embed[torch.from_numpy(batch.token_ids)]
         shape = (len(batch.sample_rows), self.config.vocab_size)
         logits = torch.empty(shape, dtype=residual.dtype)
-        self._run(self.step(batch, residual, logits), batch)
+        self._run(self.step(batch, residual, logits), batch, residual, logits)
         return logits.float()
 
-    def _run(self, step: Step, batch: RaggedBatch) -> None:
+    def _run(self, step: Step, batch: RaggedBatch, *tensors: torch.Tensor) -> None:
         self._kernels.forward(step)
-        if self._team.keep(step, batch, self._scratch, self._kv):
+        if self._team.keep(step, batch, tensors, self._scratch, self._kv):
             self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def states(self, batch: RaggedBatch) -> torch.Tensor:
@@ -96,7 +96,7 @@ class KernelModel:
         states = torch.empty(shape, dtype=residual.dtype)
         step = self.step(batch, residual, states)
         step.states = states.data_ptr()
-        self._run(step, batch)
+        self._run(step, batch, residual, states)
         return states
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
