@@ -23,6 +23,7 @@ BatonError
 ├── NoLauncher         503  nobody here can start or stop workers
 ├── ProtocolError      502  a message that breaks the protocol
 ├── ConfigError        2    flags or files that cannot work; exit status, not HTTP
+│   └── StoreError          a path that no store can use; the message names it
 ├── GivenUp            500  the request's attempts failed again and again; the message says how the last one did
 └── InternalError      500  a bug of ours
 """
@@ -212,6 +213,10 @@ class ProtocolError(BatonError):
 
 class ConfigError(BatonError):
     """A flag, variable or file that cannot work; the message names it and says what to do."""
+
+
+class StoreError(ConfigError):
+    """A path that cannot hold stored blocks, or that another process uses; the message names both."""
 
 
 class GivenUp(BatonError):
