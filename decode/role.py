@@ -119,7 +119,8 @@ class DecodeRole:
         key = (message.request_id, message.attempt)
         if key in self._sequences or key in self.fetches or key in self.prefixes:
             return
-        sequence = self.scheduler.allocator.begin(message, self.context)
+        whose, now_s = self.context.fingerprint_hash, self.context.clock.now_s()
+        sequence = self.scheduler.allocator.begin(message, whose, now_s)
         sequence.guide = guide
         sequence.chunk_tokens = message.chunk_tokens
         sequence.prefix_source = message.prefix_source

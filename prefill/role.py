@@ -117,7 +117,8 @@ class PrefillRole:
         key = (message.request_id, message.attempt)
         if key in self.offers:
             return
-        sequence = self.scheduler.allocator.begin(message, self.context)
+        whose, now_s = self.context.fingerprint_hash, self.context.clock.now_s()
+        sequence = self.scheduler.allocator.begin(message, whose, now_s)
         sequence.guide = guide
         sequence.prefix_source = message.prefix_source
         sequence.prefix_source_tokens = message.prefix_source_tokens

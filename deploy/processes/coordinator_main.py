@@ -21,9 +21,9 @@ import uvloop
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
 from coordinator.edge.app import Parsers, SamplingDefaults, ServedModel, Sites, create_app
-from coordinator.edge.http.server import make_server
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
+from coordinator.edge.http.wire.server import make_server
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.config.topology import all_variables
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr

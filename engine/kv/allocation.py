@@ -9,7 +9,6 @@ from engine.kv.sequence import Sequence
 from engine.kv.state_pool import StatePool
 
 if TYPE_CHECKING:
-    from engine.context import WorkerContext
     from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Scheduled
     from protocol.messages.orders import Decode, Prefill
@@ -29,16 +28,15 @@ class Allocator:
         """Blocks that `num_tokens` tokens fill, the last one perhaps in part."""
         return -(-num_tokens // self.block_size)
 
-    def begin(self, order: Prefill | Decode, context: WorkerContext) -> Sequence:
-        """The sequence that an order asks for, with a hold on nothing yet."""
-        now_s = context.clock.now_s()
+    def begin(self, order: Prefill | Decode, fingerprint_hash: bytes, now_s: float) -> Sequence:
+        """The sequence that an order asks for, with a hold on nothing yet; what is cached belongs to the fingerprint."""
         return Sequence(
             request_id=order.request_id,
             attempt=order.attempt,
             token_ids=list(order.token_ids),
             num_prompt_tokens=order.num_prompt_tokens,
             sampling=order.sampling,
-            root=root_key(context.fingerprint_hash, order.cache_salt),
+            root=root_key(fingerprint_hash, order.cache_salt),
             hold=self.pool.empty_hold(f"seq:{order.request_id}"),
             deadline_s=now_s + order.deadline_in_s,
             due_s=now_s + order.due_in_s,

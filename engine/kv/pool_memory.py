@@ -11,7 +11,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from engine.huge_pages import map_aligned, populate
+from engine.kv.huge_pages import map_aligned, populate
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from engine.huge_pages import collapse, map_aligned
+from engine.kv.huge_pages import collapse, map_aligned
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.huge_pages import populate
+from engine.kv.huge_pages import populate
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.copying import BlockCopy, CopyCrew, blocks_of
 from kvtransfer.transports.descriptors import DescriptorLink, DescriptorServer

@@ -24,8 +24,8 @@ from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
 from coordinator.edge.app import EdgeLimits, ServedModel, create_app
-from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.limits import WireLimits
+from coordinator.edge.http.wire.server import make_server
 from protocol.clock import SystemClock
 from protocol.finish import FinishReason
 from protocol.model_config import ModelConfig

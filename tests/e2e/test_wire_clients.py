@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from coordinator.edge.http.limits import EdgeLimits
-from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.limits import WireLimits
+from coordinator.edge.http.wire.server import make_server
 from tests.e2e.edge_server import edge_server
 from tests.patience import ATTEMPTS, PATIENCE_S
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def imported(tree: ast.AST, known: set[str]) -> set[str]:
     return names & known
 
 
+@functools.cache
 def house() -> dict[str, set[str]]:
     files = modules()
     known = set(files)
@@ -59,7 +61,7 @@ def house() -> dict[str, set[str]]:
 
 
 def circles(arrows: dict[str, set[str]]) -> set[frozenset[str]]:
-    """Strongly connected components of more than one file (Tarjan)."""
+    """Strongly connected components of more than one file or folder (Tarjan)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -89,6 +91,20 @@ def circles(arrows: dict[str, set[str]]) -> set[frozenset[str]]:
 
 def test_no_files_import_each_other_in_a_circle() -> None:
     assert circles(house()) == KNOWN_CIRCLES
+
+
+def folders() -> dict[str, set[str]]:
+    """The same drawing from farther away: which folder needs which."""
+    folder_of = {name: path.parent.relative_to(ROOT).as_posix() for name, path in modules().items()}
+    arrows: dict[str, set[str]] = {folder: set() for folder in folder_of.values()}
+    for name, others in house().items():
+        arrows[folder_of[name]] |= {folder_of[other] for other in others} - {folder_of[name]}
+    return arrows
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    """A folder and the folders in it count apart: either the outer one needs the inner, or the inner the outer."""
+    assert circles(folders()) == set()
 
 
 def test_nothing_imports_upwards_or_across() -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
+from coordinator.edge.apis.openai.dialects.replies import error_body
 from coordinator.edge.apis.openai.embeddings import EmbeddingRoutes
-from coordinator.edge.apis.openai.replies import error_body
 from coordinator.edge.apis.openai.responses.routes import ResponseRoutes
 from coordinator.edge.apis.openai.routes import GenerationRoutes
 from coordinator.edge.apis.openai.text_routes import TextRoutes

@@ -10,14 +10,14 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads the anno
 
 from coordinator.edge.answers.answer import AnswerRequest, Resumable
 from coordinator.edge.answers.tools import NO_TOOLS
-from coordinator.edge.apis.openai.dialects import (
+from coordinator.edge.apis.openai.dialects.generation import (
     STREAM_HEADERS,
     ChatDialect,
     CompletionDialect,
     PromptEcho,
     ReplyOptions,
 )
-from coordinator.edge.apis.openai.prompt_scores import SpelledScores
+from coordinator.edge.apis.openai.dialects.prompt_scores import SpelledScores
 from coordinator.edge.apis.openai.requests import (
     chat_wishes,
     check_scores,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.answer import SamplingWishes
     from coordinator.edge.answers.edge import Edge
     from coordinator.edge.answers.tools import ToolUse
-    from coordinator.edge.apis.openai.dialects import OpenAiDialect
+    from coordinator.edge.apis.openai.dialects.generation import OpenAiDialect
     from coordinator.edge.apis.openai.types import GenerationRequest
     from coordinator.edge.text.conversation import Conversation
 

@@ -1,1 +1,1 @@
-"""Bytes of a connection to requests, within limits: heads, bodies, deadlines, descriptors."""
+"""The server: bytes of a connection to requests, within limits: heads, bodies, deadlines, descriptors."""

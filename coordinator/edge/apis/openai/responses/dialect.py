@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Raw
 
 from coordinator.edge.answers.answer import TextDelta
-from coordinator.edge.apis.openai.dialects import STREAM_HEADERS
-from coordinator.edge.apis.openai.replies import chat_logprobs, encode
+from coordinator.edge.apis.openai.dialects.generation import STREAM_HEADERS
+from coordinator.edge.apis.openai.dialects.replies import chat_logprobs, encode
 from coordinator.edge.apis.openai.responses.items import DONE, GROWING, UNFINISHED, Output
 from protocol.clock import wall_time_s
 from protocol.finish import FinishReason

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from coordinator.edge.answers.answer import AnswerRequest, Resumable
 from coordinator.edge.answers.resumable import StreamGone
-from coordinator.edge.apis.openai.dialects import STREAM_HEADERS
+from coordinator.edge.apis.openai.dialects.generation import STREAM_HEADERS
 from coordinator.edge.apis.openai.responses.dialect import ResponseOptions, ResponsesDialect
 from coordinator.edge.apis.openai.responses.requests import (
     conversation_of,

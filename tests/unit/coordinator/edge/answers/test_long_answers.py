@@ -13,8 +13,8 @@ from msgspec import Raw
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.edge.answers.responses import PIECE_BYTES
 from coordinator.edge.apis.ollama.dialects import ChatDialect as OllamaChat
-from coordinator.edge.apis.openai.dialects import ChatDialect, CompletionDialect
-from coordinator.edge.apis.openai.replies import (
+from coordinator.edge.apis.openai.dialects.generation import ChatDialect, CompletionDialect
+from coordinator.edge.apis.openai.dialects.replies import (
     MAX_UNSPELLED,
     chat_logprobs,
     completion_logprobs,

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from coordinator.edge.http.last_bytes import hand_over_of
-from coordinator.edge.http.server import make_server
 from coordinator.edge.http.wire.connection import Connection
+from coordinator.edge.http.wire.server import make_server
 from tests.patience import PATIENCE_S
 
 LARGE = b"x" * (32 * 1024 * 1024)

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from coordinator.edge.http.server import make_server
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
+from coordinator.edge.http.wire.server import make_server
 from protocol.errors import ConfigError
 from tests.patience import ATTEMPTS, PATIENCE_S
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET, UnsetType
 
 from coordinator.edge.answers.answer import Delta, ToolCallDelta
-from coordinator.edge.apis.openai import replies
+from coordinator.edge.apis.openai.dialects import replies
 from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from msgspec import Raw
 
     from coordinator.edge.answers.answer import Ending, Part, Usage
-    from coordinator.edge.apis.openai.prompt_scores import SpelledScores
-    from coordinator.edge.apis.openai.replies import Choice, Reply
+    from coordinator.edge.apis.openai.dialects.prompt_scores import SpelledScores
+    from coordinator.edge.apis.openai.dialects.replies import Choice, Reply
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.text.tokenizer import TextTokenizer
 

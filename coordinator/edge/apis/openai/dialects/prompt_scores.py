@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
-from coordinator.edge.apis.openai.replies import LOWEST_LOGPROB, CompletionLogprobs, encode
+from coordinator.edge.apis.openai.dialects.replies import LOWEST_LOGPROB, CompletionLogprobs, encode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from coordinator.edge.http.server import make_server
+from coordinator.edge.http.wire.server import make_server
 from deploy.processes.log_lines import QueuedLines
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Neutral answers in the bytes of chats and completions."""
