@@ -14,6 +14,8 @@ PYTEST  := $(BIN)/python -m pytest --dist loadgroup
 CLIENTS := $(patsubst tests/clients/requirements/%.txt,.clients/%/.installed,$(wildcard tests/clients/requirements/*.txt))
 OTHERS  := $(patsubst tests/clients/requirements/%.txt,.clients/%/.installed,$(wildcard tests/clients/requirements/others/*.txt)) \
            $(patsubst tests/clients/npm/%/package.json,.clients/npm/%/.installed,$(wildcard tests/clients/npm/*/package.json))
+# Whatever the shell says: tests start processes by the hundred, and each would compile the house anew.
+export PYTHONDONTWRITEBYTECODE :=
 QUICK   := tests/unit tests/property tests/house tests/model
 
 .PHONY: help serve install test deep unit check proof lint types imports fmt sim e2e clients slow gpu bench ci clean

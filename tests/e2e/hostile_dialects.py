@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -64,71 +65,78 @@ def says(said: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": said}]
 
 
-OPENAI: dict[str, tuple[str, bytes]] = {
+OPENAI: dict[str, tuple[str, Callable[[], bytes]]] = {
     "128 texts": (
         COMPLETE,
-        orjson.dumps({"prompt": ["x " * 4000] * 128, "max_tokens": 1, "echo": True}),
+        lambda: orjson.dumps({"prompt": ["x " * 4000] * 128, "max_tokens": 1, "echo": True}),
     ),
-    "128 short texts": (COMPLETE, orjson.dumps({"prompt": ["x"] * 128, "max_tokens": 1})),
+    "128 short texts": (COMPLETE, lambda: orjson.dumps({"prompt": ["x"] * 128, "max_tokens": 1})),
     "128 full prompts": (
         COMPLETE,
-        orjson.dumps({"prompt": [[64] * 8000] * 128, "max_tokens": 1, "echo": True}),
+        lambda: orjson.dumps({"prompt": [[64] * 8000] * 128, "max_tokens": 1, "echo": True}),
     ),
     "scores of a full prompt": (
         COMPLETE,
-        orjson.dumps(
+        lambda: orjson.dumps(
             {"prompt": [64] * 8000, "max_tokens": 1, "echo": True, "logprobs": 20}
             | {"prompt_logprobs": 20}
         ),
     ),
     "alternatives in 128 choices": (
         COMPLETE,
-        orjson.dumps({"prompt": ["x"] * 16, "n": 8, "max_tokens": 30, "logprobs": 20}),
+        lambda: orjson.dumps({"prompt": ["x"] * 16, "n": 8, "max_tokens": 30, "logprobs": 20}),
     ),
-    "a million fractions": (COMPLETE, filled(b'{"prompt":"x","u":[', b"1.5", b"]}")),
-    "a huge n": (COMPLETE, b'{"prompt":"x","n":' + b"9" * 4000 + b"}"),
-    "16 stops": (COMPLETE, orjson.dumps(prompt("x") | {"stop": STOPS, "n": 8})),
-    "a call's object": (CHAT, chat(messages=call(VALUES))),
-    "a call's huge object": (CHAT, chat(messages=call(TOO_MANY))),
-    "a call's deep text": (CHAT, chat(messages=call(f'{{"a":{BRACKETS}}}'))),
-    "a call's brackets": (CHAT, chat(messages=call(f'{{"a":{MANY_BRACKETS}}}'))),
-    "a call's long text": (CHAT, chat(messages=call(orjson.dumps({"a": MUCH[:-200]}).decode()))),
+    "a million fractions": (COMPLETE, lambda: filled(b'{"prompt":"x","u":[', b"1.5", b"]}")),
+    "a huge n": (COMPLETE, lambda: b'{"prompt":"x","n":' + b"9" * 4000 + b"}"),
+    "16 stops": (COMPLETE, lambda: orjson.dumps(prompt("x") | {"stop": STOPS, "n": 8})),
+    "a call's object": (CHAT, lambda: chat(messages=call(VALUES))),
+    "a call's huge object": (CHAT, lambda: chat(messages=call(TOO_MANY))),
+    "a call's deep text": (CHAT, lambda: chat(messages=call(f'{{"a":{BRACKETS}}}'))),
+    "a call's brackets": (CHAT, lambda: chat(messages=call(f'{{"a":{MANY_BRACKETS}}}'))),
+    "a call's long text": (
+        CHAT,
+        lambda: chat(messages=call(orjson.dumps({"a": MUCH[:-200]}).decode())),
+    ),
     "calls that are none": (
         CHAT,
-        filled(b'{"messages":[{"role":"assistant","tool_calls":[', b"1", b"]}]}"),
+        lambda: filled(b'{"messages":[{"role":"assistant","tool_calls":[', b"1", b"]}]}"),
     ),
     "a schema": (
         CHAT,
-        chat(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
+        lambda: chat(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
     ),
     "a long schema": (
         CHAT,
-        chat(response_format={"type": "json_schema", "json_schema": {"schema": LONG_SCHEMA}}),
+        lambda: chat(
+            response_format={"type": "json_schema", "json_schema": {"schema": LONG_SCHEMA}}
+        ),
     ),
-    "a schema in a text": (CHAT, chat(guided_json=orjson.dumps(SCHEMA).decode())),
-    "brackets in a schema's text": (CHAT, chat(guided_json=MANY_BRACKETS)),
-    "a deep schema's text": (CHAT, chat(guided_json='{"a":' * 900 + "1" + "}" * 900)),
-    "choices": (CHAT, chat(guided_choice=[f"c{i}" for i in range(FEW)])),
-    "a regex": (CHAT, chat(guided_regex="(a|b)*" * (LIMIT // 8))),
-    "a grammar": (CHAT, chat(guided_grammar='root ::= "a"\n' * (LIMIT // 16))),
-    "structured outputs": (CHAT, chat(structured_outputs={"json": LONG_SCHEMA})),
-    "control tokens": (CHAT, text("<|im_start|>", lambda said: {"messages": says(said)})),
-    "brackets of control tokens": (CHAT, text("<|", lambda said: {"messages": says(said)})),
+    "a schema in a text": (CHAT, lambda: chat(guided_json=orjson.dumps(SCHEMA).decode())),
+    "brackets in a schema's text": (CHAT, lambda: chat(guided_json=MANY_BRACKETS)),
+    "a deep schema's text": (CHAT, lambda: chat(guided_json='{"a":' * 900 + "1" + "}" * 900)),
+    "choices": (CHAT, lambda: chat(guided_choice=[f"c{i}" for i in range(FEW)])),
+    "a regex": (CHAT, lambda: chat(guided_regex="(a|b)*" * (LIMIT // 8))),
+    "a grammar": (CHAT, lambda: chat(guided_grammar='root ::= "a"\n' * (LIMIT // 16))),
+    "structured outputs": (CHAT, lambda: chat(structured_outputs={"json": LONG_SCHEMA})),
+    "control tokens": (CHAT, lambda: text("<|im_start|>", lambda said: {"messages": says(said)})),
+    "brackets of control tokens": (CHAT, lambda: text("<|", lambda said: {"messages": says(said)})),
     "an assistant's text": (
         CHAT,
-        text(
+        lambda: text(
             "<|im_end|> ", lambda said: {"messages": [SAY, {"role": "assistant", "content": said}]}
         ),
     ),
-    "spaces": (CHAT, text(" ", lambda said: {"messages": says(said)})),
-    "noncharacters": (CHAT, text("\ufdd0", lambda said: {"messages": says(f"<|{said}")})),
+    "spaces": (CHAT, lambda: text(" ", lambda said: {"messages": says(said)})),
+    "noncharacters": (CHAT, lambda: text("\ufdd0", lambda said: {"messages": says(f"<|{said}")})),
     "thoughts": (
         CHAT,
-        chat(messages=[SAY, {"role": "assistant", "content": "", "reasoning_content": MUCH}]),
+        lambda: chat(
+            messages=[SAY, {"role": "assistant", "content": "", "reasoning_content": MUCH}]
+        ),
     ),
     "an image": (
         CHAT,
-        chat(
+        lambda: chat(
             messages=[
                 {
                     "role": "user",
@@ -142,41 +150,41 @@ OPENAI: dict[str, tuple[str, bytes]] = {
             ]
         ),
     ),
-    "documents": (CHAT, chat(documents=[{"title": "t", "text": MUCH}])),
-    "nested template arguments": (CHAT, chat(chat_template_kwargs={"a": VALUES})),
-    "metadata": (CHAT, chat(metadata={"a": MUCH})),
-    "a user": (CHAT, chat(user=MUCH)),
-    "tokenize tools": (TOKENIZE, chat(tools=[{"function": {"name": "f", "a": VALUES}}])),
-    "detokenize long tokens": (DETOKENIZE, orjson.dumps({"tokens": [256] * 1_000_000})),
-    "scale with brackets": (SCALE, b'{"prefill":' + b"[" * (LIMIT - 20)),
-    "scale with lists": (SCALE, filled(b'{"prefill":[', b"[]", b"]}")),
+    "documents": (CHAT, lambda: chat(documents=[{"title": "t", "text": MUCH}])),
+    "nested template arguments": (CHAT, lambda: chat(chat_template_kwargs={"a": VALUES})),
+    "metadata": (CHAT, lambda: chat(metadata={"a": MUCH})),
+    "a user": (CHAT, lambda: chat(user=MUCH)),
+    "tokenize tools": (TOKENIZE, lambda: chat(tools=[{"function": {"name": "f", "a": VALUES}}])),
+    "detokenize long tokens": (DETOKENIZE, lambda: orjson.dumps({"tokens": [256] * 1_000_000})),
+    "scale with brackets": (SCALE, lambda: b'{"prefill":' + b"[" * (LIMIT - 20)),
+    "scale with lists": (SCALE, lambda: filled(b'{"prefill":[', b"[]", b"]}")),
 }
-ANTHROPIC: dict[str, tuple[str, bytes]] = {
-    "one text": (MESSAGES, messages(messages=says(MUCH))),
-    "counted text": (COUNT, messages(messages=says(MUCH))),
-    "1,000 turns of one role": (MESSAGES, messages(messages=says("x " * 1900) * 1000)),
-    "1,000 small turns": (MESSAGES, messages(messages=says("x") * 1024)),
+ANTHROPIC: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "one text": (MESSAGES, lambda: messages(messages=says(MUCH))),
+    "counted text": (COUNT, lambda: messages(messages=says(MUCH))),
+    "1,000 turns of one role": (MESSAGES, lambda: messages(messages=says("x " * 1900) * 1000)),
+    "1,000 small turns": (MESSAGES, lambda: messages(messages=says("x") * 1024)),
     "blocks": (
         MESSAGES,
-        filled(
+        lambda: filled(
             b'{"max_tokens":1,"messages":[{"role":"user","content":[',
             b'{"type":"text","text":""}',
             b"]}]}",
         ),
     ),
-    "8,000 blocks": (MESSAGES, blocks(*[{"type": "text", "text": ""}] * 8000)),
-    "blocks that are none": (MESSAGES, blocks(*[1] * FEW)),
+    "8,000 blocks": (MESSAGES, lambda: blocks(*[{"type": "text", "text": ""}] * 8000)),
+    "blocks that are none": (MESSAGES, lambda: blocks(*[1] * FEW)),
     "blocks within a result": (
         MESSAGES,
-        blocks({"type": "tool_result", "tool_use_id": "x", "content": [1] * FEW}),
+        lambda: blocks({"type": "tool_result", "tool_use_id": "x", "content": [1] * FEW}),
     ),
     "empty blocks within a result": (
         MESSAGES,
-        blocks({"type": "tool_result", "tool_use_id": "x", "content": [{}] * 8000}),
+        lambda: blocks({"type": "tool_result", "tool_use_id": "x", "content": [{}] * 8000}),
     ),
     "a call's input": (
         MESSAGES,
-        messages(
+        lambda: messages(
             messages=[
                 SAY,
                 {
@@ -186,11 +194,14 @@ ANTHROPIC: dict[str, tuple[str, bytes]] = {
             ]
         ),
     ),
-    "a system": (MESSAGES, messages(system=MUCH)),
-    "a system of blocks": (MESSAGES, messages(system=[{"type": "text", "text": "x"}] * 8000)),
+    "a system": (MESSAGES, lambda: messages(system=MUCH)),
+    "a system of blocks": (
+        MESSAGES,
+        lambda: messages(system=[{"type": "text", "text": "x"}] * 8000),
+    ),
     "an image of messages": (
         MESSAGES,
-        blocks(
+        lambda: blocks(
             {
                 "type": "image",
                 "source": {"type": "base64", "media_type": "image/png", "data": BASE64},
@@ -199,42 +210,50 @@ ANTHROPIC: dict[str, tuple[str, bytes]] = {
     ),
     "a document that is a list": (
         MESSAGES,
-        blocks({"type": "document", "source": {"type": "text", "data": [1] * FEW}}),
+        lambda: blocks({"type": "document", "source": {"type": "text", "data": [1] * FEW}}),
     ),
     "a document": (
         MESSAGES,
-        blocks({"type": "document", "source": {"type": "text", "data": MUCH}}),
+        lambda: blocks({"type": "document", "source": {"type": "text", "data": MUCH}}),
     ),
-    "a tool of messages": (MESSAGES, messages(tools=[{"name": "f", "input_schema": VALUES}])),
-    "tools of the vendor": (MESSAGES, messages(tools=[{"name": "f", "type": MUCH}])),
-    "a chosen tool": (MESSAGES, messages(tool_choice={"type": "tool", "name": MUCH})),
-    "stop sequences": (MESSAGES, messages(stop_sequences=["a"] * FEW)),
-    "metadata of messages": (MESSAGES, messages(metadata={"user_id": MUCH})),
-    "thinking": (MESSAGES, messages(thinking={"type": MUCH})),
+    "a tool of messages": (
+        MESSAGES,
+        lambda: messages(tools=[{"name": "f", "input_schema": VALUES}]),
+    ),
+    "tools of the vendor": (MESSAGES, lambda: messages(tools=[{"name": "f", "type": MUCH}])),
+    "a chosen tool": (MESSAGES, lambda: messages(tool_choice={"type": "tool", "name": MUCH})),
+    "stop sequences": (MESSAGES, lambda: messages(stop_sequences=["a"] * FEW)),
+    "metadata of messages": (MESSAGES, lambda: messages(metadata={"user_id": MUCH})),
+    "thinking": (MESSAGES, lambda: messages(thinking={"type": MUCH})),
     "a form": (
         MESSAGES,
-        messages(output_config={"format": {"type": "json_schema", "schema": LONG_SCHEMA}}),
+        lambda: messages(output_config={"format": {"type": "json_schema", "schema": LONG_SCHEMA}}),
     ),
-    "a model of messages": (MESSAGES, messages(model=MUCH)),
-    "unknown fields of messages": (MESSAGES, messages(**{f"k{i}": 1 for i in range(FEW)})),
+    "a model of messages": (MESSAGES, lambda: messages(model=MUCH)),
+    "unknown fields of messages": (MESSAGES, lambda: messages(**{f"k{i}": 1 for i in range(FEW)})),
 }
-RESPONSE: dict[str, tuple[str, bytes]] = {
-    "an input": (RESPONSES, response(input=MUCH)),
-    "1,000 items": (RESPONSES, response(input=says("x") * 1024)),
+RESPONSE: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "an input": (RESPONSES, lambda: response(input=MUCH)),
+    "1,000 items": (RESPONSES, lambda: response(input=says("x") * 1024)),
     "1,000 answers": (
         RESPONSES,
-        response(input=[{"role": "assistant", "content": "x " * 1900}] * 1000),
+        lambda: response(input=[{"role": "assistant", "content": "x " * 1900}] * 1000),
     ),
     "parts of an item": (
         RESPONSES,
-        response(input=[{"role": "user", "content": [{"type": "input_text", "text": ""}] * 8000}]),
+        lambda: response(
+            input=[{"role": "user", "content": [{"type": "input_text", "text": ""}] * 8000}]
+        ),
     ),
-    "parts that are none": (RESPONSES, response(input=[{"role": "user", "content": [1] * FEW}])),
-    "an item's own field": (RESPONSES, response(input=[SAY | {"u": [1] * FEW}])),
-    "an item's long field": (RESPONSES, response(input=[SAY | {"u": MUCH}])),
+    "parts that are none": (
+        RESPONSES,
+        lambda: response(input=[{"role": "user", "content": [1] * FEW}]),
+    ),
+    "an item's own field": (RESPONSES, lambda: response(input=[SAY | {"u": [1] * FEW}])),
+    "an item's long field": (RESPONSES, lambda: response(input=[SAY | {"u": MUCH}])),
     "a call's arguments": (
         RESPONSES,
-        response(
+        lambda: response(
             input=[
                 {
                     "type": "function_call",
@@ -247,7 +266,7 @@ RESPONSE: dict[str, tuple[str, bytes]] = {
     ),
     "a call's deep arguments": (
         RESPONSES,
-        response(
+        lambda: response(
             input=[
                 {
                     "type": "function_call",
@@ -258,18 +277,24 @@ RESPONSE: dict[str, tuple[str, bytes]] = {
             ]
         ),
     ),
-    "metadata of a response": (RESPONSES, response(metadata={"a": MUCH})),
-    "metadata of many keys": (RESPONSES, response(metadata={f"k{i}": "v" for i in range(30_000)})),
-    "a user of a response": (RESPONSES, response(user=MUCH)),
-    "instructions": (RESPONSES, response(instructions=MUCH)),
-    "tools of theirs": (RESPONSES, response(tools=[{"type": "function", "name": "f", "u": MUCH}])),
+    "metadata of a response": (RESPONSES, lambda: response(metadata={"a": MUCH})),
+    "metadata of many keys": (
+        RESPONSES,
+        lambda: response(metadata={f"k{i}": "v" for i in range(30_000)}),
+    ),
+    "a user of a response": (RESPONSES, lambda: response(user=MUCH)),
+    "instructions": (RESPONSES, lambda: response(instructions=MUCH)),
+    "tools of theirs": (
+        RESPONSES,
+        lambda: response(tools=[{"type": "function", "name": "f", "u": MUCH}]),
+    ),
     "a tool's schema": (
         RESPONSES,
-        response(tools=[{"type": "function", "name": "f", "parameters": VALUES}]),
+        lambda: response(tools=[{"type": "function", "name": "f", "parameters": VALUES}]),
     ),
     "a response in the background": (
         RESPONSES,
-        response(
+        lambda: response(
             stream=True,
             background=True,
             max_output_tokens=60,
@@ -279,52 +304,60 @@ RESPONSE: dict[str, tuple[str, bytes]] = {
     ),
     "a choice of tools": (
         RESPONSES,
-        response(tool_choice={"type": "allowed_tools", "tools": [{}] * 8000, "u": MUCH[:-80_000]}),
+        lambda: response(
+            tool_choice={"type": "allowed_tools", "tools": [{}] * 8000, "u": MUCH[:-80_000]}
+        ),
     ),
     "a form of a response": (
         RESPONSES,
-        response(text={"format": {"type": "json_schema", "schema": LONG_SCHEMA}}),
+        lambda: response(text={"format": {"type": "json_schema", "schema": LONG_SCHEMA}}),
     ),
-    "text with much besides": (RESPONSES, response(text={"format": {"type": "text", "u": MUCH}})),
-    "an effort": (RESPONSES, response(reasoning={"effort": MUCH})),
-    "what to include": (RESPONSES, response(include=["x"] * FEW)),
-    "a predecessor": (RESPONSES, response(previous_response_id=MUCH)),
+    "text with much besides": (
+        RESPONSES,
+        lambda: response(text={"format": {"type": "text", "u": MUCH}}),
+    ),
+    "an effort": (RESPONSES, lambda: response(reasoning={"effort": MUCH})),
+    "what to include": (RESPONSES, lambda: response(include=["x"] * FEW)),
+    "a predecessor": (RESPONSES, lambda: response(previous_response_id=MUCH)),
     "an image of a response": (
         RESPONSES,
-        response(
+        lambda: response(
             input=[
                 {"role": "user", "content": [{"type": "input_image", "image_url": BASE64}]},
             ]
         ),
     ),
 }
-OLLAMA: dict[str, tuple[str, bytes]] = {
-    "a text of ollama": (OLLAMA_CHAT, ollama(messages=says(MUCH))),
-    "messages of ollama": (OLLAMA_CHAT, ollama(messages=says("x") * 1024)),
-    "too many messages": (OLLAMA_CHAT, ollama(messages=says("x") * 10_000)),
+OLLAMA: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "a text of ollama": (OLLAMA_CHAT, lambda: ollama(messages=says(MUCH))),
+    "messages of ollama": (OLLAMA_CHAT, lambda: ollama(messages=says("x") * 1024)),
+    "too many messages": (OLLAMA_CHAT, lambda: ollama(messages=says("x") * 10_000)),
     "calls that are numbers": (
         OLLAMA_CHAT,
-        ollama(messages=[SAY, {"role": "assistant", "tool_calls": [1] * FEW}]),
+        lambda: ollama(messages=[SAY, {"role": "assistant", "tool_calls": [1] * FEW}]),
     ),
     "calls by the million": (
         OLLAMA_CHAT,
-        ollama(messages=[SAY, {"role": "assistant", "tool_calls": [1] * 1_000_000}]),
+        lambda: ollama(messages=[SAY, {"role": "assistant", "tool_calls": [1] * 1_000_000}]),
     ),
-    "an ollama call's object": (OLLAMA_CHAT, ollama(messages=call(VALUES))),
-    "images": (OLLAMA_CHAT, ollama(messages=[SAY | {"images": [BASE64]}])),
-    "a format": (OLLAMA_CHAT, ollama(format=LONG_SCHEMA)),
-    "a format that is a text": (OLLAMA_CHAT, ollama(format=MANY_BRACKETS)),
-    "tools of ollama": (OLLAMA_CHAT, ollama(tools=[{"function": {"name": "f", "u": VALUES}}])),
-    "options": (OLLAMA_CHAT, ollama(options={f"k{i}": 1 for i in range(FEW)} | ONE_TOKEN)),
-    "stops of ollama": (OLLAMA_CHAT, ollama(options={"stop": ["ab"] * FEW} | ONE_TOKEN)),
-    "a model of ollama": (SHOW, orjson.dumps({"model": MUCH})),
-    "embeddings": (EMBED, orjson.dumps({"input": ["x"] * FEW})),
-    "a prompt of ollama": (GENERATE, generate(prompt=MUCH)),
-    "a raw prompt": (GENERATE, generate(prompt=MUCH, raw=True)),
-    "a system of ollama": (GENERATE, generate(system=MUCH)),
-    "a context": (GENERATE, generate(context=[1] * FEW)),
-    "how long to keep it": (GENERATE, generate(keep_alive=MUCH)),
-    "thinking of ollama": (GENERATE, generate(think=MUCH)),
+    "an ollama call's object": (OLLAMA_CHAT, lambda: ollama(messages=call(VALUES))),
+    "images": (OLLAMA_CHAT, lambda: ollama(messages=[SAY | {"images": [BASE64]}])),
+    "a format": (OLLAMA_CHAT, lambda: ollama(format=LONG_SCHEMA)),
+    "a format that is a text": (OLLAMA_CHAT, lambda: ollama(format=MANY_BRACKETS)),
+    "tools of ollama": (
+        OLLAMA_CHAT,
+        lambda: ollama(tools=[{"function": {"name": "f", "u": VALUES}}]),
+    ),
+    "options": (OLLAMA_CHAT, lambda: ollama(options={f"k{i}": 1 for i in range(FEW)} | ONE_TOKEN)),
+    "stops of ollama": (OLLAMA_CHAT, lambda: ollama(options={"stop": ["ab"] * FEW} | ONE_TOKEN)),
+    "a model of ollama": (SHOW, lambda: orjson.dumps({"model": MUCH})),
+    "embeddings": (EMBED, lambda: orjson.dumps({"input": ["x"] * FEW})),
+    "a prompt of ollama": (GENERATE, lambda: generate(prompt=MUCH)),
+    "a raw prompt": (GENERATE, lambda: generate(prompt=MUCH, raw=True)),
+    "a system of ollama": (GENERATE, lambda: generate(system=MUCH)),
+    "a context": (GENERATE, lambda: generate(context=[1] * FEW)),
+    "how long to keep it": (GENERATE, lambda: generate(keep_alive=MUCH)),
+    "thinking of ollama": (GENERATE, lambda: generate(think=MUCH)),
 }
 DIALECTS = OPENAI | ANTHROPIC | RESPONSE | OLLAMA
-"""Name to (path, body)."""
+"""Name to (path, what makes the body)."""

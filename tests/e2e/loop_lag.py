@@ -89,9 +89,10 @@ def latest(before: dict[str, float], after: dict[str, float]) -> str:
 
 async def try_body(url: str, name: str, at_once: int) -> None:
     """Send it, and say what came of it."""
-    method, path, body = (
-        ("GET", name.removeprefix("GET "), b"") if name in PAGES else ("POST", *BODIES[name])
-    )
+    method, path, body = "GET", name.removeprefix("GET "), b""
+    if name in BODIES:
+        path, made = BODIES[name]
+        method, body = "POST", made()
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
         noticed, over = Noticed(), asyncio.Event()
         innocents = [asyncio.create_task(each(client, noticed, over)) for each in (stream, live)]

@@ -62,7 +62,8 @@ async def longest_gap_s(client, until: asyncio.Event) -> float:
 
 async def noticed(client, name) -> tuple[float, float]:
     """The longest gap of an innocent stream, and how late the loop was at most, beside two such bodies at once."""
-    path, body = BODIES[name]
+    path, made = BODIES[name]
+    body = made()
     over, before = asyncio.Event(), await lags(client)
     stream = asyncio.create_task(longest_gap_s(client, over))
     await asyncio.wait({stream}, timeout=0.2)
