@@ -149,7 +149,8 @@ def _operated(
     edge: Edge,
 ) -> Iterator[tuple[Scope | None, APIRouter]]:
     """What operators ask, each with what it needs of a key; None where any good one does."""
-    routes = AdminRoutes(service, metrics)
+    there = {"keys": keys.accounts, "deployments": edge.groups}
+    routes = AdminRoutes(service, metrics, [name for name, part in there.items() if part])
     yield Scope.METRICS, routes.metrics_router()
     yield Scope.ADMIN, routes.router()
     pools, policy = scaling

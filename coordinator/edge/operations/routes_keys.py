@@ -21,6 +21,7 @@ from coordinator.edge.http.bodies import (
     json_response,
     parse_object,
 )
+from coordinator.edge.http.query import check_names, choice, whole_number
 from coordinator.edge.http.side_work import others_turn
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ KEYS_A_TURN = 256
 """Are told of before others have their turn: there may be as many keys as users."""
 MAX_COUNT = 10**15
 MAX_SECONDS = 10 * 366 * 86400
+ORDERS = ("asc", "desc")
+PAGING = {"after": "0", "limit": str(MAX_COUNT)}
+PAGE: dict[str, dict[str, Any]] = {
+    "order": {"type": "string", "enum": list(ORDERS)},
+    **{name: {"type": "integer", "minimum": 0, "maximum": MAX_COUNT} for name in PAGING},
+}
+PAGED = {
+    "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in PAGE.items()]
+}
 Name = Annotated[str, Field(strict=True, max_length=MAX_NAME_CHARACTERS)]
 Model = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_MODEL_CHARACTERS)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
@@ -83,7 +93,7 @@ class KeyRoutes:
         add = router.add_api_route
         told = body_schema(KeyRequest)
         add("", self.create, methods=["POST"], response_model=None, openapi_extra=told)
-        add("", self.list_keys, methods=["GET"], response_model=None)
+        add("", self.list_keys, methods=["GET"], response_model=None, openapi_extra=PAGED)
         add("/{key_id}", self.show, methods=["GET"], response_model=None)
         add("/{key_id}", self.revoke, methods=["DELETE"], response_model=None)
         told = body_schema(RotateRequest)
@@ -106,14 +116,21 @@ class KeyRoutes:
             fields["expires_at"] = self._accounts.key_now_s() + asked.expires_in_s
         return self._told(await self._accounts.create(msgspec.convert(fields, KeyTerms)))
 
-    async def list_keys(self) -> Response:
-        """Every key, without secrets."""
+    async def list_keys(self, request: Request) -> Response:
+        """Every key, without secrets, the oldest first (`order`), or `limit` of them `after` so many."""
+        given = request.query_params
+        check_names(given, tuple(PAGE))
+        order = choice(given.get("order", ORDERS[0]), "order", ORDERS)
+        after, limit = (
+            whole_number(given.get(name, usual), name) for name, usual in PAGING.items()
+        )
+        records = [*self._accounts.book][:: 1 if order == ORDERS[0] else -1]
         told = []
-        for number, record in enumerate([*self._accounts.book], start=1):
+        for number, record in enumerate(records[after : after + limit], start=1):
             told.append(self.view(record))
             if number % KEYS_A_TURN == 0:
                 await others_turn()
-        return json_response({"data": told})
+        return json_response({"data": told, "total": len(records)})
 
     async def show(self, key_id: str) -> Response:
         """One key, and how much of its limits is used."""

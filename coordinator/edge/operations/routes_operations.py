@@ -14,6 +14,8 @@ from coordinator.edge.http.bodies import json_response
 from coordinator.edge.operations.openapi import describe, docs_page
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fastapi import FastAPI
 
     from coordinator.cluster.service_api import Service
@@ -55,9 +57,10 @@ class OpenRoutes:
 class AdminRoutes:
     """What operators ask."""
 
-    def __init__(self, service: Service, metrics: EdgeMetrics) -> None:
+    def __init__(self, service: Service, metrics: EdgeMetrics, front_door: Sequence[str]) -> None:
         self._service = service
         self._metrics = metrics
+        self._front_door = list(front_door)
 
     def router(self) -> APIRouter:
         """Their routes."""
@@ -78,8 +81,9 @@ class AdminRoutes:
         return Response(self._metrics.exposition(), headers={"content-type": EXPOSITION})
 
     async def cluster(self) -> Response:
-        """Workers, blocks, live requests, and the last two minutes."""
-        return json_response(self._service.cluster() | {"recent": self._metrics.recent.view()})
+        """Workers, blocks, live requests, the last two minutes, and which of `/keys` and `/cluster/deployments` there are."""
+        beside = {"recent": self._metrics.recent.view(), "front_door": self._front_door}
+        return json_response(self._service.cluster() | beside)
 
     async def drain(self) -> Response:
         """Take no new request from now on: `/health` says 503, and what is here goes on until it has ended."""

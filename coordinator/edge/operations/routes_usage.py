@@ -14,6 +14,7 @@ from starlette.responses import Response
 from coordinator.accounts.usage import BY_MODEL, MAX_ROWS, UsageQuery, read_usage
 from coordinator.edge.http.auth import Principal, Scope
 from coordinator.edge.http.bodies import json_response
+from coordinator.edge.http.query import check_names, choice, whole_number
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 PARAMETERS = ("from", "to", "group_by", "key", "tenant", "model", "after", "limit", "format")
 CSV = "text/csv"
+FORMATS = ("json", "csv")
 SCHEMAS: dict[str, dict[str, Any]] = {
     "after": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ROWS},
-    "format": {"type": "string", "enum": ["json", "csv"]},
+    "format": {"type": "string", "enum": list(FORMATS)},
 }
 """Of parameters that are not any text."""
 
@@ -73,13 +75,9 @@ class UsageRoutes:
 
 def _asked(request: Request, principal: Principal) -> tuple[UsageQuery, bool]:
     given = request.query_params
-    for name in given:
-        if name not in PARAMETERS:
-            known = ", ".join(PARAMETERS)
-            raise InvalidRequest(f"there is no parameter {name!r}; there are {known}", name)
-    told = given.get("format", "csv" if CSV in request.headers.get("accept", "") else "json")
-    if told not in ("json", "csv"):
-        raise InvalidRequest("format is json or csv", "format")
+    check_names(given, PARAMETERS)
+    usual = "csv" if CSV in request.headers.get("accept", "") else "json"
+    told = choice(given.get("format", usual), "format", FORMATS)
     groups = given.get("group_by")
     query = UsageQuery(
         group_by=tuple(groups.split(",")) if groups is not None else BY_MODEL,
@@ -88,8 +86,8 @@ def _asked(request: Request, principal: Principal) -> tuple[UsageQuery, bool]:
         key_id=given.get("key"),
         tenant=given.get("tenant"),
         model=given.get("model"),
-        after=_whole(given.get("after", "0"), "after"),
-        limit=_whole(given.get("limit", "1000"), "limit"),
+        after=whole_number(given.get("after", "0"), "after"),
+        limit=whole_number(given.get("limit", "1000"), "limit"),
     )
     query.check()
     return _own(query, principal), told == "csv"
@@ -133,12 +131,6 @@ def _date(told: str, name: str) -> float:
     except (ValueError, OverflowError):  # also of a date that is none in another zone
         message = f"{name} is seconds since 1970, or a date such as 2026-11-29T00:00:00Z"
         raise InvalidRequest(message, name) from None
-
-
-def _whole(told: str, name: str) -> int:
-    if not told.isdecimal() or len(told) > 18:
-        raise InvalidRequest(f"{name} is a whole number", name)
-    return int(told)
 
 
 def _csv(page: UsagePage) -> Response:

@@ -520,3 +520,28 @@ async def test_a_file_that_cannot_be_written_serves_its_keys_or_refuses_to_start
         assert "cannot be written" in accounts.state().reason
         ledger = (await client.get("/usage", headers=bearer(made.secret))).json()["ledger"]
         assert not ledger["ok"]
+
+
+async def test_keys_are_listed_by_pages_from_either_end(served_model, tmp_path):
+    async with edge(served_model, tmp_path, admin_keys=["boss"]) as (client, accounts, _):
+        made = [(await accounts.create(KeyTerms())).record.key_id for _ in range(5)]
+
+        async def ids(asked: str) -> list[str]:
+            reply = (await client.get(f"/keys{asked}", headers=bearer("boss"))).json()
+            assert reply["total"] == 5
+            return [key["id"] for key in reply["data"]]
+
+        assert await ids("") == made
+        assert await ids("?order=desc&limit=2") == made[:-3:-1]
+        assert await ids("?after=3") == made[3:]
+        assert await ids("?after=9") == []
+        for name in ("order=up", "limit=-1", "limit=1e3", "after=x", "page=2"):
+            reply = await client.get(f"/keys?{name}", headers=bearer("boss"))
+            assert reply.status_code == 400
+            assert reply.json()["error"]["param"] == name.partition("=")[0]
+
+
+async def test_the_cluster_says_that_there_are_keys(served_model, tmp_path):
+    async with edge(served_model, tmp_path, admin_keys=["boss"]) as (client, _, _):
+        reply = await client.get("/cluster", headers=bearer("boss"))
+        assert reply.json()["front_door"] == ["keys"]
