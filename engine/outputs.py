@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from protocol.messages.reports import Output
 
 if TYPE_CHECKING:
     from engine.context import WorkerContext
     from engine.kv.sequence import Sequence
+    from protocol.failures import Failure
+    from protocol.finish import FinishReason
     from protocol.sampling import SampledToken
+    from protocol.spans import Spans
 
 
-def output_of(
-    sequence: Sequence, context: WorkerContext, tokens: list[SampledToken], **said: Any
+def output_of(  # noqa: PLR0913 - what an output may say, each by its name: a dict of it would cost more than all else here
+    sequence: Sequence,
+    context: WorkerContext,
+    tokens: list[SampledToken],
+    *,
+    finish_reason: FinishReason | None = None,
+    stop_token_id: int | None = None,
+    error: Failure | None = None,
+    num_cached_tokens: int = 0,
+    num_pulled_blocks: int = 0,
+    spans: Spans | None = None,
 ) -> Output:
     """The last `tokens` of a sequence, the scores of its prompt that nobody was told, its embedding once that is
-    complete, and what is `said` besides."""
+    complete, and what is said besides."""
     prompt_index, scores = sequence.take_scores()
     return Output(
         incarnation=context.incarnation,
@@ -27,5 +39,10 @@ def output_of(
         prompt_index=prompt_index,
         prompt_scores=scores,
         embedding=sequence.embedding,
-        **said,
+        finish_reason=finish_reason,
+        stop_token_id=stop_token_id,
+        error=error,
+        num_cached_tokens=num_cached_tokens,
+        num_pulled_blocks=num_pulled_blocks,
+        spans={} if spans is None else spans,
     )

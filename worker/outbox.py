@@ -82,6 +82,9 @@ class Outbox:
 
     def output(self, output: Output) -> None:
         """Keep for the next flush; flush when it is much. What is too much for a frame leaves in several."""
+        if not output.prompt_scores:  # every token of every answer comes this way
+            self._outputs.append(output)
+            return
         for piece in pieces_of(output):
             self._outputs.append(piece)
             self._num_scores += _weight(piece.prompt_scores)
