@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.kv.prefix_cache import root_key
 from engine.kv.sequence import Sequence
 from engine.kv.state_pool import StatePool
+from protocol.content_keys import root_key
 
 if TYPE_CHECKING:
     from engine.kv.block_pool import BlockPool

@@ -1,40 +1,14 @@
-"""Which content lies in which block. Owns keys and the order of eviction; never a reference count.
-
-A key chains over everything that gives a block its meaning (fingerprint, adapter or tenant salt,
-parent key, token ids), so equal keys are interchangeable bytes on any worker. BLAKE2b, never
-Python's `hash`.
+"""Which content lies in which block. Owns the order of eviction; never a reference count. What a key is, says
+`protocol.content_keys`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-KEY_BYTES = 16
-
-
-def root_key(fingerprint: bytes, salt: str = "") -> bytes:
-    """Parent of a sequence's first block: what model, and whose cache."""
-    return hashlib.blake2b(fingerprint + salt.encode(), digest_size=KEY_BYTES).digest()
-
-
-def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Key of a full block whose tokens follow the block `parent`."""
-    return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=KEY_BYTES).digest()
-
-
-def block_keys(root: bytes, token_ids: Sequence[int], block_size: int) -> list[bytes]:
-    """Keys of all full blocks of `token_ids`, first to last."""
-    keys, parent = [], root
-    for end in range(block_size, len(token_ids) + 1, block_size):
-        parent = block_key(parent, token_ids[end - block_size : end])
-        keys.append(parent)
-    return keys
 
 
 class PrefixCache:

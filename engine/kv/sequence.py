@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from engine.kv.prefix_cache import block_key
+from protocol.content_keys import block_key
 from protocol.failures import ErrorKind, Failure
 from protocol.finish import FinishReason
 from protocol.sampling import Pooling

@@ -18,7 +18,7 @@ from deploy.config.topology import cache_directory
 from deploy.host.model_source import prepare
 from engine.attesting import attested_tokens
 from engine.checkpoints.prepared import fingerprint
-from engine.kv.prefix_cache import root_key
+from protocol.content_keys import root_key
 from tests.patience import PATIENCE_S
 
 MODEL = "smollm2-135m"

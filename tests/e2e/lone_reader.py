@@ -13,7 +13,6 @@ from deploy.host.model_source import prepare
 from engine.attesting import SLOT_BYTES
 from engine.checkpoints.prepared import fingerprint
 from engine.kv.pool_memory import KvMemory
-from engine.kv.prefix_cache import block_keys, root_key
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.promises.proofs import digest_header, full_block_identity
 from kvtransfer.pulling.puller import Puller, PullJob
@@ -21,6 +20,7 @@ from kvtransfer.transport import LocalPool
 from kvtransfer.transports.shm import ShmTransport
 from protocol import wire
 from protocol.clock import SystemClock
+from protocol.content_keys import block_keys, root_key
 from protocol.ids import files_identity
 from protocol.messages.peers import Found, Lookup, PeerHello, PeerMessage, Pulled
 from protocol.messages.records import PeerAddress

@@ -12,8 +12,8 @@ import pytest
 import zmq
 
 from engine.attesting import _slot, attested_tokens
-from engine.kv.prefix_cache import root_key
 from protocol.channel_keys import ClusterKeys, KeyPair
+from protocol.content_keys import root_key
 from protocol.messages.launcher import LauncherHello
 from protocol.wire import encode
 from tests.e2e.two_hosts import (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.attesting import attested_scores, attested_tokens
-from engine.kv.prefix_cache import root_key
+from protocol.content_keys import root_key
 from protocol.fingerprint import Fingerprint
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from coordinator.cluster.ledger import Ledger
 from coordinator.cluster.lifecycle import Delivery, Phase, RequestLife
 from decode.role import DecodeRole, Fetch
 from engine.kv.block_pool import BlockPool, Hold
-from engine.kv.prefix_cache import block_keys, root_key
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.promises.proofs import block_digest, digest_header
 from kvtransfer.pulling.pull import PullJob
@@ -26,6 +25,7 @@ from kvtransfer.pulling.puller import Proof
 from kvtransfer.sharing.lender import Lender
 from kvtransfer.sharing.reader import PrefixReader
 from prefill.role import Offer, PrefillRole
+from protocol.content_keys import block_keys, root_key
 from protocol.errors import DigestMismatch
 from protocol.messages.orders import Fence, Prefill
 from protocol.messages.peers import Announce, Attach, Lookup, Pulled

@@ -5,9 +5,9 @@ from __future__ import annotations
 from decode.scheduler import DecodeScheduler
 from engine.kv.allocation import Allocator
 from engine.kv.block_pool import BlockPool
-from engine.kv.prefix_cache import root_key
 from engine.kv.sequence import Scheduled, Sequence, SequenceStatus
 from prefill.scheduler import PrefillScheduler
+from protocol.content_keys import root_key
 from protocol.sampling import SampledToken, SamplingParams
 
 BLOCK_SIZE = 4

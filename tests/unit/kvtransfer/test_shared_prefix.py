@@ -9,7 +9,6 @@ import pytest
 from engine.context import WorkerContext
 from engine.kv.allocation import Allocator
 from engine.kv.block_pool import BlockPool
-from engine.kv.prefix_cache import block_keys, root_key
 from engine.kv.sequence import Sequence
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.sharing.exchange import BlockExchange
@@ -21,6 +20,7 @@ from kvtransfer.sharing.reader import (
     PrefixReader,
 )
 from prefill.scheduler import PrefillScheduler
+from protocol.content_keys import block_keys, root_key
 from protocol.errors import DigestMismatch
 from protocol.ids import RandomIds
 from protocol.messages.peers import BlockOffer, Found, Lookup, PeerRefuse, Pulled
