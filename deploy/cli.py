@@ -19,7 +19,7 @@ from deploy.config.spelling import did_you_mean
 from deploy.config.values import dtype, number, seconds, whole
 from protocol.clock import SystemClock
 from protocol.errors import BatonError, ConfigError
-from protocol.roles import Role
+from protocol.roles import COMPUTING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -171,7 +171,7 @@ def _add_scaling(verbs: Any) -> None:
         add_admin_url(parser)
     role = _add(verbs, "role", "move a worker to the other pool, with its KV cache", run_role)
     role.add_argument("worker", metavar="WORKER")
-    role.add_argument("role", choices=tuple(role.value for role in Role))
+    role.add_argument("role", choices=tuple(role.value for role in COMPUTING))
     add_admin_url(role)
 
 

@@ -18,11 +18,11 @@ from engine.cpu.kernel_library import Kernels
 from engine.cpu.kernel_model import KernelModel
 from engine.cpu.panels import load_panels
 from engine.kv.pool_memory import KvMemory
-from engine.kv.pool_tensor import kv_tensor
+from engine.kv.pool_tensor import KV_LAYOUT, kv_tensor
 from engine.model.decoder import Model
 from engine.model.ragged_batch import RaggedBatch, ragged_batch
 from engine.model.weights import MappedWeights, load_weights
-from engine.reference.backend import TorchBackend
+from engine.reference.backend import ARITHMETIC, TorchBackend
 from engine.sampling.pooling import logits_of
 from engine.sampling.sampler import sample
 from engine.sampling.scoring import score
@@ -143,6 +143,19 @@ class ModelRunner:
         if isinstance(self._model, KernelModel):
             self._model.close()
         del self._model, self._kv
+
+
+def meaning_of(
+    prepared: Path, backend: str, kernel_cache: Path, kernel_target: str = "native"
+) -> tuple[str, str]:
+    """`arithmetic` and `kv_layout` of what a runner of that backend writes here, without its weights."""
+    manifest = read_manifest(prepared)
+    if backend != "torch":
+        dtype = getattr(torch, manifest.dtype)
+        found = find_kernels(manifest.config, dtype, kernel_cache, kernel_target)
+        if isinstance(found, Kernels):
+            return found.arithmetic, KernelModel.kv_layout
+    return ARITHMETIC, KV_LAYOUT
 
 
 def _choose_model(

@@ -1,4 +1,4 @@
-"""What a worker is given to do. Owns the two roles; on the wire they are their names."""
+"""What a worker is given to do. Owns the roles; on the wire they are their names."""
 
 from __future__ import annotations
 
@@ -12,15 +12,28 @@ T = TypeVar("T")
 
 
 class Role(enum.StrEnum):
-    """A scheduler over the same engine: any worker can play either. Prefill is named first everywhere."""
+    """What a worker's pool of blocks is for. Prefill and decode are schedulers over the same engine: a worker that has one
+    can play either. A store has none: it keeps what others computed. Prefill is named first everywhere."""
 
     PREFILL = "prefill"
     DECODE = "decode"
+    STORE = "store"
+
+    @property
+    def computes(self) -> bool:
+        """Whether it is given requests."""
+        return self is not Role.STORE
 
     @property
     def other(self) -> Role:
-        """The role of the counterpart."""
+        """The role of the counterpart, of the two that compute."""
+        if self is Role.STORE:
+            raise AssertionError("a store has no counterpart")
         return Role.DECODE if self is Role.PREFILL else Role.PREFILL
+
+
+COMPUTING = (Role.PREFILL, Role.DECODE)
+"""Those that are given requests; prefill first."""
 
 
 def by_name(values: Mapping[Role, T]) -> dict[str, T]:

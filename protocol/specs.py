@@ -28,6 +28,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     `weights_fd` is an inherited memfd
     that all workers of the host share; `device` is cpu or cuda, `visible_devices` the UUID of the worker's GPU; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
     A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted.
+    A store's disk tier lies in `store_path`, if it has one.
     After `stop_grace_s` a worker that was told to end ends, whatever it still has.
     Without a parent that holds it: `generation` grows from start to start of one worker id, and the worker ends after
     `silence_limit_s` without a word of the coordinator."""
@@ -59,6 +60,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     silence_limit_s: float | None = None
     stop_grace_s: float = 35.0
+    store_path: str = ""
+    store_disk_bytes: int = 0
     log_level: str = "info"
 
 

@@ -14,6 +14,7 @@ from engine.checkpoints.prepared import fingerprint, kv_block_bytes, read_manife
 from engine.cpu.lending import FILE_NAME, LentCores
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.proofs import DIGEST_NAMES
+from worker.no_engine import NoEngine
 
 if TYPE_CHECKING:
     from engine.runner_api import Runner
@@ -41,6 +42,8 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     layout = fingerprint(directory, spec.block_size)
     if spec.device == "cuda":
         return _start_on_gpu(spec, directory, layout)
+    if not spec.role.computes:
+        return _start_store(spec, directory, layout)
     if spec.backend == MOCK_BACKEND:
         memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
         return StartedEngine(AttestingRunner(memory, spec.block_size), memory, layout)
@@ -60,6 +63,22 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     runner.warm_up()
     meaning = msgspec.structs.replace(layout, arithmetic=runner.arithmetic, layout=runner.kv_layout)
     return StartedEngine(runner, runner.kv_memory, meaning, lent_cores)
+
+
+def _start_store(spec: WorkerSpec, directory: Path, layout: Fingerprint) -> StartedEngine:
+    """Memory for blocks as the workers of this host write them, and nothing that writes them."""
+    if spec.backend == MOCK_BACKEND:
+        memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
+        return StartedEngine(NoEngine(), memory, layout)
+    from engine.runner import meaning_of
+
+    arithmetic, kv_layout = meaning_of(
+        directory, spec.backend, kernel_cache=directory.parent.parent / "kernels"
+    )
+    config, dtype = spec.model.config, read_manifest(directory).dtype
+    memory = KvMemory(spec.num_blocks, kv_block_bytes(config, spec.block_size, dtype))
+    meaning = msgspec.structs.replace(layout, arithmetic=arithmetic, layout=kv_layout)
+    return StartedEngine(NoEngine(), memory, meaning)
 
 
 def _lent_cores(spec: WorkerSpec) -> LentCores | None:

@@ -31,6 +31,8 @@ from protocol.messages.orders import (
     Drain,
     Fence,
     Forget,
+    Keep,
+    ListBlocks,
     Ping,
     Prefill,
     Refuse,
@@ -38,6 +40,7 @@ from protocol.messages.orders import (
     Welcome,
 )
 from protocol.messages.reports import Goodbye, Heartbeat, RoleChanged
+from worker.cache_news import CacheNews
 from worker.farewell import Farewell
 from worker.gate import GrammarMade
 from worker.introduction import Introduction
@@ -145,6 +148,7 @@ class WorkerLoop:
         self._has_news = False
         self._silence = SilenceLimit(patience.silence_limit_s, self._listened_s)
         self._introduction = Introduction(around.coordinator)
+        self._news = CacheNews(roles.pool.cache, outbox, context)
 
     # ---- a turn
 
@@ -162,6 +166,7 @@ class WorkerLoop:
         stepped = self.step_decode()
         self.busy = self.step_prefill() or stepped
         self.outbox.flush()
+        self._news.tell_changes()
         self._expire_when_due()
         self.publish()
         self.leave()
@@ -210,6 +215,7 @@ class WorkerLoop:
         self.roles.gate.expire()
         self.roles.prefill.expire()
         self.roles.decode.expire()
+        self.roles.keeper.expire()
 
     # ---- what came
 
@@ -222,6 +228,7 @@ class WorkerLoop:
                 self.roles.prefill.prefixes.hear(event.source, event.message)
                 self.roles.decode.prefixes.hear(event.source, event.message)
                 self.roles.decode.hear(event.source, event.message)
+                self.roles.keeper.hear(event.source, event.message)
             case PullDone():
                 self._read_ended(event)
             case GrammarMade():
@@ -238,6 +245,7 @@ class WorkerLoop:
         self.roles.prefill.prefixes.pulled(done.job.key, done.error)
         self.roles.decode.prefixes.pulled(done.job.key, done.error)
         self.roles.decode.pulled(done.job.key, done.error)
+        self.roles.keeper.pulled(done.job.key, done.error)
 
     def _obey(self, order: CoordinatorMessage) -> None:
         if order.incarnation != self.context.incarnation or self._farewell.is_said:
@@ -245,6 +253,9 @@ class WorkerLoop:
             return
         self._heard = max(self._heard, order.seq)
         match order:
+            case Prefill() | Decode() if not self._card.role.computes:
+                self.dropped_messages += 1
+                log.warning("a store was given request_id=%s, and has no model", order.request_id)
             case Prefill():
                 self.roles.gate.admit(order, self.roles.prefill.prefill)
             case Decode():
@@ -260,7 +271,12 @@ class WorkerLoop:
             case Ping():
                 pass
             case Forget():
+                self.roles.keeper.forget_peer(order.worker_id)
                 self._around.forget_peer(order.worker_id)
+            case Keep():
+                self.roles.keeper.keep(order)
+            case ListBlocks():
+                self._news.tell_all()
             case _:
                 self._obey_about_us(order)
 
@@ -285,6 +301,7 @@ class WorkerLoop:
         log.warning("fenced by the coordinator; starting over with an empty schedule")
         self.roles.drop_all()
         self.context.start_over()
+        self._news.start_over()
         self._around.start_over()
         self.roles.forget_reads()
         self.is_registered = False

@@ -49,7 +49,7 @@ def pending_reads(roles: Roles) -> int:
     """Reads that may still write into local blocks, those that nobody wants any more included."""
     fetches = roles.decode.fetches.values()
     prefixes = roles.prefill.prefixes.num_reading + roles.decode.prefixes.num_reading
-    return prefixes + sum(fetch.pending for fetch in fetches)
+    return prefixes + roles.keeper.num_reading + sum(fetch.pending for fetch in fetches)
 
 
 def load(roles: Roles, pulls: PullCounters, dropped_messages: int) -> WorkerLoad:

@@ -1,4 +1,4 @@
-"""Both roles of a worker over its one pool. Owns how they are put together, in every process that runs them."""
+"""Both roles of a worker over its one pool, and what it keeps for others. Owns how they are put together, in every process that runs them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from engine.step_limits import scored_tokens
 from kvtransfer.promises.proofs import BlockProofs
 from kvtransfer.pulling.pull import PullingFetcher
 from kvtransfer.sharing.exchange import BlockExchange
+from kvtransfer.sharing.keeper import Keeper
 from prefill.role import PrefillRole
 from prefill.scheduler import PrefillScheduler
 from worker.gate import GrammarGate
@@ -64,12 +65,13 @@ class Roles:
     prefill: PrefillRole
     decode: DecodeRole
     gate: GrammarGate
+    keeper: Keeper
 
     @property
     def is_empty(self) -> bool:
         """Whether no sequence, offer, fetch or lease is here."""
         roles_are = self.prefill.is_empty and self.decode.is_empty and self.gate.is_empty
-        return roles_are and not len(self.leases)
+        return roles_are and self.keeper.is_empty and not len(self.leases)
 
     def live(self) -> list[Key]:
         """(request, attempt) of everything that is here."""
@@ -80,11 +82,13 @@ class Roles:
         self.gate.drop_all()
         self.prefill.drop_all()
         self.decode.drop_all()
+        self.keeper.drop_all()
 
     def forget_reads(self) -> None:
         """None of the reads so far writes any more, and no result of them will come."""
         self.prefill.prefixes.forget_reads()
         self.decode.forget_reads()
+        self.keeper.forget_reads()
 
 
 def build_roles(
@@ -129,4 +133,5 @@ def build_roles(
         context,
     )
     gate = GrammarGate(machinery.grammars, outbox, context)
-    return Roles(pool, leases, allocator, metered, prefill, decode, gate)
+    keeper = Keeper(pool, fetcher, outbox, context)
+    return Roles(pool, leases, allocator, metered, prefill, decode, gate, keeper)

@@ -61,8 +61,8 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
 
 
 def _grammars(spec: WorkerSpec) -> GrammarThread | None:
-    """None for the mock, which asks nobody what it may say. The vocabulary is read now: that keeps the interpreter busy."""
-    if spec.backend == MOCK_BACKEND:
+    """None for a store, and for the mock, which asks nobody what it may say. The vocabulary is read now: that keeps the interpreter busy."""
+    if spec.backend == MOCK_BACKEND or not spec.role.computes:
         return None
     directory, config = Path(spec.model.directory), spec.model.config
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.cluster.lifecycle import Phase
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from coordinator.planning.observations import Limits
@@ -43,7 +43,7 @@ class Reactive:
         while self._busy[0][0] < now_s - self.window_s:
             self._busy.popleft()
         target = cluster.service.books.pools.target
-        for role in Role:
+        for role in COMPUTING:
             used = self._used(cluster, role)
             since_s = now_s - self._changed_s[role]
             wanted = target[role]
@@ -80,7 +80,7 @@ class QueueLength:
     each: dict[Role, float]
     window_s: float = 300.0
     _wishes: dict[Role, deque[tuple[float, int]]] = field(
-        default_factory=lambda: {role: deque() for role in Role}
+        default_factory=lambda: {role: deque() for role in COMPUTING}
     )
 
     def begin(self, cluster: SimCluster) -> None:
@@ -95,7 +95,7 @@ class QueueLength:
             outstanding[Role.DECODE if life.phase is Phase.DECODE else Role.PREFILL] += 1
         target = cluster.service.books.pools.target
         wanted = {}
-        for role in Role:
+        for role in COMPUTING:
             wishes = self._wishes[role]
             wishes.append((cluster.now_s, math.ceil(outstanding[role] / self.each[role])))
             while wishes[0][0] < cluster.now_s - self.window_s:

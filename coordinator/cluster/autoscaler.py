@@ -127,7 +127,7 @@ class Autoscaler:
     def observe(self, now_s: float) -> Observations:
         """What the planner is told now."""
         demand = self.demand
-        records = list(self._books.registry)
+        records = [r for r in self._books.registry if r.role.computes]
         self._since_s = {r.worker_id: self._since(r, now_s) for r in records}
         demand.forget({record.worker_id for record in records})
         due_s = now_s + STRETCH * demand.usual_prompt_s(now_s)

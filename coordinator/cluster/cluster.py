@@ -32,6 +32,7 @@ from coordinator.cluster.registry import Registry
 from coordinator.cluster.router import PrefixMemory, Router, stride_tokens
 from coordinator.cluster.scaling import GRACE_S, Scaler
 from coordinator.cluster.scaling_policy import ScalingPolicy
+from coordinator.cluster.storing import Storing
 from coordinator.planning.demand import DemandBook
 from protocol.ids import new_request_id
 from protocol.periodic import Periodic
@@ -110,6 +111,7 @@ class Cluster:
         ledger = Ledger(settings.block_size)
         self.books = books = Books(Registry(), Pools(settings.expected), ledger)
         self.outgoing = Outgoing(send)
+        self.storing = Storing(books.registry, self.outgoing, clock, settings.block_size)
         prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))
         self.demand = demand = DemandBook()
         work = demand.prompt_cost.work
@@ -119,6 +121,7 @@ class Cluster:
             work,
             relieves=settings.local_prefill,
             hands_over=settings.prefix_caching,
+            storing=self.storing,
         )
         bounds = LineBounds(settings.max_queued_requests, settings.max_first_token_s)
         self.line = WaitingLine(books, self.router, demand, clock, bounds)
@@ -134,7 +137,9 @@ class Cluster:
         self._audits = AuditBook(books, self.line, self.requests, self.outgoing)
         membership = Membership(books, self.liveness, self.scaler, self.outgoing, hearing)
         self.reconciler = reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
-        self.inbox = Inbox(books, self.requests, membership, reconciler, self._audits, hearing)
+        self.inbox = Inbox(
+            books, self.requests, membership, reconciler, self._audits, self.storing, hearing
+        )
         self._changes = ChangeLog(books, clock)
         self._view = ClusterView(
             books, self.line, self.requests, self.readiness, self._show_others, clock
@@ -185,6 +190,7 @@ class Cluster:
             "autoscaler": self.policy.view(),
             "slo": self.requests.attainment.view(),
             "changes": self._changes.view(),
+            "storing": self.storing.view(),
         }
 
     def _pools_changed(self) -> None:
@@ -207,6 +213,7 @@ class Cluster:
             self.requests.tick()
             self.liveness.tick()
         self.probes.tick()
+        self.storing.tick()
 
     def close(self) -> None:
         """Look no more."""

@@ -147,7 +147,7 @@ class WaitingLine:
         return Overloaded(f"{why}; retry later", max(self._finish_rate.promise(), wait_s))
 
     def _check_possible(self, lives: Sequence[RequestLife]) -> None:
-        largest = max(worker.hello.num_blocks for worker in self._books.registry)
+        largest = max(w.hello.num_blocks for w in self._books.registry if w.role.computes)
         size = self._books.ledger.block_size
         for life in lives:
             if (need := self._need(life)) > largest:
@@ -233,6 +233,7 @@ class Dispatch:
             life.helping_salt,
             self._clock.now_s(),
             life.due_s,
+            is_resumed=bool(life.emitted),
         )
 
     def send(self, life: RequestLife, route: Route) -> None:
@@ -253,7 +254,7 @@ class Dispatch:
             life.ordered(prefill.worker_id, prefill.sent_seq)
         self._outgoing.send_order(decode, decode_leg(life, decode, route, now_s))
         life.ordered(decode.worker_id, decode.sent_seq)
-        self._router.prefixes.remember(token_ids, life.generation.cache_salt, holders)
+        self._router.sent(life, holders)
 
     def hand_over(self, life: RequestLife, leaves: WorkerRecord) -> bool:
         """Let another decode worker go on with an answer, if one has room: it reads the KV from the one that leaves,
@@ -280,6 +281,7 @@ class Dispatch:
     ) -> bool:
         """Keep the ledger true as the request moves from prefill to decode and grows; whether others may go now."""
         self.let_go(life)
+        self._router.grew(life)
         if has_computed and worker.worker_id == (life.prefill_worker or life.decode_worker):
             has_computed = self._ledger.prefill_computed(worker.worker_id, life.request_id)
         else:
@@ -340,14 +342,16 @@ class Dispatch:
         return [lives[name] for name in names if name in lives]
 
     def joined(self, worker: WorkerRecord) -> None:
-        """It may be given work once it is ready."""
-        hello = worker.hello
-        self._ledger.open(worker.worker_id, hello.num_blocks, hello.max_num_seqs)
+        """It may be given work once it is ready; a store never."""
+        hello, computes = worker.hello, worker.role.computes
+        room = (hello.num_blocks, hello.max_num_seqs) if computes else (0, 0)
+        self._ledger.open(worker.worker_id, *room)
+        self._router.joined(worker)
 
     def left(self, worker_id: str) -> None:
         """Whatever was reserved or cached there is gone."""
         self._ledger.close(worker_id)
-        self._router.prefixes.forget(worker_id)
+        self._router.left(worker_id)
 
 
 def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Prefill:

@@ -13,6 +13,7 @@ from protocol.messages.launcher import (
 )
 from protocol.messages.reports import (
     AuditReply,
+    BlocksChanged,
     Goodbye,
     Heartbeat,
     Hello,
@@ -28,23 +29,25 @@ if TYPE_CHECKING:
     from coordinator.cluster.membership import Membership
     from coordinator.cluster.reconcile import Reconciler
     from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.storing import Storing
     from protocol.clock import Clock
     from protocol.messages.reports import WorkerMessage
 
-Report = Heartbeat | Outputs | TransferFailed | AuditReply | RoleChanged | Goodbye
+Report = Heartbeat | Outputs | TransferFailed | AuditReply | RoleChanged | Goodbye | BlocksChanged
 FROM_LAUNCHER = (LauncherHello, LauncherGoodbye, NodeLeaving, WorkerExited, ScaleRefused)
 
 
 class Inbox:
     """What speaks for a start that is not registered reaches nobody but the membership."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a part for each kind of message
         self,
         books: Books,
         requests: LiveRequests,
         membership: Membership,
         reconciler: Reconciler,
         audits: AuditBook,
+        storing: Storing,
         clock: Clock,
     ) -> None:
         self.dropped_messages = 0
@@ -53,6 +56,7 @@ class Inbox:
         self._membership = membership
         self._reconciler = reconciler
         self._audits = audits
+        self._storing = storing
         self._clock = clock
 
     def on_message(self, identity: bytes, message: WorkerMessage) -> None:
@@ -81,5 +85,7 @@ class Inbox:
                 self._audits.on_reply(message)
             case RoleChanged():
                 record.heard_role(message.role)
+            case BlocksChanged():
+                self._storing.said(record, message)
             case Goodbye():
                 self._membership.on_goodbye(record, message)

@@ -1,4 +1,4 @@
-"""How many workers there should be, and which. Owns the slots of the two pools; pure.
+"""How many workers there should be, and which. Owns the slots of the pools; pure.
 
     ordered ──► kept ──retire──► leaving ──(drained, stopped)──► gone
        └── refused by the launcher ──► gone
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from protocol.messages.launcher import LauncherOrder, LauncherWorker
 
-MIN_WANTED = {Role.PREFILL: 0, Role.DECODE: 1}
-"""Without a prefill worker the decode workers compute the prompts; the answers need at least one of them."""
+MIN_WANTED = {Role.PREFILL: 0, Role.DECODE: 1, Role.STORE: 0}
+"""Without a prefill worker the decode workers compute the prompts; the answers need at least one of them, and nothing
+needs a store."""
 MOVE_S = 5.0
 """Before a machine is taken away, how long moving the rest may take."""
 AGAIN_S = 1.0
@@ -138,7 +139,7 @@ def check_wanted(wanted: Mapping[Role, int]) -> None:
     if total > MAX_WORKERS:
         role = max(wanted, key=lambda name: wanted[name])
         raise InvalidRequest(
-            f"{role}: {total} workers in both pools are more than {MAX_WORKERS}", role
+            f"{role}: {total} workers in all pools are more than {MAX_WORKERS}", role
         )
 
 
@@ -200,8 +201,9 @@ class Pools:
 
     @property
     def target(self) -> dict[Role, int]:
-        """How many workers of each role are wanted."""
-        return {role: len(self.kept(role)) for role in Role}
+        """How many workers of each role are wanted; of stores where there are any."""
+        kept = {role: len(self.kept(role)) for role in Role}
+        return {role: count for role, count in kept.items() if role.computes or count}
 
     def is_leaving(self, worker_id: str) -> bool:
         """Whether the worker is to go and not come back."""

@@ -90,7 +90,7 @@ class ProbeBook:
 
     def _route(self, record: WorkerRecord) -> Route:
         """With a counterpart of the other role when there is one, ready ones first; else alone."""
-        others = [w for w in self._books.registry if w.role is not record.role]
+        others = [w for w in self._books.registry if w.role is record.role.other]
         others.sort(key=lambda w: not w.is_ready)
         if not others:
             return Route(None, record)

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from protocol.errors import Draining
+from protocol.roles import COMPUTING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Readiness:
-    """Ready once every expected worker was, and as long as one can serve, until it drains: that is not taken back."""
+    """Ready once every expected worker that computes was, and as long as one can serve, until it drains: that is not taken back."""
 
     def __init__(self, books: Books, on_change: Callable[[], None]) -> None:
         self._books = books
@@ -38,7 +39,7 @@ class Readiness:
         if not self._was_ready:
             have = Counter(worker.role for worker in ready)
             wanted = self._books.pools.target
-            self._was_ready = all(have[role] >= count for role, count in wanted.items())
+            self._was_ready = all(have[role] >= wanted[role] for role in COMPUTING)
         return self._was_ready and bool(ready) and not self.is_draining
 
     def changed(self) -> None:

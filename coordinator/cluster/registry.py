@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 SILENCE_S = 2.5
 """A worker that sends no heartbeat for this long is lost."""
+STORE_SILENCE_S = 1.0
+"""A store that sends no heartbeat for this long is asked for nothing."""
 STALL_S = 15.0
 """A busy worker whose step counter does not move for this long is lost."""
 MAX_FENCED = 4096
 
 
 class WorkerState(enum.Enum):
-    """Whether a worker may be given work."""
+    """Whether a worker may be given work. A store has nothing to prove: its readers prove every block."""
 
     STARTING = "starting"
     READY = "ready"
@@ -108,12 +110,18 @@ class WorkerRecord:
     @property
     def is_staying(self) -> bool:
         """Whether this worker, if not this start of it, will take work again."""
-        return self.state is not WorkerState.DRAINING or self.comes_back
+        return self.role.computes and (self.state is not WorkerState.DRAINING or self.comes_back)
 
     @property
     def is_ready(self) -> bool:
         """Whether it takes new work."""
-        return self.state is WorkerState.READY
+        return self.state is WorkerState.READY and self.role.computes
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it is a store that may be asked: one that was silent lately may stand still, and nobody waits for it."""
+        is_store = self.state is WorkerState.READY and not self.role.computes
+        return is_store and self.silent_s < STORE_SILENCE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +203,7 @@ class Registry:
             hello=hello,
             identity=identity,
             role=hello.role,
-            state=WorkerState.STARTING,
+            state=WorkerState.STARTING if hello.role.computes else WorkerState.READY,
             last_seen_s=now_s,
             step_moved_s=now_s,
             told_role=hello.role,

@@ -4,7 +4,8 @@ Prefill: done soonest by the work that is queued there and due before it, and by
 already done, and those that it can read from another worker's cache as nearly so. A prompt is bound to a worker late: while
 every worker has enough to do before it, it waits in the line, where the best worker can still be chosen. Where prompts queue, a decode worker
 that would be done sooner computes one itself. Decode: the longest probable cache hit among the workers within a tenth of the least promised share.
-A pair whose transfer just failed is avoided for a while.
+A pair whose transfer just failed is avoided for a while. Where there are stores, what is cached anywhere is known by the
+workers' own words, and a store is a source like any worker; else it is guessed from what was sent where.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from array import array
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.ledger import Ledger
     from coordinator.cluster.lifecycle import RequestLife
     from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.storing import Storing
 
 PREFIX_STRIDE_BLOCKS = 4
 FETCH_WORTH = 0.9
@@ -34,6 +36,8 @@ MAX_PREFIXES = 65_536
 TOKEN_BYTES = 8
 BAD_PAIR_S = 5.0
 SHARE_SLACK = 0.1
+RESUMED_BLOCKS = 4
+"""A replay that lacks no more of a store's blocks than so many goes to the decode worker at once."""
 ENOUGH_PROMPTS, ENOUGH_STEPS = 2, 2
 """A worker has enough to do before a prompt with so many that are due first, if they fill so many steps."""
 RELIEF_SPEED = 0.4
@@ -56,6 +60,13 @@ class Route:
     prefix_source: WorkerRecord | None = None
     prefix_source_tokens: int = 0
     work_tokens: int = 0
+
+
+class _Hits(NamedTuple):
+    """Tokens cached by worker: `probable` ones, as costs are estimated, and those that a reader is sent for."""
+
+    probable: dict[str, int]
+    lent: dict[str, int]
 
 
 def _piece_tokens(decode: WorkerRecord) -> int:
@@ -139,12 +150,14 @@ class Router:
         *,
         relieves: bool = True,
         hands_over: bool = True,
+        storing: Storing | None = None,
     ) -> None:
         self.ledger = ledger
         self.prefixes = prefixes
         self._work_now = work
         self._relieves = relieves
         self._hands_over = hands_over
+        self._storing = storing
         self._bad_pairs: dict[tuple[str, str], float] = {}
 
     def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
@@ -156,8 +169,40 @@ class Router:
         if life.decode_worker is not None:
             salt = life.generation.cache_salt
             self.prefixes.remember(life.token_ids, salt, [life.decode_worker])
+        self.grew(life)
 
-    def choose(
+    def sent(self, life: RequestLife, worker_ids: Iterable[str]) -> None:
+        """These will have its prompt."""
+        self.prefixes.remember(life.token_ids, life.generation.cache_salt, worker_ids)
+        self.grew(life)
+
+    def grew(self, life: RequestLife) -> None:
+        """There is more of a request to keep."""
+        if self._storing is not None:
+            self._storing.grew(life)
+
+    def joined(self, worker: WorkerRecord) -> None:
+        """A worker that may have something cached is here."""
+        if self._storing is not None:
+            self._storing.joined(worker)
+
+    def left(self, worker_id: str) -> None:
+        """The worker's cache is gone."""
+        self.prefixes.forget(worker_id)
+        if self._storing is not None:
+            self._storing.left(worker_id)
+
+    def _hits(self, token_ids: Sequence[int], salt: str | None) -> _Hits:
+        if salt is None:
+            return _Hits({}, {})
+        guessed = self.prefixes.hits(token_ids, salt)
+        if self._storing is None or not self._storing.has_stores:
+            return _Hits(guessed, guessed)
+        told = self._storing.tokens_at(token_ids, salt)
+        names = guessed.keys() | told.keys()
+        return _Hits({n: max(guessed.get(n, 0), told.get(n, 0)) for n in names}, told)
+
+    def choose(  # noqa: PLR0913 - all that is known of a request
         self,
         workers: Iterable[WorkerRecord],
         token_ids: Sequence[int],
@@ -165,8 +210,12 @@ class Router:
         salt: str | None,
         now_s: float,
         due_s: float = math.inf,
+        *,
+        is_resumed: bool = False,
     ) -> Route | None:
-        """The best pair with room for the request, or None when it must wait. `salt` None: nothing cached helps it."""
+        """The best pair with room for the request, or None when it must wait. `salt` None: nothing cached helps it.
+        `is_resumed`: some of it was written before."""
+        workers = list(workers)
         ready = [worker for worker in workers if worker.is_ready]
         decoders = [w for w in ready if w.role == Role.DECODE]
         prefillers = [w for w in ready if w.role == Role.PREFILL] if decoders else []
@@ -176,11 +225,21 @@ class Router:
             fitting = [w for w in fitting if not self._has_enough(w, due_s)]
         if not fitting:
             return None
-        hits = {} if salt is None else self.prefixes.hits(token_ids, salt)
-        decode = self._choose_decode(fitting, hits)
-        work = self._work_of(len(token_ids), hits)
-        if not prefillers:
-            return Route(None, decode, work_tokens=work(decode))
+        hits = self._hits(token_ids, salt)
+        decode = self._choose_decode(fitting, hits.probable)
+        work = self._work_of(len(token_ids), hits.probable)
+        lenders = [*ready, *(worker for worker in workers if worker.keeps)]
+
+        def source_for(worker: WorkerRecord) -> tuple[WorkerRecord | None, int]:
+            source = self._choose_source(lenders, worker, hits.lent)
+            return source, min(hits.lent[source.worker_id], len(token_ids) - 1) if source else 0
+
+        def alone(chunk_tokens: int) -> Route:
+            source = source_for(decode) if self._knows_all else (None, 0)
+            return Route(None, decode, chunk_tokens, *source, work(decode))
+
+        if not prefillers or (is_resumed and self._lacks_little(alone(0), len(token_ids), hits)):
+            return alone(_piece_tokens(decode) if prefillers else 0)
 
         def until_done(worker: WorkerRecord) -> int:
             return self.ledger.queued_before(worker.worker_id, due_s).work_tokens + work(worker)
@@ -189,12 +248,20 @@ class Router:
         if prefill is None:
             return None
         if self._relieves and self._is_sooner_at(decode, prefill, until_done, work):
-            return Route(None, decode, _piece_tokens(decode), work_tokens=work(decode))
+            return alone(_piece_tokens(decode))
         if self._has_enough(prefill, due_s):
             return None
-        source = self._choose_source(ready, prefill, hits)
-        num_tokens = hits[source.worker_id] if source else 0
-        return Route(prefill, decode, 0, source, num_tokens, work(prefill))
+        return Route(prefill, decode, 0, *source_for(prefill), work(prefill))
+
+    def _lacks_little(self, route: Route, num_tokens: int, hits: _Hits) -> bool:
+        """Whether the route's decode worker finds nearly all that it needs, there or at the route's source."""
+        found = max(hits.lent.get(route.decode.worker_id, 0), route.prefix_source_tokens)
+        return self._knows_all and num_tokens - found <= RESUMED_BLOCKS * self.ledger.block_size
+
+    @property
+    def _knows_all(self) -> bool:
+        """Whether what is cached is known and not guessed."""
+        return self._storing is not None and self._storing.has_stores
 
     def choose_successor(
         self,
@@ -224,8 +291,7 @@ class Router:
 
     def expected_work(self, token_ids: Sequence[int], salt: str | None) -> int:
         """What a prompt will cost where most of it is cached, as tokens."""
-        hits = {} if salt is None else self.prefixes.hits(token_ids, salt)
-        most = max(hits.values(), default=0)
+        most = max(self._hits(token_ids, salt).probable.values(), default=0)
         return _work(self._work_now(), len(token_ids), most)
 
     def _work_of(self, num_tokens: int, hits: dict[str, int]) -> Callable[[WorkerRecord], int]:
@@ -257,19 +323,20 @@ class Router:
         return has_queue and until_done(decode) / RELIEF_SPEED < until_done(prefill)
 
     def _choose_source(
-        self, ready: list[WorkerRecord], prefill: WorkerRecord, hits: dict[str, int]
+        self, lenders: list[WorkerRecord], computing: WorkerRecord, hits: dict[str, int]
     ) -> WorkerRecord | None:
-        """The worker with the longest prefix, if that is longer than what `prefill` has itself.
+        """The worker with the longest prefix, if that is longer than what `computing` has itself; of equal ones a store,
+        which has nothing else to do.
 
         A worker with prompts to compute answers only between chunks, later than it would help."""
-        here = hits.get(prefill.worker_id, 0)
+        here = hits.get(computing.worker_id, 0)
         holders = [
             w
-            for w in ready
+            for w in lenders
             if hits.get(w.worker_id, 0) > here
             and not self.ledger.queued_prefill_tokens(w.worker_id)
         ]
-        return max(holders, key=lambda w: hits[w.worker_id], default=None)
+        return max(holders, key=lambda w: (hits[w.worker_id], w.keeps), default=None)
 
     def _choose_decode(self, fitting: list[WorkerRecord], hits: dict[str, int]) -> WorkerRecord:
         shares = {w.worker_id: self.ledger.decode_share(w.worker_id) for w in fitting}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from coordinator.cluster.lifecycle import Loss
 from coordinator.cluster.pools import Candidate, check_wanted, choose_surplus, scale_order
 from coordinator.cluster.registry import WorkerState
-from protocol.errors import NoLauncher, PoolConflict, WorkerNotFound
+from protocol.errors import InvalidRequest, NoLauncher, PoolConflict, WorkerNotFound
 from protocol.messages.launcher import RetireOrder, RoleOrder, StopOrder
 from protocol.messages.orders import Drain, Forget, SetRole
 from protocol.roles import Role, by_name
@@ -63,29 +63,35 @@ class Scaler:
 
     # ---- what operators and the autoscaler ask
 
-    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+    def scale(
+        self, prefill: int | None = None, decode: int | None = None, store: int | None = None
+    ) -> dict[str, Any]:
         """Bring the pools to these numbers of workers; None leaves a pool as it is. Of more workers the launcher starts
         all or none. Returns the target and what was begun. Raises InvalidRequest, or NoLauncher: then it is not even
         known how many there are."""
-        return self._scale(prefill, decode, all_or_none=True)
+        asked = {Role.PREFILL: prefill, Role.DECODE: decode, Role.STORE: store}
+        return self._scale(asked, all_or_none=True)
 
     def scale_as_fits(self, prefill: int | None, decode: int | None) -> dict[str, Any]:
         """The same, where some of the wanted workers are better than none."""
-        return self._scale(prefill, decode, all_or_none=False)
+        return self._scale({Role.PREFILL: prefill, Role.DECODE: decode}, all_or_none=False)
 
-    def _scale(
-        self, prefill: int | None, decode: int | None, *, all_or_none: bool
-    ) -> dict[str, Any]:
+    def _scale(self, asked: Mapping[Role, int | None], *, all_or_none: bool) -> dict[str, Any]:
         target = self._pools.target
-        asked = {Role.PREFILL: prefill, Role.DECODE: decode}
-        wanted = {role: target[role] if count is None else count for role, count in asked.items()}
+        wanted = target | {role: count for role, count in asked.items() if count is not None}
         check_wanted(wanted)
         self._need_launcher()
         if wanted != target:
             self._check_launcher_acts()
         self._pools.scaled_anew()
-        started = self._start({r: wanted[r] - target[r] for r in Role}, all_or_none=all_or_none)
-        drained = [name for r in Role for name in self._surplus(r, target[r] - wanted[r])]
+        started = self._start(
+            {r: count - target.get(r, 0) for r, count in wanted.items()}, all_or_none=all_or_none
+        )
+        drained = [
+            name
+            for role, count in wanted.items()
+            for name in self._surplus(role, target.get(role, 0) - count)
+        ]
         for worker_id in drained:
             self._retire(worker_id)
         self.tick()
@@ -114,6 +120,12 @@ class Scaler:
         """Move a worker to the other pool, at once: it keeps its cache and whatever it is at. Raises
         WorkerNotFound, InvalidRequest, or PoolConflict when no decode worker would be left to serve."""
         slot = self._slot(worker_id)
+        if not (slot.role.computes and role.computes):
+            raise InvalidRequest(
+                f"{worker_id} cannot become {role}: a store has no model, and nothing else keeps for all; "
+                "use baton scale store=1",
+                "role",
+            )
         if slot.leaving:
             raise PoolConflict(f"{worker_id} is leaving; flip another worker, or start one")
         if slot.role != role:

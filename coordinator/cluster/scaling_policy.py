@@ -16,7 +16,7 @@ from coordinator.planning.observations import Limits, Range, Targets
 from coordinator.planning.planner import Planner
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ class ScalingPolicy:
 
     def _limits(self, wish: AutoscaleWish, *, must_be_whole: bool) -> Limits | None:
         ranges: dict[Role, Range] = {}
-        for role in Role:
+        for role in COMPUTING:
             given = wish.prefill if role is Role.PREFILL else wish.decode
             if given is not None:
                 ranges[role] = _range(role, given)
@@ -91,7 +91,7 @@ class ScalingPolicy:
                 ranges[role] = self.limits.of(role)
             elif must_be_whole:
                 raise InvalidRequest(f"{role}: give its range, as [1, 4]", role)
-        if len(ranges) < len(Role):
+        if len(ranges) < len(COMPUTING):
             return None
         most = min(MAX_WORKERS, sum(each.most for each in ranges.values()))
         budget = wish.total or (most if self.limits is None else min(self._budget(), most))

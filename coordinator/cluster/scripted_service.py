@@ -81,10 +81,12 @@ class ScriptedPools:
             raise self.refusal
         self.asked.append(call)
 
-    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+    def scale(
+        self, prefill: int | None = None, decode: int | None = None, store: int | None = None
+    ) -> dict[str, Any]:
         """Reached at once."""
-        self._take("scale", prefill, decode)
-        given = {"prefill": prefill, "decode": decode}
+        self._take("scale", prefill, decode, *([] if store is None else [store]))
+        given = {"prefill": prefill, "decode": decode, "store": store}
         self.target |= {role: count for role, count in given.items() if count is not None}
         return {"target": self.target, "started": [], "drained": []}
 

@@ -130,7 +130,9 @@ class PoolControl(Protocol):
     """The sizes of the pools as the edge sees them. Every call sets a target and returns at once; its answer
     has `target`, the wanted workers of each role."""
 
-    def scale(self, prefill: int | None = None, decode: int | None = None) -> dict[str, Any]:
+    def scale(
+        self, prefill: int | None = None, decode: int | None = None, store: int | None = None
+    ) -> dict[str, Any]:
         """Start or drain workers to reach these numbers; None leaves a pool alone."""
         ...
 

@@ -29,7 +29,7 @@ from coordinator.planning.lessons import (
     is_beyond_chance,
 )
 from coordinator.planning.sketch import Distribution
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from coordinator.planning.observations import Limits, Observations, Targets
@@ -125,7 +125,7 @@ class Needs:
     kept_s: float
     last: dict[Role, Need] = field(default_factory=dict)
     _history: dict[Role, deque[tuple[float, int]]] = field(
-        default_factory=lambda: {role: deque() for role in Role}
+        default_factory=lambda: {role: deque() for role in COMPUTING}
     )
     wait_scale: float = 1.0
     beyond_reach: str | None = None
@@ -146,7 +146,7 @@ class Needs:
         `is_comparable`: for the most part."""
         if is_comparable:
             self._compare_waits(seen)
-        for role in Role:
+        for role in COMPUTING:
             need = self._prefill(seen) if role == Role.PREFILL else self._decode(seen)
             if is_settled:
                 self._learn(seen, role, need)

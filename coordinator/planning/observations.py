@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from coordinator.planning.sketch import Distribution
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from coordinator.planning.capacity import StepCost
@@ -79,7 +79,7 @@ class Observations:
 
     def present(self) -> dict[Role, int]:
         """Workers of each role that serve or will."""
-        return {role: len(self.of(role, "starting", "ready")) for role in Role}
+        return {role: len(self.of(role, "starting", "ready")) for role in COMPUTING}
 
 
 @dataclass(frozen=True, slots=True)

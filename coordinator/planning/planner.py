@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.planning.needs import HELD_S, Needs
 from coordinator.planning.observations import Flip, Hold, Scale
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from coordinator.planning.observations import (
@@ -163,7 +163,7 @@ class Planner:
         present = seen.present()
         if self.order is None or not isinstance(self.order.decision, Scale):
             return present
-        return {role: max(present[role], self.order.wanted[role]) for role in Role}
+        return {role: max(present[role], self.order.wanted[role]) for role in COMPUTING}
 
     def _room(self, seen: Observations) -> int:
         """Workers that the budget still allows, those that are leaving not being gone yet."""
@@ -174,7 +174,7 @@ class Planner:
 
     def _count_short(self, seen: Observations) -> None:
         committed = self._committed(seen)
-        for role in Role:
+        for role in COMPUTING:
             is_short = self._wanted(role) > committed[role]
             self._short_ticks[role] = self._short_ticks[role] + 1 if is_short else 0
 
@@ -183,7 +183,7 @@ class Planner:
 
     def _urgent(self, seen: Observations) -> Decision | None:
         """What a role that is short gets: a flipped worker, new workers, or a fairer split."""
-        short = [r for r in Role if self._short_ticks[r] >= self.tuning.up_ticks]
+        short = [r for r in COMPUTING if self._short_ticks[r] >= self.tuning.up_ticks]
         if not short:
             return None
         if self.order is None and len(short) == 1:
@@ -279,7 +279,7 @@ class Planner:
         pause_s = seen.now_s - max(*self._reduced_s.values(), self._changed_s or 0.0)
         if pause_s < tuning.down_pause_s or seen.queued_requests or any(self._short_ticks.values()):
             return None
-        for role in Role:
+        for role in COMPUTING:
             if self.needs.last[role].relaxed >= before[role] <= self.limits.of(role).most:
                 continue
             floor = self.needs.floor(role, seen.now_s, self._down_window_s[role])
@@ -289,7 +289,7 @@ class Planner:
                 target[role] = min(before[role], least, self.limits.of(role).most)
         if target == before:
             return None
-        fewer = [role for role in Role if target[role] < before[role]]
+        fewer = [role for role in COMPUTING if target[role] < before[role]]
         self._reduced_s |= dict.fromkeys(fewer, seen.now_s)
         minutes = max(self._down_window_s[role] for role in fewer) / 60
         return self._scale(seen, target, f"fewer have sufficed for {minutes:.0f} minutes")
@@ -306,7 +306,7 @@ class Planner:
     def _content(self) -> Hold:
         needs = self.needs.last
         return Hold(
-            "; ".join(f"{role} needs {needs[role].now}: {needs[role].why}" for role in Role)
+            "; ".join(f"{role} needs {needs[role].now}: {needs[role].why}" for role in COMPUTING)
         )
 
 

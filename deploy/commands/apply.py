@@ -93,7 +93,8 @@ def pool_wish(
     if not any(name in named for name in POOLS):
         return {}
     wanted = {Role.PREFILL.value: config.pools.prefill, Role.DECODE.value: config.pools.decode}
-    return {role: count for role, count in wanted.items() if target.get(role) != count}
+    wanted[Role.STORE.value] = config.pools.store
+    return {role: count for role, count in wanted.items() if target.get(role, 0) != count}
 
 
 def told(wish: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from deploy.launch.plan import Plan
     from protocol.specs import WorkerSpec
 
-_COLOURS: dict[str, str] = {Role.PREFILL: "cyan", Role.DECODE: "green", "coordinator": "magenta"}
+_COLOURS: dict[str, str] = {
+    Role.PREFILL: "cyan",
+    Role.DECODE: "green",
+    Role.STORE: "yellow",
+    "coordinator": "magenta",
+}
 _STAGES = {
     PrepareStage.DOWNLOAD: "fetching the model",
     PrepareStage.EXTRACT: "unpacking the model",
@@ -105,7 +110,7 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
     for role in Role:
         workers = [worker for worker in plan.workers if worker.role is role]
         if workers:
-            table.add_row(f"{role} KV", _capacity(workers))
+            table.add_row(f"{role} KV", _capacity(workers) if role.computes else _kept(workers))
     if spec.host not in ("127.0.0.1", "localhost", "::1") and not spec.api_keys:
         table.add_row("[yellow]open[/yellow]", f"listening on {spec.host} without keys: --no-auth")
     table.add_row("ready", f"after {ready_s:.1f} s; Ctrl-C ends it")
@@ -139,6 +144,8 @@ def _pools(plan: Plan) -> str:
     for role in Role:
         workers = [worker for worker in plan.workers if worker.role is role]
         cores = " ".join("cores " + ",".join(map(str, w.cores)) for w in workers if w.cores)
+        if not workers and not role.computes:
+            continue
         parts.append(f"{len(workers)} {role}" + (f" ({cores})" if cores else ""))
     return " + ".join(parts)
 
@@ -147,6 +154,13 @@ def _transport(plan: Plan) -> str:
     if all(worker.role is Role.DECODE for worker in plan.workers):
         return "none (colocated)"
     return plan.workers[0].transport
+
+
+def _kept(stores: list[WorkerSpec]) -> str:
+    tokens = sum(store.num_blocks * store.block_size for store in stores)
+    kept = format_bytes(sum(store.kv_cache_bytes for store in stores))
+    disk = sum(store.store_disk_bytes for store in stores)
+    return f"{tokens:,} tokens in {kept}" + (f" · {format_bytes(disk)} of disk" if disk else "")
 
 
 def _capacity(workers: list[WorkerSpec]) -> str:

@@ -32,7 +32,9 @@ def parse_wanted(words: Sequence[str]) -> dict[str, int]:
     for word in words:
         role, equals, count = word.partition("=")
         if not equals or role not in ROLES or not count.isdecimal():
-            raise ConfigError(f"scale: {word!r} is not understood: write prefill=3 decode=1")
+            raise ConfigError(
+                f"scale: {word!r} is not understood: write prefill=3 decode=1, or store=1"
+            )
         if role in wanted:
             raise ConfigError(f"scale: {role} is given twice")
         wanted[role] = int(count)
@@ -154,7 +156,7 @@ def _progress(view: dict[str, Any]) -> str:
 
 
 def _shape(target: dict[str, int]) -> str:
-    return f"{target['prefill']} prefill, {target['decode']} decode"
+    return ", ".join(f"{count} {role}" for role, count in target.items())
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -31,7 +31,7 @@ BAR_CELLS = 24
 PLOT_CELLS = 30
 LEVELS = " ▁▂▃▄▅▆▇█"
 STATE_STYLES = {"ready": "green", "starting": "yellow", "draining": "yellow", "lost": "bold red"}
-ROLE_STYLES: dict[str, str] = {Role.PREFILL: "cyan", Role.DECODE: "green"}
+ROLE_STYLES: dict[str, str] = {Role.PREFILL: "cyan", Role.DECODE: "green", Role.STORE: "magenta"}
 PLOTS = (
     ("tokens/s", "output_tokens", "output_tokens_per_s", "green"),
     ("TTFT", "ttft_ms", "ttft_ms", "cyan"),

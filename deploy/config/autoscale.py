@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from coordinator.planning.observations import Limits, Range, Targets
 from protocol.errors import ConfigError
 from protocol.ids import MAX_WORKERS
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -82,7 +82,7 @@ def limits_of(texts: Iterable[str]) -> Limits:
         if not 1 <= least <= most <= MAX_WORKERS:
             raise ConfigError(f"--autoscale: {part}: write 1 to {MAX_WORKERS}, the lower one first")
         ranges[role] = Range(least, most)
-    for role in Role:
+    for role in COMPUTING:
         if role not in ranges:
             raise ConfigError(f"--autoscale: says nothing of {role}; add {role}=1..4")
     return _checked(Limits(ranges[Role.PREFILL], ranges[Role.DECODE], _budget(ranges, budget)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
 from deploy.config.front_door import ACCOUNTS, SECURITY, TLS
+from deploy.config.kv_store import parse_kv_store
 from deploy.config.option import OFF, ON, Option
 from deploy.config.topology import Pools, parse_pd
 from deploy.config.values import (
@@ -104,8 +105,8 @@ GROUPS = {
             "pd",
             parse_pd,
             Pools(1, 1),
-            "workers of each pool: 1p1d, 2p2d; 0p1d is one colocated worker",
-            metavar="xPyD",
+            "workers of each pool: 1p1d, 2p2d; 0p1d is one colocated worker; 1p1d1s has a KV store too",
+            metavar="xPyDzS",
         ),
         Option(
             "prefill-replicas", whole(0, 256), None, "prefill workers, instead of --pd", metavar="N"
@@ -167,6 +168,13 @@ GROUPS = {
             "KV pool of each worker, as 2GiB (default: a part of free memory)",
             ("kv-cache-memory-bytes",),
             "SIZE",
+        ),
+        Option(
+            "kv-store",
+            parse_kv_store,
+            None,
+            "keep KV blocks of all workers in a store, as dram=2GiB (default: no store)",
+            metavar="SIZES",
         ),
         Option(
             "gpu-memory-utilization",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from deploy.config.kv_store import KvStore
     from deploy.config.option import Option
 
 DEFAULT = "default"
@@ -44,6 +45,7 @@ class ServeConfig:
     max_num_seqs: int | None
     max_num_batched_tokens: int | None
     kv_cache_memory: int | None
+    kv_store: KvStore | None
     enable_prefix_caching: bool
     seed: int | None
     device: str
@@ -96,10 +98,10 @@ class ServeConfig:
 
     @property
     def pools(self) -> Pools:
-        """`pd`, with what --prefill-replicas and --decode-replicas say instead."""
+        """`pd`, with what --prefill-replicas and --decode-replicas say instead, and the store that --kv-store asks for."""
         prefill = self.pd.prefill if self.prefill_replicas is None else self.prefill_replicas
         decode = self.pd.decode if self.decode_replicas is None else self.decode_replicas
-        return Pools(prefill, decode)
+        return Pools(prefill, decode, self.pd.store or int(self.kv_store is not None))
 
 
 @dataclass(frozen=True)
@@ -195,11 +197,12 @@ def _check(config: ServeConfig) -> None:
     """What no single option can see."""
     if config.pools.total == 0 or config.pools.decode == 0:
         raise ConfigError("--pd: at least one decode worker is needed, as in 1p1d or 0p1d")
-    if config.transport == "shm" and config.pools.prefill == 0:
+    if config.transport == "shm" and not (config.pools.prefill or config.pools.store):
         raise ConfigError(
             "--transport: 0p1d moves no KV blocks; leave --transport out, or use --pd 1p1d"
         )
 
+    _check_store(config)
     _check_keys(config)
     if config.admin_api_key and not config.api_key and config.keys_db is None:
         raise ConfigError("--admin-api-key: without --api-key everybody may ask; set both")
@@ -215,6 +218,17 @@ def _check(config: ServeConfig) -> None:
     if config.price and config.keys_db is None:
         raise ConfigError("--price: costs are booked in --keys-db; name a file for it")
     _check_autoscale(config)
+
+
+def _check_store(config: ServeConfig) -> None:
+    if config.pools.store and not config.enable_prefix_caching:
+        raise ConfigError(
+            "--kv-store: blocks are found by their content, which --no-enable-prefix-caching turns off; leave one out"
+        )
+    if config.pools.store and config.device == "cuda":
+        raise ConfigError(
+            "--kv-store: a store keeps blocks of workers that compute on the CPU; use --device cpu, or leave it out"
+        )
 
 
 def _check_keys(config: ServeConfig) -> None:
@@ -274,6 +288,7 @@ def _unset(name: str) -> str:
         "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each; on nodes of Ray a part of each node's",
         "served-model-name": "the model's name",
         "chat-template": "the model's",
+        "kv-store": "no store",
         "max-num-seqs": "64, on a GPU 256",
         "max-num-batched-tokens": "512, on a GPU 8192",
         "ray-worker-cpus": "1, and none beside slots",

@@ -1,4 +1,4 @@
-"""What surrounds Baton: the environment, the cache directory, and the shape of the two pools.
+"""What surrounds Baton: the environment, the cache directory, and the shape of the pools.
 
 The only reader of environment variables. Must not know what options mean; `deploy.config.serve_config` does.
 """
@@ -24,42 +24,47 @@ _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
 )
-_PD = re.compile(r"(\d{1,3})p(\d{1,3})d", re.IGNORECASE)
+_PD = re.compile(r"(\d{1,3})p(\d{1,3})d(?:(\d{1,3})s)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Pools:
-    """How many workers each pool has: the field's `xPyD`. Zero prefill is the colocated baseline."""
+    """How many workers each pool has: the field's `xPyD`, and stores. Zero prefill is the colocated baseline."""
 
     prefill: int
     decode: int
+    store: int = 0
 
     def __str__(self) -> str:
-        return f"{self.prefill}p{self.decode}d"
+        return f"{self.prefill}p{self.decode}d" + (f"{self.store}s" if self.store else "")
 
     @property
     def total(self) -> int:
-        """Workers of both pools."""
+        """Workers that compute."""
         return self.prefill + self.decode
 
+    def store_ids(self) -> list[str]:
+        """Names of the stores."""
+        return [f"{Role.STORE}-{i}" for i in range(self.store)]
+
     def worker_ids(self) -> list[tuple[str, Role]]:
-        """`(worker id, role)` of every worker, prefill first."""
+        """`(worker id, role)` of every worker that computes, prefill first."""
         return [(f"prefill-{i}", Role.PREFILL) for i in range(self.prefill)] + [
             (f"decode-{i}", Role.DECODE) for i in range(self.decode)
         ]
 
 
 def parse_pd(text: str) -> Pools:
-    """`2p1d` → two prefill workers and one decode worker; ValueError says what to write."""
+    """`2p1d` → two prefill workers and one decode worker, `2p1d1s` with a store; ValueError says what to write."""
     match = _PD.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"{text!r} is not a shape: write 1p1d, 2p4d, or 0p1d for one colocated worker"
+            f"{text!r} is not a shape: write 1p1d, 2p4d, or 0p1d for one colocated worker; 1p1d1s has a store as well"
         )
-    pools = Pools(int(match[1]), int(match[2]))
+    pools = Pools(int(match[1]), int(match[2]), int(match[3] or 0))
     if pools.decode == 0:
         raise ValueError(f"{text!r} has no decode worker: at least one is needed, as in 1p1d")
-    if pools.total > MAX_WORKERS:
+    if pools.total + pools.store > MAX_WORKERS:
         raise ValueError(f"{text!r} has more than {MAX_WORKERS} workers")
     return pools
 

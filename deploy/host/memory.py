@@ -86,11 +86,12 @@ def default_kv_bytes(available: int, num_workers: int) -> int:
     return int(min(KV_MAX_BYTES, max(KV_MIN_BYTES, available * KV_SHARE / max(1, num_workers))))
 
 
-def check_fits(kv_bytes: int, num_workers: int, available: int) -> None:
-    """Raise ConfigError when the pools of all workers together cannot be had."""
-    if kv_bytes * num_workers > available * KV_LIMIT:
+def check_fits(kv_bytes: int, num_workers: int, available: int, kept_bytes: int = 0) -> None:
+    """Raise ConfigError when the pools of all workers together, and what stores keep, cannot be had."""
+    if kv_bytes * num_workers + kept_bytes > available * KV_LIMIT:
+        stores = f" and {format_bytes(kept_bytes)} of --kv-store" if kept_bytes else ""
         raise ConfigError(
-            f"--kv-cache-memory: {num_workers} workers x {format_bytes(kv_bytes)} do not fit in "
+            f"--kv-cache-memory: {num_workers} workers x {format_bytes(kv_bytes)}{stores} do not fit in "
             f"{KV_LIMIT:.0%} of the {format_bytes(available)} now available; "
             "give a smaller size or fewer workers (--pd)"
         )

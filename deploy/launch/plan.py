@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from deploy.host.affinity import allowed_cores, lend_cores, quota_cores, share_c
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
 from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes
+from deploy.launch.stores import plan_stores
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
@@ -33,6 +35,7 @@ from protocol.specs import CoordinatorSpec, PreparedModel, WorkerSpec
 
 if TYPE_CHECKING:
     from deploy.config.serve_config import ServeConfig
+    from deploy.config.topology import Pools
     from deploy.host.gpus import Gpu
 
 HANDOVER_S = 5.0
@@ -139,6 +142,7 @@ def make_plan(
             config.pools.worker_ids(), shares, places, strict=True
         )
     )
+    workers += plan_stores(config, workers[0], partial(count_blocks, config, model))
     template = place_template(config.chat_template, run_directory)
     check_template(Path(model.directory), template)
     return Plan(_coordinator(config, model, control, port, max_model_len, template), workers)
@@ -225,7 +229,7 @@ def _coordinator(
         control=control,
         host=config.host,
         port=port,
-        expected={Role.PREFILL: config.pools.prefill, Role.DECODE: config.pools.decode},
+        expected=_expected(config.pools),
         max_model_len=max_model_len,
         block_size=config.block_size,
         api_keys=config.api_key,
@@ -266,6 +270,11 @@ def _coordinator(
     )
 
 
+def _expected(pools: Pools) -> dict[Role, int]:
+    wanted = {Role.PREFILL: pools.prefill, Role.DECODE: pools.decode}
+    return wanted | ({Role.STORE: pools.store} if pools.store else {})
+
+
 def _absolute(path: str | None) -> str | None:
     """For a process that may begin elsewhere."""
     return None if path is None else str(Path(path).expanduser().absolute())
@@ -273,20 +282,25 @@ def _absolute(path: str | None) -> str | None:
 
 def pool_bytes(config: ServeConfig, host: Host) -> int:
     """Bytes of one worker's KV pool in host memory, checked against what is free now."""
-    workers = config.pools.total
+    workers, stores = config.pools.total, config.pools.store
     chosen = config.kv_cache_memory
-    kv_bytes = default_kv_bytes(host.available_bytes, workers) if chosen is None else chosen
-    check_fits(kv_bytes, workers, host.available_bytes)
+    kept = stores * config.kv_store.dram_bytes if config.kv_store is not None else 0
+    pools = workers if config.kv_store is not None else workers + stores
+    left = host.available_bytes - kept
+    kv_bytes = default_kv_bytes(left, pools) if chosen is None else chosen
+    check_fits(kv_bytes, pools, host.available_bytes, kept)
     return kv_bytes
 
 
-def count_blocks(config: ServeConfig, model: PreparedModel, kv_bytes: int) -> int:
+def count_blocks(
+    config: ServeConfig, model: PreparedModel, kv_bytes: int, flag: str = "--kv-cache-memory: "
+) -> int:
     """Whole blocks in `kv_bytes`; at least two, so that a prompt and its output have room."""
     element_bytes = ELEMENT_BYTES["bfloat16" if model.dtype == "bfloat16" else "float32"]
     block_bytes = config.block_size * model.config.kv_bytes_per_token(element_bytes)
     if kv_bytes < 2 * block_bytes:
         raise ConfigError(
-            f"--kv-cache-memory: {format_bytes(kv_bytes)} holds fewer than two blocks of "
+            f"{flag}{format_bytes(kv_bytes)} holds fewer than two blocks of "
             f"{format_bytes(block_bytes)}; give at least {format_bytes(2 * block_bytes)}"
         )
     return kv_bytes // block_bytes
@@ -358,5 +372,5 @@ def next_share(workers: list[WorkerSpec], host_cores: tuple[int, ...]) -> tuple[
     for worker in workers:
         for core in worker.cores:
             used[core] = used.get(core, 0) + 1
-    width = min((len(worker.cores) for worker in workers), default=1)
+    width = min((len(worker.cores) for worker in workers if worker.role.computes), default=1)
     return tuple(sorted(sorted(used, key=lambda core: (used[core], core))[:width]))

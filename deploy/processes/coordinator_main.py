@@ -132,7 +132,9 @@ class CoordinatorProcess:
         roads = [set(worker.hello.address.transports) for worker in workers]
         common = set.intersection(*roads) if roads else set()
         news = {
-            "backend": ", ".join(sorted({worker.hello.backend for worker in workers})),
+            "backend": ", ".join(
+                sorted({worker.hello.backend for worker in workers if worker.role.computes})
+            ),
             "transport": ", ".join(sorted(common)),
         }
         return msgspec.json.encode(news).decode()

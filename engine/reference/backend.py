@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from protocol.model_config import ModelConfig
 
 
+ARITHMETIC = f"torch-{torch.__version__}"
+"""Of every backend that leaves its sums to torch."""
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Root mean square norm over the last dimension (arXiv 1910.07467), float32 inside."""
     wide = x.float()
@@ -32,7 +36,7 @@ class TorchBackend:
         self.config = config
         self.kv = kv
         self.description = f"torch ({kv.device.type} reference)"
-        self.arithmetic = f"torch-{torch.__version__}"
+        self.arithmetic = ARITHMETIC
         self.kv_layout = KV_LAYOUT
         self.max_context_tokens = min(config.max_position_embeddings, kv.shape[0] * kv.shape[4])
         self.rope = rope_table(config, self.max_context_tokens).to(kv.device)

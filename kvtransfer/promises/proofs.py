@@ -89,16 +89,24 @@ class BlockProofs:
             identity = partial_block_identity(sequence.request_id, sequence.attempt)
         return digest_header(self._context.fingerprint_hash, identity, index, generation)
 
+    def cached_headers(
+        self, keys: SequenceOf[bytes], first_index: int, generations: SequenceOf[int]
+    ) -> list[bytes]:
+        """What is hashed before each of a run of full blocks, the first of which has index `first_index`."""
+        fingerprint = self._context.fingerprint_hash
+        return [
+            digest_header(fingerprint, full_block_identity(key), index, generation)
+            for index, (key, generation) in enumerate(
+                zip(keys, generations, strict=True), first_index
+            )
+        ]
+
     def cached_digests(
         self, keys: SequenceOf[bytes], first_index: int, block_ids: SequenceOf[int]
     ) -> list[bytes]:
         """See kvtransfer.sharing.exchange.BlockProver."""
-        fingerprint, generation = self._context.fingerprint_hash, self._pool.generation
-        headers = [
-            digest_header(fingerprint, full_block_identity(key), index, generation(block_id))
-            for index, (key, block_id) in enumerate(zip(keys, block_ids, strict=True), first_index)
-        ]
-        return self._digests(headers, block_ids)
+        generations = [self._pool.generation(block_id) for block_id in block_ids]
+        return self._digests(self.cached_headers(keys, first_index, generations), block_ids)
 
     def digests(self, sequence: Sequence, indices: SequenceOf[int]) -> list[bytes]:
         """See kvtransfer.sharing.exchange.BlockProver."""

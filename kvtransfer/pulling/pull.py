@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from engine.kv.sequence import Sequence
+    from kvtransfer.cached_run import CachedRun
     from kvtransfer.promises.proofs import BlockProofs
     from protocol.errors import TransferError
     from protocol.messages.peers import BlockOffer
@@ -93,6 +94,29 @@ class PullingFetcher:
                     for index, offer in zip(indices, offers, strict=True)
                 ],
                 digests=[offer.digest for offer in offers],
+                timeout_s=timeout_s,
+            )
+        )
+
+    def fetch_cached(
+        self,
+        key: Key,
+        source: PeerAddress,
+        lease_id: str,
+        run: CachedRun,
+        timeout_s: float,
+    ) -> None:
+        """See kvtransfer.sharing.exchange.BlockFetcher."""
+        generations = [offer.generation for offer in run.offers]
+        self._pulls.submit(
+            PullJob(
+                key=key,
+                source=source,
+                lease_id=lease_id,
+                source_ids=[offer.block_id for offer in run.offers],
+                target_ids=list(run.target_ids),
+                headers=self._proofs.cached_headers(run.keys, run.first_index, generations),
+                digests=[offer.digest for offer in run.offers],
                 timeout_s=timeout_s,
             )
         )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from engine.kv.sequence import Sequence
+    from kvtransfer.cached_run import CachedRun
     from kvtransfer.promises.lease import LeaseTable
     from protocol.messages.peers import BlockOffer, PeerMessage
     from protocol.messages.records import PeerAddress
@@ -53,6 +54,17 @@ class BlockFetcher(Protocol):
         timeout_s: float,
     ) -> None:
         """Read the offered blocks into the sequence's blocks `first_block`… and prove them."""
+        ...
+
+    def fetch_cached(
+        self,
+        key: Key,
+        source: PeerAddress,
+        lease_id: str,
+        run: CachedRun,
+        timeout_s: float,
+    ) -> None:
+        """Read the offered blocks of the run and prove them."""
         ...
 
     def cancel(self, key: Key) -> None:

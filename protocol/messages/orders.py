@@ -1,6 +1,6 @@
 """What the coordinator tells a worker. Owns these wire types; what a worker makes of them is `worker.loop`.
 
-    coordinator → worker    Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain Forget
+    coordinator → worker    Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain Forget Keep ListBlocks
 
 Every order names the incarnation it speaks to, and a request's order its attempt: what is stale is counted
 and dropped. Prompts are token ids; no text reaches a worker.
@@ -113,6 +113,31 @@ class Audit(Order, frozen=True, kw_only=True):
     audit_id: int
 
 
+class Keep(Order, frozen=True, kw_only=True):
+    """Read these blocks from `source`, which has them cached, and keep them: `keys` are a run of content keys, those of the
+    blocks `first_block`… of some prompt or answer. Nobody waits for it."""
+
+    source: PeerAddress
+    first_block: int
+    keys: list[bytes]
+
+
+class ListBlocks(Order, frozen=True, kw_only=True):
+    """Say which blocks are cached, all of them now and from then on what changes (see BlocksChanged)."""
+
+
 CoordinatorMessage = (
-    Ping | Welcome | Refuse | Prefill | Decode | Abort | SetRole | Fence | Drain | Audit | Forget
+    Ping
+    | Welcome
+    | Refuse
+    | Prefill
+    | Decode
+    | Abort
+    | SetRole
+    | Fence
+    | Drain
+    | Audit
+    | Forget
+    | Keep
+    | ListBlocks
 )

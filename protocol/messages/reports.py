@@ -1,6 +1,6 @@
 """What workers and launchers tell the coordinator. Owns a worker's wire types; a launcher's are `protocol.messages.launcher`.
 
-    worker → coordinator    Hello Heartbeat Outputs TransferFailed AuditReply RoleChanged Goodbye
+    worker → coordinator    Hello Heartbeat Outputs TransferFailed AuditReply RoleChanged Goodbye BlocksChanged
 
 Every report names the incarnation it speaks for, and a request's report its attempt: what is stale is counted and dropped.
 """
@@ -149,6 +149,20 @@ class Goodbye(Message, frozen=True, kw_only=True):
     stopping: bool = False
 
 
+class BlocksChanged(Message, frozen=True, kw_only=True):
+    """Content keys of blocks that are cached at a worker since, and of those that are no more; a key is in one of the
+    lists of a tier at most. Messages of one start are numbered from 1: where a number is missing, ListBlocks makes it
+    begin anew with one that `is_anew`, before which nothing counts."""
+
+    incarnation: str
+    number: int
+    is_anew: bool = False
+    stored: list[bytes] = msgspec.field(default_factory=list)
+    evicted: list[bytes] = msgspec.field(default_factory=list)
+    disk_stored: list[bytes] = msgspec.field(default_factory=list)
+    disk_evicted: list[bytes] = msgspec.field(default_factory=list)
+
+
 WorkerMessage = (
     Hello
     | Heartbeat
@@ -157,6 +171,7 @@ WorkerMessage = (
     | AuditReply
     | RoleChanged
     | Goodbye
+    | BlocksChanged
     | LauncherHello
     | LauncherGoodbye
     | NodeLeaving

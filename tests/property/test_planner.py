@@ -18,7 +18,7 @@ from coordinator.planning.needs import Needs
 from coordinator.planning.observations import Flip, Held, Limits, Range, Scale
 from coordinator.planning.planner import Planner
 from coordinator.planning.sketch import distribution
-from protocol.roles import Role
+from protocol.roles import COMPUTING
 from tests.unit.coordinator.planning.planner_rig import TARGETS, observe, sights, steady, toy
 
 RANGES = st.tuples(st.integers(1, 4), st.integers(0, 6)).map(lambda t: Range(t[0], t[0] + t[1]))
@@ -89,7 +89,7 @@ def test_no_single_order_breaks_a_limit(limits, counts, rate, service, queued, h
         decision = planner.decide(seen)
         present = seen.present()
         if isinstance(decision, Scale):
-            for role in Role:
+            for role in COMPUTING:
                 low = min(limits.of(role).least, present[role])
                 assert low <= decision.of(role) <= max(limits.of(role).most, present[role])
             before = sum(present.values())
@@ -114,7 +114,7 @@ def test_more_load_never_needs_fewer(service, low, more, queued) -> None:
         made = Needs(TARGETS, Limits(Range(1, 64), Range(1, 64), 128), 300.0)
         seen = observe(rate=rate, service_s=service, queued_tokens=tokens)
         needs.append(made.update(replace(seen, short_count=0), is_settled=False))
-    for role in Role:
+    for role in COMPUTING:
         first, second, third = (need[role].now for need in needs)
         assert first <= second <= third
 

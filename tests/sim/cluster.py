@@ -14,12 +14,13 @@ from coordinator.cluster.cluster import Cluster as CoordinatorCluster
 from coordinator.cluster.cluster import ClusterSettings, Surroundings
 from coordinator.cluster.live_requests import EventStream, StreamEnds
 from coordinator.cluster.probe import ProbeBook
+from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.scaling import Scaler
 from coordinator.cluster.service_api import Generation, StreamEvent
 from coordinator.cluster.timeline import Timeline
 from engine.attesting import attested_scores, attested_tokens
-from engine.kv.prefix_cache import root_key
 from protocol import wire
+from protocol.content_keys import root_key
 from protocol.errors import WorkerLost
 from protocol.messages.orders import Audit
 from protocol.messages.reports import AuditReply, Goodbye, WorkerMessage
@@ -77,6 +78,7 @@ class Cluster:
         faults: Faults | None = None,
         policy: Policy | None = None,
         relieves: bool = True,
+        stores: int = 0,
     ) -> None:
         self.loop = loop
         self.clock = VirtualClock(loop)
@@ -97,9 +99,12 @@ class Cluster:
         self.left_with: list[str] = []
         self.accounts: list[AuditReply] = []
         self._expected = {Role.PREFILL: prefill, Role.DECODE: decode}
+        if stores:
+            self._expected[Role.STORE] = stores
         self._start_coordinator()
         roles = {f"prefill-{i}": Role.PREFILL for i in range(prefill)}
         roles |= {f"decode-{i}": Role.DECODE for i in range(decode)}
+        roles |= {f"store-{i}": Role.STORE for i in range(stores)}
         self.launcher = SimLauncher(self, roles, seed + 2, self.network.faults.lose)
 
     def _start_coordinator(self) -> None:
@@ -358,6 +363,7 @@ class Cluster:
             "offers": len(worker.prefill.offers),
             "sequences": worker.decode.num_sequences,
             "fetches": len(worker.decode.fetches),
+            "kept": worker.roles.keeper.num_waiting,
             "unbalanced": int(not worker.pool.is_balanced()),
         }
         return [f"{worker.worker_id}: {k}={v}" for k, v in numbers.items() if v]
@@ -368,9 +374,10 @@ class Cluster:
         wanted = {slot.worker_id: (slot.role, slot.leaving) for slot in pools}
         listed = self.launcher.roster.hello().workers or []
         running = {place.worker_id: (place.role, place.leaving) for place in listed}
-        ready = {r.worker_id: (r.role, not r.is_ready) for r in registry}
+        ready = {r.worker_id: (r.role, r.state is not WorkerState.READY) for r in registry}
         told = {
-            r.worker_id: (self.workers[r.worker_id].loop.role, not r.is_ready) for r in registry
+            r.worker_id: (self.workers[r.worker_id].loop.role, r.state is not WorkerState.READY)
+            for r in registry
         }
         seen = {"launcher": running, "registry": ready, "workers": told}
         return [f"{name} has {s}, wanted {wanted}" for name, s in seen.items() if s != wanted]
@@ -386,6 +393,7 @@ def run(
     faults: Faults | None = None,
     policy: Policy | None = None,
     relieves: bool = True,
+    stores: int = 0,
 ) -> Cluster:
     """Run a scenario on a fresh virtual loop."""
     loop = VirtualLoop()
@@ -398,6 +406,7 @@ def run(
         faults=faults,
         policy=policy,
         relieves=relieves,
+        stores=stores,
     )
 
     async def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,13 +34,14 @@ class ScaleRequest(BaseModel):
         json_schema_extra={
             "anyOf": [
                 {"required": [pool], "properties": {pool: {"type": "integer"}}}
-                for pool in ("prefill", "decode")
+                for pool in ("prefill", "decode", "store")
             ]
         },
     )
 
     prefill: Count | None = None
     decode: Count | None = None
+    store: Count | None = None
 
 
 class RoleRequest(BaseModel):
@@ -48,7 +49,7 @@ class RoleRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    role: Role
+    role: Literal[Role.PREFILL, Role.DECODE]
 
 
 class DrainRequest(BaseModel):
@@ -87,9 +88,9 @@ class PoolRoutes:
     async def scale(self, request: Request) -> Response:
         """Start or drain workers to reach the numbers."""
         asked = await self._read(request, ScaleRequest)
-        if asked.prefill is None and asked.decode is None:
-            raise InvalidRequest("give prefill, decode, or both: how many workers", "prefill")
-        return json_response(self._pools.scale(asked.prefill, asked.decode))
+        if asked.prefill is None and asked.decode is None and asked.store is None:
+            raise InvalidRequest("give prefill, decode or store: how many workers", "prefill")
+        return json_response(self._pools.scale(asked.prefill, asked.decode, asked.store))
 
     async def drain(self, request: Request, worker_id: str) -> Response:
         """Let a worker finish what it has, and leave; with `within_s` it is gone by then."""

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,7 +32,6 @@ from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from deploy.launch.plan import Plan
     from launching.roster import Message
@@ -195,7 +195,8 @@ class Launcher:
         if model.device == "cpu":  # what a GPU has, the worker finds out, whose start may fail
             starting = [spec.kv_cache_bytes for spec in self.roster.starting(now_s - SETTLE_S)]
             check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
-        cores = next_share(workers, tuple({c for w in self.plan.workers for c in w.cores}))
+        shared = tuple({c for w in self.plan.workers for c in w.cores})
+        cores = next_share(workers, shared) if order.role.computes else ()
         return msgspec.structs.replace(
             model,
             worker_id=order.worker_id,
@@ -204,6 +205,7 @@ class Launcher:
             lent_cores=(),  # its cores are another's, who lends them
             num_threads=len(cores) or model.num_threads,
             visible_devices=least_used(workers, model),
+            store_path=_path_of(model, order.worker_id),
         )
 
     # ---- the way out
@@ -247,6 +249,11 @@ class Launcher:
         loop = asyncio.get_running_loop()
         self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
         self._timers.add(loop.call_later(delay_s, action))
+
+
+def _path_of(model: WorkerSpec, worker_id: str) -> str:
+    """Where a store like that one keeps its disk tier: beside it."""
+    return str(Path(model.store_path).parent / worker_id) if model.store_path else ""
 
 
 def _num_threads(spec: Spec) -> int:

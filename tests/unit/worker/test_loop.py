@@ -15,6 +15,8 @@ from protocol.messages.orders import (
     Drain,
     Fence,
     Forget,
+    Keep,
+    ListBlocks,
     Ping,
     Refuse,
     SetRole,
@@ -25,6 +27,7 @@ from protocol.messages.reports import AuditReply, Goodbye, Hello, Outputs, RoleC
 from protocol.roles import Role
 from tests.unit.worker.lone_worker import (
     KEY,
+    SOURCE,
     LoneWorker,
     announced,
     decode_order,
@@ -50,6 +53,8 @@ ORDERS: dict[type, CoordinatorMessage] = {
         Drain(incarnation="w1"),
         Forget(incarnation="w1", worker_id="P"),
         Audit(incarnation="w1", audit_id=3),
+        Keep(incarnation="w1", source=SOURCE, first_block=0, keys=[b"k" * 16]),
+        ListBlocks(incarnation="w1"),
     )
 }
 

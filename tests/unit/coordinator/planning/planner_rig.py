@@ -22,7 +22,7 @@ from coordinator.planning.observations import (
 )
 from coordinator.planning.planner import Planner, Tuning
 from coordinator.planning.sketch import Arrivals, distribution
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 TICK_S = 2.0
 TARGETS = Targets(ttft_s=2.0, tpot_s=0.1, goal=0.9)
@@ -105,7 +105,7 @@ class Toy:
                 w.role == role and (all_of_them or w.leaving_s is None)
                 for w in self.workers.values()
             )
-            for role in Role
+            for role in COMPUTING
         }
 
     def seen(self) -> Observations:
@@ -178,7 +178,7 @@ class Toy:
             worker = self.workers[decision.worker_id]
             worker.role, worker.since_s = decision.role, self.now_s
         elif isinstance(decision, Scale):
-            for role in Role:
+            for role in COMPUTING:
                 self._reach(role, decision.of(role))
 
     def _reach(self, role: Role, wanted: int) -> None:
