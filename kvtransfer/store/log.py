@@ -1,194 +1,264 @@
-"""Blocks on a disk by content key. Owns what is there, which of it goes first, and the lock of its path.
+"""Blocks on a disk by content key. Owns the lock of its path and the way of a read; what lies beneath is written by
+`writer`, laid out by `segments` and found again by `recovery`.
+
+    put ─► queue (memory, bounded) ─► writer: bytes, sync, slots, sync ─► there, and an event says so
+    read ─► queue or file ─► digest over the bytes that are here now ─► the reader's memory, or None
 
 What is read is proven by its own digest before anybody gets it; what is not proven is dropped and counted. The path
-belongs to one process. Every method but `open` and `close` may be called from any thread.
+belongs to one process. Any method may be called from any thread; only `read`, `flush`, `clear` and `close` wait for the
+disk.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import threading
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from kvtransfer.store.records import BlockRecord, EventKind, LogEvent, LogStats, StoreIdentity
+from kvtransfer.store.admission import Admission
+from kvtransfer.store.disk import Disk, PathLock
+from kvtransfer.store.layout import MAX_KEY_BYTES
+from kvtransfer.store.queue import WriteQueue
+from kvtransfer.store.records import EventKind, LogStats
+from kvtransfer.store.recovery import RECENCY, recover
+from kvtransfer.store.segments import Segments
+from kvtransfer.store.state import LogState
+from kvtransfer.store.writer import LogWriter
+from protocol.clock import SystemClock
 from protocol.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from typing_extensions import Buffer
 
-OWNER = "owner"
-_SUFFIX = ".block"
+    from kvtransfer.store.records import BlockRecord, LogEvent, StoreIdentity
+    from kvtransfer.store.segment import Entry
+    from protocol.clock import Clock
+
+QUEUE_BYTES = 64 << 20
+"""Memory for blocks that wait to be written."""
 
 
 class BlockLog:
-    """Never gives bytes that it has not proven; never takes more of the disk than its capacity."""
+    """Never gives bytes that it has not proven, never takes more of the disk than its capacity, and never lets a write
+    keep its caller waiting."""
 
     def __init__(
-        self, path: Path, capacity_bytes: int, identity: StoreIdentity, lock_fd: int
+        self, lock: PathLock, disk: Disk, segments: Segments, state: LogState, writer: LogWriter
     ) -> None:
-        self.stats = LogStats(capacity_bytes=capacity_bytes)
-        self._path = path
-        self._identity = identity
-        self._lock_fd = lock_fd
-        self._guard = threading.RLock()
-        self._records: OrderedDict[bytes, BlockRecord] = OrderedDict()
-        self._events: list[LogEvent] = []
+        self._lock = lock
+        self._disk = disk
+        self._segments = segments
+        self._state = state
+        self._writer = writer
 
     @classmethod
-    def open(cls, path: Path, capacity_bytes: int, identity: StoreIdentity) -> BlockLog:
+    def open(
+        cls,
+        path: Path,
+        capacity_bytes: int,
+        identity: StoreIdentity,
+        *,
+        clock: Clock | None = None,
+        queue_bytes: int = QUEUE_BYTES,
+        disk: Disk | None = None,
+    ) -> BlockLog:
         """With all that was there before. Raises StoreError that names the path, or the process that has it."""
+        lock = PathLock(path)
+        disk = disk or Disk(path)
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock_fd = _lock(path)
+            return cls._open(lock, disk, capacity_bytes, identity, (clock, queue_bytes))
         except OSError as error:
-            raise StoreError(f"cannot keep KV blocks in {path}: {error.strerror}") from error
-        log = cls(path, capacity_bytes, identity, lock_fd)
-        log._load()
-        return log
+            lock.release()
+            raise StoreError(f"{path} cannot hold KV blocks: {error.strerror}") from error
+
+    @classmethod
+    def _open(
+        cls,
+        lock: PathLock,
+        disk: Disk,
+        capacity_bytes: int,
+        identity: StoreIdentity,
+        with_what: tuple[Clock | None, int],
+    ) -> BlockLog:
+        clock, queue_bytes = with_what
+        segments = Segments(disk, identity, capacity_bytes)
+        found = recover(disk, segments, identity)
+        queue = WriteQueue(queue_bytes, identity.block_bytes)
+        admission = Admission(capacity_bytes)
+        state = LogState(queue, admission, clock or SystemClock(), identity)
+        state.writable = found.writable
+        state.contents.restore(found.entries)
+        state.counters.dropped = found.dropped
+        state.counters.last_error = found.error
+        state.disk_bytes = segments.used_bytes
+        writer = LogWriter(state, segments, disk, found.next_sequence)
+        writer.start()
+        return cls(lock, disk, segments, state, writer)
 
     def put(self, record: BlockRecord, data: Buffer) -> bool:
         """Whether it is or will be there; its bytes are copied before this returns, and it never waits for the disk.
-        An event says when it is there for good."""
-        with self._guard:
-            if record.key in self._records:
-                self._records.move_to_end(record.key)
+        An event says when it is there for good. False: not now (`LogStats.not_taken` counts why); a block that is
+        offered again later may be taken then."""
+        state = self._state
+        with state.guard:
+            if self.contains(record.key):
+                state.contents.touch(record.key)
                 return True
-            if record.fingerprint != self._identity.fingerprint:
-                return self._refuse("other-model")
-            if self._make_room(record.num_bytes) and self._write(record, data):
-                self._records[record.key] = record
-                self.stats.live_bytes += record.num_bytes
-                self.stats.stored += 1
-                self._tell(EventKind.STORED, record)
-                return True
-            return self._refuse("not-writable")
+            reason = self._objection(record, data)
+            if reason:
+                return state.counters.refused(reason)
+            if not state.admission.offer(record.key, record.num_bytes):
+                return state.counters.refused("first-touch")
+            state.queue.add(record, data, state.clock.now_s())
+            state.guard.notify_all()
+            return True
+
+    def _objection(self, record: BlockRecord, data: Buffer) -> str:
+        state = self._state
+        if record.fingerprint != state.identity.fingerprint:
+            return "other-model"
+        if memoryview(data).nbytes != record.num_bytes or not (
+            0 < record.num_bytes <= state.identity.block_bytes
+            and 0 < len(record.key) <= MAX_KEY_BYTES
+            and len(record.parent) <= MAX_KEY_BYTES
+        ):
+            return "malformed"
+        if not state.takes_writes():
+            return "not-writable"
+        return "queue-full" if state.queue.is_full else ""
 
     def contains(self, key: bytes) -> bool:
         """Whether it is there, or on its way; reading it may still fail."""
-        return key in self._records
+        with self._state.guard:
+            return key in self._state.contents or self._state.queue.get(key) is not None
 
     def record(self, key: bytes) -> BlockRecord | None:
-        """What is known of a block that is there."""
-        return self._records.get(key)
+        """What is known of a block that is there, or on its way."""
+        with self._state.guard:
+            found = self._state.contents.get(key) or self._state.queue.get(key)
+            return found.record if found else None
 
-    def touch(self, keys: list[bytes]) -> None:
-        """The run of blocks `keys`, first to last, was used elsewhere: it goes later than others, its end first."""
-        with self._guard:
+    def touch(self, keys: Sequence[bytes]) -> None:
+        """The run of blocks `keys`, first to last, was used elsewhere: its end goes before its beginning, and other
+        blocks before both."""
+        with self._state.guard:
             for key in reversed(keys):
-                if key in self._records:
-                    self._records.move_to_end(key)
+                self._state.contents.touch(key)
+                self._state.admission.use(key)
 
     def read(self, key: bytes, into: memoryview) -> bytes | None:
         """Fill the beginning of `into`, which has room for the record's bytes, and return the digest that proves them;
         None when it is not there or not proven, and then the bytes of `into` are garbage."""
-        with self._guard:
-            record = self._records.get(key)
-            if record is None:
-                self.stats.misses += 1
+        state = self._state
+        with state.guard:
+            waiting = state.queue.get(key)
+            if waiting is not None:
+                into[: waiting.record.num_bytes] = waiting.data
+                return self._given(waiting.record)
+            entry = state.contents.get(key)
+            if entry is None:
+                state.counters.misses += 1
                 return None
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                found, data = self._file(key).read_bytes().split(b"\n\n", 1)
-                if msgspec.json.decode(found, type=BlockRecord) == record and record.proves(data):
-                    into[: len(data)] = data
-                    self._records.move_to_end(key)
-                    self.stats.hits += 1
-                    return record.digest
-            self._drop(record, EventKind.LOST)
-            self.stats.proofs_failed += 1
+            state.contents.touch(key)
+            state.num_reads += 1
+            entry.segment.pin()
+        proven, error = False, None
+        try:
+            proven, error = self._read(entry, into)
+        finally:
+            entry.segment.unpin()
+            with state.guard:
+                state.num_reads -= 1
+                state.guard.notify_all()
+        with state.guard:
+            if proven:
+                return self._given(entry.record)
+            self._lost(entry, error)
             return None
+
+    def _read(self, entry: Entry, into: memoryview) -> tuple[bool, OSError | None]:
+        data = into[: entry.record.num_bytes]
+        try:
+            whole = entry.segment.file.read_data(entry.offset, data)
+        except OSError as error:
+            return False, error
+        return whole and entry.record.proves(data), None
+
+    def _given(self, record: BlockRecord) -> bytes:
+        counters = self._state.counters
+        counters.hits += 1
+        counters.read_bytes += record.num_bytes
+        return record.digest
+
+    def _lost(self, entry: Entry, error: OSError | None) -> None:
+        """Its bytes are damaged or gone, unless it moved or was evicted while it was read."""
+        state = self._state
+        if error is not None:
+            state.counters.failed(error)
+        if state.contents.remove(entry, EventKind.LOST):
+            state.counters.proofs_failed += 1
+            state.unproven.append(entry)
+            state.guard.notify_all()
+        else:
+            state.counters.misses += 1
 
     def keys(self) -> Iterator[BlockRecord]:
         """All that is there for good, least recently used first."""
-        with self._guard:
-            return iter(list(self._records.values()))
+        with self._state.guard:
+            return iter([entry.record for entry in self._state.contents.all()])
 
     def events(self) -> list[LogEvent]:
-        """What changed since the last call, in order."""
-        with self._guard:
-            events, self._events = self._events, []
-            return events
+        """What changed since the last call, in order; what was there at the start is in `keys` alone."""
+        with self._state.guard:
+            return self._state.contents.changes()
+
+    @property
+    def stats(self) -> LogStats:
+        """As of now."""
+        return self._state.stats()
 
     def flush(self) -> None:
         """Return when all that was put is on the disk, or was given up."""
+        state = self._state
+        with state.guard:
+            state.guard.wait_for(lambda: not len(state.queue))
 
     def clear(self) -> None:
-        """Forget and delete all blocks."""
-        with self._guard:
-            for record in list(self._records.values()):
-                self._drop(record, EventKind.EVICTED)
+        """Delete all blocks, of other models as well. Raises StoreError when the disk refuses."""
+        with self._writer.files:
+            self._forget_all()
+            try:
+                self._segments.drop_all()
+                if RECENCY in self._disk.names():
+                    self._disk.unlink(RECENCY)
+            except OSError as error:
+                raise StoreError(
+                    f"{self._disk.path} cannot be cleared: {error.strerror}"
+                ) from error
+            finally:
+                self._state.disk_bytes = self._segments.used_bytes
+
+    def _forget_all(self) -> None:
+        state = self._state
+        with state.guard:
+            for waiting in state.queue.all():
+                state.queue.done(waiting)
+            for entry in state.contents.all():
+                state.contents.remove(entry, EventKind.EVICTED)
+            state.unproven.clear()
+            state.guard.notify_all()
 
     def close(self) -> None:
-        """Flush and give the path back."""
-        with contextlib.suppress(OSError):
-            (self._path / OWNER).unlink()
-        os.close(self._lock_fd)
-
-    def _load(self) -> None:
-        for file in self._path.glob(f"*{_SUFFIX}"):
-            with contextlib.suppress(OSError, msgspec.MsgspecError):
-                record = msgspec.json.decode(
-                    file.read_bytes().split(b"\n\n", 1)[0], type=BlockRecord
-                )
-                if record.fingerprint == self._identity.fingerprint:
-                    self._records[record.key] = record
-                    self.stats.live_bytes += record.num_bytes
-
-    def _write(self, record: BlockRecord, data: Buffer) -> bool:
-        file = self._file(record.key)
-        try:
-            file.with_suffix(".new").write_bytes(
-                msgspec.json.encode(record) + b"\n\n" + bytes(data)
-            )
-            file.with_suffix(".new").rename(file)
-        except OSError as error:
-            self.stats.errors += 1
-            self.stats.last_error = str(error)
-            return False
-        return True
-
-    def _make_room(self, num_bytes: int) -> bool:
-        while self._records and self.stats.live_bytes + num_bytes > self.stats.capacity_bytes:
-            self._drop(next(iter(self._records.values())), EventKind.EVICTED)
-        return num_bytes <= self.stats.capacity_bytes
-
-    def _drop(self, record: BlockRecord, kind: EventKind) -> None:
-        del self._records[record.key]
-        self.stats.live_bytes -= record.num_bytes
-        if kind is EventKind.EVICTED:
-            self.stats.evicted += 1
-        self._file(record.key).unlink(missing_ok=True)
-        self._tell(kind, record)
-
-    def _refuse(self, reason: str) -> bool:
-        self.stats.not_taken[reason] = self.stats.not_taken.get(reason, 0) + 1
-        return False
-
-    def _tell(self, kind: EventKind, record: BlockRecord) -> None:
-        self.stats.blocks = len(self._records)
-        self._events.append(LogEvent(kind, record))
-
-    def _file(self, key: bytes) -> Path:
-        return self._path / f"{key.hex()}{_SUFFIX}"
-
-
-def _lock(path: Path) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        owner = path / OWNER
-        pid = owner.read_text() if owner.exists() else "unknown"
-        raise StoreError(
-            f"{path} is used by process {pid}: end it, or give this store another path"
-        ) from None
-    (path / OWNER).write_text(str(os.getpid()))
-    return fd
+        """Flush, note what was used, and give the path back. Idempotent."""
+        state = self._state
+        with state.guard:
+            if state.closing:
+                return
+            state.closing = True
+            state.guard.notify_all()
+        self._writer.join()
+        with self._writer.files:
+            self._writer.note_recency()
+            self._segments.close()
+        self._lock.release()

@@ -112,5 +112,5 @@ class LogStats:
     written_bytes: int = 0
     errors: int = 0
     not_taken: dict[str, int] = field(default_factory=dict)
-    """Puts that were refused, by reason: `queue-full`, `not-writable`, `first-touch`, `too-long`, `other-model`."""
+    """Puts that were refused, by reason: `queue-full`, `not-writable`, `first-touch`, `malformed`, `other-model`."""
     last_error: str = ""
