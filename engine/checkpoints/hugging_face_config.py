@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.checkpoints.config_types import check_types
 from engine.checkpoints.fields import MAX_INTEGER, Fields, shown
 from engine.checkpoints.rope_fields import read_rope
 from protocol.model_config import ModelConfig
@@ -78,6 +79,7 @@ _DEFAULT_WINDOW, _DEFAULT_WINDOW_LAYERS = 4096, 28
 _SILU = ("silu", "swish")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _FULL_OF_OLD = "attention"
+_KINDS = frozenset({_FULL, _SLIDING, _FULL_OF_OLD})
 _OTHER_WEIGHTS = "transformers_weights"
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _KV_HEADS = "num_key_value_heads"
@@ -88,6 +90,7 @@ def parse_config(raw: Mapping[str, Any], where: str = "config.json") -> ModelCon
     """ModelConfig of a config.json; its ends of sequence are only those that the file names."""
     fields = Fields(raw, where)
     architecture = _architecture(fields)
+    check_types(fields)
     _check_supported(fields)
     sizes = {
         name: fields.integer(name, default, most=_MOST.get(name, MAX_INTEGER))
@@ -194,23 +197,33 @@ def _window(
 ) -> int | None:
     """The window of every layer, None for no window; ConfigError where only some layers have one."""
     window = _given_window(fields, architecture, positions)
+    kinds, name = _given_kinds(fields, num_layers), "layer_types"
     if window is not None and window >= positions:
         return None  # no sequence is so long that it would notice
-    kinds, name = fields.values.get("layer_types"), "layer_types"
     if kinds is None:
         if architecture.window != "some layers" or window is None:
             return window
         name = "max_window_layers"
         first = min(fields.integer(name, _DEFAULT_WINDOW_LAYERS, least=0), num_layers)
         kinds = [_FULL] * first + [_SLIDING] * (num_layers - first)
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        fields.refuse(name, f"must name the kind of each of {num_layers} layers")
     kinds = [_FULL if kind == _FULL_OF_OLD else kind for kind in kinds]
     if architecture.window == "some layers" and all(kind == _FULL for kind in kinds):
         return None
     if not all(kind == (_FULL if window is None else _SLIDING) for kind in kinds):
         fields.refuse(name, "gives a window to some layers only, which is not supported")
     return window
+
+
+def _given_kinds(fields: Fields, num_layers: int) -> list[str] | None:
+    kinds: list[Any] | None = fields.values.get("layer_types")
+    if kinds is None:
+        return None
+    if len(kinds) != num_layers or not all(
+        isinstance(kind, str) and kind in _KINDS for kind in kinds
+    ):
+        told = f"must name the kind of each of {num_layers} layers, not {shown(kinds)}"
+        fields.refuse("layer_types", told)
+    return kinds
 
 
 def _given_window(fields: Fields, architecture: Architecture, positions: int) -> int | None:
