@@ -6,7 +6,8 @@
         tokenizer.json  tokenizer_config.json  generation_config.json  chat_template.jinja
         panels<columns>-gated.bin       the matrices as the CPU's kernels read them, made on first use
 
-Format history: 1 first; 2 more rotary kinds, `output_bias`, warnings, ends of sequence of every source.
+Format history: 1 first; 2 more rotary kinds, `output_bias`, warnings, ends of sequence of every source; 3 fields of a wrong
+type are refused. What a source is read as is part of the format: `tests/house/readings.py` remembers it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from protocol.model_config import ModelConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_NAME = "model.json"
 WEIGHTS_NAME = "weights.bin"
 ALIGNMENT_BYTES = 4096
