@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from coordinator.edge.answers.answer_forms import AnswerForms
-from coordinator.edge.answers.answer_parts import AUTO, USUAL_FAMILY, Parsers, formats_of
-from coordinator.edge.answers.edge import Edge, ServedModel
-from coordinator.edge.answers.generation_run import RunContext
-from coordinator.edge.answers.grammar_check import GrammarCheck
+from coordinator.edge.answers.answer_parts import Parsers
+from coordinator.edge.answers.edge import Edge
 from coordinator.edge.answers.resumable import KeptStreams
-from coordinator.edge.answers.sampling import ModelRules, SamplingDefaults, Vocabulary
+from coordinator.edge.answers.sampling import SamplingDefaults
+from coordinator.edge.answers.served import Offer, ServedModel, Shared, make_served
 from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
 from coordinator.edge.http.auth import KeyGuard, Keys, Scope
@@ -31,6 +29,7 @@ from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.http.route_list import RouteList
+from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.http.sites import SiteGuard, Sites
 from coordinator.edge.operations.routes_autoscale import AutoscaleRoutes
 from coordinator.edge.operations.routes_deployments import DeploymentRoutes
@@ -43,11 +42,7 @@ from coordinator.edge.telemetry.http_metrics import HttpMetrics
 from coordinator.edge.telemetry.ledger_metrics import LedgerCollector
 from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.telemetry.metrics import EdgeMetrics
-from coordinator.edge.text.chat_template import ChatTemplate
-from coordinator.edge.text.prompts import make_reader
-from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.clock import SystemClock, wall_time_s
-from protocol.randomness import random_seed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -60,13 +55,20 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.apis.registry import ApiFactory
     from coordinator.edge.telemetry.request_record import TraceSink
-    from coordinator.edge.text.prompts import PromptReader
     from coordinator.upstreams.settings import RouterSettings
     from protocol.clock import Clock
 
 FULL_COLLECTION_EVERY = 100
 """Collections of the middle generation; 10 is Python's own."""
-__all__ = ["EdgeLimits", "Parsers", "SamplingDefaults", "ServedModel", "Sites", "create_app"]
+__all__ = [
+    "EdgeLimits",
+    "Offer",
+    "Parsers",
+    "SamplingDefaults",
+    "ServedModel",
+    "Sites",
+    "create_app",
+]
 
 
 def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
@@ -90,6 +92,8 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     grammars: Compiles | None = None,
     accounts: Accounts | None = None,
     router: RouterSettings | None = None,
+    others: Sequence[Offer] = (),
+    operated: Service | None = None,
 ) -> FastAPI:
     """The application over `service`. Raises ConfigError for files that cannot be used.
 
@@ -100,45 +104,43 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     web pages may ask. `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
     `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a
     database; whoever made them ends them. `router` names groups of deployments that answer beside the model, or in its place.
+    `others` are models beside `model`, and `operated` is what operators see then: all of them together.
     """
     clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
-    metrics = EdgeMetrics(model.name, service.cluster, clock, version())
-    guard = KeyGuard(keys, Scope.INFERENCE)
-    tokenizer = TextTokenizer.from_directory(model.directory)
-    template = ChatTemplate.from_directory(model.directory, chat_template)
-    reader = make_reader(
-        tokenizer,
-        template,
-        limits or EdgeLimits(),
-        clock,
-        model.max_model_len,
-        guarded=not allow_special_tokens_in_content,
-        tool_prompt=bool(parsers and parsers.tool_prompt),
+    first = Offer(
+        model,
+        service,
+        chat_template,
+        allow_special_tokens_in_content,
+        sampling_defaults,
+        parsers or Parsers(),
+        grammars,
     )
-    context, check = RunContext(service, tokenizer, metrics, clock, traces), GrammarCheck(grammars)
-    edge = _make_edge(model, guard, context, reader, check, sampling_defaults, parsers or Parsers())
-    edge = replace(edge, groups=_groups(router, model, metrics, clock))
+    metrics = EdgeMetrics(model.name, service.cluster, clock, version())
+    shared = Shared(limits or EdgeLimits(), clock, SideWork(), traces)
+    guard = KeyGuard(keys, Scope.INFERENCE)
+    edge = _make_edge([first, *others], guard, metrics, shared)
+    edge = replace(edge, groups=_groups(router, edge, clock))
+    whole = operated or service
     app = _make_app(root_path, metrics, edge)
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
     error_replies.install(app, metrics, spellers)
-    app.include_router(OpenRoutes(service).router())
+    app.include_router(OpenRoutes(whole).router())
     app.include_router(UiRoutes().router())
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
-    for scope, routes in _operated(service, metrics, (pools, policy), keys, edge):
+    for scope, routes in _operated(whole, metrics, (pools, policy), keys, edge):
         app.include_router(routes, dependencies=[Depends(KeyGuard(keys, scope))])
     return app
 
 
-def _groups(
-    router: RouterSettings | None, model: ServedModel, metrics: EdgeMetrics, clock: Clock
-) -> Groups | None:
+def _groups(router: RouterSettings | None, edge: Edge, clock: Clock) -> Groups | None:
     if router is None:
         return None
     from coordinator.edge.gateway.model_groups import ModelGroups  # noqa: PLC0415 - a client of HTTP only where it is used
 
-    return ModelGroups(router, model.served_names, clock, metrics.registry)
+    return ModelGroups(router, edge.own_names, clock, edge.metrics.registry)
 
 
 def _operated(
@@ -245,36 +247,23 @@ def _guarded(app: FastAPI, apis: Sequence[Api], *, has_keys: bool) -> APIRouter:
     return router
 
 
-def _make_edge(  # noqa: PLR0913 - as above
-    model: ServedModel,
-    guard: KeyGuard,
-    context: RunContext,
-    reader: PromptReader,
-    grammars: GrammarCheck,
-    sampling_defaults: SamplingDefaults | None,
-    parsers: Parsers,
+def _make_edge(
+    offers: Sequence[Offer], guard: KeyGuard, metrics: EdgeMetrics, shared: Shared
 ) -> Edge:
-    own = SamplingDefaults.from_directory(model.directory, random_seed)
-    eos_token_ids = tuple(sorted({*model.config.eos_token_ids, *own.eos_token_ids}))
-    vocabulary = Vocabulary(model.config.vocab_size, eos_token_ids, context.tokenizer.token_name)
-    limits = reader.limits
-    if reader.tells_tools and parsers.tools == AUTO:
-        parsers = Parsers(USUAL_FAMILY, parsers.reasoning)
-    formats = formats_of(reader.template, context.tokenizer, parsers)
+    first, *others = offers
+    models = [make_served(first, metrics, shared)]
+    for offer in others:
+        name, cluster = offer.model.name, offer.service.cluster
+        counted = EdgeMetrics(name, cluster, shared.clock, families=metrics.families)
+        models.append(make_served(offer, counted, shared))
     return Edge(
-        model=model,
-        context=context,
-        reader=reader,
-        limits=limits,
-        formats=formats,
-        rules=ModelRules(
-            sampling_defaults or own, vocabulary, model.max_model_len, limits.request_deadline_s
-        ),
-        vocabulary=vocabulary,
-        forms=AnswerForms(grammars, formats, context.tokenizer),
+        models=tuple(models),
+        clock=shared.clock,
+        metrics=metrics,
+        limits=shared.limits,
         created=int(wall_time_s()),
         guard=guard,
-        side=reader.side,
-        bodies=BodyReader(limits, reader.side),
-        streams=KeptStreams(context.metrics, reader.side),
+        side=shared.side,
+        bodies=BodyReader(shared.limits, shared.side),
+        streams=KeptStreams(metrics, shared.side),
     )

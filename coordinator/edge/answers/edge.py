@@ -19,7 +19,6 @@ from protocol.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from pathlib import Path
 
     from fastapi import APIRouter
     from starlette.requests import Request
@@ -27,42 +26,21 @@ if TYPE_CHECKING:
 
     from coordinator.accounts.booking import Booking
     from coordinator.edge.answers.answer import AnswerRequest, Dialect
-    from coordinator.edge.answers.answer_forms import AnswerForms
-    from coordinator.edge.answers.answer_parts import AnswerFormats
-    from coordinator.edge.answers.generation_run import RunContext
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.answers.run import Run
-    from coordinator.edge.answers.sampling import ModelRules, Vocabulary
+    from coordinator.edge.answers.served import Served
     from coordinator.edge.http.auth import KeyGuard, Principal
     from coordinator.edge.http.bodies import BodyReader
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.http.side_work import SideWork
+    from coordinator.edge.telemetry.metrics import EdgeMetrics
     from coordinator.edge.text.conversation import Conversation
-    from coordinator.edge.text.prompts import PromptReader
-    from protocol.model_config import ModelConfig
-    from protocol.sampling import Pooling
+    from protocol.clock import Clock
 
 
 MAX_DIGITS = 18
 """Of an event's number."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model made ready in `directory`; the first of `served_names` is what answers call it. `pooling` is how its hidden
-    states become an embedding, None where it is not for that."""
-
-    served_names: tuple[str, ...]
-    directory: Path
-    config: ModelConfig
-    max_model_len: int
-    pooling: Pooling | None = None
-
-    @property
-    def name(self) -> str:
-        """The name in answers."""
-        return self.served_names[0]
 
 
 class Groups(Protocol):
@@ -95,34 +73,49 @@ class Groups(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One application's parts; made once by `create_app`. `guard` tells an endpoint who asks."""
+    """One application's parts; made once by `create_app`. `guard` tells an endpoint who asks. The first of `models`
+    answers who names none, and no name is two models'."""
 
-    model: ServedModel
-    context: RunContext
-    reader: PromptReader
+    models: tuple[Served, ...]
+    clock: Clock
+    metrics: EdgeMetrics
     limits: EdgeLimits
-    rules: ModelRules
-    vocabulary: Vocabulary
-    forms: AnswerForms
     created: int
     guard: KeyGuard
     side: SideWork
     bodies: BodyReader
-    formats: AnswerFormats
     streams: KeptStreams
     groups: Groups | None = None
+
+    @property
+    def own_names(self) -> tuple[str, ...]:
+        """The names of all models, without those of groups."""
+        return tuple(name for served in self.models for name in served.model.served_names)
+
+    @property
+    def longest(self) -> int:
+        """Tokens that the longest context of any model holds."""
+        return max(served.model.max_model_len for served in self.models)
+
+    def of(self, name: str | None) -> Served:
+        """The model that has this name; for a group's the first."""
+        for served in self.models:
+            if name in served.model.served_names:
+                return served
+        return self.models[0]
 
     def model_for(
         self, principal: Principal, name: str | None, *, among_groups: bool = False
     ) -> str:
         """The served name that a request means; no name means the first. Raises ModelNotFound, and Forbidden for one that
         its key does not allow; comes before anything is computed for the request."""
-        known = self.model.served_names if not among_groups else self.all_names()
+        known = self.own_names if not among_groups else self.all_names()
         if name is not None and name not in known:
             served = ", ".join(self.names_for(principal)) or "none that this API key may use"
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
-        principal.check_model(name or self.model.name)
-        return name or self.model.name
+        meant = name or self.models[0].model.name
+        principal.check_model(meant)
+        return meant
 
     def begin(self, principal: Principal, name: str | None) -> str:
         """The same for what generates: raises LimitReached and LedgerUnavailable, too, where its key has nothing left, so
@@ -138,7 +131,7 @@ class Edge:
     def all_names(self) -> tuple[str, ...]:
         """The served names and groups."""
         groups = () if self.groups is None else self.groups.names
-        return tuple(dict.fromkeys((*self.model.served_names, *groups)))
+        return tuple(dict.fromkeys((*self.own_names, *groups)))
 
     def group_of(self, model: str) -> Groups | None:
         """The groups, if that is one of them."""
@@ -150,10 +143,12 @@ class Edge:
         """The one prompt of a conversation; none for a group, each of whose deployments makes its own."""
         if self.group_of(model) is not None:
             return []
-        return [await self._prompt_of(conversation, keeps_thoughts=keeps_thoughts)]
+        return [await self._prompt_of(model, conversation, keeps_thoughts=keeps_thoughts)]
 
-    async def _prompt_of(self, conversation: Conversation, *, keeps_thoughts: bool) -> list[int]:
-        reader = self.reader
+    async def _prompt_of(
+        self, model: str, conversation: Conversation, *, keeps_thoughts: bool
+    ) -> list[int]:
+        reader = self.of(model).reader
         return await (reader.chat if keeps_thoughts else reader.turns)(conversation)
 
     async def respond(
@@ -165,40 +160,44 @@ class Edge:
         facts = self._facts(request, asked)
         booking = self.guard.keys.booking(principal)
         groups = self.group_of(asked.model)
-        if groups is None or (asked.prompts and asked.model in self.model.served_names):
-            run: Run = await self._own_run(principal, asked, facts, booking)
+        if groups is None or (asked.prompts and asked.model in self.own_names):
+            own = self.of(asked.model)
+            run: Run = await self._own_run(own, principal, asked, facts, booking)
         else:
             run = groups.run(
                 asked,
                 facts,
                 booking,
-                lambda _name: self._own_of_group(principal, asked, facts),
+                lambda name: self._own_of_group(principal, asked, facts, name),
                 principal.may_use,
             )
         return self._sent(run, principal, asked, dialect)
 
     async def _own_of_group(
-        self, principal: Principal, asked: AnswerRequest, facts: RequestFacts
+        self, principal: Principal, asked: AnswerRequest, facts: RequestFacts, name: str
     ) -> GenerationRun:
         """Booked by whoever asks us."""
         assert asked.conversation is not None, "groups answer conversations"
-        prompt = await self._prompt_of(asked.conversation, keeps_thoughts=asked.keeps_thoughts)
-        return await self._own_run(principal, replace(asked, prompts=[prompt]), facts, None)
+        thinks = asked.keeps_thoughts
+        prompt = await self._prompt_of(name, asked.conversation, keeps_thoughts=thinks)
+        own = self.of(name)
+        return await self._own_run(own, principal, replace(asked, prompts=[prompt]), facts, None)
 
     async def _own_run(
         self,
+        own: Served,
         principal: Principal,
         asked: AnswerRequest,
         facts: RequestFacts,
         booking: Booking | None,
     ) -> GenerationRun:
-        asked = await self.forms.of(principal.tenant).kept(asked)
+        asked = await own.forms.of(principal.tenant).kept(asked)
         salt = principal.salt(asked.cache_salt)
         asked = replace(asked, priority=asked.priority + principal.priority)
-        generations = self.rules.generations(asked, salt, principal.tenant, principal.weight)
+        generations = own.rules.generations(asked, salt, principal.tenant, principal.weight)
         sampling = generations[0].sampling
-        tokenizer = self.context.tokenizer
-        make_parts = self.formats.maker(asked, tokenizer, asked.prompts[0])
+        tokenizer = own.context.tokenizer
+        make_parts = own.formats.maker(asked, tokenizer, asked.prompts[0])
         text = TextOptions(
             stops=asked.stops,
             include_stop=asked.include_stop,
@@ -207,9 +206,9 @@ class Edge:
             hidden_ids=frozenset(() if sampling.ignore_eos else sampling.eos_token_ids),
             prompt_scores=asked.prompt_scores,
             constraint_field=asked.wishes.constraint_field,
-            marks={} if make_parts is None else self.formats.marks,
+            marks={} if make_parts is None else own.formats.marks,
         )
-        return GenerationRun(generations, text, facts, self.context, make_parts, booking)
+        return GenerationRun(generations, text, facts, own.context, make_parts, booking)
 
     def _facts(self, request: Request, asked: AnswerRequest) -> RequestFacts:
         return RequestFacts(
@@ -218,7 +217,7 @@ class Edge:
             reply_id=asked.reply_id,
             label=label_of(request),
             model=asked.model,
-            response_model=self.model.name,
+            response_model=self.of(asked.model).model.name,
             is_stream=asked.is_stream,
             wants_timings=asked.wants_timings,
             choices_per_prompt=asked.choices_per_prompt,
@@ -233,9 +232,8 @@ class Edge:
             kept = self.streams.begin(run, dialect, principal.tenant, numbered=is_numbered)
             return self._resumed(kept, 0, dialect.stream_headers)
         answer = StreamResponse if asked.is_stream else WholeResponse
-        return answer(
-            run, dialect, metrics=self.context.metrics, limits=self.limits, side=self.side
-        )
+        metrics = self.of(asked.model).context.metrics
+        return answer(run, dialect, metrics=metrics, limits=self.limits, side=self.side)
 
     def resume(self, principal: Principal, event_id: str, headers: Mapping[str, str]) -> Response:
         """The rest of a stream after one of its events, named by the `id` it had; raises StreamGone or InvalidRequest."""

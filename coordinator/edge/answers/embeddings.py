@@ -43,9 +43,9 @@ class EmbeddingEdge:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
 
-    def check(self, count: int, dimensions: int | None, field: str) -> None:
+    def check(self, name: str, count: int, dimensions: int | None, field: str) -> None:
         """Raise InvalidRequest where the model is not for embeddings, and for more of them than one answer may have."""
-        model = self._edge.model
+        model = self._edge.of(name).model
         if model.pooling is None:
             told = f"the model {model.name!r} is not served for embeddings: `baton serve --pooling` says how it is"
             raise InvalidRequest(told, "model", UNSUPPORTED_CODE)
@@ -60,7 +60,8 @@ class EmbeddingEdge:
 
     def asked(self, wanted: Wanted) -> AnswerRequest:
         """Nothing is chosen: prompts are computed, and their states pooled."""
-        wishes = SamplingWishes(max_tokens=0, temperature=0.0, pooling=self._edge.model.pooling)
+        pooling = self._edge.of(wanted.model).model.pooling
+        wishes = SamplingWishes(max_tokens=0, temperature=0.0, pooling=pooling)
         return AnswerRequest(
             arrival_s=wanted.arrival_s,
             operation="embeddings",

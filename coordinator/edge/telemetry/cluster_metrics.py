@@ -20,21 +20,55 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from prometheus_client.core import Metric
+    from prometheus_client.samples import Sample
 
 BLOCK_STATES = ("free", "cached", "held")
 STAGES = ("waiting", "running", "transferring")
 
 
-class ClusterCollector(Collector):
-    """Turns one `GET /cluster` view into metric families."""
+MODEL = "model_name"
 
-    def __init__(self, model_name: str, cluster: Callable[[], dict[str, Any]]) -> None:
-        self._model_name = model_name
-        self._cluster = cluster
+
+class ClusterCollector(Collector):
+    """Turns every model's view into metric families; with several models each sample names its own."""
+
+    def __init__(self) -> None:
+        self._models: list[ModelCollector] = []
+
+    def add(self, model_name: str, cluster: Callable[[], dict[str, Any]]) -> None:
+        """One model more."""
+        self._models.append(ModelCollector(model_name, cluster))
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not ask a service that is still starting."""
         return []
+
+    def collect(self) -> Iterable[Metric]:
+        """Everything, as of now."""
+        if len(self._models) == 1:
+            return self._models[0].collect()
+        found: dict[str, Metric] = {}
+        for model in self._models:
+            for family in model.collect():
+                named = [_named(sample, model.model_name) for sample in family.samples]
+                if family.name in found:
+                    found[family.name].samples += named
+                else:
+                    family.samples = named
+                    found[family.name] = family
+        return found.values()
+
+
+def _named(sample: Sample, model_name: str) -> Sample:
+    return sample._replace(labels={MODEL: model_name} | sample.labels)
+
+
+class ModelCollector:
+    """Turns one model's `GET /cluster` view into metric families."""
+
+    def __init__(self, model_name: str, cluster: Callable[[], dict[str, Any]]) -> None:
+        self.model_name = self._model_name = model_name
+        self._cluster = cluster
 
     def collect(self) -> Iterable[Metric]:
         """Everything, as of now."""

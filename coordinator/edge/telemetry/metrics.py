@@ -46,8 +46,40 @@ QUEUE_STAGES = (Stage.QUEUE, Stage.PREFILL_QUEUE)
 DECODE_STAGES = (Stage.DECODE_WAIT, Stage.EXPOSED_TRANSFER, Stage.FIRST_STEP, Stage.DECODE)
 
 
+class Families:
+    """Of one registry, each made once, whichever model asks for it; and what all models are counted in together."""
+
+    def __init__(self, clock: Clock, version: str) -> None:
+        self.registry = CollectorRegistry()
+        self.recent = RecentActivity(clock)
+        self.cluster = ClusterCollector()
+        self.registry.register(self.cluster)
+        ProcessCollector(registry=self.registry)
+        Info("baton_build", "What serves", registry=self.registry).info({"version": version})
+        self._made: dict[str, Counter | Histogram] = {}
+
+    def counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
+        """The counter of that name."""
+        made = self._made.get(name)
+        if made is None:
+            made = self._made[name] = Counter(name, text, labels, registry=self.registry)
+        assert isinstance(made, Counter), name
+        return made
+
+    def histogram(
+        self, name: str, text: str, labels: tuple[str, ...], buckets: tuple[float, ...]
+    ) -> Histogram:
+        """The histogram of that name."""
+        made = self._made.get(name)
+        if made is None:
+            made = Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+            self._made[name] = made
+        assert isinstance(made, Histogram), name
+        return made
+
+
 class EdgeMetrics:
-    """One registry; methods are the events of a request's life as the edge sees it."""
+    """One model's in one registry; methods are the events of a request's life as the edge sees it."""
 
     def __init__(
         self,
@@ -55,22 +87,20 @@ class EdgeMetrics:
         cluster: Callable[[], dict[str, Any]],
         clock: Clock,
         version: str = "",
+        families: Families | None = None,
     ) -> None:
-        self.registry = CollectorRegistry()
-        self.recent = RecentActivity(clock)
+        self.families = self._families = families or Families(clock, version)
+        self.registry, self.recent = self._families.registry, self._families.recent
+        self._families.cluster.add(model_name, cluster)
         self._labels = (model_name, "0")
-        self.registry.register(ClusterCollector(model_name, cluster))
-        ProcessCollector(registry=self.registry)
-        Info("baton_build", "What serves", registry=self.registry).info({"version": version})
         self._make_histograms()
         self._make_counters()
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        family = Histogram(name, text, LABELS, buckets=buckets, registry=self.registry)
-        return family.labels(*self._labels)
+        return self._families.histogram(name, text, LABELS, buckets).labels(*self._labels)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, LABELS, registry=self.registry).labels(*self._labels)
+        return self._families.counter(name, text, LABELS).labels(*self._labels)
 
     def _make_histograms(self) -> None:
         make = self._histogram
@@ -89,12 +119,11 @@ class EdgeMetrics:
             "vllm:request_inference_time_seconds", "Prefill and decode", STAGE_BUCKETS
         )
         self._make_sizes()
-        self._stages = Histogram(
+        self._stages = self._families.histogram(
             "baton_stage_duration_seconds",
             "Where choices that ended well spent their time: all stages sum to end-to-end",
             ("model_name", "stage", "role"),
-            buckets=STAGE_BUCKETS,
-            registry=self.registry,
+            STAGE_BUCKETS,
         )
 
     def _make_sizes(self) -> None:
@@ -119,11 +148,10 @@ class EdgeMetrics:
         self._queries = make("vllm:prefix_cache_queries", "Prompt tokens looked up in a cache")
         self._hits = make("vllm:prefix_cache_hits", "Prompt tokens found in a cache")
         self._cached = make("vllm:prompt_tokens_cached", "Prompt tokens that were not computed")
-        self._success = Counter(
+        self._success = self._families.counter(
             "vllm:request_success",
             "Choices that ended, by how: abort is a client that left, error a failure",
             (*LABELS, "finished_reason"),
-            registry=self.registry,
         )
         for reason in REASONS:
             self._success.labels(*self._labels, reason)
@@ -132,17 +160,15 @@ class EdgeMetrics:
             "Tokens of choices that ended in abort or error; also in vllm:generation_tokens",
         )
         self._disconnects = make("baton_client_disconnects", "Clients that left early")
-        self._refusals = Counter(
+        self._refusals = self._families.counter(
             "baton_requests_rejected",
             "Requests answered with an error status",
             ("model_name", "status", "type"),
-            registry=self.registry,
         )
-        self._failures = Counter(
+        self._failures = self._families.counter(
             "baton_streams_failed",
             "Streams that ended with an error after their first token",
             ("model_name", "type"),
-            registry=self.registry,
         )
 
     def started(self, num_prompt_tokens: int, num_choices: int, max_tokens: int) -> None:

@@ -59,6 +59,7 @@ def make_reader(  # noqa: PLR0913 - a reader, and what an operator says of it
     clock: Clock,
     max_model_len: int,
     *,
+    side: SideWork | None = None,
     guarded: bool = True,
     tool_prompt: bool = False,
 ) -> PromptReader:
@@ -67,8 +68,8 @@ def make_reader(  # noqa: PLR0913 - a reader, and what an operator says of it
     kept = try_template(template, clock, limits)
     guard = make_guard(tokenizer, template) if guarded else None
     tells = tool_prompt and not kept.abilities.tools
-    side = SideWork()
-    return PromptReader(tokenizer, template, kept, limits, clock, side, max_model_len, guard, tells)
+    work = side or SideWork()
+    return PromptReader(tokenizer, template, kept, limits, clock, work, max_model_len, guard, tells)
 
 
 @dataclass(frozen=True, slots=True)

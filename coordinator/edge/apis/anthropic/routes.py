@@ -67,7 +67,7 @@ class MessageRoutes:
     async def message(self, request: Request, principal: Principal) -> Response:
         """Read a conversation and answer it."""
         edge = self._edge
-        arrival_s = edge.context.clock.now_s()
+        arrival_s = edge.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
         model = edge.begin(principal, asked.model)
         wishes = wishes_of(asked)
@@ -94,8 +94,8 @@ class MessageRoutes:
         """Read a conversation and count it."""
         edge = self._edge
         asked, conversation = await edge.bodies.read(request, parse_count)
-        edge.model_for(principal, asked.model)
-        prompt = await edge.reader.turns(conversation)
+        model = edge.model_for(principal, asked.model)
+        prompt = await edge.of(model).reader.turns(conversation)
         return json_response({"input_tokens": len(prompt)})
 
 
@@ -132,13 +132,16 @@ class ModelRoutes:
 
     def _card(self, name: str) -> dict[str, Any]:
         edge = self._edge
-        created = datetime.fromtimestamp(edge.created, UTC)
+        created, length = (
+            datetime.fromtimestamp(edge.created, UTC),
+            edge.of(name).model.max_model_len,
+        )
         return {
             "type": "model",
             "id": name,
             "display_name": name,
             "created_at": created.isoformat().replace("+00:00", "Z"),
             "lifecycle": "active",
-            "max_input_tokens": edge.model.max_model_len,
-            "max_tokens": edge.model.max_model_len,
+            "max_input_tokens": length,
+            "max_tokens": length,
         }

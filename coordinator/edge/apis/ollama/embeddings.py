@@ -105,20 +105,21 @@ class EmbeddingRoutes:
 
     async def embed(self, request: Request, principal: Principal, *, is_old: bool) -> Response:
         """Read the texts and embed each; no text loads the model."""
-        edge, arrival_s = self._edge, self._edge.context.clock.now_s()
+        edge, arrival_s = self._edge, self._edge.clock.now_s()
         asked = await edge.bodies.read(request, parse)
-        served = model_of(asked.model or asked.name, edge.model.served_names)
+        served = model_of(asked.model or asked.name, edge.own_names)
         model, called = edge.model_for(principal, served), asked.model or asked.name
         field = "prompt" if is_old else "input"
         said = asked.prompt if is_old else asked.input
         texts = [said] if isinstance(said, str) else list(said or ())
-        self._embeddings.check(len(texts), asked.dimensions, field)
+        self._embeddings.check(model, len(texts), asked.dimensions, field)
         if not any(texts):
             return json_response({"embedding": []} if is_old else _nothing(called or model))
         edge.begin(principal, model)
-        prompts = await edge.reader.texts(texts, add_special_tokens=True, param=field)
+        own = edge.of(model)
+        prompts = await own.reader.texts(texts, add_special_tokens=True, param=field)
         if asked.truncate is not False:
-            prompts = [prompt[: edge.model.max_model_len] for prompt in prompts]
+            prompts = [prompt[: own.model.max_model_len] for prompt in prompts]
         wanted = Wanted(prompts, field, model, new_request_id(), arrival_s)
         dialect = OldDialect() if is_old else EmbedDialect(called or model, asked.dimensions)
         return await edge.respond(request, principal, self._embeddings.asked(wanted), dialect)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +34,11 @@ from protocol.ids import new_request_id
 if TYPE_CHECKING:
     from coordinator.edge.answers.answer import SamplingWishes
     from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.answers.served import ServedModel
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.apis.ollama.dialects import OllamaDialect
     from coordinator.edge.apis.ollama.types import AnswerBody
+    from protocol.model_config import ModelConfig
 
 NDJSON = "application/x-ndjson"
 ERROR_REPLY = {
@@ -79,11 +81,11 @@ class AnswerRoutes:
     async def chat(self, request: Request, principal: Principal) -> Response:
         """Read a conversation and answer it; one without messages loads the model."""
         edge = self._edge
-        arrival_s = edge.context.clock.now_s()
+        arrival_s = edge.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_chat)
         model = meant(edge, principal, asked)
         dialect = ChatDialect(
-            called(asked, model), edge.context.tokenizer, logprobs=bool(asked.logprobs)
+            called(asked, model), edge.of(model).context.tokenizer, logprobs=bool(asked.logprobs)
         )
         if not asked.messages:
             return loaded(dialect, called(asked, model))
@@ -99,20 +101,20 @@ class AnswerRoutes:
     async def generate(self, request: Request, principal: Principal) -> Response:
         """Read a text and answer it; an empty one loads the model."""
         edge = self._edge
-        arrival_s = edge.context.clock.now_s()
+        arrival_s = edge.clock.now_s()
         asked, conversation = await edge.bodies.read(request, parse_generate)
         model = meant(edge, principal, asked)
         dialect = GenerateDialect(
-            called(asked, model), edge.context.tokenizer, logprobs=bool(asked.logprobs)
+            called(asked, model), edge.of(model).context.tokenizer, logprobs=bool(asked.logprobs)
         )
         if not asked.prompt:
             return loaded(dialect, called(asked, model))
         edge.begin(principal, model)
         wishes = wishes_of(asked)
         if asked.raw:
-            prompt = await edge.reader.text(asked.prompt, add_special_tokens=True)
+            prompt = await edge.of(model).reader.text(asked.prompt, add_special_tokens=True)
         else:
-            prompt = await edge.reader.turns(conversation)
+            prompt = await edge.of(model).reader.turns(conversation)
         neutral = self._neutral(asked, wishes, model, arrival_s, [prompt], NO_TOOLS)
         return await edge.respond(request, principal, neutral, dialect)
 
@@ -161,15 +163,39 @@ def loaded(dialect: OllamaDialect, name: str) -> Response:
     return json_response(head | told | {"done": True, "done_reason": "load"})
 
 
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a model's files take, and what tells them from another's."""
+
+    size_bytes: int
+    digest: str
+
+    @classmethod
+    def of(cls, model: ServedModel) -> Files:
+        """As they lie there now."""
+        files = sorted(path for path in model.directory.iterdir() if path.is_file())
+        sizes = [(path.name, path.stat().st_size) for path in files]
+        digest = hashlib.sha256(repr((model.config, sizes)).encode()).hexdigest()
+        return cls(sum(size for _, size in sizes), digest)
+
+
+def _details(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": config.family,
+        "families": [config.family],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+
+
 class ModelRoutes:
     """What is served, as Ollama's clients ask for it."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        files = sorted(path for path in edge.model.directory.iterdir() if path.is_file())
-        sizes = [(path.name, path.stat().st_size) for path in files]
-        self._size = sum(size for _, size in sizes)
-        self._digest = hashlib.sha256(repr((edge.model.config, sizes)).encode()).hexdigest()
+        self._files = {served.model.name: Files.of(served.model) for served in edge.models}
 
     def router(self) -> APIRouter:
         """Their routes."""
@@ -205,11 +231,13 @@ class ModelRoutes:
 
     def ps(self, principal: Principal) -> Response:
         """The cards of models that stay."""
-        length = self._edge.model.max_model_len
-        loaded = {"expires_at": NEVER, "size_vram": 0, "context_length": length}
-        cards = [card | loaded for card in self._cards(principal)]
-        for card in cards:
+        cards = []
+        for name in self._edge.names_for(principal):
+            length = self._edge.of(name).model.max_model_len
+            loaded = {"expires_at": NEVER, "size_vram": 0, "context_length": length}
+            card = self._card(name) | loaded
             del card["modified_at"]
+            cards.append(card)
         return json_response({"models": cards})
 
     async def version(self, request: Request) -> Response:
@@ -219,8 +247,8 @@ class ModelRoutes:
     async def show(self, request: Request, principal: Principal) -> Response:
         """What is known of a model."""
         edge = self._edge
-        await self._read(request, principal)
-        config, length = edge.model.config, edge.model.max_model_len
+        own = edge.of(await self._read(request, principal))
+        config, length = own.model.config, own.model.max_model_len
         known = {
             "general.architecture": config.family,
             f"{config.family}.context_length": length,
@@ -229,49 +257,40 @@ class ModelRoutes:
             f"{config.family}.attention.head_count": config.num_heads,
             f"{config.family}.attention.head_count_kv": config.num_kv_heads,
         }
-        tools = ["tools"] if edge.formats.family is not None and edge.reader.abilities.tools else []
-        thinking = ["thinking"] if edge.formats.thinks else []
+        tools = ["tools"] if own.formats.family is not None and own.reader.abilities.tools else []
+        thinking = ["thinking"] if own.formats.thinks else []
         return json_response(
             {
-                "modelfile": f"FROM {edge.model.name}\n",
+                "modelfile": f"FROM {own.model.name}\n",
                 "parameters": f"num_ctx {length}",
                 "template": "",
-                "details": self._details(),
+                "details": _details(config),
                 "model_info": known,
                 "capabilities": ["completion", *tools, *thinking],
                 "modified_at": self._modified(),
             }
         )
 
-    async def _read(self, request: Request, principal: Principal) -> None:
+    async def _read(self, request: Request, principal: Principal) -> str:
         def parse(body: bytes) -> ModelRequest:
             return check_fields(parse_object(body), ModelRequest)
 
         asked = await self._edge.bodies.read(request, parse)
-        meant(self._edge, principal, asked)
+        return meant(self._edge, principal, asked)
 
     def _cards(self, principal: Principal) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": name,
-                "model": name,
-                "modified_at": self._modified(),
-                "size": self._size,
-                "digest": self._digest,
-                "details": self._details(),
-            }
-            for name in self._edge.names_for(principal)
-        ]
+        return [self._card(name) for name in self._edge.names_for(principal)]
 
-    def _details(self) -> dict[str, Any]:
-        family = self._edge.model.config.family
+    def _card(self, name: str) -> dict[str, Any]:
+        model = self._edge.of(name).model
+        files = self._files[model.name]
         return {
-            "parent_model": "",
-            "format": "safetensors",
-            "family": family,
-            "families": [family],
-            "parameter_size": "",
-            "quantization_level": "",
+            "name": name,
+            "model": name,
+            "modified_at": self._modified(),
+            "size": files.size_bytes,
+            "digest": files.digest,
+            "details": _details(model.config),
         }
 
     def _modified(self) -> str:

@@ -90,17 +90,18 @@ class EmbeddingRoutes:
 
     async def embed(self, request: Request, principal: Principal) -> Response:
         """Read the texts, or their token ids, and embed each."""
-        edge, arrival_s = self._edge, self._edge.context.clock.now_s()
-        most = edge.model.max_model_len
+        edge, arrival_s = self._edge, self._edge.clock.now_s()
+        most = edge.longest
         asked = await edge.bodies.read(request, lambda body: parse(body, most), MAX_IDS)
         model = edge.model_for(principal, asked.model)
         edge.begin(principal, model)
         said = inputs_of(asked)
-        self._embeddings.check(len(said), asked.dimensions, "input")
+        self._embeddings.check(model, len(said), asked.dimensions, "input")
         texts = [text for text in said if isinstance(text, str)]
         lists = [ids for ids in said if not isinstance(ids, str)]
         special = asked.add_special_tokens is not False
-        prompts = await edge.reader.texts(texts, add_special_tokens=special, param="input") + lists
+        reader = edge.of(model).reader
+        prompts = await reader.texts(texts, add_special_tokens=special, param="input") + lists
         wanted = Wanted(
             prompts, "input", model, f"embd-{new_request_id()}", arrival_s, asked.priority or 0
         )

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from coordinator.edge.answers.answer import SamplingWishes
     from coordinator.edge.answers.edge import Edge
+    from coordinator.edge.answers.served import Served
     from coordinator.edge.answers.tools import ToolUse
     from coordinator.edge.apis.openai.dialects.generation import OpenAiDialect
     from coordinator.edge.apis.openai.types import GenerationRequest
@@ -101,7 +102,7 @@ class GenerationRoutes:
     def router(self) -> APIRouter:
         """Their routes."""
         router, who = APIRouter(prefix="/v1"), Depends(self._edge.guard)
-        clock = self._edge.context.clock
+        clock = self._edge.clock
 
         async def chat(request: Request, principal: Principal = who) -> Response:
             """Answer a conversation."""
@@ -136,8 +137,9 @@ class GenerationRoutes:
         if not prompts:
             _check_can_go(asked)
         check_scores(prompts, wishes.prompt_logprobs, 1)
+        own = edge.of(model)
         echoes = [
-            PromptEcho(prompt, scores=self._scores(prompt, "", None, asked.prompt_logprobs))
+            PromptEcho(prompt, scores=self._scores(own, prompt, "", None, asked.prompt_logprobs))
             for prompt in prompts
         ]
         return await self._respond(CHAT, arrival, asked, wishes, echoes, Talk(conversation, tools))
@@ -147,11 +149,11 @@ class GenerationRoutes:
         edge = self._edge
         if (rest := await self._rest(arrival)) is not None:
             return rest
-        max_model_len = edge.model.max_model_len
+        longest = edge.longest
         asked = await edge.bodies.read(
-            arrival.request, lambda body: parse_completion(body, max_model_len), MAX_IDS
+            arrival.request, lambda body: parse_completion(body, longest), MAX_IDS
         )
-        edge.begin(arrival.principal, asked.model)
+        own = edge.of(edge.begin(arrival.principal, asked.model))
         wishes = completion_wishes(asked)
         said = prompts_of(asked)
         num_choices = len(said) * (asked.n or 1)
@@ -161,22 +163,18 @@ class GenerationRoutes:
         special = asked.add_special_tokens is not False
         texts = [prompt for prompt in said if isinstance(prompt, str)]
         lists = [prompt for prompt in said if not isinstance(prompt, str)]
-        prompts = await edge.reader.texts(texts, add_special_tokens=special) + lists
+        prompts = await own.reader.texts(texts, add_special_tokens=special) + lists
         for prompt in prompts:
-            edge.vocabulary.check(prompt, "prompt")
+            own.vocabulary.check(prompt, "prompt")
         check_scores(prompts, wishes.prompt_logprobs, asked.n or 1)
         told = [""] * len(prompts)
         if asked.echo:
-            told = texts + await edge.side.tokenize(lambda: self._decoded(lists))
+            told = texts + await edge.side.tokenize(lambda: _decoded(own, lists))
         echoes = [
-            self._prompt_echo(asked, text, prompt)
+            self._prompt_echo(own, asked, text, prompt)
             for text, prompt in zip(told, prompts, strict=True)
         ]
         return await self._respond(COMPLETION, arrival, asked, wishes, echoes)
-
-    def _decoded(self, prompts: Sequence[list[int]]) -> list[str]:
-        decode = self._edge.context.tokenizer.decode
-        return [decode(prompt, skip_special_tokens=False) for prompt in prompts]
 
     async def _rest(self, arrival: Arrival) -> Response | None:
         """What is left of the stream that the request goes on with, if it does; its body says nothing then."""
@@ -186,18 +184,22 @@ class GenerationRoutes:
         await self._edge.bodies.read(arrival.request, len)
         return self._edge.resume(arrival.principal, event_id, STREAM_HEADERS)
 
-    def _prompt_echo(self, asked: CompletionRequest, text: str, prompt: list[int]) -> PromptEcho:
+    def _prompt_echo(
+        self, own: Served, asked: CompletionRequest, text: str, prompt: list[int]
+    ) -> PromptEcho:
         """`text` is what it says, where that is echoed."""
         echo_top = asked.logprobs if asked.echo else None
-        return PromptEcho(prompt, text, self._scores(prompt, text, echo_top, asked.prompt_logprobs))
+        scores = self._scores(own, prompt, text, echo_top, asked.prompt_logprobs)
+        return PromptEcho(prompt, text, scores)
 
+    @staticmethod
     def _scores(
-        self, prompt: list[int], text: str, echo_top: int | None, told_top: int | None
+        own: Served, prompt: list[int], text: str, echo_top: int | None, told_top: int | None
     ) -> SpelledScores | None:
         """What takes the prompt's log-probabilities, if they are asked for."""
         if (echo_top is None and told_top is None) or not prompt:
             return None
-        return SpelledScores(prompt, self._edge.context.tokenizer, text, echo_top, told_top)
+        return SpelledScores(prompt, own.context.tokenizer, text, echo_top, told_top)
 
     async def _respond(
         self,
@@ -209,7 +211,7 @@ class GenerationRoutes:
         talk: Talk = NO_TALK,
     ) -> Response:
         edge, choices = self._edge, asked.n or 1
-        model = asked.model or edge.model.name
+        model = asked.model or edge.models[0].model.name
         options = ReplyOptions(
             reply_id=endpoint.id_prefix + new_request_id(),
             created=int(wall_time_s()),
@@ -251,5 +253,10 @@ class GenerationRoutes:
             conversation=talk.conversation,
             keeps_thoughts=True,
         )
-        dialect = endpoint.dialect(options, edge.context.tokenizer)
+        dialect = endpoint.dialect(options, edge.of(model).context.tokenizer)
         return await edge.respond(arrival.request, arrival.principal, neutral, dialect)
+
+
+def _decoded(own: Served, prompts: Sequence[list[int]]) -> list[str]:
+    decode = own.context.tokenizer.decode
+    return [decode(prompt, skip_special_tokens=False) for prompt in prompts]

@@ -39,9 +39,9 @@ class TextRoutes:
             """Text of token ids, special tokens included."""
             return await self.detokenize(request, principal)
 
-        async def tokenizer_info(principal: Principal = who) -> Response:
+        async def tokenizer_info(principal: Principal = who, model: str | None = None) -> Response:
             """What a client needs to tokenize and to render chats itself, in the form of tokenizer_config.json."""
-            return self.tokenizer_info(principal)
+            return self.tokenizer_info(principal, model)
 
         async def models(principal: Principal = who) -> Response:
             """A card for every served name."""
@@ -66,40 +66,41 @@ class TextRoutes:
         """Ids, and their names for who asks."""
         edge = self._edge
         asked, conversation = await edge.bodies.read(request, parse_tokenize)
-        edge.model_for(principal, asked.model)
+        own = edge.of(edge.model_for(principal, asked.model))
         if conversation is not None:
-            tokens = await edge.reader.chat(conversation)
+            tokens = await own.reader.chat(conversation)
         else:
             assert asked.prompt is not None, "parse_tokenize lets one of the two pass"
             special = asked.add_special_tokens is not False
-            tokens = await edge.reader.text(asked.prompt, add_special_tokens=special)
+            tokens = await own.reader.text(asked.prompt, add_special_tokens=special)
         names = None
         if asked.return_token_strs:
-            name_of = edge.context.tokenizer.token_name
+            name_of = own.context.tokenizer.token_name
             names = await edge.side.run(lambda: [name_of(token_id) for token_id in tokens])
-        told = {"count": len(tokens), "max_model_len": edge.model.max_model_len}
+        told = {"count": len(tokens), "max_model_len": own.model.max_model_len}
         return json_response(told | {"tokens": tokens, "token_strs": names})
 
     async def detokenize(self, request: Request, principal: Principal) -> Response:
         """A text."""
         edge = self._edge
         asked = await edge.bodies.read(request, parse_detokenize, MAX_IDS)
-        edge.model_for(principal, asked.model)
+        own = edge.of(edge.model_for(principal, asked.model))
 
         def read() -> str:
-            edge.vocabulary.check(asked.tokens, "tokens")
-            return edge.context.tokenizer.decode_long(asked.tokens)
+            own.vocabulary.check(asked.tokens, "tokens")
+            return own.context.tokenizer.decode_long(asked.tokens)
 
         is_small = len(asked.tokens) <= INLINE_TOKENS
         return json_response({"prompt": read() if is_small else await edge.side.run(read)})
 
-    def tokenizer_info(self, principal: Principal) -> Response:
-        """The tokenizer's settings; all served names have the same."""
+    def tokenizer_info(self, principal: Principal, name: str | None) -> Response:
+        """The tokenizer's settings, of the first model that the key allows where none is named."""
         edge = self._edge
-        edge.model_for(principal, next(iter(edge.names_for(principal)), None))
-        config = read_tokenizer_config(edge.model.directory / SETTINGS)
-        known = {"tokenizer_class": FAST_TOKENIZER, "model_max_length": edge.model.max_model_len}
-        return json_response(known | config | edge.reader.template.told())
+        name = name or next(iter(edge.names_for(principal)), None)
+        own = edge.of(edge.model_for(principal, name))
+        config = read_tokenizer_config(own.model.directory / SETTINGS)
+        known = {"tokenizer_class": FAST_TOKENIZER, "model_max_length": own.model.max_model_len}
+        return json_response(known | config | own.reader.template.told())
 
     def models(self, principal: Principal) -> Response:
         """Those that its key allows."""
@@ -107,13 +108,14 @@ class TextRoutes:
         return json_response({"object": "list", "data": cards})
 
     def _card(self, name: str) -> dict[str, Any]:
+        model = self._edge.of(name).model
         return {
             "id": name,
             "object": "model",
             "created": self._edge.created,
             "owned_by": "baton",
-            "root": self._edge.model.name,
+            "root": model.name,
             "parent": None,
-            "max_model_len": self._edge.model.max_model_len,
+            "max_model_len": model.max_model_len,
             "permission": [],
         }

@@ -99,7 +99,7 @@ class ResponseRoutes:
     async def create(self, request: Request, principal: Principal) -> Response:
         """Read an input and answer it."""
         edge = self._edge
-        arrival_s = edge.context.clock.now_s()
+        arrival_s = edge.clock.now_s()
         read = await edge.bodies.read(request, read_response)
         asked = read.asked
         model = edge.begin(principal, asked.model)
@@ -111,7 +111,7 @@ class ResponseRoutes:
             response_id=f"resp_{new_request_id()}",
             created=int(wall_time_s()),
             model=model,
-            echoed=self._echoed(read),
+            echoed=self._echoed(model, read),
             logprobs=wishes.logprobs is not None,
         )
         neutral = AnswerRequest(
@@ -131,7 +131,7 @@ class ResponseRoutes:
             has_parts=True,
         )
         keep = self._keeper(options.response_id, principal, read, [*earlier, *read.turns])
-        dialect = ResponsesDialect(options, edge.context.tokenizer, keep)
+        dialect = ResponsesDialect(options, edge.of(model).context.tokenizer, keep)
         return await edge.respond(request, principal, neutral, dialect)
 
     def _keeper(
@@ -185,10 +185,10 @@ class ResponseRoutes:
             raise
         return Response(told, media_type="application/json")
 
-    def _echoed(self, read: ReadResponse) -> dict[str, Any]:
+    def _echoed(self, model: str, read: ReadResponse) -> dict[str, Any]:
         """What a response repeats of its request, and the defaults that held."""
         asked = read.asked
-        defaults, reasoning = self._edge.rules.defaults, asked.reasoning
+        defaults, reasoning = self._edge.of(model).rules.defaults, asked.reasoning
         temperature, top_p = asked.temperature, asked.top_p
         return {
             "background": bool(asked.background),

@@ -83,16 +83,16 @@ class GenerateApi:
 
         @router.post(PATH, response_model=None)
         async def generate(request: Request, principal: Principal = who) -> Response:
-            arrival_s = edge.context.clock.now_s()
+            arrival_s = edge.clock.now_s()
             body = await edge.bodies.read(request, parse_object)
-            edge.model_for(principal, body["model"])
+            model = edge.model_for(principal, body["model"])
             options = body.get("options", {})
             asked = AnswerRequest(
                 arrival_s=arrival_s,
                 operation="generate",
                 reply_id="",
                 model=body["model"],
-                prompts=[await edge.reader.text(body["prompt"], add_special_tokens=True)],
+                prompts=[await edge.of(model).reader.text(body["prompt"], add_special_tokens=True)],
                 prompt_field="prompt",
                 wishes=SamplingWishes(
                     max_tokens=options.get("num_predict"),
