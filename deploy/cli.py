@@ -147,6 +147,7 @@ def _add_scaling(verbs: Any) -> None:
     scale.add_argument(
         "wanted", nargs="+", metavar="prefill=N|decode=N", help="workers that pool should have"
     )
+    scale.add_argument("--model", metavar="NAME", help="whose pools, where several are served")
     drain = _add(verbs, "drain", "let a worker, or all, finish what is there", run_drain)
     drain.add_argument("worker", metavar="WORKER", nargs="?", help="it leaves when it is done")
     drain.add_argument(
@@ -177,13 +178,13 @@ def _add_scaling(verbs: Any) -> None:
 
 def _add_serve(verbs: Any) -> None:
     parser = _add(verbs, "serve", "serve a model from two pools of workers", run_serve)
-    parser.usage = "baton serve [MODEL] [--config FILE] [--OPTION VALUE …]"
+    parser.usage = "baton serve [MODEL …] [--config FILE] [--OPTION VALUE …]"
     parser.epilog = "Every option is also a variable: --block-size is BATON_BLOCK_SIZE."
     parser.add_argument(
-        "positional_model",
+        "positional_models",
         metavar="MODEL",
-        nargs="?",
-        help="smollm2-135m, a Hugging Face directory, a .gguf file or a hub id",
+        nargs="*",
+        help="smollm2-135m, a Hugging Face directory, a .gguf file or a hub id; several are served side by side",
     )
     parser.add_argument(
         "--config", metavar="FILE", type=Path, help="YAML file; its keys are long options"
@@ -215,8 +216,10 @@ def resolve_arguments(namespace: argparse.Namespace) -> Resolved:
     chosen = {
         o.name: given[f"option:{o.name}"] for o in OPTIONS if given[f"option:{o.name}"] is not None
     }
-    positional = given["positional_model"]
-    if positional is not None:
+    positionals = given["positional_models"]
+    if positionals[1:] and "model" in chosen:
+        raise ConfigError("--model: several MODELs are named already; leave it out")
+    for positional in positionals[:1]:
         if chosen.get("model", positional) != positional:
             raise ConfigError(
                 f"--model: {chosen['model']!r} and MODEL {positional!r} differ; give one"
@@ -226,7 +229,7 @@ def resolve_arguments(namespace: argparse.Namespace) -> Resolved:
     file = namespace.config or (
         Path(variables["BATON_CONFIG"]) if "BATON_CONFIG" in variables else None
     )
-    return resolve(chosen, variables, file)
+    return resolve(chosen, variables, file, positionals if positionals[1:] else ())
 
 
 def run_serve(namespace: argparse.Namespace) -> int:
@@ -241,7 +244,7 @@ def run_serve(namespace: argparse.Namespace) -> int:
         return 0
     from deploy.commands.serve import serve
 
-    return serve(resolved.config, clock, started_s)
+    return serve(resolved.models, clock, started_s)
 
 
 def run_chat(namespace: argparse.Namespace) -> int:
@@ -275,7 +278,8 @@ def run_scale(namespace: argparse.Namespace) -> int:
     from deploy.commands.scale import parse_wanted, scale
 
     with _pool_client(namespace) as client:
-        return scale(client, parse_wanted(namespace.wanted), _patience_s(namespace))
+        wanted = parse_wanted(namespace.wanted)
+        return scale(client, wanted, _patience_s(namespace), namespace.model)
 
 
 def run_drain(namespace: argparse.Namespace) -> int:

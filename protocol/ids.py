@@ -14,6 +14,16 @@ MAX_WORKERS = 256
 """Workers of both pools together."""
 
 
+def worker_name(key: str, role: str, index: int) -> str:
+    """`decode-0`, or of a fleet's model `key` `tiny.decode-0`: names are unique across models."""
+    return f"{key}.{role}-{index}" if key else f"{role}-{index}"
+
+
+def key_of(worker_id: str) -> str:
+    """The key of a worker's model, "" where there is only one."""
+    return worker_id.rpartition(".")[0]
+
+
 def new_request_id() -> str:
     """128 random bits in hex."""
     return secrets.token_hex(16)

@@ -65,10 +65,26 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
 
 
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several models. Its `key` begins the names of its workers."""
+
+    key: str
+    model: PreparedModel
+    expected: dict[Role, int]
+    max_model_len: int
+    block_size: int
+    chat_template: str | None = None
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    tool_prompt: str = "auto"
+    pooling: str = "none"
+
+
 class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
     after `owner_silence_s` without a launcher it ends, and its workers with it; `checks_host` is for a server that
-    neither keys nor an operator's word guard."""
+    neither keys nor an operator's word guard. `others` are models beside `model`, whose workers' names begin with `key`
+    then."""
 
     model: PreparedModel
     control: str
@@ -114,3 +130,22 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     owner_silence_s: float | None = None
     keys: ChannelKeys | None = None
     seed: int = 0
+    key: str = ""
+    others: tuple[ModelSpec, ...] = ()
+
+    @property
+    def models(self) -> tuple[ModelSpec, ...]:
+        """All of them, the first one first."""
+        first = ModelSpec(
+            key=self.key,
+            model=self.model,
+            expected=self.expected,
+            max_model_len=self.max_model_len,
+            block_size=self.block_size,
+            chat_template=self.chat_template,
+            tool_call_parser=self.tool_call_parser,
+            reasoning_parser=self.reasoning_parser,
+            tool_prompt=self.tool_prompt,
+            pooling=self.pooling,
+        )
+        return (first, *self.others)

@@ -56,7 +56,8 @@ TICK_S = 0.25
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """What is fixed when a coordinator starts. `local_prefill`: decode workers may compute prompts themselves.
-    `prefix_caching`: workers find blocks by their content, so that another can go on with an answer."""
+    `prefix_caching`: workers find blocks by their content, so that another can go on with an answer. `key` begins the names
+    of the workers of one of several models."""
 
     model_name: str
     block_size: int
@@ -66,6 +67,7 @@ class ClusterSettings:
     local_prefill: bool = True
     prefix_caching: bool = True
     drain_grace_s: float = GRACE_S
+    key: str = ""
 
 
 def _probing(books: Books, requests: LiveRequests, readiness: Readiness) -> Probes:
@@ -109,7 +111,7 @@ class Cluster:
         self.clock = clock
         self._hearing = hearing = Hearing(clock, around.read_inbox)
         ledger = Ledger(settings.block_size)
-        self.books = books = Books(Registry(), Pools(settings.expected), ledger)
+        self.books = books = Books(Registry(), Pools(settings.expected, settings.key), ledger)
         self.outgoing = Outgoing(send)
         self.storing = Storing(books.registry, self.outgoing, clock, settings.block_size)
         prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from protocol.errors import InvalidRequest
-from protocol.ids import MAX_WORKERS
+from protocol.ids import MAX_WORKERS, worker_name
 from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, ScaleTogether
 from protocol.roles import Role
 
@@ -143,12 +143,12 @@ def check_wanted(wanted: Mapping[Role, int]) -> None:
         )
 
 
-def new_names(role: Role, count: int, taken: Collection[str]) -> list[str]:
-    """The first `count` names of the role that nobody has."""
+def new_names(role: Role, count: int, taken: Collection[str], key: str = "") -> list[str]:
+    """The first `count` names of the role that nobody has; `key` is that of a fleet's model."""
     names: list[str] = []
     index = 0
     while len(names) < count:
-        if (name := f"{role}-{index}") not in taken:
+        if (name := worker_name(key, role, index)) not in taken:
             names.append(name)
         index += 1
     return names
@@ -179,13 +179,14 @@ class Pools:
     """One slot a worker id. `refusals` are of the last scaling; `launcher` is who starts workers, if anybody;
     `away` why it can do nothing now."""
 
-    def __init__(self, expected: Mapping[Role, int]) -> None:
+    def __init__(self, expected: Mapping[Role, int], key: str = "") -> None:
+        self._key = key
         self._slots: dict[str, Slot] = {}
         self.refusals: list[Refusal] = []
         self.launcher: str | None = None
         self.away = ""
         for role, count in expected.items():
-            for name in new_names(role, count, self._slots):
+            for name in new_names(role, count, self._slots, key):
                 self._slots[name] = Slot(name, role)
 
     def __iter__(self) -> Iterator[Slot]:
@@ -212,7 +213,7 @@ class Pools:
 
     def order(self, role: Role, count: int, taken: Collection[str]) -> list[Slot]:
         """New slots, under names that neither slots nor `taken` have."""
-        names = new_names(role, count, {*self._slots, *taken})
+        names = new_names(role, count, {*self._slots, *taken}, self._key)
         for name in names:
             self._slots[name] = Slot(name, role, is_known=True, is_ordered=True)
         return [self._slots[name] for name in names]

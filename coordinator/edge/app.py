@@ -92,6 +92,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     grammars: Compiles | None = None,
     accounts: Accounts | None = None,
     router: RouterSettings | None = None,
+    pools_of: Callable[[str], PoolControl] | None = None,
     others: Sequence[Offer] = (),
     operated: Service | None = None,
 ) -> FastAPI:
@@ -104,24 +105,15 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     web pages may ask. `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
     `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a
     database; whoever made them ends them. `router` names groups of deployments that answer beside the model, or in its place.
-    `others` are models beside `model`, and `operated` is what operators see then: all of them together.
+    `others` are models beside `model`, `pools_of` has each one's pools, and `operated` is what operators see then: all of them together.
     """
     clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
-    first = Offer(
-        model,
-        service,
-        chat_template,
-        allow_special_tokens_in_content,
-        sampling_defaults,
-        parsers or Parsers(),
-        grammars,
-    )
+    word = (chat_template, allow_special_tokens_in_content, sampling_defaults)
+    first = Offer(model, service, *word, parsers or Parsers(), grammars)
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
     shared = Shared(limits or EdgeLimits(), clock, SideWork(), traces)
-    guard = KeyGuard(keys, Scope.INFERENCE)
-    edge = _make_edge([first, *others], guard, metrics, shared)
-    edge = replace(edge, groups=_groups(router, edge, clock))
-    whole = operated or service
+    edge = _make_edge([first, *others], KeyGuard(keys, Scope.INFERENCE), metrics, shared)
+    edge, whole = replace(edge, groups=_groups(router, edge, clock)), operated or service
     app = _make_app(root_path, metrics, edge)
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
@@ -129,9 +121,10 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     error_replies.install(app, metrics, spellers)
     app.include_router(OpenRoutes(whole).router())
     app.include_router(UiRoutes().router())
-    app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(guard)])
-    for scope, routes in _operated(whole, metrics, (pools, policy), keys, edge):
-        app.include_router(routes, dependencies=[Depends(KeyGuard(keys, scope))])
+    routes = _guarded(app, spoken, has_keys=has_keys)
+    app.include_router(routes, dependencies=[Depends(edge.guard)])
+    for scope, own in _operated(whole, metrics, (pools, pools_of, policy), keys, edge):
+        app.include_router(own, dependencies=[Depends(KeyGuard(keys, scope))])
     return app
 
 
@@ -146,7 +139,9 @@ def _groups(router: RouterSettings | None, edge: Edge, clock: Clock) -> Groups |
 def _operated(
     service: Service,
     metrics: EdgeMetrics,
-    scaling: tuple[PoolControl | None, AutoscaleControl | None],
+    scaling: tuple[
+        PoolControl | None, Callable[[str], PoolControl] | None, AutoscaleControl | None
+    ],
     keys: Keys,
     edge: Edge,
 ) -> Iterator[tuple[Scope | None, APIRouter]]:
@@ -155,9 +150,9 @@ def _operated(
     routes = AdminRoutes(service, metrics, [name for name, part in there.items() if part])
     yield Scope.METRICS, routes.metrics_router()
     yield Scope.ADMIN, routes.router()
-    pools, policy = scaling
+    pools, pools_of, policy = scaling
     if pools is not None:
-        yield Scope.ADMIN, PoolRoutes(pools, edge.bodies).router()
+        yield Scope.ADMIN, PoolRoutes(pools, edge.bodies, pools_of).router()
     if edge.groups is not None:
         yield Scope.ADMIN, DeploymentRoutes(edge.groups.view).router()
     if policy is not None:

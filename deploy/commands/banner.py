@@ -15,6 +15,7 @@ from rich.text import Text
 
 from deploy.config.values import format_bytes
 from engine.checkpoints.progress import PrepareStage
+from protocol.ids import key_of
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class ChildLines:
         self._console = console
 
     def __call__(self, name: str, line: str) -> None:
-        style = _COLOURS.get(name.partition("-")[0], "white")
+        style = _COLOURS.get(name.rpartition(".")[2].partition("-")[0], "white")
         shown = Text() if f" {name} " in line else Text(f"{name} ", style=style)
         self._console.print(shown.append(line), soft_wrap=True)
 
@@ -100,8 +101,11 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
     table = Table.grid(padding=(0, 2))
     table.add_row("[bold]Baton[/bold]", Text(f"{url}/v1", style="bold green"))
     table.add_row("live page", Text(f"{url}/ui", style="green"))
-    table.add_row("model", f"{', '.join(spec.model.served_names)} · {spec.model.dtype}")
-    table.add_row("pools", _pools(plan))
+    for own in spec.models:
+        names = ", ".join(own.model.served_names)
+        table.add_row("model", f"{names} · {own.model.dtype}")
+        mine = [worker for worker in plan.workers if key_of(worker.worker_id) == own.key]
+        table.add_row("pools", _pools(mine))
     table.add_row("transport", news.get("transport", _transport(plan)))
     table.add_row("backend", news.get("backend", first.backend))
     if "launcher" in news:
@@ -139,10 +143,10 @@ def _reachable(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _pools(plan: Plan) -> str:
+def _pools(every: Sequence[WorkerSpec]) -> str:
     parts = []
     for role in Role:
-        workers = [worker for worker in plan.workers if worker.role is role]
+        workers = [worker for worker in every if worker.role is role]
         cores = " ".join("cores " + ",".join(map(str, w.cores)) for w in workers if w.cores)
         if not workers and not role.computes:
             continue

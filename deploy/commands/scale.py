@@ -41,9 +41,16 @@ def parse_wanted(words: Sequence[str]) -> dict[str, int]:
     return wanted
 
 
-def scale(client: httpx.Client, wanted: dict[str, int], patience_s: float | None) -> int:
-    """Ask, and wait until the pools are as wanted. Exit status 0 when they are, or nobody waits."""
-    answer = ask(client, "/cluster/scale", wanted)
+def scale(
+    client: httpx.Client,
+    wanted: dict[str, int],
+    patience_s: float | None,
+    model: str | None = None,
+) -> int:
+    """Ask, and wait until the pools are as wanted. Exit status 0 when they are, or nobody waits. Of several models one
+    must be named."""
+    whose = {} if model is None else {"model": model}
+    answer = ask(client, "/cluster/scale", wanted | whose)
     _tell(_shape(answer["target"]), "starting", answer["started"], "draining", answer["drained"])
     if patience_s is None:
         return 0

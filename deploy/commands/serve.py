@@ -16,6 +16,7 @@ from deploy.commands.banner import ChildLines, PrepareProgress, show_banner, sho
 from deploy.config.topology import cache_directory
 from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, UNGUARDED, prepare, resolve_dtype
 from deploy.host.run_directory import run_directory
+from deploy.launch.fleet_plan import make_fleet_plan
 from deploy.launch.local.launcher import Launcher
 from deploy.launch.plan import Host, Plan, check_chosen_template, device_of, make_plan, pool_bytes
 from deploy.launch.ray.choice import choose_ray
@@ -26,6 +27,8 @@ from engine.model import shared_weights
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from deploy.config.serve_config import ServeConfig
     from protocol.clock import Clock
     from protocol.specs import PreparedModel
@@ -35,31 +38,38 @@ WEIGHTS_SHARE = 0.25
 """Weights that take more of the available memory are mapped from their file, without a copy."""
 
 
-def serve(config: ServeConfig, clock: Clock, started_s: float) -> int:
-    """Exit status 0 after a stop that was asked for; ConfigError or WorkerLost otherwise."""
+def serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float) -> int:
+    """Exit status 0 after a stop that was asked for; ConfigError or WorkerLost otherwise. One configuration a model."""
     with QueuedText(sys.stderr.fileno()) as shown:
         console = Console(file=cast("IO[str]", shown), highlight=False)
-        return _serve(config, clock, started_s, console)
+        return _serve(configs, clock, started_s, console)
 
 
-def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console) -> int:
-    host = Host.here()
+def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, console: Console) -> int:
+    config, host = configs[0], Host.here()
     device = device_of(config, host)  # fail before a download rather than after it
-    if device == "cpu" and config.launcher != "ray":
+    if len(configs) > 1:
+        device = "cpu"
+    elif device == "cpu" and config.launcher != "ray":
         pool_bytes(config, host)
     check_tracing(config.otlp_traces_endpoint)
-    check_chosen_template(config.chat_template)
+    for each in configs:
+        check_chosen_template(each.chat_template)
     port = claim_port(config.host, config.port)
-    with PrepareProgress(console) as progress:
-        model = prepare(
-            config.model,
-            config.served_model_name,
-            resolve_dtype(config.dtype, device),
-            cache_directory(),
-            progress,
-            flags_of(config),
-        )
-    show_warnings(console, model.warnings)
+    models = []
+    for each in configs:
+        with PrepareProgress(console) as progress:
+            model = prepare(
+                each.model,
+                each.served_model_name,
+                resolve_dtype(each.dtype, device),
+                cache_directory(),
+                progress,
+                flags_of(each),
+            )
+        show_warnings(console, model.warnings)
+        models.append(model)
+    model = models[0]
     with run_directory() as directory:
         launcher: Launcher | RayLauncher
         if config.launcher == "ray":
@@ -68,9 +78,12 @@ def _serve(config: ServeConfig, clock: Clock, started_s: float, console: Console
             plan = make_plan(config, model, host, directory, port, is_spread=is_spread)
             launcher = RayLauncher(plan, choice, clock, ChildLines(console))
         else:
-            plan = make_plan(config, model, host, directory, port)
+            if len(configs) > 1:
+                plan = make_fleet_plan(configs, models, host, directory, port, make_plan)
+            else:
+                plan = make_plan(config, model, host, directory, port)
             if device == "cpu":
-                plan = plan.sharing(weights_memory(model, host))
+                plan = sharing(plan, host)
             launcher = Launcher(
                 plan, directory, clock, ChildLines(console), config.shutdown_timeout
             )
@@ -113,6 +126,13 @@ def weights_memory(model: PreparedModel, host: Host) -> int | None:
     """A memfd for one copy of the weights in huge pages; None when the copy would be too large."""
     size = (Path(model.directory) / WEIGHTS_NAME).stat().st_size
     return shared_weights.create() if size <= host.available_bytes * WEIGHTS_SHARE else None
+
+
+def sharing(plan: Plan, host: Host) -> Plan:
+    """The plan with a memfd for the weights of each model that it has."""
+    for own in plan.coordinator.models:
+        plan = plan.sharing(weights_memory(own.model, host), own.key)
+    return plan
 
 
 def read_news(line: str) -> dict[str, str]:

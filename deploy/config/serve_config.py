@@ -6,10 +6,11 @@ the built-in defaults; it is known only once the model is prepared, so `deploy.l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploy.config.autoscale import limits_of, targets_of
+from deploy.config.models import KEY, SHARED_NAMES, entries_of
 from deploy.config.options import ALIASES, BY_NAME, OPTIONS
 from deploy.config.refusals import REFUSALS
 from deploy.config.spelling import did_you_mean
@@ -19,7 +20,7 @@ from protocol.errors import ConfigError
 from protocol.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from deploy.config.kv_store import KvStore
@@ -106,21 +107,29 @@ class ServeConfig:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration and, for every option's name, where its value came from."""
+    """A configuration and, for every option's name, where its value came from. `models` has each model's own."""
 
     config: ServeConfig
     sources: dict[str, str]
+    models: tuple[ServeConfig, ...] = ()
 
 
 def resolve(
     command_line: Mapping[str, Any],
     environment: Mapping[str, str],
     config_file: Path | None = None,
+    models: Sequence[str] = (),
 ) -> Resolved:
-    """Merge all sources. `command_line` maps option names to texts (a list for several); ConfigError
-    names the flag, variable or key that is wrong."""
+    """Merge all sources. `command_line` maps option names to texts (a list for several), `models` are several named there;
+    ConfigError names the flag, variable or key that is wrong."""
     given: dict[str, tuple[Any, str]] = {}
-    for name, raw in (read_file(config_file) if config_file else {}).items():
+    found = read_file(config_file) if config_file else {}
+    entries = entries_of(found.pop(KEY), f"{config_file}: {KEY}") if KEY in found else []
+    if models:
+        entries = [{"model": model} for model in models]
+    elif "model" in command_line:
+        entries = []
+    for name, raw in found.items():
         given[name] = (parse_yaml(BY_NAME[name], raw, f"{config_file}: {name}"), str(config_file))
     for option in OPTIONS:
         if option.variable in environment:
@@ -131,11 +140,51 @@ def resolve(
             )
     for name, raw in command_line.items():
         given[name] = (parse_text(BY_NAME[name], raw, f"--{name}"), "command line")
+    if entries:
+        given["model"] = (str(entries[0]["model"]), KEY)
     values = {o.field: given[o.name][0] if o.name in given else o.default for o in OPTIONS}
     sources = {o.name: given[o.name][1] if o.name in given else DEFAULT for o in OPTIONS}
     config = ServeConfig(**values)
-    _check(config)
-    return Resolved(config, sources)
+    own = [_own_values(entry, index) for index, entry in enumerate(entries)] or [{}]
+    configs = _configs_of(config, own)
+    for one in (config, *configs):
+        _check(one)
+    return Resolved(config if configs[1:] else configs[0], sources, configs)
+
+
+def _own_values(entry: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """By field."""
+    where = f"{KEY}[{index}]"
+    return {
+        BY_NAME[name].field: parse_yaml(BY_NAME[name], raw, f"{where}: {name}")
+        for name, raw in entry.items()
+    }
+
+
+def _configs_of(
+    shared: ServeConfig, own_values: Sequence[dict[str, Any]]
+) -> tuple[ServeConfig, ...]:
+    """Each model's configuration: everybody's, with its own values (by field) instead. ConfigError for options that several
+    models cannot share."""
+    if len(own_values) > 1:
+        for field in SHARED_NAMES:
+            if getattr(shared, field):
+                name = field.replace("_", "-")
+                told = f"--{name}: there are several models; say it of one of them, under `models:`"
+                raise ConfigError(told)
+        _check_fleet(shared)
+    return tuple(replace(shared, **own) for own in own_values)
+
+
+def _check_fleet(shared: ServeConfig) -> None:
+    if shared.launcher == "ray":
+        raise ConfigError(
+            "--launcher ray: it runs one model; serve several with --launcher local, or a server for each"
+        )
+    if shared.device == "cuda":
+        raise ConfigError("--device cuda: several models are served on CPUs; serve each by itself")
+    if shared.autoscale:
+        raise ConfigError("--autoscale: it sizes the pools of one model; leave it out with several")
 
 
 def parse_text(option: Option, raw: Any, where: str) -> Any:
@@ -164,7 +213,7 @@ def parse_yaml(option: Option, raw: Any, where: str) -> Any:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The options a YAML file sets, under their proper names; ConfigError on unknown keys."""
+    """The options a YAML file sets, under their proper names, and `models`; ConfigError on unknown keys."""
     import yaml  # noqa: PLC0415 - 30 ms that only a config file costs
 
     if not path.is_file():
@@ -179,7 +228,7 @@ def read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: write options as `name: value` lines")
-    return {_known(str(key), path): value for key, value in document.items()}
+    return {KEY if key == KEY else _known(str(key), path): value for key, value in document.items()}
 
 
 def _known(key: str, path: Path) -> str:
@@ -271,6 +320,8 @@ def _check_autoscale(config: ServeConfig) -> None:
 def describe(resolved: Resolved) -> str:
     """Every value and its source, as a YAML file that `--config` takes back."""
     lines = []
+    if resolved.models[1:]:
+        lines += [f"{KEY}:", *(f"  - model: {_spell(one.model)}" for one in resolved.models)]
     for option in OPTIONS:
         value, source = getattr(resolved.config, option.field), resolved.sources[option.name]
         if option.secret and value:

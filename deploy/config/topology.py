@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.ids import MAX_WORKERS
+from protocol.ids import MAX_WORKERS, worker_name
 from protocol.roles import Role
 
 PREFIX = "BATON_"
@@ -43,15 +43,14 @@ class Pools:
         """Workers that compute."""
         return self.prefill + self.decode
 
-    def store_ids(self) -> list[str]:
-        """Names of the stores."""
-        return [f"{Role.STORE}-{i}" for i in range(self.store)]
+    def worker_ids(self, key: str = "") -> list[tuple[str, Role]]:
+        """`(worker id, role)` of every worker, prefill first; `key` is that of a fleet's model."""
+        counts = ((Role.PREFILL, self.prefill), (Role.DECODE, self.decode))
+        return [(worker_name(key, role, i), role) for role, n in counts for i in range(n)]
 
-    def worker_ids(self) -> list[tuple[str, Role]]:
-        """`(worker id, role)` of every worker that computes, prefill first."""
-        return [(f"prefill-{i}", Role.PREFILL) for i in range(self.prefill)] + [
-            (f"decode-{i}", Role.DECODE) for i in range(self.decode)
-        ]
+    def store_ids(self, key: str = "") -> list[str]:
+        """Names of the stores."""
+        return [worker_name(key, Role.STORE, i) for i in range(self.store)]
 
 
 def parse_pd(text: str) -> Pools:

@@ -29,6 +29,7 @@ from deploy.launch.stores import plan_stores
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
+from protocol.ids import key_of
 from protocol.randomness import random_seed
 from protocol.roles import Role
 from protocol.specs import CoordinatorSpec, PreparedModel, WorkerSpec
@@ -36,6 +37,7 @@ from protocol.specs import CoordinatorSpec, PreparedModel, WorkerSpec
 if TYPE_CHECKING:
     from deploy.config.serve_config import ServeConfig
     from deploy.config.topology import Pools
+    from deploy.host.affinity import Share
     from deploy.host.gpus import Gpu
 
 HANDOVER_S = 5.0
@@ -64,14 +66,18 @@ class Plan:
     coordinator: CoordinatorSpec
     workers: tuple[WorkerSpec, ...]
 
-    def sharing(self, weights_fd: int | None) -> Plan:
-        """The same plan with a memfd for the weights that all workers inherit."""
-        workers = (msgspec.structs.replace(w, weights_fd=weights_fd) for w in self.workers)
+    def sharing(self, weights_fd: int | None, key: str = "") -> Plan:
+        """The same plan with a memfd for the weights that all workers of a model inherit."""
+        workers = (
+            msgspec.structs.replace(w, weights_fd=weights_fd) if key_of(w.worker_id) == key else w
+            for w in self.workers
+        )
         return Plan(self.coordinator, tuple(workers))
 
-    def like(self, role: Role) -> WorkerSpec:
-        """A worker of that role, or any where none is planned: what one more is made like."""
-        return next((worker for worker in self.workers if worker.role == role), self.workers[0])
+    def like(self, role: Role, key: str = "") -> WorkerSpec:
+        """A worker of that role, or any where none is planned: what one more is made like. `key` is its model's."""
+        own = [worker for worker in self.workers if key_of(worker.worker_id) == key]
+        return next((worker for worker in own if worker.role == role), own[0])
 
     @property
     def kv_tokens(self) -> int:
@@ -88,7 +94,7 @@ def _group_names(config: ServeConfig, model: PreparedModel) -> tuple[str, ...]:
     return tuple(name for name in names_of(settings) if name not in model.served_names)
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913 - what a plan is made of
     config: ServeConfig,
     model: PreparedModel,
     host: Host,
@@ -96,9 +102,12 @@ def make_plan(
     port: int,
     *,
     is_spread: bool = False,
+    key: str = "",
+    shares: list[Share] | None = None,
 ) -> Plan:
     """Specs of all processes; ConfigError when the flags, the model and the host do not fit together. `is_spread`: the
-    workers will be on other hosts, whose memory says how large their pools are (`deploy.launch.ray.seating`)."""
+    workers will be on other hosts, whose memory says how large their pools are (`deploy.launch.ray.seating`). `key` and the
+    `shares` of cores are for one of several models (`deploy.launch.fleet_plan`)."""
     check_names(config.price, (*model.served_names, *_group_names(config, model)))
     device = device_of(config, host)
     if device == "cuda":
@@ -109,9 +118,7 @@ def make_plan(
         places = _on_cpu(config, model, host)
     max_model_len = context_length(config, model, _tokens_of(config, places))
     control = f"ipc://{run_directory / 'control.sock'}"
-    shares = share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
-    if device == "cpu" and config.lend_cores:
-        shares = lend_cores(shares)
+    shares = _shares(config, host, shares, lends=device == "cpu" and config.lend_cores)
     workers = tuple(
         WorkerSpec(
             worker_id=worker_id,
@@ -139,13 +146,22 @@ def make_plan(
             log_level=config.log_level,
         )
         for (worker_id, role), share, place in zip(
-            config.pools.worker_ids(), shares, places, strict=True
+            config.pools.worker_ids(key), shares, places, strict=True
         )
     )
     workers += plan_stores(config, workers[0], partial(count_blocks, config, model))
-    template = place_template(config.chat_template, run_directory)
+    template = place_template(config.chat_template, run_directory, key)
     check_template(Path(model.directory), template)
-    return Plan(_coordinator(config, model, control, port, max_model_len, template), workers)
+    spec = _coordinator(config, model, control, port, max_model_len, template)
+    return Plan(msgspec.structs.replace(spec, key=key), workers)
+
+
+def _shares(
+    config: ServeConfig, host: Host, given: list[Share] | None, *, lends: bool
+) -> list[Share]:
+    """Each worker's cores."""
+    shares = given or share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
+    return lend_cores(shares) if lends else shares
 
 
 @dataclass(frozen=True)
@@ -323,12 +339,12 @@ def context_length(config: ServeConfig, model: PreparedModel, kv_tokens: int | N
     return asked
 
 
-def place_template(chosen: str | None, run_directory: Path) -> str | None:
+def place_template(chosen: str | None, run_directory: Path, key: str = "") -> str | None:
     """Path of the chat template: the file that was named, or one made of the text that was given."""
     if chosen is None:
         return None
     if is_template_text(chosen):
-        placed = run_directory / "chat_template.jinja"
+        placed = run_directory / f"{key}chat_template.jinja"
         placed.write_text(chosen, encoding="utf-8")
         return str(placed)
     return str(_template_file(chosen))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from protocol.errors import ConfigError
+from protocol.ids import key_of
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def plan_stores(
             store_disk_bytes=store.disk_bytes if store else 0,
             store_path=_path_of(store.path, worker_id) if store else "",
         )
-        for worker_id in config.pools.store_ids()
+        for worker_id in config.pools.store_ids(key_of(like.worker_id))
     )
 
 

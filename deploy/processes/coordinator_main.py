@@ -20,7 +20,8 @@ import uvloop
 
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
-from coordinator.edge.app import Parsers, SamplingDefaults, ServedModel, Sites, create_app
+from coordinator.cluster.fleet import Fleet, FleetPools, Member
+from coordinator.edge.app import Offer, Parsers, SamplingDefaults, ServedModel, Sites, create_app
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
 from coordinator.edge.http.wire.server import make_server
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from coordinator.edge.telemetry.request_record import TraceSink
     from coordinator.upstreams.settings import RouterSettings
     from protocol.messages.reports import WorkerMessage
+    from protocol.specs import ModelSpec, PreparedModel
 
 log = logging.getLogger(__name__)
 
@@ -56,33 +58,40 @@ class CoordinatorProcess:
         self._ready_fd = ready_fd
         self.clock = SystemClock()
         self.control = ControlSocket(spec.control, self._on_message, spec.keys)
+        members = [
+            Member(model.key, self._make_cluster(model), model.model.weights_hash)
+            for model in spec.models
+        ]
+        self.fleet = Fleet(members, self.control.send)
+        self.owner = OwnerWatch(
+            spec.owner_silence_s, self.fleet, self.fleet.first.outgoing, self.clock
+        )
+        self.traces = self._open_traces(spec.otlp_traces_endpoint)
+        self.accounts = self._open_accounts()
+        self.tls = self._open_tls()
+        self.grammars = [_grammars_of(model.model) for model in spec.models]
+
+    def _make_cluster(self, model: ModelSpec) -> Cluster:
+        spec = self.spec
         settings = ClusterSettings(
-            model_name=spec.model.served_names[0],
-            block_size=spec.block_size,
-            expected=spec.expected,
+            model_name=model.model.served_names[0],
+            block_size=model.block_size,
+            expected=model.expected,
             max_queued_requests=spec.max_queued_requests,
             max_first_token_s=spec.max_first_token_s,
             local_prefill=spec.local_prefill,
             prefix_caching=spec.prefix_caching,
             drain_grace_s=spec.drain_grace_s,
+            key=model.key,
         )
         around = Surroundings(on_ready_change=self._tell_ready, read_inbox=self.control.read)
-        self.cluster = Cluster(settings, self.clock, self.control.send, around)
+        cluster = Cluster(settings, self.clock, self.control.send, around)
         if spec.slo:
-            self.cluster.policy.watch(targets_of(spec.slo))
+            cluster.policy.watch(targets_of(spec.slo))
         if spec.autoscale:
             mode: AutoscaleMode = "dry-run" if spec.autoscale_dry_run else "on"
-            self.cluster.policy.begin(targets_of(spec.slo), limits_of(spec.autoscale), mode)
-        self.owner = OwnerWatch(
-            spec.owner_silence_s, self.cluster.books.registry, self.cluster.outgoing, self.clock
-        )
-        self.traces = self._open_traces(spec.otlp_traces_endpoint)
-        self.accounts = self._open_accounts()
-        self.tls = self._open_tls()
-        config = spec.model.config
-        self.grammars = GrammarProcess(
-            Path(spec.model.directory), config.vocab_size, config.eos_token_ids
-        )
+            cluster.policy.begin(targets_of(spec.slo), limits_of(spec.autoscale), mode)
+        return cluster
 
     def _open_traces(self, endpoint: str | None) -> TraceSink | None:
         if endpoint is None:
@@ -116,19 +125,19 @@ class CoordinatorProcess:
         return read_settings(Path(path), all_variables())
 
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
-        self.cluster.inbox.on_message(identity, message)
+        self.fleet.on_message(identity, message)
         self.owner.hear(message)
 
     def _tell_ready(self) -> None:
         """One line to the launcher, once, when every expected worker has proven itself."""
-        if self._ready_fd is not None and self.cluster.is_ready():
+        if self._ready_fd is not None and self.fleet.is_ready():
             os.write(self._ready_fd, f"ready {self._news()}\n".encode())
             os.close(self._ready_fd)
             self._ready_fd = None
 
     def _news(self) -> str:
         """What the launcher shows: the engine, and the roads that every worker has."""
-        workers = list(self.cluster.books.registry)
+        workers = list(self.fleet)
         roads = [set(worker.hello.address.transports) for worker in workers]
         common = set.intersection(*roads) if roads else set()
         news = {
@@ -142,7 +151,7 @@ class CoordinatorProcess:
     async def serve(self) -> None:
         """Until SIGTERM or SIGINT."""
         self.control.start()
-        self.cluster.start()
+        self.fleet.start()
         server = self._make_server()
         self.owner.start(lambda: self._stop(server))
         loop = asyncio.get_running_loop()
@@ -162,29 +171,24 @@ class CoordinatorProcess:
             if self.accounts is not None:
                 await self.accounts.close()
             self.owner.close()
-            self.cluster.close()
+            self.fleet.close()
             self.control.close()
-            await self.grammars.close()
+            for grammars in self.grammars:
+                await grammars.close()
 
     def _stop(self, server: uvicorn.Server) -> None:
         """Streams in flight end with an error event; then the server closes."""
-        self.cluster.requests.cancel_all("the server is shutting down")
+        self.fleet.cancel_all("the server is shutting down")
         server.should_exit = True
 
-    def _sampling_defaults(self, directory: Path) -> SamplingDefaults:
+    def _sampling_defaults(self, model: PreparedModel) -> SamplingDefaults:
         """The model's own, with seeds drawn from `--seed` for requests that bring none."""
-        own = SamplingDefaults.from_directory(directory, seeds_of(self.spec.seed))
-        if self.spec.model.name == embedded.NAME:
+        own = SamplingDefaults.from_directory(Path(model.directory), seeds_of(self.spec.seed))
+        if model.name == embedded.NAME:
             own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
         return own
 
-    def _tells_tools(self) -> bool:
-        """The embedded model's template has no room for tools, and clients that bring some shall be answered."""
-        wanted = self.spec.tool_prompt
-        return wanted == "hermes" or (wanted == "auto" and self.spec.model.name == embedded.NAME)
-
-    def _make_server(self) -> uvicorn.Server:
-        spec = self.spec
+    def _offer(self, spec: ModelSpec, cluster: Cluster, grammars: GrammarProcess) -> Offer:
         model = ServedModel(
             served_names=spec.model.served_names,
             directory=Path(spec.model.directory),
@@ -192,21 +196,41 @@ class CoordinatorProcess:
             max_model_len=spec.max_model_len,
             pooling=None if spec.pooling == "none" else Pooling(spec.pooling),
         )
-        app = create_app(
-            service=self.cluster,
+        return Offer(
             model=model,
+            service=cluster,
+            chat_template=Path(spec.chat_template) if spec.chat_template else None,
+            allow_special_tokens_in_content=self.spec.allow_special_tokens_in_content,
+            sampling_defaults=self._sampling_defaults(spec.model),
+            parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser, _tells_tools(spec)),
+            grammars=grammars,
+        )
+
+    def _make_server(self) -> uvicorn.Server:
+        spec, fleet = self.spec, self.fleet
+        offers = [
+            self._offer(*parts)
+            for parts in zip(spec.models, fleet.clusters, self.grammars, strict=True)
+        ]
+        first, is_alone = offers[0], len(offers) == 1
+        app = create_app(
+            service=first.service,
+            model=first.model,
+            others=offers[1:],
+            operated=fleet,
             api_keys=spec.api_keys,
             admin_keys=spec.admin_api_keys,
             clock=self.clock,
             root_path=spec.root_path,
-            chat_template=Path(spec.chat_template) if spec.chat_template else None,
+            chat_template=first.chat_template,
             allow_special_tokens_in_content=spec.allow_special_tokens_in_content,
-            sampling_defaults=self._sampling_defaults(model.directory),
+            sampling_defaults=first.sampling_defaults,
             traces=self.traces,
-            pools=self.cluster.scaler,
-            policy=self.cluster.policy,
-            parsers=Parsers(spec.tool_call_parser, spec.reasoning_parser, self._tells_tools()),
-            grammars=self.grammars,
+            pools=fleet.first.scaler if is_alone else FleetPools(fleet),
+            pools_of=fleet.pools_of,
+            policy=fleet.first.policy if is_alone else None,
+            parsers=first.parsers,
+            grammars=first.grammars,
             accounts=self.accounts,
             router=self._router_settings(),
             sites=Sites(
@@ -228,6 +252,17 @@ class CoordinatorProcess:
             tls=self.tls,
             proxies=spec.proxies,
         )
+
+
+def _grammars_of(model: PreparedModel) -> GrammarProcess:
+    config = model.config
+    return GrammarProcess(Path(model.directory), config.vocab_size, config.eos_token_ids)
+
+
+def _tells_tools(spec: ModelSpec) -> bool:
+    """The embedded model's template has no room for tools, and clients that bring some shall be answered."""
+    wanted = spec.tool_prompt
+    return wanted == "hermes" or (wanted == "auto" and spec.model.name == embedded.NAME)
 
 
 def main() -> int:

@@ -11,10 +11,10 @@ from protocol.periodic import Periodic
 from worker.silence import SilenceLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from coordinator.cluster.control_socket import Outgoing
-    from coordinator.cluster.registry import Registry
+    from coordinator.cluster.registry import WorkerRecord
     from protocol.clock import Clock
     from protocol.messages.reports import WorkerMessage
 
@@ -27,7 +27,11 @@ class OwnerWatch:
     away first: they have no parent that would end them either."""
 
     def __init__(
-        self, limit_s: float | None, registry: Registry, outgoing: Outgoing, clock: Clock
+        self,
+        limit_s: float | None,
+        registry: Iterable[WorkerRecord],
+        outgoing: Outgoing,
+        clock: Clock,
     ) -> None:
         self._silence = SilenceLimit(limit_s, clock.now_s(), first_s=0.0)
         self._registry, self._outgoing, self._clock = registry, outgoing, clock

@@ -23,14 +23,14 @@ def _ignore(stage: str, fraction: float) -> None:
     """Nobody waits for it."""
 
 
-def write_random_model(directory: Path) -> Path:
-    """The same weights every time."""
+def write_random_model(directory: Path, seed: int = 1) -> Path:
+    """The same weights every time, for each seed."""
     cache = cache_directory()
     prepared = prepare(fetch_embedded(cache, _ignore), cache, "float32", _ignore)
     for name in FILES:
         if (prepared / name).exists():
             shutil.copy(prepared / name, directory / name)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = transformers.LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,

@@ -20,6 +20,8 @@ from protocol.ids import MAX_WORKERS
 from protocol.roles import Role  # noqa: TC001 - pydantic reads the annotation
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coordinator.cluster.service_api import PoolControl
     from coordinator.edge.http.bodies import BodyReader
 
@@ -27,7 +29,7 @@ Count = Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)]
 
 
 class ScaleRequest(BaseModel):
-    """How many workers each pool should have; a pool that is not named stays as it is."""
+    """How many workers each pool should have; a pool that is not named stays as it is. `model` is for servers of several."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -42,6 +44,7 @@ class ScaleRequest(BaseModel):
     prefill: Count | None = None
     decode: Count | None = None
     store: Count | None = None
+    model: str | None = None
 
 
 class RoleRequest(BaseModel):
@@ -63,8 +66,14 @@ class DrainRequest(BaseModel):
 class PoolRoutes:
     """What operators change. Every answer comes at once; `GET /cluster` shows how far it is."""
 
-    def __init__(self, pools: PoolControl, bodies: BodyReader) -> None:
+    def __init__(
+        self,
+        pools: PoolControl,
+        bodies: BodyReader,
+        pools_of: Callable[[str], PoolControl] | None = None,
+    ) -> None:
         self._pools = pools
+        self._pools_of = pools_of
         self._bodies = bodies
 
     def router(self) -> APIRouter:
@@ -90,7 +99,13 @@ class PoolRoutes:
         asked = await self._read(request, ScaleRequest)
         if asked.prefill is None and asked.decode is None and asked.store is None:
             raise InvalidRequest("give prefill, decode or store: how many workers", "prefill")
-        return json_response(self._pools.scale(asked.prefill, asked.decode, asked.store))
+        pools = self._pools if asked.model is None else self._of(asked.model)
+        return json_response(pools.scale(asked.prefill, asked.decode, asked.store))
+
+    def _of(self, model: str) -> PoolControl:
+        if self._pools_of is None:
+            raise InvalidRequest("model: this server has one; leave it out", "model")
+        return self._pools_of(model)
 
     async def drain(self, request: Request, worker_id: str) -> Response:
         """Let a worker finish what it has, and leave; with `within_s` it is gone by then."""

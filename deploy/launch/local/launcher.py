@@ -26,6 +26,7 @@ from deploy.launch.control import ControlLink
 from deploy.launch.plan import next_share
 from launching.foreman import Foreman
 from launching.roster import COORDINATOR, HELLO_EVERY_S, Exit, Place, Roster, Spec
+from protocol.ids import key_of
 from protocol.messages.launcher import NOT_STARTED
 from protocol.periodic import Periodic
 from protocol.specs import WorkerSpec
@@ -191,7 +192,8 @@ class Launcher:
 
     def _more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
         """A worker like the others of this plan, on the least used cores, if its KV pool fits."""
-        model, workers = self.plan.like(order.role), self.roster.workers
+        workers = self.roster.workers
+        model = self.plan.like(order.role, key_of(order.worker_id))
         if model.device == "cpu":  # what a GPU has, the worker finds out, whose start may fail
             starting = [spec.kv_cache_bytes for spec in self.roster.starting(now_s - SETTLE_S)]
             check_one_more(model.kv_cache_bytes, starting, self.available_bytes())

@@ -1,0 +1,90 @@
+"""What will run on this host for several models. Owns how cores and memory are shared out among them.
+
+Each model's own plan is `deploy.launch.plan`'s; all of them have one coordinator. What does not fit together is refused as a
+whole, before anything is started.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from deploy.config.models import check_names, keys_of
+from deploy.config.values import format_bytes
+from deploy.host.affinity import share_cores
+from deploy.host.memory import KV_LIMIT, PROCESS_BYTES, default_kv_bytes
+from deploy.launch.plan import Plan
+from engine.checkpoints.prepared import WEIGHTS_NAME
+from protocol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from deploy.config.serve_config import ServeConfig
+    from deploy.launch.plan import Host
+    from protocol.specs import PreparedModel
+
+    MakePlan = Callable[..., Plan]
+
+
+def make_fleet_plan(
+    configs: Sequence[ServeConfig],
+    models: Sequence[PreparedModel],
+    host: Host,
+    run_directory: Path,
+    port: int,
+    make_plan: MakePlan,
+) -> Plan:
+    """One plan of all processes; ConfigError when they do not fit together."""
+    check_names([model.served_names for model in models])
+    if any(config.device != "cpu" for config in configs):
+        configs = [replace(config, device="cpu") for config in configs]
+    num_workers = sum(config.pools.total for config in configs)
+    kv_bytes = default_kv_bytes(host.available_bytes, num_workers)
+    sized = [
+        config if config.kv_cache_memory is not None else replace(config, kv_cache_memory=kv_bytes)
+        for config in configs
+    ]
+    check_all_fit(sized, models, host.available_bytes)
+    shares = share_cores(configs[0].cpu_affinity, num_workers, host.cores, host.quota)
+    plans = []
+    keys = keys_of([model.served_names[0] for model in models])
+    for config, model, key in zip(sized, models, keys, strict=True):
+        own, shares = shares[: config.pools.total], shares[config.pools.total :]
+        plans.append(make_plan(config, model, host, run_directory, port, key=key, shares=own))
+    return joined(plans)
+
+
+def joined(plans: Sequence[Plan]) -> Plan:
+    """The first plan's coordinator, who serves the models of all, and everybody's workers."""
+    first, *others = plans
+    more = tuple(plan.coordinator.models[0] for plan in others)
+    coordinator = msgspec.structs.replace(first.coordinator, others=more)
+    return Plan(coordinator, tuple(worker for plan in plans for worker in plan.workers))
+
+
+def needed_bytes(config: ServeConfig, model: PreparedModel) -> int:
+    """What a model takes while it is loaded: one copy of its weights, its workers' KV pools, and their processes."""
+    assert config.kv_cache_memory is not None, "sized before"
+    weights = Path(model.directory, WEIGHTS_NAME).stat().st_size
+    return weights + config.pools.total * (config.kv_cache_memory + PROCESS_BYTES)
+
+
+def check_all_fit(
+    configs: Sequence[ServeConfig], models: Sequence[PreparedModel], available: int
+) -> None:
+    """Raise ConfigError, with every model's part, when they cannot be had together."""
+    needed = [needed_bytes(*both) for both in zip(configs, models, strict=True)]
+    if sum(needed) > available * KV_LIMIT:
+        parts = ", ".join(
+            f"{model.served_names[0]} {format_bytes(size)}"
+            for model, size in zip(models, needed, strict=True)
+        )
+        raise ConfigError(
+            f"models: {parts} (weights, KV pools and processes) do not fit together in {KV_LIMIT:.0%} of the "
+            f"{format_bytes(available)} now available, so none is started; give smaller --kv-cache-memory, fewer "
+            "workers (--pd), or fewer models"
+        )
