@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from decode.progress import Progress
-from engine.outputs import output_of
+from engine.outputs import begin_with, output_of
 from kvtransfer.sharing.exchange import PeerOutbox
 from kvtransfer.sharing.reader import PrefixReader
 from protocol.failures import ErrorKind, Failure, failure_of
@@ -130,7 +130,7 @@ class DecodeRole:
             self.fetches[key] = Fetch(sequence, message.source)
             sequence.leave_to_source()
         self.scheduler.add(sequence, remote=message.source is not None)
-        if (failure := self.context.beyond_vocabulary(sequence.token_ids)) is not None:
+        if (failure := begin_with(sequence, message.adapter, self.context)) is not None:
             self._end_with(sequence, failure)
             return
         self.admit()
@@ -328,7 +328,7 @@ class DecodeRole:
 
     def _emit(self, sequence: Sequence, tokens: list[SampledToken]) -> None:
         """Tell the coordinator of a new token, and end the sequence if it is the last."""
-        if (failure := sequence.grammar_failure()) is not None:
+        if (failure := sequence.output_failure()) is not None:
             self._end_with(sequence, failure)
             return
         reason, stop_token_id = sequence.finish_reason()

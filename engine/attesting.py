@@ -9,6 +9,7 @@ with `attested_tokens`, which never touches a pool, is an exact oracle.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from engine.kv.sequence import Scheduled, Sequence
+    from protocol.adapters import AdapterRef, HeldAdapter
 
 SLOT_BYTES = 16
 VOCAB_SIZE = (
@@ -84,6 +86,19 @@ def _state(slot: bytes) -> npt.NDArray[np.float32]:
 
 def _score(before: bytes, token_id: int) -> ScoredToken:
     return ScoredToken(logprob=-float(before[0]), rank=1 + before[1], top=[(token_id, -1.0)])
+
+
+class AnyAdapter:
+    """Satisfies protocol.adapters.AdapterSource: what the mock computes depends on a sequence's root, which has the digest."""
+
+    def hold(self, ref: AdapterRef) -> HeldAdapter:
+        """See AdapterSource."""
+        return _Attested(ref.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attested:
+    digest: str
 
 
 class AttestingRunner:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from protocol.errors import ConfigError
 from protocol.failures import ErrorKind, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from protocol.adapters import AdapterRef, AdapterSource, HeldAdapter
     from protocol.clock import Clock
     from protocol.ids import Ids
 
@@ -27,6 +29,7 @@ class WorkerContext:
     lease_duration_s: float = 30.0
     unheard_s: float = 0.0
     vocab_size: int | None = None
+    adapters: AdapterSource | None = None
 
     def listened(self, before_s: float) -> None:
         """The loop listens now, and did so last at `before_s`."""
@@ -35,6 +38,19 @@ class WorkerContext:
     def start_over(self) -> None:
         """What was done under the old name is nobody's any more."""
         self.incarnation = self.ids.new_incarnation()
+
+    def hold_adapter(self, ref: AdapterRef | None) -> HeldAdapter | Failure | None:
+        """What an order's adapter needs; or why it cannot be had, which ends its request, not the worker."""
+        if ref is None:
+            return None
+        if self.adapters is None:
+            return Failure(
+                ErrorKind.INTERNAL, f"this worker's engine has no adapters: {ref.name!r}"
+            )
+        try:
+            return self.adapters.hold(ref)
+        except ConfigError as error:
+            return Failure(ErrorKind.INTERNAL, str(error))
 
     def beyond_vocabulary(self, token_ids: Sequence[int]) -> Failure | None:
         """Why a prompt cannot be embedded: a token that the model has no row for. It ends its request, not the worker."""

@@ -1,18 +1,31 @@
-"""What a worker says of a sequence. Owns that an output counts its tokens and scores from where the sequence stands."""
+"""What a worker says of a sequence, its beginning included. Owns that an output counts its tokens and scores from where the
+sequence stands, and what a sequence must have before anything of it is computed."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from protocol.failures import Failure
 from protocol.messages.reports import Output
 
 if TYPE_CHECKING:
     from engine.context import WorkerContext
     from engine.kv.sequence import Sequence
-    from protocol.failures import Failure
+    from protocol.adapters import AdapterRef
     from protocol.finish import FinishReason
     from protocol.sampling import SampledToken
     from protocol.spans import Spans
+
+
+def begin_with(
+    sequence: Sequence, adapter: AdapterRef | None, context: WorkerContext
+) -> Failure | None:
+    """Give a sequence its adapter; why it cannot be computed at all, if so."""
+    held = context.hold_adapter(adapter)
+    if isinstance(held, Failure):
+        return held
+    sequence.adapter = held
+    return context.beyond_vocabulary(sequence.token_ids)
 
 
 def output_of(  # noqa: PLR0913 - what an output may say, each by its name: a dict of it would cost more than all else here

@@ -7,6 +7,7 @@ RunnerOptions ──────► KvMemory ───────────�
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,9 +21,10 @@ from engine.cpu.panels import load_panels
 from engine.kv.pool_memory import KvMemory
 from engine.kv.pool_tensor import KV_LAYOUT, kv_tensor
 from engine.model.decoder import Model
-from engine.model.ragged_batch import RaggedBatch, ragged_batch
+from engine.model.ragged_batch import RaggedBatch, grouped, ragged_batch
 from engine.model.weights import MappedWeights, load_weights
 from engine.reference.backend import ARITHMETIC, TorchBackend
+from engine.sampling.overflows import without_overflows
 from engine.sampling.pooling import logits_of
 from engine.sampling.sampler import sample
 from engine.sampling.scoring import score
@@ -118,14 +120,18 @@ class ModelRunner:
         if not batch:
             return []
         check_contexts(batch, self.block_size, self.max_context_tokens)
+        places = grouped(batch)
+        batch = [batch[place] for place in places]
         sampling = [entry.sequence for entry in batch if entry.samples]
         with torch.inference_mode():
-            logits = score(self.logits(batch), batch)
+            logits = score(without_overflows(self.logits(batch), batch), batch)
             chosen = iter(sample(logits, sampling))
-        return [next(chosen) if entry.samples else None for entry in batch]
+        tokens = [next(chosen) if entry.samples else None for entry in batch]
+        return [token for _, token in sorted(zip(places, tokens, strict=True), key=itemgetter(0))]
 
     def logits(self, batch: SequenceOf[Scheduled]) -> torch.Tensor:
-        """[rows that are scored or sampled, vocab] float32, and the KV of every scheduled token: a step without its choice."""
+        """[rows that are scored or sampled, vocab] float32, and the KV of every scheduled token: a step without its choice.
+        `batch` is in the order of engine.model.ragged_batch.grouped."""
         with torch.inference_mode():
             return logits_of(self._model, ragged_batch(batch, self.block_size), batch)
 

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from engine.outputs import output_of
+from engine.outputs import begin_with, output_of
 from kvtransfer.sharing.exchange import PeerOutbox
 from kvtransfer.sharing.lender import Lender
 from kvtransfer.sharing.reader import PrefixReader
@@ -125,7 +125,7 @@ class PrefillRole:
         told = {Span.UNHEARD: self.context.unheard_s}
         self.offers[key] = Offer(sequence, self.context.ids.new_lease_id(), spans=told)
         self.scheduler.add(sequence)
-        if (failure := self.context.beyond_vocabulary(sequence.token_ids)) is not None:
+        if (failure := begin_with(sequence, message.adapter, self.context)) is not None:
             self._fail(self.offers[key], failure)
             return
         if (early := self._early.pop(key, None)) is not None:
@@ -213,7 +213,7 @@ class PrefillRole:
         if token is None:
             raise AssertionError("a finished prompt has no token")
         told = sequence.extend(token)
-        if (failure := sequence.grammar_failure()) is not None:
+        if (failure := sequence.output_failure()) is not None:
             self._fail(offer, failure)
             return
         offer.first_token = token

@@ -22,6 +22,14 @@ def root_key(fingerprint: bytes, salt: str = "") -> bytes:
     return hashlib.blake2b(fingerprint + salt.encode(), digest_size=KEY_BYTES).digest()
 
 
+def content_salt(salt: str, adapter: str = "") -> str:
+    """What a root is salted with: whose cache, and the digest of the adapter's content, if there is one. No salt that a
+    client chooses is that of an adapter."""
+    if adapter:
+        return f"\0a{adapter}{salt}"
+    return f"\0b{salt}" if salt.startswith("\0") else salt
+
+
 def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
     """Key of a full block whose tokens follow the block `parent`."""
     return hashlib.blake2b(parent + array("q", token_ids).tobytes(), digest_size=KEY_BYTES).digest()

@@ -8,7 +8,7 @@ import msgspec
 
 from protocol.errors import LayoutMismatch
 
-PROTOCOL_MAJOR = 3
+PROTOCOL_MAJOR = 4
 
 
 class Fingerprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ import mmap
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine.checkpoints.fields import Fields, open_file, parse_object, shown
+from engine.checkpoints.fields import Fields, open_file, parse_object, read_bytes, shown
 from engine.checkpoints.stored_tensor import StoredTensor
 from protocol.errors import ConfigError
 
@@ -34,14 +34,20 @@ _MAX_HEADER_BYTES = 100_000_000
 _MAX_DIMENSIONS = 64
 
 
-def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of one file. Views stay valid while they are referenced."""
+def read_safetensors(path: Path, copy_bytes: int | None = None) -> dict[str, StoredTensor]:
+    """Every tensor of one file. Views stay valid while they are referenced; with `copy_bytes` also when somebody cuts the
+    file short meanwhile: it is read into memory, and may have so many bytes at most."""
+    if copy_bytes is not None:
+        return _parse(path, memoryview(read_bytes(path, copy_bytes)))
     try:
         with open_file(path) as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as safetensors: {error}") from error
-    view = memoryview(mapped)
+    return _parse(path, memoryview(mapped))
+
+
+def _parse(path: Path, view: memoryview) -> dict[str, StoredTensor]:
     size = int.from_bytes(view[:8], "little")
     if len(view) < 8 or size > min(_MAX_HEADER_BYTES, len(view) - 8):
         raise ConfigError(

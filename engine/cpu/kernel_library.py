@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
 MAX_QUERY_GROUP = 48
 MAX_HEAD_DIM = 256
+MAX_PARTS = 3
 _SOURCES = (
     "decoder.c",
     "decoder.h",
+    "adapters.h",
     "attention.h",
     "forward.h",
     "lending.h",
@@ -92,6 +94,36 @@ class Decoder(ctypes.Structure):
     ]
 
 
+class AdapterPart(ctypes.Structure):
+    """What an adapter adds to some outputs of a matrix."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, _POINTER) for name in ("a", "b")),
+        *((name, _INT) for name in ("rank", "inputs", "first", "outputs")),
+    ]
+
+
+class AdapterMatrix(ctypes.Structure):
+    """Its parts of one matrix: of q, k and v, or gate and up."""
+
+    _fields_: ClassVar[Any] = [("parts", AdapterPart * MAX_PARTS), ("count", _INT)]
+
+
+class AdapterLayer(ctypes.Structure):
+    """Its parts of one decoder layer."""
+
+    _fields_: ClassVar[Any] = [(name, AdapterMatrix) for name in ("qkv", "out", "gate_up", "down")]
+
+
+class Segment(ctypes.Structure):
+    """Rows of one adapter."""
+
+    _fields_: ClassVar[Any] = [
+        ("layers", ctypes.POINTER(AdapterLayer)),
+        *((name, _INT) for name in ("first", "end", "sampled_first", "sampled_end")),
+    ]
+
+
 class Step(ctypes.Structure):
     """One step over a ragged batch."""
 
@@ -104,6 +136,8 @@ class Step(ctypes.Structure):
         ),
         *((name, _INT) for name in ("table_width", "num_sequences", "num_tokens", "num_samples")),
         *((name, _INT) for name in ("block_size", "num_threads")),
+        ("segments", ctypes.POINTER(Segment)),
+        ("num_segments", _INT),
     ]
 
 
@@ -114,6 +148,8 @@ class Product(ctypes.Structure):
         ("matrix", ctypes.POINTER(Matrix)),
         *((name, _POINTER) for name in ("x", "out", "wide", "team")),
         *((name, _INT) for name in ("rows", "adds", "num_threads")),
+        ("extra", _POINTER),
+        ("extra_from", _INT),
     ]
 
 
@@ -135,7 +171,7 @@ class Kernels:
         self.product = function("product", ctypes.POINTER(Product))
         self.attend = function("attend", step, _INT, *(_POINTER,) * 3)
         self._scratch_bytes = library[f"scratch_bytes_{suffix}"]
-        self._scratch_bytes.argtypes = (ctypes.POINTER(Decoder), _INT, _INT, _INT)
+        self._scratch_bytes.argtypes = (ctypes.POINTER(Decoder), *(_INT,) * 4)
         self._scratch_bytes.restype = _INT
         self.pack = library.pack
         self.pack.argtypes, self.pack.restype = (_POINTER, _POINTER, *(_INT,) * 4), None
@@ -160,9 +196,12 @@ class Kernels:
         self.claim_items.restype = _INT
         self.finish_items.argtypes, self.finish_items.restype = (_POINTER, _INT, _INT, _INT), None
 
-    def scratch_bytes(self, decoder: Decoder, tokens: int, samples: int, helpers: int) -> int:
-        """What a step of so many tokens needs for its intermediate results, with so many lent threads."""
-        return int(self._scratch_bytes(ctypes.byref(decoder), tokens, samples, helpers))
+    def scratch_bytes(
+        self, decoder: Decoder, tokens: int, samples: int, helpers: int, adapted: int = 0
+    ) -> int:
+        """What a step of so many tokens needs for its intermediate results, with so many lent threads; `adapted` of the
+        tokens have an adapter."""
+        return int(self._scratch_bytes(ctypes.byref(decoder), tokens, samples, helpers, adapted))
 
 
 def load_kernels(cache: Path, suffix: str, target: str = "native") -> Kernels:

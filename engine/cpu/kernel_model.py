@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from engine.cpu.adapter_layers import segments_of
 from engine.cpu.kernel_library import Decoder, Kernels, Layer, Matrix, Product, Step
 from engine.cpu.lending import Team
 from engine.cpu.panels import is_gated, pack
@@ -122,6 +123,8 @@ class KernelModel:
 
     def step(self, batch: RaggedBatch, residual: torch.Tensor, logits: torch.Tensor) -> Step:
         """What the C side gets; it points into `batch` and the tensors."""
+        segments = segments_of(batch, self.config.num_layers) if batch.adapters else None
+        adapted = batch.num_tokens - batch.adapters[0].first if batch.adapters else 0
         return Step(
             decoder=ctypes.pointer(self._decoder),
             kv=self._kv.data_ptr(),
@@ -130,7 +133,7 @@ class KernelModel:
             block_tables=batch.block_tables.ctypes.data,
             sample_rows=batch.sample_rows.ctypes.data,
             residual=residual.data_ptr(),
-            scratch=self._room(batch.num_tokens, len(batch.sample_rows)),
+            scratch=self._room(batch.num_tokens, len(batch.sample_rows), adapted),
             logits=logits.data_ptr(),
             team=self._team.pointer,
             table_width=batch.block_tables.shape[1],
@@ -139,12 +142,16 @@ class KernelModel:
             num_samples=len(batch.sample_rows),
             block_size=self.block_size,
             num_threads=self.num_threads,
+            segments=segments,
+            num_segments=len(batch.adapters),
         )
 
-    def _room(self, num_tokens: int, num_samples: int) -> int:
+    def _room(self, num_tokens: int, num_samples: int, num_adapted: int) -> int:
         """Scratch that grows and is kept: fresh memory costs a page fault for every 4 KiB."""
         size = self._team.size
-        needed = self._kernels.scratch_bytes(self._decoder, num_tokens, num_samples, size)
+        needed = self._kernels.scratch_bytes(
+            self._decoder, num_tokens, num_samples, size, num_adapted
+        )
         if needed > len(self._scratch):
             self._scratch = torch.empty(needed, dtype=torch.uint8)
         return self._scratch.data_ptr()

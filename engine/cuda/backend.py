@@ -17,7 +17,8 @@ from engine.cuda.step_inputs import InputStaging, StepInputs
 from engine.model.rope import rope_table
 
 if TYPE_CHECKING:
-    from engine.model.decoder import LayerWeights, Step
+    from engine.adapters.modules import MatrixName
+    from engine.model.decoder import LayerWeights, Linear, Step
     from engine.model.ragged_batch import RaggedBatch
     from protocol.model_config import ModelConfig
 
@@ -112,6 +113,13 @@ class CudaStep:
             qkv, kv, layer, inputs.block_tables, inputs.query_starts, inputs.contexts,
             inputs.max_queries, heads, window,
         )  # fmt: skip
+
+    def multiply(
+        self, product: Linear, x: torch.Tensor, layer: int, matrix: MatrixName
+    ) -> torch.Tensor:
+        """The product alone: `baton serve` refuses adapters on a GPU."""
+        del layer, matrix
+        return product(x)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(first half) * second half."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from engine.kv.sequence import Sequence
 from engine.kv.state_pool import StatePool
-from protocol.content_keys import root_key
+from protocol.content_keys import content_salt, root_key
 
 if TYPE_CHECKING:
     from engine.kv.block_pool import BlockPool
@@ -30,13 +30,14 @@ class Allocator:
 
     def begin(self, order: Prefill | Decode, fingerprint_hash: bytes, now_s: float) -> Sequence:
         """The sequence that an order asks for, with a hold on nothing yet; what is cached belongs to the fingerprint."""
+        adapter = "" if order.adapter is None else order.adapter.digest
         return Sequence(
             request_id=order.request_id,
             attempt=order.attempt,
             token_ids=list(order.token_ids),
             num_prompt_tokens=order.num_prompt_tokens,
             sampling=order.sampling,
-            root=root_key(fingerprint_hash, order.cache_salt),
+            root=root_key(fingerprint_hash, content_salt(order.cache_salt, adapter)),
             hold=self.pool.empty_hold(f"seq:{order.request_id}"),
             deadline_s=now_s + order.deadline_in_s,
             due_s=now_s + order.due_in_s,

@@ -25,9 +25,15 @@ if TYPE_CHECKING:
     from engine.grammar.guide import Guide
     from engine.kv.block_pool import Hold
     from engine.kv.state_pool import StatePool
+    from protocol.adapters import HeldAdapter
     from protocol.messages.records import PeerAddress
     from protocol.sampling import SampledToken, SamplingParams, ScoredToken
     from protocol.spans import Spans
+
+
+OVERFLOWN = Failure(
+    ErrorKind.INTERNAL, "the adapter's numbers overflow: no finite logits came of them"
+)
 
 
 class SequenceStatus(enum.Enum):
@@ -52,7 +58,8 @@ class Sequence:
     did. `guide` is how far the output is
     in its grammar, if it has one. Of a prompt that is scored the first `num_scored_tokens` are done, here or in earlier
     attempts; `scores` are the last of them, not told yet. `states` takes those of a prompt that is embedded, of which the
-    first `num_pooled_tokens` are in it.
+    first `num_pooled_tokens` are in it. `adapter` is what its tokens are computed with, beside the model; its digest is in `root`;
+    `has_overflown` when that computed no finite numbers.
     """
 
     request_id: str
@@ -78,6 +85,8 @@ class Sequence:
     computing_s: float = 0.0
     chunk_tokens: int = 0
     guide: Guide | None = None
+    adapter: HeldAdapter | None = None
+    has_overflown: bool = False
     num_scored_tokens: int = 1
     scores: list[ScoredToken] = field(default_factory=list)
     states: StatePool | None = None
@@ -190,8 +199,10 @@ class Sequence:
         if self.guide is not None:
             self.guide.accept(token.token_id)
 
-    def grammar_failure(self) -> Failure | None:
+    def output_failure(self) -> Failure | None:
         """Why the output cannot be told as it is."""
+        if self.has_overflown:
+            return OVERFLOWN
         guide = self.guide
         if guide is None or guide.failure is None:
             return None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from engine.adapters.modules import MatrixName
     from engine.model.ragged_batch import RaggedBatch
     from protocol.model_config import ModelConfig
 
@@ -66,6 +67,12 @@ class Step(Protocol):
         """Of [T, …] the rows whose logits are wanted."""
         ...
 
+    def multiply(
+        self, product: Linear, x: torch.Tensor, layer: int, matrix: MatrixName
+    ) -> torch.Tensor:
+        """The product of a layer's matrix with rows, and what their adapters add to it."""
+        ...
+
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(first half) * second half of each row."""
         ...
@@ -115,11 +122,13 @@ class Model:
         last = len(self.weights.layers) - 1
         for index, layer in enumerate(self.weights.layers):
             hidden, residual = step.add_norm(residual, delta, layer.input_norm)
-            attended = step.attend(layer.qkv(hidden), index, layer)
+            qkv = step.multiply(layer.qkv, hidden, index, "qkv")
+            attended = step.attend(qkv, index, layer)
             if index == last:  # the KV is complete: from here on only the sampled rows matter
                 attended, residual = step.sampled(attended), step.sampled(residual)
-            delta = layer.out(attended)
+            delta = step.multiply(layer.out, attended, index, "out")
             hidden, residual = step.add_norm(residual, delta, layer.post_norm)
-            delta = layer.down(step.silu_mul(layer.gate_up(hidden)))
+            gate_up = step.multiply(layer.gate_up, hidden, index, "gate_up")
+            delta = step.multiply(layer.down, step.silu_mul(gate_up), index, "down")
         hidden, _ = step.add_norm(residual, delta, self.weights.norm)
         return hidden

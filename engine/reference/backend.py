@@ -10,9 +10,11 @@ from torch.nn.functional import linear, silu
 
 from engine.kv.pool_tensor import KV_LAYOUT
 from engine.model.rope import rope_table, rotate
+from engine.reference.adapters import add_adapters
 from engine.reference.attention import paged_attention, store_kv, token_slots
 
 if TYPE_CHECKING:
+    from engine.adapters.modules import MatrixName
     from engine.model.decoder import LayerWeights, Linear, Step
     from engine.model.ragged_batch import RaggedBatch
     from protocol.model_config import ModelConfig
@@ -60,6 +62,7 @@ class TorchStep:
         self._batch = batch
         device = backend.kv.device
         self._slots = token_slots(batch, backend.kv.shape[4]).to(device)
+        self._is_sampled = False
         self._rotations = backend.rope[torch.from_numpy(batch.positions).to(device).long()]
 
     def embed(self, table: torch.Tensor) -> torch.Tensor:
@@ -89,7 +92,17 @@ class TorchStep:
 
     def sampled(self, rows: torch.Tensor) -> torch.Tensor:
         """The rows whose logits are wanted."""
+        self._is_sampled = True
         return rows[torch.from_numpy(self._batch.sample_rows).to(rows.device)]
+
+    def multiply(
+        self, product: Linear, x: torch.Tensor, layer: int, matrix: MatrixName
+    ) -> torch.Tensor:
+        """The product, and what the rows' adapters add to it: from the first `sampled` on, rows are those sampled."""
+        result = product(x)
+        if self._batch.adapters:
+            add_adapters(result, x, self._batch.adapters, (layer, matrix), self._is_sampled)
+        return result
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(first half) * second half."""

@@ -3,11 +3,13 @@
     coordinator → worker    Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain Forget Keep ListBlocks
 
 Every order names the incarnation it speaks to, and a request's order its attempt: what is stale is counted
-and dropped. Prompts are token ids; no text reaches a worker.
+and dropped. Prompts are token ids; no text reaches a worker. An order's adapter is that of the request's admission, to its
+end: a worker that does not have the content of that digest says so.
 """
 
 from __future__ import annotations
 
+from protocol.adapters import AdapterRef
 from protocol.messages.records import Message, PeerAddress
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
@@ -53,6 +55,7 @@ class Prefill(Order, frozen=True, kw_only=True):
     deadline_in_s: float
     due_in_s: float = 0.0
     cache_salt: str = ""
+    adapter: AdapterRef | None = None
     num_scored_tokens: int = 0
     decode_worker: str = ""
     prefix_source: PeerAddress | None = None
@@ -72,6 +75,7 @@ class Decode(Order, frozen=True, kw_only=True):
     deadline_in_s: float
     due_in_s: float = 0.0
     cache_salt: str = ""
+    adapter: AdapterRef | None = None
     num_scored_tokens: int = 0
     source: PeerAddress | None = None
     chunk_tokens: int = 0

@@ -1,8 +1,8 @@
 """On CPU the logits of a token are the same bits however it came to be computed.
 
 The oracle computes one sequence alone, token by token, on one thread. Against it stand random batches,
-chunks, thread counts, threads on lent cores, block tables and prefixes fetched from another runner, in every dtype and on every kind of
-processor that kernels are built for and this one can run.
+chunks, thread counts, threads on lent cores, block tables and prefixes fetched from another runner, with other adapters beside it or
+none, in every dtype and on every kind of processor that kernels are built for and this one can run.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from deploy.host.model_source import prepare
 from engine.cpu.lending import IDLE, LINE_WORDS, LentCores
 from engine.kv.block_pool import BlockPool
 from engine.kv.sequence import Scheduled, Sequence
+from engine.model.ragged_batch import grouped
 from engine.runner import ModelRunner, RunnerOptions
 from protocol.sampling import SamplingParams
+from tests.adapter_contents import random_content
 from tests.unit.engine.cpu.driving import turned_back
 from tests.unit.engine.cpu.processors import runnable_targets
 
@@ -69,6 +71,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"architectures": ["Qwen3ForCausalLM"]},
     "mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": 50},
 }
+ADAPTERS: dict[str, tuple[int, str]] = {
+    "": (0, ""),
+    "wide": (64, ".*"),
+    "narrow": (5, ".*"),
+    "partial": (16, r".*1\.(self_attn\.(q|v)_proj|mlp\.up_proj)|.*0\..*down_proj"),
+}
+"""Rank and modules; "" is none."""
 PROMPTS = [[random.Random(n).randrange(1000) for _ in range(n)] for n in LENGTHS]
 
 
@@ -89,6 +98,14 @@ class Case:
         self.runner = cache(self._runner)
         self.alone = self._runner(1)
         self.oracle = cache(self._oracle)
+        self.adapters = {
+            name: random_content(
+                directory / "adapters", self.alone.config, dtype_of(self.alone), *how
+            )
+            if name
+            else None
+            for name, how in ADAPTERS.items()
+        }
 
     def _runner(self, num_threads: int) -> ModelRunner:
         options = RunnerOptions(
@@ -101,11 +118,17 @@ class Case:
         )
         return ModelRunner.load(self.directory, options)
 
-    def _oracle(self, prompt: int) -> Computed:
+    def _oracle(self, prompt: int, adapter: str) -> Computed:
         runner, tokens = self.alone, PROMPTS[prompt]
         sequence = place(BlockPool(NUM_BLOCKS), tokens)
+        sequence.adapter = self.adapters[adapter]
         logits = [step(runner, [(sequence, end)])[0] for end in range(1, len(tokens) + 1)]
         return Computed(torch.stack(logits), kv_bits(runner, sequence))
+
+
+def dtype_of(runner: ModelRunner) -> str:
+    size = len(runner.kv_memory.block(0)) // BLOCK_SIZE // runner.config.kv_bytes_per_token(1)
+    return {4: "float32", 2: "bfloat16"}[size]
 
 
 def lent_cores() -> LentCores:
@@ -131,7 +154,9 @@ def step(runner: ModelRunner, ends: list[tuple[Sequence, int]]) -> torch.Tensor:
         whole.append(sequence.token_ids)
         sequence.token_ids = sequence.token_ids[:end]
         entries.append(Scheduled(sequence, end - sequence.num_computed_tokens))
-    logits = runner.logits(entries)
+    places = grouped(entries)
+    logits = runner.logits([entries[place] for place in places])
+    logits = logits[sorted(range(len(places)), key=places.__getitem__)]
     for (sequence, end), tokens in zip(ends, whole, strict=True):
         sequence.token_ids, sequence.num_computed_tokens = tokens, end
     return logits.view(torch.int32)
@@ -181,9 +206,16 @@ def fetch(target: tuple[ModelRunner, Sequence], source: tuple[ModelRunner, Seque
     target[1].num_computed_tokens = count * BLOCK_SIZE
 
 
+def named(case: Case, sequence: Sequence) -> tuple[int, str]:
+    """What the oracle calls its prompt and its adapter."""
+    held = case.adapters.items()
+    adapter = next(name for name, content in held if content is sequence.adapter)
+    return PROMPTS.index(sequence.token_ids), adapter
+
+
 def play(case: Case, runner: ModelRunner, sequences: list[Sequence], rng: random.Random) -> None:
     """Random steps until every sequence is computed; logits of every end compared."""
-    left = [(PROMPTS.index(sequence.token_ids), sequence) for sequence in sequences]
+    left = [(named(case, sequence), sequence) for sequence in sequences]
     while left := [item for item in left if item[1].num_computed_tokens < item[1].num_tokens]:
         chosen = rng.sample(left, rng.randint(1, len(left)))
         ends = []
@@ -192,10 +224,10 @@ def play(case: Case, runner: ModelRunner, sequences: list[Sequence], rng: random
             size = rng.choice([1, min(most, 7), rng.randint(1, most), most])
             ends.append((sequence, sequence.num_computed_tokens + size))
         found = step(runner, ends)
-        for row, (prompt, _), (_, end) in zip(found, chosen, ends, strict=True):
-            assert torch.equal(row, case.oracle(prompt).logits[end - 1]), (LENGTHS[prompt], end)
+        for row, (name, _), (_, end) in zip(found, chosen, ends, strict=True):
+            assert torch.equal(row, case.oracle(*name).logits[end - 1]), (name, end)
     for sequence in sequences:
-        oracle = case.oracle(PROMPTS.index(sequence.token_ids))
+        oracle = case.oracle(*named(case, sequence))
         assert torch.equal(kv_bits(runner, sequence), oracle.kv)
 
 
@@ -216,9 +248,12 @@ def check(case: Case, rng: random.Random) -> None:
     pool = shuffled_pool(rng)
     prompts = rng.sample(PROMPTS, rng.randint(1, len(PROMPTS)))
     sources = [place(pool, tokens) for tokens in prompts]
+    for source in sources:
+        source.adapter = case.adapters[rng.choice(["", *case.adapters])]
     play(case, first, sources, rng)
     targets = [place(pool, tokens) for tokens in prompts]
     for source, target in zip(sources, targets, strict=True):
+        target.adapter = source.adapter
         if rng.random() < 0.5:
             fetch((second, target), (first, source))
     play(case, second, targets, rng)

@@ -2,6 +2,7 @@
    by engine/cpu/kernel_library.py with -march=native; reads and writes KV blocks in place. */
 #define _GNU_SOURCE
 #include <math.h>
+#include <stddef.h>
 
 #include "decoder.h"
 #include "vector.h"
@@ -85,6 +86,7 @@ void pack(const uint32_t *matrix, uint32_t *panels, int64_t outputs, int64_t wor
 #include "operations.h"
 #include "attention.h"
 #include "product.h"
+#include "adapters.h"
 #include "forward.h"
 #undef TYPE
 #undef NAME
@@ -96,4 +98,5 @@ void pack(const uint32_t *matrix, uint32_t *panels, int64_t outputs, int64_t wor
 #include "operations.h"
 #include "attention.h"
 #include "product.h"
+#include "adapters.h"
 #include "forward.h"

@@ -36,6 +36,32 @@ typedef struct {
     float epsilon, scale;
 } Decoder;
 
+#define MAX_RANK 64
+#define MAX_PARTS 3 /* matrices that one product does at once: q, k, v */
+#define CHAIN_COLUMNS 16
+
+/* What an adapter adds to some outputs of a matrix: b (a x), scaled already. See adapters.h. */
+typedef struct {
+    const void *a;                 /* [rank / CHAIN_COLUMNS][inputs][CHAIN_COLUMNS], the last filled up with zeros */
+    const void *b;                 /* [outputs / CHAIN_COLUMNS][rank][CHAIN_COLUMNS], the same */
+    int64_t rank, inputs, first, outputs;
+} AdapterPart;
+
+typedef struct {
+    AdapterPart parts[MAX_PARTS];
+    int64_t count;
+} AdapterMatrix;
+
+typedef struct {
+    AdapterMatrix qkv, out, gate_up, down;
+} AdapterLayer;
+
+/* Rows of one adapter, and where they are among those sampled. */
+typedef struct {
+    const AdapterLayer *layers;
+    int64_t first, end, sampled_first, sampled_end;
+} Segment;
+
 typedef struct Team Team; /* cores that others lend; see lending.h */
 
 /* One step over a ragged batch; see engine/model/ragged_batch.py for the arrays, operations.h for kv. */
@@ -47,12 +73,14 @@ typedef struct {
     const int32_t *block_tables;   /* [sequences, table_width] */
     const int64_t *sample_rows;    /* [samples], ascending */
     void *residual;                /* [tokens, hidden]: the embedded tokens; used up */
-    void *scratch;                 /* scratch_bytes(decoder, tokens, samples, helpers of the team) */
+    void *scratch;                 /* scratch_bytes(decoder, tokens, samples, helpers of the team, adapted tokens) */
     void *logits;                  /* [samples, vocabulary] */
     Team *team;                    /* or null */
     void *states;                  /* [samples, hidden]: what is wanted instead of logits, or NULL */
     int64_t table_width, num_sequences, num_tokens, num_samples;
     int64_t block_size, num_threads;
+    const Segment *segments;       /* of the rows that have adapters: they come last */
+    int64_t num_segments;
 } Step;
 
 /* One matrix product; see product.h. */
@@ -65,6 +93,8 @@ typedef struct {
     int64_t rows;
     int64_t adds;                  /* to what is in out */
     int64_t num_threads;
+    const float *extra;            /* [rows - extra_from, outputs, of a gated one 2 * outputs]: joins the sums; or null */
+    int64_t extra_from;
 } Product;
 
 #endif

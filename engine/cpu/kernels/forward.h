@@ -4,7 +4,7 @@
 
        normed [tokens, hidden] · qkv [tokens, heads + 2 kv_heads, dim] · query, attended [tokens, heads, dim]
        active [tokens, inner] · wide: floats for the widest row of x, where bf16 is widened
-       a room for each lent thread: the widest result */
+       extra: floats for the widest sums of every row that has an adapter · a room for each lent thread: the widest result */
 
 INLINE int64_t NAME(widest)(const Decoder *d) {
     int64_t heads = d->num_heads * d->head_dim, inner = d->layers[0].gate_up.outputs;
@@ -19,22 +19,50 @@ INLINE int64_t NAME(room_bytes)(const Decoder *d, int64_t tokens, int64_t sample
     return ((elements > logits ? elements : logits) * (int64_t)sizeof(TYPE) + 63) / 64 * 64;
 }
 
-INLINE int64_t NAME(own_bytes)(const Decoder *d, int64_t tokens) {
+/* Bytes of what adapters add to the sums of so many rows. A last panel reads beyond. */
+INLINE int64_t NAME(extra_bytes)(const Decoder *d, int64_t adapted) {
+    int64_t gated = 2 * d->layers[0].gate_up.outputs, qkv = d->layers[0].qkv.outputs;
+    int64_t widest = gated > qkv ? gated : qkv;
+    if (d->hidden > widest) widest = d->hidden;
+    return adapted ? (adapted * widest * 4 + BYTES + 63) / 64 * 64 : 0;
+}
+
+INLINE int64_t NAME(own_bytes)(const Decoder *d, int64_t tokens, int64_t adapted) {
     int64_t heads = d->num_heads * d->head_dim, qkv = d->layers[0].qkv.outputs;
     int64_t elements = d->hidden + qkv + 2 * heads + d->layers[0].gate_up.outputs;
     int64_t wide = PACKED == 2 && widens() ? NAME(widest)(d) * 4 : 0;
-    return tokens * (elements * (int64_t)sizeof(TYPE) + wide) + 5 * 64;
+    return tokens * (elements * (int64_t)sizeof(TYPE) + wide) + 6 * 64 + NAME(extra_bytes)(d, adapted);
 }
 
-/* Bytes of scratch for a step of so many tokens, of which so many are sampled, with so many lent threads. */
-int64_t NAME(scratch_bytes)(const Decoder *d, int64_t tokens, int64_t samples, int64_t helpers) {
-    return NAME(own_bytes)(d, tokens) + 64 + helpers * NAME(room_bytes)(d, tokens, samples);
+/* Bytes of scratch for a step of so many tokens, of which so many are sampled and so many have adapters, with so many
+   lent threads. */
+int64_t NAME(scratch_bytes)(const Decoder *d, int64_t tokens, int64_t samples, int64_t helpers, int64_t adapted) {
+    return NAME(own_bytes)(d, tokens, adapted) + 64 + helpers * NAME(room_bytes)(d, tokens, samples);
 }
+
+/* Rows that have adapters, and what has room for them. */
+typedef struct {
+    float *extra;
+    int64_t sampled; /* only the sampled rows are left */
+} NAME(Adapted);
 
 static void NAME(multiply)(const Step *s, const Matrix *m, int64_t rows, const void *x, void *out, int64_t adds,
                            float *wide) {
     Product p = {.matrix = m, .x = x, .out = out, .wide = wide, .rows = rows, .adds = adds,
                  .team = s->team, .num_threads = s->num_threads};
+    NAME(product)(&p);
+}
+
+/* The same where rows may have adapters; `place` is where a layer of an adapter has its part of the matrix. */
+static void NAME(multiply_adapted)(const Step *s, const Matrix *m, int64_t rows, const void *x, void *out, int64_t adds,
+                                   float *wide, const NAME(Adapted) *adapted, int64_t layer, int64_t place) {
+    Product p = {.matrix = m, .x = x, .out = out, .wide = wide, .rows = rows, .adds = adds,
+                 .team = s->team, .num_threads = s->num_threads};
+    if (s->num_segments) {
+        p.extra_from = adapted->sampled ? s->segments->sampled_first : s->segments->first;
+        p.extra = adapted->extra;
+        NAME(adapt)(s, &p, layer, place, adapted->sampled, adapted->extra);
+    }
     NAME(product)(&p);
 }
 
@@ -55,22 +83,27 @@ void NAME(forward)(const Step *s) {
     TYPE *attended = query + rows * heads;
     TYPE *active = (TYPE *)aligned((char *)(attended + rows * heads));
     float *wide = (float *)aligned((char *)(active + rows * d->layers[0].gate_up.outputs));
-    begin_lending(s->team, aligned((char *)s->scratch + NAME(own_bytes)(d, rows)),
+    int64_t num_adapted = s->num_segments ? rows - s->segments->first : 0;
+    char *behind = (char *)wide + (PACKED == 2 && widens() ? rows * NAME(widest)(d) * 4 : 0);
+    NAME(Adapted) adapted = {.extra = (float *)aligned(behind)};
+    begin_lending(s->team, aligned((char *)s->scratch + NAME(own_bytes)(d, rows, num_adapted)),
                   NAME(room_bytes)(d, rows, s->num_samples));
     for (int64_t i = 0; i < d->num_layers; i++) {
         const Layer *layer = d->layers + i;
         NAME(norm)(residual, layer->input_norm, normed, rows, hidden, d->epsilon, s->num_threads);
-        NAME(multiply)(s, &layer->qkv, rows, normed, qkv, 0, wide);
+        NAME(multiply_adapted)(s, &layer->qkv, rows, normed, qkv, 0, wide, &adapted, i, offsetof(AdapterLayer, qkv));
         NAME(attend)(s, i, qkv, query, attended);
         if (i == d->num_layers - 1) { /* the KV is complete: from here on only the sampled rows matter */
             NAME(keep_sampled)(s, attended, heads);
             NAME(keep_sampled)(s, residual, hidden);
             rows = s->num_samples;
+            adapted.sampled = 1;
         }
-        NAME(multiply)(s, &layer->out, rows, attended, residual, 1, wide);
+        NAME(multiply_adapted)(s, &layer->out, rows, attended, residual, 1, wide, &adapted, i, offsetof(AdapterLayer, out));
         NAME(norm)(residual, layer->post_norm, normed, rows, hidden, d->epsilon, s->num_threads);
-        NAME(multiply)(s, &layer->gate_up, rows, normed, active, 0, wide);
-        NAME(multiply)(s, &layer->down, rows, active, residual, 1, wide);
+        NAME(multiply_adapted)(s, &layer->gate_up, rows, normed, active, 0, wide, &adapted, i,
+                               offsetof(AdapterLayer, gate_up));
+        NAME(multiply_adapted)(s, &layer->down, rows, active, residual, 1, wide, &adapted, i, offsetof(AdapterLayer, down));
     }
     NAME(norm)(residual, d->norm, normed, rows, hidden, d->epsilon, s->num_threads);
     if (s->states)

@@ -86,6 +86,16 @@ static void NAME(panel_bias)(const Matrix *m, int64_t column, int64_t count, TYP
     if (m->gated) memcpy(bias + LANES, all + m->outputs + column, LANES * sizeof(TYPE));
 }
 
+/* What an adapter adds to a row's sums with one panel; the second half of a last panel that has none is left alone. */
+INLINE void NAME(add_extra)(const Product *p, int64_t row, int64_t column, vf *one, vf *two) {
+    const Matrix *m = p->matrix;
+    if (!p->extra || row < p->extra_from) return;
+    const float *extra = p->extra + (row - p->extra_from) * (m->gated ? 2 * m->outputs : m->outputs) + column;
+    int64_t second = m->gated ? m->outputs : LANES;
+    *one += load_f32(extra);
+    if (m->gated || column + LANES < m->outputs) *two += load_f32(extra + second);
+}
+
 #define KEEPS 2 /* what `adds` is for who computes what another will add */
 
 INLINE void NAME(put)(TYPE *out, vf x, int64_t adds) {
@@ -114,6 +124,7 @@ INLINE void NAME(finish)(const Product *p, NAME(Part) *part, int64_t until) {
             one += NAME(load)(bias);
             two += NAME(load)(bias + LANES);
         }
+        NAME(add_extra)(p, part->first + part->done, column, &one, &two);
         if (m->gated)
             NAME(store)(out, NAME(silu)(NAME(rounded)(one)) * NAME(rounded)(two));
         else if (count == PANEL) {

@@ -45,7 +45,7 @@ def test_an_answer_is_kept_to_what_its_trial_would_have_given_up() -> None:
 
 
 def test_a_mask_that_takes_too_much_work_is_a_dead_end() -> None:
-    failure = sequence_of(begun(160, patience=4)).grammar_failure()
+    failure = sequence_of(begun(160, patience=4)).output_failure()
     assert failure is not None
     assert failure.kind is ErrorKind.GRAMMAR_DEAD_END
     assert "too much work" in failure.text
@@ -58,7 +58,7 @@ def test_an_allowed_token_that_cannot_be_taken_is_a_dead_end() -> None:
     guide = guide_of(compiler(), many)
     guide.mask()
     guide.accept(ord("{"))
-    failure = sequence_of(guide).grammar_failure()
+    failure = sequence_of(guide).output_failure()
     assert failure is not None
     assert failure.kind is ErrorKind.GRAMMAR_DEAD_END
 
@@ -67,7 +67,7 @@ def test_a_token_that_was_never_allowed_is_no_dead_end_but_a_bug() -> None:
     guide = guide_of(compiler(), json_schema({"type": "object"}))
     guide.mask()
     guide.accept(ord("x"))
-    failure = sequence_of(guide).grammar_failure()
+    failure = sequence_of(guide).output_failure()
     assert failure is not None
     assert failure.kind is ErrorKind.INTERNAL
 
@@ -75,4 +75,4 @@ def test_a_token_that_was_never_allowed_is_no_dead_end_but_a_bug() -> None:
 def test_a_way_on_is_no_failure() -> None:
     guide = guide_of(compiler(), json_schema({"type": "object"}))
     guide.accept(ord("{"))
-    assert sequence_of(guide).grammar_failure() is None
+    assert sequence_of(guide).output_failure() is None
