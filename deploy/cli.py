@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BENCHES = {
     "serve": ("benchmarks.serve.main", "load on any OpenAI endpoint, and what it felt"),
     "kv": ("benchmarks.kv.transfer", "how fast KV blocks move between processes"),
+    "store": ("benchmarks.store.bench", "a store's disk: its speed, and what it keeps of a trace"),
     "engine": ("benchmarks.engine.bench", "how fast the engine's steps are, without HTTP"),
     "coordinator": ("benchmarks.coordinator.bench", "what the coordinator adds to every token"),
     "cluster": ("benchmarks.cluster_sim.main", "policies of scaling on a simulated cluster"),
@@ -39,6 +40,7 @@ BENCHES = {
 OWN_PARSERS = {
     "plan": "find the pool sizes that hold an SLO, by simulation",
     "keys": "create, list, show, rotate and revoke keys",
+    "store": "show, prove or delete the KV blocks that a store keeps on disk",
     "autoscale": "show or change the SLO, ranges and mode of a running autoscaler",
     "init": "write the files to run Baton on a host or a cluster",
     "apply": "make a running server what its configuration file says",

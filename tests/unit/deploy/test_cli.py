@@ -78,7 +78,7 @@ def test_choices_are_shown_where_there_are_any(capsys) -> None:
         (["frobnicate"], "unknown command 'frobnicate'; `baton --help` lists all"),
         (["--verbose", "serve"], "unknown option --verbose"),
         (["bench", "serv"], "'serv' is nothing to measure; did you mean 'serve'?"),
-        (["bench", "xyzzy"], "there are serve, kv, engine, coordinator, cluster"),
+        (["bench", "xyzzy"], "there are serve, kv, store, engine, coordinator, cluster"),
         (["bench"], "name what to measure"),
         (
             ["serve", "--blok-size", "16"],

@@ -1,0 +1,1 @@
+"""Measuring a store's disk tier."""
