@@ -96,7 +96,7 @@ class BareFile:
     def write(self) -> None:
         """All blocks, and a sync for each group."""
         for number in range(self._count):
-            self._file.write_data(number * self._block_bytes, self._pages)
+            self._file.write_data(number * self._block_bytes, [self._pages])
             if (number + 1) * self._block_bytes % SYNC_BYTES < self._block_bytes:
                 self._file.sync()
         self._file.sync()

@@ -19,10 +19,13 @@ from kvtransfer.store.layout import ALIGN, padded
 from protocol.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 OWNER = "owner"
 _MODE = 0o600
+_MOST_PARTS = 1024
+"""Of one system call."""
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -49,9 +52,14 @@ class DiskFile:
                 raise
             return os.open(self.path, flags)
 
-    def write_data(self, offset: int, data: memoryview) -> None:
-        """Whole pages from memory that begins at a page, as `aligned` gives."""
-        _write_all(self._direct_fd, offset, data)
+    def write_data(self, offset: int, parts: Sequence[memoryview]) -> None:
+        """Whole pages, one part after the other, each from memory that begins at a page, as `aligned` gives."""
+        for first in range(0, len(parts), _MOST_PARTS):
+            some = parts[first : first + _MOST_PARTS]
+            written = os.pwritev(self._direct_fd, some, offset)
+            for part in some:
+                _write_all(self._direct_fd, offset + min(written, part.nbytes), part[written:])
+                offset, written = offset + part.nbytes, max(0, written - part.nbytes)
 
     def read_data(self, offset: int, into: memoryview) -> bool:
         """Fill `into`, wherever it lies, with bytes from a multiple of 4,096 on; False where the file is shorter."""

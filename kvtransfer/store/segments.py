@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PARTS = 64
 """A full log has about so many segments when none of them has holes."""
+Block = tuple["BlockRecord", memoryview, int]
+"""Record, whole pages of bytes, sequence."""
 _FEWEST_SLOTS = 8
 """Of a segment, unless four such segments are more than the log may take."""
 _SPARE_BYTES = 8 << 10
@@ -90,16 +92,31 @@ class Segments:
         header_bytes = HEADER_BYTES + padded(self.num_slots * SLOT_BYTES)
         return sum(lengths) + num_new * header_bytes + (num_new + 1) * _SPARE_BYTES
 
-    def append(self, record: BlockRecord, pages: memoryview, sequence: int) -> Entry:
-        """Write a block's bytes; it is there when `commit` has been told of it."""
-        segment = self._active
-        if segment is None or not segment.has_room(record.num_bytes):
-            segment = self._active = self._new_segment()
-        entry = Entry(record, segment, segment.num_slots_used, segment.data_end, sequence)
-        segment.num_slots_used += 1
-        segment.data_end += pages.nbytes
-        segment.file.write_data(entry.offset, pages)
-        return entry
+    def append(self, blocks: Iterable[Block]) -> list[Entry]:
+        """Write blocks' bytes; they are there when `commit` has been told of them. When the disk refuses, all of it is
+        for `abandon`."""
+        entries: list[Entry] = []
+        run: list[memoryview] = []
+        for record, pages, sequence in blocks:
+            segment = self._active
+            if segment is None or not segment.has_room(record.num_bytes):
+                self._write_run(entries, run)
+                run = []
+                segment = self._active = self._new_segment()
+            entries.append(
+                Entry(record, segment, segment.num_slots_used, segment.data_end, sequence)
+            )
+            segment.num_slots_used += 1
+            segment.data_end += pages.nbytes
+            run.append(pages)
+        self._write_run(entries, run)
+        return entries
+
+    def _write_run(self, entries: list[Entry], run: list[memoryview]) -> None:
+        """The bytes of the last `entries`, which lie side by side."""
+        if run:
+            first = entries[-len(run)]
+            first.segment.file.write_data(first.offset, run)
 
     def _new_segment(self) -> Segment:
         header = SegmentHeader(
@@ -126,7 +143,7 @@ class Segments:
 
     def abandon(self, entries: Iterable[Entry]) -> None:
         """The disk failed while these were written: none of them counts, and nothing is appended there."""
-        torn = {entry.segment for entry in entries} | ({self._active} if self._active else set())
+        torn = [it for it in self.all() if it.data_end > it.committed_end or it is self._active]
         self._active = None
         for entry in entries:
             entry.segment.file.write_meta(entry.segment.header.slot_at(entry.slot), EMPTY_SLOT)

@@ -2,7 +2,7 @@
 admitted nor what is used.
 
 A group of blocks costs two syncs: one for the bytes, one for the slots that say they are there. Reads go first: before each
-block the writer waits for those under way, within reason. A disk that fails costs the group that it failed, and all
+call the writer waits for those under way, within reason. A disk that fails costs the group that it failed, and all
 writes for a while; what is there can be read on.
 """
 
@@ -17,6 +17,8 @@ from kvtransfer.store.records import EventKind
 from kvtransfer.store.recovery import RECENCY, encode_recency
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kvtransfer.store.disk import Disk
     from kvtransfer.store.queue import Waiting
     from kvtransfer.store.segment import Entry
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 
 GROUP_BYTES = 32 << 20
 """Blocks that are synced together, at most."""
+RUN_BYTES = 4 << 20
+"""Blocks that are written in one call, at most, unless one is longer."""
 YIELD_S = 0.05
-"""The longest that a block's write waits for reads."""
+"""The longest that such a call waits for reads."""
 RETRY_S = 5.0
 """How long a disk that failed is left alone."""
 _EVICTIONS = 4
@@ -116,11 +120,12 @@ class LogWriter:
             return
         entries: list[Entry] = []
         try:
-            for waiting in group:
+            for run in _runs(group):
                 with state.guard:
                     state.guard.wait_for(lambda: not state.num_reads, YIELD_S)
-                entries.append(segments.append(waiting.record, waiting.pages, self._sequence))
-                self._sequence += 1
+                first, self._sequence = self._sequence, self._sequence + len(run)
+                blocks = [(it.record, it.pages, first + at) for at, it in enumerate(run)]
+                entries += segments.append(blocks)
             segments.commit(entries)
         except OSError:
             segments.abandon(entries)
@@ -201,12 +206,13 @@ class LogWriter:
         state = self._state
         with state.guard:
             entries = [entry for entry in entries if state.contents.is_current(entry)]
-        moved, gone = [], []
+        moved: list[Entry] = []
+        gone: list[Entry] = []
         for entry in entries:
             pages = aligned(entry.disk_bytes)
             data = pages[: entry.record.num_bytes]
             if entry.segment.file.read_data(entry.offset, pages) and entry.record.proves(data):
-                moved.append(self._segments.append(entry.record, pages, entry.sequence))
+                moved += self._segments.append([(entry.record, pages, entry.sequence)])
             else:
                 gone.append(entry)
         self._segments.commit(moved)
@@ -220,3 +226,15 @@ class LogWriter:
                 if entry.record.key in by_key:
                     state.contents.move(entry, by_key[entry.record.key])
         self._segments.punch(entries)
+
+
+def _runs(group: list[Waiting]) -> Iterator[list[Waiting]]:
+    run: list[Waiting] = []
+    num_bytes = 0
+    for waiting in group:
+        if run and num_bytes + waiting.pages.nbytes > RUN_BYTES:
+            yield run
+            run, num_bytes = [], 0
+        run.append(waiting)
+        num_bytes += waiting.pages.nbytes
+    yield run

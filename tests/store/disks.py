@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,9 +58,9 @@ class RefusingFile(DiskFile):
         super().__init__(path, create=create)
         self._disk = disk
 
-    def write_data(self, offset: int, data: memoryview) -> None:
+    def write_data(self, offset: int, parts: Sequence[memoryview]) -> None:
         self._disk.check("data")
-        super().write_data(offset, data)
+        super().write_data(offset, parts)
 
     def write_meta(self, offset: int, data: bytes) -> None:
         self._disk.check("meta")
@@ -113,12 +114,13 @@ class KillingFile(DiskFile):
         super().__init__(path, create=create)
         self._disk = disk
 
-    def write_data(self, offset: int, data: memoryview) -> None:
+    def write_data(self, offset: int, parts: Sequence[memoryview]) -> None:
         if self._disk.step():
-            part = int(data.nbytes * self._disk.torn) // SECTOR * SECTOR
-            super().write_meta(offset, bytes(data[:part]))
+            data = b"".join(parts)
+            part = int(len(data) * self._disk.torn) // SECTOR * SECTOR
+            super().write_meta(offset, data[:part])
             die()
-        super().write_data(offset, data)
+        super().write_data(offset, parts)
 
     def write_meta(self, offset: int, data: bytes) -> None:
         if self._disk.step():
@@ -185,9 +187,9 @@ class RememberingFile(DiskFile):
         super().__init__(path, create=create)
         self._disk = disk
 
-    def write_data(self, offset: int, data: memoryview) -> None:
-        self._disk.note(self.path.name, "write", offset, bytes(data))
-        super().write_data(offset, data)
+    def write_data(self, offset: int, parts: Sequence[memoryview]) -> None:
+        self._disk.note(self.path.name, "write", offset, b"".join(parts))
+        super().write_data(offset, parts)
 
     def write_meta(self, offset: int, data: bytes) -> None:
         self._disk.note(self.path.name, "write", offset, data)
