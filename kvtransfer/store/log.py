@@ -103,7 +103,7 @@ class BlockLog:
         state = self._state
         with state.guard:
             if self.contains(record.key):
-                state.contents.touch(record.key)
+                self._used(record.key)
                 return True
             reason = self._objection(record, data)
             if reason:
@@ -144,8 +144,13 @@ class BlockLog:
         blocks before both."""
         with self._state.guard:
             for key in reversed(keys):
-                self._state.contents.touch(key)
-                self._state.admission.use(key)
+                self._used(key)
+
+    def _used(self, key: bytes) -> None:
+        """One that still waits was put just now, and that was its first use."""
+        if key in self._state.contents:
+            self._state.contents.touch(key)
+            self._state.admission.use(key)
 
     def read(self, key: bytes, into: memoryview) -> bytes | None:
         """Fill the beginning of `into`, which has room for the record's bytes, and return the digest that proves them;
@@ -160,7 +165,7 @@ class BlockLog:
             if entry is None:
                 state.counters.misses += 1
                 return None
-            state.contents.touch(key)
+            self._used(key)
             state.num_reads += 1
             entry.segment.pin()
         proven, error = False, None

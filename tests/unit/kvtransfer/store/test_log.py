@@ -284,3 +284,16 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
     put(log, *range(200))
     log.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_put_and_the_touch_that_goes_with_it_are_one_use(tmp_path: Path) -> None:
+    """One-off prompts stop being written, although whoever puts a block also says that it was used."""
+    log = opened(tmp_path, 60 * BLOCK_BYTES)
+    for first in range(0, 4000, 20):
+        with log._writer.files:  # all of them still wait when they are touched
+            for number in range(first, first + 20):
+                log.put(*block(number))
+            log.touch([key(number) for number in range(first, first + 20)])
+        log.flush()
+    assert log.stats.not_taken["first-touch"] > 2000
+    log.close()
