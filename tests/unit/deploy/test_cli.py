@@ -85,7 +85,7 @@ def test_choices_are_shown_where_there_are_any(capsys) -> None:
             "unknown option --blok-size; did you mean '--block-size'?",
         ),
         (["serve", "--transport", "nxil"], "did you mean 'nixl'?"),
-        (["serve", "a", "b"], "unexpected argument 'b'"),
+        (["serve", "a", "b", "--model", "c"], "--model: several MODELs are named already"),
         (["serve", "--config", "/nowhere.yaml"], "--config: there is no file /nowhere.yaml"),
         (["status", "--jsn"], "unknown option --jsn; did you mean '--json'?"),
         (["status", "--json", "--watch"], "--watch: not allowed with argument --json"),
