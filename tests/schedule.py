@@ -1,16 +1,18 @@
 """Which tests run side by side. Owns the order of a run and who gets what; knows nothing of what a test checks.
 
-Tests of one file share fixtures, so they stay together; a mark `xdist_group` makes smaller or larger units. Units with
-real processes come first, for they are the longest. Tests marked `alone` come last: nothing runs beside them.
+Tests of one file share fixtures, so they stay together; a mark `xdist_group` makes larger units. These come first, for
+they are the longest; then what starts processes, then what computes long, so that short units are left to fill the lanes.
+Tests marked `alone` come last: nothing runs beside them. How long each lane had nothing to do is said at the end.
 
-    worker gw0   test_faults.py ─ test_tokens.py[2p2d] ─ … ─┐ all others have ended
-    worker gw1   test_scaling.py ─ … ─ unit/… ──────────────┘   gw0 (or gw1): the unit `alone`
+    worker gw0   the group `model` ─ … ─ unit/… ────────────┐ all others have ended
+    worker gw1   the group `ray` ─ test_scaling.py ─ unit/… ┘   gw0 (or gw1): the unit `alone`
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,16 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
 ALONE = "alone"
-FIRST_TO_LAST = ("tests/e2e", "tests/sim")
+FIRST_TO_LAST = (
+    "tests/e2e",
+    "tests/unit/engine/cpu",
+    "tests/unit/test_mutants.py",
+    "tests/sim",
+    "tests/model",
+    "tests/property",
+    "tests/unit/engine",
+    "tests/house",
+)
 UNITS_FILE = "baton_units_file"
 """Where a worker writes which test belongs to which unit; ids of tests, which are all that it sends, do not say."""
 _units_file = pytest.StashKey[Path]()
@@ -31,7 +42,12 @@ _units_file = pytest.StashKey[Path]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long units first and those alone last; inside of a file the order is its own."""
-    items.sort(key=lambda item: (unit_of(item) == ALONE, _place(item.nodeid)))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[bool, bool, int]:
+    is_single = item.get_closest_marker("xdist_group") is None
+    return unit_of(item) == ALONE, is_single, _place(item.nodeid)
 
 
 def unit_of(item: pytest.Item) -> str:
@@ -64,6 +80,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    config.pluginmanager.register(Lanes(), "baton-lanes")
     directory = Path(tempfile.mkdtemp(prefix="baton-units-"))
     config.add_cleanup(lambda: shutil.rmtree(directory))
     config.stash[_units_file] = directory / "units"
@@ -73,6 +90,35 @@ def pytest_xdist_setupnodes(config: pytest.Config) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> AloneAtTheEnd:
     config.option.loadscopereorder = False  # the order is the collection's
     return AloneAtTheEnd(config, log)
+
+
+class Lanes:
+    """When each worker process ran its last test that had others beside it, and when the last one alone ended."""
+
+    def __init__(self) -> None:
+        self._started_s = time.monotonic()
+        self._ended_s: dict[str, float] = {}
+        self._alone_ended_s: float | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """On the controller; reports of a process's own tests have no `node`."""
+        node = getattr(report, "node", None)
+        if node is None or report.when != "teardown":
+            return
+        now_s = time.monotonic() - self._started_s
+        if ALONE in report.keywords:
+            self._alone_ended_s = now_s
+        else:
+            self._ended_s[node.gateway.id] = now_s
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """One line: a lane that ended long before the others waited for a unit that should have begun earlier."""
+        if not self._ended_s:
+            return
+        ends = ", ".join(f"{name} {end_s:.0f} s" for name, end_s in sorted(self._ended_s.items()))
+        idle_s = sum(max(self._ended_s.values()) - end_s for end_s in self._ended_s.values())
+        alone = "" if self._alone_ended_s is None else f", alone until {self._alone_ended_s:.0f} s"
+        terminalreporter.write_line(f"lanes ended at {ends}: idle for {idle_s:.0f} s{alone}")
 
 
 class AloneAtTheEnd(LoadScopeScheduling):  # type: ignore[misc]

@@ -16,7 +16,7 @@ import pytest
 from tests.patience import ATTEMPTS, PATIENCE_S, in_time, slowness
 from tests.unit.coordinator.edge.conftest import build_tokenizer
 
-pytestmark = [pytest.mark.e2e, pytest.mark.alone]
+pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 TTFT_MS, ITL_MS, TOKENS = 50.0, 10.0, 24
 WITHIN_MS = 1.0
@@ -93,6 +93,7 @@ def errors_ms(run: dict[str, Any]) -> float:
     return max(*errors, delay_ms(run), lateness_ms(run) / 2)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("key", "expected_ms"), EXPECTED_MS.items())
 def test_known_timing_is_measured_within_a_millisecond(
     result: dict[str, Any], key: str, expected_ms: float
@@ -100,6 +101,7 @@ def test_known_timing_is_measured_within_a_millisecond(
     assert result[key] == pytest.approx(expected_ms, abs=WITHIN_MS * result["slow"])
 
 
+@pytest.mark.alone
 def test_tokens_are_seen_within_a_millisecond_of_leaving(result: dict[str, Any]) -> None:
     assert 0 < delay_ms(result) < WITHIN_MS * result["slow"]
 
@@ -117,6 +119,7 @@ def delay_ms(result: dict[str, Any]) -> float:
     return statistics.median(delays_ms)
 
 
+@pytest.mark.alone
 def test_requests_leave_when_they_are_due(result: dict[str, Any]) -> None:
     assert lateness_ms(result) < 2 * WITHIN_MS * result["slow"]
 
@@ -127,32 +130,36 @@ def lateness_ms(result: dict[str, Any]) -> float:
     return statistics.median((start - due) * 1e3 for start, due in pairs)
 
 
+@pytest.mark.alone
 def test_usage_is_counted(result: dict[str, Any]) -> None:
     assert result["total_output_tokens"] == 30 * TOKENS
 
 
+@pytest.mark.alone
 def test_the_client_states_what_it_cost(result: dict[str, Any]) -> None:
     assert 0 < result["client"]["cpu_share"] < min(0.5 * result["slow"], 1.0)
 
 
-def test_failed_requests_fail_the_run(tokenizer: Path) -> None:
+@pytest.fixture(scope="module")
+def failing(tokenizer: Path) -> subprocess.CompletedProcess[str]:
+    """A run in which a third of the requests fail."""
     with metronome("--fail-every", 3) as url:
-        done = bench(tokenizer, "--url", url, "--num-prompts", 9)
-    assert done.returncode == 1
+        return bench(tokenizer, "--url", url, "--num-prompts", 9)
 
 
-def test_causes_of_failed_requests_are_counted(tokenizer: Path) -> None:
-    with metronome("--fail-every", 3) as url:
-        done = bench(tokenizer, "--url", url, "--num-prompts", 9)
-    assert "3 x HTTP 500: a failure on purpose" in done.stderr
+def test_failed_requests_fail_the_run(failing: subprocess.CompletedProcess[str]) -> None:
+    assert failing.returncode == 1
 
 
-def test_failed_requests_stand_in_the_table(tokenizer: Path) -> None:
-    with metronome("--fail-every", 3) as url:
-        done = bench(tokenizer, "--url", url, "--num-prompts", 9)
-    assert "Failed requests:                         3" in done.stdout
+def test_causes_of_failed_requests_are_counted(failing: subprocess.CompletedProcess[str]) -> None:
+    assert "3 x HTTP 500: a failure on purpose" in failing.stderr
 
 
+def test_failed_requests_stand_in_the_table(failing: subprocess.CompletedProcess[str]) -> None:
+    assert "Failed requests:                         3" in failing.stdout
+
+
+@pytest.mark.alone
 def test_a_client_that_is_the_bottleneck_marks_what_it_prints_and_writes(
     tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -195,6 +202,7 @@ def test_no_server_is_an_error_that_names_the_url(tokenizer: Path) -> None:
     assert (done.returncode, "no server at 127.0.0.1:9" in done.stderr) == (1, True)
 
 
+@pytest.mark.alone
 def test_two_endpoints_are_compared(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
 
@@ -208,6 +216,7 @@ def test_two_endpoints_are_compared(tokenizer: Path, tmp_path: Path) -> None:
     in_time(error, 0.2)
 
 
+@pytest.mark.alone
 def test_held_back_requests_wait_outside_of_ttft(tokenizer: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
 
@@ -221,6 +230,7 @@ def test_held_back_requests_wait_outside_of_ttft(tokenizer: Path, tmp_path: Path
     in_time(waited_ms, 5.0)
 
 
+@pytest.mark.alone
 def test_the_highest_rate_is_searched(tokenizer: Path, tmp_path: Path) -> None:
     """Every answer takes the same time, so every rate keeps the SLO."""
     file = tmp_path / "result.json"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.e2e.server import BATON, Server, free_port
+from tests.e2e.server import BATON, MOCK, Server, free_port
+from tests.marks import deep
 from tests.patience import PATIENCE_S, in_time, until
 
 if TYPE_CHECKING:
@@ -90,11 +91,15 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts() -> None:
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number) -> None:
+@pytest.mark.parametrize(
+    ("number", "program"),
+    [(signal.SIGINT, (str(BATON),)), (signal.SIGTERM, MOCK), deep(signal.SIGTERM, (str(BATON),))],
+    ids=["SIGINT", "SIGTERM, no weights", "SIGTERM"],
+)
+def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number, program) -> None:
     def attempt() -> float:
         before = shared_memory()
-        with Server(*SMALL) as running:
+        with Server(*SMALL, program=program) as running:
             processes = psutil.Process(running.process.pid).children(recursive=True)
             directory = run_directory_of(running.process.pid)
             assert len(processes) == 3
@@ -141,7 +146,7 @@ def test_children_of_a_killed_launcher_die_with_it() -> None:
         running.process.wait()
     assert shared_memory() == before
     assert directory.exists()  # nobody was left to remove it; the next start does
-    with Server(*SMALL):
+    with Server(*SMALL, program=MOCK):
         assert not directory.exists()
 
 

