@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 
 from tests.e2e.crowd import read_tokens
 from tests.e2e.server import Server
-from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 LENGTHS = [1, 15, 17, 33, 129, 300, 600]
@@ -64,12 +64,26 @@ def colocated() -> list[list[int]]:
         return alone
 
 
-@pytest.mark.parametrize("pools", ["1p1d", deep("2p2d")])
-def test_pools_give_the_colocated_tokens(pools: str, colocated: list[list[int]]) -> None:
-    with serve(pools) as server:
-        assert at_once(server) == colocated, "cold and in company"
-        assert [complete(server, prompt) for prompt in prompts()] == colocated, "warm and alone"
-        assert server.audit()["balanced"]
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Server]:
+    with serve("1p1d") as server:
+        yield server
+
+
+def check(server: Server, colocated: list[list[int]]) -> None:
+    assert at_once(server) == colocated, "cold and in company"
+    assert [complete(server, prompt) for prompt in prompts()] == colocated, "warm and alone"
+    assert server.audit()["balanced"]
+
+
+def test_a_pair_gives_the_colocated_tokens(pair: Server, colocated: list[list[int]]) -> None:
+    check(pair, colocated)
+
+
+@pytest.mark.deep
+def test_two_of_each_give_the_colocated_tokens(colocated: list[list[int]]) -> None:
+    with serve("2p2d") as server:
+        check(server, colocated)
 
 
 def streamed(server: Server, prompt: list[int], after: int, victim: int) -> list[int]:
@@ -86,14 +100,15 @@ def streamed(server: Server, prompt: list[int], after: int, victim: int) -> list
     return tokens
 
 
-def test_a_decode_worker_killed_in_the_middle_changes_no_token(colocated: list[list[int]]) -> None:
+def test_a_decode_worker_killed_in_the_middle_changes_no_token(
+    pair: Server, colocated: list[list[int]]
+) -> None:
     pause = threading.Event()
-    with serve("1p1d") as server:
-        for prompt, expected, after in zip(prompts()[-3:], colocated[-3:], KILL_AFTER, strict=True):
-            victim = server.worker("decode")
-            assert streamed(server, prompt, after, victim["pid"]) == expected, after
-            while len(server.cluster()["workers"]) < 2 or not is_back(server, victim["pid"]):
-                pause.wait(0.1)
+    for prompt, expected, after in zip(prompts()[-3:], colocated[-3:], KILL_AFTER, strict=True):
+        victim = pair.worker("decode")
+        assert streamed(pair, prompt, after, victim["pid"]) == expected, after
+        while len(pair.cluster()["workers"]) < 2 or not is_back(pair, victim["pid"]):
+            pause.wait(0.1)
 
 
 def is_back(server: Server, killed_pid: int) -> bool:
@@ -101,19 +116,16 @@ def is_back(server: Server, killed_pid: int) -> bool:
     return bool(worker["pid"] != killed_pid and worker["state"] == "ready")
 
 
-def test_conversation_over_several_turns_makes_sense() -> None:
-    with Server("--pd", "1p1d", "--dtype", "bfloat16", "--kv-cache-memory", "512MiB") as server:
-        messages = [{"role": "user", "content": "What is the capital of Japan?"}]
-        cached = []
-        for follow_up in ("And what is the capital of France?", "Thank you!", ""):
-            reply = server.chat(
-                model="smollm2-135m", messages=messages, max_tokens=48, temperature=0
-            )
-            text = reply["choices"][0]["message"]["content"]
-            cached.append(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
-            messages += [{"role": "assistant", "content": text}]
-            messages += [{"role": "user", "content": follow_up}]
-        said = [message["content"] for message in messages if message["role"] == "assistant"]
-        assert "Tokyo" in said[0]
-        assert "Paris" in said[1]
-        assert cached[0] < cached[1] <= cached[2]
+def test_conversation_over_several_turns_makes_sense(pair: Server) -> None:
+    messages = [{"role": "user", "content": "What is the capital of Japan?"}]
+    cached = []
+    for follow_up in ("And what is the capital of France?", "Thank you!", ""):
+        reply = pair.chat(model="smollm2-135m", messages=messages, max_tokens=48, temperature=0)
+        text = reply["choices"][0]["message"]["content"]
+        cached.append(reply["usage"]["prompt_tokens_details"]["cached_tokens"])
+        messages += [{"role": "assistant", "content": text}]
+        messages += [{"role": "user", "content": follow_up}]
+    said = [message["content"] for message in messages if message["role"] == "assistant"]
+    assert "Tokyo" in said[0]
+    assert "Paris" in said[1]
+    assert cached[0] < cached[1] <= cached[2]
