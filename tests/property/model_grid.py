@@ -144,6 +144,8 @@ def refusal_fault(case: Case, sentence: str, *, is_whole: bool) -> str | None:
 
 def lengths_of(case: Any, positions: int) -> list[int]:
     longest = positions - NUM_OUTPUT
+    if longest < 1:
+        return []
     if case.is_long:
         return [4300]
     drawn = 5 + case.seed * 7919 % 600

@@ -107,6 +107,48 @@ def test_a_character_that_the_prompt_began_is_shown_whole():
     assert streamed(tokenizer, ids[:2], ids[-1:], skip=True) == "a"
 
 
+def cut_at(text: str, stops: tuple[str, ...], *, include: bool) -> tuple[str, str | None]:
+    """The text up to the stop string that is complete first, the longest of several; told one character after another."""
+    for end in range(1, len(text) + 1):
+        over = sorted((stop for stop in stops if text[:end].endswith(stop)), key=len)
+        if over:
+            return text[: end if include else end - len(over[-1])], over[-1]
+    return text, None
+
+
+def some_stops(draw: random.Random, text: str) -> tuple[str, ...]:
+    """Pieces of the text from any place to any other, and strings that nearly are."""
+    starts = [draw.randrange(len(text)) for _ in range(draw.randrange(1, 4))]
+    pieces = [text[start : start + draw.randrange(1, 9)] for start in starts]
+    return tuple(piece + draw.choice(("", "", "\0")) for piece in pieces)
+
+
+def check_stops(tokenizer: TextTokenizer, draw: random.Random) -> bool:
+    ids = [draw.randrange(tokenizer.size) for _ in range(draw.randrange(1, 24))]
+    whole = tokenizer.decode(ids, skip_special_tokens=True)
+    if not whole:
+        return False
+    options = TextOptions(stops=some_stops(draw, whole), include_stop=draw.random() < 0.5)
+    expected = cut_at(whole, options.stops, include=options.include_stop)
+    choice, deltas, first = ChoiceText(0, tokenizer, options), [], 0
+    while first < len(ids) and choice.finish_reason is None:
+        size = draw.randrange(1, 6)
+        some = [SampledToken(token_id=one) for one in ids[first : first + size]]
+        first += size
+        deltas.append(
+            choice.push(StreamEvent(some, FinishReason.LENGTH if first >= len(ids) else None))
+        )
+    found = joined([delta for delta in deltas if delta is not None])
+    assert (found.text, found.stop_reason) == expected, (ids, options)
+    return expected[1] is not None
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(NUM_SEQUENCES, marks=pytest.mark.deep)])
+def test_a_text_is_cut_at_a_stop_string_wherever_its_tokens_are_cut(tokenizer, count):
+    draw = random.Random(count)
+    assert sum(check_stops(tokenizer, draw) for _ in range(count)) > count // 4
+
+
 def offsets_and_text(tokenizer: TextTokenizer, ids: list[int], size: int) -> tuple[list[int], str]:
     """Through a choice, `size` tokens an event."""
     choice, deltas = ChoiceText(0, tokenizer, TextOptions()), []
