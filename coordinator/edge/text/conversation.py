@@ -74,7 +74,7 @@ class Conversation:
     tools: Sequence[Mapping[str, Any]] | None = None
     documents: Sequence[Mapping[str, Any]] | None = None
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    template_hints: Mapping[str, bool] = field(default_factory=dict)
+    template_hints: Mapping[str, bool | str] = field(default_factory=dict)
     add_generation_prompt: bool = True
     continue_final_turn: bool = False
     add_special_tokens: bool = False

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.grammar_check import format_constraint
 from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_kind, check_tools
-from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
+from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest, OutputConfig
 from coordinator.edge.http.bodies import check_fields, parse_object
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from coordinator.edge.text.efforts import effort_hints
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from coordinator.edge.apis.anthropic.types import Block, Message
+    from coordinator.edge.apis.anthropic.types import Block, ClientTool, Message
 
 CHOICES = {
     "auto": ToolChoice.AUTO,
@@ -27,11 +28,11 @@ CHOICES = {
     "tool": ToolChoice.REQUIRED,
 }
 FORMAT = "output_config.format"
-UNSUPPORTED = ("container", "mcp_servers")
-"""Known fields that give the model what only the vendor runs, unless they are empty."""
-HIDDEN = ("redacted_thinking",)
-"""Blocks that only their vendor can read."""
-ASSISTANTS, USERS = ("thinking", "tool_use", *HIDDEN), ("tool_result",)
+UNSUPPORTED = ("container", "mcp_servers", "context_management", "output_format")
+"""Known fields that give the model what only the vendor runs, or change what it sees, unless they are empty."""
+DIRECT = ["direct"]
+"""Who calls a tool here: the model itself."""
+ASSISTANTS, USERS = ("thinking", "tool_use", "redacted_thinking"), ("tool_result",)
 """Blocks of one role; they stand in its messages, and nowhere inside of others."""
 FAILED = "Error: "
 """What says of a tool's result that it is none, where the tool's own words do not begin so."""
@@ -53,7 +54,8 @@ def parse_count(body: bytes) -> tuple[CountRequest, Conversation]:
 def _supported(body: bytes) -> dict[str, Any]:
     fields = parse_object(body)
     for name in UNSUPPORTED:
-        if fields.get(name):
+        value = fields.get(name)
+        if any(value.values()) if isinstance(value, dict) else value:
             raise InvalidRequest(f"{name} is not supported by this server", name, UNSUPPORTED_CODE)
     return fields
 
@@ -75,7 +77,7 @@ def wishes_of(asked: MessagesRequest) -> SamplingWishes:
 def tools_of(asked: CountRequest) -> ToolUse:
     """The client's own tools; those that only the vendor knows are refused."""
     for index, tool in enumerate(asked.tools or ()):
-        check_kind(tool.type, (None, "custom"), f"tools[{index}].type")
+        _check_tool(tool, f"tools[{index}]")
     tools = tuple(
         Tool(
             tool.name,
@@ -97,15 +99,33 @@ def tools_of(asked: CountRequest) -> ToolUse:
     )
 
 
+def _check_tool(tool: ClientTool, path: str) -> None:
+    """Raise InvalidRequest for what would change what the model is told of it."""
+    check_kind(tool.type, (None, "custom"), f"{path}.type")
+    wanted = {
+        "input_examples": bool(tool.input_examples),
+        "defer_loading": bool(tool.defer_loading),
+        "allowed_callers": tool.allowed_callers not in (None, [], DIRECT),
+    }
+    for name in (name for name, is_asked in wanted.items() if is_asked):
+        told = f"{path}.{name} is not supported by this server"
+        raise InvalidRequest(told, f"{path}.{name}", UNSUPPORTED_CODE)
+
+
 def conversation_of(asked: CountRequest, use: ToolUse) -> Conversation:
     """What the template may see. An answer that was begun by the client is gone on with."""
     turns = list(_turns(asked))
     last = turns[-1]
     thinks = asked.thinking is not None and asked.thinking.type != "disabled"
+    output = asked.output_config or OutputConfig()
+    if output.task_budget:
+        path = "output_config.task_budget"
+        raise InvalidRequest(f"{path} is not supported by this server", path, UNSUPPORTED_CODE)
+    hints = effort_hints(output.effort, "output_config.effort")
     return Conversation(
         turns=turns,
         tools=use.shown(),
-        template_hints={"enable_thinking": thinks},
+        template_hints=hints | {"enable_thinking": thinks},
         continue_final_turn=last.role == "assistant" and bool(last.content) and _only_says(last),
     )
 
@@ -167,6 +187,10 @@ def _check_roles(role: str, blocks: Sequence[Block], path: str) -> None:
             where = f"{path}[{position}]"
             told = f"{where}: a message of role {role!r} has no blocks of type {block.type!r}"
             raise InvalidRequest(told, where)
+        if block.type == "redacted_thinking":
+            where = f"{path}[{position}]"
+            told = f"{where}: blocks of type {block.type!r} can be read by their vendor only"
+            raise InvalidRequest(told, where, UNSUPPORTED_CODE)
 
 
 def _result(block: Block, path: str) -> str:

@@ -49,6 +49,9 @@ class ClientTool(Lenient):
     name: Annotated[str, Field(min_length=1, max_length=limits.MAX_TOOL_NAME_CHARACTERS)]
     description: str | None = None
     input_schema: dict[str, Any] | None = None
+    input_examples: list[Any] | None = None
+    defer_loading: bool | None = None
+    allowed_callers: list[str] | None = None
     strict: bool | None = None
 
 
@@ -63,7 +66,7 @@ class Choice(Lenient):
 class Thinking(Lenient):
     """Whether to think before answering."""
 
-    type: str
+    type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Int | None = None
 
 
@@ -71,6 +74,7 @@ class OutputConfig(Lenient):
     """What form the answer has."""
 
     effort: str | None = None
+    task_budget: dict[str, Any] | None = None
     format: dict[str, Any] | None = None
 
 

@@ -14,6 +14,7 @@ from coordinator.edge.apis.ollama.types import ChatRequest, GenerateRequest, Opt
 from coordinator.edge.http.bodies import check_fields, parse_object
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from coordinator.edge.text.efforts import effort_hints
 from protocol.constraints import Constraint, ConstraintKind
 from protocol.errors import InvalidRequest
 
@@ -60,6 +61,8 @@ def wishes_of(asked: AnswerBody) -> SamplingWishes:
     if num_predict == 0:
         raise InvalidRequest("options.num_predict must not be 0", "options.num_predict")
     has_limit = num_predict is not None and num_predict > 0
+    options = _without_penalties(options) if options.repeat_last_n == 0 else options
+    _check_options(options)
     return SamplingWishes(
         max_tokens=num_predict if has_limit else None,
         max_tokens_field="options.num_predict",
@@ -75,6 +78,31 @@ def wishes_of(asked: AnswerBody) -> SamplingWishes:
         constraint=_constraint(asked),
         constraint_field="format",
     )
+
+
+def _without_penalties(options: Options) -> Options:
+    """Penalties that look back at no token."""
+    none = {"repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    return options.model_copy(update=none)
+
+
+def _check_options(options: Options) -> None:
+    """Raise InvalidRequest for samplers that there are not here. Penalties look back at all that was said."""
+    penalizes = bool(
+        options.repeat_penalty not in (None, 1.0)
+        or options.presence_penalty
+        or options.frequency_penalty
+    )
+    asked = {
+        "mirostat": options.mirostat not in (None, 0),
+        "typical_p": options.typical_p not in (None, 0.0, 1.0),
+        "tfs_z": options.tfs_z not in (None, 1.0),
+        "repeat_last_n": penalizes and options.repeat_last_n not in (None, -1),
+        "penalize_newline": penalizes and options.penalize_newline is False,
+    }
+    for name in (name for name, is_asked in asked.items() if is_asked):
+        path = f"options.{name}"
+        raise InvalidRequest(f"{path} is not supported by this server", path, UNSUPPORTED_CODE)
 
 
 def _constraint(asked: AnswerBody) -> Constraint | None:
@@ -122,8 +150,10 @@ def _supported(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _hints(asked: AnswerBody) -> dict[str, bool]:
-    return {} if asked.think is None else {"enable_thinking": bool(asked.think)}
+def _hints(asked: AnswerBody) -> dict[str, bool | str]:
+    if isinstance(asked.think, str):
+        return effort_hints(asked.think, "think")
+    return {} if asked.think is None else {"enable_thinking": asked.think}
 
 
 def _turn(message: Message, path: str) -> Turn:

@@ -1,7 +1,7 @@
 """What Ollama's clients may send. Owns the pydantic models behind `/openapi.json`; no meaning beyond types and ranges.
 
-Unknown fields and options are accepted and ignored: most options say how Ollama's own engine loads a model.
-`keep_alive` is one of them: models stay.
+Unknown fields and options are accepted and ignored: those that say how Ollama's own engine loads a model (`num_ctx`, `num_gpu` …)
+and `keep_alive`: models stay. Samplers that there are not here are refused, unless their value asks for nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ class Options(Lenient):
     seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopString | Stops | None = None
     repeat_penalty: Annotated[Float, Field(gt=0, le=2)] | None = None
+    repeat_last_n: Annotated[Int, Field(ge=-1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    mirostat: Int | None = None
+    typical_p: Float | None = None
+    tfs_z: Float | None = None
+    penalize_newline: bool | None = None
 
 
 class ModelRequest(Lenient):

@@ -33,6 +33,7 @@ from coordinator.edge.http import limits
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
 from coordinator.edge.http.field_errors import LONG_ARRAY, UNSUPPORTED_CODE, WRONG_TYPE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from coordinator.edge.text.efforts import effort_hints
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
@@ -226,11 +227,13 @@ def conversation_of(request: ChatRequest | TokenizeRequest) -> Conversation:
         message = "continue_final_message and add_generation_prompt exclude each other"
         raise InvalidRequest(message, "continue_final_message")
     messages = request.messages or []
+    effort = getattr(request, "reasoning_effort", None)
     return Conversation(
         turns=[_turn(message, index) for index, message in enumerate(messages)],
         tools=_tools(request),
         documents=request.documents or None,
         template_kwargs=kwargs,
+        template_hints=effort_hints(effort, "reasoning_effort"),
         add_generation_prompt=request.add_generation_prompt is not False,
         continue_final_turn=continued,
         add_special_tokens=bool(request.add_special_tokens),

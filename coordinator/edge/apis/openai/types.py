@@ -160,6 +160,7 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool | None = None
     add_special_tokens: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
 
 
 class CompletionRequest(GenerationRequest):
@@ -208,28 +209,55 @@ def _is_text_only(value: object) -> bool:
 
 
 _NO: object = False
-_NOTHING = _one_of(None, _NO, "", 0, [], {})
+_NOTHING = _one_of(None, _NO, "", 0, 0.0, [], {})
 _ABSENT = _one_of(None)
 
+_ONE = _one_of(None, 1, 1.0)
+_YES = _one_of(None, True)  # noqa: FBT003 - a value of a field
+_FORMS = ("ebnf", "json_schema", "regex", "grammar", "guided_whitespace_pattern", "stop_regex")
+_SAMPLERS = ("dry_multiplier", "dynatemp_range", "mirostat", "smoothing_factor", "top_a")
+
 UNSUPPORTED: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys((*_FORMS, *_SAMPLERS), _NOTHING),
+    "adapter_id": _ABSENT,
     "allowed_token_ids": _ABSENT,
     "audio": _ABSENT,
     "bad_words": _NOTHING,
     "best_of": _one_of(None, 1),
     "chat_template": _ABSENT,
+    "custom_logit_processor": _ABSENT,
     "documents": _NOTHING,
     "echo": _NOTHING,
     "function_call": _one_of(None, "none", "auto"),
     "functions": _NOTHING,
+    "include_reasoning": _YES,
+    "input_embeds": _ABSENT,
+    "input_ids": _ABSENT,
     "length_penalty": _one_of(None, 1, 1.0),
     "logits_processors": _NOTHING,
+    "lora_path": _ABSENT,
+    "mm_processor_kwargs": _NOTHING,
     "modalities": _is_text_only,
+    "n_predict": _one_of(None, -1),
+    "n_probs": _NOTHING,
+    "no_stop_trim": _NOTHING,
     "prompt_embeds": _ABSENT,
+    "repeat_penalty": _ONE,
     "repetition_detection": _ABSENT,
     "return_tokens_as_token_ids": _NOTHING,
+    "samplers": _ABSENT,
+    "separate_reasoning": _YES,
     "suffix": _one_of(None, ""),
+    "tfs_z": _ONE,
     "thinking_token_budget": _ABSENT,
+    "top_n_sigma": _one_of(None, -1, -1.0, 0, 0.0),
     "truncate_prompt_tokens": _ABSENT,
+    "typical_p": _ONE,
     "use_beam_search": _NOTHING,
+    "verbosity": _one_of(None, "medium"),
+    "vllm_xargs": _NOTHING,
+    "watermark": _NOTHING,
+    "web_search_options": _ABSENT,
+    "xtc_probability": _NOTHING,
 }
-"""Known fields and which of their values ask for nothing; `documents` are served by chats only, `echo` by completions."""
+"""Known fields of OpenAI's, vLLM's, SGLang's, TGI's and llama.cpp's servers, and which of their values ask for nothing; `documents` are served by chats only, `echo` by completions."""

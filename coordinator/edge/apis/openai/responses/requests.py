@@ -12,6 +12,7 @@ from coordinator.edge.apis.openai.responses.types import ResponsesRequest
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from coordinator.edge.text.efforts import effort_hints
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 FORMAT = "text.format"
 LOGPROBS = "message.output_text.logprobs"
-UNSUPPORTED = ("conversation", "prompt", "image", "moderation")
-"""Known fields that ask for what is not served, unless they are null or false."""
+UNSUPPORTED = ("conversation", "prompt", "image", "moderation", "context_management")
+"""Known fields that ask for what is not served, unless they are null, false or an empty list."""
 READABLE = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 
 
@@ -30,9 +31,12 @@ def parse_response(body: bytes) -> tuple[ResponsesRequest, list[Turn], ToolUse]:
     """POST /v1/responses, everything checked that needs no model: the turns of its own input."""
     fields = parse_object(body)
     for name in UNSUPPORTED:
-        if fields.get(name) not in (None, False):
+        if fields.get(name) not in (None, False, []):
             raise InvalidRequest(f"{name} is not supported by this server", name, UNSUPPORTED_CODE)
     asked = check_fields(fields, ResponsesRequest)
+    if asked.text is not None and asked.text.verbosity not in (None, "medium"):
+        told = "text.verbosity is supported as medium only"
+        raise InvalidRequest(told, "text.verbosity", UNSUPPORTED_CODE)
     if asked.background and not asked.stream:
         told = "background is supported for streams: ask with stream: true"
         raise InvalidRequest(told, "background", UNSUPPORTED_CODE)
@@ -103,7 +107,7 @@ def conversation_of(
     elif said:
         turns.insert(0, Turn("system", said))
     effort = asked.reasoning.effort if asked.reasoning is not None else None
-    hints = {} if effort is None else {"enable_thinking": effort not in ("none", "minimal")}
+    hints = effort_hints(effort, "reasoning.effort")
     return Conversation(turns=turns, tools=use.shown(), template_hints=hints, path="input")
 
 
@@ -143,7 +147,10 @@ def _turns_of(item: Item, path: str) -> Iterator[Turn]:
         case "reasoning":
             thought = item.content or item.summary or ""
             said = _text(thought, f"{path}.content")
-            if said:  # else only its vendor can read it
+            if item.encrypted_content and not said:
+                told = f"{path}.encrypted_content is a thought that only its vendor can read"
+                raise InvalidRequest(told, f"{path}.encrypted_content", UNSUPPORTED_CODE)
+            if said:
                 yield Turn("assistant", reasoning=said, path=path)
         case _:
             raise InvalidRequest(f"{path}: items of type {item.type!r} are not supported", path)

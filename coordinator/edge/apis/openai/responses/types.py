@@ -52,6 +52,7 @@ class Item(Lenient):
     role: Literal["user", "assistant", "system", "developer"] | None = None
     content: str | Parts | None = None
     summary: Parts | None = None
+    encrypted_content: str | None = None
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None

@@ -11,6 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
+from coordinator.edge.text.efforts import effort_hints
 from coordinator.edge.text.kept_fields import try_template
 from coordinator.edge.text.prompts import PromptReader, make_reader
 from coordinator.edge.text.template_abilities import ContentForm, TemplateAbilities
@@ -207,6 +208,16 @@ async def test_documents_and_variables_have_the_ids_of_transformers():
     await compare("granite-3", HELLO, documents=documents, thinking=True)
     await compare("qwen-3", HELLO, enable_thinking=False)
     await compare("smollm-3", HELLO, xml_tools=["one", "two"], enable_thinking=True)
+
+
+@pytest.mark.parametrize(("effort", "thinks"), [("none", False), ("low", True), ("high", True)])
+async def test_an_effort_reaches_the_templates_that_read_it(effort, thinks):
+    hints = effort_hints(effort, "reasoning_effort")
+    assert f"Reasoning: {effort}<|end|>" in await text_of("harmony", HELLO, template_hints=hints)
+    kwargs = {"enable_thinking": thinks}
+    asked = await text_of("qwen-3", HELLO, template_kwargs=kwargs)
+    assert await text_of("qwen-3", HELLO, template_hints=hints) == asked
+    assert await text_of("chatml", HELLO, template_hints=hints) == await text_of("chatml", HELLO)
 
 
 async def test_thoughts_have_the_ids_of_transformers():

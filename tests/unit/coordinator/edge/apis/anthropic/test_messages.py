@@ -19,6 +19,7 @@ from coordinator.edge.answers.answer import (
     Usage,
 )
 from coordinator.edge.apis.anthropic.dialect import MessagesDialect
+from coordinator.edge.apis.anthropic.requests import parse_messages
 from coordinator.edge.app import EdgeLimits, create_app
 from protocol.errors import Overloaded, WorkerLost
 from protocol.finish import FinishReason
@@ -166,6 +167,22 @@ async def test_count_is_the_prompt_of_the_same_message(client, service, tokenize
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"context_management": {"edits": []}, "container": None, "mcp_servers": []},
+        {"output_config": {"effort": "low"}, "thinking": {"type": "adaptive"}},
+        {"tools": [{"name": "f", "input_examples": [], "allowed_callers": ["direct"]}]},
+        {"metadata": {"user_id": "me"}, "service_tier": "auto", "of_tomorrow": {"a": 1}},
+    ],
+)
+def test_fields_that_ask_for_nothing_are_accepted(fields):
+    asked, conversation, _ = parse_messages(
+        orjson.dumps({"max_tokens": 64, "messages": HELLO} | fields)
+    )
+    assert (asked.max_tokens, len(conversation.turns)) == (64, len(HELLO))
+
+
+@pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"max_tokens": None}, "max_tokens"),
@@ -187,6 +204,22 @@ async def test_count_is_the_prompt_of_the_same_message(client, service, tokenize
         ({"tools": [{"name": "f"}, {"name": "bash", "type": "bash_20250124"}]}, "tools[1].type"),
         ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
         ({"container": "c"}, "container"),
+        ({"context_management": {"edits": [{"type": "clear_tool_uses"}]}}, "context_management"),
+        ({"output_format": {"type": "json_schema", "schema": {}}}, "output_format"),
+        ({"messages": said({"type": "redacted_thinking", "data": "x"})}, "messages[0].content[0]"),
+        (
+            {"messages": [*HELLO, answered({"type": "redacted_thinking", "data": "x"}), *HELLO]},
+            "messages[1].content[0]",
+        ),
+        ({"tools": [{"name": "f", "input_examples": [{"a": 1}]}]}, "tools[0].input_examples"),
+        ({"tools": [{"name": "f", "defer_loading": True}]}, "tools[0].defer_loading"),
+        (
+            {"tools": [{"name": "f", "allowed_callers": ["code_execution_20250825"]}]},
+            "tools[0].allowed_callers",
+        ),
+        ({"output_config": {"task_budget": {"total": 5}}}, "output_config.task_budget"),
+        ({"output_config": {"effort": "a\nb"}}, "output_config.effort"),
+        ({"thinking": {"type": "sometimes"}}, "thinking.type"),
         ({"messages": said(THOUGHT)}, "messages[0].content[0]"),
         ({"messages": said(CALL)}, "messages[0].content[0]"),
         ({"messages": [*HELLO, answered(RESULT)]}, "messages[1].content[0]"),

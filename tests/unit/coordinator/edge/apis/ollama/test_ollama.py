@@ -108,6 +108,36 @@ async def test_options_reach_the_sampling(client, service, tokenizer):
     assert service.generations[1].sampling.max_tokens > 7
 
 
+HARMLESS = [
+    {"mirostat": 0, "mirostat_tau": 5.0, "mirostat_eta": 0.1},
+    {"typical_p": 1.0, "tfs_z": 1, "penalize_newline": True},
+    {"repeat_last_n": 64},
+    {"repeat_last_n": -1, "repeat_penalty": 1.1},
+    {"repeat_last_n": 64, "repeat_penalty": 1.0, "penalize_newline": False},
+    {"num_ctx": 4096, "num_gpu": 1, "num_thread": 8, "use_mmap": True, "num_keep": 4},
+    {"of_tomorrow": {"a": [1]}},
+]
+
+
+@pytest.mark.parametrize("options", HARMLESS)
+async def test_options_that_ask_for_nothing_are_accepted(client, service, tokenizer, options):
+    service.default = script(tokenizer, "x")
+    assert (await chat(client, options=options)).status_code == 200
+
+
+async def test_penalties_that_look_back_at_nothing_are_none(client, service, tokenizer):
+    service.default = script(tokenizer, "x")
+    penalties = {"repeat_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": 1}
+    await chat(client, options={"repeat_last_n": 0, **penalties})
+    sampling = service.generations[0].sampling
+    told = (
+        sampling.repetition_penalty,
+        sampling.presence_penalty,
+        sampling.frequency_penalty,
+    )
+    assert told == (1.0, 0.0, 0.0)
+
+
 async def test_logprobs_come_with_their_words(client, service, tokenizer):
     token_ids = tokenizer.encode("Hi", add_special_tokens=False)
     logprob = TokenLogprob(logprob=-0.5, top=[(token_ids[0], -0.5)])
@@ -161,6 +191,17 @@ async def test_models_are_told_of(client):
         (CHAT, {"options": {"num_predict": 9999}}, "options.num_predict"),
         (CHAT, {"options": {"num_predict": 0}}, "options.num_predict"),
         (CHAT, {"options": {"stop": [""]}}, "options.stop[0]"),
+        (CHAT, {"options": {"mirostat": 2}}, "options.mirostat"),
+        (CHAT, {"options": {"typical_p": 0.7}}, "options.typical_p"),
+        (CHAT, {"options": {"tfs_z": 0.5}}, "options.tfs_z"),
+        (CHAT, {"options": {"repeat_last_n": 64, "repeat_penalty": 1.1}}, "options.repeat_last_n"),
+        (
+            GENERATE,
+            {"options": {"penalize_newline": False, "presence_penalty": 1}},
+            "options.penalize_newline",
+        ),
+        (CHAT, {"options": {"mirostat": "on"}}, "options.mirostat"),
+        (CHAT, {"think": "very hard"}, "think"),
         (CHAT, {"tools": [{"type": "function"}]}, "tools[0].function.name"),
         (GENERATE, {"suffix": "x"}, "suffix"),
         (GENERATE, {"images": ["x"]}, "images"),

@@ -23,6 +23,15 @@ HARMLESS = [
     {"metadata": {"a": "b"}},
     {"store": True},
     {"service_tier": "flex"},
+    {
+        "mirostat": 0,
+        "typical_p": 1.0,
+        "repeat_penalty": 1,
+        "dry_multiplier": 0.0,
+        "watermark": False,
+    },
+    {"include_reasoning": True, "separate_reasoning": True, "verbosity": "medium", "n_predict": -1},
+    {"prediction": {"type": "content", "content": "x"}, "prompt_cache_key": "x", "ignored": [5]},
     {"kv_hints": None},
     {"kv_hints": ENVELOPE},
     {"kv_hints": ENVELOPE | {"actions": []}},
@@ -42,6 +51,14 @@ WRONG = [
     ({"kv_hints": ENVELOPE | {"actions": [HINT] * 65}}, "kv_hints.actions"),
     ({"best_of": 2}, "best_of"),
     ({"suffix": "x"}, "suffix"),
+    *(({name: 2}, name) for name in ("mirostat", "typical_p", "tfs_z", "repeat_penalty", "top_a")),
+    *(({name: "x"}, name) for name in ("ebnf", "regex", "grammar", "json_schema", "lora_path")),
+    ({"include_reasoning": False}, "include_reasoning"),
+    ({"separate_reasoning": False}, "separate_reasoning"),
+    ({"verbosity": "low"}, "verbosity"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"xtc_probability": 0.5}, "xtc_probability"),
+    ({"n_predict": 5}, "n_predict"),
 ]
 
 

@@ -142,6 +142,8 @@ CHAT_FIELDS: Fields = [
     ({"tools": [{"x": "y" * 70_000}]}, "tools"),
     ({"tools": "x"}, "tools"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
+    ({"reasoning_effort": 5}, "reasoning_effort"),
+    ({"reasoning_effort": "a lot"}, "reasoning_effort"),
     ({"chat_template_kwargs": {"messages": 1}}, "chat_template_kwargs.messages"),
     ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking"),
     ({"documents": [{"title": "a", "text": "b"}]}, "documents"),

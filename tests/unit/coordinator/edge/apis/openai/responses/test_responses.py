@@ -228,10 +228,13 @@ def test_pieces_of_an_answer_are_one_turn():
     ]
 
 
-def test_a_thought_that_only_its_vendor_can_read_is_no_turn():
-    hidden = {"type": "reasoning", "summary": [], "encrypted_content": "x"}
+def test_a_thought_that_only_its_vendor_can_read_is_refused_and_an_empty_one_is_no_turn():
+    empty = {"type": "reasoning", "summary": []}
     hello = {"role": "user", "content": "Hi"}
-    assert turns(hello, hidden, hello) == [
+    with pytest.raises(InvalidRequest) as refused:
+        turns(hello, empty | {"encrypted_content": "x"}, hello)
+    assert refused.value.param == "input[1].encrypted_content"
+    assert turns(hello, empty | {"encrypted_content": None}, hello) == [
         Turn("user", "Hi", path="input[0]"),
         Turn("user", "Hi", path="input[2]"),
     ]
@@ -287,6 +290,13 @@ def test_functions_are_tools_and_allowed_ones_may_be_called():
         ({"background": True}, "background"),
         ({"background": True, "stream": True, "store": False}, "store"),
         ({"conversation": "c"}, "conversation"),
+        ({"context_management": [{"type": "compaction"}]}, "context_management"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"reasoning": {"effort": "a lot"}}, "reasoning.effort"),
+        (
+            {"input": [{"type": "reasoning", "summary": [], "encrypted_content": "x"}]},
+            "input[0].encrypted_content",
+        ),
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 9999}, "max_output_tokens"),
