@@ -87,6 +87,39 @@ def special_token(settings: Mapping[str, Any], name: str) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def check_settings(settings: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> None:
+    """ConfigError for settings by which transformers reads a text otherwise than tokenizer.json alone does: tokens that it
+    would add, and special tokens that it would take for text. `where` is the settings' file, beside tokenizer.json."""
+    if settings.get("split_special_tokens"):
+        raise ConfigError(f"{where}: `split_special_tokens` is supported as false only")
+    for name, text, token_id in _named_tokens(settings):
+        own = tokenizer.token_to_id(text)
+        if own is None or token_id not in (None, str(own)):
+            told = f"{shown(text)}, which {TOKENIZER} beside it does not have"
+            if own is not None:
+                told = f"{shown(text)} {shown(token_id)}, which is {own} in {TOKENIZER} beside it"
+            raise ConfigError(f"{where}: `{name}` names {told}; save the tokenizer anew")
+
+
+def _named_tokens(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
+    """Field, text, and id where one is told, of each token that prompts may need."""
+    for name in ("bos_token", "eos_token"):
+        if (text := special_token(settings, name)) is not None:
+            yield name, text, None
+    name = "added_tokens_decoder"
+    entries = settings.get(name)
+    for token_id, entry in entries.items() if isinstance(entries, dict) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            yield name, entry["content"], token_id
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        listed = settings.get(name)
+        told = list(listed.values()) if isinstance(listed, dict) else listed
+        for entry in told if isinstance(told, list) else ():
+            text = entry.get("content") if isinstance(entry, dict) else entry
+            if isinstance(text, str):
+                yield name, text, None
+
+
 def settle_vocabulary(checkpoint: Checkpoint, tokenizer: Tokenizer, ends: tuple[int, ...]) -> None:
     """Make `ends` the model's ends of sequence, as far as the embedding has them, and warn of what cannot work."""
     size = checkpoint.config.vocab_size

@@ -14,6 +14,7 @@ from engine.checkpoints.checkpoint import (
     TEMPLATE,
     TOKENIZER,
     Checkpoint,
+    check_settings,
     load_tokenizer,
     named_templates,
     settle_vocabulary,
@@ -60,6 +61,7 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
         raise ConfigError(f"{directory} has no {TOKENIZER}; save a fast tokenizer there first")
     checkpoint.files[TOKENIZER] = read_bytes(path, _MAX_TOKENIZER_BYTES)
     tokenizer = load_tokenizer(checkpoint.files[TOKENIZER], str(path))
+    check_settings(settings, tokenizer, str(directory / SETTINGS))
     ends = checkpoint.config.eos_token_ids + check_generation(generation, where)
     specials = (
         settings if "eos_token" in settings else _optional(directory / "special_tokens_map.json")

@@ -7,7 +7,7 @@
         panels<columns>-gated.bin       the matrices as the CPU's kernels read them, made on first use
 
 Format history: 1 first; 2 more rotary kinds, `output_bias`, warnings, ends of sequence of every source; 3 fields of a wrong
-type are refused. What a source is read as is part of the format: `tests/house/readings.py` remembers it.
+type are refused; 4 tokens of tokenizer_config.json that tokenizer.json lacks, too. What a source is read as is part of the format: `tests/house/readings.py` remembers it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from protocol.model_config import ModelConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_NAME = "model.json"
 WEIGHTS_NAME = "weights.bin"
 ALIGNMENT_BYTES = 4096

@@ -83,6 +83,12 @@ KEYS: dict[str, tuple[Any, ...]] = {
     "expert_count": (0, 4),
     "something.new": (1,),
 }
+SETTINGS: dict[str, Any] = {
+    "eos_token": "<new>",
+    "added_tokens_decoder": {"5": {"content": "w5"}},
+    "additional_special_tokens": ["<new>"],
+    "split_special_tokens": True,
+}
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K")
 
 
@@ -114,6 +120,8 @@ def cases() -> Iterator[tuple[str, Callable[[], bytes]]]:
     for kind in KINDS:
         yield f"gguf of {kind}", partial(_of_gguf, {}, kind)
     yield "directory", _of_directory
+    for name, value in SETTINGS.items():
+        yield f"directory {name} {value!r}", partial(_of_directory, {name: value})
 
 
 def configs() -> Iterator[dict[str, Any]]:
@@ -157,8 +165,8 @@ def _of_gguf(keys: dict[str, Any], kind: str) -> bytes:
         return _of_source(path, with_weights=not keys)
 
 
-def _of_directory() -> bytes:
-    """With every file that there may be."""
+def _of_directory(changes: dict[str, Any] | None = None) -> bytes:
+    """With every file that there may be; `changes` are of tokenizer_config.json."""
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "model"
         source.mkdir()
@@ -171,7 +179,7 @@ def _of_directory() -> bytes:
                 for index, (tensor, shape) in enumerate(shapes)
             },
         )
-        settings = {"eos_token": {"content": "w3"}, "bos_token": "w1"}
+        settings = {"eos_token": {"content": "w3"}, "bos_token": "w1", **(changes or {})}
         for file, content in (
             ("config.json", json.dumps(raw)),
             ("tokenizer.json", tokenizer_json(BASE["vocab_size"])),

@@ -57,7 +57,7 @@ def test_a_tokenizer_that_the_library_reads_and_nobody_else_is_named(model: Path
 def test_half_a_character_is_named_by_its_file(model: Path, name: str) -> None:
     (model / name).write_text('{"eos_token": "\\ud800"}')
     assert said_of(model) == f"{model}/{name} has U+D800 in a text, which is no character"
-    (model / name).write_text('{"eos_token": "\\ud83d\\ude42"}')
+    (model / name).write_text('{"pad_token": "\\ud83d\\ude42"}')
     try_texts(open_checkpoint(model), str(model), is_guarded=True)
 
 
