@@ -69,6 +69,7 @@ class Autoscaler:
         self._scaler = scaler
         self._clock = clock
         self._asked_s = self._beyond_s = float("-inf")
+        self._busy_s = clock.now_s()
         self._since_s: dict[str, tuple[tuple[str, str, WorkerState], float]] = {}
 
     def take_mode(self, *, dry_run: bool) -> None:
@@ -78,12 +79,17 @@ class Autoscaler:
     def tick(self) -> None:
         """Ask the planner when it is time, and do what it says."""
         now_s = self._clock.now_s()
-        if now_s - self._asked_s < EVERY_S:
+        if now_s - self._asked_s < EVERY_S and not self._is_asked_awake():
             return
         self._asked_s = now_s
         self.last = self.planner.decide(self.observe(now_s))
         self._tell_reach(now_s)
         self._obey(self.last, now_s)
+
+    def _is_asked_awake(self) -> bool:
+        """A request waits and no worker is ordered: it has waited enough."""
+        is_empty = self.planner.limits.may_sleep and not self._books.pools.num_computing
+        return is_empty and len(self._line) > 0
 
     def _tell_reach(self, now_s: float) -> None:
         """Say once that the goal is beyond reach: again only after it was within reach for long."""
@@ -133,6 +139,7 @@ class Autoscaler:
         due_s = now_s + STRETCH * demand.usual_prompt_s(now_s)
         workers = tuple(self._sight(record, now_s, due_s) for record in records)
         queue = [life for life in self._line if life.due_s <= due_s]
+        self._busy_s = now_s if self._line.live else max(self._busy_s, demand.last_arrival_s)
         short, seconds = demand.arrivals.in_window(now_s, SHORT_S)
         ttft, tpot = demand.held(now_s)
         refused_tokens, refused_share = demand.refused_lately(now_s)
@@ -160,6 +167,9 @@ class Autoscaler:
             room_sequences=self._room(records, now_s),
             ttft=ttft,
             tpot=tpot,
+            waiting=len(self._line),
+            live=self._line.live,
+            idle_s=now_s - self._busy_s,
         )
 
     def _since(

@@ -1,10 +1,11 @@
-"""The three books on workers, which everybody who decides reads together. Owns nothing but their grouping."""
+"""The books on workers, which everybody who decides reads together. Owns nothing but their grouping."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from coordinator.cluster.holding import Holding
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """`registry`: who is there and how; `pools`: who is wanted; `ledger`: what is promised where."""
+    """`registry`: who is there and how; `pools`: who is wanted; `ledger`: what is promised where; `holding`: whether
+    requests may wait for workers while there are none."""
 
     registry: Registry
     pools: Pools
     ledger: Ledger
+    holding: Holding = field(default_factory=Holding)
 
     def ready(self) -> list[WorkerRecord]:
         """Workers that take new work."""

@@ -135,7 +135,7 @@ class Cluster:
         self.scaler = Scaler(
             books, self.liveness, self.outgoing, self._pools_changed, clock, settings.drain_grace_s
         )
-        self.policy = ScalingPolicy(self._make_autoscaler, self._judge_by)
+        self.policy = ScalingPolicy(self._make_autoscaler, self._judge_by, books.holding)
         self._audits = AuditBook(books, self.line, self.requests, self.outgoing)
         membership = Membership(books, self.liveness, self.scaler, self.outgoing, hearing)
         self.reconciler = reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)

@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from coordinator.cluster.fitting import Fitting
 from coordinator.cluster.lifecycle import Phase
 from coordinator.cluster.throughput import FinishRate, level
 from coordinator.cluster.turns import Turns, rank, when_due
-from protocol.errors import InvalidRequest, Overloaded, WorkerLost
+from protocol.errors import Overloaded
 from protocol.messages.orders import Abort, Decode, Prefill
 from protocol.roles import Role
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.router import Route, Router
     from coordinator.planning.demand import DemandBook
     from protocol.clock import Clock
+    from protocol.errors import InvalidRequest
 
 LEAST_WAIT_SHARE = 0.25
 """Of the bound: a prompt that takes nearly all of it alone may wait for others so long."""
@@ -64,6 +66,7 @@ class WaitingLine:
         self._refused_s = float("-inf")
         self._finish_rate = FinishRate(clock)
         self._served: set[str] = set()
+        self._fitting = Fitting(books)
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -71,18 +74,25 @@ class WaitingLine:
     def __iter__(self) -> Iterator[RequestLife]:
         return iter(list(self._turns))
 
+    @property
+    def live(self) -> int:
+        """Requests that are not over, wherever they are; internal ones do not count."""
+        return len(self._served)
+
     def check_room(self, lives: Sequence[RequestLife]) -> None:
         """Raise for a request, all of whose choices come or none: InvalidRequest for what would never fit, WorkerLost
-        where nobody serves, Overloaded where its first token would come too late, or more waits than one pool-full.
+        where nobody serves and it may not be held until somebody does, Overloaded where its first token would come too late, or more waits than one pool-full.
         What nobody is before may wait for itself."""
-        ready = self._books.ready()
-        if not ready:
-            raise WorkerLost("no worker is ready; the pools are starting or restarting")
-        self._check_possible(lives)
+        is_held = not self._books.ready()
+        if is_held:
+            self._books.holding.check(self._books.pools.num_computing)
+        self._fitting.check(lives)
         for life in lives:
             self._weigh(life)
         if self._is_full(lives[0].generation.tenant, len(lives)):
             raise self._overloaded(f"{len(self)} requests wait already")
+        if is_held:
+            return
         late_s = self._late_s(lives)
         is_late = late_s is not None and late_s > 0
         if is_late and self._demand.is_possible([life.work_tokens for life in lives]):
@@ -131,13 +141,13 @@ class WaitingLine:
     def _is_room_in_decoders(self) -> bool:
         """Whether who is next would find a decode worker, if a prefill worker were free."""
         first, ledger = self.first(), self._books.ledger
-        need = 1 if first is None else self._need(first)
+        need = 1 if first is None else self._fitting.need(first)
         return any(ledger.fits_decode(w.worker_id, need) for w in self._books.decoders())
 
     def _check_blocks(self, lives: Sequence[RequestLife]) -> None:
         """One pool-full may wait beside the one that is being served."""
         decoders, ledger = self._books.decoders(), self._books.ledger
-        wanted = sum(map(self._need, (*self._turns, *lives)))
+        wanted = sum(map(self._fitting.need, (*self._turns, *lives)))
         free = sum(ledger.free_blocks(worker.worker_id) for worker in decoders)
         capacity = sum(worker.hello.num_blocks for worker in decoders)
         if len(self) and wanted > capacity + free:
@@ -146,23 +156,15 @@ class WaitingLine:
     def _overloaded(self, why: str, wait_s: float = 0.0) -> Overloaded:
         return Overloaded(f"{why}; retry later", max(self._finish_rate.promise(), wait_s))
 
-    def _check_possible(self, lives: Sequence[RequestLife]) -> None:
-        largest = max(w.hello.num_blocks for w in self._books.registry if w.role.computes)
-        size = self._books.ledger.block_size
-        for life in lives:
-            if (need := self._need(life)) > largest:
-                raise InvalidRequest(
-                    f"the request needs room for {need * size} tokens in a KV cache that holds {largest * size} "
-                    f"tokens: {life.num_tokens} of its prompt and {life.max_new_tokens} to write"
-                )
-
-    def _need(self, life: RequestLife) -> int:
-        return self._books.ledger.decode_need(life.num_tokens, life.max_new_tokens)
+    def impossible(self) -> list[tuple[RequestLife, InvalidRequest]]:
+        """Who was held before any worker had been seen, and would wait for ever; told once."""
+        return self._fitting.impossible(self)
 
     def add(self, life: RequestLife) -> None:
         """In its turn."""
         self._turns.add(life)
         self._served.add(life.request_id)
+        self._fitting.waits(life)
         self._finish_rate.begun()
 
     def put_first(self, life: RequestLife) -> None:

@@ -306,6 +306,8 @@ class LiveRequests:
             if now_s > life.deadline_s:
                 error = DeadlineExceeded("the request's deadline passed")
                 self._end(life, StreamEvent(error=error), "deadline")
+        for life, unfit in self._line.impossible():
+            self._end(life, StreamEvent(error=unfit), "no worker has room for it")
 
     def _end(self, life: RequestLife, event: StreamEvent, reason: str) -> None:
         """The one way out: reservations back, legs released, the stream's last event."""

@@ -92,13 +92,23 @@ class Liveness:
         for record, reason, loss in self._registry.lost(now_s):
             self.lose(record.worker_id, reason, loss)
         self._close_watches()
-        if any(worker.is_staying for worker in self._registry):
+        if any(worker.is_staying for worker in self._registry) or not len(self._requests):
             self._no_worker_since_s = None
             return
         self._no_worker_since_s = self._no_worker_since_s or now_s
-        if now_s - self._no_worker_since_s >= NO_WORKER_WAIT_S:
-            error = WorkerLost("every worker was lost and none came back in time")
-            self._requests.fail_all(error, "no worker")
+        if now_s - self._no_worker_since_s >= NO_WORKER_WAIT_S and not self._is_waking():
+            self._requests.fail_all(WorkerLost(self._why_nobody()), "no worker")
+
+    def _is_waking(self) -> bool:
+        """Whether workers were ordered for what is held: how long a start takes, only its launcher knows."""
+        pools = self._books.pools
+        return self._books.holding.may_sleep and bool(pools.num_computing)
+
+    def _why_nobody(self) -> str:
+        refusals = self._books.pools.refusals
+        if refusals and not self._books.pools.num_computing:
+            return f"no worker could be started: {refusals[-1].reason}"
+        return "every worker was lost and none came back in time"
 
     # ---- processes on this host
 

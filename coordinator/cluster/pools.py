@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS, worker_name
 from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, ScaleTogether
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -127,10 +127,12 @@ class Candidate(NamedTuple):
     load: float
 
 
-def check_wanted(wanted: Mapping[Role, int]) -> None:
-    """Raise InvalidRequest, naming the field, for numbers that cannot be."""
+def check_wanted(wanted: Mapping[Role, int], *, may_sleep: bool = False) -> None:
+    """Raise InvalidRequest, naming the field, for numbers that cannot be. Both may be 0 where the next request starts
+    workers again."""
+    sleeps = may_sleep and not any(wanted.get(role) for role in COMPUTING)
     for role, count in wanted.items():
-        if count < MIN_WANTED[role]:
+        if count < (0 if sleeps else MIN_WANTED[role]):
             reason = "at least one decode worker writes the answers" if count == 0 else "negative"
             raise InvalidRequest(f"{role}: {count} is too few: {reason}", role)
         if count > MAX_WORKERS:
@@ -205,6 +207,11 @@ class Pools:
         """How many workers of each role are wanted; of stores where there are any."""
         kept = {role: len(self.kept(role)) for role in Role}
         return {role: count for role, count in kept.items() if role.computes or count}
+
+    @property
+    def num_computing(self) -> int:
+        """How many workers of all roles that compute are wanted; 0 while the cluster is asleep."""
+        return sum(len(self.kept(role)) for role in COMPUTING)
 
     def is_leaving(self, worker_id: str) -> bool:
         """Whether the worker is to go and not come back."""

@@ -34,13 +34,14 @@ class Readiness:
             raise Draining
 
     def is_ready(self) -> bool:
-        """Whether a request sent now could be served."""
+        """Whether a request sent now could be served, or held until the workers are there that it wakes."""
         ready = self._books.ready()
         if not self._was_ready:
             have = Counter(worker.role for worker in ready)
             wanted = self._books.pools.target
             self._was_ready = all(have[role] >= wanted[role] for role in COMPUTING)
-        return self._was_ready and bool(ready) and not self.is_draining
+        serves = bool(ready) or self._books.holding.may_sleep
+        return self._was_ready and serves and not self.is_draining
 
     def changed(self) -> None:
         """A worker became ready, or other numbers are wanted: who asked is told."""

@@ -79,7 +79,7 @@ class Scaler:
     def _scale(self, asked: Mapping[Role, int | None], *, all_or_none: bool) -> dict[str, Any]:
         target = self._pools.target
         wanted = target | {role: count for role, count in asked.items() if count is not None}
-        check_wanted(wanted)
+        check_wanted(wanted, may_sleep=self._books.holding.may_sleep)
         self._need_launcher()
         if wanted != target:
             self._check_launcher_acts()
@@ -235,7 +235,8 @@ class Scaler:
             self._stop(slot, now_s)
             return
         if record.state is not WorkerState.DRAINING or slot.drain_until_s is None:
-            if record.is_ready and not self._serving(Role.DECODE):
+            is_awake = bool(self._pools.target[Role.DECODE])
+            if record.is_ready and is_awake and not self._serving(Role.DECODE):
                 return
             self._begin_drain(slot, record, now_s)
         self._liveness.hand_over(record)
@@ -314,6 +315,7 @@ class Scaler:
         """A worker was registered: its slot says what it plays, and whether it stays."""
         slot = self._pools.joined(record.worker_id, record.role)
         record.plays(slot.role)
+        self._books.holding.saw(record.hello.num_blocks)
         if record.hello.draining and not slot.leaving:
             slot.leave()
             self._tell(RetireOrder(worker_id=record.worker_id))

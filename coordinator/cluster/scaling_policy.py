@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from coordinator.planning.observations import Limits, Range, Targets
+from coordinator.cluster.holding import Holding
+from coordinator.planning.observations import EMPTY_DECODE, IDLE_S, Limits, Range, Targets
 from coordinator.planning.planner import Planner
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
@@ -31,13 +32,17 @@ class ScalingPolicy:
     """`make` builds the autoscaler of a planner, `judge` tells who counts by which SLO. Without an SLO there is none."""
 
     def __init__(
-        self, make: Callable[[Planner], Autoscaler], judge: Callable[[Targets], None]
+        self,
+        make: Callable[[Planner], Autoscaler],
+        judge: Callable[[Targets], None],
+        holding: Holding | None = None,
     ) -> None:
         self.autoscaler: Autoscaler | None = None
         self.mode: AutoscaleMode = "off"
         self.targets: Targets | None = None
         self.limits: Limits | None = None
         self._make, self._judge = make, judge
+        self._holding = holding or Holding()
 
     def watch(self, targets: Targets) -> None:
         """Count by this SLO, whether the pools follow or not."""
@@ -53,7 +58,13 @@ class ScalingPolicy:
         else:
             self.autoscaler.planner.follow(targets, limits)
         self.autoscaler.take_mode(dry_run=mode == "dry-run")
+        self._tell_holding()
         return self.autoscaler
+
+    def _tell_holding(self) -> None:
+        """Requests wait for workers only where the planner would start some."""
+        may_sleep = self.limits is not None and self.limits.may_sleep
+        self._holding.allow(sleep=self.mode == "on" and may_sleep)
 
     def change(self, wish: AutoscaleWish) -> dict[str, Any]:
         """What is named is so from now on. InvalidRequest for what cannot be; then nothing is changed."""
@@ -70,6 +81,7 @@ class ScalingPolicy:
             if targets is not None:
                 self.watch(targets)
             self.mode, self.limits = mode, limits
+            self._tell_holding()
         log.info("autoscaling: %s", self.settings())
         return self.settings()
 
@@ -97,10 +109,13 @@ class ScalingPolicy:
         budget = wish.total or (most if self.limits is None else min(self._budget(), most))
         if wish.prefill is not None or wish.decode is not None:
             budget = wish.total or most
-        least = sum(each.least for each in ranges.values())
+        least = max(sum(each.least for each in ranges.values()), 1)
         if not least <= budget <= MAX_WORKERS:
             raise InvalidRequest(f"total: {budget} must be {least} to {MAX_WORKERS}", "total")
-        return Limits(ranges[Role.PREFILL], ranges[Role.DECODE], budget)
+        if ranges[Role.PREFILL].least > 0 == ranges[Role.DECODE].least:
+            raise InvalidRequest(f"decode: {EMPTY_DECODE}", "decode")
+        idle_s = wish.idle_s or (IDLE_S if self.limits is None else self.limits.idle_s)
+        return Limits(ranges[Role.PREFILL], ranges[Role.DECODE], budget, idle_s)
 
     def _budget(self) -> int:
         return self.limits.budget if self.limits is not None else MAX_WORKERS
@@ -121,6 +136,7 @@ class ScalingPolicy:
             "prefill": limits and [limits.prefill.least, limits.prefill.most],
             "decode": limits and [limits.decode.least, limits.decode.most],
             "total": limits and limits.budget,
+            "idle_s": limits and limits.idle_s,
         }
 
     def view(self) -> dict[str, Any]:
@@ -132,8 +148,8 @@ class ScalingPolicy:
 
 def _range(role: Role, given: tuple[int, int]) -> Range:
     least, most = given
-    if not 1 <= least <= most <= MAX_WORKERS:
+    if not (0 <= least <= most <= MAX_WORKERS and most):
         raise InvalidRequest(
-            f"{role}: [{least}, {most}] is no range: give 1 to {MAX_WORKERS}, the lower first", role
+            f"{role}: [{least}, {most}] is no range: give 0 to {MAX_WORKERS}, the lower first", role
         )
     return Range(least, most)

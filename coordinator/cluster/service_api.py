@@ -112,6 +112,7 @@ class AutoscaleWish:
     prefill: tuple[int, int] | None = None
     decode: tuple[int, int] | None = None
     total: int | None = None
+    idle_s: float | None = None
 
 
 class AutoscaleControl(Protocol):

@@ -115,6 +115,7 @@ class DemandBook:
     prefill_tokens_per_s: float = 0.0
     first_tokens_per_s: float = 0.0
     prompt_cost: PromptCostFit = field(default_factory=PromptCostFit)
+    last_arrival_s: float = float("-inf")
     _service_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _prompts: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _outputs: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
@@ -131,6 +132,7 @@ class DemandBook:
     def arrived(self, now_s: float, num_prompt_tokens: int) -> None:
         """A request was admitted or refused: it came."""
         self.arrivals.add(now_s)
+        self.last_arrival_s = now_s
         self._prompts.add(now_s, num_prompt_tokens)
 
     def is_possible(self, work_tokens: Collection[int]) -> bool:

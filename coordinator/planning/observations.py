@@ -11,6 +11,10 @@ from protocol.roles import COMPUTING, Role
 if TYPE_CHECKING:
     from coordinator.planning.capacity import StepCost
 
+IDLE_S = 300.0
+"""Without a request, before a pool that may be empty is."""
+EMPTY_DECODE = "a range from 0 lets an idle model have no worker; prefill must begin at 0, too"
+
 State = Literal["starting", "ready", "draining"]
 
 
@@ -47,7 +51,8 @@ class Observations:
     came not been turned away lately;
     `expected_service_s` is what prompts that came would cost at the speed that was seen first, for as long as too few
     have ended; `first_token_s` is the mean of the last two minutes,
-    `prefill_share` how many prompts prefill workers computed, and not decode workers themselves."""
+    `prefill_share` how many prompts prefill workers computed, and not decode workers themselves. Of all requests, `waiting`
+    are in the line and `live` not over, and none came or was live for `idle_s`."""
 
     now_s: float
     workers: tuple[WorkerSight, ...]
@@ -72,6 +77,9 @@ class Observations:
     room_sequences: float = 64.0
     ttft: Held = field(default_factory=Held)
     tpot: Held = field(default_factory=Held)
+    waiting: int = 0
+    live: int = 0
+    idle_s: float = 0.0
 
     def of(self, role: Role, *states: str) -> list[WorkerSight]:
         """Workers of a role in one of `states`."""
@@ -105,15 +113,29 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the planner may order. `budget` bounds all workers together, starting and draining ones too."""
+    """What the planner may order. `budget` bounds all workers together, starting and draining ones too. A role whose range
+    begins at 0 has no worker once nobody has asked for `idle_s`."""
 
     prefill: Range
     decode: Range
     budget: int
+    idle_s: float = IDLE_S
 
     def of(self, role: Role) -> Range:
         """The role's range."""
         return self.prefill if role == Role.PREFILL else self.decode
+
+    @property
+    def may_sleep(self) -> bool:
+        """Whether an idle cluster has no worker at all."""
+        return self.prefill.least == self.decode.least == 0
+
+    @property
+    def awake(self) -> dict[Role, int]:
+        """The fewest workers that serve."""
+        decode = max(self.decode.least, 1)
+        prefill = max(self.prefill.least, min(self.prefill.most, self.budget - decode, 1))
+        return {Role.PREFILL: prefill, Role.DECODE: decode}
 
 
 @dataclass(frozen=True, slots=True)

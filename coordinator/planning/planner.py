@@ -45,6 +45,7 @@ class Tuning:
     dwell_s: float = 30.0
     settle_s: float = 30.0
     stale_s: float = 5.0
+    wake_s: float = 5.0
     order_s: float = 180.0
     max_orders: int = 3
     give_up_s: float = 300.0
@@ -82,6 +83,9 @@ class Planner:
 
     def decide(self, seen: Observations) -> Decision:
         """The next step, with its reason."""
+        asleep = self._asleep(seen)
+        if asleep is not None:
+            return asleep
         frozen = self._frozen(seen)
         if frozen is not None:
             return Hold(frozen)
@@ -93,7 +97,13 @@ class Planner:
         is_comparable = self.order is None and seen.now_s - self._changed_s >= HELD_S
         self.needs.update(seen, is_settled=is_settled, is_comparable=is_comparable)
         self._count_short(seen)
-        return self._urgent(seen) or self._awaited(seen) or self._fewer(seen) or self._content()
+        return (
+            self._urgent(seen)
+            or self._awaited(seen)
+            or self._fall_asleep(seen)
+            or self._fewer(seen)
+            or self._content()
+        )
 
     def follow(self, targets: Targets, limits: Limits) -> None:
         """Others from the next decision on. Needs of another SLO are other needs: they are learned anew."""
@@ -108,6 +118,29 @@ class Planner:
     def drop_order(self) -> None:
         """The last decision is not carried out, or not waited for any more."""
         self.order = None
+
+    # ---- asleep
+
+    def _asleep(self, seen: Observations) -> Decision | None:
+        """Of pools that may be empty and are: nothing, or the first workers as soon as somebody waits."""
+        if not self.limits.may_sleep or any(seen.present().values()):
+            return None
+        if not seen.waiting:
+            self.order = None
+            return Hold("asleep: nobody asks, and the next request starts workers")
+        if self.order is not None and seen.now_s - self.order.asked_s < self.tuning.wake_s:
+            return Hold(f"waiting for: {self.order.decision.reason}")
+        self.order = None
+        return self._scale(seen, self.limits.awake, f"{seen.waiting} requests wait for a worker")
+
+    def _fall_asleep(self, seen: Observations) -> Decision | None:
+        """Nobody has asked for long: pools that may be empty are."""
+        target = seen.present()
+        emptied = [role for role in COMPUTING if target[role] and not self.limits.of(role).least]
+        if seen.live or seen.idle_s < self.limits.idle_s or not emptied:
+            return None
+        target |= dict.fromkeys(emptied, 0)
+        return self._scale(seen, target, f"nobody has asked for {seen.idle_s:.0f} s")
 
     # ---- what is under way
 
@@ -255,7 +288,7 @@ class Planner:
         """Nothing can be added: move one worker where the worse role would gain clearly, or say so."""
         role = min(short, key=lambda r: self._expected(seen, r, 0))
         other = role.other
-        spare = len(seen.of(other, "ready")) - self.limits.of(other).least
+        spare = len(seen.of(other, "ready")) - self.limits.awake[other]
         now = min(self._expected(seen, role, 0), self._expected(seen, other, 0))
         moved = min(self._expected(seen, role, 1), self._expected(seen, other, -1))
         if self.order is None and spare > 0 and moved > now + self.tuning.better_by:

@@ -81,6 +81,7 @@ def autoscale_wish(config: ServeConfig, settings: Mapping[str, Any]) -> dict[str
         "prefill": [limits.prefill.least, limits.prefill.most],
         "decode": [limits.decode.least, limits.decode.most],
         "total": limits.budget,
+        "idle_s": limits.idle_s,
         "mode": "dry-run" if config.autoscale_dry_run else "on",
     }
     return {name: value for name, value in wanted.items() if settings.get(name) != value}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _RANGE = re.compile(r"(prefill|decode)=(\d{1,4})\.\.(\d{1,4})")
 _TOTAL = re.compile(r"total=(\d{1,4})")
+_IDLE = re.compile(r"idle=([1-9]\d{0,4})s?")
 _TARGET = re.compile(r"(ttft|tpot):(\d+(?:\.\d+)?)(?:ms)?")
 _GOAL = re.compile(r"goal:(0?\.\d+)")
 MODES = ("on", "off", "dry-run")
@@ -53,7 +54,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "wanted",
         nargs="*",
-        metavar="prefill=1..4|decode=1..8|total=N|ttft:MS|tpot:MS|goal:SHARE",
+        metavar="prefill=1..4|decode=1..8|total=N|idle=S|ttft:MS|tpot:MS|goal:SHARE",
         help="what is to be different; the rest stays",
     )
     modes = parser.add_mutually_exclusive_group()
@@ -82,12 +83,14 @@ def _parse(word: str) -> tuple[str, Any]:
         return match[1], [int(match[2]), int(match[3])]
     if match := _TOTAL.fullmatch(word):
         return "total", int(match[1])
+    if match := _IDLE.fullmatch(word):
+        return "idle_s", float(match[1])
     if match := _TARGET.fullmatch(word):
         return f"{match[1]}_ms", float(match[2])
     if match := _GOAL.fullmatch(word):
         return "goal", float(match[1])
     raise ConfigError(
-        f"autoscale: {word!r} is not understood: write prefill=1..4 decode=1..8 total=10, ttft:2000 tpot:100 goal:0.95"
+        f"autoscale: {word!r} is not understood: write prefill=1..4 decode=1..8 total=10 idle=300, ttft:2000 tpot:100 goal:0.95"
     )
 
 
@@ -104,6 +107,8 @@ def describe(shown: dict[str, Any]) -> str:
             f"{role}={settings[role][0]}..{settings[role][1]}" for role in ("prefill", "decode")
         )
         lines.append(f"ranges    {','.join(ranges)},total={settings['total']}")
+        if settings["decode"][0] == 0:
+            lines.append(f"idle      no worker after {settings['idle_s']:g} s without a request")
     if shown["enabled"]:
         verb = "would" if shown["dry_run"] else "does"
         lines.append(f"{verb:<10}{spell(shown['wants'])}: {shown['reason']}")

@@ -1,15 +1,17 @@
 """What `--autoscale` and `--slo` mean. Owns their grammar; the planner owns what is made of it.
 
 prefill=1..4,decode=1..8,total=10        ranges of the pools, and of both together
+prefill=0..4,decode=0..8,idle=300        no worker at all once nobody has asked for 300 seconds
 ttft:2000,tpot:100,goal:0.95             milliseconds, and the share of requests that must hold both
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from coordinator.planning.observations import Limits, Range, Targets
+from coordinator.planning.observations import EMPTY_DECODE, Limits, Range, Targets
 from protocol.errors import ConfigError
 from protocol.ids import MAX_WORKERS
 from protocol.roles import COMPUTING, Role
@@ -22,6 +24,7 @@ DEFAULT_SLO = ("ttft:2000", "tpot:100")
 DEFAULT_GOAL = 0.9
 _RANGE = re.compile(r"(prefill|decode)=(\d{1,4})\.\.(\d{1,4})")
 _TOTAL = re.compile(r"total=(\d{1,4})")
+_IDLE = re.compile(r"idle=([1-9]\d{0,4})s?")
 _TARGET = re.compile(r"(ttft|tpot):(\d{1,9}(?:\.\d+)?)(?:ms)?")
 _GOAL = re.compile(r"goal:(0?\.\d+)")
 
@@ -46,8 +49,10 @@ def slo_text(text: str) -> str:
 def autoscale_text(text: str) -> str:
     """One or more parts of --autoscale, as they are; ValueError says what to write."""
     for part in parts(text):
-        if _RANGE.fullmatch(part) is None and _TOTAL.fullmatch(part) is None:
-            raise ValueError(f"{part!r} is no range: write prefill=1..4,decode=1..8 or total=10")
+        if not any(known.fullmatch(part) for known in (_RANGE, _TOTAL, _IDLE)):
+            raise ValueError(
+                f"{part!r} is no range: write prefill=1..4,decode=1..8, total=10, or idle=300 (seconds)"
+            )
     return text
 
 
@@ -69,23 +74,28 @@ def limits_of(texts: Iterable[str]) -> Limits:
     """All of --autoscale; ConfigError names what is missing, twice or upside down."""
     ranges: dict[Role, Range] = {}
     budget: int | None = None
+    idle_s: float | None = None
     for part in _all_parts(texts, autoscale_text, "--autoscale"):
         total = _TOTAL.fullmatch(part)
         if total is not None:
             budget = int(total[1])
+            continue
+        if (idle := _IDLE.fullmatch(part)) is not None:
+            idle_s = float(idle[1])
             continue
         match = _RANGE.fullmatch(part)
         assert match is not None
         role, least, most = Role(match[1]), int(match[2]), int(match[3])
         if role in ranges:
             raise ConfigError(f"--autoscale: {role} is there twice")
-        if not 1 <= least <= most <= MAX_WORKERS:
-            raise ConfigError(f"--autoscale: {part}: write 1 to {MAX_WORKERS}, the lower one first")
+        if not (0 <= least <= most <= MAX_WORKERS and most):
+            raise ConfigError(f"--autoscale: {part}: write 0 to {MAX_WORKERS}, the lower one first")
         ranges[role] = Range(least, most)
     for role in COMPUTING:
         if role not in ranges:
             raise ConfigError(f"--autoscale: says nothing of {role}; add {role}=1..4")
-    return _checked(Limits(ranges[Role.PREFILL], ranges[Role.DECODE], _budget(ranges, budget)))
+    limits = Limits(ranges[Role.PREFILL], ranges[Role.DECODE], _budget(ranges, budget))
+    return _checked(limits if idle_s is None else replace(limits, idle_s=idle_s), idle_s)
 
 
 def _budget(ranges: dict[Role, Range], budget: int | None) -> int:
@@ -93,10 +103,16 @@ def _budget(ranges: dict[Role, Range], budget: int | None) -> int:
     return min(MAX_WORKERS, most) if budget is None else budget
 
 
-def _checked(limits: Limits) -> Limits:
-    least = limits.prefill.least + limits.decode.least
+def _checked(limits: Limits, idle_s: float | None) -> Limits:
+    least = max(limits.prefill.least + limits.decode.least, 1)
     if not least <= limits.budget <= MAX_WORKERS:
         raise ConfigError(f"--autoscale: total={limits.budget} must be {least} to {MAX_WORKERS}")
+    if limits.prefill.least > 0 == limits.decode.least:
+        raise ConfigError(f"--autoscale: decode=0..{limits.decode.most}: {EMPTY_DECODE}")
+    if idle_s is not None and limits.prefill.least:
+        raise ConfigError(
+            f"--autoscale: idle={idle_s:g}: no range begins at 0, so no pool is ever empty; write prefill=0..4"
+        )
     return limits
 
 

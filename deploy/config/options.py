@@ -133,7 +133,7 @@ GROUPS = {
             "autoscale",
             autoscale_text,
             (),
-            "size the pools by load, as prefill=1..4,decode=1..8 or with total=10 (default: off)",
+            "size the pools by load, as prefill=1..4,decode=1..8 or with total=10; from 0: none while idle (default: off)",
             kind="several",
             metavar="RANGE",
         ),

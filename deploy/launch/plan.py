@@ -382,11 +382,13 @@ def check_template(directory: Path, chosen: str | None) -> None:
     try_template(template, SystemClock(), EdgeLimits())
 
 
-def next_share(workers: list[WorkerSpec], host_cores: tuple[int, ...]) -> tuple[int, ...]:
-    """Cores for one worker more: those least used by the workers now there."""
+def next_share(
+    workers: list[WorkerSpec], host_cores: tuple[int, ...], alone: int = 1
+) -> tuple[int, ...]:
+    """Cores for one worker more: those least used by the workers now there; `alone` of them when there is none."""
     used = dict.fromkeys(host_cores, 0)
     for worker in workers:
         for core in worker.cores:
             used[core] = used.get(core, 0) + 1
-    width = min((len(worker.cores) for worker in workers if worker.role.computes), default=1)
+    width = min((len(worker.cores) for worker in workers if worker.role.computes), default=alone)
     return tuple(sorted(sorted(used, key=lambda core: (used[core], core))[:width]))

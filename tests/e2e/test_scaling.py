@@ -330,6 +330,23 @@ def test_the_autoscaler_starts_what_the_target_needs() -> None:
         settle(server)
 
 
+def test_an_idle_model_has_no_process_and_a_held_request_starts_them() -> None:
+    ranges = ("--autoscale", "prefill=0..1,decode=0..1,idle=2", "--slo", "ttft:60000", "tpot:1000")
+    with Server("--pd", "1p1d", *ranges, *ARGUMENTS, program=PACED) as server:
+        pids = [worker["pid"] for worker in server.cluster()["workers"]]
+        for seed in range(2):
+            until(lambda: is_shape(server, 0, 0), "the end of idle workers")
+            for pid in pids:
+                until(functools.partial(is_gone, pid), "the end of their processes")
+            assert server.client.get("/health").status_code == 200
+            held = [asked(10 * seed + number, 50, 8) for number in range(3)]
+            with ThreadPoolExecutor(3) as pool:
+                answers = list(pool.map(lambda one: stream_one(server.url, one), held))
+            assert answers == [one.expected(mock_root()) for one in held]
+            pids = [worker["pid"] for worker in server.cluster()["workers"]]
+        settle(server)
+
+
 def test_pool_of_a_worker_that_left_is_unmapped_everywhere(server: Server) -> None:
     scale(server, prefill=2)
     until(lambda: is_shape(server, 2, 1), "2p1d")

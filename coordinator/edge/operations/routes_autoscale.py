@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 Milliseconds = Annotated[float, Field(gt=0, le=86_400_000)]
 Workers = Annotated[int, Field(strict=True, ge=1, le=MAX_WORKERS)]
-Bounds = Annotated[list[Workers], Field(min_length=2, max_length=2)]
+Seconds = Annotated[float, Field(ge=1, le=86_400)]
+Bounds = Annotated[
+    list[Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)]],
+    Field(min_length=2, max_length=2),
+]
 PATH = "/cluster/autoscale"
 
 
@@ -34,6 +38,7 @@ class AutoscaleRequest(BaseModel):
     prefill: Bounds | None = None
     decode: Bounds | None = None
     total: Workers | None = None
+    idle_s: Seconds | None = None
 
     def wish(self) -> AutoscaleWish:
         """As the policy takes it."""
@@ -45,6 +50,7 @@ class AutoscaleRequest(BaseModel):
             prefill=_pair(self.prefill),
             decode=_pair(self.decode),
             total=self.total,
+            idle_s=self.idle_s,
         )
 
 

@@ -198,7 +198,7 @@ class Launcher:
             starting = [spec.kv_cache_bytes for spec in self.roster.starting(now_s - SETTLE_S)]
             check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
         shared = tuple({c for w in self.plan.workers for c in w.cores})
-        cores = next_share(workers, shared) if order.role.computes else ()
+        cores = next_share(workers, shared, len(model.cores)) if order.role.computes else ()
         return msgspec.structs.replace(
             model,
             worker_id=order.worker_id,

@@ -155,7 +155,7 @@ class Seating:
             )
         elif place.is_new:
             mine = tuple({core for planned in self._plan.workers for core in planned.cores})
-            cores = next_share(others, mine)
+            cores = next_share(others, mine, len(spec.cores))
             num_threads = len(cores) or spec.num_threads
             gpu = least_used(others, spec)
             place.spec = replace(

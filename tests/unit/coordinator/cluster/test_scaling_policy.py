@@ -28,6 +28,7 @@ def test_what_is_not_named_stays() -> None:
             "prefill": [1, 4],
             "decode": [2, 4],
             "total": 8,
+            "idle_s": 300.0,
         }
         assert policy.autoscaler is not None
         planner = policy.autoscaler.planner

@@ -11,7 +11,7 @@ from deploy.commands.apply import autoscale_wish, pool_wish, told
 from deploy.config.serve_config import ServeConfig, read_file, resolve
 
 OFF = {"mode": "off", "ttft_ms": None, "tpot_ms": None, "goal": None}
-OFF |= {"prefill": None, "decode": None, "total": None}
+OFF |= {"prefill": None, "decode": None, "total": None, "idle_s": None}
 AUTO = "pd: 1p2d\nautoscale: [prefill=1..4, decode=2..8]\nslo: [ttft:500, tpot:50, goal:0.95]\n"
 WHOLE = {
     "ttft_ms": 500.0,
@@ -20,6 +20,7 @@ WHOLE = {
     "prefill": [1, 4],
     "decode": [2, 8],
     "total": 12,
+    "idle_s": 300.0,
     "mode": "on",
 }
 
