@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,10 +65,18 @@ def _grammars(spec: WorkerSpec) -> GrammarThread | None:
     """None for a store, and for the mock, which asks nobody what it may say. The vocabulary is read now: that keeps the interpreter busy."""
     if spec.backend == MOCK_BACKEND or not spec.role.computes:
         return None
-    directory, config = Path(spec.model.directory), spec.model.config
+    return GrammarThread(GrammarCompiler(vocabulary_of(spec)))
 
-    rows, eos = config.vocab_size, eos_token_ids(directory, config.eos_token_ids)
-    return GrammarThread(GrammarCompiler(GrammarVocabulary.from_directory(directory, rows, eos)))
+
+def vocabulary_of(spec: WorkerSpec) -> GrammarVocabulary:
+    """Read once in a process: a standby has read it before it is a worker."""
+    config = spec.model.config
+    return _vocabulary(Path(spec.model.directory), config.vocab_size, config.eos_token_ids)
+
+
+@cache
+def _vocabulary(directory: Path, rows: int, eos: tuple[int, ...]) -> GrammarVocabulary:
+    return GrammarVocabulary.from_directory(directory, rows, eos_token_ids(directory, eos))
 
 
 def _card(spec: WorkerSpec, engine: StartedEngine, address: PeerAddress) -> Hello:

@@ -153,6 +153,13 @@ GROUPS = {
             metavar="TARGET",
         ),
         Option(
+            "standby-workers",
+            whole(0, 64),
+            0,
+            "processes that have loaded everything and become a worker at once when one is needed (CPU, --launcher local)",
+            metavar="N",
+        ),
+        Option(
             "drain-grace",
             seconds,
             30.0,

@@ -64,6 +64,7 @@ class ServeConfig:
     ray_worker_cpus: float | None
     kv_lease_duration: float
     drain_grace: float
+    standby_workers: int
     autoscale: tuple[str, ...]
     autoscale_dry_run: bool
     slo: tuple[str, ...]
@@ -267,6 +268,7 @@ def _check(config: ServeConfig) -> None:
     if config.price and config.keys_db is None:
         raise ConfigError("--price: costs are booked in --keys-db; name a file for it")
     _check_autoscale(config)
+    _check_standby(config)
 
 
 def _check_store(config: ServeConfig) -> None:
@@ -294,6 +296,18 @@ def names_in(given: Iterable[str]) -> tuple[str, ...]:
     """Names that were given one by one, or as vLLM takes them, in one JSON list."""
     pieces = (piece.strip(" []\"'") for text in given for piece in text.split(","))
     return tuple(piece for piece in pieces if piece)
+
+
+def _check_standby(config: ServeConfig) -> None:
+    """Only the local launcher keeps processes ready, and what is loaded once for all is loaded into host memory."""
+    if config.standby_workers and config.launcher == "ray":
+        raise ConfigError(
+            "--standby-workers: only with --launcher local; Ray places every worker on a node of its choice when it is ordered"
+        )
+    if config.standby_workers and config.device == "cuda":
+        raise ConfigError(
+            "--standby-workers: only on CPU; on a GPU every process has weights of its own, which would take the memory of a pool"
+        )
 
 
 def _check_autoscale(config: ServeConfig) -> None:

@@ -62,6 +62,11 @@ class ChildProcess:
             self._output.close()
             raise
 
+    def becomes(self, on_line: Callable[[str], None], on_exit: Callable[[int], None]) -> None:
+        """Others hear of it from now on."""
+        self._on_line, self._on_exit = on_line, on_exit
+        self.tail.clear()
+
     @property
     def pid(self) -> int:
         """The operating system's id."""

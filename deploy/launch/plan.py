@@ -6,7 +6,7 @@ Reads what the host has, and starts nothing.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +65,7 @@ class Plan:
 
     coordinator: CoordinatorSpec
     workers: tuple[WorkerSpec, ...]
+    standby_workers: int = 0
 
     def sharing(self, weights_fd: int | None, key: str = "") -> Plan:
         """The same plan with a memfd for the weights that all workers of a model inherit."""
@@ -72,7 +73,7 @@ class Plan:
             msgspec.structs.replace(w, weights_fd=weights_fd) if key_of(w.worker_id) == key else w
             for w in self.workers
         )
-        return Plan(self.coordinator, tuple(workers))
+        return replace(self, workers=tuple(workers))
 
     def like(self, role: Role, key: str = "") -> WorkerSpec:
         """A worker of that role, or any where none is planned: what one more is made like. `key` is its model's."""
@@ -153,7 +154,7 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
     template = place_template(config.chat_template, run_directory, key)
     check_template(Path(model.directory), template)
     spec = _coordinator(config, model, control, port, max_model_len, template)
-    return Plan(msgspec.structs.replace(spec, key=key), workers)
+    return Plan(msgspec.structs.replace(spec, key=key), workers, config.standby_workers)
 
 
 def _shares(

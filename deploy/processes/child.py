@@ -39,7 +39,12 @@ def harden() -> None:
 
 def log_to_stderr(name: str, level: str) -> None:
     """One line a record, prefixed with the process's name; never waits for a reader."""
-    handler = QueuedLines(sys.stderr.fileno())
-    form = f"%(asctime)s %(levelname)-7s {name} %(message)s"
-    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
-    logging.basicConfig(handlers=[handler], level=level.upper())
+    logging.basicConfig(handlers=[QueuedLines(sys.stderr.fileno())], level=level.upper())
+    log_as(name)
+
+
+def log_as(name: str) -> None:
+    """From now on with that prefix: a standby has become a worker."""
+    form = logging.Formatter(f"%(asctime)s %(levelname)-7s {name} %(message)s", datefmt="%H:%M:%S")
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(form)

@@ -1,19 +1,21 @@
 """A worker process: pins itself, loads the engine, runs the loop.
 
-usage: python -m deploy.processes.worker_main SPEC_FILE [--parent PID]
+usage: python -m deploy.processes.worker_main SPEC_FILE [--parent PID] [--standby-fd N]
+
+With --standby-fd the spec is one of workers like it, and which worker to be comes over that pipe (deploy/processes/standby.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
 import msgspec
 
-from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
+from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_as, log_to_stderr
+from deploy.processes.standby import keep_to, stand_by
 from engine.context import WorkerContext
 from protocol.addresses import check_can_advertise, tcp_endpoint
 from protocol.channels import require_keys
@@ -23,13 +25,14 @@ from protocol.ids import RandomIds
 from protocol.specs import WorkerSpec
 
 log = logging.getLogger(__name__)
+STANDBY = "standby"
 
 
 def run_worker(spec: WorkerSpec) -> None:
     """Serve until told to stop."""
     check_network(spec)
     if spec.cores:
-        os.sched_setaffinity(0, spec.cores)
+        keep_to(spec.cores)
     # Torch starts threads when it is imported: it must be after the pinning.
     from worker.engine_start import start_engine
     from worker.wiring import build_worker
@@ -63,14 +66,20 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("spec", type=Path)
     parser.add_argument("--parent", type=int, default=0)
+    parser.add_argument("--standby-fd", type=int)
     arguments = parser.parse_args()
     follow_parent(arguments.parent)
     end_by_interrupt()
     harden()
     spec = msgspec.json.decode(arguments.spec.read_bytes(), type=WorkerSpec)
-    log_to_stderr(spec.worker_id, spec.log_level)
+    name = spec.worker_id if arguments.standby_fd is None else STANDBY
+    log_to_stderr(name, spec.log_level)
     try:
-        run_worker(spec)
+        if arguments.standby_fd is None:
+            run_worker(spec)
+        elif (chosen := stand_by(spec, arguments.standby_fd)) is not None:
+            log_as(chosen.worker_id)
+            run_worker(chosen)
     except BatonError as error:
         log.error("%s", error)  # noqa: TRY400 - a message for people, not a traceback
         return 2

@@ -5,6 +5,7 @@ usage: python -m tests.e2e.mock_engine serve [OPTIONS]
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -20,7 +21,7 @@ def mocked(*arguments: Any, **named: Any) -> Plan:
     """The plan, with the mock in every worker."""
     plan = make_plan(*arguments, **named)
     workers = (msgspec.structs.replace(worker, backend=MOCK_BACKEND) for worker in plan.workers)
-    return Plan(plan.coordinator, tuple(workers))
+    return dataclasses.replace(plan, workers=tuple(workers))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ usage: python -m tests.e2e.paced_engine serve [OPTIONS]
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from typing import Any
@@ -24,13 +25,11 @@ MORE_BLOCKS = 8
 def roomy(*arguments: Any) -> Plan:
     """The plan, with pools for many streams: a mock's block takes 256 bytes."""
     plan = mocked(*arguments)
-    return Plan(
-        plan.coordinator,
-        tuple(
-            msgspec.structs.replace(worker, num_blocks=worker.num_blocks * MORE_BLOCKS)
-            for worker in plan.workers
-        ),
+    roomier = (
+        msgspec.structs.replace(worker, num_blocks=worker.num_blocks * MORE_BLOCKS)
+        for worker in plan.workers
     )
+    return dataclasses.replace(plan, workers=tuple(roomier))
 
 
 if __name__ == "__main__":

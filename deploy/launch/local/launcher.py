@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,14 @@ from deploy.host.gpu_plan import least_used
 from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
 from deploy.launch.child_process import ChildProcess
 from deploy.launch.control import ControlLink
+from deploy.launch.local.standby import Standbys
 from deploy.launch.plan import next_share
 from launching.foreman import Foreman
 from launching.roster import COORDINATOR, HELLO_EVERY_S, Exit, Place, Roster, Spec
 from protocol.ids import key_of
 from protocol.messages.launcher import NOT_STARTED
 from protocol.periodic import Periodic
+from protocol.roles import Role
 from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from protocol.messages.launcher import ScaleOrder
 
 _KILL_WAIT_S = 5.0
+STANDBY = "standby"
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Launcher:
         self._modules = modules or Modules()
         self.available_bytes: Callable[[], int] = available_bytes
         self._processes: dict[str, ChildProcess] = {}
+        self._standbys = Standbys(plan.standby_workers, self, clock)
         self._ending: set[ChildProcess] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._on_ready: Callable[[str], None] = lambda _: None
@@ -105,10 +110,7 @@ class Launcher:
 
     def respec(self, place: Place) -> None:
         """See Crew: a start reads the file."""
-        path = self._directory / f"{place.name}.json"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(place.spec))
+        _write(self._directory / f"{place.name}.json", place.spec)
 
     def start(self, place: Place) -> None:
         """See Crew. What the system cannot start now, for want of descriptors or memory, is tried again like what ended."""
@@ -122,10 +124,11 @@ class Launcher:
         self.respec(place)
         is_coordinator = place.name == COORDINATOR
         module = self._modules.coordinator if is_coordinator else self._modules.worker
-        command = [sys.executable, "-P", "-m", module, str(self._directory / f"{place.name}.json")]
-        command += ["--parent", str(os.getpid())]
+        path = self._directory / f"{place.name}.json"
+        command = [sys.executable, "-P", "-m", module, str(path), "--parent", str(os.getpid())]
         if not is_coordinator:
-            self._run(place, command, _inherited(place.spec))
+            if not self._becomes(place, path):
+                self._run(place, command, _inherited(place.spec))
             return
         reading, writing = os.pipe()
         try:
@@ -146,6 +149,32 @@ class Launcher:
             pass_fds=pass_fds,
         )
         place.runs_as(process.pid)
+
+    def _becomes(self, place: Place, path: Path) -> bool:
+        """Whether a standby is that worker now."""
+        process = place.worker and self._standbys.take(place.worker, path)
+        if not process:
+            return False
+        process.becomes(partial(self.say, place.name), partial(self._on_exit, place))
+        self._processes[place.name] = process
+        place.runs_as(process.pid)
+        return True
+
+    def begin(
+        self, template: WorkerSpec, orders_fd: int, on_exit: Callable[[int], None]
+    ) -> ChildProcess:
+        """See Nursery."""
+        path = self._directory / f"{STANDBY}.json"
+        _write(path, template)
+        command = [sys.executable, "-P", "-m", self._modules.worker, str(path)]
+        command += ["--parent", str(os.getpid()), "--standby-fd", str(orders_fd)]
+        return ChildProcess(
+            command,
+            child_environment(template.num_threads, template.visible_devices),
+            on_line=partial(self.say, STANDBY),
+            on_exit=on_exit,
+            pass_fds=(orders_fd, *_inherited(template)),
+        )
 
     def end(self, place: Place) -> None:
         """See Crew. One that does not run now has ended already."""
@@ -175,6 +204,7 @@ class Launcher:
         os.close(descriptor)
         if line.startswith("ready") and self.roster.served():
             self._on_ready(line.removeprefix("ready").strip())
+            self._standbys.fill(self.plan.like(Role.DECODE))
 
     def _on_exit(self, place: Place, status: int) -> None:
         process = self._processes[place.name]
@@ -227,6 +257,7 @@ class Launcher:
 
     async def _stop_all(self) -> None:
         self.roster.close()
+        self._standbys.close()
         for timer in self._timers:
             timer.cancel()
         for process in self._running():
@@ -256,6 +287,12 @@ class Launcher:
 def _path_of(model: WorkerSpec, worker_id: str) -> str:
     """Where a store like that one keeps its disk tier: beside it."""
     return str(Path(model.store_path).parent / worker_id) if model.store_path else ""
+
+
+def _write(path: Path, spec: Spec) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(spec))
 
 
 def _num_threads(spec: Spec) -> int:
