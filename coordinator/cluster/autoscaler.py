@@ -140,6 +140,7 @@ class Autoscaler:
         workers = tuple(self._sight(record, now_s, due_s) for record in records)
         queue = [life for life in self._line if life.due_s <= due_s]
         self._busy_s = now_s if self._line.live else max(self._busy_s, demand.last_arrival_s)
+        demand.forecast.look(now_s)
         short, seconds = demand.arrivals.in_window(now_s, SHORT_S)
         ttft, tpot = demand.held(now_s)
         refused_tokens, refused_share = demand.refused_lately(now_s)
@@ -154,6 +155,7 @@ class Autoscaler:
             rate_short=short / seconds,
             rate_long=demand.arrivals.rate(now_s, LONG_S),
             rate_slow=demand.arrivals.rate(now_s, SLOW_S),
+            rate_ahead=demand.forecast.ahead_per_s(),
             short_count=short,
             arrival_scv=demand.arrivals.dispersion(now_s, SLOW_S),
             prefill_tokens_per_s=demand.prefill_tokens_per_s or demand.first_tokens_per_s,
@@ -223,6 +225,7 @@ class Autoscaler:
             "last_decision": type(self.last).__name__.lower(),
             "reason": self.last.reason,
             "needs": {role.value: need.now for role, need in self.planner.needs.last.items()},
+            "forecast": self.demand.forecast.view(),
             "trouble": self.planner.trouble,
             "beyond_reach": self.planner.needs.beyond_reach,
             "counts": dict(self.counts),

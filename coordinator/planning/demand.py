@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from coordinator.planning.capacity import StepCost
+from coordinator.planning.forecast import Forecast
 from coordinator.planning.needs import HELD_S
 from coordinator.planning.observations import Held, Targets
 from coordinator.planning.prompt_cost import PromptCostFit
@@ -111,6 +112,7 @@ class DemandBook:
 
     targets: Targets = NO_TARGETS
     arrivals: Arrivals = field(default_factory=Arrivals)
+    forecast: Forecast = field(default_factory=Forecast)
     step: StepFit = field(default_factory=StepFit)
     prefill_tokens_per_s: float = 0.0
     first_tokens_per_s: float = 0.0
@@ -132,6 +134,7 @@ class DemandBook:
     def arrived(self, now_s: float, num_prompt_tokens: int) -> None:
         """A request was admitted or refused: it came."""
         self.arrivals.add(now_s)
+        self.forecast.add(now_s)
         self.last_arrival_s = now_s
         self._prompts.add(now_s, num_prompt_tokens)
 

@@ -70,7 +70,11 @@ class Need:
 
 
 def rate_now(seen: Observations) -> float:
-    """Requests a second: the long window's, or the short one's when it rose beyond chance."""
+    """Requests a second: the long window's, or the short one's when it rose beyond chance; no less than what is foreseen."""
+    return max(_rate_seen(seen), seen.rate_ahead or 0.0)
+
+
+def _rate_seen(seen: Observations) -> float:
     long = seen.rate_long
     if seen.short_count <= 0 or seen.rate_short <= long:
         return long
@@ -80,8 +84,9 @@ def rate_now(seen: Observations) -> float:
 
 
 def relaxed_rate(seen: Observations) -> float:
-    """The rate by which workers are removed: a dip of two minutes is not believed."""
-    return RELAXED * max(rate_now(seen), seen.rate_slow)
+    """The rate by which workers are removed: a dip of two minutes is not believed, unless it was foreseen."""
+    slow = seen.rate_slow if seen.rate_ahead is None else 0.0
+    return RELAXED * max(rate_now(seen), slow)
 
 
 def service_of(seen: Observations) -> Distribution:

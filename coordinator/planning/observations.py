@@ -49,6 +49,7 @@ class Observations:
     and ten minutes. Rates and distributions are of warm workers only; what is queued is what goes before a usual prompt: `queued_tokens` wait at the
     coordinator, those of workers are in `workers`, and `refused_tokens` would wait, had that share of what
     came not been turned away lately;
+    `rate_ahead` is what is foreseen for when a worker that is ordered now is ready, None where nothing can be;
     `expected_service_s` is what prompts that came would cost at the speed that was seen first, for as long as too few
     have ended; `first_token_s` is the mean of the last two minutes,
     `prefill_share` how many prompts prefill workers computed, and not decode workers themselves. Of all requests, `waiting`
@@ -64,6 +65,7 @@ class Observations:
     rate_short: float = 0.0
     rate_long: float = 0.0
     rate_slow: float = 0.0
+    rate_ahead: float | None = None
     short_count: int = 0
     arrival_scv: float = 1.0
     prefill_tokens_per_s: float = 0.0
