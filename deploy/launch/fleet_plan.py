@@ -63,7 +63,8 @@ def joined(plans: Sequence[Plan]) -> Plan:
     first, *others = plans
     more = tuple(plan.coordinator.models[0] for plan in others)
     coordinator = msgspec.structs.replace(first.coordinator, others=more)
-    return Plan(coordinator, tuple(worker for plan in plans for worker in plan.workers))
+    workers = tuple(worker for plan in plans for worker in plan.workers)
+    return Plan(coordinator, workers, first.standby_workers)
 
 
 def needed_bytes(config: ServeConfig, model: PreparedModel) -> int:

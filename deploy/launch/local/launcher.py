@@ -31,11 +31,10 @@ from launching.roster import COORDINATOR, HELLO_EVERY_S, Exit, Place, Roster, Sp
 from protocol.ids import key_of
 from protocol.messages.launcher import NOT_STARTED
 from protocol.periodic import Periodic
-from protocol.roles import Role
 from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from deploy.launch.plan import Plan
     from launching.roster import Message
@@ -164,7 +163,7 @@ class Launcher:
         self, template: WorkerSpec, orders_fd: int, on_exit: Callable[[int], None]
     ) -> ChildProcess:
         """See Nursery."""
-        path = self._directory / f"{STANDBY}.json"
+        path = self._directory / f"{STANDBY}{key_of(template.worker_id)}.json"
         _write(path, template)
         command = [sys.executable, "-P", "-m", self._modules.worker, str(path)]
         command += ["--parent", str(os.getpid()), "--standby-fd", str(orders_fd)]
@@ -204,7 +203,7 @@ class Launcher:
         os.close(descriptor)
         if line.startswith("ready") and self.roster.served():
             self._on_ready(line.removeprefix("ready").strip())
-            self._standbys.fill(self.plan.like(Role.DECODE))
+            self._standbys.fill(_one_a_model(self.plan.workers))
 
     def _on_exit(self, place: Place, status: int) -> None:
         process = self._processes[place.name]
@@ -287,6 +286,10 @@ class Launcher:
 def _path_of(model: WorkerSpec, worker_id: str) -> str:
     """Where a store like that one keeps its disk tier: beside it."""
     return str(Path(model.store_path).parent / worker_id) if model.store_path else ""
+
+
+def _one_a_model(workers: Sequence[WorkerSpec]) -> Iterable[WorkerSpec]:
+    return {key_of(w.worker_id): w for w in reversed(workers) if w.role.computes}.values()
 
 
 def _write(path: Path, spec: Spec) -> None:

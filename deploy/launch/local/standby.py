@@ -18,7 +18,7 @@ from launching.backoff import Backoff
 from protocol.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from deploy.launch.child_process import ChildProcess
@@ -52,12 +52,12 @@ class _Standby:
 
 
 class Standbys:
-    """Invariant: at most `count` wait, each with its end of a pipe open here."""
+    """Invariant: at most `count` wait for workers of one model, each with its end of a pipe open here."""
 
     def __init__(self, count: int, nursery: Nursery, clock: Clock) -> None:
         self._count, self._nursery, self._clock = count, nursery, clock
         self._waiting: list[_Standby] = []
-        self._template: WorkerSpec | None = None
+        self._templates: tuple[WorkerSpec, ...] = ()
         self._backoff = Backoff()
 
     @property
@@ -65,9 +65,9 @@ class Standbys:
         """Those that wait or warm."""
         return [each.process for each in self._waiting if each.process is not None]
 
-    def fill(self, template: WorkerSpec) -> None:
-        """From now on have as many as there should be, for workers like that."""
-        self._template = template
+    def fill(self, templates: Iterable[WorkerSpec]) -> None:
+        """From now on have as many as there should be, for workers like each of these."""
+        self._templates = tuple(templates)
         self._refill()
 
     def take(self, spec: WorkerSpec, path: Path) -> ChildProcess | None:
@@ -96,9 +96,10 @@ class Standbys:
         self._waiting.clear()
 
     def _refill(self) -> None:
-        while self._template is not None and len(self._waiting) < self._count:
-            if not self._begin(self._template):
-                return
+        for template in self._templates:
+            while sum(each.template == template for each in self._waiting) < self._count:
+                if not self._begin(template):
+                    return
 
     def _begin(self, template: WorkerSpec) -> bool:
         """OSError, for want of descriptors or memory, is tried again like what ended."""

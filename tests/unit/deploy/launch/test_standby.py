@@ -67,7 +67,7 @@ def nursery() -> Nursery:
 
 def standbys(nursery: Nursery, count: int = 1) -> Standbys:
     made = Standbys(count, nursery, ManualClock())  # type: ignore[arg-type]
-    made.fill(DECODE)
+    made.fill([DECODE])
     return made
 
 
@@ -77,7 +77,7 @@ def test_there_are_as_many_as_there_should_be_and_none_before_they_are_asked_for
     Standbys(2, nursery, ManualClock())  # type: ignore[arg-type]
     assert not nursery.begun
     waiting = standbys(nursery, 2)
-    waiting.fill(DECODE)
+    waiting.fill([DECODE])
     assert len(nursery.begun) == len(waiting.processes) == 2
 
 
@@ -112,6 +112,18 @@ def test_who_needs_another_process_gets_none(
     waiting = standbys(nursery)
     assert waiting.take(msgspec.structs.replace(DECODE, **other), tmp_path) is None
     assert len(waiting.processes) == 1
+
+
+def test_every_model_has_its_own(nursery: Nursery, tmp_path: Path) -> None:
+    other = msgspec.structs.replace(
+        DECODE, worker_id="decode-1", model=msgspec.structs.replace(MODEL, name="b")
+    )
+    waiting = standbys(nursery)
+    waiting.fill([DECODE, other])
+    assert len(nursery.begun) == 2
+    assert id(waiting.take(other, tmp_path)) == id(nursery.begun[1])
+    nursery.pass_time()
+    assert len(waiting.processes) == 2
 
 
 def test_one_that_ended_unseen_is_passed_over(nursery: Nursery, tmp_path: Path) -> None:
