@@ -240,6 +240,10 @@ def test_targets_that_nobody_set_are_always_held() -> None:
 def test_ranges_are_read() -> None:
     assert limits_of(["prefill=1..4,decode=2..8"]) == Limits(Range(1, 4), Range(2, 8), 12)
     assert limits_of(["prefill=1..4", "decode=1..8", "total=9"]).budget == 9
+    asleep = limits_of(["prefill=0..4,decode=0..8", "idle=60s"])
+    assert asleep == Limits(Range(0, 4), Range(0, 8), 12, 60.0)
+    assert asleep.may_sleep
+    assert not limits_of(["prefill=0..4,decode=1..8"]).may_sleep
 
 
 def test_targets_are_read() -> None:
@@ -252,7 +256,11 @@ def test_targets_are_read() -> None:
     [
         ("prefill=1..4", "says nothing of decode"),
         ("prefill=4..1,decode=1..2", "the lower one first"),
-        ("prefill=0..4,decode=1..2", "write 1 to"),
+        ("prefill=0..0,decode=0..0", "write 0 to"),
+        ("prefill=1..4,decode=0..2", "prefill must begin at 0, too"),
+        ("prefill=1..4,decode=1..2,idle=60", "no range begins at 0"),
+        ("prefill=0..4,decode=0..2,total=0", "must be 1 to"),
+        ("prefill=0..4,decode=0..2,idle=0", "is no range"),
         ("prefill=1..4,decode=1..2,total=1", "must be 2 to"),
         ("prefill=1..4,prefill=1..4,decode=1..2", "there twice"),
         ("prefill=1-4", "is no range"),
