@@ -7,7 +7,8 @@ A stream that did not ask is cancelled as soon as its client leaves: nobody comp
 reader for `RESUME_S`. Whoever names an event that it has gets everything after it, exactly; nobody sees another tenant's.
 
 What is too much is taken from the tenant that holds most: of number whole streams that nobody reads, and where there is none
-a new one is refused; of bytes those, too, or else beginnings, but never the event that came last.
+a new one is refused; of bytes those, too, or else beginnings, and then what readers have taken already. Only what a reader that is
+there still has to take may be beyond the bound, as a plain stream's would.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_STREAMS = 1024
 EVENT_BYTES = 100
 """What an event takes besides what it says."""
+READ_BYTES = 256 * 1024
+"""What a reader takes at once, unless one event is more."""
 FULL_RETRY_S = 5.0
 END = b"\n\n"
 
@@ -58,7 +61,7 @@ class KeptStream:
         self.first = 0
         self.events: list[bytes] = []
         self.num_bytes = 0
-        self.num_readers = 0
+        self.num_readers = self._num_waiting = 0
         self.is_over = self.is_cut = False
         self.error: Exception | None = None
         self.headers: Mapping[str, str] = {}
@@ -92,20 +95,38 @@ class KeptStream:
         self.num_bytes -= size
         return size
 
+    def drop_taken(self) -> int:
+        """Forget everything if every reader has taken it; returns how many bytes it took."""
+        if not self.num_readers or self._num_waiting < self.num_readers:
+            return 0
+        size, self.num_bytes = self.num_bytes, 0
+        self.first, self.events = self.end, []
+        return size
+
     def close(self) -> None:
         """Nothing more is said."""
         self.is_over = True
         self._wake()
 
     def _wake(self) -> None:
-        grown, self._grown = self._grown, asyncio.Event()
+        grown, self._grown, self._num_waiting = self._grown, asyncio.Event(), 0
         grown.set()
 
-    async def after(self, number: int, most: int = 64) -> list[bytes]:
-        """At most so many events from that number on, at least one unless there are no more. Raises StreamGone where they
-        are not kept any more, and what broke the answer before it began."""
+    async def _more(self) -> None:
+        """Who waits has taken everything."""
+        grown = self._grown
+        self._num_waiting += 1
+        try:
+            await grown.wait()
+        finally:
+            if grown is self._grown:  # it left instead
+                self._num_waiting -= 1
+
+    async def after(self, number: int, most_bytes: int = READ_BYTES) -> list[bytes]:
+        """Events from that number on, as many as so many bytes hold and at least one unless there are no more. Raises
+        StreamGone where they are not kept any more, and what broke the answer before it began."""
         while number >= self.end and not self.is_over:
-            await self._grown.wait()
+            await self._more()
         if self.error is not None:
             raise self.error
         if self.is_cut:
@@ -113,8 +134,11 @@ class KeptStream:
         if number < self.first:
             told = f"what stream {self.stream_id!r} said before event {self.first} is not kept any more"
             raise StreamGone(told, "Last-Event-ID")
-        start = number - self.first
-        return self.events[start : start + most]
+        start = stop = number - self.first
+        while stop < len(self.events) and (most_bytes > 0 or stop == start):
+            most_bytes -= len(self.events[stop])
+            stop += 1
+        return self.events[start:stop]
 
 
 def events_of(said: bytes) -> list[bytes]:
@@ -124,7 +148,7 @@ def events_of(said: bytes) -> list[bytes]:
 
 class KeptStreams:
     """Every resumable stream of one application, within bounds: at most `most_streams` that were admitted, and
-    `most_bytes`, which only the last events of streams may exceed."""
+    `most_bytes`, which only what readers still have to take may exceed."""
 
     def __init__(
         self,
@@ -280,7 +304,9 @@ class KeptStreams:
             if size := max(streams, key=lambda one: one.num_bytes).drop_first():
                 self.num_bytes -= size
                 return True
-        return False
+        taken = sum(one.drop_taken() for one in filled)
+        self.num_bytes -= taken
+        return taken > 0
 
     @staticmethod
     def _by_tenant(streams: Iterable[KeptStream]) -> dict[str, list[KeptStream]]:

@@ -155,6 +155,50 @@ async def test_one_event_beyond_all_bounds_is_kept_and_ends_nothing(app, service
     await reader.leave()
 
 
+async def test_what_every_reader_has_taken_goes_before_the_bound_is_exceeded(app, service):
+    """Many streams of which each has but one event left would be beyond it together."""
+    kept, readers = app.state.streams, []
+    kept._most_bytes = 10
+    for tenant in (*TENANTS, *TENANTS):
+        readers.append(await began(app, service, tenant, 2))
+        assert sum(len(one.events) for one in kept._kept.values()) == 1
+    assert kept.num_bytes == sum(one.num_bytes for one in kept._kept.values())
+    for reader in readers:
+        await reader.leave()
+
+
+async def test_what_one_reader_still_has_to_take_is_kept_for_it():
+    kept = KeptStream("s", "", numbered=True)
+    assert kept.drop_taken() == 0
+    kept.num_readers = 2
+    quick = asyncio.create_task(kept.after(1))
+    slow = asyncio.create_task(kept.after(0))
+    await asyncio.sleep(0)
+    kept.add([b"data: x"])
+    await slow
+    again = asyncio.create_task(kept.after(1))
+    await asyncio.sleep(0)
+    assert kept.drop_taken() > 0
+    quick.cancel()
+    await asyncio.wait([quick])
+    kept.add([b"data: y"])
+    assert kept.drop_taken() == 0
+    assert len(await again) == 1
+    leaving = asyncio.create_task(kept.after(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    kept.num_readers = 1
+    assert kept.drop_taken() == 0
+
+
+async def test_a_reader_takes_no_more_at_once_than_it_may():
+    kept = KeptStream("s", "", numbered=False)
+    kept.add([b"data: x" * 100] * 10)
+    sizes = [len(await kept.after(0, most)) for most in (1, 700, 703, 7000, 10**6)]
+    assert sizes == [1, 1, 2, 10, 10]
+
+
 async def test_a_failure_to_close_the_books_leaves_no_reader_waiting(app, service, monkeypatch):
     reader = await began(app, service, "k1")
 
