@@ -114,8 +114,8 @@ def read(path: Path, limit: int | None) -> list[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def served(url: str | None, *, random: bool) -> Iterator[httpx.Client]:
-    """A client of the server to try."""
+def served(url: str | None, *options: str, random: bool) -> Iterator[httpx.Client]:
+    """A client of the server to try, which has these options if it is started here."""
     if url is not None:
         with httpx.Client(base_url=url, timeout=300.0) as client:
             yield client
@@ -126,7 +126,7 @@ def served(url: str | None, *, random: bool) -> Iterator[httpx.Client]:
             from tests.e2e.random_model import write_random_model
 
             model = [str(write_random_model(Path(directory)))]
-        with Server(*model, "--pd", "1p1d", "--kv-cache-memory", "512MiB") as server:
+        with Server(*model, "--pd", "1p1d", "--kv-cache-memory", "512MiB", *options) as server:
             server.client.timeout = 300.0
             yield server.client
 
