@@ -44,7 +44,11 @@ OWN_PARSERS = {
     "autoscale": "show or change the SLO, ranges and mode of a running autoscaler",
     "init": "write the files to run Baton on a host or a cluster",
     "apply": "make a running server what its configuration file says",
+    "load": "bring a model into the memory of a running server",
+    "unload": "take a model out of it as soon as nobody uses it",
+    "ps": "show which models are in it, and when they go",
 }
+RESIDENTS = ("load", "unload", "ps")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -368,7 +372,8 @@ def run_own(name: str, arguments: list[str]) -> int:
     """A verb that has its own parser."""
     from importlib import import_module
 
-    return int(import_module(f"deploy.commands.{name}").main(arguments))
+    module, own = ("residents", [name, *arguments]) if name in RESIDENTS else (name, arguments)
+    return int(import_module(f"deploy.commands.{module}").main(own))
 
 
 def own_version() -> str:

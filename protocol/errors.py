@@ -9,6 +9,7 @@ BatonError
 ├── PoolConflict       409  the pools are in no state for what an operator asks
 ├── Overloaded         429  no room now; `retry_after_s` says when to come back
 │   ├── LimitReached   429  this key may not use more now
+│   ├── ModelUnavailable 503 the model cannot be loaded now; the message says why
 │   └── Draining       503  this server ends what it has and takes nothing new
 ├── LedgerUnavailable  503  what is used cannot be written down, and so nothing is served
 ├── RequestAborted     499  the client went away or an operator cancelled
@@ -130,6 +131,17 @@ class Draining(Overloaded):
 
     def __init__(self) -> None:
         super().__init__("this server is draining: it ends what it has and takes nothing new", 5.0)
+
+
+class ModelUnavailable(Overloaded):
+    """A model could not be brought into memory; it is tried again for a request after `retry_after_s`."""
+
+    http_status = 503
+    error_type = "ServiceUnavailableError"
+    code: str | None = "model_unavailable"
+
+    def __init__(self, model: str, reason: str, retry_after_s: float) -> None:
+        super().__init__(f"the model {model!r} cannot be loaded now: {reason}", retry_after_s)
 
 
 class LedgerUnavailable(BatonError):

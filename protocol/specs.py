@@ -66,7 +66,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several models. Its `key` begins the names of its workers."""
+    """One of several models. Its `key` begins the names of its workers. Where models come and go it needs `needed_bytes`, and
+    stays `keep_alive_s` without use, for ever if that is below zero."""
 
     key: str
     model: PreparedModel
@@ -78,13 +79,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_parser: str = "auto"
     tool_prompt: str = "auto"
     pooling: str = "none"
+    needed_bytes: int = 0
+    keep_alive_s: float = -1.0
 
 
 class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
     after `owner_silence_s` without a launcher it ends, and its workers with it; `checks_host` is for a server that
     neither keys nor an operator's word guard. `others` are models beside `model`, whose workers' names begin with `key`
-    then."""
+    then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once."""
 
     model: PreparedModel
     control: str
@@ -132,6 +135,10 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     key: str = ""
     others: tuple[ModelSpec, ...] = ()
+    needed_bytes: int = 0
+    model_keep_alive_s: float = -1.0
+    memory_budget_bytes: int | None = None
+    max_loaded_models: int | None = None
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
@@ -147,5 +154,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
             reasoning_parser=self.reasoning_parser,
             tool_prompt=self.tool_prompt,
             pooling=self.pooling,
+            needed_bytes=self.needed_bytes,
+            keep_alive_s=self.model_keep_alive_s,
         )
         return (first, *self.others)

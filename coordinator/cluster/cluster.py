@@ -8,6 +8,7 @@ Books (registry, pools, ledger) are read by all; ProbeBook, Scaler and Autoscale
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,27 @@ class Cluster:
         """See service_api.Service."""
         self.readiness.drain()
         return {"draining": True, "live": len(self.requests)}
+
+    def load(self, wanted: Mapping[Role, int]) -> None:
+        """Start the workers of a model that has none; raises NoLauncher."""
+        self.scaler.fill(wanted)
+
+    def unload(self) -> None:
+        """End all workers. Nobody may use them."""
+        self.scaler.empty()
+
+    def has(self, wanted: Mapping[Role, int]) -> bool:
+        """Whether that many of each role are ready."""
+        have = Counter(worker.role for worker in self.books.ready())
+        return all(have[role] >= count for role, count in wanted.items())
+
+    def is_empty(self) -> bool:
+        """Whether no worker is here, and none is to come."""
+        return not len(self.books.registry) and not any(True for _ in self.books.pools)
+
+    def is_coming(self) -> bool:
+        """Whether some worker is here to stay, or to come."""
+        return any(not slot.leaving for slot in self.books.pools)
 
     def cluster(self) -> dict[str, Any]:
         """State of the pools, for `GET /cluster` and the metrics."""

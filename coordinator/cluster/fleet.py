@@ -57,15 +57,20 @@ class Member:
 
 
 class Fleet:
-    """All models of one coordinator; of one alone it says what that says. Operators see it as one Service."""
+    """All models of one coordinator; of one alone it says what that says. Operators see it as one Service. Where models come
+    and go, `state_of` says of each how it is, and none need be here to serve."""
 
     def __init__(
-        self, members: Sequence[Member], send: Callable[[bytes, CoordinatorMessage], bool]
+        self,
+        members: Sequence[Member],
+        send: Callable[[bytes, CoordinatorMessage], bool],
+        state_of: Callable[[str], dict[str, Any]] | None = None,
     ) -> None:
         self.members = tuple(members)
         self._by_key = {member.key: member for member in members}
         assert len(self._by_key) == len(self.members), "keys must differ"
         self._send = send
+        self._state_of = state_of
         self._were_ready = False
 
     def __iter__(self) -> Iterator[WorkerRecord]:
@@ -153,6 +158,8 @@ class Fleet:
 
     def is_ready(self) -> bool:
         """Whether all were once and one is: a model in trouble does not take the others from their clients."""
+        if self._state_of is not None:
+            return not any(cluster.readiness.is_draining for cluster in self.clusters)
         ready = [cluster.is_ready() for cluster in self.clusters]
         self._were_ready = self._were_ready or all(ready)
         return self._were_ready and any(ready)
@@ -162,6 +169,9 @@ class Fleet:
         if len(self.members) == 1:
             return self.first.cluster()
         views = {member.name: member.cluster.cluster() for member in self.members}
+        if self._state_of is not None:
+            for name, view in views.items():
+                view["residency"] = self._state_of(name)
         return merged_views(views) | {"ready": self.is_ready()}
 
     async def audit(self) -> dict[str, Any]:

@@ -44,10 +44,11 @@ def merged_views(views: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def added(values: list[Any]) -> Any:
-    """Numbers, or lists and objects of them, added place by place."""
+    """Numbers, or lists and objects of them, added place by place; what only some have is theirs."""
     first = values[0]
     if isinstance(first, dict):
-        return {key: added([value[key] for value in values]) for key in first}
+        keys = dict.fromkeys(key for value in values for key in value)
+        return {key: added([value[key] for value in values if key in value]) for key in keys}
     if isinstance(first, list):
         return [added(list(column)) for column in zip(*values, strict=True)]
     return sum(values)

@@ -98,6 +98,23 @@ class Scaler:
         self._on_change()
         return {"target": by_name(self._pools.target), "started": started, "drained": drained}
 
+    def fill(self, wanted: Mapping[Role, int]) -> None:
+        """Start that many workers in pools that have none, all or none; raises NoLauncher."""
+        self._need_launcher()
+        self._pools.scaled_anew()
+        self._start(wanted, all_or_none=True)
+        self._on_change()
+
+    def empty(self) -> None:
+        """Every worker goes, at once: nothing that anybody waits for is there."""
+        now_s = self._clock.now_s()
+        for slot in self._pools:
+            slot.leave()
+            self._liveness.lose(slot.worker_id, "its model is unloaded", Loss.SILENT)
+            self._registry.forget(slot.worker_id)
+            slot.due_at_once()
+            self._stop(slot, now_s)
+
     def drain(self, worker_id: str, within_s: float | None = None) -> dict[str, Any]:
         """Take a worker out of its pool for good: no new work, and it leaves when it has none; at the latest in
         `within_s`, counted from now also where it is leaving already. What is not over or handed on by then goes on

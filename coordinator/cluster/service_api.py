@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from coordinator.cluster.timeline import Timeline
     from protocol.errors import BatonError
@@ -95,6 +95,27 @@ class Service(Protocol):
 
     async def audit(self) -> dict[str, Any]:
         """`GET /cluster/audit`: every worker's account and the coordinator's own, with `balanced`."""
+        ...
+
+
+class ModelControl(Protocol):
+    """Models that come and go, as the edge sees them; all by the name that answers give them."""
+
+    async def enter(self, name: str, keep_alive_s: float | None = None) -> Callable[[], None]:
+        """Wait until the model is in memory; the returned call ends the use. `keep_alive_s` below zero is for ever, None
+        says nothing. Raises Overloaded, or ModelUnavailable."""
+        ...
+
+    async def load(self, name: str, keep_alive_s: float | None = None) -> None:
+        """Bring it in, and wait for that."""
+        ...
+
+    def unload(self, name: str) -> None:
+        """Take it out as soon as nobody uses it."""
+        ...
+
+    def view(self, name: str) -> dict[str, Any]:
+        """Its state, and when it goes."""
         ...
 
 

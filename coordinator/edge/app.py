@@ -36,6 +36,7 @@ from coordinator.edge.operations.routes_deployments import DeploymentRoutes
 from coordinator.edge.operations.routes_keys import KeyRoutes
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
+from coordinator.edge.operations.routes_residents import ResidentRoutes
 from coordinator.edge.operations.routes_ui import UiRoutes
 from coordinator.edge.operations.routes_usage import UsageRoutes
 from coordinator.edge.telemetry.http_metrics import HttpMetrics
@@ -50,7 +51,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.accounts.accounts import Accounts
-    from coordinator.cluster.service_api import AutoscaleControl, PoolControl, Service
+    from coordinator.cluster.service_api import (
+        AutoscaleControl,
+        ModelControl,
+        PoolControl,
+        Service,
+    )
     from coordinator.edge.answers.edge import Api, Groups
     from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.apis.registry import ApiFactory
@@ -95,6 +101,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     pools_of: Callable[[str], PoolControl] | None = None,
     others: Sequence[Offer] = (),
     operated: Service | None = None,
+    residents: ModelControl | None = None,
 ) -> FastAPI:
     """The application over `service`. Raises ConfigError for files that cannot be used.
 
@@ -106,12 +113,13 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a
     database; whoever made them ends them. `router` names groups of deployments that answer beside the model, or in its place.
     `others` are models beside `model`, `pools_of` has each one's pools, and `operated` is what operators see then: all of them together.
+    `residents` has models that come and go.
     """
     clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
     word = (chat_template, allow_special_tokens_in_content, sampling_defaults)
     first = Offer(model, service, *word, parsers or Parsers(), grammars)
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
-    shared = Shared(limits or EdgeLimits(), clock, SideWork(), traces)
+    shared = Shared(limits or EdgeLimits(), clock, SideWork(), traces, residents)
     edge = _make_edge([first, *others], KeyGuard(keys, Scope.INFERENCE), metrics, shared)
     edge, whole = replace(edge, groups=_groups(router, edge, clock)), operated or service
     app = _make_app(root_path, metrics, edge)
@@ -153,6 +161,8 @@ def _operated(
     pools, pools_of, policy = scaling
     if pools is not None:
         yield Scope.ADMIN, PoolRoutes(pools, edge.bodies, pools_of).router()
+    if edge.residents is not None:
+        yield Scope.ADMIN, ResidentRoutes(edge, edge.residents).router()
     if edge.groups is not None:
         yield Scope.ADMIN, DeploymentRoutes(edge.groups.view).router()
     if policy is not None:
@@ -261,4 +271,5 @@ def _make_edge(
         side=shared.side,
         bodies=BodyReader(shared.limits, shared.side),
         streams=KeptStreams(metrics, shared.side),
+        residents=shared.residents,
     )

@@ -95,7 +95,7 @@ def show_warnings(console: Console, warnings: Sequence[str]) -> None:
 
 def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: float) -> None:
     """URLs, model, pools, transport, backend, capacity, and a line to paste."""
-    spec, first = plan.coordinator, plan.workers[0]
+    spec = plan.coordinator
     scheme = "http" if spec.ssl_certfile is None else "https"
     url = f"{scheme}://{_reachable(spec.host)}:{spec.port}"
     table = Table.grid(padding=(0, 2))
@@ -105,9 +105,13 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
         names = ", ".join(own.model.served_names)
         table.add_row("model", f"{names} · {own.model.dtype}")
         mine = [worker for worker in plan.workers if key_of(worker.worker_id) == own.key]
-        table.add_row("pools", _pools(mine))
-    table.add_row("transport", news.get("transport", _transport(plan)))
-    table.add_row("backend", news.get("backend", first.backend))
+        if mine:
+            table.add_row("pools", _pools(mine))
+    if plan.workers:
+        table.add_row("transport", news.get("transport", _transport(plan)))
+        table.add_row("backend", news.get("backend", plan.workers[0].backend))
+    else:
+        table.add_row("memory", "models are loaded when they are asked for")
     if "launcher" in news:
         table.add_row("launcher", news["launcher"])
         table.add_row("nodes", news["nodes"])

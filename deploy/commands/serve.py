@@ -48,7 +48,8 @@ def serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float) -> int
 def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, console: Console) -> int:
     config, host = configs[0], Host.here()
     device = device_of(config, host)  # fail before a download rather than after it
-    if len(configs) > 1:
+    is_fleet = len(configs) > 1 or config.on_demand
+    if is_fleet:
         device = "cpu"
     elif device == "cpu" and config.launcher != "ray":
         pool_bytes(config, host)
@@ -78,11 +79,11 @@ def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, conso
             plan = make_plan(config, model, host, directory, port, is_spread=is_spread)
             launcher = RayLauncher(plan, choice, clock, ChildLines(console))
         else:
-            if len(configs) > 1:
+            if is_fleet:
                 plan = make_fleet_plan(configs, models, host, directory, port, make_plan)
             else:
                 plan = make_plan(config, model, host, directory, port)
-            if device == "cpu":
+            if device == "cpu" and not config.on_demand:  # who goes leaves no copy behind
                 plan = sharing(plan, host)
             launcher = Launcher(
                 plan, directory, clock, ChildLines(console), config.shutdown_timeout

@@ -35,6 +35,7 @@ OWN = (
     "kv-cache-memory",
     "max-num-seqs",
     "max-num-batched-tokens",
+    "keep-alive",
 )
 """Options that a model of several may have for itself; the others are everybody's."""
 SHARED_NAMES = ("served_model_name", "chat_template", "max_model_len")

@@ -68,6 +68,9 @@ class ServeConfig:
     autoscale: tuple[str, ...]
     autoscale_dry_run: bool
     slo: tuple[str, ...]
+    max_loaded_models: int | None
+    memory_budget: int | None
+    keep_alive: float
     max_queued_requests: int
     max_first_token_wait: float
     api_key: tuple[str, ...]
@@ -97,6 +100,11 @@ class ServeConfig:
     root_path: str
     log_level: str
     shutdown_timeout: float
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether models come and go."""
+        return self.max_loaded_models is not None or self.memory_budget is not None
 
     @property
     def pools(self) -> Pools:
@@ -173,6 +181,7 @@ def _configs_of(
                 name = field.replace("_", "-")
                 told = f"--{name}: there are several models; say it of one of them, under `models:`"
                 raise ConfigError(told)
+    if len(own_values) > 1 or shared.on_demand:
         _check_fleet(shared)
     return tuple(replace(shared, **own) for own in own_values)
 
@@ -362,6 +371,8 @@ def _unset(name: str) -> str:
         "autoscale": "the pools stay as they are",
         "ssl-certfile": "plain HTTP",
         "forwarded-allow-ips": "nobody's X-Forwarded headers count",
+        "max-loaded-models": "all stay",
+        "memory-budget": "all stay; with max-loaded-models 80 % of what is available",
         "keys-db": "no keys but those of --api-key, and no ledger",
     }.get(name, "none")
 

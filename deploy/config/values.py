@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from deploy.config.spelling import did_you_mean
+from protocol.errors import InvalidRequest
+from protocol.keep_alive import parse_keep_alive
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -72,6 +74,14 @@ def seconds(value: str) -> float:
     if not math.isfinite(number) or not 0 < number <= 86400:
         raise ValueError(f"{value} is outside 0…86400 seconds")
     return number
+
+
+def keep_alive(value: str) -> float:
+    """Seconds without use: `5m`, `300`, `0`; negative is for ever."""
+    try:
+        return parse_keep_alive(value, "it") or 0.0
+    except InvalidRequest as error:
+        raise ValueError(str(error)) from None
 
 
 def cpus(value: str) -> float:

@@ -48,21 +48,44 @@ def make_fleet_plan(
         config if config.kv_cache_memory is not None else replace(config, kv_cache_memory=kv_bytes)
         for config in configs
     ]
-    check_all_fit(sized, models, host.available_bytes)
+    if configs[0].on_demand:
+        check_each_fits(sized, models, budget_of(configs[0], host))
+    else:
+        check_all_fit(sized, models, host.available_bytes)
     shares = share_cores(configs[0].cpu_affinity, num_workers, host.cores, host.quota)
     plans = []
     keys = keys_of([model.served_names[0] for model in models])
     for config, model, key in zip(sized, models, keys, strict=True):
         own, shares = shares[: config.pools.total], shares[config.pools.total :]
-        plans.append(make_plan(config, model, host, run_directory, port, key=key, shares=own))
-    return joined(plans)
+        plan = make_plan(config, model, host, run_directory, port, key=key, shares=own)
+        plans.append(_residing(plan, config, needed_bytes(config, model)))
+    return joined(plans, configs[0], host)
 
 
-def joined(plans: Sequence[Plan]) -> Plan:
+def _residing(plan: Plan, config: ServeConfig, needed: int) -> Plan:
+    coordinator = msgspec.structs.replace(
+        plan.coordinator, needed_bytes=needed, model_keep_alive_s=config.keep_alive
+    )
+    return Plan(coordinator, plan.workers, plan.standby_workers)
+
+
+def budget_of(config: ServeConfig, host: Host) -> int:
+    """What all models in memory may take."""
+    if config.memory_budget is not None:
+        return config.memory_budget
+    return int(host.available_bytes * KV_LIMIT)
+
+
+def joined(plans: Sequence[Plan], config: ServeConfig, host: Host) -> Plan:
     """The first plan's coordinator, who serves the models of all, and everybody's workers."""
     first, *others = plans
     more = tuple(plan.coordinator.models[0] for plan in others)
-    coordinator = msgspec.structs.replace(first.coordinator, others=more)
+    coordinator = msgspec.structs.replace(
+        first.coordinator,
+        others=more,
+        memory_budget_bytes=budget_of(config, host) if config.on_demand else None,
+        max_loaded_models=config.max_loaded_models,
+    )
     workers = tuple(worker for plan in plans for worker in plan.workers)
     return Plan(coordinator, workers, first.standby_workers)
 
@@ -72,6 +95,19 @@ def needed_bytes(config: ServeConfig, model: PreparedModel) -> int:
     assert config.kv_cache_memory is not None, "sized before"
     weights = Path(model.directory, WEIGHTS_NAME).stat().st_size
     return weights + config.pools.total * (config.kv_cache_memory + PROCESS_BYTES)
+
+
+def check_each_fits(
+    configs: Sequence[ServeConfig], models: Sequence[PreparedModel], budget: int
+) -> None:
+    """Raise ConfigError for a model that could never be loaded."""
+    for config, model in zip(configs, models, strict=True):
+        needed = needed_bytes(config, model)
+        if needed > budget:
+            raise ConfigError(
+                f"--memory-budget: {model.served_names[0]} needs {format_bytes(needed)} (weights, KV pools and processes), "
+                f"more than the {format_bytes(budget)} that models may take; give a smaller --kv-cache-memory or a larger budget"
+            )
 
 
 def check_all_fit(

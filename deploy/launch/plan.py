@@ -61,11 +61,16 @@ class Host:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the launcher starts."""
+    """Everything the launcher starts, now or later."""
 
     coordinator: CoordinatorSpec
     workers: tuple[WorkerSpec, ...]
     standby_workers: int = 0
+
+    @property
+    def first_workers(self) -> tuple[WorkerSpec, ...]:
+        """What is started at first: none where models come when they are asked for."""
+        return self.workers if self.coordinator.memory_budget_bytes is None else ()
 
     def sharing(self, weights_fd: int | None, key: str = "") -> Plan:
         """The same plan with a memfd for the weights that all workers of a model inherit."""

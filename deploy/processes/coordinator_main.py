@@ -21,6 +21,8 @@ import uvloop
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
 from coordinator.cluster.fleet import Fleet, FleetPools, Member
+from coordinator.cluster.residency import Residency, Resident
+from coordinator.cluster.residents import Residents
 from coordinator.edge.app import Offer, Parsers, SamplingDefaults, ServedModel, Sites, create_app
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
@@ -33,11 +35,14 @@ from deploy.processes.owner_watch import OwnerWatch
 from engine.checkpoints import embedded
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
+from protocol.periodic import Periodic
 from protocol.randomness import seeds_of
 from protocol.sampling import Pooling
 from protocol.specs import CoordinatorSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import uvicorn
 
     from coordinator.accounts.accounts import Accounts
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
     from protocol.specs import ModelSpec, PreparedModel
 
 log = logging.getLogger(__name__)
+LISTENS_EVERY_S = 0.05
 
 
 class CoordinatorProcess:
@@ -62,7 +68,11 @@ class CoordinatorProcess:
             Member(model.key, self._make_cluster(model), model.model.weights_hash)
             for model in spec.models
         ]
-        self.fleet = Fleet(members, self.control.send)
+        self.residents = self._make_residents(members)
+        state_of = None if self.residents is None else self.residents.view
+        self.fleet = Fleet(members, self.control.send, state_of)
+        self._news_of_start = Periodic("saying that it listens", LISTENS_EVERY_S, self._listens)
+        self._server: uvicorn.Server | None = None
         self.owner = OwnerWatch(
             spec.owner_silence_s, self.fleet, self.fleet.first.outgoing, self.clock
         )
@@ -71,12 +81,38 @@ class CoordinatorProcess:
         self.tls = self._open_tls()
         self.grammars = [_grammars_of(model.model) for model in spec.models]
 
+    def _make_residents(self, members: Sequence[Member]) -> Residents | None:
+        """None where models stay."""
+        spec = self.spec
+        if spec.memory_budget_bytes is None:
+            return None
+        residents = [
+            Resident(
+                model.model.served_names[0],
+                model.needed_bytes,
+                None if model.keep_alive_s < 0 else model.keep_alive_s,
+            )
+            for model in spec.models
+        ]
+        residency = Residency(
+            residents, spec.memory_budget_bytes, spec.max_loaded_models, spec.max_queued_requests
+        )
+        clusters = {member.name: member.cluster for member in members}
+        shapes = {model.model.served_names[0]: model.expected for model in spec.models}
+        return Residents(residency, clusters, shapes, self.clock)
+
+    def _listens(self) -> None:
+        """Where no worker need be there, it serves once it listens."""
+        if self._server is not None and self._server.started:
+            self._tell_ready()
+            self._news_of_start.close()
+
     def _make_cluster(self, model: ModelSpec) -> Cluster:
         spec = self.spec
         settings = ClusterSettings(
             model_name=model.model.served_names[0],
             block_size=model.block_size,
-            expected=model.expected,
+            expected=model.expected if spec.memory_budget_bytes is None else {},
             max_queued_requests=spec.max_queued_requests,
             max_first_token_s=spec.max_first_token_s,
             local_prefill=spec.local_prefill,
@@ -152,7 +188,10 @@ class CoordinatorProcess:
         """Until SIGTERM or SIGINT."""
         self.control.start()
         self.fleet.start()
-        server = self._make_server()
+        server = self._server = self._make_server()
+        if self.residents is not None:
+            self.residents.start()
+            self._news_of_start.start()
         self.owner.start(lambda: self._stop(server))
         loop = asyncio.get_running_loop()
         if self.accounts is not None:
@@ -171,6 +210,9 @@ class CoordinatorProcess:
             if self.accounts is not None:
                 await self.accounts.close()
             self.owner.close()
+            if self.residents is not None:
+                self.residents.close()
+            self._news_of_start.close()
             self.fleet.close()
             self.control.close()
             for grammars in self.grammars:
@@ -228,6 +270,7 @@ class CoordinatorProcess:
             traces=self.traces,
             pools=fleet.first.scaler if is_alone else FleetPools(fleet),
             pools_of=fleet.pools_of,
+            residents=self.residents,
             policy=fleet.first.policy if is_alone else None,
             parsers=first.parsers,
             grammars=first.grammars,

@@ -108,6 +108,7 @@ class AnswerRequest:
     prompt_scores: Sequence[PromptScores] = ()
     conversation: Conversation | None = None
     keeps_thoughts: bool = False
+    keep_alive_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

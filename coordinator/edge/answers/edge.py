@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from coordinator.accounts.booking import Booking
+    from coordinator.cluster.service_api import ModelControl
     from coordinator.edge.answers.answer import AnswerRequest, Dialect
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.answers.run import Run
@@ -86,6 +87,7 @@ class Edge:
     bodies: BodyReader
     streams: KeptStreams
     groups: Groups | None = None
+    residents: ModelControl | None = None
 
     @property
     def own_names(self) -> tuple[str, ...]:
@@ -208,7 +210,9 @@ class Edge:
             constraint_field=asked.wishes.constraint_field,
             marks={} if make_parts is None else own.formats.marks,
         )
-        return GenerationRun(generations, text, facts, own.context, make_parts, booking)
+        return GenerationRun(
+            generations, text, facts, own.context, make_parts, booking, asked.keep_alive_s
+        )
 
     def _facts(self, request: Request, asked: AnswerRequest) -> RequestFacts:
         return RequestFacts(

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from coordinator.accounts.booking import Booking
-    from coordinator.cluster.service_api import Generation, Service, StreamEvent, TokenStream
+    from coordinator.cluster.service_api import (
+        Generation,
+        ModelControl,
+        Service,
+        StreamEvent,
+        TokenStream,
+    )
     from coordinator.edge.answers.answer import Delta
     from coordinator.edge.answers.answer_parts import PartReader
     from coordinator.edge.telemetry.metrics import EdgeMetrics
@@ -44,6 +50,7 @@ class RunContext:
     metrics: EdgeMetrics
     clock: Clock
     traces: TraceSink | None = None
+    models: ModelControl | None = None
 
 
 class MergedEvents:
@@ -99,7 +106,7 @@ def error_kind(error: BaseException) -> str:
 class GenerationRun:
     """Submits every choice of a request and turns their events into text, until all have ended."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a request, and what it is answered with
         self,
         generations: Sequence[Generation],
         options: TextOptions,
@@ -107,6 +114,7 @@ class GenerationRun:
         context: RunContext,
         make_parts: Callable[[], PartReader] | None = None,
         booking: Booking | None = None,
+        keep_alive_s: float | None = None,
     ) -> None:
         self.generations = generations
         self.facts = facts
@@ -117,6 +125,8 @@ class GenerationRun:
         self._num_embedded = 0
         self._context = context
         self._sink = context.traces
+        self._keep_alive_s = keep_alive_s
+        self._leave_model: Callable[[], None] | None = None
         self._is_admitted = False
         self._streams: list[TokenStream] = []
         self._events: MergedEvents | None = None
@@ -153,17 +163,37 @@ class GenerationRun:
         return self._num_open == 0 and self._scores.is_empty
 
     def submit(self) -> None:
-        """Admit all choices or none; raises what the service raises."""
+        """Admit all choices or none; raises what the service raises. Where models come and go it waits for its own with its
+        first delta."""
         try:
             if self.booking is not None:
                 self._reserve(self.booking)
-            self._streams = list(self._context.service.submit_all(self.generations))
+            if self._context.models is None:
+                self._begin()
         except BaseException as error:
-            if self.booking is not None:
-                self.booking.refuse()
-            self.error = error_kind(error)
-            self.close("the request was refused")
+            self._refused(error)
             raise
+
+    def _refused(self, error: BaseException) -> None:
+        if self.booking is not None:
+            self.booking.refuse()
+        self.error = self.error or error_kind(error)
+        self.close("the request was refused")
+
+    async def _arrive(self, models: ModelControl) -> None:
+        """Its model is in memory, as long as it uses it."""
+        try:
+            name = self.facts.response_model
+            self._leave_model = await models.enter(name, self._keep_alive_s)
+            self._begin()
+        except asyncio.CancelledError:
+            raise  # its client left: whoever closes it says so
+        except BaseException as error:
+            self._refused(error)
+            raise
+
+    def _begin(self) -> None:
+        self._streams = list(self._context.service.submit_all(self.generations))
         self._events = MergedEvents(self._streams)
         self._is_admitted = True
         for stream, meter in zip(self._streams, self._meters, strict=True):
@@ -187,6 +217,8 @@ class GenerationRun:
 
     async def next_delta(self) -> Delta:
         """The next delta of any choice, until all have ended; raises a choice's error."""
+        if self._events is None and self._context.models is not None:
+            await self._arrive(self._context.models)
         assert self._events is not None, "submit first"
         assert not self.is_over, "every choice has ended"
         while True:
@@ -292,6 +324,9 @@ class GenerationRun:
         self._streams = []
         if self._events is not None:
             self._events.close()
+        if self._leave_model is not None:
+            self._leave_model()
+            self._leave_model = None
         if self.error is None and not self.is_over:  # the task was cancelled: the server stops
             self.error = InternalError.error_type
         failure = FinishReason.ABORT if isinstance(self.error, Departure) else FinishReason.ERROR

@@ -21,7 +21,7 @@ from protocol.randomness import random_seed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from coordinator.cluster.service_api import Service
+    from coordinator.cluster.service_api import ModelControl, Service
     from coordinator.edge.answers.answer_parts import AnswerFormats
     from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.http.limits import EdgeLimits
@@ -73,6 +73,7 @@ class Shared:
     clock: Clock
     side: SideWork
     traces: TraceSink | None = None
+    residents: ModelControl | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,9 @@ def make_served(offer: Offer, metrics: EdgeMetrics, shared: Shared) -> Served:
     defaults = offer.sampling_defaults or own
     return Served(
         model=model,
-        context=RunContext(offer.service, tokenizer, metrics, shared.clock, shared.traces),
+        context=RunContext(
+            offer.service, tokenizer, metrics, shared.clock, shared.traces, shared.residents
+        ),
         reader=reader,
         rules=ModelRules(defaults, vocabulary, model.max_model_len, limits.request_deadline_s),
         vocabulary=vocabulary,

@@ -95,7 +95,7 @@ class Launcher:
             loop.add_signal_handler(number, self._on_signal)
         self._link = ControlLink(self.plan.coordinator.control, self._foreman.on_order)
         try:
-            specs: list[Spec] = [self.plan.coordinator, *self.plan.workers]
+            specs: list[Spec] = [self.plan.coordinator, *self.plan.first_workers]
             for spec in specs:
                 self.start(self.roster.add(spec))
             self._hellos.start()

@@ -29,7 +29,9 @@ from coordinator.edge.http.bodies import (
     json_response,
     parse_object,
 )
+from protocol.clock import wall_time_s
 from protocol.ids import new_request_id
+from protocol.keep_alive import parse_keep_alive
 
 if TYPE_CHECKING:
     from coordinator.edge.answers.answer import SamplingWishes
@@ -88,7 +90,7 @@ class AnswerRoutes:
             called(asked, model), edge.of(model).context.tokenizer, logprobs=bool(asked.logprobs)
         )
         if not asked.messages:
-            return loaded(dialect, called(asked, model))
+            return await self._loaded(dialect, asked, model)
         edge.begin(principal, model)
         wishes = wishes_of(asked)
         prompts = await edge.prompts_of(model, conversation)
@@ -108,7 +110,7 @@ class AnswerRoutes:
             called(asked, model), edge.of(model).context.tokenizer, logprobs=bool(asked.logprobs)
         )
         if not asked.prompt:
-            return loaded(dialect, called(asked, model))
+            return await self._loaded(dialect, asked, model)
         edge.begin(principal, model)
         wishes = wishes_of(asked)
         if asked.raw:
@@ -142,7 +144,21 @@ class AnswerRoutes:
             tools=tools,
             has_parts=is_chat or not getattr(asked, "raw", None),
             wants_timings=True,
+            keep_alive_s=parse_keep_alive(asked.keep_alive, "keep_alive"),
         )
+
+    async def _loaded(self, dialect: OllamaDialect, asked: AnswerBody, model: str) -> Response:
+        """Bring the model in, or with a `keep_alive` of 0 send it away."""
+        keep_alive_s, residents = (
+            parse_keep_alive(asked.keep_alive, "keep_alive"),
+            self._edge.residents,
+        )
+        name = self._edge.of(model).model.name
+        if residents is not None and keep_alive_s == 0:
+            residents.unload(name)
+        elif residents is not None and self._edge.group_of(model) is None:
+            await residents.load(name, keep_alive_s)
+        return loaded(dialect, called(asked, model), "unload" if keep_alive_s == 0 else "load")
 
 
 def meant(edge: Edge, principal: Principal, asked: AnswerBody | ModelRequest) -> str:
@@ -156,11 +172,11 @@ def called(asked: AnswerBody, model: str) -> str:
     return asked.model or asked.name or model
 
 
-def loaded(dialect: OllamaDialect, name: str) -> Response:
-    """Models are loaded before a server takes requests: there is nothing to wait for."""
+def loaded(dialect: OllamaDialect, name: str, reason: str) -> Response:
+    """Nothing was asked but that."""
     told = dialect.words("", "", [])
     head = {"model": name, "created_at": now_told()}
-    return json_response(head | told | {"done": True, "done_reason": "load"})
+    return json_response(head | told | {"done": True, "done_reason": reason})
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +222,7 @@ class ModelRoutes:
             return json_response({"models": self._cards(principal)})
 
         async def ps(principal: Principal = who) -> Response:
-            """The same: what is served is loaded, and stays."""
+            """Those that are in memory, and when they go."""
             return self.ps(principal)
 
         async def show(request: Request, principal: Principal = who) -> Response:
@@ -230,12 +246,15 @@ class ModelRoutes:
         return router
 
     def ps(self, principal: Principal) -> Response:
-        """The cards of models that stay."""
+        """The cards of models that are in memory."""
         cards = []
         for name in self._edge.names_for(principal):
-            length = self._edge.of(name).model.max_model_len
-            loaded = {"expires_at": NEVER, "size_vram": 0, "context_length": length}
-            card = self._card(name) | loaded
+            model = self._edge.of(name).model
+            expires_at = self._expires_at(model.name)
+            if expires_at is None:
+                continue
+            told = {"size_vram": 0, "context_length": model.max_model_len}
+            card = self._card(name) | told | {"expires_at": expires_at}
             del card["modified_at"]
             cards.append(card)
         return json_response({"models": cards})
@@ -292,6 +311,19 @@ class ModelRoutes:
             "digest": files.digest,
             "details": _details(model.config),
         }
+
+    def _expires_at(self, name: str) -> str | None:
+        """When it goes unless it is used; None for one that is not here."""
+        if self._edge.residents is None:
+            return NEVER
+        view = self._edge.residents.view(name)
+        if view["state"] != "loaded":
+            return None
+        if view["expires_in_s"] is None:
+            return NEVER
+        in_s = view["keep_alive_s"] if view["users"] else view["expires_in_s"]
+        at = datetime.fromtimestamp(wall_time_s() + in_s, UTC)
+        return at.isoformat().replace("+00:00", "Z")
 
     def _modified(self) -> str:
         created = datetime.fromtimestamp(self._edge.created, UTC)

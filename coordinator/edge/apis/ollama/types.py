@@ -1,7 +1,7 @@
 """What Ollama's clients may send. Owns the pydantic models behind `/openapi.json`; no meaning beyond types and ranges.
 
 Unknown fields and options are accepted and ignored: those that say how Ollama's own engine loads a model (`num_ctx`, `num_gpu` …)
-and `keep_alive`: models stay. Samplers that there are not here are refused, unless their value asks for nothing.
+and `keep_alive` where models stay. Samplers that there are not here are refused, unless their value asks for nothing.
 """
 
 from __future__ import annotations

@@ -109,7 +109,11 @@ class TextRoutes:
 
     def _card(self, name: str) -> dict[str, Any]:
         model = self._edge.of(name).model
-        return {
+        residents = self._edge.residents
+        state = (
+            {} if residents is None else {"status": {"value": residents.view(model.name)["state"]}}
+        )
+        return state | {
             "id": name,
             "object": "model",
             "created": self._edge.created,

@@ -1,0 +1,268 @@
+"""Which of several models are in memory, who waits for one, and who goes to make room. Pure: told of time, starts nothing.
+
+    OUT ──Load──► LOADING ──loaded──► IN ──Unload──► LEAVING ──gone──► OUT
+                     └──failed──► OUT, and not again before a while
+
+Requests stand in one line. One whose model is in goes at once; the first whose model is out gets the memory next, so that
+nobody who came later and needs memory is served before. What does not fit sends models away that nobody uses, the least
+recently used first, and only where that makes enough room. One that is used never goes; but once the first in line has
+waited for `PATIENCE_S`, the least recently loaded of those take nothing new, until it has what it needs.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from protocol.errors import ModelUnavailable, Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from protocol.errors import BatonError
+
+PATIENCE_S = 10.0
+MAX_BACKOFF_S = 60.0
+KEEP_ALIVE_S = 300.0
+"""Ollama's default."""
+MAX_HELD = 512
+
+
+class Presence(enum.Enum):
+    """Where a model is."""
+
+    OUT = "unloaded"
+    LOADING = "loading"
+    IN = "loaded"
+    LEAVING = "unloading"
+
+
+@dataclass(eq=False, slots=True)
+class Resident:
+    """One model. `keep_alive_s` is how long it stays without use, None for ever. `is_sent_away`: by an operator, as soon as
+    nobody uses it."""
+
+    name: str
+    needed_bytes: int
+    keep_alive_s: float | None = KEEP_ALIVE_S
+    presence: Presence = Presence.OUT
+    num_users: int = 0
+    used_s: float = 0.0
+    loaded_s: float = 0.0
+    is_sent_away: bool = False
+    failures: int = 0
+    failed_because: str = ""
+    again_s: float = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """In memory, and nobody uses it."""
+        return self.presence is Presence.IN and not self.num_users
+
+    @property
+    def expires_s(self) -> float | None:
+        """When it goes if nobody uses it; None for never."""
+        return None if self.keep_alive_s is None else self.used_s + self.keep_alive_s
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether it was not used for as long as it may stay."""
+        return self.expires_s is not None and now_s >= self.expires_s
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request's place in the line, and then its use of the model. `keep_alive_s` is its client's word, if `has_word`."""
+
+    model: str
+    came_s: float
+    keep_alive_s: float | None = None
+    has_word: bool = False
+    is_admitted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Bring it in; `loaded` or `failed` when that is over."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Take it out; nobody uses it. `gone` when its memory is free."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """It is its turn, and its model is in."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """It will not get its model."""
+
+    ticket: Ticket
+    error: BatonError
+
+
+Action = Load | Unload | Admit | Fail
+
+
+class Residency:
+    """Invariant: what is not OUT needs at most `budget_bytes`, and is at most `max_loaded` models."""
+
+    def __init__(
+        self,
+        models: Iterable[Resident],
+        budget_bytes: int,
+        max_loaded: int | None = None,
+        max_held: int = MAX_HELD,
+    ) -> None:
+        self.models = {model.name: model for model in models}
+        self.budget_bytes, self.max_held = budget_bytes, max_held
+        self.max_loaded = len(self.models) if max_loaded is None else max_loaded
+        self.line: list[Ticket] = []
+
+    # ---- what happens
+
+    def ask(self, ticket: Ticket, now_s: float) -> list[Action]:
+        """A request came. Raises Overloaded where too many wait, ModelUnavailable while its model could not be loaded."""
+        model = self.models[ticket.model]
+        if model.presence is Presence.OUT and now_s < model.again_s:
+            raise ModelUnavailable(model.name, model.failed_because, model.again_s - now_s)
+        self.line.append(ticket)
+        actions = self.decide(now_s)
+        if not ticket.is_admitted and len(self.line) > self.max_held:
+            self.line.remove(ticket)
+            told = f"{self.max_held} requests wait for models already; try again later"
+            raise Overloaded(told, retry_after_s=2.0)
+        return actions
+
+    def leave(self, ticket: Ticket, now_s: float) -> list[Action]:
+        """It is over, or its client left: a place in the line is free, or a model has one user less."""
+        if ticket.is_admitted:
+            model = self.models[ticket.model]
+            model.num_users -= 1
+            model.used_s = now_s
+        elif ticket in self.line:
+            self.line.remove(ticket)
+        return self.decide(now_s)
+
+    def loaded(self, name: str, now_s: float) -> list[Action]:
+        """It is in."""
+        model = self.models[name]
+        model.presence, model.loaded_s, model.used_s = Presence.IN, now_s, now_s
+        model.failures, model.failed_because, model.again_s = 0, "", 0.0
+        return self.decide(now_s)
+
+    def failed(self, name: str, reason: str, now_s: float) -> list[Action]:
+        """It could not be loaded, and nothing of it is left: who waits for it hears why."""
+        model = self.models[name]
+        model.presence, model.failed_because = Presence.OUT, reason
+        model.again_s = now_s + min(MAX_BACKOFF_S, 2.0**model.failures)
+        model.failures += 1
+        waited = [ticket for ticket in self.line if ticket.model == name]
+        self.line = [ticket for ticket in self.line if ticket.model != name]
+        error = ModelUnavailable(name, reason, model.again_s - now_s)
+        return [*(Fail(ticket, error) for ticket in waited), *self.decide(now_s)]
+
+    def gone(self, name: str, now_s: float) -> list[Action]:
+        """Its memory is free."""
+        self.models[name].presence = Presence.OUT
+        return self.decide(now_s)
+
+    def found(self, name: str) -> None:
+        """It is coming in already: another coordinator began that."""
+        self.models[name].presence = Presence.LOADING
+
+    def send_away(self, name: str, now_s: float) -> list[Action]:
+        """An operator wants it out, as soon as nobody uses it."""
+        model = self.models[name]
+        model.is_sent_away = model.presence in (Presence.IN, Presence.LOADING)
+        return self.decide(now_s)
+
+    # ---- what follows
+
+    def decide(self, now_s: float) -> list[Action]:
+        """Everything that can be done now; also called as time passes."""
+        actions: list[Action] = [self._unload(m) for m in self._expired(now_s)]
+        first: Ticket | None = None
+        closed: set[str] = set()
+        for ticket in list(self.line):
+            model = self.models[ticket.model]
+            if model.presence is Presence.IN and not model.is_sent_away:
+                if model.name not in closed:
+                    actions.append(self._admit(ticket))
+            elif first is None and model.presence in (Presence.OUT, Presence.LEAVING):
+                if model.presence is Presence.OUT and self._fits(model):
+                    model.presence, model.is_sent_away = Presence.LOADING, False
+                    actions.append(Load(model.name))
+                else:
+                    first = ticket
+                    actions += [self._unload(other) for other in self._victims(model)]
+                    closed = self._closed(ticket, now_s)
+        return actions
+
+    def _expired(self, now_s: float) -> list[Resident]:
+        """Whom nobody needs any more; not one that somebody waits for, unless an operator sends it away."""
+        wanted = {ticket.model for ticket in self.line}
+        return [
+            model
+            for model in self.models.values()
+            if model.is_idle
+            and (model.is_sent_away or (model.name not in wanted and model.is_over(now_s)))
+        ]
+
+    def _admit(self, ticket: Ticket) -> Admit:
+        self.line.remove(ticket)
+        model = self.models[ticket.model]
+        ticket.is_admitted = True
+        model.num_users += 1
+        if ticket.has_word:
+            model.keep_alive_s = ticket.keep_alive_s
+        return Admit(ticket)
+
+    def _unload(self, model: Resident) -> Unload:
+        model.presence, model.is_sent_away = Presence.LEAVING, False
+        return Unload(model.name)
+
+    def _here(self, *presences: Presence) -> list[Resident]:
+        return [model for model in self.models.values() if model.presence in presences]
+
+    def _lacks(self, model: Resident, staying: Sequence[Resident]) -> bool:
+        """Whether it does not fit beside these."""
+        taken = sum(other.needed_bytes for other in staying)
+        return taken + model.needed_bytes > self.budget_bytes or len(staying) + 1 > self.max_loaded
+
+    def _fits(self, model: Resident) -> bool:
+        return not self._lacks(model, self._here(Presence.LOADING, Presence.IN, Presence.LEAVING))
+
+    def _victims(self, model: Resident) -> list[Resident]:
+        """Whom to send away for it: none where what leaves already is enough, or where all that are idle are too few."""
+        staying = self._here(Presence.LOADING, Presence.IN)
+        victims: list[Resident] = []
+        for idle in sorted((m for m in staying if m.is_idle), key=lambda m: m.used_s):
+            if not self._lacks(model, staying):
+                break
+            staying.remove(idle)
+            victims.append(idle)
+        return [] if self._lacks(model, staying) else victims
+
+    def _closed(self, ticket: Ticket, now_s: float) -> set[str]:
+        """Who takes nothing new for now, for the sake of the first in line."""
+        model = self.models[ticket.model]
+        staying = self._here(Presence.LOADING, Presence.IN)
+        closed: set[str] = set()
+        if now_s - ticket.came_s < PATIENCE_S:
+            return closed
+        for other in sorted(staying, key=lambda m: (m.num_users > 0, m.loaded_s)):
+            if not self._lacks(model, staying):
+                break
+            staying.remove(other)
+            closed.add(other.name)
+        return closed

@@ -1,0 +1,189 @@
+"""Models that come and go, made true. Owns who waits for one and the loads under way; what follows from what is decided in
+`coordinator.cluster.residency`.
+
+    enter ─► Residency ─► Load ─► Cluster.load ─► the launcher's workers, proven ─► loaded ─► Admit ─► who waits goes on
+                       └► Unload ─► Cluster.unload ─► no worker is left ─► gone
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from coordinator.cluster.residency import Admit, Fail, Load, Presence, Ticket, Unload
+from protocol.errors import ModelUnavailable, NoLauncher
+from protocol.periodic import Periodic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from coordinator.cluster.cluster import Cluster
+    from coordinator.cluster.residency import Action, Residency, Resident
+    from protocol.clock import Clock
+    from protocol.roles import Role
+
+log = logging.getLogger(__name__)
+LOOK_EVERY_S = 0.05
+LOAD_LIMIT_S = 120.0
+"""A model whose workers are not ready by then could not be loaded."""
+HOLD_LIMIT_S = 300.0
+"""How long a request waits for its model."""
+
+
+class Residents:
+    """Of each model its cluster, and the workers that it has when it is in. `shapes` are those."""
+
+    def __init__(
+        self,
+        residency: Residency,
+        clusters: Mapping[str, Cluster],
+        shapes: Mapping[str, Mapping[Role, int]],
+        clock: Clock,
+    ) -> None:
+        self._residency = residency
+        self._clusters, self._shapes, self._clock = clusters, shapes, clock
+        self._gates: dict[Ticket, asyncio.Future[None]] = {}
+        self._begun_s: dict[str, float] = {}
+        self._asked: set[str] = set()
+        self._failing: dict[str, str] = {}
+        self._looks = Periodic("looking after models", LOOK_EVERY_S, self.look)
+
+    def start(self) -> None:
+        """Look after loads and expiries on the running loop."""
+        self._looks.start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._looks.close()
+
+    # ---- requests
+
+    async def enter(self, name: str, keep_alive_s: float | None = None) -> Callable[[], None]:
+        """Wait until the model is in; the returned call says that it is not needed any more. `keep_alive_s` below zero
+        means for ever, None nothing. Raises Overloaded or ModelUnavailable; a caller that is cancelled frees its place."""
+        word = None if keep_alive_s is None or keep_alive_s < 0 else keep_alive_s
+        now_s = self._clock.now_s()
+        ticket = Ticket(name, now_s, word, has_word=keep_alive_s is not None)
+        gate = self._gates[ticket] = asyncio.get_running_loop().create_future()
+        try:
+            self._do(self._residency.ask(ticket, now_s))
+            async with asyncio.timeout(HOLD_LIMIT_S):
+                await gate
+        except TimeoutError:
+            self.leave(ticket)
+            told = f"it was not in memory within {HOLD_LIMIT_S:g} s"
+            raise ModelUnavailable(name, told, 1.0) from None
+        except BaseException:
+            self.leave(ticket)
+            raise
+        finally:
+            self._gates.pop(ticket, None)
+        return partial(self.leave, ticket)
+
+    def leave(self, ticket: Ticket) -> None:
+        """See Residency."""
+        self._do(self._residency.leave(ticket, self._clock.now_s()))
+
+    async def load(self, name: str, keep_alive_s: float | None = None) -> None:
+        """Bring a model in, and wait for it; raises what `enter` raises."""
+        (await self.enter(name, keep_alive_s))()
+
+    def unload(self, name: str) -> None:
+        """Take it out as soon as nobody uses it."""
+        self._do(self._residency.send_away(name, self._clock.now_s()))
+
+    # ---- what is seen
+
+    def view(self, name: str) -> dict[str, Any]:
+        """Of one model: its state, who uses and who waits for it, what it needs, and when it goes."""
+        model, now_s = self.model(name), self._clock.now_s()
+        expires_s = model.expires_s
+        waiting = sum(ticket.model == name for ticket in self._residency.line)
+        failed = bool(model.failed_because) and model.presence is Presence.OUT
+        return {
+            "state": "failed" if failed else model.presence.value,
+            "users": model.num_users,
+            "waiting": waiting,
+            "needed_bytes": model.needed_bytes,
+            "keep_alive_s": -1 if model.keep_alive_s is None else model.keep_alive_s,
+            "expires_in_s": None if expires_s is None else max(0.0, expires_s - now_s),
+            "failure": model.failed_because,
+        }
+
+    def model(self, name: str) -> Resident:
+        """What is decided of it."""
+        return self._residency.models[name]
+
+    # ---- what is done
+
+    def _do(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case Load(name):
+                    log.info("loading %s", name)
+                    self._begun_s[name] = self._clock.now_s()
+                    self._load(name)
+                case Unload(name):
+                    log.info("unloading %s", name)
+                    self._clusters[name].unload()
+                case Admit(ticket):
+                    self._open(ticket, None)
+                case Fail(ticket, error):
+                    self._open(ticket, error)
+
+    def _open(self, ticket: Ticket, error: Exception | None) -> None:
+        gate = self._gates.get(ticket)
+        if gate is None or gate.done():
+            return  # its client left in this turn of the loop: who waited tells so itself
+        if error is None:
+            gate.set_result(None)
+        else:
+            gate.set_exception(error)
+
+    def _load(self, name: str) -> None:
+        try:
+            self._clusters[name].load(self._shapes[name])
+        except NoLauncher:  # it says hello every second
+            self._asked.add(name)
+        else:
+            self._asked.discard(name)
+
+    def look(self) -> None:
+        """Several times a second: what has come, what has gone, and what was not used for too long."""
+        for name, cluster in self._clusters.items():
+            presence = self._residency.models[name].presence
+            if name in self._failing:
+                self._look_after_failure(name, cluster)
+            elif presence is Presence.LOADING:
+                self._look_after_load(name, cluster)
+            elif presence is Presence.LEAVING and cluster.is_empty():
+                self._do(self._residency.gone(name, self._clock.now_s()))
+            elif presence is Presence.OUT and cluster.is_coming():
+                self._residency.found(name)
+                self._begun_s[name] = self._clock.now_s()
+        self._do(self._residency.decide(self._clock.now_s()))
+
+    def _look_after_load(self, name: str, cluster: Cluster) -> None:
+        now_s = self._clock.now_s()
+        took_s = now_s - self._begun_s[name]
+        if name in self._asked:
+            self._load(name)
+        elif cluster.has(self._shapes[name]):
+            log.info("%s is loaded after %.2f s", name, took_s)
+            self._do(self._residency.loaded(name, now_s))
+        elif refusals := cluster.books.pools.refusals:
+            self._fail(name, cluster, refusals[-1].reason)
+        elif took_s > LOAD_LIMIT_S:
+            self._fail(name, cluster, f"its workers were not ready within {LOAD_LIMIT_S:g} s")
+
+    def _fail(self, name: str, cluster: Cluster, reason: str) -> None:
+        log.warning("%s could not be loaded: %s", name, reason)
+        self._failing[name] = reason
+        cluster.unload()
+
+    def _look_after_failure(self, name: str, cluster: Cluster) -> None:
+        if cluster.is_empty():
+            reason = self._failing.pop(name)
+            self._do(self._residency.failed(name, reason, self._clock.now_s()))

@@ -1,0 +1,179 @@
+"""Models that come when they are asked for, and go: real processes, three small models, memory for two."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.e2e.random_model import write_random_model
+from tests.e2e.server import Server
+from tests.patience import PATIENCE_S, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.xdist_group("model")
+NAMES = ("red", "blue", "green", "vast")
+PROMPT = "Once upon a time there was"
+CONFIG = """
+pd: 0p1d
+dtype: float32
+cpu-affinity: none
+kv-cache-memory: 16MiB
+max-loaded-models: 2
+memory-budget: 64TiB
+models:
+  - {base}/red
+  - {base}/blue
+  - {base}/green
+  - model: {base}/vast
+    kv-cache-memory: 8TiB
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    base = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(NAMES):
+        (base / name).mkdir()
+        write_random_model(base / name, seed)
+    file = base / "baton.yaml"
+    file.write_text(CONFIG.format(base=base))
+    with Server("--config", str(file)) as server:
+        yield server
+
+
+def states(server: Server) -> dict[str, str]:
+    cards = server.client.get("/models").json()["data"]
+    return {card["id"]: card["status"]["value"] for card in cards}
+
+
+def answer(server: Server, name: str, **more: Any) -> str:
+    body = {"model": name, "prompt": PROMPT, "max_tokens": 8, "temperature": 0}
+    told = server.complete(**(body | more))
+    text: str = told["choices"][0]["text"]
+    return text
+
+
+def generate(server: Server, name: str, **body: Any) -> dict[str, Any]:
+    reply = server.client.post("/api/generate", json={"model": name, "stream": False} | body)
+    assert reply.status_code == 200, reply.text
+    told: dict[str, Any] = reply.json()
+    return told
+
+
+def workers(server: Server) -> set[str]:
+    return {worker["id"] for worker in server.cluster()["workers"]}
+
+
+def test_models_come_go_and_say_the_same_again(server: Server) -> None:
+    assert set(states(server).values()) == {"unloaded"}
+    assert server.client.get("/api/ps").json() == {"models": []}
+    first = answer(server, "red")
+    answer(server, "blue")
+    assert workers(server) == {"red.decode-0", "blue.decode-0"}
+    assert [card["name"] for card in server.client.get("/api/ps").json()["models"]] == [
+        "red",
+        "blue",
+    ]
+    answer(server, "green")
+    assert states(server)["red"] == "unloaded"
+    assert workers(server) == {"blue.decode-0", "green.decode-0"}
+    assert answer(server, "red") == first
+    assert states(server)["blue"] == "unloaded"
+    assert server.audit()["balanced"]
+
+
+def test_one_load_is_for_all_who_wait(server: Server) -> None:
+    generate(server, "blue", keep_alive=0)
+    until(lambda: states(server)["blue"] == "unloaded", "blue has gone")
+    before = server.log().count("loading blue")
+    said: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: said.append(answer(server, "blue"))) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(said) == 6
+    assert len(set(said)) == 1
+    assert server.log().count("loading blue") == before + 1
+
+
+def test_a_keep_alive_of_nothing_takes_the_model_out_and_for_ever_keeps_it(server: Server) -> None:
+    told = generate(server, "red", keep_alive=-1)
+    assert told["done_reason"] == "load"
+    card = next(c for c in server.client.get("/api/ps").json()["models"] if c["name"] == "red")
+    assert card["expires_at"].startswith("9999")
+    told = generate(server, "red", prompt="Hello", keep_alive=0, options={"num_predict": 4})
+    assert told["done"]
+    until(lambda: states(server)["red"] == "unloaded", "red has gone")
+    assert "red.decode-0" not in workers(server)
+    reply = server.client.post("/api/generate", json={"model": "red", "keep_alive": "soon"})
+    assert reply.status_code == 400
+    assert "keep_alive" in reply.json()["error"]
+
+
+def test_who_waits_for_a_model_that_cannot_be_loaded_hears_why(server: Server) -> None:
+    reply = server.client.post("/v1/completions", json={"model": "vast", "prompt": "x"})
+    assert reply.status_code == 503
+    assert "vast" in reply.json()["error"]["message"]
+    assert "KV pool of 8.0 TiB" in reply.json()["error"]["message"] or "8192.0 GiB" in reply.text
+    assert int(reply.headers["retry-after"]) >= 1
+    assert states(server)["vast"] == "failed"
+    assert answer(server, "red")
+
+
+def test_a_model_that_is_unloaded_in_the_middle_of_an_answer_ends_it_first(server: Server) -> None:
+    pieces: list[str] = []
+    body = {"model": "red", "prompt": PROMPT, "max_tokens": 300, "stream": True}
+    with server.client.stream(
+        "POST", "/v1/completions", json=body | {"ignore_eos": True, "temperature": 0}
+    ) as reply:
+        for line in reply.iter_lines():
+            if line.startswith("data: {"):
+                pieces.append(line)
+            if len(pieces) == 3:
+                assert server.client.post("/models/unload", json={"model": "red"}).json()["users"]
+        assert line == "" or line == "data: [DONE]"
+    assert len(pieces) >= 300
+    until(lambda: states(server)["red"] == "unloaded", "red has gone")
+
+
+def test_a_client_that_leaves_while_it_waits_frees_its_place(server: Server) -> None:
+    for name in ("red", "blue"):
+        generate(server, name, keep_alive=0)
+    until(lambda: set(states(server).values()) <= {"unloaded", "failed"}, "all have gone")
+    body = {"model": "green", "prompt": "x"}
+    with contextlib.suppress(httpx.TimeoutException):
+        httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.05)
+
+    def cards() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = server.client.get("/models").json()["data"]
+        return found
+
+    until(lambda: all(c["waiting"] == c["users"] == 0 for c in cards()), "nobody waits")
+    assert answer(server, "green")
+
+
+def test_a_coordinator_that_comes_back_finds_the_models_that_are_in(server: Server) -> None:
+    expected = answer(server, "green")
+    pid = server.worker("decode")["pid"]
+    os.kill(server.coordinator_pid(), signal.SIGKILL)
+
+    def is_back() -> bool:
+        try:
+            return server.is_healthy() and states(server)["green"] == "loaded"
+        except (httpx.TransportError, KeyError):
+            return False
+
+    until(is_back, "the coordinator has found green", PATIENCE_S)
+    assert server.worker("decode")["pid"] == pid
+    assert answer(server, "green") == expected
