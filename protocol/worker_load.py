@@ -17,6 +17,24 @@ class BlockCounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     held: int
 
 
+class StoreLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a store does, by tier; totals since its process began, but `waiting_blocks`, `disk_blocks`, `disk_bytes`,
+    `disk_limit_bytes` and `disk_lag_s`, which are as of now. `disk_lag_s`: age of the oldest block that waits to be written."""
+
+    kept_blocks: int = 0
+    waiting_blocks: int = 0
+    dropped_blocks: int = 0
+    failed_runs: int = 0
+    lent_blocks: int = 0
+    loaded_blocks: int = 0
+    disk_blocks: int = 0
+    disk_bytes: int = 0
+    disk_limit_bytes: int = 0
+    disk_lag_s: float = 0.0
+    disk_proofs_failed: int = 0
+    disk_errors: int = 0
+
+
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a worker is doing now; sent with each heartbeat. `step_sizes` counts steps by their
     tokens, one entry for each of STEP_TOKEN_BUCKETS and one for what is larger."""
@@ -40,3 +58,4 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     step_s: float = 0.0
     stepped_tokens: int = 0
     step_sizes: list[int] = []
+    store: StoreLoad | None = None

@@ -10,6 +10,7 @@ from protocol.messages.reports import BlocksChanged
 if TYPE_CHECKING:
     from engine.context import WorkerContext
     from engine.kv.prefix_cache import PrefixCache
+    from kvtransfer.sharing.exchange import LowerTier
     from protocol.messages.records import Message
 
 EVERY_S = 0.02
@@ -23,18 +24,6 @@ class Teller(Protocol):
 
     def tell(self, message: Message) -> None:
         """At once."""
-        ...
-
-
-class LowerTier(Protocol):
-    """What keeps blocks beneath the pool."""
-
-    def keys(self) -> list[bytes]:
-        """All that is there."""
-        ...
-
-    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
-        """(stored, evicted) since the last call."""
         ...
 
 

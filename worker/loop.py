@@ -22,6 +22,7 @@ import msgspec
 
 from kvtransfer.heard import FromReader, FromSource
 from kvtransfer.pulling.pull import PullDone
+from kvtransfer.sharing.exchange import Loaded
 from protocol.errors import ConfigError, ProtocolError
 from protocol.messages.orders import (
     Abort,
@@ -80,7 +81,7 @@ class Garbled:
     error: ProtocolError
 
 
-Heard = CoordinatorMessage | Garbled | FromReader | FromSource | PullDone | GrammarMade
+Heard = CoordinatorMessage | Garbled | FromReader | FromSource | PullDone | GrammarMade | Loaded
 
 
 class Surroundings(Protocol):
@@ -148,7 +149,7 @@ class WorkerLoop:
         self._has_news = False
         self._silence = SilenceLimit(patience.silence_limit_s, self._listened_s)
         self._introduction = Introduction(around.coordinator)
-        self._news = CacheNews(roles.pool.cache, outbox, context)
+        self._news = CacheNews(roles.pool.cache, outbox, context, roles.below)
 
     # ---- a turn
 
@@ -231,6 +232,8 @@ class WorkerLoop:
                 self.roles.keeper.hear(event.source, event.message)
             case PullDone():
                 self._read_ended(event)
+            case Loaded():
+                self.roles.prefill.lender.loaded(event)
             case GrammarMade():
                 self.roles.gate.made(event)
             case Garbled():
@@ -353,12 +356,13 @@ class WorkerLoop:
             return None
         heard, live = self.account
         dropped = self.dropped_messages + self._around.dropped_messages()
+        counters = self._around.pull_counters()
         return Heartbeat(
             incarnation=self.context.incarnation,
             identity=self._around.identity,
             step=self.steps,
             busy=self.busy,
-            load=load(self.roles, self._around.pull_counters(), dropped),
+            load=load(self.roles, counters, dropped, keeps=not self._card.role.computes),
             heard=heard,
             live=live,
         )

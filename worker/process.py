@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import Message, PeerAddress
     from protocol.specs import WorkerSpec
+    from worker.disk_tier import DiskTier
     from worker.engine_start import StartedEngine
     from worker.grammars import GrammarThread
     from worker.heartbeat import HeartbeatThread
@@ -81,6 +82,7 @@ class WorkerSockets:
         roads: Roads,
         engine: StartedEngine,
         grammars: GrammarThread | None = None,
+        disk: DiskTier | None = None,
     ) -> None:
         self.coordinator = spec.control
         self.identity = f"{spec.worker_id}/{os.getpid()}".encode()
@@ -89,6 +91,7 @@ class WorkerSockets:
         self._memory_bytes = engine.memory.size_bytes
         self._lent_cores = engine.lent_cores
         self._grammars = grammars
+        self._disk = disk
         self._decoder: wire.Decoder[CoordinatorMessage] = wire.Decoder(CoordinatorMessage)
         self._control = channels.socket(zmq.DEALER)
         self._control.setsockopt(zmq.SNDHWM, 100_000)
@@ -97,7 +100,7 @@ class WorkerSockets:
 
     def hear(self, timeout_ms: int) -> Iterator[Heard]:
         """Everything that waits, or comes within the timeout: orders first, then peers, then reads that ended,
-        and grammars that were made."""
+        grammars that were made and blocks that came from a disk."""
         poller = zmq.Poller()
         poller.register(self._control, zmq.POLLIN)
         poller.register(self._roads.puller.fileno(), zmq.POLLIN)
@@ -105,12 +108,16 @@ class WorkerSockets:
             poller.register(socket, zmq.POLLIN)
         if self._grammars is not None:
             poller.register(self._grammars.fileno(), zmq.POLLIN)
+        if self._disk is not None:
+            poller.register(self._disk.fileno(), zmq.POLLIN)
         if self._wait(poller, timeout_ms):
             yield from self._orders()
             yield from self._roads.peers.receive()
             yield from self._roads.puller.poll()
             if self._grammars is not None:
                 yield from self._grammars.done()
+            if self._disk is not None:
+                yield from self._disk.done()
 
     def _wait(self, poller: zmq.Poller, timeout_ms: int) -> bool:
         """Whether somebody speaks. Who sleeps lends its cores."""
@@ -171,9 +178,11 @@ class WorkerSockets:
         return self._roads.peers.dropped_messages + self._channels.refused
 
     def close(self) -> None:
-        """Every socket and road, and the grammars' thread."""
+        """Every socket and road, and the threads of grammars and disk."""
         if self._grammars is not None:
             self._grammars.close()
+        if self._disk is not None:
+            self._disk.close()
         self._roads.close()
         self._channels.close()
         self._control.close()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvtransfer.store.records import LogStats
 from protocol.messages.reports import AuditReply
-from protocol.worker_load import WorkerLoad
+from protocol.worker_load import StoreLoad, WorkerLoad
 
 if TYPE_CHECKING:
     from engine.context import WorkerContext
@@ -49,11 +50,14 @@ def pending_reads(roles: Roles) -> int:
     """Reads that may still write into local blocks, those that nobody wants any more included."""
     fetches = roles.decode.fetches.values()
     prefixes = roles.prefill.prefixes.num_reading + roles.decode.prefixes.num_reading
-    return prefixes + roles.keeper.num_reading + sum(fetch.pending for fetch in fetches)
+    loads = len(roles.prefill.lender.loading)
+    return prefixes + loads + roles.keeper.num_reading + sum(fetch.pending for fetch in fetches)
 
 
-def load(roles: Roles, pulls: PullCounters, dropped_messages: int) -> WorkerLoad:
-    """Numbers for the heartbeat; read from another thread, each field by itself."""
+def load(
+    roles: Roles, pulls: PullCounters, dropped_messages: int, *, keeps: bool = False
+) -> WorkerLoad:
+    """Numbers for the heartbeat; read from another thread, each field by itself. `keeps`: of a store."""
     prefill, decode, runner = roles.prefill, roles.decode, roles.runner
     return WorkerLoad(
         blocks=roles.pool.counts(),
@@ -76,4 +80,24 @@ def load(roles: Roles, pulls: PullCounters, dropped_messages: int) -> WorkerLoad
         step_s=runner.step_s,
         stepped_tokens=runner.stepped_tokens,
         step_sizes=list(runner.step_sizes),
+        store=_store_load(roles) if keeps else None,
+    )
+
+
+def _store_load(roles: Roles) -> StoreLoad:
+    keeper, lender = roles.keeper, roles.prefill.lender
+    disk = roles.below.stats if roles.below is not None else LogStats()
+    return StoreLoad(
+        kept_blocks=keeper.kept_blocks,
+        waiting_blocks=keeper.num_waiting,
+        dropped_blocks=keeper.dropped_blocks,
+        failed_runs=keeper.failed_runs,
+        lent_blocks=lender.lent_blocks,
+        loaded_blocks=lender.loaded_blocks,
+        disk_blocks=disk.blocks,
+        disk_bytes=disk.disk_bytes,
+        disk_limit_bytes=disk.capacity_bytes,
+        disk_lag_s=disk.lag_s,
+        disk_proofs_failed=disk.proofs_failed,
+        disk_errors=disk.errors,
     )

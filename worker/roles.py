@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kvtransfer.promises.lease import LeaseTable
     from kvtransfer.promises.proofs import Materials
     from kvtransfer.pulling.pull import Pulls
+    from kvtransfer.sharing.exchange import LowerTier
     from worker.gate import Grammars
     from worker.outbox import Outbox
 
@@ -46,12 +47,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Machinery:
-    """What a worker computes in, computes with and reads with; without `grammars` its answers have none."""
+    """What a worker computes in, computes with and reads with; without `grammars` its answers have none, without
+    `below` its blocks are in its pool or nowhere."""
 
     memory: Materials
     runner: Runner
     pulls: Pulls
     grammars: Grammars | None = None
+    below: LowerTier | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,14 @@ class Roles:
     decode: DecodeRole
     gate: GrammarGate
     keeper: Keeper
+    below: LowerTier | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether no sequence, offer, fetch or lease is here."""
         roles_are = self.prefill.is_empty and self.decode.is_empty and self.gate.is_empty
-        return roles_are and self.keeper.is_empty and not len(self.leases)
+        keeps = not self.keeper.is_empty or self.prefill.lender.loading
+        return roles_are and not keeps and not len(self.leases)
 
     def live(self) -> list[Key]:
         """(request, attempt) of everything that is here."""
@@ -104,6 +109,7 @@ def build_roles(
     fetcher = PullingFetcher(machinery.pulls, proofs)
     allocator = Allocator(pool, limits.block_size, prefix_caching=limits.prefix_caching)
     tokens, sequences = limits.max_num_batched_tokens, limits.max_num_seqs
+    exchange = BlockExchange(proofs, leases, fetcher, machinery.below)
     pace, scored = Pace(tokens), scored_tokens(context.vocab_size)
     metered = MeteredRunner(machinery.runner, context.clock, pace)
     prefill = PrefillRole(
@@ -115,7 +121,7 @@ def build_roles(
             max_scored_tokens=scored,
         ),
         metered,
-        BlockExchange(proofs, leases, fetcher),
+        exchange,
         outbox,
         context,
     )
@@ -133,5 +139,5 @@ def build_roles(
         context,
     )
     gate = GrammarGate(machinery.grammars, outbox, context)
-    keeper = Keeper(pool, fetcher, outbox, context)
-    return Roles(pool, leases, allocator, metered, prefill, decode, gate, keeper)
+    keeper = Keeper(pool, exchange, outbox, context)
+    return Roles(pool, leases, allocator, metered, prefill, decode, gate, keeper, machinery.below)

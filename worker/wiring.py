@@ -15,6 +15,7 @@ from protocol.channels import Channels
 from protocol.clock import ListeningClock
 from protocol.ids import host_identity
 from protocol.messages.reports import Hello
+from worker.disk_tier import DiskTier
 from worker.engine_start import MOCK_BACKEND
 from worker.grammars import GrammarThread
 from worker.heartbeat import HeartbeatThread
@@ -37,8 +38,8 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
     channels, memory = Channels(spec.keys), engine.memory
     leases = LeaseTable(ListeningClock(context.clock, LONGEST_LOOK_S))
     roads = Roads(spec, channels, memory, leases, engine.fingerprint, context)
-    grammars = _grammars(spec)
-    sockets = WorkerSockets(spec, channels, roads, engine, grammars)
+    grammars, disk = _grammars(spec), _disk_tier(spec, engine)
+    sockets = WorkerSockets(spec, channels, roads, engine, grammars, disk)
     outbox = Outbox(sockets, context)
     limits = Limits(
         num_blocks=memory.num_blocks,
@@ -47,7 +48,7 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
         max_num_seqs=spec.max_num_seqs,
         prefix_caching=spec.enable_prefix_caching,
     )
-    machinery = Machinery(memory, engine.runner, roads, grammars)
+    machinery = Machinery(memory, engine.runner, roads, grammars, disk)
     roles = build_roles(limits, machinery, leases, outbox, context)
     card = _card(spec, engine, roads.address())
     loop = WorkerLoop(
@@ -77,6 +78,15 @@ def vocabulary_of(spec: WorkerSpec) -> GrammarVocabulary:
 @cache
 def _vocabulary(directory: Path, rows: int, eos: tuple[int, ...]) -> GrammarVocabulary:
     return GrammarVocabulary.from_directory(directory, rows, eos_token_ids(directory, eos))
+
+
+def _disk_tier(spec: WorkerSpec, engine: StartedEngine) -> DiskTier | None:
+    """None where no disk was given; StoreError where it cannot be used."""
+    if not spec.store_path:
+        return None
+    return DiskTier.open(
+        spec.store_path, spec.store_disk_bytes, engine.memory, engine.fingerprint, spec.block_size
+    )
 
 
 def _card(spec: WorkerSpec, engine: StartedEngine, address: PeerAddress) -> Hello:

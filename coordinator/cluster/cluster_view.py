@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from coordinator.cluster.audit import blocks_json
 from coordinator.cluster.lifecycle import Phase
 from coordinator.cluster.registry import WorkerState
@@ -129,7 +131,9 @@ class ClusterView:
 
 def _worker_json(record: WorkerRecord) -> dict[str, Any]:
     load, hello = record.load, record.hello
+    store = {} if load.store is None else {"store": msgspec.to_builtins(load.store)}
     return {
+        **store,
         "id": record.worker_id,
         "role": record.role,
         "state": record.state.value,

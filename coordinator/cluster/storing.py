@@ -208,7 +208,8 @@ class Storing:
 
     def _order_next(self, wanted: _Wanted, store: WorkerRecord, now_s: float) -> bool:
         """The next blocks that it lacks, from whoever has most of them."""
-        missing = wanted.keys[wanted.kept : wanted.kept + RUN_BLOCKS]
+        most = max(min(RUN_BLOCKS, store.hello.num_blocks // 4), 1)
+        missing = wanted.keys[wanted.kept : wanted.kept + most]
         runs = self.index.runs(missing)
         holders = [
             record
@@ -229,6 +230,7 @@ class Storing:
                 incarnation=store.incarnation,
                 source=holder.hello.address,
                 first_block=wanted.kept,
+                parent=wanted.keys[wanted.kept - 1] if wanted.kept else wanted.root,
                 keys=keys,
             ),
         )

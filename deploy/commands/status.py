@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.commands.chat import ServerError, explain
+from deploy.config.values import format_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,7 @@ def notes(cluster: dict[str, Any]) -> list[str]:
     """What an operator must know beside the workers: sizes, who waits for what, Ray, the autoscaler, the SLO."""
     scaling, autoscaler = cluster.get("scaling", {}), cluster.get("autoscaler", {})
     found = [_pools(cluster["pools"])] if cluster.get("pools") else []
+    found += [store_line(worker) for worker in cluster.get("workers", ()) if "store" in worker]
     if scaling.get("away"):
         found.append(f"workers can be neither started nor stopped: {scaling['away']}")
     found += [waiting(entry) for entry in scaling.get("waiting", ())]
@@ -89,6 +91,18 @@ def _pools(pools: dict[str, dict[str, int]]) -> str:
         told = f" ({', '.join(others)})" if others else ""
         parts.append(f"{role} {counts['ready']} of {counts['target']}{told}")
     return " · ".join(parts)
+
+
+def store_line(worker: dict[str, Any]) -> str:
+    """`store-0: 812 blocks kept, 40 in memory · 300 on disk (220.1 MiB of 20.0 GiB) · lent 512, 96 of them from disk`."""
+    store, blocks = worker["store"], worker.get("blocks", {})
+    in_memory = blocks.get("cached", 0) + blocks.get("held", 0)
+    told = [f"{worker['id']}: {store['kept_blocks']} blocks kept, {in_memory} in memory"]
+    if store["disk_limit_bytes"]:
+        sizes = f"{format_bytes(store['disk_bytes'])} of {format_bytes(store['disk_limit_bytes'])}"
+        told.append(f"{store['disk_blocks']} on disk ({sizes})")
+    told.append(f"lent {store['lent_blocks']}, {store['loaded_blocks']} of them from disk")
+    return " · ".join(told)
 
 
 def waiting(entry: dict[str, Any]) -> str:

@@ -181,7 +181,7 @@ GROUPS = {
             "kv-store",
             parse_kv_store,
             None,
-            "keep KV blocks of all workers in a store, as dram=2GiB (default: no store)",
+            "keep KV blocks of all workers in a store: dram=2GiB, or with disk=20GiB,path=DIR below it (default: no store)",
             metavar="SIZES",
         ),
         Option(

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from deploy.config.spelling import did_you_mean
 from protocol.errors import InvalidRequest
 from protocol.keep_alive import parse_keep_alive
-from protocol.roles import Role
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -295,10 +295,10 @@ def parse_utilization(text: str) -> Utilization:
     parts: dict[Role, float] = {}
     for word in text.split(","):
         name, _, value = word.strip().partition("=")
-        if name not in [*Role]:
+        if name not in COMPUTING:
             raise ValueError(f"{name!r} is no role: write prefill=0.3,decode=0.6")
         parts[Role(name)] = _fraction(value)
-    if len(parts) != len(Role):
+    if len(parts) != len(COMPUTING):
         raise ValueError("names one role only: write prefill=0.3,decode=0.6, or one number")
     return Utilization(None, parts)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from engine.kv.sequence import Sequence
     from kvtransfer.cached_run import CachedRun
     from kvtransfer.promises.lease import LeaseTable
+    from kvtransfer.store.records import LogStats
     from protocol.messages.peers import BlockOffer, PeerMessage
     from protocol.messages.records import PeerAddress
 
@@ -38,6 +39,52 @@ class BlockProver(Protocol):
     ) -> list[bytes]:
         """Digests of cached full blocks with content keys `keys`, as the blocks of a reader's prompt from
         `first_index` on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Blocks to be read from the tier below into `block_ids` of the pool, in order."""
+
+    number: int
+    keys: SequenceOf[bytes]
+    block_ids: SequenceOf[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The first `count` blocks of a load are there and proven; the others hold nothing."""
+
+    number: int
+    count: int
+
+
+class LowerTier(Protocol):
+    """What keeps blocks under the pool of a store: slower, larger, and there after a restart. Nothing here waits."""
+
+    @property
+    def stats(self) -> LogStats:
+        """What it counts."""
+        ...
+
+    def contains(self, key: bytes) -> bool:
+        """Whether a load would probably find it."""
+        ...
+
+    def load(self, load: Load) -> None:
+        """Begin to read; it ends in one Loaded."""
+        ...
+
+    def used(self, keys: SequenceOf[bytes], parent: bytes, block_ids: SequenceOf[int]) -> None:
+        """These blocks, a run after the block `parent`, are wanted and proven in the pool now: keep them."""
+        ...
+
+    def keys(self) -> list[bytes]:
+        """All that is there for good."""
+        ...
+
+    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
+        """(stored, gone) since the last call."""
         ...
 
 
@@ -86,8 +133,9 @@ class PeerOutbox(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlockExchange:
-    """What a role needs to offer blocks to others and to fetch theirs."""
+    """What a role needs to offer blocks to others and to fetch theirs; a store may have a tier below its pool."""
 
     prover: BlockProver
     leases: LeaseTable
     fetcher: BlockFetcher
+    below: LowerTier | None = None

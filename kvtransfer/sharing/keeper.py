@@ -19,11 +19,9 @@ from kvtransfer.cached_run import CachedRun
 from protocol.messages.peers import Found, Gone, Lookup, PeerRefuse, Pulled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from engine.context import WorkerContext
     from engine.kv.block_pool import BlockPool, Hold
-    from kvtransfer.sharing.exchange import BlockFetcher, Key, PeerOutbox
+    from kvtransfer.sharing.exchange import BlockExchange, Key, PeerOutbox
     from protocol.errors import TransferError
     from protocol.messages.orders import Keep
     from protocol.messages.peers import PeerMessage
@@ -43,6 +41,7 @@ class Run:
     name: str
     source: PeerAddress
     first_block: int
+    parent: bytes
     keys: list[bytes]
     answer_until_s: float = 0.0
     hold: Hold | None = None
@@ -56,25 +55,20 @@ class Run:
         return (self.name, 0)
 
 
-def _nobody_looks(key: bytes, block_id: int, index: int) -> None:
-    """There is no tier below."""
-
-
 class Keeper:
-    """At most MAX_AT_ONCE runs are asked for or read. `on_kept(key, block id, index)` is told of each block that was
-    proven, while it is still held."""
+    """At most MAX_AT_ONCE runs are asked for or read."""
 
     def __init__(
-        self, pool: BlockPool, fetcher: BlockFetcher, outbox: PeerOutbox, context: WorkerContext
+        self, pool: BlockPool, exchange: BlockExchange, outbox: PeerOutbox, context: WorkerContext
     ) -> None:
         self._pool = pool
-        self._fetcher = fetcher
+        self._fetcher = exchange.fetcher
+        self._below = exchange.below
         self._outbox = outbox
         self._context = context
         self._numbers = itertools.count(1)
         self._waiting: deque[Run] = deque()
-        self._runs: dict[Key, Run] = {}
-        self.on_kept: Callable[[bytes, int, int], None] = _nobody_looks
+        self.runs: dict[Key, Run] = {}
         self.kept_blocks = 0
         self.dropped_blocks = 0
         self.failed_runs = 0
@@ -82,28 +76,28 @@ class Keeper:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is asked for, read or still to be."""
-        return not self._runs and not self._waiting
+        return not self.runs and not self._waiting
 
     @property
     def num_waiting(self) -> int:
         """Blocks that were ordered kept and are not here yet."""
-        return sum(len(run.keys) for run in (*self._waiting, *self._runs.values()))
+        return sum(len(run.keys) for run in (*self._waiting, *self.runs.values()))
 
     @property
     def num_reading(self) -> int:
         """Reads that write into local blocks now."""
-        return sum(run.is_reading for run in self._runs.values())
+        return sum(run.is_reading for run in self.runs.values())
 
     def keep(self, order: Keep) -> None:
         """In its turn; too many are too much, and the oldest goes."""
         name = f"keep/{self._context.worker_id}/{next(self._numbers)}"
-        self._waiting.append(Run(name, order.source, order.first_block, order.keys))
+        self._waiting.append(Run(name, order.source, order.first_block, order.parent, order.keys))
         if len(self._waiting) > MAX_WAITING:
             self.dropped_blocks += len(self._waiting.popleft().keys)
         self._begin_next()
 
     def _begin_next(self) -> None:
-        while self._waiting and len(self._runs) < MAX_AT_ONCE:
+        while self._waiting and len(self.runs) < MAX_AT_ONCE:
             run = self._without_known(self._waiting.popleft())
             if run.keys:
                 self._ask(run)
@@ -113,12 +107,14 @@ class Keeper:
         known = 0
         while known < len(run.keys) and self._pool.cache.has(run.keys[known]):
             known += 1
+        if known:
+            run.parent = run.keys[known - 1]
         run.first_block, run.keys = run.first_block + known, run.keys[known:]
         return run
 
     def _ask(self, run: Run) -> None:
         run.answer_until_s = self._context.clock.now_s() + FOUND_WITHIN_S
-        self._runs[run.key] = run
+        self.runs[run.key] = run
         self._outbox.ask(
             run.source,
             Lookup(
@@ -137,7 +133,7 @@ class Keeper:
             return
         if not isinstance(message, Found | Gone):
             return
-        run = self._runs.get((message.request_id, message.attempt))
+        run = self.runs.get((message.request_id, message.attempt))
         if run is None or run.is_reading:
             return
         if (run.source.worker_id, run.source.incarnation) != source:
@@ -152,18 +148,19 @@ class Keeper:
         return found.first_block == run.first_block and 0 < len(found.offers) <= len(run.keys)
 
     def _read(self, run: Run, found: Found) -> None:
-        hold = self._pool.allocate(len(found.offers), f"keep:{run.name}")
+        count = min(len(found.offers), self._pool.num_available)
+        hold = self._pool.allocate(count, f"keep:{run.name}") if count else None
         if hold is None:  # all that is here is being read by others
             self._fail(run)
             return
-        run.hold, run.num_offered, run.is_reading = hold, len(found.offers), True
-        count = len(found.offers)
-        cached = CachedRun(run.first_block, run.keys[:count], found.offers, hold.block_ids)
+        run.hold, run.num_offered, run.is_reading = hold, count, True
+        offers = found.offers[:count]
+        cached = CachedRun(run.first_block, run.keys[:count], offers, hold.block_ids)
         self._fetcher.fetch_cached(run.key, run.source, found.lease_id, cached, READ_WITHIN_S)
 
     def pulled(self, key: Key, error: TransferError | None) -> None:
         """The read ended, proven or failed; a key that is not ours changes nothing."""
-        run = self._runs.get(key)
+        run = self.runs.get(key)
         if run is None or not run.is_reading:
             return
         run.is_reading = False
@@ -180,7 +177,8 @@ class Keeper:
             key = run.keys[offset]
             if not self._pool.cache.has(key):
                 self._pool.store(block_id, key)
-                self.on_kept(key, block_id, run.first_block + offset)
+        if self._below is not None:
+            self._below.used(run.keys[: run.num_offered], run.parent, run.hold.block_ids)
         self.kept_blocks += run.num_offered
 
     def _fail(self, run: Run) -> None:
@@ -193,7 +191,7 @@ class Keeper:
 
     def _finish(self, run: Run) -> None:
         """Also when no answer came: Pulled ends the lease of one that was lost."""
-        del self._runs[run.key]
+        del self.runs[run.key]
         self._outbox.ask(
             run.source,
             Pulled(incarnation=self._context.incarnation, request_id=run.name, attempt=0),
@@ -209,7 +207,7 @@ class Keeper:
     def expire(self) -> None:
         """Give up what was not answered in time."""
         now_s = self._context.clock.now_s()
-        for run in list(self._runs.values()):
+        for run in list(self.runs.values()):
             if not run.is_reading and now_s > run.answer_until_s:
                 self._fail(run)
 
@@ -219,17 +217,17 @@ class Keeper:
         self._lose(worker_id)
 
     def _lose(self, worker_id: str) -> None:
-        for run in [r for r in self._runs.values() if r.source.worker_id == worker_id]:
+        for run in [r for r in self.runs.values() if r.source.worker_id == worker_id]:
             self._fail(run)
 
     def drop_all(self) -> None:
         """Fenced: read nothing more; blocks being written go when their reads end."""
         self._waiting.clear()
-        for run in list(self._runs.values()):
+        for run in list(self.runs.values()):
             self._fail(run)
 
     def forget_reads(self) -> None:
         """The fetcher was replaced: none of its reads writes any more, and no result will come."""
-        for run in list(self._runs.values()):
-            del self._runs[run.key]
+        for run in list(self.runs.values()):
+            del self.runs[run.key]
             self._release(run)

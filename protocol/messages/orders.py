@@ -119,10 +119,11 @@ class Audit(Order, frozen=True, kw_only=True):
 
 class Keep(Order, frozen=True, kw_only=True):
     """Read these blocks from `source`, which has them cached, and keep them: `keys` are a run of content keys, those of the
-    blocks `first_block`… of some prompt or answer. Nobody waits for it."""
+    blocks `first_block`… of some prompt or answer, which come after the block `parent`. Nobody waits for it."""
 
     source: PeerAddress
     first_block: int
+    parent: bytes
     keys: list[bytes]
 
 

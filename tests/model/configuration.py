@@ -32,6 +32,8 @@ class Faults:
     reject: int = 0
     late: int = 0
     handover: int = 0
+    keep: int = 0
+    listing: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ CHAT = {"a": (1, 2, 3), "b": (1, 2, 3, *oracle(2, [1, 2, 3], 2), 9)}
 AT_ONCE = {"a": (1, 2, 3, 4), "b": (1, 2, 9)}
 LOSING = (*("drop", "duplicate", "reorder", "crash", "fence", "cancel", "lease", "flip"), "drain")
 KINDS = tuple(kind.name for kind in fields(Faults))
-ORDERS = ("role", "audit", "ping", "forget", "reject")
+ORDERS = ("role", "audit", "ping", "forget", "reject", "keep", "listing")
 """Orders that an operator may give at any time, beside drain."""
 HANDOVER = {"role": 1, "handover": 1}
 """To whom there is somebody to hand over: P decodes, too."""
@@ -135,6 +137,10 @@ COMPLETE = (
         for order in ORDERS
         for other in ("drop", "drain")
     ],
+    *[
+        Configuration(f"keep+{other}", ONE, faults=Faults(**{"keep": 1, other: 1}))
+        for other in ("crash", "fence", "lease", "flip", "cancel", "duplicate", "impatience")
+    ],
 )
 """Small enough to be explored to the last state."""
 
@@ -184,6 +190,12 @@ BOUNDED = (
         max_tokens=4,
         blocks={"P": 4, "D": 4},
         faults=Faults(drop=1, crash=1, lease=1, impatience=1, drain=1, **HANDOVER),
+    ),
+    Configuration(
+        "kept",
+        TWO,
+        blocks={"P": 3, "D": 3},
+        faults=Faults(drop=1, crash=1, lease=1, flip=1, keep=2, listing=1),
     ),
     Configuration(
         "two",

@@ -11,13 +11,14 @@ from coordinator.cluster.lifecycle import MAX_REPLAYS, MAX_WORKER_DEATHS, Phase
 from coordinator.cluster.reconcile import MAX_STRIKES
 from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.service_api import Generation
+from protocol.content_keys import block_keys, root_key
 from protocol.errors import DeadlineExceeded, Overloaded, RequestAborted, WorkerLost
-from protocol.messages.orders import Audit, Drain, Forget, Ping, Refuse, SetRole
+from protocol.messages.orders import Audit, Drain, Forget, Keep, ListBlocks, Ping, Refuse, SetRole
 from protocol.messages.reports import Heartbeat
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from protocol.worker_load import BlockCounts, WorkerLoad
-from tests.model.surroundings import Frozen, Letter, Violation, scores
+from tests.model.surroundings import Frozen, Letter, Violation, fingerprint, scores
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
@@ -145,6 +146,7 @@ class CoordinatorSide:
             [life.request_id for life in service.line],
             service.books.registry,
             service.books.ledger,
+            service.storing.index,
             self.clients,
         )
 
@@ -242,6 +244,29 @@ class CoordinatorSide:
         self.service.outgoing.send_order(
             record, Refuse(incarnation=record.incarnation, reason="another has")
         )
+
+    def keep(self, worker_id: str, other: str) -> None:
+        """It is to keep what the other has of the first prompt, as a store."""
+        holder = self.service.books.registry.get(other)
+        if holder is None:
+            return
+        record, size = self._record(worker_id), self.configuration.block_size
+        root = root_key(fingerprint(size).hash_bytes())
+        prompt = next(iter(self.configuration.prompts.values()))
+        keys = block_keys(root, prompt, size)
+        order = Keep(
+            incarnation=record.incarnation,
+            source=holder.hello.address,
+            first_block=0,
+            parent=root,
+            keys=keys,
+        )
+        self.service.outgoing.send_order(record, order)
+
+    def ask_for_list(self, worker_id: str) -> None:
+        """What it has cached, and from then on what changes."""
+        record = self._record(worker_id)
+        self.service.outgoing.send_order(record, ListBlocks(incarnation=record.incarnation))
 
     def _record(self, worker_id: str) -> WorkerRecord:
         record = self.service.books.registry.get(worker_id)

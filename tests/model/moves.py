@@ -337,6 +337,8 @@ class Moves:
         yield "ping", f"C pings {name}", 0, ("ping", name)
         yield "forget", f"{name} is to forget {other}", 0, ("tell_to_forget", name, other)
         yield "reject", f"C refuses {name}", 0, ("reject", name)
+        yield "keep", f"{name} is to keep what {other} has", 0, ("keep", name, other)
+        yield "listing", f"{name} is to list its blocks", 0, ("ask_for_list", name)
         yield "handover", f"{name} hands over what it writes", 0, ("hand_over", name)
         if name == "P":
             yield "role", "P becomes a decode worker", 0, ("flip", name, Role.DECODE)

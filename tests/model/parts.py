@@ -171,7 +171,8 @@ class Parts:
                 for prefixes in (side.prefill.prefixes, side.decode.prefixes)
                 for key, fetch in prefixes.fetches.items()
                 if not fetch.is_reading
-            ),
+            )
+            + tuple(key for key, run in side.roles.keeper.runs.items() if not run.is_reading),
             renewable=tuple(
                 key
                 for key, fetch in side.decode.fetches.items()

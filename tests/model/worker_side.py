@@ -112,6 +112,7 @@ class WorkerSide:
             self.leases,
             self.prefill,
             self.decode,
+            self.roles.keeper,
             self.reads,
             self.loop,
             self.outbox,
@@ -161,6 +162,9 @@ class WorkerSide:
     def _after(self) -> None:
         """What follows in every turn, unless this configuration lets anything come between."""
         self.loop.publish()
+        self.loop._news._next_s = LONG_AGO_S
+        if not self.has_taken_leave:
+            self.loop._news.tell_changes()
         if not self.configuration.late_flush:
             self.loop.outbox.flush()
 
@@ -184,6 +188,8 @@ class WorkerSide:
         for prefixes in (self.prefill.prefixes, self.decode.prefixes):
             if key in prefixes:
                 prefixes.fetches[key].answer_until_s = LONG_AGO_S
+        if key in self.roles.keeper.runs:
+            self.roles.keeper.runs[key].answer_until_s = LONG_AGO_S
         self._expire()
 
     def deadline_over(self, key: tuple[str, int]) -> None:
@@ -366,6 +372,8 @@ class WorkerSide:
         owners += list(self.decode.scheduler)
         loans = [self.leases._leases[lease] for lease in self.prefill.lender.loans.values()]
         holds = {id(owner.hold) for owner in owners} | {id(loan.hold) for loan in loans}
+        kept = [run.hold for run in self.roles.keeper.runs.values()]
+        holds |= {id(hold) for hold in kept if hold is not None}
         if holds != set(self.pool._holds):
             raise Violation(f"{self.worker_id}: a hold has no live owner")
         held = {block for hold in self.pool._holds.values() for block in hold.block_ids}
@@ -383,6 +391,7 @@ class WorkerSide:
             "fetches": len(self.decode.fetches)
             + len(self.prefill.prefixes.fetches)
             + len(self.decode.prefixes.fetches),
+            "kept": self.roles.keeper.num_waiting,
             "loans": len(self.prefill.lender.loans),
             "reads": len(self.reads),
         }

@@ -14,6 +14,8 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from coordinator.edge.telemetry.store_metrics import store_families
+from protocol.roles import Role
 from protocol.worker_load import STEP_TOKEN_BUCKETS
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class ModelCollector:
         """Everything, as of now."""
         view = self._cluster()
         workers = view.get("workers", [])
-        yield from self._aliases(view, workers)
+        yield from self._aliases(view, [w for w in workers if w.get("role") != Role.STORE])
         yield self._replicas(workers)
         yield self._wanted(view.get("target", {}))
         yield from self._obstacles(view.get("pools", {}), view.get("scaling", {}))
@@ -83,6 +85,7 @@ class ModelCollector:
         yield self._blocks(workers)
         yield self._requests(workers)
         yield from self._totals(view, workers)
+        yield from store_families(view)
 
     def _aliases(self, view: dict[str, Any], workers: list[dict[str, Any]]) -> Iterable[Metric]:
         """The gauges that llm-d and the gateway extension route by.

@@ -27,7 +27,9 @@ def news(said: list[object]) -> list[BlocksChanged]:
 
 
 def keep(*keys: bytes, first_block: int = 0) -> Keep:
-    return Keep(incarnation="w1", source=SOURCE, first_block=first_block, keys=list(keys))
+    return Keep(
+        incarnation="w1", source=SOURCE, first_block=first_block, parent=b"p", keys=list(keys)
+    )
 
 
 def found(lookup: Lookup, count: int) -> FromSource:
@@ -164,8 +166,10 @@ def test_orders_beyond_the_bound_push_the_oldest_out() -> None:
     assert keeper.dropped_blocks == 9 - MAX_AT_ONCE
 
 
-def test_without_room_nothing_is_kept() -> None:
+def test_what_there_is_no_room_for_is_not_kept() -> None:
     worker = LoneWorker(num_blocks=2)
     worker.turn(WELCOME, keep(*KEYS[:3]))
     worker.turn(found(asked(worker), 3))
-    assert (worker.jobs, worker.held, worker.roles.keeper.is_empty) == ([], 0, True)
+    assert worker.held == 2
+    worker.turn(worker.ended())
+    assert (worker.roles.pool.cache.keys(), worker.held) == (KEYS[:2], 0)

@@ -53,7 +53,7 @@ ORDERS: dict[type, CoordinatorMessage] = {
         Drain(incarnation="w1"),
         Forget(incarnation="w1", worker_id="P"),
         Audit(incarnation="w1", audit_id=3),
-        Keep(incarnation="w1", source=SOURCE, first_block=0, keys=[b"k" * 16]),
+        Keep(incarnation="w1", source=SOURCE, first_block=0, parent=b"", keys=[b"k" * 16]),
         ListBlocks(incarnation="w1"),
     )
 }
