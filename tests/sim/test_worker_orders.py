@@ -48,6 +48,8 @@ def test_order_of_every_kind_is_obeyed() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
         assert not (await refuse_a_stranger(cluster)).alive
+        await cluster.tokens(generation("kept"))
+        await cluster.sleep(1.5)
         stream = cluster.service.submit(generation("a", 200))
         await cluster.sleep(0.05)
         stream.cancel("client disconnected")
@@ -60,7 +62,7 @@ def test_order_of_every_kind_is_obeyed() -> None:
         assert cluster.leaks() == []
         assert cluster.misfits() == []
 
-    assert set(run(scenario, prefill=2, decode=2).obeyed) == KINDS
+    assert set(run(scenario, prefill=2, decode=2, stores=1).obeyed) == KINDS
 
 
 def test_refused_worker_ends_and_the_others_serve() -> None:
