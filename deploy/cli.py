@@ -244,7 +244,7 @@ def run_serve(namespace: argparse.Namespace) -> int:
     started_s = clock.now_s()
     resolved = resolve_arguments(namespace)
     if namespace.print_config:
-        from deploy.config.serve_config import describe
+        from deploy.config.described import describe
 
         print(describe(resolved))
         return 0

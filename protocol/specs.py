@@ -24,7 +24,8 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One worker. `cores` empty means not pinned; `lent_cores` are those of others that may help, none for a worker that
-    does not lend its own either; `control` is the coordinator's ZeroMQ endpoint;
+    does not lend its own either; `adapters_directory` has the contents of adapters, "" for none,
+    of which `max_adapters` stay mapped without being used; `control` is the coordinator's ZeroMQ endpoint;
     `weights_fd` is an inherited memfd
     that all workers of the host share; `device` is cpu or cuda, `visible_devices` the UUID of the worker's GPU; `peer_host` is the address that tcp listeners bind and advertise; `transport` is auto or a name.
     A cluster on several hosts has a tcp `control`, `keys`, and a `peer_host` that the others reach; `kv_network` is encrypted or trusted.
@@ -49,6 +50,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     block_size: int = 16
     num_blocks: int = 0
     kv_cache_bytes: int = 0
+    adapters_directory: str = ""
+    max_adapters: int = 32
     max_model_len: int = 8192
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
@@ -87,7 +90,8 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
     after `owner_silence_s` without a launcher it ends, and its workers with it; `checks_host` is for a server that
     neither keys nor an operator's word guard. `others` are models beside `model`, whose workers' names begin with `key`
-    then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once."""
+    then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once. `lora_modules` are names and
+    directories of adapters, whose contents it keeps in `adapters_directory`: "" where there are none."""
 
     model: PreparedModel
     control: str
@@ -104,6 +108,9 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     proxies: tuple[str, ...] = ()
     keys_db: str | None = None
     router_config: str | None = None
+    adapters_directory: str = ""
+    lora_modules: tuple[tuple[str, str], ...] = ()
+    max_lora_rank: int = 64
     prices: tuple[str, ...] = ()
     ledger_failure: str = "serve"
     checks_host: bool = False

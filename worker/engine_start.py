@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.attesting import SLOT_BYTES, AttestingRunner
+from engine.adapters.content import check_content
+from engine.adapters.resident import ResidentAdapters
+from engine.attesting import SLOT_BYTES, AnyAdapter, AttestingRunner
 from engine.checkpoints.prepared import fingerprint, kv_block_bytes, read_manifest
 from engine.cpu.lending import FILE_NAME, LentCores
 from engine.kv.pool_memory import KvMemory
@@ -19,6 +22,7 @@ from worker.no_engine import NoEngine
 if TYPE_CHECKING:
     from engine.runner_api import Runner
     from kvtransfer.transport import BlockMemory
+    from protocol.adapters import AdapterSource
     from protocol.fingerprint import Fingerprint
     from protocol.specs import WorkerSpec
 
@@ -34,6 +38,7 @@ class StartedEngine:
     memory: BlockMemory
     fingerprint: Fingerprint
     lent_cores: LentCores | None = None
+    adapters: AdapterSource | None = None
 
 
 def start_engine(spec: WorkerSpec) -> StartedEngine:
@@ -46,7 +51,8 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
         return _start_store(spec, directory, layout)
     if spec.backend == MOCK_BACKEND:
         memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
-        return StartedEngine(AttestingRunner(memory, spec.block_size), memory, layout)
+        mock = AttestingRunner(memory, spec.block_size)
+        return StartedEngine(mock, memory, layout, adapters=AnyAdapter())
     from engine.runner import ModelRunner, RunnerOptions
 
     lent_cores = _lent_cores(spec)
@@ -62,7 +68,16 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     runner = ModelRunner.load(directory, options)
     runner.warm_up()
     meaning = msgspec.structs.replace(layout, arithmetic=runner.arithmetic, layout=runner.kv_layout)
-    return StartedEngine(runner, runner.kv_memory, meaning, lent_cores)
+    return StartedEngine(runner, runner.kv_memory, meaning, lent_cores, _adapters(spec))
+
+
+def _adapters(spec: WorkerSpec) -> AdapterSource | None:
+    """None where adapters are off."""
+    if not spec.adapters_directory:
+        return None
+    directory, model = Path(spec.adapters_directory), spec.model
+    check = partial(check_content, model=model.config, dtype=model.dtype)
+    return ResidentAdapters(directory, spec.max_adapters, check)
 
 
 def _start_store(spec: WorkerSpec, directory: Path, layout: Fingerprint) -> StartedEngine:

@@ -369,6 +369,7 @@ def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: fl
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
         due_in_s=life.due_s - now_s,
         cache_salt=life.generation.cache_salt,
+        adapter=life.generation.adapter,
         num_scored_tokens=life.num_scored_tokens,
         decode_worker=route.decode.worker_id,
         prefix_source=source.hello.address if source else None,
@@ -379,8 +380,7 @@ def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: fl
 def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Decode:
     """Continue from the blocks of the route's prefill worker; or compute everything where there is none, but what is
     cached elsewhere."""
-    source = route.prefill
-    prefix = None if source else route.prefix_source
+    source, prefix = route.prefill, None if route.prefill else route.prefix_source
     return Decode(
         incarnation=worker.incarnation,
         request_id=life.request_id,
@@ -391,6 +391,7 @@ def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: flo
         deadline_in_s=max(life.deadline_s - now_s, 0.0),
         due_in_s=life.due_s - now_s,
         cache_salt=life.generation.cache_salt,
+        adapter=life.generation.adapter,
         num_scored_tokens=life.num_scored_tokens,
         source=source.hello.address if source else None,
         chunk_tokens=route.chunk_tokens,

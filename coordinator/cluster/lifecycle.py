@@ -165,7 +165,7 @@ class RequestLife:
     @property
     def helping_salt(self) -> str | None:
         """Which cached prefixes spare computing; None where none does."""
-        return None if self.needs_prompt else self.generation.cache_salt
+        return None if self.needs_prompt else self.generation.content_salt
 
     @property
     def is_finished(self) -> bool:

@@ -167,13 +167,13 @@ class Router:
     def finished(self, life: RequestLife) -> None:
         """The next turn of a chat finds its history at the worker that generated it."""
         if life.decode_worker is not None:
-            salt = life.generation.cache_salt
+            salt = life.generation.content_salt
             self.prefixes.remember(life.token_ids, salt, [life.decode_worker])
         self.grew(life)
 
     def sent(self, life: RequestLife, worker_ids: Iterable[str]) -> None:
         """These will have its prompt."""
-        self.prefixes.remember(life.token_ids, life.generation.cache_salt, worker_ids)
+        self.prefixes.remember(life.token_ids, life.generation.content_salt, worker_ids)
         self.grew(life)
 
     def grew(self, life: RequestLife) -> None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from protocol.content_keys import content_salt
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from coordinator.cluster.timeline import Timeline
+    from protocol.adapters import AdapterRef
     from protocol.errors import BatonError
     from protocol.finish import FinishReason
     from protocol.roles import Role
@@ -22,16 +25,22 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One choice to generate: token ids in, sampling resolved (seed set, max_tokens within context). Tenants share
-    the workers by their `weight`; among one's requests the lowest `priority` goes first."""
+    the workers by their `weight`; among one's requests the lowest `priority` goes first. `adapter` is that of its admission."""
 
     request_id: str
     prompt_token_ids: list[int]
     sampling: SamplingParams
     deadline_in_s: float = 600.0
     cache_salt: str = ""
+    adapter: AdapterRef | None = None
     tenant: str = ""
     weight: float = 1.0
     priority: int = 0
+
+    @property
+    def content_salt(self) -> str:
+        """What must be equal of two generations, beside their tokens, for one to use what is cached of the other."""
+        return content_salt(self.cache_salt, "" if self.adapter is None else self.adapter.digest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ class Storing:
             return
         wanted = self._wanted.get(life.request_id)
         if wanted is None:
-            root = self._root(life.generation.cache_salt)
+            root = self._root(life.generation.content_salt)
             if root is None:
                 return
             wanted = self._wanted[life.request_id] = _Wanted(root)

@@ -31,6 +31,7 @@ from coordinator.edge.http.request_ids import RequestIds
 from coordinator.edge.http.route_list import RouteList
 from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.http.sites import SiteGuard, Sites
+from coordinator.edge.operations.routes_adapters import AdapterRoutes
 from coordinator.edge.operations.routes_autoscale import AutoscaleRoutes
 from coordinator.edge.operations.routes_deployments import DeploymentRoutes
 from coordinator.edge.operations.routes_keys import KeyRoutes
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
         PoolControl,
         Service,
     )
+    from coordinator.edge.answers.adapters import AdapterBook
     from coordinator.edge.answers.edge import Api, Groups
     from coordinator.edge.answers.grammar_check import Compiles
     from coordinator.edge.apis.registry import ApiFactory
@@ -102,6 +104,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     others: Sequence[Offer] = (),
     operated: Service | None = None,
     residents: ModelControl | None = None,
+    adapters: AdapterBook | None = None,
 ) -> FastAPI:
     """The application over `service`. Raises ConfigError for files that cannot be used.
 
@@ -114,6 +117,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     database; whoever made them ends them. `router` names groups of deployments that answer beside the model, or in its place.
     `others` are models beside `model`, `pools_of` has each one's pools, and `operated` is what operators see then: all of them together.
     `residents` has models that come and go.
+    `adapters` are names that requests may have for the first model with one of them.
     """
     clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
     word = (chat_template, allow_special_tokens_in_content, sampling_defaults)
@@ -121,7 +125,8 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
     shared = Shared(limits or EdgeLimits(), clock, SideWork(), traces, residents)
     edge = _make_edge([first, *others], KeyGuard(keys, Scope.INFERENCE), metrics, shared)
-    edge, whole = replace(edge, groups=_groups(router, edge, clock)), operated or service
+    edge = replace(edge, groups=_groups(router, edge, clock), adapters=adapters)
+    whole = operated or service
     app = _make_app(root_path, metrics, edge)
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
@@ -165,6 +170,8 @@ def _operated(
         yield Scope.ADMIN, ResidentRoutes(edge, edge.residents).router()
     if edge.groups is not None:
         yield Scope.ADMIN, DeploymentRoutes(edge.groups.view).router()
+    if edge.adapters is not None:
+        yield Scope.ADMIN, AdapterRoutes(edge.adapters, edge.bodies).router()
     if policy is not None:
         yield Scope.ADMIN, AutoscaleRoutes(policy, edge.bodies).router()
     if keys.accounts is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
 from deploy.config.front_door import ACCOUNTS, SECURITY, TLS
 from deploy.config.kv_store import parse_kv_store
+from deploy.config.lora import lora_module
 from deploy.config.option import OFF, ON, Option
 from deploy.config.topology import Pools, parse_pd
 from deploy.config.values import (
@@ -100,6 +101,32 @@ GROUPS = {
         Option(
             "seed", whole(0), None, "seed of requests that bring none (default: drawn)", metavar="N"
         ),
+    ),
+    "adapters": (
+        Option(
+            "enable-lora",
+            switch,
+            OFF,
+            "answer with LoRA adapters, too: a request's model is the adapter's name",
+            kind="switch",
+        ),
+        Option(
+            "lora-modules",
+            lora_module,
+            (),
+            'adapters to load at the start, as NAME=DIRECTORY or {"name": …, "path": …}',
+            kind="several",
+            metavar="NAME=PATH",
+        ),
+        Option(
+            "max-loras",
+            whole(1, 4096),
+            32,
+            "adapters that stay in a worker's memory while nobody asks for them",
+            ("max-cpu-loras",),
+            "N",
+        ),
+        Option("max-lora-rank", whole(1, 64), 64, "largest rank of an adapter", metavar="RANK"),
     ),
     "pools": (
         Option(

@@ -96,6 +96,10 @@ class ServeConfig:
     tool_prompt: str
     pooling: str
     allow_special_tokens_in_content: bool
+    enable_lora: bool
+    lora_modules: tuple[str, ...]
+    max_loras: int
+    max_lora_rank: int
     otlp_traces_endpoint: str | None
     root_path: str
     log_level: str
@@ -262,6 +266,7 @@ def _check(config: ServeConfig) -> None:
         )
 
     _check_store(config)
+    _check_adapters(config)
     _check_keys(config)
     if config.admin_api_key and not config.api_key and config.keys_db is None:
         raise ConfigError("--admin-api-key: without --api-key everybody may ask; set both")
@@ -289,6 +294,13 @@ def _check_store(config: ServeConfig) -> None:
         raise ConfigError(
             "--kv-store: a store keeps blocks of workers that compute on the CPU; use --device cpu, or leave it out"
         )
+
+
+def _check_adapters(config: ServeConfig) -> None:
+    if config.lora_modules and not config.enable_lora:
+        raise ConfigError("--lora-modules: needs --enable-lora")
+    if config.enable_lora and config.launcher == "ray":
+        raise ConfigError("--enable-lora: adapters are served by --launcher local only")
 
 
 def _check_keys(config: ServeConfig) -> None:
@@ -338,52 +350,3 @@ def _check_autoscale(config: ServeConfig) -> None:
             )
     if pools.total > limits.budget:
         raise ConfigError(f"--autoscale: --pd {pools} is more than total={limits.budget}")
-
-
-def describe(resolved: Resolved) -> str:
-    """Every value and its source, as a YAML file that `--config` takes back."""
-    lines = []
-    if resolved.models[1:]:
-        lines += [f"{KEY}:", *(f"  - model: {_spell(one.model)}" for one in resolved.models)]
-    for option in OPTIONS:
-        value, source = getattr(resolved.config, option.field), resolved.sources[option.name]
-        if option.secret and value:
-            lines.append(f"# {option.name}: {len(value)} hidden  # {source}")
-        elif value is None or value == ():
-            lines.append(f"# {option.name}:  # {source}: {_unset(option.name)}")
-        else:
-            lines.append(f"{option.name}: {_spell(value)}  # {source}")
-    return "\n".join(lines)
-
-
-def _unset(name: str) -> str:
-    return {
-        "max-model-len": "the model's, at most what the KV pool holds",
-        "kv-cache-memory": "10 % of available memory over all workers, 256 MiB to 4 GiB each; on nodes of Ray a part of each node's",
-        "served-model-name": "the model's name",
-        "chat-template": "the model's",
-        "kv-store": "no store",
-        "max-num-seqs": "64, on a GPU 256",
-        "max-num-batched-tokens": "512, on a GPU 8192",
-        "ray-worker-cpus": "1, and none beside slots",
-        "seed": "drawn for each request",
-        "otlp-traces-endpoint": "no traces",
-        "autoscale": "the pools stay as they are",
-        "ssl-certfile": "plain HTTP",
-        "forwarded-allow-ips": "nobody's X-Forwarded headers count",
-        "max-loaded-models": "all stay",
-        "memory-budget": "all stay; with max-loaded-models 80 % of what is available",
-        "keys-db": "no keys but those of --api-key, and no ledger",
-    }.get(name, "none")
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_spell(item) for item in value) + "]"
-    if isinstance(value, str) and (
-        not value or not value.replace("-", "").replace(".", "").isalnum()
-    ):
-        return "'" + value.replace("'", "''") + "'"
-    return str(value)

@@ -25,6 +25,7 @@ from deploy.host.affinity import allowed_cores, lend_cores, quota_cores, share_c
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
 from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes
+from deploy.launch.adapter_plan import with_adapters
 from deploy.launch.stores import plan_stores
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.clock import SystemClock
@@ -116,13 +117,11 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
     `shares` of cores are for one of several models (`deploy.launch.fleet_plan`)."""
     check_names(config.price, (*model.served_names, *_group_names(config, model)))
     device = device_of(config, host)
-    if device == "cuda":
-        places = _on_gpus(config, model, host)
-    elif is_spread:
-        places = [_Place(config.kv_cache_memory or 0, 0)] * config.pools.total
-    else:
-        places = _on_cpu(config, model, host)
+    places = [_Place(config.kv_cache_memory or 0, 0)] * config.pools.total
+    if device == "cuda" or not is_spread:
+        places = (_on_gpus if device == "cuda" else _on_cpu)(config, model, host)
     max_model_len = context_length(config, model, _tokens_of(config, places))
+    max_num_batched_tokens, max_num_seqs = limits_on(config, device)
     control = f"ipc://{run_directory / 'control.sock'}"
     shares = _shares(config, host, shares, lends=device == "cpu" and config.lend_cores)
     workers = tuple(
@@ -144,8 +143,8 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
             num_blocks=place.num_blocks,
             kv_cache_bytes=place.kv_bytes,
             max_model_len=max_model_len,
-            max_num_seqs=limits_on(config, device)[1],
-            max_num_batched_tokens=limits_on(config, device)[0],
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
             lease_duration_s=config.kv_lease_duration,
             stop_grace_s=config.drain_grace + HANDOVER_S,
@@ -159,7 +158,7 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
     template = place_template(config.chat_template, run_directory, key)
     check_template(Path(model.directory), template)
     spec = _coordinator(config, model, control, port, max_model_len, template)
-    return Plan(msgspec.structs.replace(spec, key=key), workers, config.standby_workers)
+    return Plan(*with_adapters(config, spec, workers, key), config.standby_workers)
 
 
 def _shares(

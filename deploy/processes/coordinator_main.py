@@ -23,6 +23,7 @@ from coordinator.cluster.control_socket import ControlSocket
 from coordinator.cluster.fleet import Fleet, FleetPools, Member
 from coordinator.cluster.residency import Residency, Resident
 from coordinator.cluster.residents import Residents
+from coordinator.edge.answers.adapters import AdapterBook, KeptContents
 from coordinator.edge.app import Offer, Parsers, SamplingDefaults, ServedModel, Sites, create_app
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
@@ -32,6 +33,8 @@ from deploy.config.topology import all_variables
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
 from deploy.processes.grammar_child import GrammarProcess
 from deploy.processes.owner_watch import OwnerWatch
+from engine.adapters.content import content_path
+from engine.adapters.prepare import prepare_adapter
 from engine.checkpoints import embedded
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
@@ -78,6 +81,7 @@ class CoordinatorProcess:
         )
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
         self.accounts = self._open_accounts()
+        self.adapters = self._open_adapters()
         self.tls = self._open_tls()
         self.grammars = [_grammars_of(model.model) for model in spec.models]
 
@@ -151,6 +155,30 @@ class CoordinatorProcess:
         must_write = spec.ledger_failure == "refuse"
         settings = AccountSettings(Path(spec.keys_db), spec.prices, must_write)
         return Accounts.open(settings, self.clock)
+
+    def _open_adapters(self) -> AdapterBook | None:
+        """With those of the command line, before anything is served."""
+        spec = self.spec
+        if not spec.adapters_directory:
+            return None
+        directory, model = Path(spec.adapters_directory), spec.model
+
+        def prepare(path: str) -> str:
+            source = Path(path).expanduser()
+            return prepare_adapter(source, directory, model.config, model.dtype, spec.max_lora_rank)
+
+        def forget(digest: str) -> None:
+            content_path(directory, digest).unlink(missing_ok=True)
+
+        contents = KeptContents(prepare, forget, self._adapters_in_use)
+        book = AdapterBook(contents, self.clock, model.served_names)
+        for name, path in spec.lora_modules:
+            book.load_now(name, path)
+        return book
+
+    def _adapters_in_use(self) -> set[str]:
+        adapters = (life.generation.adapter for life in self.fleet.first.requests)
+        return {adapter.digest for adapter in adapters if adapter is not None}
 
     def _router_settings(self) -> RouterSettings | None:
         path = self.spec.router_config
@@ -276,6 +304,7 @@ class CoordinatorProcess:
             grammars=first.grammars,
             accounts=self.accounts,
             router=self._router_settings(),
+            adapters=self.adapters,
             sites=Sites(
                 checks_host=spec.checks_host,
                 hosts=spec.allowed_hosts,

@@ -48,6 +48,7 @@ def run_worker(spec: WorkerSpec) -> None:
         ids=ids,
         lease_duration_s=spec.lease_duration_s,
         vocab_size=spec.model.config.vocab_size,
+        adapters=engine.adapters,
     )
     worker = build_worker(spec, engine, context)
     log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)

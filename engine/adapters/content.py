@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from engine.adapters.modules import MatrixName
+from engine.adapters.modules import MatrixName, modules_of
 from protocol.adapters import DIGEST_CHARACTERS
 from protocol.errors import ConfigError
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
+
+    from protocol.model_config import ModelConfig
 
     Elements = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
@@ -117,6 +119,21 @@ class Content:
 def widened(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
     """bfloat16 as float32."""
     return (values.astype(np.uint32) << 16).view(np.float32)
+
+
+def check_content(content: Content, model: ModelConfig, dtype: str) -> None:
+    """ConfigError unless every part is one of the model's modules, in its dtype and within the panels."""
+    header, known = content.header, {(m.layer, m.matrix, m.first): m for m in modules_of(model)}
+    if (header.format_version, header.dtype) != (FORMAT_VERSION, dtype):
+        raise ConfigError(f"its content has format {header.format_version}, {header.dtype}")
+    for part in header.parts:
+        module = known.get((part.layer, part.matrix, part.first))
+        fits = module is not None and (module.outputs, module.inputs) == (part.outputs, part.inputs)
+        a = part.a + panel_bytes(part.rank, part.inputs, dtype)
+        b = part.b + panel_bytes(part.outputs, part.rank, dtype)
+        is_there = min(part.a, part.b) >= 0 and max(a, b) <= content.num_bytes
+        if not fits or not is_there or not 1 <= part.rank <= MAX_RANK:
+            raise ConfigError("its content was made for another model")
 
 
 def write_content(directory: Path, header: ContentHeader, blocks: Sequence[Elements]) -> str:

@@ -18,7 +18,7 @@ from coordinator.edge.telemetry.request_record import RequestFacts
 from protocol.errors import InvalidRequest, ModelNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from fastapi import APIRouter
     from starlette.requests import Request
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from coordinator.accounts.booking import Booking
     from coordinator.cluster.service_api import ModelControl
+    from coordinator.edge.answers.adapters import AdapterBook
     from coordinator.edge.answers.answer import AnswerRequest, Dialect
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.answers.run import Run
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
     from coordinator.edge.http.side_work import SideWork
     from coordinator.edge.telemetry.metrics import EdgeMetrics
     from coordinator.edge.text.conversation import Conversation
+    from protocol.adapters import AdapterRef
     from protocol.clock import Clock
 
 
+MOST_LISTED = 20
+"""Names that an error tells."""
 MAX_DIGITS = 18
 """Of an event's number."""
 
@@ -88,10 +92,17 @@ class Edge:
     streams: KeptStreams
     groups: Groups | None = None
     residents: ModelControl | None = None
+    adapters: AdapterBook | None = None
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """The names of all models, without those of groups."""
+        """The names of all models, and of the first one's adapters, without those of groups."""
+        adapters = () if self.adapters is None else self.adapters.names
+        return (*self.served_names, *adapters)
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The names of the models themselves."""
         return tuple(name for served in self.models for name in served.model.served_names)
 
     @property
@@ -100,7 +111,7 @@ class Edge:
         return max(served.model.max_model_len for served in self.models)
 
     def of(self, name: str | None) -> Served:
-        """The model that has this name; for a group's the first."""
+        """The model that has this name; for a group's, and an adapter's, the first."""
         for served in self.models:
             if name in served.model.served_names:
                 return served
@@ -113,7 +124,7 @@ class Edge:
         its key does not allow; comes before anything is computed for the request."""
         known = self.own_names if not among_groups else self.all_names()
         if name is not None and name not in known:
-            served = ", ".join(self.names_for(principal)) or "none that this API key may use"
+            served = _listed(self.names_for(principal)) or "none that this API key may use"
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
         meant = name or self.models[0].model.name
         principal.check_model(meant)
@@ -130,8 +141,15 @@ class Edge:
         """The served names and groups that a key allows."""
         return tuple(name for name in self.all_names() if principal.may_use(name))
 
+    def adapter_of(self, model: str) -> AdapterRef | None:
+        """The adapter that a name means now, None for the model itself; raises ModelNotFound for one that has left meanwhile."""
+        found = None if self.adapters is None else self.adapters.find(model)
+        if found is None and model not in self.served_names and self.group_of(model) is None:
+            raise ModelNotFound(f"the model {model!r} is not served here any more", "model")
+        return None if found is None else found.ref
+
     def all_names(self) -> tuple[str, ...]:
-        """The served names and groups."""
+        """The served names, adapters and groups."""
         groups = () if self.groups is None else self.groups.names
         return tuple(dict.fromkeys((*self.own_names, *groups)))
 
@@ -196,7 +214,9 @@ class Edge:
         asked = await own.forms.of(principal.tenant).kept(asked)
         salt = principal.salt(asked.cache_salt)
         asked = replace(asked, priority=asked.priority + principal.priority)
-        generations = own.rules.generations(asked, salt, principal.tenant, principal.weight)
+        generations = own.rules.generations(
+            asked, salt, principal.tenant, principal.weight, self.adapter_of(asked.model)
+        )
         sampling = generations[0].sampling
         tokenizer = own.context.tokenizer
         make_parts = own.formats.maker(asked, tokenizer, asked.prompts[0])
@@ -215,6 +235,8 @@ class Edge:
         )
 
     def _facts(self, request: Request, asked: AnswerRequest) -> RequestFacts:
+        is_adapter = self.adapters is not None and self.adapters.find(asked.model) is not None
+        adapter = asked.model if is_adapter else ""
         return RequestFacts(
             arrival_s=asked.arrival_s,
             operation=asked.operation,
@@ -222,6 +244,7 @@ class Edge:
             label=label_of(request),
             model=asked.model,
             response_model=self.of(asked.model).model.name,
+            adapter=adapter,
             is_stream=asked.is_stream,
             wants_timings=asked.wants_timings,
             choices_per_prompt=asked.choices_per_prompt,
@@ -258,6 +281,11 @@ class Edge:
 
     def _resumed(self, kept: KeptStream, number: int, headers: Mapping[str, str]) -> Response:
         return ResumableResponse(self.streams, kept, number, headers, self.limits)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
 
 
 class Api(Protocol):

@@ -206,7 +206,12 @@ class GenerationRun:
     def _reserve(self, booking: Booking) -> None:
         facts = self.facts
         request = Request(
-            facts.model, facts.operation, facts.reply_id, facts.label, facts.arrival_s
+            facts.response_model if facts.adapter else facts.model,
+            facts.operation,
+            facts.reply_id,
+            facts.label,
+            facts.arrival_s,
+            facts.adapter,
         )
         most = sum(generation.sampling.max_tokens for generation in self.generations)
         booking.reserve(request, self.usage.num_prompt_tokens, most)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.edge.answers.answer import AnswerRequest, SamplingWishes
+    from protocol.adapters import AdapterRef
 
 SEED_SPACE = 2**63
 Number = TypeVar("Number", int, float)
@@ -106,7 +107,12 @@ class ModelRules:
     request_deadline_s: float
 
     def generations(
-        self, asked: AnswerRequest, salt: str, tenant: str = "", weight: float = 1.0
+        self,
+        asked: AnswerRequest,
+        salt: str,
+        tenant: str = "",
+        weight: float = 1.0,
+        adapter: AdapterRef | None = None,
     ) -> list[Generation]:
         """Every choice of every prompt; choice i of a prompt draws from seed + i. Raises InvalidRequest for what
         does not fit the model."""
@@ -118,6 +124,7 @@ class ModelRules:
                 sampling=_of_choice(sampling, choice),
                 deadline_in_s=self.request_deadline_s,
                 cache_salt=salt,
+                adapter=adapter,
                 tenant=tenant,
                 weight=weight,
                 priority=asked.priority,

@@ -25,6 +25,7 @@ class RequestFacts:
     label: str = ""
     model: str = ""
     response_model: str = ""
+    adapter: str = ""
     is_stream: bool = False
     wants_timings: bool = False
     choices_per_prompt: int = 1

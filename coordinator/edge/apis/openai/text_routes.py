@@ -109,6 +109,8 @@ class TextRoutes:
 
     def _card(self, name: str) -> dict[str, Any]:
         model = self._edge.of(name).model
+        adapters = self._edge.adapters
+        adapter = None if adapters is None else adapters.find(name)
         residents = self._edge.residents
         state = (
             {} if residents is None else {"status": {"value": residents.view(model.name)["state"]}}
@@ -116,10 +118,10 @@ class TextRoutes:
         return state | {
             "id": name,
             "object": "model",
-            "created": self._edge.created,
+            "created": self._edge.created if adapter is None else adapter.created,
             "owned_by": "baton",
-            "root": model.name,
-            "parent": None,
+            "root": model.name if adapter is None else adapter.path,
+            "parent": None if adapter is None else model.name,
             "max_model_len": model.max_model_len,
             "permission": [],
         }

@@ -6,10 +6,11 @@ import pytest
 
 from deploy import cli
 from deploy.commands import serve
+from deploy.config.described import describe
 from deploy.config.options import ALIASES, BY_NAME, OPTIONS
 from deploy.config.parser import plain
 from deploy.config.refusals import REFUSALS
-from deploy.config.serve_config import describe, resolve
+from deploy.config.serve_config import resolve
 from deploy.config.topology import Pools, child_environment, parse_pd
 from protocol.errors import ConfigError
 
