@@ -44,7 +44,7 @@ from protocol.errors import (
     WorkerLost,
     WorkerNotFound,
 )
-from protocol.roles import Role
+from protocol.roles import COMPUTING
 from protocol.sampling import SamplingParams, ScoredToken
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
@@ -291,7 +291,7 @@ class Campaign:
 
     async def _flip(self) -> None:
         with suppress(WorkerNotFound, PoolConflict, NoLauncher):
-            self.cluster.scaler.set_role(self._victim(), self.rng.choice([*Role]))
+            self.cluster.scaler.set_role(self._victim(), self.rng.choice(COMPUTING))
             self.report.scalings += 1
 
     async def _partition(self) -> None:
