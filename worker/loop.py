@@ -167,7 +167,8 @@ class WorkerLoop:
         stepped = self.step_decode()
         self.busy = self.step_prefill() or stepped
         self.outbox.flush()
-        self._news.tell_changes()
+        if not self._farewell.is_said:
+            self._news.tell_changes()
         self._expire_when_due()
         self.publish()
         self.leave()

@@ -44,7 +44,7 @@ from protocol.errors import (
     WorkerLost,
     WorkerNotFound,
 )
-from protocol.roles import COMPUTING
+from protocol.roles import COMPUTING, Role
 from protocol.sampling import SamplingParams, ScoredToken
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
@@ -52,6 +52,7 @@ from tests.sim.worker import BLOCK_SIZE, Policy
 
 REQUESTS = 50
 SCORING = 0.2
+STORES = (1,)
 TIME_LIMIT_S = 120.0
 
 
@@ -291,8 +292,10 @@ class Campaign:
 
     async def _flip(self) -> None:
         with suppress(WorkerNotFound, PoolConflict, NoLauncher):
-            self.cluster.scaler.set_role(self._victim(), self.rng.choice(COMPUTING))
-            self.report.scalings += 1
+            victim, role = self._victim(), self.rng.choice(COMPUTING)
+            if not victim.startswith(Role.STORE):
+                self.cluster.scaler.set_role(victim, role)
+                self.report.scalings += 1
 
     async def _partition(self) -> None:
         pair = self.rng.sample([*sorted(self.cluster.workers), "coordinator"], 2)
@@ -326,6 +329,7 @@ def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None 
             scenario,
             prefill=3,
             decode=3,
+            stores=random.Random(seed + 3).choice(STORES),
             num_blocks=blocks,
             seed=seed,
             faults=faults,
