@@ -52,7 +52,8 @@ from tests.sim.worker import BLOCK_SIZE, Policy
 
 REQUESTS = 50
 SCORING = 0.2
-STORES = (1,)
+STORES = (0, 0, 1)
+"""How many there are, by chance."""
 TIME_LIMIT_S = 120.0
 
 

@@ -343,8 +343,10 @@ class Cluster:
         return tokens
 
     async def quiet(self) -> None:
-        """Long enough for every lease, renewal and reconciliation to have run."""
-        await asyncio.sleep(20.0)
+        """Long enough for every lease, renewal and reconciliation to have run; and for what is kept behind all other work,
+        where lost messages are waited for one after the other."""
+        has_store = any(not worker.loop.role.computes for worker in self.workers.values())
+        await asyncio.sleep(90.0 if has_store else 20.0)
 
     def leaks(self) -> list[str]:
         """Everything that should be zero and is not."""
