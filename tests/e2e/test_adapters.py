@@ -103,7 +103,7 @@ def test_a_killed_worker_changes_no_token(server: Server, files: Files, role: st
         until(lambda: server.cluster()["requests"]["live"] > 0, "requests under way")
         os.kill(victims[0], signal.SIGKILL)
         assert answers.result() == files.expected
-    assert server.audit()["balanced"]
+    until(lambda: server.audit()["balanced"], "a balanced account with the worker that came back")
 
 
 def test_what_replaces_an_adapter_answers_from_then_on(
