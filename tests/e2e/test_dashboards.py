@@ -230,5 +230,5 @@ def test_stage_panel_is_as_high_as_the_mean_request(prometheus: httpx.Client) ->
     name = "vllm:e2e_request_latency_seconds"
     mean = f"sum(rate({name}_sum[20s])) / sum(rate({name}_count[20s]))"
     (whole,) = asked(prometheus, mean, at_s)
-    extrapolated = 0.5 / SCRAPES  # of an interval, for each series by itself
+    extrapolated = 2 * 0.5 / SCRAPES  # half an interval, for each of two series by itself
     assert stacked == pytest.approx(float(whole["value"][1]), rel=0.02 + extrapolated)
