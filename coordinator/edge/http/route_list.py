@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 BASES = ("", "/v1", "/api")
 """What a client's base URL may lack; one that has another API's is not sent to Ollama's."""
+OPENED_BY = {
+    "/v1/load_lora_adapter": "--enable-lora",
+    "/v1/unload_lora_adapter": "--enable-lora",
+    "/models/load": "--max-loaded-models or --memory-budget",
+    "/models/unload": "--max-loaded-models or --memory-budget",
+    "/keys": "--keys-db",
+    "/usage": "--keys-db",
+    "/cluster/deployments": "--router-config",
+}
+"""Paths that only a server with an option has."""
 MOST_PARTS = 8
 CONVERTER = re.compile(r":\w+}")
 
@@ -50,6 +60,8 @@ class RouteList:
 
     def advice(self, path: str) -> str:
         """For a path that does not exist: what it was meant to be, if its end is one that does, or else all there are."""
+        if (option := OPENED_BY.get(path)) is not None:
+            return f"there is no {path} on this server; one that is started with {option} has it"
         parts = path.strip("/").split("/")[:MOST_PARTS]
         for start in range(len(parts)):
             for base in BASES if start == 0 else BASES[:2]:

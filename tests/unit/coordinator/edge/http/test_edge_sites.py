@@ -198,6 +198,22 @@ async def test_an_unknown_path_is_told_what_there_is(client, path, advice):
     assert error["code"] == "unknown_url"
 
 
+@pytest.mark.parametrize(
+    ("path", "option"),
+    [
+        ("/v1/load_lora_adapter", "--enable-lora"),
+        ("/models/load", "--max-loaded-models"),
+        ("/keys", "--keys-db"),
+        ("/cluster/deployments", "--router-config"),
+    ],
+)
+async def test_a_path_that_an_option_brings_names_it(client, path, option):
+    message = (await client.post(path, json={})).json()["error"]["message"]
+    assert message.startswith(
+        f"there is no {path} on this server; one that is started with {option}"
+    )
+
+
 async def test_all_paths_are_told(served_model):
     async with client_of(served_model) as client:
         told = (await client.get("/nowhere")).json()["error"]["message"]
