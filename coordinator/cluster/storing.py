@@ -197,6 +197,9 @@ class Storing:
                 busy[wanted.store_id] += self._order_next(wanted, stores[wanted.store_id], now_s)
 
     def _note_kept(self, wanted: _Wanted, stores: dict[str, WorkerRecord], now_s: float) -> None:
+        """Its store is chosen by its first block, so that what begins alike meets: not before there is one."""
+        if not wanted.keys:
+            return
         if wanted.store_id not in stores:
             wanted.store_id, wanted.kept, wanted.ordered_until_s = "", 0, None
             wanted.store_id = _home(wanted.root, wanted.keys[:1], stores)

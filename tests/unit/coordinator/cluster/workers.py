@@ -39,5 +39,5 @@ def ready_worker(
         backend="none",
     )
     record = registry.register(hello, worker_id.encode(), 0.0)
-    assert record.passed_probe()
+    assert record.passed_probe() or not role.computes
     return record
