@@ -76,13 +76,15 @@ class DiskTier:
 
     def used(self, keys: SequenceOf[bytes], parent: bytes, block_ids: SequenceOf[int]) -> None:
         """See LowerTier."""
+        known = [key for key in keys if self._log.contains(key)]
+        fresh = set(keys).difference(known)
         for key, block_id in zip(keys, block_ids, strict=True):
-            if not self._log.contains(key):
+            if key in fresh:
                 data = self._memory.readable(block_id, 1)
                 record = BlockRecord.of(self._identity, key, parent, self._block_size, data)
                 self._log.put(record, data)
             parent = key
-        self._log.touch(list(keys))
+        self._log.touch(known)  # to be put is a use by itself
 
     def keys(self) -> list[bytes]:
         """See LowerTier."""
