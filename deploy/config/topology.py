@@ -16,8 +16,12 @@ from protocol.roles import Role
 PREFIX = "BATON_"
 HOME = Path(__file__).resolve().parents[2]
 """The folder of Baton's packages: a child looks there first, whatever else an environment has under their names."""
-SECRETS = ("BATON_API_KEY",)
-"""Never handed on to a child process: an environment can be read by others of the same user."""
+OWN_SECRETS = ("BATON_API_KEY", "BATON_ADMIN_API_KEY")
+"""Never handed on to a child process, which is told in a file: an environment can be read by others of the same user."""
+_SECRET_WORDS = frozenset(
+    {"KEY", "APIKEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS", "CREDENTIAL"}
+)
+"""A variable with one of these between its underscores holds what a child that asks no other server need not know."""
 _THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -111,9 +115,21 @@ def has_ray_token() -> bool:
     return any(os.environ.get(name) for name in places) or default.is_file()
 
 
-def child_environment(num_threads: int | None = None, gpu: str | None = None) -> dict[str, str]:
-    """This environment without secrets, with thread pools sized to `num_threads` and only `gpu` visible where given."""
-    variables = {name: value for name, value in os.environ.items() if name not in SECRETS}
+def is_secret(name: str) -> bool:
+    """Whether a variable of this name is taken for a secret: `OPENAI_API_KEY`, `HF_TOKEN`, `AWS_SECRET_ACCESS_KEY`."""
+    return not _SECRET_WORDS.isdisjoint(name.upper().split("_"))
+
+
+def child_environment(
+    num_threads: int | None = None, gpu: str | None = None, *, keeps_secrets: bool = False
+) -> dict[str, str]:
+    """This environment without secrets, with thread pools sized to `num_threads` and only `gpu` visible where given.
+    `keeps_secrets` is for a child that asks other servers; Baton's own keys it does not get either."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in OWN_SECRETS and (keeps_secrets or not is_secret(name))
+    }
     variables["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HOME), variables.get("PYTHONPATH")))
     )

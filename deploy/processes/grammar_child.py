@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deploy.config.topology import child_environment
 from protocol.errors import InternalError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class GrammarProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=LINE_BYTES,
+            env=child_environment(),
         )
         try:
             await asyncio.wait_for(_answer(self._process), START_S)

@@ -142,7 +142,11 @@ class Launcher:
     def _run(self, place: Place, command: list[str], pass_fds: tuple[int, ...]) -> None:
         process = self._processes[place.name] = ChildProcess(
             command,
-            child_environment(_num_threads(place.spec), _gpu_of(place.spec)),
+            child_environment(
+                _num_threads(place.spec),
+                _gpu_of(place.spec),
+                keeps_secrets=_asks_others(place.spec),
+            ),
             on_line=lambda line: self.say(place.name, line),
             on_exit=lambda status: self._on_exit(place, status),
             pass_fds=pass_fds,
@@ -304,6 +308,11 @@ def _num_threads(spec: Spec) -> int:
 
 def _gpu_of(spec: Spec) -> str | None:
     return spec.visible_devices if isinstance(spec, WorkerSpec) else None
+
+
+def _asks_others(spec: Spec) -> bool:
+    """Whether it has other servers' keys in its environment: the router's file names the variables."""
+    return not isinstance(spec, WorkerSpec) and spec.router_config is not None
 
 
 def _inherited(spec: Spec) -> tuple[int, ...]:

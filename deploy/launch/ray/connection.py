@@ -66,7 +66,7 @@ class RayConnection:
         module = (sys.executable, "-P", "-m", "deploy.launch.ray.own_ray", parent, "--")
         self._ray = ChildProcess(
             [*module, *self._own.command],
-            {**child_environment(), **self._choice.environment},
+            {**child_environment(keeps_secrets=True), **self._choice.environment},
             on_line=self._on_ray_line,
             on_exit=self._on_ray_exit,
         )
@@ -130,7 +130,7 @@ class RayConnection:
         try:
             self._agent = ChildProcess(
                 command,
-                {**child_environment(), **self._choice.environment},
+                {**child_environment(keeps_secrets=True), **self._choice.environment},
                 on_line=lambda _: None,
                 on_exit=self._on_agent_exit,
                 pass_fds=(theirs.fileno(),),

@@ -109,7 +109,7 @@ class Keeper:
         order = self.order
         self._child = ChildProcess(
             command,
-            child_environment(order.num_threads, order.gpu),
+            child_environment(order.num_threads, order.gpu, keeps_secrets=order.tells_ready),
             on_line=lambda line: self._tell(Line(name=order.name, text=line)),
             on_exit=self._on_exit,
             pass_fds=pass_fds,

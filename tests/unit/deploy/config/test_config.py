@@ -274,3 +274,26 @@ def test_onednn_keeps_state_of_few_shapes(monkeypatch: pytest.MonkeyPatch) -> No
     variables = child_environment(1)
     assert variables["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "128"
     assert variables["LRU_CACHE_CAPACITY"] == "7"
+
+
+@pytest.mark.parametrize(
+    "name", ["OPENAI_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "my_password"]
+)
+def test_only_who_asks_other_servers_gets_their_secrets(monkeypatch, name) -> None:
+    monkeypatch.setenv(name, "sk-secret")
+    assert name not in child_environment()
+    assert child_environment(keeps_secrets=True)[name] == "sk-secret"
+
+
+@pytest.mark.parametrize("name", ["BATON_API_KEY", "BATON_ADMIN_API_KEY"])
+def test_no_child_gets_batons_own_keys(monkeypatch, name) -> None:
+    monkeypatch.setenv(name, "sk-secret")
+    assert name not in child_environment(keeps_secrets=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["TOKENIZERS_PARALLELISM", "PATH", "KEYBOARD", "BATON_SSL_KEYFILE"]
+)
+def test_what_only_sounds_like_a_secret_is_handed_on(monkeypatch, name) -> None:
+    monkeypatch.setenv(name, "x")
+    assert name in child_environment()
