@@ -16,6 +16,7 @@ from deploy.config.models import check_names, keys_of
 from deploy.config.values import format_bytes
 from deploy.host.affinity import share_cores
 from deploy.host.memory import KV_LIMIT, PROCESS_BYTES, default_kv_bytes
+from deploy.launch.front_names import check_front_names
 from deploy.launch.plan import Plan
 from engine.checkpoints.prepared import WEIGHTS_NAME
 from protocol.errors import ConfigError
@@ -40,6 +41,7 @@ def make_fleet_plan(
 ) -> Plan:
     """One plan of all processes; ConfigError when they do not fit together."""
     check_names([model.served_names for model in models])
+    check_front_names(configs[0], [name for model in models for name in model.served_names])
     if any(config.device != "cpu" for config in configs):
         configs = [replace(config, device="cpu") for config in configs]
     num_workers = sum(config.pools.total for config in configs)

@@ -13,19 +13,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from coordinator.accounts.prices import check_names
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.kept_fields import try_template
-from coordinator.upstreams.settings import check_own, names_of, read_settings
 from deploy.config.serve_config import names_in
-from deploy.config.topology import all_variables
 from deploy.config.values import format_bytes, parse_utilization
 from deploy.host.affinity import allowed_cores, lend_cores, quota_cores, share_cores
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
 from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes
 from deploy.launch.adapter_plan import with_adapters
+from deploy.launch.front_names import check_front_names
 from deploy.launch.stores import plan_stores
 from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.clock import SystemClock
@@ -92,15 +90,6 @@ class Plan:
         return self.workers[0].num_blocks * self.workers[0].block_size
 
 
-def _group_names(config: ServeConfig, model: PreparedModel) -> tuple[str, ...]:
-    """Names that the router's file adds; ConfigError where it cannot be used."""
-    if config.router_config is None:
-        return ()
-    settings = read_settings(Path(config.router_config), all_variables())
-    check_own(settings, model.served_names)
-    return tuple(name for name in names_of(settings) if name not in model.served_names)
-
-
 def make_plan(  # noqa: PLR0913 - what a plan is made of
     config: ServeConfig,
     model: PreparedModel,
@@ -115,7 +104,8 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
     """Specs of all processes; ConfigError when the flags, the model and the host do not fit together. `is_spread`: the
     workers will be on other hosts, whose memory says how large their pools are (`deploy.launch.ray.seating`). `key` and the
     `shares` of cores are for one of several models (`deploy.launch.fleet_plan`)."""
-    check_names(config.price, (*model.served_names, *_group_names(config, model)))
+    if not key:
+        check_front_names(config, model.served_names)
     device = device_of(config, host)
     places = [_Place(config.kv_cache_memory or 0, 0)] * config.pools.total
     if device == "cuda" or not is_spread:

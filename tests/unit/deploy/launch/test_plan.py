@@ -18,7 +18,9 @@ from deploy.host.memory import (
 )
 from deploy.host.model_source import find_source, resolve_dtype
 from deploy.host.run_directory import LOCK_NAME, PREFIX, reap, run_directory
+from deploy.launch.fleet_plan import make_fleet_plan
 from deploy.launch.plan import Host, check_chosen_template, make_plan, next_share, place_template
+from engine.checkpoints.prepared import WEIGHTS_NAME
 from launching.backoff import Backoff
 from protocol.errors import ConfigError
 from tests.e2e.launcher_driver import MODEL
@@ -49,6 +51,31 @@ def test_prices_are_of_served_names_and_leave_none_of_them_free() -> None:
     ):
         with pytest.raises(ConfigError, match=f"--price: .*{told}"):
             priced(*prices, names=names)
+
+
+def test_several_models_have_prices_and_deployments_of_any_of_them(tmp_path) -> None:
+    router = tmp_path / "router.yaml"
+    router.write_text("model_list: [{model_name: g, litellm_params: {model: baton/blue}}]")
+    given = {"router-config": str(router), "keys-db": "keys.db", "kv-cache-memory": "32MiB"}
+    (tmp_path / WEIGHTS_NAME).write_bytes(b"0")
+    models = [
+        msgspec.structs.replace(MODEL, name=name, served_names=(name,), directory=str(tmp_path))
+        for name in ("red", "blue")
+    ]
+
+    def priced(*prices: str):
+        config = resolve(given | {"price": list(prices)}, {}).config
+        plan = make_fleet_plan([config, config], models, HOST, DIRECTORY, 8000, make_plan)
+        return plan.coordinator.prices
+
+    assert priced("red=1/2", "blue=0/0", "g=3/4") == ("red=1/2", "blue=0/0", "g=3/4")
+    with pytest.raises(ConfigError, match="g would cost nothing"):
+        priced("red=1/2", "blue=0/0")
+    with pytest.raises(ConfigError, match="served: red, blue, g"):
+        priced("green=1/2")
+    router.write_text("model_list: [{model_name: g, litellm_params: {model: baton/green}}]")
+    with pytest.raises(ConfigError, match="'green' here; served: red, blue"):
+        priced("*=1/2")
 
 
 @pytest.mark.parametrize(
