@@ -245,6 +245,8 @@ async def refusal(server, sent: bytes, *, more: bytes = b"") -> int:
                 b"GET /a HTTP/1.1\r\nHost: a b\r\n\r\n",
                 b"GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n",
                 b"GET /a HTTP/1.1\r\nHost: u@a\r\n\r\n",
+                b"GET ftp://x/a HTTP/1.1\r\nHost: x\r\n\r\n",
+                b"GET /a#b HTTP/1.1\r\nHost: x\r\n\r\n",
                 b"GET http://u@x/a HTTP/1.1\r\nHost: x\r\n\r\n",
                 b"GET http:///a HTTP/1.1\r\nHost: x\r\n\r\n",
                 b"GET http://x/a HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n",
@@ -483,6 +485,24 @@ async def test_an_old_client_is_not_sent_100():
     told = await said_to(b"POST /a HTTP/1.0\r\n" + LATER + b"hi")
     assert told.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"connection: close" in told
+
+
+async def pieces(scope, receive, send):
+    """Says how long its answer is to nobody."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for piece in (b"one ", b"", b"two"):
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("extra", [b"", b"Connection: keep-alive\r\n"])
+async def test_an_old_clients_stream_has_no_chunks_and_ends_with_its_connection(extra):
+    told = await said_to(b"GET /a HTTP/1.0\r\n" + extra + b"\r\n" + NEXT, app=pieces)
+    head, _, body = told.partition(b"\r\n\r\n")
+    assert body == b"one two"
+    assert b"connection: close" in head
+    assert b"transfer-encoding" not in head
 
 
 async def test_a_client_that_waits_for_100_gets_the_refusal_instead():

@@ -1,4 +1,4 @@
-"""A request's body, from bytes to checked fields. Owns 413, 408 and 499, how many bytes of all bodies together wait in
+"""A request's body, from bytes to checked fields. Owns 413, 415, 408 and 499, how many bytes of all bodies together wait in
 memory, how much structure a body may have, and which field an error names.
 
     request ─► BodyReader.read: bytes within limits ─► check_shape ─► parse (an API's, by parse_object and check_fields)
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from coordinator.edge.http.error_replies import BodyTooLarge, BodyTooSlow, ClientLeft
+from coordinator.edge.http.error_replies import BodyEncoded, BodyTooLarge, BodyTooSlow, ClientLeft
 from coordinator.edge.http.field_errors import most_telling, refusal
 from coordinator.edge.http.limits import MAX_JSON_DEPTH
 from protocol.errors import InvalidRequest, Overloaded
@@ -99,7 +99,11 @@ class BodyRoom:
 async def read_body(
     request: Request, limits: EdgeLimits, take: Callable[[int], None] = lambda _: None
 ) -> bytes:
-    """The body, whose size is told to `take` as it grows; raises BodyTooLarge, BodyTooSlow or ClientLeft."""
+    """The body, whose size is told to `take` as it grows; raises BodyEncoded, BodyTooLarge, BodyTooSlow or ClientLeft."""
+    encoding = request.headers.get("content-encoding", "").strip()
+    if encoding.lower() not in ("", "identity"):
+        told = f"Content-Encoding {encoding[:20]!r} is not taken: send the body as it is"
+        raise BodyEncoded(told, "Content-Encoding")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limits.max_body_bytes:
         raise _too_large(limits)

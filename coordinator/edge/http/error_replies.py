@@ -89,6 +89,13 @@ class BodyTooLarge(InvalidRequest):
     http_status = 413
 
 
+class BodyEncoded(InvalidRequest):
+    """The body is compressed: it would have to be bounded a second time."""
+
+    http_status = 415
+    code: str | None = "unsupported_encoding"
+
+
 class BodyTooSlow(InvalidRequest):
     """The body did not arrive in time."""
 

@@ -19,6 +19,22 @@ TRAILER = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 BAD_CHUNK = "the body's chunks are malformed"
 
 
+class UntilClosed(int):
+    """How much of an answer is left, where only the connection's end tells: whoever counts finds that all went right. A client
+    of HTTP/1.0 knows no chunks (RFC 9112, 6.1)."""
+
+    def __lt__(self, size: int) -> bool:
+        return False
+
+    def __sub__(self, size: int) -> UntilClosed:
+        return self
+
+    def __ne__(self, size: object) -> bool:
+        return False
+
+    __hash__ = int.__hash__
+
+
 class BodyReader(Protocol):
     """Takes a body apart from what follows it."""
 

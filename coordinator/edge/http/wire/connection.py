@@ -19,7 +19,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from coordinator.edge.http.last_bytes import SCOPE_KEY, LastWrite
-from coordinator.edge.http.wire.body import body_of
+from coordinator.edge.http.wire.body import UntilClosed, body_of
 from coordinator.edge.http.wire.head import HeadReader
 from coordinator.edge.http.wire.limits import WireLimits, served_descriptors
 from coordinator.edge.http.wire.refusals import WireRefusal
@@ -245,6 +245,9 @@ class Connection(HttpToolsProtocol):
             self.expect_100_continue = False  # RFC 9110, 10.1.1
         cast("dict[str, Any]", self.scope)[SCOPE_KEY] = self._polite.hand_over
         super().on_headers_complete()
+        if self.parser.get_http_version() == "1.0":
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = UntilClosed()
 
     def on_message_complete(self) -> None:
         """The parser's word is not asked: it has seen no body."""

@@ -22,6 +22,7 @@ BARE_LF = re.compile(rb"(?<!\r)\n")
 FOLDED = re.compile(rb"\r\n[ \t]")
 START = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n")
 ABSOLUTE = re.compile(rb"https?://([^/?#]*)(/?)(.*)", re.IGNORECASE)
+SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://")
 HOST = re.compile(rb"(?<=\r\n)host:[^\r\n]*", re.IGNORECASE)
 UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 LINE_TOO_LONG = f"the request line is longer than {MAX_REQUEST_LINE_BYTES} bytes"
@@ -86,9 +87,15 @@ def _checked(head: bytes) -> bytes:
         raise WireRefusal(505, "this server speaks HTTP/1.1")
     if method == b"CONNECT":
         raise WireRefusal(501, "this server is no proxy")
+    if b"#" in target:
+        raise WireRefusal(400, "the request's target must have no fragment")
     fields = UPGRADE.sub(b"", head[start.end() - 2 :])
     if (absolute := ABSOLUTE.fullmatch(target)) is not None:
         target, fields = _origin_form(absolute, fields)
+    elif SCHEME.match(target):
+        raise WireRefusal(
+            400, "the request's target must be a path, or begin with http:// or https://"
+        )
     return b"%s %s HTTP/1.%d%s" % (method, target, min(int(minor), 1), fields)
 
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from coordinator.cluster.scripted_service import ScriptedService
+from coordinator.cluster.scripted_service import ScriptedService, say
 from coordinator.edge.app import create_app
 from coordinator.edge.http.bodies import MAX_CONTAINERS, BodyRoom, check_shape, shape_of
 from coordinator.edge.http.error_replies import clipped
@@ -22,6 +22,7 @@ from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.text.byte_bound import NFC_SHRINKS
 from coordinator.edge.text.tokenizer import TextTokenizer
 from protocol.errors import InvalidRequest, Overloaded
+from protocol.finish import FinishReason
 from tests.unit.coordinator.edge.apis.openai.test_edge_refusals import COMPLETE, drive
 from tests.unit.coordinator.edge.conftest import build_tokenizer
 
@@ -172,6 +173,17 @@ async def test_a_client_that_leaves_its_upload_is_no_error(app, client, caplog):
     )
     assert "baton_client_disconnects_total{" in told
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "status"), [("gzip", 415), ("br, gzip", 415), ("Identity", 200)]
+)
+async def test_a_compressed_body_is_refused_by_its_header(client, service, encoding, status):
+    service.default = say([5, 2], FinishReason.STOP)
+    headers = {"content-encoding": encoding, "content-type": "application/json"}
+    reply = await client.post("/v1/completions", content=b'{"prompt":"x"}', headers=headers)
+    assert reply.status_code == status
+    assert status == 200 or reply.json()["error"]["param"] == "Content-Encoding"
 
 
 def test_bodies_share_a_room():
