@@ -1,0 +1,55 @@
+"""What every option brings to an application: models on demand, adapters, groups, an autoscaler. Owns their fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from coordinator.edge.answers.adapters import AdapterBook, KeptContents
+from coordinator.upstreams.settings import read_settings
+from protocol.clock import ManualClock
+
+GROUPS = """
+model_list:
+  - {model_name: group, litellm_params: {model: baton/tiny}}
+"""
+
+
+class Here:
+    """Models that are always in memory."""
+
+    async def enter(self, name: str, keep_alive_s: float | None = None) -> Callable[[], None]:
+        return lambda: None
+
+    async def load(self, name: str, keep_alive_s: float | None = None) -> None:
+        return
+
+    def unload(self, name: str) -> None:
+        return
+
+    def view(self, name: str) -> dict[str, Any]:
+        return {"state": "loaded", "users": 0, "keep_alive_s": -1, "expires_in_s": None}
+
+
+class Policy:
+    """An autoscaler that is off."""
+
+    def settings(self) -> dict[str, Any]:
+        return {"mode": "off"}
+
+    def change(self, wish: object) -> dict[str, Any]:
+        return {"mode": "off"}
+
+
+def everything(directory: Path) -> dict[str, Any]:
+    """Arguments of `create_app`; the router's file is written into `directory`."""
+    file = directory / "router.yaml"
+    file.write_text(GROUPS)
+    contents = KeptContents(lambda _: "digest", lambda _: None, set)
+    return {
+        "residents": Here(),
+        "policy": Policy(),
+        "adapters": AdapterBook(contents, ManualClock(), ("tiny",)),
+        "router": read_settings(file, {}),
+    }
