@@ -46,8 +46,18 @@ def alone(directories: dict[str, Path]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def fleet(directories: dict[str, Path]) -> Iterator[Server]:
-    with Server(*map(str, directories.values()), *SMALL) as server:
+def fleet(
+    directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """With a group for each model."""
+    file = tmp_path_factory.mktemp("router") / "config.json"
+    entries = [
+        {"model_name": f"group-{name}", "litellm_params": {"model": f"baton/{name}"}}
+        for name in NAMES
+    ]
+    file.write_text(json.dumps({"model_list": entries}))
+    options = (*SMALL, "--router-config", str(file))
+    with Server(*map(str, directories.values()), *options) as server:
         yield server
 
 
@@ -60,13 +70,14 @@ def answer(server: Server, name: str) -> str:
 def test_each_model_answers_as_it_does_alone(fleet: Server, alone: dict[str, str]) -> None:
     assert alone["red"] != alone["blue"]
     assert {name: answer(fleet, name) for name in NAMES} == alone
+    assert {name: answer(fleet, f"group-{name}") for name in NAMES} == alone
 
 
 def test_models_are_listed_and_unknown_ones_are_named(fleet: Server) -> None:
     cards = fleet.client.get("/v1/models").json()["data"]
-    assert [card["id"] for card in cards] == list(NAMES)
+    assert [card["id"] for card in cards] == [*NAMES, *(f"group-{name}" for name in NAMES)]
     tags = fleet.client.get("/api/tags").json()["models"]
-    assert [card["name"] for card in tags] == list(NAMES)
+    assert [card["name"] for card in tags[:2]] == list(NAMES)
     assert tags[0]["digest"] != tags[1]["digest"]
     reply = fleet.client.post("/v1/completions", json={"model": "green", "prompt": "x"})
     assert reply.status_code == 404

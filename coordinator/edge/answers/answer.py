@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.edge.answers.tools import NO_TOOLS
+from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,6 +76,29 @@ class Resumable(Enum):
     BY_ID = "by id"
 
 
+class NotSayable(InvalidRequest):
+    """One deployment of a group cannot be asked this, and another may be."""
+
+    code: str | None = "unsupported_parameter"
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompts:
+    """Prompts as a client wrote them, texts or token ids, where whoever answers makes tokens of the texts. With `is_embedded`
+    their embeddings are wanted, the first `dimensions` numbers of each; `truncates` cuts what is longer than a context."""
+
+    said: Sequence[str | list[int]]
+    add_special_tokens: bool = True
+    is_embedded: bool = False
+    dimensions: int | None = None
+    truncates: bool = False
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether any of them is of one vocabulary already."""
+        return any(not isinstance(prompt, str) for prompt in self.said)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRequest:
     """What a client wants, in nobody's dialect: each of `prompts`, continued `choices_per_prompt` times.
@@ -83,7 +107,7 @@ class AnswerRequest:
     wishes name none. `operation`, `reply_id` and `model` are what traces call it. `has_parts` says that its
     dialect has room for reasoning and calls. `prompt_scores` are told how likely each prompt is, where the wishes ask.
     `conversation` is what the one prompt was made of, if it was; for a group of deployments there is no prompt, since each makes
-    its own. With `keeps_thoughts` a template without room for what earlier answers thought refuses it.
+    its own of that, or of `raw`. With `keeps_thoughts` a template without room for what earlier answers thought refuses it.
     """
 
     arrival_s: float
@@ -107,6 +131,7 @@ class AnswerRequest:
     wants_timings: bool = False
     prompt_scores: Sequence[PromptScores] = ()
     conversation: Conversation | None = None
+    raw: RawPrompts | None = None
     keeps_thoughts: bool = False
     keep_alive_s: float | None = None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from coordinator.edge.answers.answer import Resumable
 from coordinator.edge.answers.choice_text import TextOptions
 from coordinator.edge.answers.generation_run import GenerationRun
+from coordinator.edge.answers.own_deployment import asked_of, tokens_of
 from coordinator.edge.answers.responses import ResumableResponse, StreamResponse, WholeResponse
 from coordinator.edge.answers.resumable import StreamGone
 from coordinator.edge.http.request_ids import label_of
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from coordinator.accounts.booking import Booking
     from coordinator.cluster.service_api import ModelControl
     from coordinator.edge.answers.adapters import AdapterBook
-    from coordinator.edge.answers.answer import AnswerRequest, Dialect
+    from coordinator.edge.answers.answer import AnswerRequest, Dialect, RawPrompts
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.answers.run import Run
     from coordinator.edge.answers.served import Served
@@ -54,6 +55,10 @@ class Groups(Protocol):
     @property
     def names(self) -> tuple[str, ...]:
         """These names."""
+        ...
+
+    def own_model(self, name: str) -> str | None:
+        """The model of ours that answers to one of them, the first if there are several."""
         ...
 
     def run(
@@ -111,10 +116,15 @@ class Edge:
         return max(served.model.max_model_len for served in self.models)
 
     def of(self, name: str | None) -> Served:
-        """The model that has this name; for a group's, and an adapter's, the first."""
-        for served in self.models:
-            if name in served.model.served_names:
-                return served
+        """The model that has this name; for a group's the first of its own deployments'; the first for any other, and an
+        adapter's."""
+        names = [name]
+        if name is not None and (groups := self.group_of(name)) is not None:
+            names.append(groups.own_model(name))
+        for meant in names:
+            for served in self.models:
+                if meant in served.model.served_names:
+                    return served
         return self.models[0]
 
     def model_for(
@@ -124,6 +134,9 @@ class Edge:
         its key does not allow; comes before anything is computed for the request."""
         known = self.own_names if not among_groups else self.all_names()
         if name is not None and name not in known:
+            if principal.may_use(name) and self.group_of(name) is not None:
+                told = f"{name!r} is a group of deployments; this can be asked of a model only"
+                raise ModelNotFound(told, "model")
             served = _listed(self.names_for(principal)) or "none that this API key may use"
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
         meant = name or self.models[0].model.name
@@ -163,13 +176,14 @@ class Edge:
         """The one prompt of a conversation; none for a group, each of whose deployments makes its own."""
         if self.group_of(model) is not None:
             return []
-        return [await self._prompt_of(model, conversation, keeps_thoughts=keeps_thoughts)]
-
-    async def _prompt_of(
-        self, model: str, conversation: Conversation, *, keeps_thoughts: bool
-    ) -> list[int]:
         reader = self.of(model).reader
-        return await (reader.chat if keeps_thoughts else reader.turns)(conversation)
+        return [await (reader.chat if keeps_thoughts else reader.turns)(conversation)]
+
+    async def texts_of(self, model: str, raw: RawPrompts, param: str = "prompt") -> list[list[int]]:
+        """The same of prompts as they are written."""
+        if self.group_of(model) is not None:
+            return []
+        return await tokens_of(self.of(model), raw, param)
 
     async def respond(
         self, request: Request, principal: Principal, asked: AnswerRequest, dialect: Dialect
@@ -180,7 +194,7 @@ class Edge:
         facts = self._facts(request, asked)
         booking = self.guard.keys.booking(principal)
         groups = self.group_of(asked.model)
-        if groups is None or (asked.prompts and asked.model in self.own_names):
+        if groups is None or asked.prompts:
             own = self.of(asked.model)
             run: Run = await self._own_run(own, principal, asked, facts, booking)
         else:
@@ -197,11 +211,10 @@ class Edge:
         self, principal: Principal, asked: AnswerRequest, facts: RequestFacts, name: str
     ) -> GenerationRun:
         """Booked by whoever asks us."""
-        assert asked.conversation is not None, "groups answer conversations"
-        thinks = asked.keeps_thoughts
-        prompt = await self._prompt_of(name, asked.conversation, keeps_thoughts=thinks)
         own = self.of(name)
-        return await self._own_run(own, principal, replace(asked, prompts=[prompt]), facts, None)
+        facts = replace(facts, response_model=own.model.name)
+        here = await asked_of(own, asked, spells=own is self.of(asked.model))
+        return await self._own_run(own, principal, here, facts, None)
 
     async def _own_run(
         self,

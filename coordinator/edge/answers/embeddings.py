@@ -10,8 +10,9 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.edge.answers.answer import AnswerRequest, SamplingWishes
-from coordinator.edge.http.field_errors import LONG_ARRAY, UNSUPPORTED_CODE
+from coordinator.edge.answers.answer import AnswerRequest, RawPrompts, SamplingWishes
+from coordinator.edge.answers.own_deployment import asked_of, check_embeds
+from coordinator.edge.http.field_errors import LONG_ARRAY
 from coordinator.edge.http.limits import MAX_EMBEDDED, MAX_EMBEDDED_BYTES
 from protocol.errors import InvalidRequest
 
@@ -27,9 +28,9 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a client asks to be embedded: `prompts`, which `field` held."""
+    """What a client asks to be embedded: `raw`, which `field` held."""
 
-    prompts: Sequence[list[int]]
+    raw: RawPrompts
     field: str
     model: str
     reply_id: str
@@ -43,37 +44,43 @@ class EmbeddingEdge:
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
 
-    def check(self, name: str, count: int, dimensions: int | None, field: str) -> None:
+    def check(self, name: str, raw: RawPrompts, field: str) -> None:
         """Raise InvalidRequest where the model is not for embeddings, and for more of them than one answer may have."""
-        model = self._edge.of(name).model
-        if model.pooling is None:
-            told = f"the model {model.name!r} is not served for embeddings: `baton serve --pooling` says how it is"
-            raise InvalidRequest(told, "model", UNSUPPORTED_CODE)
-        size = model.config.hidden_size
-        if dimensions is not None and dimensions > size:
-            told = f"dimensions must be at most {size}, but is {dimensions}"
-            raise InvalidRequest(told, "dimensions")
-        most = min(MAX_EMBEDDED, MAX_EMBEDDED_BYTES // (FLOAT_BYTES * size))
+        most, count = MAX_EMBEDDED, len(raw.said)
+        if not self._is_for_group(name):
+            model = self._edge.of(name).model
+            size = model.config.hidden_size
+            check_embeds(model, raw)
+            most = min(most, MAX_EMBEDDED_BYTES // (FLOAT_BYTES * size))
         if count > most:
             told = f"{field} must have at most {most} prompts, but has {count}"
             raise InvalidRequest(told, field, LONG_ARRAY)
 
-    def asked(self, wanted: Wanted) -> AnswerRequest:
-        """Nothing is chosen: prompts are computed, and their states pooled."""
-        pooling = self._edge.of(wanted.model).model.pooling
-        wishes = SamplingWishes(max_tokens=0, temperature=0.0, pooling=pooling)
-        return AnswerRequest(
+    def _is_for_group(self, name: str) -> bool:
+        """A name that is a model's too means the model, if it is for embeddings: vectors of two models do not compare."""
+        edge = self._edge
+        if edge.group_of(name) is None:
+            return False
+        return name not in edge.own_names or edge.of(name).model.pooling is None
+
+    async def asked(self, wanted: Wanted) -> AnswerRequest:
+        """Nothing is chosen: prompts are computed, and their states pooled. For a group each deployment makes its own."""
+        asked = AnswerRequest(
             arrival_s=wanted.arrival_s,
             operation="embeddings",
             reply_id=wanted.reply_id,
             model=wanted.model,
-            prompts=wanted.prompts,
+            prompts=[],
             prompt_field=wanted.field,
-            wishes=wishes,
+            wishes=SamplingWishes(max_tokens=0, temperature=0.0),
             default_max_tokens=0,
             priority=wanted.priority,
             wants_timings=True,
+            raw=wanted.raw,
         )
+        if self._is_for_group(wanted.model):
+            return asked
+        return await asked_of(self._edge.of(wanted.model), asked, spells=True)
 
 
 def vectors_of(choices: Sequence[Delta], dimensions: int | None = None) -> list[array[float]]:

@@ -1,4 +1,4 @@
-"""Neutral requests to the bodies of other servers. Owns what each dialect can say, and names what it cannot.
+"""Neutral conversations to the bodies of other servers. Owns what each dialect can say, and names what it cannot.
 
 An answer is always asked for as a stream: only then can it be told whether it came to its end.
 """
@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from coordinator.edge.answers.answer import NotSayable
 from coordinator.edge.answers.tools import ToolChoice, arguments_object
 from coordinator.upstreams.settings import Provider
 from protocol.constraints import ConstraintKind
-from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,22 +30,8 @@ SYSTEM = ("system", "developer")
 SCHEMA_NAME = "answer"
 
 
-class NotSayable(InvalidRequest):
-    """This place's dialect has no word for a field of the request."""
-
-    code: str | None = "unsupported_parameter"
-
-
-def body_of(asked: AnswerRequest, conversation: Conversation, place: DeploymentSettings) -> bytes:
-    """What is sent there. Raises NotSayable."""
-    _check_neutral(asked)
-    if place.provider is Provider.ANTHROPIC:
-        return orjson.dumps(_Anthropic(asked, conversation, place).body())
-    return orjson.dumps(_OpenAi(asked, conversation, place).body())
-
-
-def _check_neutral(asked: AnswerRequest) -> None:
-    """Ids of tokens are another model's, and how likely they are only our own workers can prove."""
+def check_neutral(asked: AnswerRequest) -> None:
+    """Raise NotSayable: ids of tokens are another model's, and how likely they are only our own workers can prove."""
     wishes = asked.wishes
     told = {
         "logprobs": wishes.logprobs is not None,
@@ -55,26 +41,28 @@ def _check_neutral(asked: AnswerRequest) -> None:
     }
     for name, is_asked in told.items():
         if is_asked:
-            raise _not_sayable(name, "another server's model")
+            raise not_sayable(name, "another server's model")
 
 
-def _not_sayable(name: str, place: str) -> NotSayable:
+def not_sayable(name: str, place: str) -> NotSayable:
+    """The error that names a field."""
     return NotSayable(f"{name} cannot be asked of {place}", name)
 
 
-class _Asking:
-    """What both dialects have in common."""
+class Asking:
+    """What all bodies have in common."""
 
     dialect = ""
 
-    def __init__(
-        self, asked: AnswerRequest, conversation: Conversation, place: DeploymentSettings
-    ) -> None:
+    def __init__(self, asked: AnswerRequest, place: DeploymentSettings) -> None:
         self.asked = asked
         self.wishes: SamplingWishes = asked.wishes
-        self.conversation = conversation
         self.place = place
         self.told: Body = {"model": place.model, "stream": True}
+
+    def body(self) -> Body:
+        """All of it. Raises NotSayable."""
+        raise NotImplementedError
 
     def add(self, name: str, value: object) -> None:
         """Where something was said."""
@@ -85,28 +73,29 @@ class _Asking:
         """What it has no word for: dropped where the operator says so, else refused if it was said."""
         for name, is_said in fields.items():
             if is_said and not self.place.drops_params:
-                raise _not_sayable(name, f"a server that speaks {self.dialect}")
+                raise not_sayable(name, f"a server that speaks {self.dialect}")
 
     def refuse(self, **fields: bool) -> None:
         """What must not be dropped."""
         for name, is_said in fields.items():
             if is_said:
-                raise _not_sayable(name, f"a server that speaks {self.dialect}")
+                raise not_sayable(name, f"a server that speaks {self.dialect}")
 
 
-class _OpenAi(_Asking):
-    """POST /chat/completions; `is_wide` is what vLLM's server, and this one, know besides."""
+class OpenAiAsking(Asking):
+    """What chats and completions share; `is_wide` is what vLLM's server, and this one, know besides."""
 
     dialect = "OpenAI's dialect"
 
     @property
     def is_wide(self) -> bool:
+        """Whether it knows vLLM's fields."""
         return self.place.provider is Provider.HOSTED_VLLM
 
-    def body(self) -> Body:
+    def add_sampling(self) -> None:
+        """Everything about how tokens are chosen, and when they end."""
         asked, wishes = self.asked, self.wishes
         self.told["stream_options"] = {"include_usage": True}
-        self.told["messages"] = [self._message(turn) for turn in self.conversation.turns]
         self.add(wishes.max_tokens_field, wishes.max_tokens)
         for name in ("temperature", "top_p", "seed"):
             self.add(name, getattr(wishes, name))
@@ -114,13 +103,6 @@ class _OpenAi(_Asking):
             self.add(name, getattr(wishes, name) or None)
         self.add("stop", list(asked.stops) or None)
         self.add("n", asked.choices_per_prompt if asked.choices_per_prompt > 1 else None)
-        self._add_tools()
-        self._add_form(wishes.constraint)
-        self._add_wide()
-        return self.told
-
-    def _add_wide(self) -> None:
-        asked, wishes, talk = self.asked, self.wishes, self.conversation
         sampling = {
             "top_k": wishes.top_k,
             "min_p": wishes.min_p,
@@ -128,17 +110,61 @@ class _OpenAi(_Asking):
             "min_tokens": wishes.min_tokens or None,
             "ignore_eos": wishes.ignore_eos or None,
             "include_stop_str_in_output": asked.include_stop or None,
+            "skip_special_tokens": None if asked.skip_special_tokens else False,
         }
+        if not self.is_wide:
+            self.leave_out(**{name: value is not None for name, value in sampling.items()})
+            return
+        for name, value in sampling.items():
+            self.add(name, value)
+
+    def add_form(self) -> None:
+        """What the answer must look like."""
+        form = self.wishes.constraint
+        if form is None:
+            return
+        if form.kind is ConstraintKind.JSON_OBJECT:
+            self.told["response_format"] = {"type": "json_object"}
+        elif form.kind is ConstraintKind.JSON_SCHEMA:
+            named = {"name": SCHEMA_NAME, "schema": orjson.loads(form.text), "strict": True}
+            self.told["response_format"] = {"type": "json_schema", "json_schema": named}
+        elif self.is_wide:
+            value = orjson.loads(form.text) if form.kind is ConstraintKind.CHOICE else form.text
+            self.told["structured_outputs"] = {form.kind.value: value}
+        else:
+            self.refuse(**{self.wishes.constraint_field or "response_format": True})
+
+
+class OpenAiChat(OpenAiAsking):
+    """POST /chat/completions."""
+
+    def __init__(
+        self, asked: AnswerRequest, conversation: Conversation, place: DeploymentSettings
+    ) -> None:
+        super().__init__(asked, place)
+        self.conversation = conversation
+
+    def body(self) -> Body:
+        """See Asking."""
+        check_neutral(self.asked)
+        self.told["messages"] = [self._message(turn) for turn in self.conversation.turns]
+        self.add_sampling()
+        self._add_tools()
+        self.add_form()
+        self._add_rendering()
+        return self.told
+
+    def _add_rendering(self) -> None:
+        talk = self.conversation
         rendering = {
             "documents": talk.documents,
             "chat_template_kwargs": dict(talk.template_kwargs) or None,
             "continue_final_message": talk.continue_final_turn or None,
         }
         if not self.is_wide:
-            self.leave_out(**{name: value is not None for name, value in sampling.items()})
             self.refuse(**{name: value is not None for name, value in rendering.items()})
             return
-        for name, value in (sampling | rendering).items():
+        for name, value in rendering.items():
             self.add(name, value)
         if talk.continue_final_turn or not talk.add_generation_prompt:
             self.told["add_generation_prompt"] = False
@@ -178,27 +204,21 @@ class _OpenAi(_Asking):
         if not use.is_parallel:
             self.told["parallel_tool_calls"] = False
 
-    def _add_form(self, form: Constraint | None) -> None:
-        if form is None:
-            return
-        if form.kind is ConstraintKind.JSON_OBJECT:
-            self.told["response_format"] = {"type": "json_object"}
-        elif form.kind is ConstraintKind.JSON_SCHEMA:
-            named = {"name": SCHEMA_NAME, "schema": orjson.loads(form.text), "strict": True}
-            self.told["response_format"] = {"type": "json_schema", "json_schema": named}
-        elif self.is_wide:
-            value = orjson.loads(form.text) if form.kind is ConstraintKind.CHOICE else form.text
-            self.told["structured_outputs"] = {form.kind.value: value}
-        else:
-            self.refuse(**{self.wishes.constraint_field or "response_format": True})
 
-
-class _Anthropic(_Asking):
+class AnthropicMessages(Asking):
     """POST /v1/messages."""
 
     dialect = "Anthropic's dialect"
 
+    def __init__(
+        self, asked: AnswerRequest, conversation: Conversation, place: DeploymentSettings
+    ) -> None:
+        super().__init__(asked, place)
+        self.conversation = conversation
+
     def body(self) -> Body:
+        """See Asking."""
+        check_neutral(self.asked)
         asked, wishes, talk = self.asked, self.wishes, self.conversation
         told = self.told
         told["max_tokens"] = wishes.max_tokens or USUAL_MAX_TOKENS
@@ -218,6 +238,7 @@ class _Anthropic(_Asking):
             repetition_penalty=wishes.repetition_penalty is not None,
             min_tokens=bool(wishes.min_tokens),
             ignore_eos=wishes.ignore_eos,
+            skip_special_tokens=not asked.skip_special_tokens,
         )
         self.refuse(
             n=asked.choices_per_prompt > 1,

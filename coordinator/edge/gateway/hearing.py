@@ -1,7 +1,7 @@
 """Other servers' streams to neutral deltas. Owns what of their events is believed; a stream that does not come to its end is
 broken, whatever it said before.
 
-    bytes ─► Events: data of each event ─► OpenAiListener | AnthropicListener ─► Heard: deltas, usage, is_over
+    bytes ─► Events: data of each event ─► OpenAiListener | CompletionListener | AnthropicListener ─► deltas, counted, is_over
 """
 
 from __future__ import annotations
@@ -166,14 +166,7 @@ class OpenAiListener(Listener):
         index = _count(choice.get("index", 0))
         if index is None or index >= self.num_choices or index in self.ended:
             raise ValueError(index)
-        says = choice.get("delta") or {}
-        parts: list[Part] = []
-        if thought := _text(says.get("reasoning_content") or says.get("reasoning")):
-            parts.append(ReasoningDelta(thought))
-        if text := _text(says.get("content")) + _text(says.get("refusal")):
-            parts.append(TextDelta(text))
-        parts += [self._call(call) for call in says.get("tool_calls") or ()]
-        delta = _delta(index, parts)
+        delta = _delta(index, self.parts_of(choice))
         reason = choice.get("finish_reason")
         if reason is not None:
             if reason not in OPENAI_ENDS:
@@ -183,6 +176,17 @@ class OpenAiListener(Listener):
             delta.stop_reason = stop if isinstance(stop, str) else None
             self.ended.add(index)
         return delta
+
+    def parts_of(self, choice: dict[str, Any]) -> list[Part]:
+        """What a chunk's choice says; the errors are those of `take`."""
+        says = choice.get("delta") or {}
+        parts: list[Part] = []
+        if thought := _text(says.get("reasoning_content") or says.get("reasoning")):
+            parts.append(ReasoningDelta(thought))
+        if text := _text(says.get("content")) + _text(says.get("refusal")):
+            parts.append(TextDelta(text))
+        parts += [self._call(call) for call in says.get("tool_calls") or ()]
+        return parts
 
     @staticmethod
     def _call(call: dict[str, Any]) -> ToolCallDelta:
@@ -196,6 +200,15 @@ class OpenAiListener(Listener):
             _text(function.get("name")),
             _text(function.get("arguments")),
         )
+
+
+class CompletionListener(OpenAiListener):
+    """Chunks of completions."""
+
+    def parts_of(self, choice: dict[str, Any]) -> list[Part]:
+        """Text alone."""
+        text = _text(choice.get("text"))
+        return [TextDelta(text)] if text else []
 
 
 class AnthropicListener(Listener):

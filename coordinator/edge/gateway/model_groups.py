@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from coordinator.edge.gateway.asking import body_of
-from coordinator.edge.gateway.routed_run import RoutedRun
-from coordinator.edge.gateway.upstream_run import Called, UpstreamRun, client
+from coordinator.edge.gateway.calls import num_choices, prompt_guess, run_at
+from coordinator.edge.gateway.routed_run import Extent, RoutedRun
+from coordinator.edge.gateway.upstream_run import client
 from coordinator.edge.telemetry.upstream_metrics import UpstreamMetrics
 from coordinator.upstreams.deployments import groups_of
 from coordinator.upstreams.journey import Journey
 from coordinator.upstreams.settings import check_own
-from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from coordinator.upstreams.deployments import Deployment
     from coordinator.upstreams.settings import RouterSettings
     from protocol.clock import Clock
-
-CHARACTERS_PER_TOKEN = 4
-"""Of usual text, where nobody has counted yet."""
 
 
 class ModelGroups:
@@ -59,6 +55,12 @@ class ModelGroups:
         """What clients may ask for."""
         return (*self._groups, *self._settings.aliases)
 
+    def own_model(self, name: str) -> str | None:
+        """The model of the first deployment of our own pools, in the order they are tried; None where there is none."""
+        group = self._groups[self._settings.aliases.get(name, name)]
+        own = [it.settings for it in group.deployments if it.settings.is_own]
+        return min(own, key=lambda it: it.order).model if own else None
+
     def run(
         self,
         asked: AnswerRequest,
@@ -67,27 +69,19 @@ class ModelGroups:
         own_run: Callable[[str], Awaitable[GenerationRun]],
         may_use: Callable[[str], bool],
     ) -> RoutedRun:
-        """What answers it; `own_run` makes a run of our own pools, for a model of that name. Raises InvalidRequest for what
-        only our own pools could answer."""
-        talk = asked.conversation
-        if talk is None:
-            told = f"the model {asked.model!r} is a group of deployments, which answer conversations only"
-            raise InvalidRequest(told, "model")
-        said = sum(len(text) for text in talk.brought())
-        most = (asked.wishes.max_tokens or asked.default_max_tokens) * asked.choices_per_prompt
-        guess = said // CHARACTERS_PER_TOKEN + 1
+        """What answers it; `own_run` makes a run of our own pools, for a model of that name."""
+        wishes, count = asked.wishes, num_choices(asked)
+        most = asked.default_max_tokens if wishes.max_tokens is None else wishes.max_tokens
+        extent = Extent(count, prompt_guess(asked), most * count)
         name = self._settings.aliases.get(asked.model, asked.model)
-        journey = Journey.begin(self._settings, self._groups, name, may_use, guess + most)
+        journey = Journey.begin(self._settings, self._groups, name, may_use, extent.num_tokens)
 
         async def attempt_at(stop: Deployment) -> Attempt:
             if stop.settings.is_own:
                 return await own_run(stop.settings.model)
-            body = body_of(asked, talk, stop.settings)
-            return UpstreamRun(
-                Called(stop.settings, body, asked.choices_per_prompt, guess), self._http
-            )
+            return run_at(asked, stop.settings, self._http)
 
-        return RoutedRun(journey, attempt_at, facts, self._clock, self._metrics, booking, most)
+        return RoutedRun(journey, attempt_at, facts, self._clock, self._metrics, booking, extent)
 
     def view(self) -> list[dict[str, Any]]:
         """How each deployment does, for operators."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.accounts.booking import Departure, Request
-from coordinator.edge.answers.answer import Usage
+from coordinator.edge.answers.answer import NotSayable, Usage
 from coordinator.edge.answers.generation_run import error_kind
-from coordinator.edge.gateway.asking import NotSayable
 from coordinator.edge.gateway.upstream_run import SLOW_READER, UpstreamFailed
 from coordinator.upstreams.journey import Trouble
 from protocol.errors import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DEPLOYMENT_HEADER = "x-baton-deployment"
 ATTEMPTS_HEADER = "x-baton-attempts"
+FLOAT_BYTES = 4
 FULL_KIND, FAILED_KIND = "full", "failed"
 
 
@@ -71,6 +72,20 @@ class Attempt(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """How much a request asks for: choices, and tokens at most; its prompts' are guessed until somebody counts them."""
+
+    num_choices: int
+    num_prompt_tokens: int
+    most_output_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        """All of them."""
+        return self.num_prompt_tokens + self.most_output_tokens
+
+
 class RoutedRun:
     """See the module; to a response it is a run as any other."""
 
@@ -82,7 +97,7 @@ class RoutedRun:
         clock: Clock,
         metrics: UpstreamMetrics,
         booking: Booking | None,
-        most_tokens: int,
+        extent: Extent,
     ) -> None:
         self.facts = facts
         self.booking = booking
@@ -93,18 +108,19 @@ class RoutedRun:
         self._attempt_at = attempt_at
         self._clock = clock
         self._metrics = metrics
-        self._most_tokens = most_tokens
+        self._extent = extent
         self._stop: Deployment | None = None
         self._spent: Spent | None = None
         self._attempt: Attempt | None = None
         self._ready: deque[Delta] = deque()
-        self._guess = Usage(journey.tokens - most_tokens)
+        self._guess = Usage(extent.num_prompt_tokens)
+        self._num_embedded = 0
         self._ends: set[FinishReason] = set()
 
     @property
     def num_choices(self) -> int:
-        """How many answers there are."""
-        return self.facts.choices_per_prompt
+        """How many answers there are, to all prompts."""
+        return self._extent.num_choices
 
     @property
     def usage(self) -> Usage:
@@ -114,7 +130,7 @@ class RoutedRun:
     @property
     def num_told(self) -> int:
         """How much there is to spell."""
-        return self.usage.num_output_tokens
+        return self.usage.num_output_tokens + self._num_embedded
 
     @property
     def is_over(self) -> bool:
@@ -130,7 +146,8 @@ class RoutedRun:
             facts.model, facts.operation, facts.reply_id, facts.label, facts.arrival_s
         )
         try:
-            self.booking.reserve(request, self._guess.num_prompt_tokens, self._most_tokens)
+            most = self._extent.most_output_tokens
+            self.booking.reserve(request, self._guess.num_prompt_tokens, most)
         except BaseException as error:
             self.booking.refuse()
             self.error = error_kind(error)
@@ -153,6 +170,7 @@ class RoutedRun:
             else:
                 self._ready.append(await self._heard(self._attempt))
         delta = self._ready.popleft()
+        self._num_embedded += len(delta.embedding) // FLOAT_BYTES
         if delta.finish_reason is not None:
             self._ends.add(delta.finish_reason)
         return delta

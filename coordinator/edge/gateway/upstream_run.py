@@ -20,12 +20,7 @@ import httpx
 import orjson
 
 from coordinator.edge.answers.answer import Ending, Usage
-from coordinator.edge.gateway.hearing import (
-    AnthropicListener,
-    BrokenStream,
-    Events,
-    OpenAiListener,
-)
+from coordinator.edge.gateway.hearing import BrokenStream, Events
 from coordinator.upstreams.journey import Trouble
 from coordinator.upstreams.settings import Provider
 from protocol.errors import BatonError, InternalError
@@ -77,12 +72,21 @@ class UpstreamFailed(BatonError):
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """One try: which server, what is sent, how many answers are wanted, and how much a prompt weighs until it is counted."""
+    """One try: which server, what is sent to which of its paths, who hears the stream, and how much all prompts weigh until
+    they are counted."""
 
     place: DeploymentSettings
+    path: str
     body: bytes
-    num_choices: int
+    listener: Listener
     num_prompt_guess: int
+
+    @property
+    def url(self) -> str:
+        """Where it goes; Anthropic's base has no version in it."""
+        if self.place.provider is not Provider.ANTHROPIC:
+            return f"{self.place.api_base}/{self.path}"
+        return f"{self.place.api_base.removesuffix('/v1')}/v1/{self.path}"
 
 
 def client() -> httpx.AsyncClient:
@@ -94,18 +98,11 @@ def client() -> httpx.AsyncClient:
     )
 
 
-def url_of(place: DeploymentSettings) -> str:
-    """Where chats are answered."""
-    if place.provider is not Provider.ANTHROPIC:
-        return f"{place.api_base}/chat/completions"
-    return f"{place.api_base.removesuffix('/v1')}/v1/messages"
-
-
-def headers_of(place: DeploymentSettings) -> dict[str, str]:
+def headers_of(place: DeploymentSettings, accepted: str) -> dict[str, str]:
     """With its key."""
     told = {
         "content-type": "application/json",
-        "accept": "text/event-stream",
+        "accept": accepted,
         "accept-encoding": "identity",
     }
     if place.provider is Provider.ANTHROPIC:
@@ -118,12 +115,12 @@ def headers_of(place: DeploymentSettings) -> dict[str, str]:
 class UpstreamRun:
     """As a run of our own pools, to whoever reads it: `submit`, `next_delta` until `is_over`, `finish`; `close` whatever happens."""
 
+    media_type = "text/event-stream"
+
     def __init__(self, called: Called, http: httpx.AsyncClient) -> None:
         self._called = called
         self._http = http
-        anthropic = called.place.provider is Provider.ANTHROPIC
-        kind = AnthropicListener if anthropic else OpenAiListener
-        self._listener: Listener = kind(called.num_choices)
+        self.listener = called.listener
         self._heard: asyncio.Queue[Delta | BatonError | None] = asyncio.Queue(MAX_WAITING_DELTAS)
         self._ready: deque[Delta] = deque()
         self._last: Delta | None = None
@@ -175,7 +172,7 @@ class UpstreamRun:
             self._task.cancel()
 
     def _count(self) -> None:
-        counted, usage = self._listener.counted, self.usage
+        counted, usage = self.listener.counted, self.usage
         usage.num_prompt_tokens = _or(counted.prompt, usage.num_prompt_tokens)
         usage.num_output_tokens = _or(counted.output, usage.num_output_tokens)
         usage.num_cached_tokens = min(_or(counted.cached, 0), usage.num_prompt_tokens)
@@ -202,9 +199,9 @@ class UpstreamRun:
         await self._heard.put(end)
 
     async def _ask(self) -> None:
-        place = self._called.place
+        called, place = self._called, self._called.place
         request = self._http.build_request(
-            "POST", url_of(place), headers=headers_of(place), content=self._called.body
+            "POST", called.url, headers=headers_of(place, self.media_type), content=called.body
         )
         try:
             async with asyncio.timeout(place.first_token_s) as first:
@@ -219,29 +216,41 @@ class UpstreamRun:
         reply = await self._http.send(request, stream=True)
         try:
             await self._check(reply)
-            events = Events()
-            async for piece in reply.aiter_raw():
-                for data in events.feed(piece):
-                    for delta in self._listener.hear(data):
-                        if not self._has_begun and delta.parts:
-                            self._has_begun = True
-                            first.reschedule(None)
-                        await self._heard.put(delta)
-                if self._listener.is_over:
-                    return
-            self._listener.end()
+            await self.read(reply, first)
         finally:
             await reply.aclose()
+
+    async def read(self, reply: httpx.Response, first: asyncio.Timeout) -> None:
+        """All of a good answer; `first` is the deadline of its beginning. Raises BrokenStream."""
+        events = Events()
+        async for piece in reply.aiter_raw():
+            for data in events.feed(piece):
+                for delta in self.listener.hear(data):
+                    if not self._has_begun and delta.parts:
+                        self.begun(first)
+                    await self.tell(delta)
+            if self.listener.is_over:
+                return
+        self.listener.end()
+
+    def begun(self, first: asyncio.Timeout) -> None:
+        """It has until its end now."""
+        self._has_begun = True
+        first.reschedule(None)
+
+    async def tell(self, delta: Delta) -> None:
+        """Whoever reads, when there is room."""
+        await self._heard.put(delta)
 
     async def _check(self, reply: httpx.Response) -> None:
         status, media = reply.status_code, reply.headers.get("content-type", "")
         encoding = reply.headers.get("content-encoding", "identity")
-        if status == httpx.codes.OK and media.startswith("text/event-stream"):
+        if status == httpx.codes.OK and media.startswith(self.media_type):
             if encoding.lower() != "identity":
                 raise self._failed("protocol", f"sent an answer in the encoding {encoding[:20]!r}")
             return
         if status == httpx.codes.OK:
-            raise self._failed("protocol", f"sent {media[:50]!r} instead of a stream")
+            raise self._failed("protocol", f"sent {media[:50]!r} instead of {self.media_type}")
         raise self._refused(status, reply.headers, await _some_of(reply))
 
     def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFailed:

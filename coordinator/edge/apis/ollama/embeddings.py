@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
+from coordinator.edge.answers.answer import RawPrompts
 from coordinator.edge.answers.embeddings import (
     EmbeddingEdge,
     Wanted,
@@ -107,22 +108,26 @@ class EmbeddingRoutes:
         """Read the texts and embed each; no text loads the model."""
         edge, arrival_s = self._edge, self._edge.clock.now_s()
         asked = await edge.bodies.read(request, parse)
-        served = model_of(asked.model or asked.name, edge.own_names)
-        model, called = edge.model_for(principal, served), asked.model or asked.name
+        served = model_of(asked.model or asked.name, edge.all_names())
+        called = asked.model or asked.name
+        model = edge.model_for(principal, served, among_groups=True)
         field = "prompt" if is_old else "input"
         said = asked.prompt if is_old else asked.input
         texts = [said] if isinstance(said, str) else list(said or ())
-        self._embeddings.check(model, len(texts), asked.dimensions, field)
+        raw = RawPrompts(
+            texts,
+            is_embedded=True,
+            dimensions=asked.dimensions,
+            truncates=asked.truncate is not False,
+        )
+        self._embeddings.check(model, raw, field)
         if not any(texts):
             return json_response({"embedding": []} if is_old else _nothing(called or model))
         edge.begin(principal, model)
-        own = edge.of(model)
-        prompts = await own.reader.texts(texts, add_special_tokens=True, param=field)
-        if asked.truncate is not False:
-            prompts = [prompt[: own.model.max_model_len] for prompt in prompts]
-        wanted = Wanted(prompts, field, model, new_request_id(), arrival_s)
+        wanted = Wanted(raw, field, model, new_request_id(), arrival_s)
         dialect = OldDialect() if is_old else EmbedDialect(called or model, asked.dimensions)
-        return await edge.respond(request, principal, self._embeddings.asked(wanted), dialect)
+        neutral = await self._embeddings.asked(wanted)
+        return await edge.respond(request, principal, neutral, dialect)
 
 
 def _nothing(model: str) -> dict[str, object]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.answers.answer import AnswerRequest
+from coordinator.edge.answers.answer import AnswerRequest, RawPrompts
 from coordinator.edge.answers.tools import NO_TOOLS
 from coordinator.edge.apis.ollama.dialects import ChatDialect, GenerateDialect, now_told
 from coordinator.edge.apis.ollama.requests import (
@@ -113,11 +113,16 @@ class AnswerRoutes:
             return await self._loaded(dialect, asked, model)
         edge.begin(principal, model)
         wishes = wishes_of(asked)
-        if asked.raw:
-            prompt = await edge.of(model).reader.text(asked.prompt, add_special_tokens=True)
-        else:
-            prompt = await edge.of(model).reader.turns(conversation)
-        neutral = self._neutral(asked, wishes, model, arrival_s, [prompt], NO_TOOLS)
+        talk = None if asked.raw else conversation
+        raw = RawPrompts([asked.prompt]) if asked.raw else None
+        prompts = await (
+            edge.prompts_of(model, conversation) if raw is None else edge.texts_of(model, raw)
+        )
+        neutral = replace(
+            self._neutral(asked, wishes, model, arrival_s, prompts, NO_TOOLS),
+            conversation=talk,
+            raw=raw,
+        )
         return await edge.respond(request, principal, neutral, dialect)
 
     def _neutral(
@@ -164,7 +169,9 @@ class AnswerRoutes:
 def meant(edge: Edge, principal: Principal, asked: AnswerBody | ModelRequest) -> str:
     """The served name: what keys, prices and the ledger know, whatever the client calls it."""
     name = model_of(asked.model or asked.name, edge.all_names())
-    return edge.model_for(principal, name, among_groups=isinstance(asked, ChatRequest))
+    return edge.model_for(
+        principal, name, among_groups=isinstance(asked, ChatRequest | GenerateRequest)
+    )
 
 
 def called(asked: AnswerBody, model: str) -> str:

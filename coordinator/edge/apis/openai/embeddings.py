@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
+from coordinator.edge.answers.answer import RawPrompts
 from coordinator.edge.answers.embeddings import EmbeddingEdge, Wanted, WholeDialect, vectors_of
 from coordinator.edge.apis.openai.requests import check_sizes, refuse_unsupported
 from coordinator.edge.http import limits
@@ -93,20 +94,15 @@ class EmbeddingRoutes:
         edge, arrival_s = self._edge, self._edge.clock.now_s()
         most = edge.longest
         asked = await edge.bodies.read(request, lambda body: parse(body, most), MAX_IDS)
-        model = edge.model_for(principal, asked.model)
-        edge.begin(principal, model)
-        said = inputs_of(asked)
-        self._embeddings.check(model, len(said), asked.dimensions, "input")
-        texts = [text for text in said if isinstance(text, str)]
-        lists = [ids for ids in said if not isinstance(ids, str)]
+        model = edge.begin(principal, asked.model)
         special = asked.add_special_tokens is not False
-        reader = edge.of(model).reader
-        prompts = await reader.texts(texts, add_special_tokens=special, param="input") + lists
+        raw = RawPrompts(inputs_of(asked), special, is_embedded=True, dimensions=asked.dimensions)
+        self._embeddings.check(model, raw, "input")
         wanted = Wanted(
-            prompts, "input", model, f"embd-{new_request_id()}", arrival_s, asked.priority or 0
+            raw, "input", model, f"embd-{new_request_id()}", arrival_s, asked.priority or 0
         )
-        dialect = EmbeddingDialect(model, asked)
-        return await edge.respond(request, principal, self._embeddings.asked(wanted), dialect)
+        neutral = await self._embeddings.asked(wanted)
+        return await edge.respond(request, principal, neutral, EmbeddingDialect(model, asked))
 
 
 def parse(body: bytes, max_model_len: int) -> EmbeddingRequest:

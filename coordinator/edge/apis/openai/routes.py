@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
-from coordinator.edge.answers.answer import AnswerRequest, Resumable
+from coordinator.edge.answers.answer import AnswerRequest, RawPrompts, Resumable
+from coordinator.edge.answers.own_deployment import tokens_of
 from coordinator.edge.answers.tools import NO_TOOLS
 from coordinator.edge.apis.openai.dialects.generation import (
     STREAM_HEADERS,
@@ -74,20 +75,30 @@ class Arrival:
     at_s: float
 
 
-def _check_can_go(asked: ChatRequest) -> None:
-    """Raise InvalidRequest for what tells of a prompt, where each deployment makes its own."""
-    for name in ("return_token_ids", "prompt_logprobs"):
-        if getattr(asked, name) not in (None, False):
-            told = f"{name} cannot be asked of a group of deployments"
-            raise InvalidRequest(told, name, UNSUPPORTED_CODE)
+def _check_can_go(asked: GenerationRequest, *others: str) -> None:
+    """Raise InvalidRequest for what tells of a prompt's tokens, where each deployment makes its own; so do `others`."""
+    if fields := (*_telling(asked), *others):
+        told = f"{fields[0]} cannot be asked of a group of deployments"
+        raise InvalidRequest(told, fields[0], UNSUPPORTED_CODE)
+
+
+def _telling(asked: GenerationRequest) -> list[str]:
+    names = ("return_token_ids", "prompt_logprobs")
+    return [name for name in names if getattr(asked, name) not in (None, False)]
+
+
+def _echoed(asked: CompletionRequest, raw: RawPrompts) -> list[str]:
+    """A prompt is echoed without its tokens as the text that it was."""
+    return ["echo"] if asked.echo and (raw.has_ids or asked.logprobs is not None) else []
 
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """What a chat's prompt is made of, and what its answer may call."""
+    """What a chat's prompt is made of, and what its answer may call; `raw` are the prompts of completions for a group."""
 
     conversation: Conversation | None = None
     tools: ToolUse = NO_TOOLS
+    raw: RawPrompts | None = None
 
 
 NO_TALK = Talk()
@@ -153,28 +164,46 @@ class GenerationRoutes:
         asked = await edge.bodies.read(
             arrival.request, lambda body: parse_completion(body, longest), MAX_IDS
         )
-        own = edge.of(edge.begin(arrival.principal, asked.model))
+        model = edge.begin(arrival.principal, asked.model)
         wishes = completion_wishes(asked)
-        said = prompts_of(asked)
-        num_choices = len(said) * (asked.n or 1)
+        raw = RawPrompts(prompts_of(asked), asked.add_special_tokens is not False)
+        num_choices = len(raw.said) * (asked.n or 1)
         if num_choices > MAX_PROMPTS:
             message = f"prompts times n must be at most {MAX_PROMPTS}, but is {num_choices}"
             raise InvalidRequest(message, "prompt", LONG_ARRAY)
-        special = asked.add_special_tokens is not False
-        texts = [prompt for prompt in said if isinstance(prompt, str)]
-        lists = [prompt for prompt in said if not isinstance(prompt, str)]
-        prompts = await own.reader.texts(texts, add_special_tokens=special) + lists
+        if self._is_for_group(model, asked, raw):
+            _check_can_go(asked, *_echoed(asked, raw))
+            said = [it if isinstance(it, str) and asked.echo else "" for it in raw.said]
+            echoes = [PromptEcho([], text) for text in said]
+            return await self._respond(COMPLETION, arrival, asked, wishes, echoes, Talk(raw=raw))
+        echoes = await self._read(edge.of(model), asked, wishes, raw)
+        return await self._respond(COMPLETION, arrival, asked, wishes, echoes)
+
+    def _is_for_group(self, model: str, asked: CompletionRequest, raw: RawPrompts) -> bool:
+        """A name that is a model's too means the model, where only a model can tell what is asked."""
+        edge = self._edge
+        if edge.group_of(model) is None:
+            return False
+        tells = raw.has_ids or _telling(asked) or _echoed(asked, raw)
+        return not (tells and model in edge.own_names)
+
+    async def _read(
+        self, own: Served, asked: CompletionRequest, wishes: SamplingWishes, raw: RawPrompts
+    ) -> list[PromptEcho]:
+        """The prompts in a model's tokens, and what the answer tells of them."""
+        prompts = await tokens_of(own, raw, "prompt")
         for prompt in prompts:
             own.vocabulary.check(prompt, "prompt")
         check_scores(prompts, wishes.prompt_logprobs, asked.n or 1)
         told = [""] * len(prompts)
         if asked.echo:
-            told = texts + await edge.side.tokenize(lambda: _decoded(own, lists))
-        echoes = [
+            lists = [prompt for prompt in raw.said if not isinstance(prompt, str)]
+            told = [prompt for prompt in raw.said if isinstance(prompt, str)]
+            told += await self._edge.side.tokenize(lambda: _decoded(own, lists))
+        return [
             self._prompt_echo(own, asked, text, prompt)
             for text, prompt in zip(told, prompts, strict=True)
         ]
-        return await self._respond(COMPLETION, arrival, asked, wishes, echoes)
 
     async def _rest(self, arrival: Arrival) -> Response | None:
         """What is left of the stream that the request goes on with, if it does; its body says nothing then."""
@@ -232,7 +261,7 @@ class GenerationRoutes:
             operation=endpoint.operation,
             reply_id=options.reply_id,
             model=model,
-            prompts=[prompt.token_ids for prompt in prompts],
+            prompts=[] if talk.raw else [prompt.token_ids for prompt in prompts],
             prompt_field=endpoint.prompt_field,
             wishes=wishes,
             default_max_tokens=limits.default_max_tokens
@@ -251,6 +280,7 @@ class GenerationRoutes:
             has_parts=is_chat,
             prompt_scores=[prompt.scores for prompt in prompts if prompt.scores is not None],
             conversation=talk.conversation,
+            raw=talk.raw,
             keeps_thoughts=True,
         )
         dialect = endpoint.dialect(options, edge.of(model).context.tokenizer)

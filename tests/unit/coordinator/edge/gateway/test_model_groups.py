@@ -370,17 +370,17 @@ async def test_what_cannot_be_asked_there_is_refused_by_name(served_model, tmp_p
     assert server.asked == []
 
 
-async def test_groups_are_listed_and_completions_name_them(served_model, tmp_path):
+async def test_groups_are_listed_and_have_no_tokens_of_their_own(served_model, tmp_path):
     async with (
         upstream(openai_answer("x")) as server,
         edge(served_model, tmp_path, entry(server)) as client,
     ):
         models = (await client.get("/v1/models")).json()["data"]
-        refused = await client.post("/v1/completions", json={"model": "g", "prompt": "x"})
+        refused = await client.post("/tokenize", json={"model": "g", "prompt": "x"})
         unknown = await chat(client, model="nobody")
     assert [model["id"] for model in models] == ["tiny", "tiny-alias", "g"]
-    assert refused.status_code == 400
-    assert "conversations only" in refused.text
+    assert refused.status_code == 404
+    assert "'g' is a group of deployments" in refused.text
     assert unknown.status_code == 404
 
 
@@ -392,7 +392,7 @@ async def test_a_group_may_have_our_models_name(served_model, tmp_path):
         edge(served_model, tmp_path, entry(server, "tiny"), service=service) as client,
     ):
         talked = await chat(client, model="tiny")
-        told = await client.post("/v1/completions", json={"model": "tiny", "prompt": "x"})
+        told = await client.post("/v1/completions", json={"model": "tiny", "prompt": [5, 6]})
     assert talked.json()["choices"][0]["message"]["content"] == "theirs"
     assert told.status_code == 200
     assert len(service.generations) == 1
