@@ -54,6 +54,9 @@ HELD_S = 60.0
 """How far back requests are looked at, to see whether targets are held."""
 RECOVER_S = 30.0
 """A queue should be gone after so long, or after four TTFTs when that is more."""
+QUEUE_STEP = 3
+"""A queue asks for one worker more for each so many that are there, and looks again when they have come: it is news of
+a minute, and whom it asks for stays for longer."""
 LESSON_SLACK = 1.1
 """A role keeps its workers while its load is within a tenth of where it failed with one less."""
 
@@ -294,8 +297,10 @@ class Needs:
         if waits_s <= patience * self._slack_s(seen):
             return 0, backlog_s
         recover_s = max(RECOVER_S, 4 * self.targets.ttft_s) * max(patience, 1.0)
-        busy = min(busy, len(seen.of(Role.PREFILL, "ready")))  # what is refused keeps nobody busy
-        return math.ceil(busy + backlog_s / recover_s), backlog_s
+        ready = len(seen.of(Role.PREFILL, "ready"))
+        busy = min(busy, ready)  # what is refused keeps nobody busy
+        most = ready + max(math.ceil(ready / QUEUE_STEP), 1)
+        return min(math.ceil(busy + backlog_s / recover_s), most), backlog_s
 
     def _decode(self, seen: Observations) -> Need:
         present = seen.present()[Role.DECODE]

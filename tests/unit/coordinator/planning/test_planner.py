@@ -210,6 +210,31 @@ def test_what_was_refused_is_a_queue_where_the_goal_minds(goal: float, *, grows:
     assert isinstance(decision, Scale) == grows
 
 
+@pytest.mark.parametrize(("ready", "most"), [(1, 2), (3, 4), (4, 6), (9, 12)])
+def test_a_queue_alone_asks_for_a_third_more_at_a_time(ready: int, most: int) -> None:
+    """A burst of a minute asked for twice the workers, who came when it was over and stayed for twenty."""
+    made = planner(Limits(Range(1, 32), Range(1, 8), 40))
+    queues = [
+        WorkerSight(f"prefill-{i}", Role.PREFILL, "ready", 999.0, queued_tokens=600_000)
+        for i in range(ready)
+    ]
+    decision = decide_twice(made, rate=0.5, workers=(*queues, *sights(decode=1)))
+    assert isinstance(decision, Scale)
+    assert decision.prefill == most
+
+
+def test_a_queue_that_stays_is_answered_again_when_the_workers_have_come() -> None:
+    """Six workers are needed and one is there; rates that lag behind say nothing of it."""
+    cluster = toy(limits=Limits(Range(1, 16), Range(1, 8), 24))
+    cluster.run(60.0, steady(0.5))
+    cluster.backlog_s = 600.0
+    cluster.run(120.0, steady(0.5))
+    sizes = [d.prefill for _, d in cluster.log if isinstance(d, Scale)]
+    assert sizes == sorted(sizes), cluster.log
+    assert len(sizes) >= 2
+    assert sizes[0] == 2
+
+
 @pytest.mark.parametrize(("goal", "grows"), [(0.5, False), (0.9, True), (0.99, True)])
 def test_a_lower_goal_lets_prompts_wait_longer(goal: float, *, grows: bool) -> None:
     """40 s of prompts wait: one worker ends that in a minute, which a goal of a half has."""
