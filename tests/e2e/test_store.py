@@ -19,6 +19,8 @@ from tests.patience import until
 pytestmark = [pytest.mark.e2e]
 BLOCK = 16
 PROMPT_TOKENS, ANSWER_TOKENS = 320, 40
+SHAPE = ("--pd", "1p1d1s", "--dtype", "float32")
+"""What the oracle of `ask` computes in, whatever this processor would choose."""
 KEPT = (PROMPT_TOKENS + ANSWER_TOKENS - 1) // BLOCK
 
 
@@ -70,7 +72,7 @@ def await_kept(server: Server, blocks: int = KEPT, where: str = "kept_blocks") -
 
 
 def serve(*arguments: str) -> Server:
-    return Server("--pd", "1p1d1s", "--kv-cache-memory", "64MiB", *arguments, program=MOCK)
+    return Server(*SHAPE, "--kv-cache-memory", "64MiB", *arguments, program=MOCK)
 
 
 def test_a_known_prompt_is_read_after_every_other_worker_was_killed() -> None:
@@ -127,7 +129,7 @@ def test_a_store_that_is_stopped_and_killed_under_load_costs_no_token() -> None:
 
 
 def test_a_store_is_added_and_taken_away_while_it_serves() -> None:
-    with Server("--pd", "1p1d", "--kv-cache-memory", "64MiB", program=MOCK) as server:
+    with Server("--pd", "1p1d", *SHAPE[2:], "--kv-cache-memory", "64MiB", program=MOCK) as server:
         assert "store" not in server.cluster()["target"]
         scaled = server.client.post("/cluster/scale", json={"store": 1})
         assert scaled.json()["target"]["store"] == 1
