@@ -19,17 +19,22 @@ class BlockCounts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 class StoreLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a store does, by tier; totals since its process began, but `waiting_blocks`, `disk_blocks`, `disk_bytes`,
-    `disk_limit_bytes` and `disk_lag_s`, which are as of now. `disk_lag_s`: age of the oldest block that waits to be written."""
+    `disk_limit_bytes` and `disk_lag_s`, which are as of now. `asked_blocks` are those that readers looked for, whether they
+    were here or not. `disk_lag_s`: age of the oldest block that waits to be written."""
 
     kept_blocks: int = 0
     waiting_blocks: int = 0
     dropped_blocks: int = 0
     failed_runs: int = 0
-    lent_blocks: int = 0
-    loaded_blocks: int = 0
+    asked_blocks: int = 0
+    lent_memory_blocks: int = 0
+    lent_disk_blocks: int = 0
     disk_blocks: int = 0
     disk_bytes: int = 0
     disk_limit_bytes: int = 0
+    disk_read_bytes: int = 0
+    disk_written_bytes: int = 0
+    disk_evicted_blocks: int = 0
     disk_lag_s: float = 0.0
     disk_proofs_failed: int = 0
     disk_errors: int = 0

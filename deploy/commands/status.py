@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FULL = ("target", "ready")
+STORE_TROUBLE = {
+    "waiting_blocks": "still to be kept",
+    "dropped_blocks": "given up: too many came",
+    "disk_proofs_failed": "damaged on disk, and not served",
+    "disk_errors": "errors of the disk",
+}
 PLAIN_WIDTH = 160
 """Of a table that goes into a file or a pipe."""
 
@@ -94,14 +100,20 @@ def _pools(pools: dict[str, dict[str, int]]) -> str:
 
 
 def store_line(worker: dict[str, Any]) -> str:
-    """`store-0: 812 blocks kept, 40 in memory · 300 on disk (220.1 MiB of 20.0 GiB) · lent 512, 96 of them from disk`."""
+    """`store-0: 812 blocks kept, 40 in memory · 300 on disk (220.1 MiB of 20.0 GiB) · lent 416 from memory, 96 from disk`,
+    and what waits or failed, if anything does."""
     store, blocks = worker["store"], worker.get("blocks", {})
     in_memory = blocks.get("cached", 0) + blocks.get("held", 0)
     told = [f"{worker['id']}: {store['kept_blocks']} blocks kept, {in_memory} in memory"]
     if store["disk_limit_bytes"]:
         sizes = f"{format_bytes(store['disk_bytes'])} of {format_bytes(store['disk_limit_bytes'])}"
         told.append(f"{store['disk_blocks']} on disk ({sizes})")
-    told.append(f"lent {store['lent_blocks']}, {store['loaded_blocks']} of them from disk")
+    told.append(
+        f"lent {store['lent_memory_blocks']} from memory, {store['lent_disk_blocks']} from disk"
+    )
+    told += [f"{store[name]} {about}" for name, about in STORE_TROUBLE.items() if store[name]]
+    if store["disk_lag_s"]:
+        told.append(f"the disk is {store['disk_lag_s']:.1f} s behind")
     return " · ".join(told)
 
 

@@ -51,8 +51,9 @@ class Lender:
         self._context = context
         self.loans: dict[Key, str] = {}
         self.loading: dict[int, Loading] = {}
-        self.lent_blocks = 0
-        self.loaded_blocks = 0
+        self.asked_blocks = 0
+        self.lent_memory_blocks = 0
+        self.lent_disk_blocks = 0
         self._below = exchange.below
         self._numbers = itertools.count(1)
         self._is_open = True
@@ -67,6 +68,7 @@ class Lender:
         key = (message.request_id, message.attempt)
         self.end(key)
         keys = message.keys if self._is_open else []
+        self.asked_blocks += len(message.keys)
         hold = self._pool.match(keys, f"load:{message.request_id}")
         if not self._load(identity, message, hold):
             hold.release()
@@ -93,17 +95,20 @@ class Lender:
         keys = loading.lookup.keys[len(loading.hold.block_ids) :][: event.count]
         for key, block_id in zip(keys, loading.blocks.block_ids, strict=False):
             self._pool.store(block_id, key)
-        self.loaded_blocks += event.count
         if not loading.is_over:
-            self._answer(loading.identity, loading.lookup, loading.lookup.keys)
+            self._answer(loading.identity, loading.lookup, loading.lookup.keys, event.count)
         loading.blocks.release()
         loading.hold.release()
 
-    def _answer(self, identity: bytes, message: Lookup, keys: SequenceOf[bytes]) -> None:
+    def _answer(
+        self, identity: bytes, message: Lookup, keys: SequenceOf[bytes], num_loaded: int = 0
+    ) -> None:
         key = (message.request_id, message.attempt)
         lease_id = self._context.ids.new_lease_id()
         hold = self._pool.match(keys, f"lease:{lease_id}")
-        self.lent_blocks += len(hold.block_ids)
+        from_disk = min(num_loaded, len(hold.block_ids))
+        self.lent_disk_blocks += from_disk
+        self.lent_memory_blocks += len(hold.block_ids) - from_disk
         if self._below is not None:
             self._below.used(keys[: len(hold.block_ids)], b"", hold.block_ids)
         if hold.block_ids:

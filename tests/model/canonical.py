@@ -38,7 +38,7 @@ LEFT_OUT = {
     "Hold": {"_pool"},
     "CacheNews": {"_next_s"},
     "Keeper": {"kept_blocks", "dropped_blocks", "failed_runs", "_numbers"},
-    "Lender": {"lent_blocks", "loaded_blocks", "_numbers"},
+    "Lender": {"asked_blocks", "lent_memory_blocks", "lent_disk_blocks", "_numbers"},
     "LeaseTable": {"_clock", "granted", "released", "expired"},
     "PrefillRole": {"computed_tokens"},
     "PrefillScheduler": {"max_num_batched_tokens", "max_num_seqs"},

@@ -15,6 +15,10 @@ COUNTERS = {
     "kept_blocks": "Blocks of other workers that were proven and kept",
     "dropped_blocks": "Blocks that were to be kept and came too many at a time",
     "failed_runs": "Runs of blocks that their holders had no more, or that were not proven",
+    "asked_blocks": "Blocks that readers looked for, here or not",
+    "disk_read_bytes": "Bytes of blocks that were read from the disk, and proven",
+    "disk_written_bytes": "Bytes of blocks that are on the disk for good",
+    "disk_evicted_blocks": "Blocks that made room for others on the disk",
     "disk_proofs_failed": "Blocks on the disk that were not what was written; nobody got them",
     "disk_errors": "Failed reads and writes of the disk",
 }
@@ -51,8 +55,6 @@ def _lent(stores: list[dict[str, Any]]) -> Metric:
         "baton_store_lent_blocks", "Blocks offered to readers, by tier", labels=("worker", "tier")
     )
     for worker in stores:
-        from_disk = worker["store"]["loaded_blocks"]
-        family.add_metric((worker["id"], "disk"), float(from_disk))
-        in_memory = max(worker["store"]["lent_blocks"] - from_disk, 0)
-        family.add_metric((worker["id"], "memory"), float(in_memory))
+        for tier in ("memory", "disk"):
+            family.add_metric((worker["id"], tier), float(worker["store"][f"lent_{tier}_blocks"]))
     return family

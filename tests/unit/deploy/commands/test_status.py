@@ -37,6 +37,34 @@ def waits(name: str = "decode-1") -> list[dict[str, Any]]:
     return [{"id": name, "role": "decode", "waits_for": "a node with decode_slot 1", "for_s": 12.4}]
 
 
+STORE = {
+    "kept_blocks": 812,
+    "waiting_blocks": 0,
+    "dropped_blocks": 0,
+    "lent_memory_blocks": 416,
+    "lent_disk_blocks": 96,
+    "disk_blocks": 300,
+    "disk_bytes": 220 << 20,
+    "disk_limit_bytes": 20 << 30,
+    "disk_lag_s": 0.0,
+    "disk_proofs_failed": 0,
+    "disk_errors": 0,
+}
+
+
+def test_a_store_says_what_it_has_by_tier_and_only_then_what_is_wrong() -> None:
+    worker = WORKER | {"id": "store-0", "role": "store", "blocks": {"cached": 30, "held": 10}}
+    (line,) = notes(view() | {"workers": [worker | {"store": STORE}]})
+    assert line == (
+        "store-0: 812 blocks kept, 40 in memory · 300 on disk (220.0 MiB of 20.0 GiB) · "
+        "lent 416 from memory, 96 from disk"
+    )
+    trouble = {"waiting_blocks": 3, "disk_proofs_failed": 2, "disk_errors": 1, "disk_lag_s": 0.25}
+    (line,) = notes(view() | {"workers": [worker | {"store": STORE | trouble}]})
+    for told in ("3 still to be kept", "2 damaged on disk", "1 errors", "0.2 s behind"):
+        assert told in line
+
+
 def test_an_operator_reads_sizes_waits_ray_wishes_and_the_slo() -> None:
     shown = view(waiting=waits(), away="Ray is away (lost)")
     shown["pools"] = {
