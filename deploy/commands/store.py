@@ -1,12 +1,15 @@
 """`baton store`: what lies in a store's folder on disk, proven on request, or deleted. Owns its own command line.
 
-It looks at files, so no server may be using them: a folder in use is refused, and the error names the process.
+It looks at files, so no server may be using them: a folder in use is refused, and the error names the process. `--path` is
+the folder that `--kv-store` names, with those of all its stores, or one of these.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +21,17 @@ from deploy.config.parser import Parser
 from kvtransfer.store.disk import Disk, PathLock
 from kvtransfer.store.inspection import clear, survey, verify
 from protocol.errors import BatonError, ConfigError
+from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kvtransfer.store.inspection import SegmentSurvey
+    from kvtransfer.store.records import BlockRecord
 
 Row = dict[str, Any]
+STORE_NAME = re.compile(rf"(.+\.)?{Role.STORE}-\d+")
+"""Of a store's own folder, which is called as the store is."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,56 +42,77 @@ def main(argv: Sequence[str]) -> int:
     path: Path = namespace.path
     if not path.is_dir():
         raise ConfigError(f"--path: there is no folder {path}")
-    lock = PathLock(path)
     try:
-        return int(namespace.act(Disk(path), as_json=namespace.json))
+        within = stores_in(path)
+        with ExitStack() as locks:
+            for folder in (path, *within):
+                locks.callback(PathLock(folder).release)
+            status = int(
+                namespace.act([Disk(it) for it in (path, *within)], as_json=namespace.json)
+            )
+        if namespace.act is run_clear:
+            _remove_empty(within)
     except OSError as error:
-        raise BatonError(f"{path}: {error.strerror}") from error
-    finally:
-        lock.release()
+        raise BatonError(f"{error.filename or path}: {error.strerror}") from error
+    return status
 
 
-def run_ls(disk: Disk, *, as_json: bool) -> int:
+def stores_in(path: Path) -> list[Path]:
+    """Folders of stores in the folder that --kv-store names, in order."""
+    found = (it for it in path.iterdir() if STORE_NAME.fullmatch(it.name))
+    return sorted(it for it in found if it.is_dir() and not it.is_symlink())
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def run_ls(disks: Sequence[Disk], *, as_json: bool) -> int:
     """A line for each block, oldest segment first."""
-    for seen in survey(disk):
-        for commit in seen.commits:
-            record = commit.record
-            row = {
-                "key": record.key.hex(),
-                "parent": record.parent.hex(),
-                "tokens": record.num_tokens,
-                "bytes": record.num_bytes,
-                "model": seen.identity.model if seen.identity else None,
-                "segment": seen.name,
-            }
-            print(json.dumps(row) if as_json else " ".join(str(value) for value in row.values()))
+    for disk in disks:
+        for seen in survey(disk):
+            for commit in seen.commits:
+                row = _block_row(commit.record, seen)
+                print(json.dumps(row) if as_json else " ".join(map(str, row.values())))
     return 0
 
 
-def run_stats(disk: Disk, *, as_json: bool) -> int:
+def _block_row(record: BlockRecord, seen: SegmentSurvey) -> Row:
+    return {
+        "key": record.key.hex(),
+        "parent": record.parent.hex(),
+        "tokens": record.num_tokens,
+        "bytes": record.num_bytes,
+        "model": seen.identity.model if seen.identity else None,
+        "segment": seen.name,
+    }
+
+
+def run_stats(disks: Sequence[Disk], *, as_json: bool) -> int:
     """What each model has there."""
     rows: dict[tuple[str, str], Row] = {}
-    for seen in survey(disk):
-        row = _row(rows, seen)
-        row["blocks"] += len(seen.commits)
-        row["block_bytes"] += sum(commit.record.num_bytes for commit in seen.commits)
-        row["tokens"] += sum(commit.record.num_tokens for commit in seen.commits)
+    for seen in (seen for disk in disks for seen in survey(disk)):
+        _row(rows, seen)
     _show(rows.values(), as_json=as_json)
     return 0
 
 
-def run_verify(disk: Disk, *, as_json: bool) -> int:
+def run_verify(disks: Sequence[Disk], *, as_json: bool) -> int:
     """Read every block; 1 when one is not proven."""
     rows: dict[tuple[str, str], Row] = {}
     wrong = 0
-    for seen, unproven in verify(disk):
+    for disk, (seen, unproven) in ((one, found) for one in disks for found in verify(one)):
         row = _row(rows, seen)
-        row["blocks"] += len(seen.commits)
         row["proven"] = row.get("proven", 0) + len(seen.commits) - len(unproven)
         row["unproven"] = row.get("unproven", 0) + len(unproven)
         wrong += len(unproven) + seen.damaged_slots + (seen.header is None)
         for record in unproven:
-            print(f"{seen.name}: block {record.key.hex()} is not what was stored", file=sys.stderr)
+            print(
+                f"{disk.path / seen.name}: block {record.key.hex()} is not what was stored",
+                file=sys.stderr,
+            )
     _show(rows.values(), as_json=as_json)
     if wrong:
         print(
@@ -95,9 +123,9 @@ def run_verify(disk: Disk, *, as_json: bool) -> int:
     return 1 if wrong else 0
 
 
-def run_clear(disk: Disk, *, as_json: bool) -> int:
+def run_clear(disks: Sequence[Disk], *, as_json: bool) -> int:
     """Delete all blocks of all models."""
-    freed = clear(disk)
+    freed = sum(clear(disk) for disk in disks)
     print(json.dumps({"freed_bytes": freed}) if as_json else f"freed {freed / (1 << 20):.1f} MiB")
     return 0
 
@@ -117,6 +145,9 @@ def _row(rows: dict[tuple[str, str], Row], seen: SegmentSurvey) -> Row:
     }
     row = rows.setdefault(model, empty)
     row["segments"] += 1
+    row["blocks"] += len(seen.commits)
+    row["block_bytes"] += sum(commit.record.num_bytes for commit in seen.commits)
+    row["tokens"] += sum(commit.record.num_tokens for commit in seen.commits)
     row["disk_bytes"] += seen.disk_bytes
     row["damaged_slots"] += seen.damaged_slots
     return row

@@ -79,6 +79,39 @@ def test_clear_leaves_what_is_not_a_stores(path: Path, capsys: pytest.CaptureFix
     assert "no blocks" in out
 
 
+def test_the_folder_of_all_stores_is_that_of_each(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As --kv-store names it: `path` is one of its stores' here."""
+    above = tmp_path.parent / f"{tmp_path.name}-above"
+    (above / "tiny.store-1").mkdir(parents=True)
+    path.rename(above / "store-0")
+    (above / "notes.txt").write_text("mine")
+    _, out, _ = run(capsys, "ls", "--path", above, "--json")
+    assert len(out.splitlines()) == 4
+    status, out, _ = run(capsys, "verify", "--path", above, "--json")
+    assert (status, [row["proven"] for row in json.loads(out)]) == (0, [3, 1])
+    status, out, _ = run(capsys, "clear", "--path", above)
+    assert status == 0
+    assert [it.name for it in above.iterdir()] == ["notes.txt"]
+
+
+def test_one_store_in_use_keeps_all_from_being_cleared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("store-0", "store-1"):
+        (tmp_path / name).mkdir()
+        log = opened(tmp_path / name)
+        put(log, 0, 1, 2)
+        log.close()
+    log = opened(tmp_path / "store-1")
+    status, _, err = run(capsys, "clear", "--path", tmp_path)
+    assert status == 2
+    assert f"{tmp_path / 'store-1'} is used by process" in err
+    assert (tmp_path / "store-0" / "00000001.seg").exists()
+    log.close()
+
+
 def test_a_folder_in_use_is_refused(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = opened(path)
     status, _, err = run(capsys, "verify", "--path", path)
