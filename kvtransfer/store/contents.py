@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from kvtransfer.store.layout import padded
 from kvtransfer.store.records import EventKind, LogEvent
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ class Contents:
     def restore(self, entries: Iterable[Entry]) -> None:
         """What was found at the start, least recently used first."""
         for entry in entries:
-            self._put(entry)
+            num_bytes = entry.record.num_bytes
+            self._entries[entry.record.key] = entry
+            entry.segment.live_bytes += padded(num_bytes)
+            self.live_bytes += num_bytes
 
     def add(self, entry: Entry) -> None:
         """A block became durable."""

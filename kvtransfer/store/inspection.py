@@ -76,9 +76,7 @@ def _survey(name: str, number: int, file: DiskFile) -> SegmentSurvey:
     header = decode_header(file.read_meta(0, HEADER_BYTES), number)
     seen = SegmentSurvey(name, header, file.disk_bytes())
     if header is not None:
-        commits, damaged = read_commits(file, header)
-        seen.commits = [commit for _, commit in commits]
-        seen.damaged_slots = len(damaged)
+        seen.commits, seen.damaged_slots = read_commits(file, header)
     return seen
 
 

@@ -18,7 +18,7 @@ from kvtransfer.store.disk import Disk, PathLock
 from kvtransfer.store.layout import MAX_KEY_BYTES
 from kvtransfer.store.queue import WriteQueue
 from kvtransfer.store.records import EventKind, LogStats
-from kvtransfer.store.recovery import RECENCY, recover
+from kvtransfer.store.recovery import RECENCY, recover, tidy
 from kvtransfer.store.segments import Segments
 from kvtransfer.store.state import LogState
 from kvtransfer.store.writer import LogWriter
@@ -89,6 +89,8 @@ class BlockLog:
         state = LogState(queue, admission, clock or SystemClock(), identity)
         state.writable = found.writable
         state.contents.restore(found.entries)
+        if found.writable:
+            tidy(segments, found)
         state.counters.dropped = found.dropped
         state.counters.last_error = found.error
         state.disk_bytes = segments.used_bytes

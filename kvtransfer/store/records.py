@@ -43,7 +43,7 @@ class StoreIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.blake2b(about, digest_size=16).digest()
 
 
-class BlockRecord(msgspec.Struct, frozen=True, array_like=True):
+class BlockRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One sealed block: its content key, that of the block before it (the root key for a first one), how many tokens
     and bytes it has, what its bytes mean, and what proves them."""
 

@@ -8,17 +8,17 @@ is dropped and counted; segments of another model stay until their space is need
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import msgspec
 import xxhash
 
 from kvtransfer.store.layout import (
-    EMPTY_SLOT,
     HEADER_BYTES,
     SLOT_BYTES,
     SegmentHeader,
-    decode_commit,
+    decode_commits,
     decode_header,
     padded,
     segment_number,
@@ -26,7 +26,7 @@ from kvtransfer.store.layout import (
 from kvtransfer.store.segment import Entry, Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from kvtransfer.store.disk import Disk, DiskFile
     from kvtransfer.store.layout import Commit
@@ -37,6 +37,7 @@ RECENCY = "recency"
 """A file with the sequences of blocks, least recently used first: how a start knows what was used. Without it, or for
 blocks that came later, they count as used when they were put."""
 _sequences = msgspec.msgpack.Decoder(list[int])
+_sequence_of = attrgetter("sequence")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,14 @@ def recover(disk: Disk, segments: Segments, identity: StoreIdentity) -> Found:
             continue
         segments.passed(number)
         for entry in _open(name, number, disk, segments, identity, found):
-            before = newest.get(entry.record.key)
-            if before is not None and before.sequence > entry.sequence:
-                found.useless.append(Slot(entry.segment, entry.slot))
+            before = newest.setdefault(entry.record.key, entry)
+            if before is entry:
                 continue
-            newest[entry.record.key] = entry
-            if before is not None:
-                found.useless.append(Slot(before.segment, before.slot))
+            older, newer = sorted((before, entry), key=_sequence_of)
+            newest[entry.record.key] = newer
+            found.useless.append(Slot(older.segment, older.slot))
     found.entries = _by_use(newest.values(), read_recency(disk))
-    found.next_sequence = 1 + max((entry.sequence for entry in found.entries), default=0)
-    if found.writable:
-        _tidy(segments, found)
+    found.next_sequence = 1 + max(map(_sequence_of, found.entries), default=0)
     return found
 
 
@@ -103,7 +101,7 @@ def _open(
         header = decode_header(page, number)
         if header is not None and header.identity.hash_bytes() == identity.hash_bytes():
             segment = Segment(header, file)
-            entries = _entries(segment, identity, found)
+            entries = list(_entries(segment, identity, found))
             segments.adopt(segment)
             return entries
         if header is not None:
@@ -119,46 +117,33 @@ def _open(
     return []
 
 
-def _entries(segment: Segment, identity: StoreIdentity, found: Found) -> list[Entry]:
-    commits, damaged = read_commits(segment.file, segment.header)
-    size = segment.file.size()
-    found.dropped += len(damaged)
-    found.useless += [Slot(segment, slot) for slot in damaged]
-    entries = []
-    for slot, commit in commits:
-        record, end = commit.record, commit.offset + padded(commit.record.num_bytes)
+def _entries(segment: Segment, identity: StoreIdentity, found: Found) -> Iterator[Entry]:
+    """A loop over every block of the disk, before anything is served: as little as can be for each."""
+    fingerprint, longest = identity.fingerprint, identity.block_bytes
+    data_start, size = segment.header.data_start, segment.file.size()
+    for slot, commit in decode_commits(_slots(segment.file, segment.header), segment.number):
         if (
-            record.fingerprint != identity.fingerprint
-            or not 0 < record.num_bytes <= identity.block_bytes
-            or commit.offset % HEADER_BYTES
-            or commit.offset < segment.header.data_start
-            or end > size
+            commit is not None
+            and 0 < commit.record.num_bytes <= longest
+            and data_start <= commit.offset <= size - padded(commit.record.num_bytes)
+            and commit.offset % HEADER_BYTES == 0
+            and commit.record.fingerprint == fingerprint
         ):
+            yield Entry(commit.record, segment, slot, commit.offset, commit.sequence)
+        else:
             found.dropped += 1
             found.useless.append(Slot(segment, slot))
-            continue
-        entries.append(Entry(record, segment, slot, commit.offset, commit.sequence))
-    return entries
 
 
-def read_commits(
-    file: DiskFile, header: SegmentHeader
-) -> tuple[list[tuple[int, Commit]], list[int]]:
-    """Slots and what they say, and those that are damaged."""
-    slots = file.read_meta(HEADER_BYTES, header.num_slots * SLOT_BYTES)
-    commits: list[tuple[int, Commit]] = []
-    damaged: list[int] = []
-    for start in range(0, len(slots), SLOT_BYTES):
-        data = slots[start : start + SLOT_BYTES]
-        if data == EMPTY_SLOT[: len(data)]:
-            continue
-        slot = start // SLOT_BYTES
-        commit = decode_commit(data, header.number, slot)
-        if commit is None:
-            damaged.append(slot)
-        else:
-            commits.append((slot, commit))
-    return commits, damaged
+def _slots(file: DiskFile, header: SegmentHeader) -> bytes:
+    return file.read_meta(HEADER_BYTES, header.num_slots * SLOT_BYTES)
+
+
+def read_commits(file: DiskFile, header: SegmentHeader) -> tuple[list[Commit], int]:
+    """What slots say, and how many are damaged."""
+    commits = [commit for _, commit in decode_commits(_slots(file, header), header.number)]
+    sound = [commit for commit in commits if commit is not None]
+    return sound, len(commits) - len(sound)
 
 
 def read_recency(disk: Disk) -> Sequence[int]:
@@ -177,23 +162,29 @@ def encode_recency(entries: Sequence[Entry]) -> bytes:
     return xxhash.xxh3_64_digest(payload) + payload
 
 
-def _by_use(entries: Iterable[Entry], recency: Sequence[int]) -> list[Entry]:
-    ranks = {sequence: rank for rank, sequence in enumerate(recency)}
-    late = len(ranks)
-    return sorted(entries, key=lambda entry: ranks.get(entry.sequence, late + entry.sequence))
+def _by_use(entries: Collection[Entry], recency: Sequence[int]) -> list[Entry]:
+    left = {entry.sequence: entry for entry in entries}
+    if len(left) < len(entries):  # no log of ours: they go by what they say
+        return sorted(entries, key=_sequence_of)
+    known = [left.pop(sequence) for sequence in recency if sequence in left]
+    return known + sorted(left.values(), key=_sequence_of)
 
 
-def _tidy(segments: Segments, found: Found) -> None:
-    """Give back what was written and never committed, or evicted and not yet punched."""
-    live: dict[Segment, list[Entry]] = {segment: [] for segment in segments.all()}
-    for entry in found.entries:
-        live[entry.segment].append(entry)
+def tidy(segments: Segments, found: Found) -> None:
+    """Give back what was written and never committed, or evicted and not yet punched, when it is known what lies in each
+    segment."""
+    wasteful: dict[Segment, list[Entry]] = {}
     try:
         segments.erase(found.useless)
-        for segment, entries in live.items():
-            if not entries:
+        for segment in segments.all():
+            if not segment.live_bytes:
                 segments.drop(segment)
-            elif segments.can_punch:
-                segments.trim(segment, sorted(entries, key=lambda it: it.offset))
+            elif segments.can_punch and segment.has_waste:
+                wasteful[segment] = []
+        for entry in found.entries if wasteful else ():
+            if entry.segment in wasteful:
+                wasteful[entry.segment].append(entry)
+        for segment, entries in wasteful.items():
+            segments.trim(segment, sorted(entries, key=attrgetter("offset")))
     except OSError as error:
         found.error = str(error)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from kvtransfer.store.layout import padded
+from kvtransfer.store.records import BlockRecord
 
 if TYPE_CHECKING:
     from kvtransfer.store.disk import DiskFile
     from kvtransfer.store.layout import SegmentHeader
-    from kvtransfer.store.records import BlockRecord
 
 
 class Place(Protocol):
@@ -53,6 +54,11 @@ class Segment:
         """For further blocks, at most."""
         return self.header.num_slots - self.num_slots_used
 
+    @property
+    def has_waste(self) -> bool:
+        """Whether it takes more of the disk than its blocks do."""
+        return self.disk_bytes > self.header.data_start + self.live_bytes
+
     def has_room(self, num_bytes: int) -> bool:
         """For one more block."""
         end = self.header.data_start + self.header.num_slots * padded(
@@ -82,9 +88,9 @@ class Segment:
             self.file.close()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Entry:
-    """A block that survives a crash, and where it lies."""
+class Entry(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A block that survives a crash, and where it lies. There may be a million: no collector of garbage looks at them, which
+    is right as long as nothing that they name leads back to one."""
 
     record: BlockRecord
     segment: Segment

@@ -184,8 +184,6 @@ class Segments:
 
     def trim(self, segment: Segment, entries: Sequence[Entry]) -> None:
         """Give back all that lies between `entries`, by offset, and behind them."""
-        if segment.disk_bytes <= segment.header.data_start + sum(it.disk_bytes for it in entries):
-            return
         start = segment.header.data_start
         for entry in entries:
             if self.can_punch and entry.offset > start:
