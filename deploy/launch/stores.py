@@ -49,6 +49,11 @@ def plan_stores(
     )
 
 
+def path_beside(like: WorkerSpec, worker_id: str) -> str:
+    """Where one store more, like that one, keeps its disk tier; "" where it has none."""
+    return str(Path(like.store_path).parent / worker_id) if like.store_path else ""
+
+
 def _path_of(path: str, worker_id: str) -> str:
     """A folder for each: a path belongs to one process."""
     return str(Path(path).expanduser().absolute() / worker_id) if path else ""

@@ -14,7 +14,6 @@ import signal
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +25,7 @@ from deploy.launch.child_process import ChildProcess
 from deploy.launch.control import ControlLink
 from deploy.launch.local.standby import Standbys
 from deploy.launch.plan import next_share
+from deploy.launch.stores import path_beside
 from launching.foreman import Foreman
 from launching.roster import COORDINATOR, HELLO_EVERY_S, Exit, Place, Roster, Spec
 from protocol.ids import key_of
@@ -35,6 +35,7 @@ from protocol.specs import WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     from deploy.launch.plan import Plan
     from launching.roster import Message
@@ -240,7 +241,7 @@ class Launcher:
             lent_cores=(),  # its cores are another's, who lends them
             num_threads=len(cores) or model.num_threads,
             visible_devices=least_used(workers, model),
-            store_path=_path_of(model, order.worker_id),
+            store_path=path_beside(model, order.worker_id),
         )
 
     # ---- the way out
@@ -285,11 +286,6 @@ class Launcher:
         loop = asyncio.get_running_loop()
         self._timers = {timer for timer in self._timers if timer.when() > loop.time()}
         self._timers.add(loop.call_later(delay_s, action))
-
-
-def _path_of(model: WorkerSpec, worker_id: str) -> str:
-    """Where a store like that one keeps its disk tier: beside it."""
-    return str(Path(model.store_path).parent / worker_id) if model.store_path else ""
 
 
 def _one_a_model(workers: Sequence[WorkerSpec]) -> Iterable[WorkerSpec]:

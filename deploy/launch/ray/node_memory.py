@@ -59,11 +59,11 @@ class NodeUse:
         cpus = self.node.resources.get("CPU", 1.0)
         return slots or max(1, int(cpus // max(demand.num_cpus, 1.0)))
 
-    def check(self, kv_bytes: int) -> None:
-        """Raise ConfigError when a pool of that size does not fit there."""
+    def check(self, kv_bytes: int, flag: str) -> None:
+        """Raise ConfigError when a pool of that size, which `flag` asked for, does not fit there."""
         if kv_bytes + PROCESS_BYTES > self.free_bytes * KV_LIMIT:
             raise ConfigError(
-                f"--kv-cache-memory: a KV pool of {format_bytes(kv_bytes)} and {format_bytes(PROCESS_BYTES)} for its "
+                f"{flag}: a KV pool of {format_bytes(kv_bytes)} and {format_bytes(PROCESS_BYTES)} for its "
                 f"process do not fit in {KV_LIMIT:.0%} of the {format_bytes(self.free_bytes)} that node "
                 f"{self.node.hostname} has left for Baton; give a smaller size, or none: then it is made for each node"
             )
@@ -78,13 +78,14 @@ def with_pool(spec: WorkerSpec, kv_bytes: int, needed_tokens: int | None, node: 
     """The spec with a pool of that size; ConfigError when it holds too little."""
     block_bytes = block_bytes_of(spec)
     num_blocks = max(0, kv_bytes) // block_bytes
-    least = max(2, -(-(needed_tokens or 0) // spec.block_size))
+    least = max(2, -(-(needed_tokens or 0) // spec.block_size)) if spec.role.computes else 2
     if num_blocks < least:
         raise ConfigError(
             f"node {node} has {format_bytes(max(0, kv_bytes))} for a KV pool, and {format_bytes(least * block_bytes)} "
             "are needed at least; free memory there, or serve with a smaller --max-model-len"
         )
-    length = min(spec.max_model_len, num_blocks * spec.block_size)
+    room = num_blocks * spec.block_size if spec.role.computes else spec.max_model_len
+    length = min(spec.max_model_len, room)
     return msgspec.structs.replace(
         spec, num_blocks=num_blocks, kv_cache_bytes=kv_bytes, max_model_len=length
     )

@@ -3,6 +3,7 @@
 Ray started by us     nothing: one machine, whose cores are shared as the local launcher shares them
 slots                 {"prefill_slot": 1} or {"decode_slot": 1}; how many fit is the node's number of slots
 CPUs                  --ray-worker-cpus of any node
+a store               {"store_slot": 1} where any node offers one, as those with a disk for it may; else nothing, of any node
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from protocol.roles import Role
 
 SLOTS = ("prefill_slot", "decode_slot")
+STORE_SLOT = "store_slot"
 
 
 def choose_placement(asked: str, offered: Mapping[str, float], *, is_ours: bool) -> str:
@@ -42,6 +44,11 @@ def demand_of(
         slot = {f"{role}_slot": 1.0}
         return Demand(num_cpus=worker_cpus or 0.0, num_gpus=num_gpus, resources=slot)
     return Demand(num_cpus=1.0 if worker_cpus is None else worker_cpus, num_gpus=num_gpus)
+
+
+def store_demand(*, has_slots: bool) -> Demand:
+    """What Ray must find for a store, which computes nothing: a node made for it, if there are such."""
+    return Demand(resources={STORE_SLOT: 1.0}) if has_slots else Demand()
 
 
 def spell(demand: Demand) -> str:

@@ -14,8 +14,15 @@ from deploy.launch.plan import next_share
 from deploy.launch.ray.node_directory import CONTROL_NAME, node_directory
 from deploy.launch.ray.node_memory import NodeUse, weights_bytes_of, with_pool
 from deploy.launch.ray.own_ray import LOOPBACK
-from deploy.launch.ray.placement import choose_placement, demand_of, share_of
+from deploy.launch.ray.placement import (
+    STORE_SLOT,
+    choose_placement,
+    demand_of,
+    share_of,
+    store_demand,
+)
 from deploy.launch.ray.records import Demand, NodeFacts, Run
+from deploy.launch.stores import path_beside
 from protocol.addresses import tcp_endpoint
 from protocol.channel_keys import ClusterKeys
 from protocol.specs import WorkerSpec
@@ -45,6 +52,7 @@ class Seating:
         self._keys: ClusterKeys | None = None
         self._nodes: dict[str, NodeFacts] = {}
         self._demands: dict[str, Demand] = {}
+        self._has_store_slots = False
 
     def node_of(self, place: Place) -> NodeFacts | None:
         """Where it is, or was last."""
@@ -54,6 +62,7 @@ class Seating:
         """How workers are placed from now on, as `--ray-placement` says or by what there is. True where that is new. Who has
         its place stays there; who has none yet asks anew."""
         is_ours = self.choice.own is not None
+        self._has_store_slots = bool(offered.get(STORE_SLOT)) and not is_ours
         placement = choose_placement(self.choice.placement, offered, is_ours=is_ours)
         if not placement or placement == self.placement or self.placement == "slots":
             return False
@@ -66,6 +75,9 @@ class Seating:
         spec = place.worker
         if spec is None:
             return Demand()
+        if not spec.role.computes:
+            asked = store_demand(has_slots=self._has_store_slots)
+            return self._demands.setdefault(place.name, asked)
         if place.name not in self._demands:
             gpus = gpu_part(self._plan.workers) if spec.device == "cuda" else 0.0
             self._demands[place.name] = demand_of(
@@ -110,7 +122,12 @@ class Seating:
         if self.choice.own is not None and spec.device == "cpu":
             pools = [other.kv_cache_bytes for other in starting]
             check_one_more(spec.kv_cache_bytes, pools, available_bytes())
-        return self.admit(msgspec.structs.replace(spec, worker_id=order.worker_id, role=order.role))
+        path = path_beside(spec, order.worker_id)
+        return self.admit(
+            msgspec.structs.replace(
+                spec, worker_id=order.worker_id, role=order.role, store_path=path
+            )
+        )
 
     def admit(self, spec: WorkerSpec) -> WorkerSpec:
         """The spec with what it needs to reach the coordinator."""
@@ -136,6 +153,8 @@ class Seating:
             used = [other.cores for other in others]
             demand = self.demand_of(place)
             cores, num_threads = share_of(node, demand, used, pin=self.choice.pin)
+            if not spec.role.computes:  # it runs on any core that is free
+                cores, num_threads = (), 1
             if spec.device == "cpu" and (before is None or before.ip != node.ip):
                 starting = {other.worker_id for other in roster.starting(now_s - SETTLE_S)}
                 use = NodeUse(
@@ -155,7 +174,7 @@ class Seating:
             )
         elif place.is_new:
             mine = tuple({core for planned in self._plan.workers for core in planned.cores})
-            cores = next_share(others, mine, len(spec.cores))
+            cores = next_share(others, mine, len(spec.cores)) if spec.role.computes else ()
             num_threads = len(cores) or spec.num_threads
             gpu = least_used(others, spec)
             place.spec = replace(
@@ -166,7 +185,7 @@ class Seating:
         """A flag's size holds where it fits; without one, what the node has for each of its workers."""
         asked = self._plan.like(spec.role).kv_cache_bytes
         if asked:
-            use.check(asked)
+            use.check(asked, "--kv-cache-memory" if spec.role.computes else "--kv-store: dram=")
         pool = asked or use.even_pool(demand)
         return with_pool(spec, pool, self.choice.max_model_len, use.node.hostname)
 

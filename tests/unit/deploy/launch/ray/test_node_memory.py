@@ -146,6 +146,30 @@ def test_placement_is_decided_late_and_again_when_slots_join() -> None:
     assert not seating.decide({"CPU": 8.0}), "nodes with slots may come back"
 
 
+def test_a_store_asks_for_a_node_of_its_own_kind_where_there_is_one_and_else_for_any() -> None:
+    kept = "dram=1GiB,disk=2GiB,path=/var/lib/kv"
+    launch = Launch(pd="1p1d1s", kv_store=kept)
+    store = launch.roster.get("store-0")
+    assert store is not None
+    assert launch.seating.demand_of(store).bundle() == {}
+    placed = launch.place("store-0", node("a", 16))
+    assert (placed.cores, placed.num_threads, placed.kv_cache_bytes) == ((), 1, GIB)
+    assert (placed.peer_host, placed.store_path) == (node("a", 16).ip, "/var/lib/kv/store-0")
+    decode = launch.place("decode-0", node("d", 64, decode_slot=1.0))
+    assert placed.max_model_len >= decode.max_model_len, "a store says nothing of lengths"
+    launch.more("store-1", Role.STORE)
+    another = launch.roster.get("store-1")
+    assert another is not None
+    assert launch.seating.demand_of(another).bundle() == {}
+    assert launch.place("store-1", node("b", 16)).store_path == "/var/lib/kv/store-1"
+    launch = Launch(SLOTS | {"store_slot": 1.0}, pd="1p1d1s", kv_store=kept)
+    store = launch.roster.get("store-0")
+    assert store is not None
+    assert launch.seating.demand_of(store).bundle() == {"store_slot": 1.0}
+    with pytest.raises(ConfigError, match=r"^--kv-store: dram=: .* node a has left"):
+        launch.place("store-0", node("a", 1, store_slot=1.0))
+
+
 def test_what_ray_was_told_of_a_nodes_memory_bounds_it() -> None:
     told = use(node("d", 64, decode_slot=1.0, memory=8.0 * GIB)).even_pool(SLOT)
     assert 3 * GIB < told < 5 * GIB
