@@ -1,9 +1,14 @@
 """How fast a block log reads and writes beside its own disk, and what it keeps of a trace beside an ideal LRU of equal bytes.
 
-usage: baton bench store [--path FOLDER] [--block-bytes N] [--blocks N] [--repeats N] [--trace FILE] [--kept N …]
+usage: baton bench store [--measure disk open trace served] [--path FOLDER] [--trace FILE] …
 
-The disk's own rate is that of whole blocks at random places past the page cache, with as many threads; it is measured in
-turn with the log's, and ratios are of the medians. The last line is JSON.
+disk     the disk's own rate is that of whole blocks at random places past the page cache, with as many threads; it is
+         measured in turn with the log's, and ratios are of the medians
+open     a full log, of blocks of --block-bytes and of small ones
+trace    the hits of a log alone on a trace
+served   real servers with a store and without one: conversations, or the trace, and the time to the first token
+
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,19 +27,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import environment
+from benchmarks.store.opening import measure_opening
+from benchmarks.store.served import measure_served
+from benchmarks.store.turns import conversations, scaled_trace
+from deploy.config.parser import Parser
+from deploy.config.values import GIB, parse_bytes
 from kvtransfer.store.disk import DiskFile, aligned
 from kvtransfer.store.layout import padded
 from kvtransfer.store.log import BlockLog
 from kvtransfer.store.records import BlockRecord, StoreIdentity
 from protocol.clock import precise_s
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from benchmarks.store.turns import Turn
 
 TRACE_BLOCK_BYTES = 16384
 """In place of a real block's hundreds of KiB, so that a trace fits a small disk; what a slot costs weighs more so."""
 PROVEN_EACH = 16
 """Of so many hits one is read, and proven, in a replay."""
+MEASURES = ("disk", "open", "trace", "served")
+SMALL_BLOCK_BYTES = 64 << 10
 SYNC_BYTES = 32 << 20
 
 
@@ -161,8 +176,18 @@ def write_all(log: BlockLog, blocks: Iterable[tuple[BlockRecord, memoryview]]) -
 
 def read_trace(path: Path, limit: int | None) -> list[list[int]]:
     """Block ids of each request, in order of arrival."""
-    with path.open(encoding="utf-8") as lines:
-        ids = [json.loads(line)["hash_ids"] for line in lines]
+    ids: list[list[int]] = []
+    try:
+        with path.open(encoding="utf-8") as lines:
+            ids.extend([int(one) for one in json.loads(line)["hash_ids"]] for line in lines)
+    except OSError as error:
+        raise ConfigError(f"--trace: {path}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"--trace: {path}, line {len(ids) + 1}: not an object with a list of numbers called hash_ids"
+        ) from error
+    if not any(ids):
+        raise ConfigError(f"--trace: {path}: no request in it has any hash_ids")
     return ids[:limit]
 
 
@@ -225,37 +250,99 @@ def replay(folder: Path, requests: list[list[int]], kept: int) -> dict[str, Any]
 
 def main(argv: list[str]) -> int:
     """Run and print."""
-    parser = argparse.ArgumentParser(
-        prog="baton bench store", description=__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--path", type=Path, help="a folder on the disk (default: a temporary one)")
-    parser.add_argument(
-        "--block-bytes", type=int, default=737280, help="of SmolLM2-135M by default"
-    )
-    parser.add_argument("--blocks", type=int, default=600)
-    parser.add_argument("--threads", type=int, default=4, help="that read at once")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--trace", type=Path, help="a Mooncake trace to replay")
-    parser.add_argument("--requests", type=int, help="of the trace (default: all)")
-    parser.add_argument(
-        "--kept", type=int, nargs="+", default=[3000, 10000, 30000], metavar="BLOCKS"
-    )
-    asked = parser.parse_args(argv)
-    stamp = environment()
+    asked = _parse(argv)
+    told: dict[str, Any] = {"environment": environment(), "asked": _spelled(asked)}
     with tempfile.TemporaryDirectory(prefix="baton-store-", dir=asked.path) as name:
         folder = Path(name)
-        disk = measure_disk(folder, asked)
-        for measured, value in disk.items():
-            print(f"{measured:<22}{value}")
-        replays = []
-        if asked.trace:
-            requests = read_trace(asked.trace, asked.requests)
-            for kept in asked.kept:
-                replays.append(replay(folder, requests, kept))
-                print(replays[-1])
-    shape = {key: getattr(asked, key) for key in ("block_bytes", "blocks", "threads", "repeats")}
-    print(json.dumps({"environment": stamp, "shape": shape, "disk": disk, "traces": replays}))
+        requests = read_trace(asked.trace, asked.requests) if asked.trace else []
+        if "disk" in asked.measure:
+            told["disk"] = measure_disk(folder, asked)
+        if "open" in asked.measure:
+            sizes = sorted({asked.block_bytes, SMALL_BLOCK_BYTES})
+            told["open"] = [
+                measure_opening(folder, size, asked.open_bytes, asked.repeats) for size in sizes
+            ]
+        if "trace" in asked.measure:
+            told["traces"] = [replay(folder, requests, kept) for kept in asked.kept]
+        if "served" in asked.measure:
+            told["served"] = measure_served(folder, asked, _turns(asked, requests))
+    _show(told)
+    print(json.dumps(told))
     return 0
+
+
+def _turns(asked: argparse.Namespace, requests: list[list[int]]) -> list[Turn]:
+    if requests:
+        return scaled_trace(requests, asked.id_tokens, asked.longest)
+    return conversations(asked.chats, asked.turns, asked.shared_tokens, asked.new_tokens)
+
+
+def _spelled(asked: argparse.Namespace) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, int | float | list) else str(value)
+        for name, value in vars(asked).items()
+        if value is not None
+    }
+
+
+def _show(told: dict[str, Any]) -> None:
+    for part in MEASURES:
+        found = told.get("traces" if part == "trace" else part, [])
+        for one in found if isinstance(found, list) else [found]:
+            for measured, value in one.items():
+                print(f"{part:<8}{measured:<24}{value}")
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="baton bench store", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--measure", nargs="+", choices=MEASURES, help="default: disk, and trace where one is given"
+    )
+    add("--path", type=Path, help="a folder on the disk (default: a temporary one)")
+    add("--block-bytes", type=_count, default=737280, help="of SmolLM2-135M by default")
+    add("--blocks", type=_count, default=600)
+    add("--threads", type=_count, default=4, help="that read at once")
+    add("--repeats", type=_count, default=5)
+    add("--open-bytes", type=_size, default=10 * GIB, help="of the log that is opened (10GiB)")
+    add("--trace", type=Path, help="a trace to replay: lines of JSON with hash_ids, as Mooncake's")
+    add("--requests", type=_count, help="of the trace (default: all)")
+    add("--kept", type=_count, nargs="+", default=[3000, 10000, 30000], metavar="BLOCKS")
+    served = parser.add_argument_group("served", "real servers, with a store and without")
+    add = served.add_argument
+    add("--model", help="default: the embedded one")
+    add("--pd", default="1p1d")
+    add("--pool", default="64MiB", help="--kv-cache-memory of each worker: too small for all")
+    add("--dram", default="64MiB", help="of the store")
+    add("--disk", default="4GiB", help="of the store")
+    add("--chats", type=_count, default=6, help="conversations in turn; not with --trace")
+    add("--turns", type=_count, default=5, help="of each")
+    add("--shared-tokens", type=_count, default=256, help="with which all of them begin")
+    add("--new-tokens", type=_count, default=96, help="of each turn")
+    add("--answer-tokens", type=_count, default=16)
+    add("--id-tokens", type=_count, default=16, help="that stand for each id of the trace")
+    add("--longest", type=_count, default=1000, help="tokens of a prompt of the trace")
+    asked = parser.parse_args(argv)
+    if asked.measure is None:
+        asked.measure = ["disk", "trace"] if asked.trace else ["disk"]
+    if "trace" in asked.measure and asked.trace is None:
+        raise ConfigError("--measure trace: needs a --trace FILE")
+    if asked.path is not None and not asked.path.is_dir():
+        raise ConfigError(f"--path: there is no folder {asked.path}")
+    return asked
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count: write a whole number above 0")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":
