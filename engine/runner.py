@@ -30,6 +30,7 @@ from engine.sampling.sampler import sample
 from engine.sampling.scoring import score
 from engine.step_limits import check_contexts
 from protocol.errors import ConfigError
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +51,7 @@ _WARM_UP_TOKENS = 16
 class RunnerOptions:
     """How a runner computes. `backend` is auto, cpu or torch; `kernel_cache` is where compiled
     kernels are kept, None for no kernels, and `kernel_target` a key of engine.cpu.kernel_library.TARGETS.
-    `shared_weights_fd` is an inherited memfd that all workers share (engine.model.shared_weights);
+    `quantization`: how the matrices are kept. `shared_weights_fd` is an inherited memfd that all workers share (engine.model.shared_weights);
     without one the matrices are mapped from their file. `lent_cores`: other workers' cores that may help."""
 
     num_blocks: int
@@ -59,6 +60,7 @@ class RunnerOptions:
     num_threads: int = 1
     kernel_cache: Path | None = None
     kernel_target: str = "native"
+    quantization: Quantization = Quantization.NONE
     shared_weights_fd: int | None = None
     lent_cores: LentCores | None = None
 
@@ -152,15 +154,22 @@ class ModelRunner:
 
 
 def meaning_of(
-    prepared: Path, backend: str, kernel_cache: Path, kernel_target: str = "native"
+    prepared: Path,
+    backend: str,
+    kernel_cache: Path,
+    kernel_target: str = "native",
+    quantization: Quantization = Quantization.NONE,
 ) -> tuple[str, str]:
     """`arithmetic` and `kv_layout` of what a runner of that backend writes here, without its weights."""
     manifest = read_manifest(prepared)
-    if backend != "torch":
+    if backend == "torch":
+        check_quantization(quantization, "--backend torch")
+    else:
         dtype = getattr(torch, manifest.dtype)
-        found = find_kernels(manifest.config, dtype, kernel_cache, kernel_target)
+        found = find_kernels(manifest.config, dtype, kernel_cache, kernel_target, quantization)
         if isinstance(found, Kernels):
             return found.arithmetic, KernelModel.kv_layout
+        check_quantization(quantization, str(found))
     return ARITHMETIC, KV_LAYOUT
 
 
@@ -175,15 +184,27 @@ def _choose_model(
     if options.backend not in ("auto", "cpu", "torch"):
         raise ConfigError(f"backend {options.backend!r} is unknown; supported: auto, cpu, torch")
     if options.backend == "torch":
+        check_quantization(options.quantization, "--backend torch")
         backend = TorchBackend(config, kv)
     else:
-        found = find_kernels(config, kv.dtype, options.kernel_cache, options.kernel_target)
+        found = find_kernels(
+            config, kv.dtype, options.kernel_cache, options.kernel_target, options.quantization
+        )
         if isinstance(found, Kernels):
             panels = load_panels(prepared, manifest, mapped, found, options.shared_weights_fd)
             model = KernelModel(config, mapped, kv, found, panels, options.lent_cores)
             return model, model
+        check_quantization(options.quantization, str(found))
         backend = PlainBackend(config, kv, found)
     return Model(config, load_weights(mapped, config.num_layers, backend), backend), backend
+
+
+def check_quantization(quantization: Quantization, obstacle: str) -> None:
+    """Raise ConfigError where matrices should be bytes and there is no kernel for them."""
+    if quantization is not Quantization.NONE:
+        raise ConfigError(
+            f"--quantization {quantization}: it needs the C kernels ({obstacle}); leave it out to serve without"
+        )
 
 
 def _tiny_batch(start: int, count: int, num_blocks: int) -> RaggedBatch:

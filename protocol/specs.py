@@ -6,6 +6,7 @@ import msgspec
 
 from protocol.channel_keys import ChannelKeys
 from protocol.model_config import ModelConfig
+from protocol.quantization import Quantization
 from protocol.roles import Role
 
 
@@ -20,6 +21,7 @@ class PreparedModel(msgspec.Struct, frozen=True, kw_only=True):
     weights_hash: str
     tokenizer_hash: str
     warnings: tuple[str, ...] = ()
+    quantization: Quantization = Quantization.NONE
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):

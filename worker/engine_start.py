@@ -62,6 +62,7 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
         backend=spec.backend,
         num_threads=spec.num_threads,
         kernel_cache=directory.parent.parent / "kernels",
+        quantization=spec.model.quantization,
         shared_weights_fd=spec.weights_fd,
         lent_cores=lent_cores,
     )
@@ -88,7 +89,10 @@ def _start_store(spec: WorkerSpec, directory: Path, layout: Fingerprint) -> Star
     from engine.runner import meaning_of
 
     arithmetic, kv_layout = meaning_of(
-        directory, spec.backend, kernel_cache=directory.parent.parent / "kernels"
+        directory,
+        spec.backend,
+        kernel_cache=directory.parent.parent / "kernels",
+        quantization=spec.model.quantization,
     )
     config, dtype = spec.model.config, read_manifest(directory).dtype
     memory = KvMemory(spec.num_blocks, kv_block_bytes(config, spec.block_size, dtype))

@@ -11,14 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from engine.cpu.kernel_library import (
-    MAX_HEAD_DIM,
-    MAX_QUERY_GROUP,
-    Kernels,
-    KernelsUnavailable,
-    load_kernels,
-)
+from engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels, unknown_sizes
 from engine.reference.backend import TorchBackend
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,21 +27,21 @@ FEW_ROWS = 2
 
 
 def find_kernels(
-    config: ModelConfig, dtype: torch.dtype, cache: Path | None, target: str = "native"
+    config: ModelConfig,
+    dtype: torch.dtype,
+    cache: Path | None,
+    target: str = "native",
+    quantization: Quantization = Quantization.NONE,
 ) -> Kernels | KernelsUnavailable:
     """The kernels if they serve this model here, else why they do not."""
     if cache is None:
         return KernelsUnavailable("no directory for C kernels")
-    if (
-        config.head_dim % 32
-        or config.head_dim > MAX_HEAD_DIM
-        or config.num_heads // config.num_kv_heads > MAX_QUERY_GROUP
-        or config.hidden_size % 16
-        or config.intermediate_size % 16
-    ):
-        return KernelsUnavailable("no C kernels for these sizes")
+    if (obstacle := unknown_sizes(config)) is not None:
+        return KernelsUnavailable(obstacle)
     try:
-        return load_kernels(cache, "f32" if dtype == torch.float32 else "bf16", target)
+        return load_kernels(
+            cache, "f32" if dtype == torch.float32 else "bf16", target, quantization
+        )
     except KernelsUnavailable as error:
         _log.warning(
             "no C kernels (%s): slow, and equal prompts may differ in the last bit; install a C compiler",

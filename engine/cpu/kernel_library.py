@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.checkpoints.embedded import locked
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from protocol.model_config import ModelConfig
 
 MAX_QUERY_GROUP = 48
 MAX_HEAD_DIM = 256
@@ -32,6 +35,7 @@ _SOURCES = (
     "lending.h",
     "operations.h",
     "product.h",
+    "quantized.h",
     "tiles.h",
     "vector.h",
 )
@@ -47,7 +51,7 @@ _FLAGS = (
 )
 TARGETS = {
     "native": ("-march=native",),
-    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16"),
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni"),
     "avx512": ("-march=x86-64-v4",),
     "avx2": ("-march=x86-64-v3",),
     "portable": (),
@@ -55,6 +59,8 @@ TARGETS = {
 """Compiler flags of the processors that kernels are built for; all but `native` are for tests."""
 ARITHMETIC_VERSION = 2
 """Rises when the same instructions add in another order: workers of both kinds must not share KV."""
+BYTES_VERSION = 1
+"""Rises when bytes are made or added otherwise (engine.cpu.quantized, kernels/quantized.h)."""
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
@@ -62,12 +68,30 @@ class KernelsUnavailable(Exception):
     """No compiled kernels here; the text says why, in a few words."""
 
 
+def unknown_sizes(config: ModelConfig) -> str | None:
+    """Why kernels do not serve a model of these sizes, in a few words; None where they do."""
+    if (
+        config.head_dim % 32
+        or config.head_dim > MAX_HEAD_DIM
+        or config.num_heads // config.num_kv_heads > MAX_QUERY_GROUP
+        or config.hidden_size % 16
+        or config.intermediate_size % 16
+    ):
+        return "no C kernels for these sizes"
+    return None
+
+
+def compiler() -> str | None:
+    """The C compiler of this machine."""
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
 class Matrix(ctypes.Structure):
     """`Matrix` of kernels/decoder.h, field by field; so are the next."""
 
     _fields_: ClassVar[Any] = [
         *((name, _POINTER) for name in ("panels", "bias")),
-        *((name, _INT) for name in ("outputs", "words", "gated")),
+        *((name, _INT) for name in ("outputs", "words", "gated", "inputs", "quantized")),
     ]
 
 
@@ -154,12 +178,17 @@ class Product(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of one compiled library, for one element type (f32 or bf16).
+    """The functions of one compiled library, for one element type (f32 or bf16), and matrices kept in one way.
 
     `arithmetic` names the order of every sum: equal names, equal bits. `layout` names the panels.
     """
 
-    def __init__(self, library: ctypes.CDLL, suffix: str) -> None:
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        suffix: str,
+        quantization: Quantization = Quantization.NONE,
+    ) -> None:
         def function(name: str, *arguments: type) -> Callable[..., None]:
             found = library[f"{name}_{suffix}"]
             found.argtypes, found.restype = arguments, None
@@ -182,6 +211,11 @@ class Kernels:
         self.panel_columns: int = library.panel_columns()
         self.layout = f"panels{self.panel_columns}-gated"
         self.widens = suffix == "bf16" and bool(library.widens())
+        self.quantization = quantization
+        if quantization is Quantization.INT8:
+            self.arithmetic += f"+int8/{BYTES_VERSION}"
+            self.layout += f"-int8-{BYTES_VERSION}"
+            self.widens = True
         self.open_team = library.open_team
         self.open_team.argtypes = (_POINTER, _POINTER, _INT, ctypes.c_uint32)
         self.open_team.restype = _POINTER
@@ -204,17 +238,22 @@ class Kernels:
         return int(self._scratch_bytes(ctypes.byref(decoder), tokens, samples, helpers, adapted))
 
 
-def load_kernels(cache: Path, suffix: str, target: str = "native") -> Kernels:
+def load_kernels(
+    cache: Path,
+    suffix: str,
+    target: str = "native",
+    quantization: Quantization = Quantization.NONE,
+) -> Kernels:
     """The kernels for elements of `suffix`, compiled into `cache` the first time; KernelsUnavailable if that fails."""
-    return Kernels(_load_library(cache, TARGETS[target]), suffix)
+    return Kernels(_load_library(cache, TARGETS[target]), suffix, quantization)
 
 
 def _load_library(cache: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    found = compiler()
+    if found is None:
         raise KernelsUnavailable("no C compiler")
     try:
-        command = [compiler, *_FLAGS, *flags]
+        command = [found, *_FLAGS, *flags]
         path = cache / f"decoder-{_key(command)}.so"
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,9 @@ from engine.cpu.adapter_layers import segments_of
 from engine.cpu.kernel_library import Decoder, Kernels, Layer, Matrix, Product, Step
 from engine.cpu.lending import Team
 from engine.cpu.panels import is_gated, pack
+from engine.cpu.quantized_sizes import GROUP
 from engine.model.rope import rope_table
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,7 +106,7 @@ class KernelModel:
         """[rows, vocab] float32 logits of such states: the same bits as `forward` has."""
         rows, head = len(states), self._decoder.head
         logits = torch.empty((rows, self.config.vocab_size), dtype=states.dtype)
-        wide = torch.empty((rows, self.config.hidden_size), dtype=torch.float32)
+        wide = torch.empty((rows, self.config.hidden_size + GROUP), dtype=torch.float32)
         product = Product(
             matrix=ctypes.pointer(head),
             x=states.data_ptr(),
@@ -186,6 +188,8 @@ class Parts:
             outputs=weight.shape[0] // 2 if gated else weight.shape[0],
             words=panels.shape[1],
             gated=gated,
+            inputs=weight.shape[1],
+            quantized=self._kernels.quantization is Quantization.INT8,
         )
 
     def vector(self, name: str) -> int:

@@ -1,7 +1,8 @@
 """A model's matrices in panels, one copy for all workers of a host. Owns the file they lie in; must not know who multiplies.
 
-    <prepared directory>/panels<columns>-gated.bin
-        8 bytes length, PanelHeader as JSON, then each matrix at a multiple of 4096 bytes, as kernels/product.h wants it
+    <prepared directory>/panels<columns>-gated.bin           and panels<columns>-gated-int8-<version>.bin
+        8 bytes length, PanelHeader as JSON, then each matrix at a multiple of 4096 bytes, as kernels/product.h wants it,
+        or kernels/quantized.h
 
 Written by the first worker that needs it and renamed; mapped read-only by all, or copied once into the memfd
 in huge pages that the launcher handed down (engine.model.shared_weights). The row-major matrices in
@@ -20,7 +21,9 @@ import msgspec
 import torch
 
 from engine.checkpoints.embedded import locked
+from engine.cpu.quantized import quantized_words
 from engine.model.shared_weights import map_shared
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +58,10 @@ def is_gated(name: str) -> bool:
 
 
 def pack(kernels: Kernels, name: str, weight: torch.Tensor) -> torch.Tensor:
-    """[out, in] weight in panels: int32 [panels, words, columns]; `in` is a whole number of words."""
+    """[out, in] weight in panels: int32 [panels, words, columns]; `in` is a whole number of words. In bytes, where the
+    kernels' matrices are."""
+    if kernels.quantization is Quantization.INT8:
+        weight = quantized_words(weight)
     outputs, words = weight.shape[0], weight.shape[1] * weight.dtype.itemsize // WORD_BYTES
     shape = (-(-outputs // kernels.panel_columns), words, kernels.panel_columns)
     packed = torch.empty(shape, dtype=torch.int32)

@@ -2,7 +2,7 @@
 
 The oracle computes one sequence alone, token by token, on one thread. Against it stand random batches,
 chunks, thread counts, threads on lent cores, block tables and prefixes fetched from another runner, with other adapters beside it or
-none, in every dtype and on every kind of processor that kernels are built for and this one can run.
+none, in every dtype, with matrices of bytes and on every kind of processor that kernels are built for and this one can run.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from engine.kv.block_pool import BlockPool
 from engine.kv.sequence import Scheduled, Sequence
 from engine.model.ragged_batch import grouped
 from engine.runner import ModelRunner, RunnerOptions
+from protocol.quantization import Quantization
 from protocol.sampling import SamplingParams
 from tests.adapter_contents import random_content
 from tests.unit.engine.cpu.driving import turned_back
@@ -93,8 +94,10 @@ class Case:
     """Runners of one model on one kind of kernels, by their number of threads; one is the oracle's own. LENT has one, and
     others on every core, which may stop anywhere."""
 
-    def __init__(self, directory: Path, target: str) -> None:
-        self.directory, self.target = directory, target
+    def __init__(
+        self, directory: Path, target: str, quantization: Quantization = Quantization.NONE
+    ) -> None:
+        self.directory, self.target, self.quantization = directory, target, quantization
         self.runner = cache(self._runner)
         self.alone = self._runner(1)
         self.oracle = cache(self._oracle)
@@ -114,6 +117,7 @@ class Case:
             num_threads=max(num_threads, 1),
             kernel_cache=cache_directory() / "kernels",
             kernel_target=self.target,
+            quantization=self.quantization,
             lent_cores=lent_cores() if num_threads == LENT else None,
         )
         return ModelRunner.load(self.directory, options)
@@ -188,7 +192,11 @@ def directory_of(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def case_of(directory_of: Any) -> Any:
-    return cache(lambda model, dtype, target: Case(directory_of(model, dtype), target))
+    return cache(
+        lambda model, dtype, target, quantization=Quantization.NONE: Case(
+            directory_of(model, dtype), target, quantization
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +285,15 @@ def test_bits_do_not_depend_on_company(
     check(case_of(model, dtype, "native"), rng)
 
 
+@pytest.mark.parametrize(("model", "dtype"), CASES)
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rng=st.randoms(use_true_random=False))
+def test_bits_of_quantized_models_do_not_depend_on_company(
+    case_of: Any, model: str, dtype: str, rng: random.Random
+) -> None:
+    check(case_of(model, dtype, "native", Quantization.INT8), rng)
+
+
 @pytest.mark.slow
 @settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rng=st.randoms(use_true_random=False))
@@ -289,10 +306,11 @@ def test_bits_of_the_embedded_model_do_not_depend_on_company(
 @pytest.mark.slow
 @pytest.mark.deep
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("quantization", Quantization)
 @pytest.mark.parametrize("target", [name for name in runnable_targets() if name != "native"])
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(rng=st.randoms(use_true_random=False))
 def test_bits_do_not_depend_on_company_on_other_processors(
-    case_of: Any, target: str, dtype: str, rng: random.Random
+    case_of: Any, target: str, quantization: Quantization, dtype: str, rng: random.Random
 ) -> None:
-    check(case_of("qwen2", dtype, target), rng)
+    check(case_of("qwen2", dtype, target, quantization), rng)

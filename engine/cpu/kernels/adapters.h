@@ -83,7 +83,7 @@ static void NAME(adapt_rows)(const AdapterMatrix *m, int64_t rows, const TYPE *x
 /* extra[rows from the first adapted one, sums of p's matrix] of every row that has an adapter. */
 static void NAME(adapt)(const Step *s, const Product *p, int64_t layer, int64_t place, int64_t sampled, float *extra) {
     const Matrix *m = p->matrix;
-    int64_t width = m->gated ? 2 * m->outputs : m->outputs, inputs = m->words * PACKED, blocks = 0;
+    int64_t width = m->gated ? 2 * m->outputs : m->outputs, inputs = m->inputs, blocks = 0;
     for (int64_t i = 0; i < s->num_segments; i++) {
         const Segment *g = s->segments + i;
         blocks += ((sampled ? g->sampled_end - g->sampled_first : g->end - g->first) + CHAIN_ROWS - 1) / CHAIN_ROWS;

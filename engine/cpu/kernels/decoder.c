@@ -8,6 +8,7 @@
 #include "vector.h"
 #include "tiles.h"
 #include "lending.h"
+#include "quantized.h"
 
 INLINE char *aligned(char *place) { return (char *)(((uintptr_t)place + 63) & ~(uintptr_t)63); }
 

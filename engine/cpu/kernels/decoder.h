@@ -15,8 +15,9 @@
 typedef struct {
     const uint32_t *panels;
     const void *bias;              /* [outputs], or null; of a gated one [2 * outputs] */
-    int64_t outputs, words;
+    int64_t outputs, words;        /* of a panel: 32 bits of each of its columns, and of bytes their scales */
     int64_t gated;                 /* panels of [gate, up] columns; see pack */
+    int64_t inputs, quantized;     /* to bytes; see quantized.h */
 } Matrix;
 
 typedef struct {
@@ -88,7 +89,7 @@ typedef struct {
     const Matrix *matrix;
     const void *x;                 /* [rows, words] */
     void *out;                     /* [rows, outputs] */
-    float *wide;                   /* scratch of rows * words * 2, where bf16 is widened */
+    float *wide;                   /* scratch of rows * inputs, where bf16 is widened or rows become bytes */
     Team *team;                    /* or null */
     int64_t rows;
     int64_t adds;                  /* to what is in out */

@@ -3,7 +3,7 @@
    The residual is summed at the end of the products out and down. Scratch, one array after the other:
 
        normed [tokens, hidden] · qkv [tokens, heads + 2 kv_heads, dim] · query, attended [tokens, heads, dim]
-       active [tokens, inner] · wide: floats for the widest row of x, where bf16 is widened
+       active [tokens, inner] · wide: the widest row of x as floats, or as bytes with their scales
        extra: floats for the widest sums of every row that has an adapter · a room for each lent thread: the widest result */
 
 INLINE int64_t NAME(widest)(const Decoder *d) {
@@ -27,11 +27,16 @@ INLINE int64_t NAME(extra_bytes)(const Decoder *d, int64_t adapted) {
     return adapted ? (adapted * widest * 4 + BYTES + 63) / 64 * 64 : 0;
 }
 
+/* Bytes of a row of x as floats or as bytes, where products want it so. */
+INLINE int64_t NAME(wide_bytes)(const Decoder *d) {
+    int is_wide = (PACKED == 2 && widens()) || d->head.quantized || d->layers[0].qkv.quantized;
+    return is_wide ? (NAME(widest)(d) + SHARE) * 4 : 0;
+}
+
 INLINE int64_t NAME(own_bytes)(const Decoder *d, int64_t tokens, int64_t adapted) {
     int64_t heads = d->num_heads * d->head_dim, qkv = d->layers[0].qkv.outputs;
     int64_t elements = d->hidden + qkv + 2 * heads + d->layers[0].gate_up.outputs;
-    int64_t wide = PACKED == 2 && widens() ? NAME(widest)(d) * 4 : 0;
-    return tokens * (elements * (int64_t)sizeof(TYPE) + wide) + 6 * 64 + NAME(extra_bytes)(d, adapted);
+    return tokens * (elements * (int64_t)sizeof(TYPE) + NAME(wide_bytes)(d)) + 6 * 64 + NAME(extra_bytes)(d, adapted);
 }
 
 /* Bytes of scratch for a step of so many tokens, of which so many are sampled and so many have adapters, with so many
@@ -84,7 +89,7 @@ void NAME(forward)(const Step *s) {
     TYPE *active = (TYPE *)aligned((char *)(attended + rows * heads));
     float *wide = (float *)aligned((char *)(active + rows * d->layers[0].gate_up.outputs));
     int64_t num_adapted = s->num_segments ? rows - s->segments->first : 0;
-    char *behind = (char *)wide + (PACKED == 2 && widens() ? rows * NAME(widest)(d) * 4 : 0);
+    char *behind = (char *)wide + rows * NAME(wide_bytes)(d);
     NAME(Adapted) adapted = {.extra = (float *)aligned(behind)};
     begin_lending(s->team, aligned((char *)s->scratch + NAME(own_bytes)(d, rows, num_adapted)),
                   NAME(room_bytes)(d, rows, s->num_samples));

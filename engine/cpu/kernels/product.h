@@ -4,7 +4,8 @@
                                             along the summed dimension; the last panel is filled up with zeros
 
    Every output is one chain of `words` steps, first word to last, whatever the number of rows, wherever
-   its row stands among them and whichever thread computes it: equal rows give equal bits. */
+   its row stands among them and whichever thread computes it: equal rows give equal bits. So are sums of bytes, a chain of
+   groups: quantized.h. */
 
 /* LANES times c += x * b for one word of a row; without bf16 instructions x is widened beforehand. */
 INLINE vf NAME(step)(vf c, const uint32_t *x, vu b) {
@@ -30,6 +31,41 @@ INLINE void NAME(widen_row)(const uint32_t *x, uint32_t *wide, int64_t words) {
 #else
 #define X_WORDS 1
 #endif
+
+/* A row of `inputs` elements as bytes, the last group filled up with zeros. */
+static void NAME(quantize_row)(const TYPE *x, int64_t inputs, uint32_t *words, Scaled *scaled) {
+    for (int64_t k = 0; k < inputs; k += SHARE, words += SHARE_WORDS * ROW_WORDS, scaled++) {
+        _Alignas(64) TYPE last[SHARE] = {0};
+        vf values[SHARE / LANES];
+        const TYPE *from = x + k;
+        if (inputs - k < SHARE) from = memcpy(last, from, (inputs - k) * sizeof(TYPE));
+        for (int i = 0; i < SHARE / LANES; i++) values[i] = NAME(load)(from + i * LANES);
+        quantize_group(values, words, scaled);
+    }
+}
+
+/* Where `wide` has the rows of a product of bytes, from `first` on. */
+INLINE ByteRows NAME(bytes_of)(const Product *p, int64_t first) {
+    int64_t groups = (p->matrix->inputs + SHARE - 1) / SHARE, pitch = groups * SHARE_WORDS * ROW_WORDS;
+    const uint32_t *words = (const uint32_t *)p->wide;
+    const Scaled *scaled = (const Scaled *)(words + p->rows * pitch);
+    ByteRows rows = {words + first * pitch, scaled + first * groups, pitch, groups};
+    return rows;
+}
+
+/* Every row as other kinds of products want it, in `wide`. */
+INLINE void NAME(prepare_row)(const Product *p, int64_t row) {
+    const Matrix *m = p->matrix;
+    const TYPE *x = (const TYPE *)p->x + row * m->inputs;
+    if (m->quantized) {
+        ByteRows to = NAME(bytes_of)(p, row);
+        NAME(quantize_row)(x, m->inputs, (uint32_t *)to.words, (Scaled *)to.scaled);
+        return;
+    }
+#if X_WORDS == 2
+    NAME(widen_row)((const uint32_t *)x, (uint32_t *)p->wide + row * m->words * 2, m->words);
+#endif
+}
 
 /* sums[rows, PANEL] of `rows` rows (a constant) with one panel. The first rows that read it ask for
    its words early. */
@@ -190,12 +226,34 @@ static void tile_block(const Product *p, const uint32_t *x, int64_t first, int64
 }
 #endif
 
+/* As panel_block, in bytes. */
+static void NAME(byte_block)(const Product *p, int64_t first, int64_t rows, int64_t index, NAME(Part) *part) {
+    const Matrix *m = p->matrix;
+    const uint32_t *panel = m->panels + index * m->words * PANEL;
+    int in_tiles = uses_byte_tiles(rows);
+    int64_t most = in_tiles ? MATRIX_ROWS : BYTE_ROWS, tiles = (rows + most - 1) / most;
+    for (int64_t i = 0; i < tiles; i++) {
+        int64_t low = first + rows * i / tiles, high = first + rows * (i + 1) / tiles;
+        ByteRows x = NAME(bytes_of)(p, low);
+        byte_sums(&x, high - low, in_tiles, i == 0, panel, part->sums);
+        part->rows = high - low;
+        part->first = low;
+        part->index = index;
+        part->done = 0;
+        NAME(finish_all)(p, part);
+    }
+}
+
 /* All rows of one block with one panel. */
 static void NAME(panel_block)(const Product *p, const uint32_t *x, int64_t first, int64_t rows,
                               int64_t index, NAME(Part) *parts[2]) {
     int64_t words = p->matrix->words, tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     const uint32_t *panel = p->matrix->panels + index * words * PANEL;
     NAME(Part) *part = parts[0];
+    if (p->matrix->quantized) {
+        NAME(byte_block)(p, first, rows, index, part);
+        return;
+    }
 #if PACKED == 2 && defined(__AMX_BF16__)
     if (uses_tiles(words)) {
         tile_block(p, x, first, rows, index, parts);
@@ -215,7 +273,8 @@ static void NAME(panel_block)(const Product *p, const uint32_t *x, int64_t first
 
 /* Rows in blocks that stay in the cache while the panels pass by: an item is one panel for one block of rows. */
 INLINE int64_t NAME(block_rows)(const Matrix *m) {
-    int64_t block = CACHED_BYTES / (m->words * X_WORDS * 4) / MATRIX_ROWS * MATRIX_ROWS;
+    int64_t row_bytes = m->quantized ? m->inputs * ROW_WORDS : m->words * X_WORDS * 4;
+    int64_t block = CACHED_BYTES / row_bytes / MATRIX_ROWS * MATRIX_ROWS;
     return block < MATRIX_ROWS ? MATRIX_ROWS : block;
 }
 
@@ -273,15 +332,13 @@ static void NAME(take_products)(const Work *work, int64_t low, int64_t high, con
 
 /* out[rows, outputs] = x[rows, words] * matrix + bias, added to what is there if that is asked for; gated: silu(the
    first half of that) * the second half, of 2 * outputs columns, where outputs is a multiple of LANES. `wide` is
-   scratch for x as floats, where bf16 is widened. */
+   scratch for x as floats, where bf16 is widened, or as bytes. */
 void NAME(product)(const Product *p) {
     int64_t block = NAME(block_rows)(p->matrix);
-#if X_WORDS == 2
-    int64_t words = p->matrix->words;
+    if (X_WORDS == 2 || p->matrix->quantized) {
 #pragma omp parallel for if (p->num_threads > 1) num_threads(p->num_threads)
-    for (int64_t r = 0; r < p->rows; r++)
-        NAME(widen_row)((const uint32_t *)p->x + r * words, (uint32_t *)p->wide + r * words * 2, words);
-#endif
+        for (int64_t r = 0; r < p->rows; r++) NAME(prepare_row)(p, r);
+    }
     const Work work = {.compute = NAME(multiply_items), .take = NAME(take_products), .product = *p,
                        .items = (p->rows + block - 1) / block * NAME(num_panels)(p->matrix), .own_items = MAX_ITEMS,
                        .lent_items = 1 + 32 / (p->rows + 3), .num_threads = p->num_threads};

@@ -10,7 +10,9 @@ import torch
 from deploy.config.topology import cache_directory
 from engine.cpu.kernel_library import Decoder, Kernels, Layer, Matrix, Product, Step, load_kernels
 from engine.cpu.panels import pack
+from engine.cpu.quantized_sizes import GROUP
 from engine.model.rope import rope_table
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from engine.cpu.lending import Team
@@ -21,10 +23,14 @@ ROOM_BYTES = 1 << 22
 """More than any result that is tested with lent threads."""
 
 
-def kernels_for(dtype: torch.dtype, target: str = "native") -> Kernels:
+def kernels_for(
+    dtype: torch.dtype,
+    target: str = "native",
+    quantization: Quantization = Quantization.NONE,
+) -> Kernels:
     """From the cache that is named by their content, as everything else that takes long to make."""
     suffix = "f32" if dtype == torch.float32 else "bf16"
-    return load_kernels(cache_directory() / "kernels", suffix, target)
+    return load_kernels(cache_directory() / "kernels", suffix, target, quantization)
 
 
 def pointer(tensor: torch.Tensor | None) -> int | None:
@@ -52,6 +58,8 @@ class PackedMatrix:
             outputs=weight.shape[0] // 2 if gated else weight.shape[0],
             words=self._panels.shape[1],
             gated=gated,
+            inputs=weight.shape[1],
+            quantized=kernels.quantization is Quantization.INT8,
         )
 
     def lend(self, team: Team) -> None:
@@ -66,7 +74,8 @@ class PackedMatrix:
         out = torch.empty((x.shape[0], self._matrix.outputs), dtype=x.dtype)
         if added is not None:
             out.copy_(added)
-        wide = torch.empty(x.shape, dtype=torch.float32) if self._kernels.widens else None
+        room = (x.shape[0], x.shape[1] + GROUP)
+        wide = torch.empty(room, dtype=torch.float32) if self._kernels.widens else None
         self._kernels.product(
             Product(
                 matrix=ctypes.pointer(self._matrix),

@@ -28,6 +28,7 @@ import torch
 import tests.unit.engine.cpu.driving as driving
 import tests.unit.engine.cpu.test_cpu_kernels as kernels
 import tests.unit.engine.cpu.test_lending as lending
+import tests.unit.engine.cpu.test_quantized_kernels as quantized
 driving.cache_directory = lambda: cache
 for dtype in (torch.float32, torch.bfloat16):
     for spans in kernels.SPANS.values():
@@ -39,6 +40,11 @@ for dtype in (torch.float32, torch.bfloat16):
             dtype, True, outputs, inputs, target)
     kernels.test_a_gated_product_equals_the_reference_and_row_by_row_has_the_same_bits(
         dtype, True, 48, target)
+    for outputs, inputs in quantized.SHAPES:
+        quantized.test_a_product_of_bytes_has_the_bits_of_its_definition_for_every_number_of_rows(
+            dtype, True, outputs, inputs, target)
+    quantized.test_a_gated_product_of_bytes_is_gated_after_its_sums(dtype, True, 48, target)
+    quantized.test_what_is_no_number_stays_in_its_row(dtype, float("nan"), 40, target)
 lender = lending.Lender(cache, lending.kernels_for(torch.bfloat16, target))
 lending.test_what_others_computed_has_the_same_bits(lambda *_: lender, "added", target, torch.bfloat16)
 lender.team.close()
