@@ -37,6 +37,7 @@ from coordinator.cluster.storing import Storing
 from coordinator.planning.demand import DemandBook
 from protocol.ids import new_request_id
 from protocol.periodic import Periodic
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +70,7 @@ class ClusterSettings:
     prefix_caching: bool = True
     drain_grace_s: float = GRACE_S
     key: str = ""
+    quantization: Quantization = Quantization.NONE
 
 
 def _probing(books: Books, requests: LiveRequests, readiness: Readiness) -> Probes:
@@ -193,7 +195,7 @@ class Cluster:
 
     def cluster(self) -> dict[str, Any]:
         """State of the pools, for `GET /cluster` and the metrics."""
-        return self._view.show(self.settings.model_name)
+        return self._view.show(self.settings.model_name, self.settings.quantization)
 
     def autoscale(self, targets: Targets, limits: Limits) -> Autoscaler:
         """Let the planner size the pools from now on; it is asked at every `tick` of a started cluster."""

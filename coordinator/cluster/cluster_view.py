@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.readiness import Readiness
     from coordinator.cluster.registry import WorkerRecord
     from protocol.clock import Clock
+    from protocol.quantization import Quantization
 
 
 class ClusterView:
@@ -42,7 +43,7 @@ class ClusterView:
         self._others = others
         self._clock = clock
 
-    def show(self, model_name: str) -> dict[str, Any]:
+    def show(self, model_name: str, quantization: Quantization) -> dict[str, Any]:
         """Workers with state, blocks and requests, those lost, how many are wanted; live requests."""
         phases = dict.fromkeys((phase.value for phase in Phase if phase is not Phase.FINISHED), 0)
         for life in self._requests:
@@ -50,6 +51,7 @@ class ClusterView:
         lifetime = self._books.registry.lifetime()
         return {
             "model": model_name,
+            "quantization": quantization.value,
             "ready": self._readiness.is_ready(),
             "draining": self._readiness.is_draining,
             "workers": [self._worker(record) for record in self._books.registry],

@@ -16,6 +16,7 @@ from rich.text import Text
 from deploy.config.values import format_bytes
 from engine.checkpoints.progress import PrepareStage
 from protocol.ids import key_of
+from protocol.quantization import Quantization
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploy.launch.plan import Plan
-    from protocol.specs import WorkerSpec
+    from protocol.specs import PreparedModel, WorkerSpec
 
 _COLOURS: dict[str, str] = {
     Role.PREFILL: "cyan",
@@ -93,6 +94,13 @@ def show_warnings(console: Console, warnings: Sequence[str]) -> None:
         console.print(Text("warning: ", style="yellow").append(warning, style=""), soft_wrap=True)
 
 
+def _kept_as(model: PreparedModel) -> str:
+    """What its numbers are, and its matrices, where that is something else."""
+    if model.quantization is Quantization.NONE:
+        return model.dtype
+    return f"{model.quantization} weights, {model.dtype}"
+
+
 def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: float) -> None:
     """URLs, model, pools, transport, backend, capacity, and a line to paste."""
     spec = plan.coordinator
@@ -103,7 +111,7 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
     table.add_row("live page", Text(f"{url}/ui", style="green"))
     for own in spec.models:
         names = ", ".join(own.model.served_names)
-        table.add_row("model", f"{names} · {own.model.dtype}")
+        table.add_row("model", f"{names} · {_kept_as(own.model)}")
         mine = [worker for worker in plan.workers if key_of(worker.worker_id) == own.key]
         if mine:
             table.add_row("pools", _pools(mine))

@@ -7,13 +7,17 @@ import json
 import socket
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from rich.console import Console
 
 from deploy.commands.banner import ChildLines, PrepareProgress, show_banner, show_warnings
 from deploy.config.topology import cache_directory
+from deploy.host.model_memory import (
+    check_quantization_on,
+    weights_bytes,
+    with_quantization,
+)
 from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, UNGUARDED, prepare, resolve_dtype
 from deploy.host.run_directory import run_directory
 from deploy.launch.fleet_plan import make_fleet_plan
@@ -22,9 +26,9 @@ from deploy.launch.plan import Host, Plan, check_chosen_template, device_of, mak
 from deploy.launch.ray.choice import choose_ray
 from deploy.launch.ray.owner import RayLauncher
 from deploy.processes.log_lines import QueuedText
-from engine.checkpoints.prepared import WEIGHTS_NAME
 from engine.model import shared_weights
 from protocol.errors import ConfigError
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +59,7 @@ def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, conso
         pool_bytes(config, host)
     check_tracing(config.otlp_traces_endpoint)
     for each in configs:
+        check_quantization_on(device, Quantization(each.quantization))
         check_chosen_template(each.chat_template)
     port = claim_port(config.host, config.port)
     models = []
@@ -69,7 +74,8 @@ def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, conso
                 flags_of(each),
             )
         show_warnings(console, model.warnings)
-        models.append(model)
+        quantization = Quantization(each.quantization)
+        models.append(with_quantization(model, quantization, is_here=config.launcher != "ray"))
     model = models[0]
     with run_directory() as directory:
         launcher: Launcher | RayLauncher
@@ -125,7 +131,7 @@ def check_tracing(endpoint: str | None) -> None:
 
 def weights_memory(model: PreparedModel, host: Host) -> int | None:
     """A memfd for one copy of the weights in huge pages; None when the copy would be too large."""
-    size = (Path(model.directory) / WEIGHTS_NAME).stat().st_size
+    size = weights_bytes(model)
     return shared_weights.create() if size <= host.available_bytes * WEIGHTS_SHARE else None
 
 

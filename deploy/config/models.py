@@ -23,6 +23,7 @@ OWN = (
     "model",
     "served-model-name",
     "dtype",
+    "quantization",
     "max-model-len",
     "chat-template",
     "tool-call-parser",

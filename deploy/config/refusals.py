@@ -37,11 +37,6 @@ REFUSALS = (
     Refusal(
         "kv-cache-dtype", "KV is kept in the model's --dtype; remove the flag", accepted=("auto",)
     ),
-    Refusal(
-        "quantization",
-        "weights are computed in --dtype; GGUF files are read and expanded; remove the flag",
-        accepted=("none",),
-    ),
     Refusal("tokenizer", "the tokenizer is read from the model itself; remove the flag"),
     Refusal("generation-config", "the model's own is used; remove the flag", accepted=("auto",)),
     Refusal(

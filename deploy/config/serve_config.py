@@ -41,6 +41,7 @@ class ServeConfig:
     port: int
     served_model_name: tuple[str, ...]
     dtype: str
+    quantization: str
     max_model_len: int | None
     block_size: int
     max_num_seqs: int | None
@@ -267,6 +268,7 @@ def _check(config: ServeConfig) -> None:
 
     _check_store(config)
     _check_adapters(config)
+    _check_quantization(config)
     _check_keys(config)
     if config.admin_api_key and not config.api_key and config.keys_db is None:
         raise ConfigError("--admin-api-key: without --api-key everybody may ask; set both")
@@ -301,6 +303,19 @@ def _check_adapters(config: ServeConfig) -> None:
         raise ConfigError("--lora-modules: needs --enable-lora")
     if config.enable_lora and config.launcher == "ray":
         raise ConfigError("--enable-lora: adapters are served by --launcher local only")
+
+
+def _check_quantization(config: ServeConfig) -> None:
+    if config.quantization == "none":
+        return
+    if config.device == "cuda":
+        raise ConfigError(
+            f"--quantization {config.quantization}: it is computed on CPUs; use --device cpu, or leave it out"
+        )
+    if config.backend == "torch":
+        raise ConfigError(
+            f"--quantization {config.quantization}: --backend torch computes without it; leave one out"
+        )
 
 
 def _check_keys(config: ServeConfig) -> None:

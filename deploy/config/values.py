@@ -172,6 +172,16 @@ dtype = Choice(
     meant={"float": "float32"},
     refused=dict.fromkeys(("half", "float16", "fp16"), _NO_HALF),
 )
+quantization = Choice(
+    *("none", "int8"),
+    refused=dict.fromkeys(
+        (
+            *("awq", "awq_marlin", "gptq", "gptq_marlin", "fp8", "bitsandbytes", "gguf"),
+            *("compressed-tensors", "torchao", "marlin", "int4", "mxfp4"),
+        ),
+        "is not there: use int8, which is made of any model's weights when they are loaded (GGUF files are read without it)",
+    ),
+)
 load_format = Choice("auto", "dummy", meant={"safetensors": "auto", "gguf": "auto"})
 """What vLLM calls safetensors and gguf is found from the files."""
 

@@ -7,7 +7,6 @@ whole, before anything is started.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -16,13 +15,14 @@ from deploy.config.models import check_names, keys_of
 from deploy.config.values import format_bytes
 from deploy.host.affinity import share_cores
 from deploy.host.memory import KV_LIMIT, PROCESS_BYTES, default_kv_bytes
+from deploy.host.model_memory import weights_bytes
 from deploy.launch.front_names import check_front_names
 from deploy.launch.plan import Plan
-from engine.checkpoints.prepared import WEIGHTS_NAME
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from deploy.config.serve_config import ServeConfig
     from deploy.launch.plan import Host
@@ -95,8 +95,7 @@ def joined(plans: Sequence[Plan], config: ServeConfig, host: Host) -> Plan:
 def needed_bytes(config: ServeConfig, model: PreparedModel) -> int:
     """What a model takes while it is loaded: one copy of its weights, its workers' KV pools, and their processes."""
     assert config.kv_cache_memory is not None, "sized before"
-    weights = Path(model.directory, WEIGHTS_NAME).stat().st_size
-    return weights + config.pools.total * (config.kv_cache_memory + PROCESS_BYTES)
+    return weights_bytes(model) + config.pools.total * (config.kv_cache_memory + PROCESS_BYTES)
 
 
 def check_each_fits(

@@ -123,6 +123,7 @@ class CoordinatorProcess:
             prefix_caching=spec.prefix_caching,
             drain_grace_s=spec.drain_grace_s,
             key=model.key,
+            quantization=model.model.quantization,
         )
         around = Surroundings(on_ready_change=self._tell_ready, read_inbox=self.control.read)
         cluster = Cluster(settings, self.clock, self.control.send, around)

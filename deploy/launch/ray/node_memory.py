@@ -6,7 +6,6 @@ A node that joined Ray for Baton is shared evenly: its slots, or its CPUs in par
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,12 +13,12 @@ import msgspec
 from deploy.config.values import format_bytes
 from deploy.host.memory import KV_LIMIT, PROCESS_BYTES
 from deploy.launch.ray.placement import SLOTS
-from engine.checkpoints.prepared import ELEMENT_BYTES, WEIGHTS_NAME
+from engine.checkpoints.prepared import ELEMENT_BYTES
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from deploy.launch.ray.records import Demand, NodeFacts
-    from protocol.specs import PreparedModel, WorkerSpec
+    from protocol.specs import WorkerSpec
 
 NODE_SHARE = 0.60
 """Of what a node has for Baton: weights, processes and pools together. Page cache and messages have the rest."""
@@ -95,9 +94,3 @@ def block_bytes_of(spec: WorkerSpec) -> int:
     """Bytes of one block of its model."""
     element_bytes = ELEMENT_BYTES["bfloat16" if spec.model.dtype == "bfloat16" else "float32"]
     return spec.block_size * spec.model.config.kv_bytes_per_token(element_bytes)
-
-
-def weights_bytes_of(model: PreparedModel) -> int:
-    """Bytes of its weights; dummy ones are made by each worker, and are none here."""
-    path = Path(model.directory) / WEIGHTS_NAME
-    return path.stat().st_size if path.is_file() else 0

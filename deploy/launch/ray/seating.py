@@ -10,9 +10,10 @@ import msgspec
 
 from deploy.host.gpu_plan import gpu_part, least_used
 from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
+from deploy.host.model_memory import weights_bytes
 from deploy.launch.plan import next_share
 from deploy.launch.ray.node_directory import CONTROL_NAME, node_directory
-from deploy.launch.ray.node_memory import NodeUse, weights_bytes_of, with_pool
+from deploy.launch.ray.node_memory import NodeUse, with_pool
 from deploy.launch.ray.own_ray import LOOPBACK
 from deploy.launch.ray.placement import (
     STORE_SLOT,
@@ -48,7 +49,7 @@ class Seating:
         self.placement = ""
         self.control: str | None = None
         self._plan = plan
-        self._weights_bytes = weights_bytes_of(plan.workers[0].model)
+        self._weights_bytes = weights_bytes(plan.workers[0].model)
         self._keys: ClusterKeys | None = None
         self._nodes: dict[str, NodeFacts] = {}
         self._demands: dict[str, Demand] = {}
