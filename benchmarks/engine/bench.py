@@ -22,10 +22,11 @@ from benchmarks.engine.spec import EngineSpec
 from benchmarks.environment import environment
 from deploy.config.parser import Parser, typed
 from deploy.config.topology import cache_directory, child_environment
-from deploy.config.values import whole
+from deploy.config.values import quantization, whole
 from deploy.host.affinity import allowed_cores
 from deploy.host.model_source import prepare, resolve_dtype
 from protocol.errors import BatonError, ConfigError
+from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +44,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--backend", default="auto", help="auto, cpu or torch")
+    parser.add_argument(
+        "--quantization",
+        type=typed(quantization),
+        default="none",
+        help="none, or int8 as for baton serve",
+    )
     parser.add_argument(
         "--threads", type=typed(whole(1, 4096)), help="cores (default: half of those allowed)"
     )
@@ -146,6 +153,7 @@ def main(argv: list[str]) -> int:
             kernel_cache=str(cache_directory() / "kernels"),
             threads=threads,
             lent_cores=lent,
+            quantization=Quantization(arguments.quantization),
             **{
                 name: getattr(arguments, name)
                 for name in (

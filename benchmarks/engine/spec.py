@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from protocol.quantization import Quantization
+
 
 class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """`directory` is a prepared model; lengths and sizes are tokens and sequences. `lent_cores` help as another
@@ -13,6 +15,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     kernel_cache: str
     backend: str = "auto"
     threads: int = 1
+    quantization: Quantization = Quantization.NONE
     lent_cores: tuple[int, ...] = ()
     block_size: int = 16
     chunk: int = 512

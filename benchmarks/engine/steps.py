@@ -45,6 +45,7 @@ class Engine:
             block_size=spec.block_size,
             backend=spec.backend,
             num_threads=spec.threads,
+            quantization=spec.quantization,
             kernel_cache=Path(spec.kernel_cache),
             shared_weights_fd=shared_weights.create(),
             lent_cores=_lent(spec.lent_cores),
