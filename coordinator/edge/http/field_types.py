@@ -17,6 +17,16 @@ def _number(value: object) -> object:
     return value
 
 
+def _whole(values: object) -> object:
+    """Numbers of JSON that are whole are integers, 5.0 too; looked at one by one only where there is such a one."""
+    if isinstance(values, list) and float in set(map(type, values)):
+        return [
+            int(value) if isinstance(value, float) and value.is_integer() else value
+            for value in values
+        ]
+    return values
+
+
 def _stop_string(value: str) -> str:
     if not value:
         wrong(EMPTY_TEXT, "cannot be empty")
@@ -25,13 +35,17 @@ def _stop_string(value: str) -> str:
     return value
 
 
+Bool = Annotated[bool, Field(strict=True)]
+"""True and false only: pydantic alone would take 1, "yes" and "off"."""
 Int = Annotated[int, BeforeValidator(_number)]
 Float = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Penalty = Annotated[Float, Field(ge=-2, le=2)]
 StopString = Annotated[str, AfterValidator(_stop_string)]
 Stops = Annotated[list[StopString], Field(fail_fast=True, max_length=limits.MAX_STOP_STRINGS)]
 TokenIds = Annotated[
-    list[Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]], Field(fail_fast=True)
+    list[Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]],
+    Field(fail_fast=True),
+    BeforeValidator(_whole),
 ]
 Texts = Annotated[list[Annotated[str, Field(strict=True)]], Field(fail_fast=True)]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from coordinator.edge.http import limits
-from coordinator.edge.http.field_types import Float, Int, Lenient, Stops
+from coordinator.edge.http.field_types import Bool, Float, Int, Lenient, Stops
 
 
 class Block(Lenient):
@@ -25,7 +25,7 @@ class Block(Lenient):
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
     content: str | Annotated[list[Block], Field(fail_fast=True)] | None = None
-    is_error: bool | None = None
+    is_error: Bool | None = None
     source: str | dict[str, Any] | None = None
     title: str | None = None
     context: str | None = None
@@ -50,9 +50,9 @@ class ClientTool(Lenient):
     description: str | None = None
     input_schema: dict[str, Any] | None = None
     input_examples: list[Any] | None = None
-    defer_loading: bool | None = None
+    defer_loading: Bool | None = None
     allowed_callers: list[str] | None = None
-    strict: bool | None = None
+    strict: Bool | None = None
 
 
 class Choice(Lenient):
@@ -60,7 +60,7 @@ class Choice(Lenient):
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: bool | None = None
+    disable_parallel_tool_use: Bool | None = None
 
 
 class Thinking(Lenient):
@@ -99,7 +99,7 @@ class MessagesRequest(CountRequest):
 
     max_tokens: Annotated[Int, Field(ge=1)]
     stop_sequences: Stops | None = None
-    stream: bool | None = None
+    stream: Bool | None = None
     temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Int, Field(ge=-1, le=2**31 - 1)] | None = None

@@ -11,7 +11,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from coordinator.edge.http import limits
-from coordinator.edge.http.field_types import Float, Int, Lenient, Penalty, Stops, StopString, Texts
+from coordinator.edge.http.field_types import (
+    Bool,
+    Float,
+    Int,
+    Lenient,
+    Penalty,
+    Stops,
+    StopString,
+    Texts,
+)
 
 
 class Options(Lenient):
@@ -31,7 +40,7 @@ class Options(Lenient):
     mirostat: Int | None = None
     typical_p: Float | None = None
     tfs_z: Float | None = None
-    penalize_newline: bool | None = None
+    penalize_newline: Bool | None = None
 
 
 class ModelRequest(Lenient):
@@ -46,21 +55,21 @@ class EmbedRequest(ModelRequest):
 
     input: str | Texts | None = None
     prompt: str | None = None
-    truncate: bool | None = None
+    truncate: Bool | None = None
     dimensions: Annotated[Int, Field(ge=1)] | None = None
     options: Options | None = None
-    keep_alive: float | str | None = None
+    keep_alive: Float | str | None = None
 
 
 class AnswerBody(ModelRequest):
     """Fields that both generation endpoints share."""
 
-    stream: bool | None = None
+    stream: Bool | None = None
     options: Options | None = None
     format: str | dict[str, Any] | None = None
-    keep_alive: float | str | None = None
-    think: bool | str | None = None
-    logprobs: bool | None = None
+    keep_alive: Float | str | None = None
+    think: Bool | str | None = None
+    logprobs: Bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
 
 
@@ -69,7 +78,7 @@ class GenerateRequest(AnswerBody):
 
     prompt: str | None = None
     system: str | None = None
-    raw: bool | None = None
+    raw: Bool | None = None
 
 
 class Message(Lenient):

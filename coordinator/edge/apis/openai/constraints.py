@@ -3,6 +3,7 @@
 response_format       {"type": "json_object"}, TGI's {"type": "json_object", "value": schema}, json_schema, structural_tag
 structured_outputs    {json, regex, choice, grammar, structural_tag, json_object}: one of them
 guided_json …         the same one by one, as vLLM had them before
+json_schema, grammar  llama.cpp's; SGLang's are regex and ebnf, and json_schema as a text
 """
 
 from __future__ import annotations
@@ -26,12 +27,22 @@ KINDS = {
     "structural_tag": ConstraintKind.STRUCTURAL_TAG,
 }
 FIELDS = ("response_format", "structured_outputs")
-GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
+ALONE = {
+    "guided_json": "json",
+    "guided_regex": "regex",
+    "guided_choice": "choice",
+    "guided_grammar": "grammar",
+    "json_schema": "json",
+    "grammar": "grammar",
+    "regex": "regex",
+    "ebnf": "grammar",
+}
+"""Fields that have one kind of constraint each. Those without `guided_` ask for nothing where they are empty."""
 
 
 def constraint_of(asked: GenerationRequest) -> tuple[Constraint | None, str]:
     """(what the answer must be, the field that says so). Raises InvalidRequest for two, and what is none."""
-    said = {name: getattr(asked, name) for name in (*FIELDS, *GUIDED)}
+    said = {name: getattr(asked, name) for name in (*FIELDS, *ALONE)}
     found = {name: value for name, value in said.items() if _asks(name, value)}
     if len(found) > 1:
         first, second = list(found)[:2]
@@ -43,7 +54,7 @@ def constraint_of(asked: GenerationRequest) -> tuple[Constraint | None, str]:
         return _response_format(value), name
     if name == "structured_outputs":
         return _structured_outputs(value), name
-    return _of(name.removeprefix("guided_"), value, name), name
+    return _of(ALONE[name], value, name), name
 
 
 def _asks(name: str, value: object) -> bool:
@@ -52,6 +63,8 @@ def _asks(name: str, value: object) -> bool:
         return value is not None and not (isinstance(value, dict) and value.get("type") == "text")
     if name == "structured_outputs" and isinstance(value, dict):
         return any(value.get(key) is not None for key in (*KINDS, "json_object"))
+    if name in ALONE and not name.startswith("guided_"):
+        return value not in (None, "", {}, False)
     return value is not None
 
 

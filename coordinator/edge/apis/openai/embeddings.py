@@ -16,7 +16,7 @@ from coordinator.edge.apis.openai.requests import check_sizes, refuse_unsupporte
 from coordinator.edge.http import limits
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
 from coordinator.edge.http.bodies import MAX_IDS, body_schema, check_fields, parse_object
-from coordinator.edge.http.field_types import Int, Lenient, Texts, TokenIds
+from coordinator.edge.http.field_types import Bool, Int, Lenient, Texts, TokenIds
 from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
 
@@ -35,7 +35,7 @@ class EmbeddingRequest(Lenient):
     input: str | TokenIds | Texts | Annotated[list[TokenIds], Field(fail_fast=True)]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[Int, Field(ge=1)] | None = None
-    add_special_tokens: bool | None = None
+    add_special_tokens: Bool | None = None
     priority: Annotated[Int, Field(ge=-limits.MOST_PRIORITY, le=limits.MOST_PRIORITY)] | None = None
 
 

@@ -85,7 +85,7 @@ def check_sizes(prompt: object, max_model_len: int, param: str, most: int) -> No
     """Counted first: types are checked element by element, in one go that nothing can interrupt."""
     if not isinstance(prompt, list) or not prompt:
         return
-    are_ids = isinstance(prompt[0], int)
+    are_ids = isinstance(prompt[0], int | float)
     if not are_ids and len(prompt) > most:
         told = f"{param} must have at most {most} prompts, but has {len(prompt)}"
         raise InvalidRequest(told, param, LONG_ARRAY)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from coordinator.edge.http import limits
-from coordinator.edge.http.field_errors import LARGE_OBJECT, wrong
+from coordinator.edge.http.field_errors import LARGE_OBJECT, WRONG_TYPE, wrong
 from coordinator.edge.http.field_types import (
+    Bool,
     Float,
     Int,
     Lenient,
@@ -34,6 +35,13 @@ def _few_biases(value: object) -> object:
         told = f"must have at most {limits.MAX_LOGIT_BIAS} entries, but has {len(value)}"
         wrong(LARGE_OBJECT, told)
     return value
+
+
+def _token_id(name: object) -> object:
+    """Names of members are texts in JSON, these of digits alone: pydantic would take "5.0", "+5" and " 5" for 5."""
+    if isinstance(name, str) and not (name.isascii() and name.isdigit()):
+        wrong(WRONG_TYPE, "must be a token id")
+    return name
 
 
 def _off(value: object) -> object:
@@ -67,8 +75,8 @@ class KvHints(Lenient):
 class StreamOptions(Lenient):
     """What a stream tells besides text."""
 
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    include_usage: Bool | None = None
+    continuous_usage_stats: Bool | None = None
 
 
 class GenerationRequest(Lenient):
@@ -87,7 +95,10 @@ class GenerationRequest(Lenient):
     repetition_penalty: Annotated[Float, Field(gt=0, le=2)] | None = None
     logit_bias: (
         Annotated[
-            dict[Annotated[int, Field(ge=0)], Annotated[Float, Field(ge=-100, le=100)]],
+            dict[
+                Annotated[int, BeforeValidator(_token_id), Field(ge=0)],
+                Annotated[Float, Field(ge=-100, le=100)],
+            ],
             BeforeValidator(_few_biases),
             Field(max_length=limits.MAX_LOGIT_BIAS),
         ]
@@ -96,22 +107,26 @@ class GenerationRequest(Lenient):
     seed: Annotated[Int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: StopString | Stops | None = None
     stop_token_ids: Annotated[TokenIds, Field(max_length=limits.MAX_STOP_TOKEN_IDS)] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    stream: bool | None = None
+    include_stop_str_in_output: Bool | None = None
+    ignore_eos: Bool | None = None
+    skip_special_tokens: Bool | None = None
+    stream: Bool | None = None
     stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
-    return_timings: bool | None = None
+    return_token_ids: Bool | None = None
+    return_timings: Bool | None = None
     prompt_logprobs: (
         Annotated[Int, BeforeValidator(_off), Field(ge=0, le=limits.MAX_LOGPROBS)] | None
     ) = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
-    guided_json: dict[str, Any] | str | bool | None = None
+    guided_json: dict[str, Any] | str | Bool | None = None
     guided_regex: str | None = None
     guided_choice: Annotated[Texts, Field(min_length=1)] | None = None
     guided_grammar: str | None = None
+    json_schema: dict[str, Any] | str | Bool | None = None
+    grammar: str | None = None
+    regex: str | None = None
+    ebnf: str | None = None
     kv_hints: KvHints | None = None
     cache_salt: Annotated[str, Field(max_length=limits.MAX_CACHE_SALT_CHARACTERS)] | None = None
     priority: Annotated[Int, Field(ge=-limits.MOST_PRIORITY, le=limits.MOST_PRIORITY)] | None = None
@@ -150,15 +165,15 @@ class ChatRequest(GenerationRequest):
         list[Message], Field(fail_fast=True, min_length=1, max_length=limits.MAX_MESSAGES)
     ]
     max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
+    logprobs: Bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required", "any"] | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Bool | None = None
     documents: Documents | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    add_special_tokens: bool | None = None
+    add_generation_prompt: Bool | None = None
+    continue_final_message: Bool | None = None
+    add_special_tokens: Bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
@@ -168,9 +183,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: str | TokenIds | Texts | Annotated[list[TokenIds], Field(fail_fast=True)]
     max_tokens: Annotated[Int, Field(ge=0)] | None = None
-    echo: bool | None = None
+    echo: Bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None
-    add_special_tokens: bool | None = None
+    add_special_tokens: Bool | None = None
 
 
 class TokenizeRequest(Lenient):
@@ -186,11 +201,11 @@ class TokenizeRequest(Lenient):
     ) = None
     tools: Annotated[list[dict[str, Any]], Field(max_length=limits.MAX_TOOLS)] | None = None
     documents: Documents | None = None
-    add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
+    add_special_tokens: Bool | None = None
+    add_generation_prompt: Bool | None = None
+    continue_final_message: Bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    return_token_strs: bool | None = None
+    return_token_strs: Bool | None = None
 
 
 class DetokenizeRequest(Lenient):
@@ -214,7 +229,7 @@ _ABSENT = _one_of(None)
 
 _ONE = _one_of(None, 1, 1.0)
 _YES = _one_of(None, True)  # noqa: FBT003 - a value of a field
-_FORMS = ("ebnf", "json_schema", "regex", "grammar", "guided_whitespace_pattern", "stop_regex")
+_FORMS = ("guided_whitespace_pattern", "stop_regex")
 _SAMPLERS = ("dry_multiplier", "dynatemp_range", "mirostat", "smoothing_factor", "top_a")
 
 UNSUPPORTED: dict[str, Callable[[object], bool]] = {

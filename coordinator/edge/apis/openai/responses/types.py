@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from coordinator.edge.http import limits
 from coordinator.edge.http.field_errors import LARGE_OBJECT, wrong
-from coordinator.edge.http.field_types import Float, Int, Lenient
+from coordinator.edge.http.field_types import Bool, Float, Int, Lenient
 
 
 def _few_entries(value: object) -> object:
@@ -68,7 +68,7 @@ class FlatTool(Lenient):
     )
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: Bool | None = None
 
 
 class TextConfig(Lenient):
@@ -94,9 +94,9 @@ class ResponsesRequest(Lenient):
     previous_response_id: (
         Annotated[str, Field(max_length=limits.MAX_REQUEST_ID_CHARACTERS)] | None
     ) = None
-    store: bool | None = None
-    stream: bool | None = None
-    background: bool | None = None
+    store: Bool | None = None
+    stream: Bool | None = None
+    background: Bool | None = None
     max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
     temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
@@ -107,7 +107,7 @@ class ResponsesRequest(Lenient):
         None
     )
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
+    parallel_tool_calls: Bool | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     metadata: Metadata | None = None

@@ -32,6 +32,9 @@ HARMLESS = [
     },
     {"include_reasoning": True, "separate_reasoning": True, "verbosity": "medium", "n_predict": -1},
     {"prediction": {"type": "content", "content": "x"}, "prompt_cache_key": "x", "ignored": [5]},
+    {"grammar": "", "regex": None, "ebnf": "", "json_schema": {}},
+    {"logit_bias": {"5": 1, "006": 1.5}},
+    {"stop_token_ids": [7.0, 8]},
     {"kv_hints": None},
     {"kv_hints": ENVELOPE},
     {"kv_hints": ENVELOPE | {"actions": []}},
@@ -49,10 +52,24 @@ WRONG = [
     ({"kv_hints": ENVELOPE | {"actions": [{}]}}, "kv_hints.actions[0].action_id"),
     ({"kv_hints": ENVELOPE | {"actions": [HINT | {"payload": 5}]}}, "kv_hints.actions[0].payload"),
     ({"kv_hints": ENVELOPE | {"actions": [HINT] * 65}}, "kv_hints.actions"),
+    *(
+        ({name: value}, name)
+        for name in ("stream", "ignore_eos")
+        for value in (0, "yes", 1.0, "off")
+    ),
+    *(
+        ({"logit_bias": {name: 1}}, f"logit_bias.{name}")
+        for name in ("5.0", "+5", " 5", "5_0", "\u0665", "")
+    ),
+    ({"stop_token_ids": [7.5]}, "stop_token_ids[0]"),
+    ({"stop_token_ids": [True]}, "stop_token_ids[0]"),
+    ({"stop_token_ids": ["7"]}, "stop_token_ids[0]"),
+    ({"json_schema": 5}, "json_schema"),
+    ({"regex": "a", "grammar": "b"}, "regex"),
     ({"best_of": 2}, "best_of"),
     ({"suffix": "x"}, "suffix"),
     *(({name: 2}, name) for name in ("mirostat", "typical_p", "tfs_z", "repeat_penalty", "top_a")),
-    *(({name: "x"}, name) for name in ("ebnf", "regex", "grammar", "json_schema", "lora_path")),
+    *(({name: "x"}, name) for name in ("guided_whitespace_pattern", "stop_regex", "lora_path")),
     ({"include_reasoning": False}, "include_reasoning"),
     ({"separate_reasoning": False}, "separate_reasoning"),
     ({"verbosity": "low"}, "verbosity"),
