@@ -12,68 +12,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.e2e.grammar_cases import ASKED, MESSAGES, PERSON, SAMPLED
 from tests.e2e.server import Server
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
-PERSON = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 12},
-        "age": {"type": "integer", "minimum": 0, "maximum": 130},
-        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
-    },
-    "required": ["name", "age", "tags"],
-    "additionalProperties": False,
-}
-CALL = {
-    "type": "structural_tag",
-    "format": {
-        "type": "triggered_tags",
-        "triggers": ["<call>"],
-        "tags": [
-            {
-                "type": "tag",
-                "begin": "<call>",
-                "content": {"type": "json_schema", "json_schema": PERSON},
-                "end": "</call>",
-            }
-        ],
-        "at_least_one": True,
-        "stop_after_first": True,
-    },
-}
-TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": PERSON}}
-    for name in ("add", "drop")
-]
-ASKED: dict[str, dict[str, Any]] = {
-    "json_schema": {
-        "response_format": {
-            "type": "json_schema",
-            "json_schema": {"name": "p", "strict": True, "schema": PERSON},
-        }
-    },
-    "tgi": {"response_format": {"type": "json_object", "value": PERSON}},
-    "guided_json": {"guided_json": json.dumps(PERSON)},
-    "regex": {"structured_outputs": {"regex": r"[A-Z][a-z]{2,8} is \d{1,3} years old\."}},
-    "choice": {"guided_choice": ["positive", "negative", "neutral"]},
-    "gbnf": {"guided_grammar": 'root ::= "<" [a-z]{1,9} ">" [0-9]{2}'},
-    "tags": {"response_format": CALL},
-    "required": {"tools": TOOLS, "tool_choice": "required"},
-    "named": {
-        "tools": TOOLS,
-        "tool_choice": {"type": "function", "function": {"name": "drop"}},
-        "parallel_tool_calls": False,
-    },
-    "auto": {"tools": TOOLS},
-    "auto_or_schema": {
-        "tools": TOOLS,
-        "response_format": {"type": "json_object", "value": PERSON},
-    },
-}
-SAMPLED = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 64, "return_token_ids": True}
 SEEDS = (1,)
-MESSAGES = [{"role": "user", "content": "Describe a person named Ada."}]
 
 
 def whole(name: str, text: str) -> bool:
