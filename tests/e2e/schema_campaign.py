@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import jsonschema
 
+from tests.e2e.schema_prefix import reason_against
 from tests.e2e.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from jsonschema.protocols import Validator
+
 ASKED = [{"role": "user", "content": "An example, as JSON."}]
 AT_ONCE = 8
-OPENERS, CLOSERS = "{[", {"{": "}", "[": "]"}
-ENDINGS = ("", '"', "0", "null", ":0", '":0', ',"":0', "e0", "ll", "l", "ull", "rue", "ue", "e")
-ESCAPES = ('"', 'n"', '0"', '00"', '000"', '0000"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,43 +43,21 @@ class Verdict:
     failure: str = ""
 
 
-def is_beginning(text: str) -> bool:
-    """Whether a text is the beginning of a JSON text."""
-    stack: list[str] = []
-    in_string = is_escaped = False
-    for character in text:
-        if in_string:
-            in_string = is_escaped or character != '"'
-            is_escaped = character == "\\" and not is_escaped
-        elif character == '"':
-            in_string = True
-        elif character in OPENERS:
-            stack.append(CLOSERS[character])
-        elif character in "]}" and (not stack or stack.pop() != character):
-            return False
-    closing = "".join(reversed(stack))
-    endings = ENDINGS if not in_string else [it + more for it in ESCAPES for more in ("", ":0")]
-    more = ("alse", "lse", "se", "}", "]", '"":0', "0,", *([] if in_string else ["0"]))
-    return any(_is_json(text + ending + closing) for ending in (*endings, *more))
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
 def problem_of(schema: Any, text: str) -> str:
     """Why a complete answer is wrong, "" if it is not."""
     try:
         told = json.loads(text)
     except ValueError as error:
         return f"no JSON: {error}: {text[:200]!r}"
-    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
-    errors = kind(schema).iter_errors(told)
+    errors = validator_of(schema).iter_errors(told)
     return next((f"{error.message[:200]} in {text[:300]!r}" for error in errors), "")
+
+
+def validator_of(schema: Any) -> Validator:
+    """Of the draft that the schema names."""
+    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+    validator: Validator = kind(schema)
+    return validator
 
 
 def tried(client: httpx.Client, name: str, schema: Any, tokens: int, seed: int = 1) -> Verdict:
@@ -98,8 +76,10 @@ def tried(client: httpx.Client, name: str, schema: Any, tokens: int, seed: int =
     text, reason = choice["message"]["content"], choice["finish_reason"]
     if reason == "stop":
         return Verdict(name, reason, problem_of(schema, text))
-    failure = "" if reason == "length" and is_beginning(text) else f"no beginning: {text[-200:]!r}"
-    return Verdict(name, reason, failure)
+    if reason != "length":
+        return Verdict(name, reason, f"it ended in {reason}")
+    told = reason_against(validator_of(schema), text)
+    return Verdict(name, reason, told and f"no beginning: {told[:300]}: {text[-200:]!r}")
 
 
 def run(client: httpx.Client, schemas: Sequence[tuple[str, Any]], tokens: int) -> list[Verdict]:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.e2e.odd_schemas import HOSTILE, ODD
 from tests.e2e.random_model import write_random_model
-from tests.e2e.schema_campaign import is_beginning, run, tried
+from tests.e2e.schema_campaign import run, tried, validator_of
+from tests.e2e.schema_prefix import reason_against
 from tests.e2e.server import Server
 from tests.patience import in_time
 
@@ -75,24 +76,48 @@ def test_a_hostile_schema_is_cut_off_and_costs_nobody_else(server: Server) -> No
     assert server.audit()["balanced"]
 
 
+BOOK = {
+    "type": "object",
+    "properties": {
+        "kind": {"enum": ["novel", "poem"]},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 3}, "maxItems": 2},
+        "next": {"$ref": "#"},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9]+$"},
+    },
+    "additionalProperties": False,
+}
+
+
 @pytest.mark.parametrize(
-    ("text", "begins"),
+    ("schema", "text", "begins"),
     [
-        ("", True),
-        ('{"a', True),
-        ('{"a": [1, {"b": tru', True),
-        ('{"a\\', True),
-        ('{"a\\u00', True),
-        ("-", True),
-        ("1.", True),
-        ("[1,", True),
-        ('{"a"', True),
-        ('{"a": 1,', True),
-        ("}", False),
-        ("{]", False),
-        ("[1 2", False),
-        ("x", False),
+        *((True, text, True) for text in ("", '{"a', '{"a": [1, {"b": tru', '{"a\\', '{"a\\u00')),
+        *((True, text, True) for text in ("-", "1.", "1e", "1e+", "0", "[1,", '{"a"', '{"a": 1,')),
+        *((True, text, True) for text in ("[", " ", '"\\ud83d', '"\\ud83d\\ude0', "[1] ", "nul")),
+        *((True, text, False) for text in ("}", "{]", "[1 2", "x", "01", "+1", "[,", '"\n', "1 2")),
+        *((True, text, False) for text in ('{"a" 1', "{1", '"\\x', "trux", '"\\u00g', "--")),
+        (BOOK, '{"kind": "no', True),
+        (BOOK, '{"kind": "non', False),
+        (BOOK, '{"ki', True),
+        (BOOK, '{"kx', False),
+        (BOOK, '{"tags": ["abc", "ab', True),
+        (BOOK, '{"tags": ["abcd', False),
+        (BOOK, '{"tags": ["a", "b", ', False),
+        (BOOK, '{"tags": ["abcd"], ', False),
+        (BOOK, '{"next": {"next": {"kind": "p', True),
+        (BOOK, '{"next": {"next": {"kind": 1', False),
+        (BOOK, '{"next": {"next": {"king": ', False),
+        (BOOK, '{"code": "A', True),
+        (BOOK, '{"code": "AB1', True),
+        (BOOK, '{"code": "a', False),
+        (BOOK, "[", False),
+        ({"anyOf": [{"type": "null"}, {"const": {"a": [1, 2]}}]}, '{"a": [1,', True),
+        ({"anyOf": [{"type": "null"}, {"const": {"a": [1, 2]}}]}, '{"a": [2,', False),
+        ({"type": "boolean"}, "n", False),
+        ({"type": ["boolean", "null"]}, "n", True),
     ],
 )
-def test_the_beginning_of_json_is_told_from_other_text(text: str, begins: bool) -> None:
-    assert is_beginning(text) == begins
+def test_what_may_become_valid_is_told_from_what_cannot(
+    schema: object, text: str, begins: bool
+) -> None:
+    assert (reason_against(validator_of(schema), text) == "") == begins
