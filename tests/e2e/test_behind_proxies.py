@@ -1,4 +1,4 @@
-"""Behind nginx and HAProxy, as `docs/proxies.md` sets them up: streams in pieces, keys, health checks, a dead server."""
+"""Behind nginx, HAProxy and Envoy, as `docs/proxies.md` sets them up: streams in pieces, keys, health checks, a dead server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ from tests.patience import ATTEMPTS, PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 PAGE = Path(__file__).parents[2] / "docs" / "proxies.md"
-PROXIES = ("nginx", "haproxy")
+PROXIES = ("nginx", "haproxy", "envoy")
+LANGUAGES = {"envoy": "yaml"}
+ENVOY = PAGE.parents[1] / ".clients" / "envoy"
+"""Its wheel's environment, which `make clients` and CI make; see `tests/clients/requirements/envoy.txt`."""
 HEADERS = {"authorization": "Bearer k"}
 
 
 def found(name: str) -> str | None:
-    return shutil.which(name) or shutil.which(name, path="/usr/sbin")
+    places = (None, "/usr/sbin", str(ENVOY / "bin"))
+    return next(filter(None, (shutil.which(name, path=place) for place in places)), None)
 
 
 def recipe(language: str, ports: dict[int, int], certificate: str = "") -> str:
@@ -33,15 +37,17 @@ def recipe(language: str, ports: dict[int, int], certificate: str = "") -> str:
     told = PAGE.read_text(encoding="utf-8").partition(f"```{language}\n")[2].partition("```")[0]
     assert told
     for there, here in ports.items():
-        told = told.replace(f":{there}", f":{here}").replace(f"listen {there}", f"listen {here}")
+        for before in (":", "listen ", "port_value: "):
+            told = told.replace(f"{before}{there}", f"{before}{here}")
     return told
 
 
 @contextmanager
 def proxy(name: str, directory: Path, backends: list[int]):
     """In front of two servers; its URL."""
-    port, config = free_port(), directory / f"{name}.cfg"
-    told = recipe(name, {8000: backends[0], 8001: backends[1], 8080: port})
+    port, config = free_port(), directory / f"{name}.{LANGUAGES.get(name, 'cfg')}"
+    ports = {8000: backends[0], 8001: backends[1], 8080: port}
+    told = recipe(LANGUAGES.get(name, name), ports)
     if name == "nginx":
         told = (
             f"daemon off; user {getpass.getuser()}; pid {directory}/pid; error_log {directory}/error.log;\n"
@@ -55,6 +61,7 @@ def proxy(name: str, directory: Path, backends: list[int]):
     command = {
         "nginx": [program, "-p", str(directory), "-c", str(config), "-e", "stderr"],
         "haproxy": [program, "-db", "-f", str(config)],
+        "envoy": [program, "-c", str(config), "--disable-hot-restart", "--concurrency", "1"],
     }[name]
     process = subprocess.Popen(command)
     try:
