@@ -81,6 +81,7 @@ class CoordinatorProcess:
         )
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
         self.accounts = self._open_accounts()
+        self.router = self._router_settings()
         self.adapters = self._open_adapters()
         self.tls = self._open_tls()
         self.grammars = [_grammars_of(model.model) for model in spec.models]
@@ -172,7 +173,8 @@ class CoordinatorProcess:
             content_path(directory, digest).unlink(missing_ok=True)
 
         contents = KeptContents(prepare, forget, self._adapters_in_use)
-        book = AdapterBook(contents, self.clock, model.served_names)
+        taken = (*model.served_names, *self._group_names())
+        book = AdapterBook(contents, self.clock, taken)
         for name, path in spec.lora_modules:
             book.load_now(name, path)
         return book
@@ -188,6 +190,14 @@ class CoordinatorProcess:
         from coordinator.upstreams.settings import read_settings  # noqa: PLC0415 - only where it is used
 
         return read_settings(Path(path), all_variables())
+
+    def _group_names(self) -> tuple[str, ...]:
+        """No adapter can have one of these."""
+        if self.router is None:
+            return ()
+        from coordinator.upstreams.settings import names_of  # noqa: PLC0415 - only where it is used
+
+        return names_of(self.router)
 
     def _on_message(self, identity: bytes, message: WorkerMessage) -> None:
         self.fleet.on_message(identity, message)
@@ -304,7 +314,7 @@ class CoordinatorProcess:
             parsers=first.parsers,
             grammars=first.grammars,
             accounts=self.accounts,
-            router=self._router_settings(),
+            router=self.router,
             adapters=self.adapters,
             sites=Sites(
                 checks_host=spec.checks_host,

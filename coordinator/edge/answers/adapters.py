@@ -102,7 +102,8 @@ class AdapterBook:
             told = f"lora_name must be a text of 1 to {MAX_NAME_CHARACTERS} printable characters"
             raise InvalidRequest(told, "lora_name")
         if name in self._taken:
-            raise InvalidRequest(f"a model is served under the name {name!r}", "lora_name")
+            told = f"a model, or a group of deployments, is served under the name {name!r}"
+            raise InvalidRequest(told, "lora_name")
         if name in self._named and not is_replaced:
             told = (
                 f"the lora adapter {name!r} has already been loaded; load_inplace true replaces it"
