@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -42,6 +43,14 @@ def front(back, tmp_path_factory):
     options = ("--router-config", str(file))
     with Server(*options, program=MOCK, environment={"BACK_KEY": SECRET}) as server:
         yield server
+
+
+def test_only_the_coordinator_has_the_other_servers_key(front):
+    """In its environment: workers ask nobody."""
+    told = {pid: Path(f"/proc/{pid}/environ").read_bytes() for pid in front.descendants()}
+    assert SECRET.encode() in told.pop(front.coordinator_pid())
+    assert told
+    assert [pid for pid, environment in told.items() if SECRET.encode() in environment] == []
 
 
 def stream(client: openai.OpenAI, **fields: Any) -> tuple[str, str]:
