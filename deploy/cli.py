@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.config.models import SPELLED
 from deploy.config.options import EMBEDDED_MODEL, GROUPS, OPTIONS
 from deploy.config.parser import Parser, add_option, plain, typed
 from deploy.config.refusals import REFUSALS
@@ -47,6 +48,7 @@ OWN_PARSERS = {
     "load": "bring a model into the memory of a running server",
     "unload": "take a model out of it as soon as nobody uses it",
     "ps": "show which models are in it, and when they go",
+    "rollout": "roll out a new revision of a model while it serves",
 }
 RESIDENTS = ("load", "unload", "ps")
 
@@ -235,7 +237,8 @@ def resolve_arguments(namespace: argparse.Namespace) -> Resolved:
     file = namespace.config or (
         Path(variables["BATON_CONFIG"]) if "BATON_CONFIG" in variables else None
     )
-    return resolve(chosen, variables, file, positionals if positionals[1:] else ())
+    are_several = positionals[1:] or any(SPELLED.fullmatch(it) for it in positionals)
+    return resolve(chosen, variables, file, positionals if are_several else ())
 
 
 def run_serve(namespace: argparse.Namespace) -> int:

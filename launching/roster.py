@@ -28,6 +28,7 @@ from protocol.messages.launcher import (
     LauncherHello,
     LauncherOrder,
     LauncherWorker,
+    ModelsOrder,
     NodeLeaving,
     RetireOrder,
     RoleOrder,
@@ -218,10 +219,11 @@ class Roster:
 
     def on_order(self, order: LauncherOrder, now_s: float) -> list[Action]:
         """What it means for the places."""
-        if isinstance(order, ScaleOrder):
-            return self._scale([order], now_s)
-        if isinstance(order, ScaleTogether):
-            return self._scale(order.orders, now_s)
+        if isinstance(order, ScaleOrder | ScaleTogether):
+            orders = order.orders if isinstance(order, ScaleTogether) else [order]
+            return self._scale(orders, now_s)
+        if isinstance(order, ModelsOrder):
+            return self._serve(order)
         place = self._places.get(order.worker_id)
         if place is None or place.worker is None:
             return []
@@ -235,6 +237,13 @@ class Roster:
             case RoleOrder():
                 place.spec = msgspec.structs.replace(place.worker, role=order.role)
                 return [Respec(place)]
+
+    def _serve(self, order: ModelsOrder) -> list[Action]:
+        place = self._places.get(COORDINATOR)
+        if place is None or not isinstance(place.spec, CoordinatorSpec):
+            return []
+        place.spec = place.spec.serving(order.models)
+        return [Respec(place)]
 
     def _scale(self, orders: list[ScaleOrder], now_s: float) -> list[Action]:
         """All of them that are not there yet, or none."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence  # noqa: TC003 - msgspec reads the annotations
+
 import msgspec
 
 from protocol.channel_keys import ChannelKeys
@@ -70,9 +72,20 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_level: str = "info"
 
 
+class RevisionSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model is one revision of: `names` are what clients call all of them, `weight` is its part of new conversations,
+    `standing` where it was (coordinator.cluster.release)."""
+
+    names: tuple[str, ...]
+    revision: str
+    weight: float
+    standing: str = "serving"
+
+
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One of several models. Its `key` begins the names of its workers. Where models come and go it needs `needed_bytes`, and
-    stays `keep_alive_s` without use, for ever if that is below zero."""
+    stays `keep_alive_s` without use, for ever if that is below zero. `kv_cache_bytes` is each worker's pool, `length_limit` what
+    the operator allows a sequence. One that a running server was given has workers like those of the model whose key is `like`."""
 
     key: str
     model: PreparedModel
@@ -86,6 +99,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     pooling: str = "none"
     needed_bytes: int = 0
     keep_alive_s: float = -1.0
+    revision: RevisionSpec | None = None
+    kv_cache_bytes: int = 0
+    length_limit: int | None = None
+    like: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What its cluster is called."""
+        return self.model.served_names[0]
 
 
 class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +115,8 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     after `owner_silence_s` without a launcher it ends, and its workers with it; `checks_host` is for a server that
     neither keys nor an operator's word guard. `others` are models beside `model`, whose workers' names begin with `key`
     then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once. `lora_modules` are names and
-    directories of adapters, whose contents it keeps in `adapters_directory`: "" where there are none."""
+    directories of adapters, whose contents it keeps in `adapters_directory`: "" where there are none. `no_rollouts` says why
+    no revision can be added, "" where it can."""
 
     model: PreparedModel
     control: str
@@ -148,6 +171,16 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     model_keep_alive_s: float = -1.0
     memory_budget_bytes: int | None = None
     max_loaded_models: int | None = None
+    revision: RevisionSpec | None = None
+    kv_cache_bytes: int = 0
+    length_limit: int | None = None
+    no_rollouts: str = ""
+
+    def serving(self, models: Sequence[ModelSpec]) -> CoordinatorSpec:
+        """The same coordinator with these models, the first of which is its first in another place at most."""
+        first, *others = models
+        assert first.key == self.key, "what a coordinator began with stays its first"
+        return msgspec.structs.replace(self, revision=first.revision, others=tuple(others))
 
     @property
     def models(self) -> tuple[ModelSpec, ...]:
@@ -165,5 +198,8 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
             pooling=self.pooling,
             needed_bytes=self.needed_bytes,
             keep_alive_s=self.model_keep_alive_s,
+            revision=self.revision,
+            kv_cache_bytes=self.kv_cache_bytes,
+            length_limit=self.length_limit,
         )
         return (first, *self.others)

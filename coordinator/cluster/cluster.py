@@ -38,6 +38,7 @@ from coordinator.planning.demand import DemandBook
 from protocol.ids import new_request_id
 from protocol.periodic import Periodic
 from protocol.quantization import Quantization
+from protocol.roles import COMPUTING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -184,6 +185,11 @@ class Cluster:
         """Whether that many of each role are ready."""
         have = Counter(worker.role for worker in self.books.ready())
         return all(have[role] >= count for role, count in wanted.items())
+
+    def has_each_role(self) -> bool:
+        """Whether every role that computes and is wanted has a worker that is ready."""
+        ready, wanted = {worker.role for worker in self.books.ready()}, self.books.pools.target
+        return all(role in ready for role in COMPUTING if wanted[role])
 
     def is_empty(self) -> bool:
         """Whether no worker is here, and none is to come."""

@@ -72,6 +72,7 @@ class Fleet:
         self._send = send
         self._state_of = state_of
         self._were_ready = False
+        self._rollouts: Callable[[], list[dict[str, Any]]] = list
 
     def __iter__(self) -> Iterator[WorkerRecord]:
         """Every model's workers."""
@@ -87,6 +88,23 @@ class Fleet:
     def clusters(self) -> list[Cluster]:
         """All of them."""
         return [member.cluster for member in self.members]
+
+    def add(self, member: Member) -> None:
+        """One more, whose key no other has; it is looked after from now on."""
+        assert member.key not in self._by_key, "keys must differ"
+        self.members = (*self.members, member)
+        self._by_key[member.key] = member
+        member.cluster.start()
+
+    def drop(self, key: str) -> None:
+        """That one is here no more; it has no workers."""
+        member = self._by_key.pop(key)
+        self.members = tuple(each for each in self.members if each is not member)
+        member.cluster.close()
+
+    def shows(self, rollouts: Callable[[], list[dict[str, Any]]]) -> None:
+        """Operators see these beside workers and requests, where there are any."""
+        self._rollouts = rollouts
 
     # ---- what workers and the launcher say
 
@@ -160,25 +178,35 @@ class Fleet:
         """Whether all were once and one is: a model in trouble does not take the others from their clients."""
         if self._state_of is not None:
             return not any(cluster.readiness.is_draining for cluster in self.clusters)
-        ready = [cluster.is_ready() for cluster in self.clusters]
+        ready = [member.cluster.is_ready() for member in self._shown]
         self._were_ready = self._were_ready or all(ready)
         return self._were_ready and any(ready)
 
     def cluster(self) -> dict[str, Any]:
         """All together, and each under `models`; of one alone its own view."""
-        if len(self.members) == 1:
-            return self.first.cluster()
-        views = {member.name: member.cluster.cluster() for member in self.members}
+        rollouts = self._rollouts()
+        beside = {"rollouts": rollouts} if rollouts else {}
+        if len(self._shown) == 1:
+            return self._shown[0].cluster.cluster() | beside
+        views = {member.name: member.cluster.cluster() for member in self._shown}
         if self._state_of is not None:
             for name, view in views.items():
                 view["residency"] = self._state_of(name)
-        return merged_views(views) | {"ready": self.is_ready()}
+        return merged_views(views) | {"ready": self.is_ready()} | beside
+
+    @property
+    def _shown(self) -> Sequence[Member]:
+        """Those that have workers, or are to have some; where models come and go, all."""
+        if self._state_of is not None:
+            return self.members
+        here = [member for member in self.members if not member.cluster.is_empty()]
+        return here or self.members[:1]
 
     async def audit(self) -> dict[str, Any]:
         """Every account."""
-        if len(self.members) == 1:
-            return await self.first.audit()
-        return merged_audits({m.name: await m.cluster.audit() for m in self.members})
+        if len(self._shown) == 1:
+            return await self._shown[0].cluster.audit()
+        return merged_audits({m.name: await m.cluster.audit() for m in self._shown})
 
     def drain(self) -> dict[str, Any]:
         """See Service."""
@@ -204,6 +232,8 @@ class Fleet:
     def owner(self, worker_id: str) -> Cluster:
         """Whose worker that is; raises WorkerNotFound."""
         member = self._by_key.get(key_of(worker_id))
+        if len(self.members) == 1:
+            return self.first
         if member is None:
             keys = ", ".join(f"{key}.*" for key in self._by_key)
             raise WorkerNotFound(f"there is no worker {worker_id!r}; there are: {keys}", "worker")
@@ -236,8 +266,9 @@ class FleetPools:
     def scale(
         self, prefill: int | None = None, decode: int | None = None, store: int | None = None
     ) -> dict[str, Any]:
-        """Raises InvalidRequest: whose is not said."""
-        del prefill, decode, store
+        """Of the only one; raises InvalidRequest where there are several, and whose is not said."""
+        if len(self._fleet.members) == 1:
+            return self._fleet.first.scaler.scale(prefill, decode, store)
         names = ", ".join(member.name for member in self._fleet.members)
         raise InvalidRequest(f"model: name the one to scale; there are {names}", "model")
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from protocol.content_keys import content_salt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from coordinator.cluster.timeline import Timeline
+    from coordinator.cluster.traffic_split import Affinity
     from protocol.adapters import AdapterRef
     from protocol.errors import BatonError
     from protocol.finish import FinishReason
@@ -125,6 +126,57 @@ class ModelControl(Protocol):
 
     def view(self, name: str) -> dict[str, Any]:
         """Its state, and when it goes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The revision that answers a request, in use until `end` is called. `name` means it and no other."""
+
+    name: str
+    revision: str
+    end: Callable[[], None]
+
+
+class RevisionControl(Protocol):
+    """Revisions of models as the edge sees them; a model that has none is not among them."""
+
+    def choose(self, name: str, asked: Affinity) -> Chosen | None:
+        """Which revision answers a request to that name; None for a model without revisions. Raises ModelNotFound for one that is
+        named and not here."""
+        ...
+
+    def model_of(self, name: str) -> str | None:
+        """What the cluster is called that the name means: of a model's own name that of its heaviest revision."""
+        ...
+
+    def public_name(self, name: str) -> str:
+        """What keys, prices and clients call the model: the name without its revision."""
+        ...
+
+    def names(self, model: str) -> tuple[str, ...] | None:
+        """What clients may call that cluster's model now; None for one without revisions."""
+        ...
+
+    async def start(self, name: str, revision: str, model: str | None, weight: float) -> None:
+        """Load a revision beside those that serve, and give it that part of new conversations. Raises InvalidRequest, PoolConflict,
+        or ModelUnavailable: then all serve as before."""
+        ...
+
+    def weigh(self, name: str, weights: Mapping[str, float]) -> None:
+        """Other weights from now on."""
+        ...
+
+    def promote(self, name: str, revision: str | None) -> str:
+        """Everything to one revision, whose name is returned."""
+        ...
+
+    def rollback(self, name: str) -> str:
+        """Everything back to the revision that had it before, whose name is returned."""
+        ...
+
+    def view(self) -> list[dict[str, Any]]:
+        """Every model that has revisions."""
         ...
 
 

@@ -7,6 +7,7 @@ response ◄── responses ◄── Dialect (apis/*) ◄── Delta ◄─�
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from coordinator.edge.answers.affinity import REVISION_HEADER
 from coordinator.edge.answers.answer_parts import Parsers
+from coordinator.edge.answers.catalogue import Catalogue
 from coordinator.edge.answers.edge import Edge
 from coordinator.edge.answers.resumable import KeptStreams
 from coordinator.edge.answers.sampling import SamplingDefaults
@@ -25,6 +28,7 @@ from coordinator.edge.http import error_replies
 from coordinator.edge.http.auth import KeyGuard, Keys, Scope
 from coordinator.edge.http.bodies import BodyReader
 from coordinator.edge.http.error_replies import Spellers
+from coordinator.edge.http.holds import Holds
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
@@ -38,12 +42,14 @@ from coordinator.edge.operations.routes_keys import KeyRoutes
 from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoutes, document, version
 from coordinator.edge.operations.routes_pools import PoolRoutes
 from coordinator.edge.operations.routes_residents import ResidentRoutes
+from coordinator.edge.operations.routes_rollouts import RolloutRoutes
 from coordinator.edge.operations.routes_ui import UiRoutes
 from coordinator.edge.operations.routes_usage import UsageRoutes
 from coordinator.edge.telemetry.http_metrics import HttpMetrics
 from coordinator.edge.telemetry.ledger_metrics import LedgerCollector
 from coordinator.edge.telemetry.loop_lag import LoopLag
 from coordinator.edge.telemetry.metrics import EdgeMetrics
+from coordinator.edge.telemetry.revision_metrics import RevisionCollector
 from protocol.clock import SystemClock, wall_time_s
 
 if TYPE_CHECKING:
@@ -56,11 +62,13 @@ if TYPE_CHECKING:
         AutoscaleControl,
         ModelControl,
         PoolControl,
+        RevisionControl,
         Service,
     )
     from coordinator.edge.answers.adapters import AdapterBook
     from coordinator.edge.answers.edge import Api, Groups
     from coordinator.edge.answers.grammar_check import Compiles
+    from coordinator.edge.answers.served import Served
     from coordinator.edge.apis.registry import ApiFactory
     from coordinator.edge.telemetry.request_record import TraceSink
     from coordinator.upstreams.settings import RouterSettings
@@ -105,19 +113,19 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     operated: Service | None = None,
     residents: ModelControl | None = None,
     adapters: AdapterBook | None = None,
+    revisions: RevisionControl | None = None,
 ) -> FastAPI:
     """The application over `service`. Raises ConfigError for files that cannot be used.
 
-    `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` get a 403; without them and `accounts` `api_keys` do.
-    `chat_template` and `sampling_defaults` are the operator's word over the model's files. Unless `allow_special_tokens_in_content`,
-    messages cannot write control tokens. `traces` is told of every finished request; closing it is the caller's. Without
-    `pools` their sizes cannot be changed, without `policy` not what sizes them. `apis` are what clients may speak; one of them has the prefix "". `sites` says which
-    web pages may ask. `parsers` are the operator's word on how the model is told of tools, and writes calls and reasoning.
-    `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a
-    database; whoever made them ends them. `router` names groups of deployments that answer beside the model, or in its place.
-    `others` are models beside `model`, `pools_of` has each one's pools, and `operated` is what operators see then: all of them together.
-    `residents` has models that come and go.
-    `adapters` are names that requests may have for the first model with one of them.
+    `admin_keys` open `/metrics` and `/cluster*`, where `api_keys` get a 403; without them and `accounts` `api_keys` do. `chat_template` and `sampling_defaults`
+    are the operator's word over the model's files. Unless `allow_special_tokens_in_content`, messages cannot write control tokens. `traces` is told of every
+    finished request; closing it is the caller's. Without `pools` their sizes cannot be changed, without `policy` not what sizes them. `apis` are what clients may
+    speak; one of them has the prefix "". `sites` says which web pages may ask. `parsers` are the operator's word on how the model is told of tools, and writes
+    calls and reasoning. `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a database; whoever
+    made them ends them. `router` names groups of deployments that answer beside the model, or in its place. `others` are models beside `model`, `pools_of` has
+    each one's pools, and `operated` is what operators see then: all of them together. `residents` has models that come and go; `adapters` are names that requests
+    may have for the first model with one of them; `revisions` says which models are revisions of another, and `state.offer` and `state.withdraw` add and take
+    away such.
     """
     clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
     word = (chat_template, allow_special_tokens_in_content, sampling_defaults)
@@ -125,9 +133,9 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
     shared = Shared(limits or EdgeLimits(), clock, SideWork(), traces, residents)
     edge = _make_edge([first, *others], KeyGuard(keys, Scope.INFERENCE), metrics, shared)
-    edge = replace(edge, groups=_groups(router, edge, clock), adapters=adapters)
-    whole = operated or service
-    app = _make_app(root_path, metrics, edge)
+    edge = replace(edge, adapters=adapters, revisions=revisions)
+    edge = replace(edge, groups=_groups(router, edge, clock))
+    app, whole = _make_app(root_path, edge, shared), operated or service
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
     spellers = _spellers(spoken)
     _add_middleware(app, metrics, sites or Sites(), None if has_keys else spellers)
@@ -168,6 +176,9 @@ def _operated(
         yield Scope.ADMIN, PoolRoutes(pools, edge.bodies, pools_of).router()
     if edge.residents is not None:
         yield Scope.ADMIN, ResidentRoutes(edge, edge.residents).router()
+    if edge.revisions is not None:
+        metrics.registry.register(RevisionCollector(edge.revisions.view))
+        yield Scope.ADMIN, RolloutRoutes(edge.revisions, edge.bodies).router()
     if edge.groups is not None:
         yield Scope.ADMIN, DeploymentRoutes(edge.groups.view).router()
     if edge.adapters is not None:
@@ -187,7 +198,7 @@ def _spellers(apis: Sequence[Api]) -> Spellers:
     )
 
 
-def _make_app(root_path: str, metrics: EdgeMetrics, edge: Edge) -> FastAPI:
+def _make_app(root_path: str, edge: Edge, shared: Shared) -> FastAPI:
     """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request, `state.streams`
     are those that can be gone on with."""
     app = FastAPI(
@@ -197,9 +208,10 @@ def _make_app(root_path: str, metrics: EdgeMetrics, edge: Edge) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        lifespan=_probing(LoopLag(metrics.registry), edge.groups),
+        lifespan=_probing(LoopLag(edge.metrics.registry), edge.groups),
     )
-    app.state.refused, app.state.streams = metrics.rejected, edge.streams
+    app.state.refused, app.state.streams = edge.metrics.rejected, edge.streams
+    _open_catalogue(app, edge, shared)
     return app
 
 
@@ -215,12 +227,13 @@ def _add_middleware(
             allow_methods=sites.methods,
             allow_headers=sites.headers,
             allow_credentials=sites.credentials,
-            expose_headers=["X-Request-Id"],
+            expose_headers=["X-Request-Id", REVISION_HEADER],
         )
     if spellers is not None:
         refused = metrics.rejected
         app.add_middleware(SiteGuard, sites=sites, spellers=spellers, refused=refused)
     template_of = RouteList(app.routes).template_of
+    app.add_middleware(Holds)
     app.add_middleware(HttpMetrics, template_of=template_of, registry=metrics.registry)
     app.add_middleware(RequestIds)
 
@@ -259,17 +272,36 @@ def _guarded(app: FastAPI, apis: Sequence[Api], *, has_keys: bool) -> APIRouter:
     return router
 
 
+def _made(offer: Offer, metrics: EdgeMetrics, shared: Shared) -> Served:
+    """A model beside the first, which is counted in the same families."""
+    name, cluster = offer.model.name, offer.service.cluster
+    counted = EdgeMetrics(name, cluster, shared.clock, families=metrics.families)
+    return make_served(offer, counted, shared)
+
+
+def _open_catalogue(app: FastAPI, edge: Edge, shared: Shared) -> None:
+    """Models come while it serves, and go when their workers are gone."""
+    metrics = edge.metrics
+
+    def withdraw(name: str) -> None:
+        edge.catalogue.withdraw(name)
+        metrics.families.cluster.remove(name)
+
+    async def offer(one: Offer) -> None:
+        edge.catalogue.add(await asyncio.to_thread(_made, one, metrics, shared))
+
+    app.state.offer = offer
+    app.state.withdraw = withdraw
+
+
 def _make_edge(
     offers: Sequence[Offer], guard: KeyGuard, metrics: EdgeMetrics, shared: Shared
 ) -> Edge:
     first, *others = offers
     models = [make_served(first, metrics, shared)]
-    for offer in others:
-        name, cluster = offer.model.name, offer.service.cluster
-        counted = EdgeMetrics(name, cluster, shared.clock, families=metrics.families)
-        models.append(make_served(offer, counted, shared))
+    models += [_made(offer, metrics, shared) for offer in others]
     return Edge(
-        models=tuple(models),
+        catalogue=Catalogue(models),
         clock=shared.clock,
         metrics=metrics,
         limits=shared.limits,

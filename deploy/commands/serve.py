@@ -25,6 +25,7 @@ from deploy.launch.local.launcher import Launcher
 from deploy.launch.plan import Host, Plan, check_chosen_template, device_of, make_plan, pool_bytes
 from deploy.launch.ray.choice import choose_ray
 from deploy.launch.ray.owner import RayLauncher
+from deploy.launch.revisions import with_revisions
 from deploy.processes.log_lines import QueuedText
 from engine.model import shared_weights
 from protocol.errors import ConfigError
@@ -83,12 +84,14 @@ def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, conso
             choice = choose_ray(config, directory, len(host.cores))
             is_spread = choice.own is None
             plan = make_plan(config, model, host, directory, port, is_spread=is_spread)
+            plan = with_revisions(plan, configs)
             launcher = RayLauncher(plan, choice, clock, ChildLines(console))
         else:
             if is_fleet:
                 plan = make_fleet_plan(configs, models, host, directory, port, make_plan)
             else:
                 plan = make_plan(config, model, host, directory, port)
+            plan = with_revisions(plan, configs)
             if device == "cpu" and not config.on_demand:  # who goes leaves no copy behind
                 plan = sharing(plan, host)
             launcher = Launcher(

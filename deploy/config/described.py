@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from deploy.config.models import KEY
+from deploy.config.models import KEY, REVISIONS
 from deploy.config.options import OPTIONS
 
 if TYPE_CHECKING:
-    from deploy.config.serve_config import Resolved
+    from collections.abc import Iterator, Sequence
+
+    from deploy.config.serve_config import Resolved, ServeConfig
 
 
 def describe(resolved: Resolved) -> str:
     """Every value and its source, as a YAML file that `--config` takes back."""
     lines = []
-    if resolved.models[1:]:
-        lines += [f"{KEY}:", *(f"  - model: {_spell(one.model)}" for one in resolved.models)]
+    if resolved.models[1:] or resolved.config.version is not None:
+        lines += [f"{KEY}:", *_models(resolved.models)]
     for option in OPTIONS:
         value, source = getattr(resolved.config, option.field), resolved.sources[option.name]
         if option.secret and value:
@@ -25,6 +28,21 @@ def describe(resolved: Resolved) -> str:
         else:
             lines.append(f"{option.name}: {_spell(value)}  # {source}")
     return "\n".join(lines)
+
+
+def _models(models: Sequence[ServeConfig]) -> Iterator[str]:
+    """Revisions of one model stand together."""
+    for version_names, own in groupby(models, lambda one: one.version and one.version.names):
+        if version_names is not None:
+            yield f"  - served-model-name: {_spell(version_names)}"
+            yield f"    {REVISIONS}:"
+        for one in own:
+            if one.version is None:
+                yield f"  - model: {_spell(one.model)}"
+                continue
+            yield f"      - revision: {_spell(one.version.revision)}"
+            yield f"        weight: {one.version.weight:g}"
+            yield f"        model: {_spell(one.model)}"
 
 
 def _unset(name: str) -> str:

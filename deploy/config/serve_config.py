@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from deploy.config.autoscale import limits_of, targets_of
-from deploy.config.models import KEY, SHARED_NAMES, entries_of
+from deploy.config.models import KEY, SHARED_NAMES, Entry, Version, entries_named, entries_of
 from deploy.config.options import ALIASES, BY_NAME, OPTIONS
 from deploy.config.refusals import REFUSALS
 from deploy.config.spelling import did_you_mean
@@ -105,11 +105,16 @@ class ServeConfig:
     root_path: str
     log_level: str
     shutdown_timeout: float
+    version: Version | None = None
 
     @property
     def on_demand(self) -> bool:
         """Whether models come and go."""
         return self.max_loaded_models is not None or self.memory_budget is not None
+
+    def called(self, served_names: tuple[str, ...]) -> tuple[str, ...]:
+        """What clients and prices call the model that is served under these names."""
+        return served_names if self.version is None else self.version.names
 
     @property
     def pools(self) -> Pools:
@@ -140,7 +145,7 @@ def resolve(
     found = read_file(config_file) if config_file else {}
     entries = entries_of(found.pop(KEY), f"{config_file}: {KEY}") if KEY in found else []
     if models:
-        entries = [{"model": model} for model in models]
+        entries = entries_named(models)
     elif "model" in command_line:
         entries = []
     for name, raw in found.items():
@@ -155,24 +160,26 @@ def resolve(
     for name, raw in command_line.items():
         given[name] = (parse_text(BY_NAME[name], raw, f"--{name}"), "command line")
     if entries:
-        given["model"] = (str(entries[0]["model"]), KEY)
+        given["model"] = (str(entries[0].options["model"]), KEY)
     values = {o.field: given[o.name][0] if o.name in given else o.default for o in OPTIONS}
     sources = {o.name: given[o.name][1] if o.name in given else DEFAULT for o in OPTIONS}
     config = ServeConfig(**values)
-    own = [_own_values(entry, index) for index, entry in enumerate(entries)] or [{}]
+    own = [_own_values(entry) for entry in entries] or [{}]
     configs = _configs_of(config, own)
     for one in (config, *configs):
         _check(one)
     return Resolved(config if configs[1:] else configs[0], sources, configs)
 
 
-def _own_values(entry: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _own_values(entry: Entry) -> dict[str, Any]:
     """By field."""
-    where = f"{KEY}[{index}]"
-    return {
-        BY_NAME[name].field: parse_yaml(BY_NAME[name], raw, f"{where}: {name}")
-        for name, raw in entry.items()
+    values: dict[str, Any] = {
+        BY_NAME[name].field: parse_yaml(BY_NAME[name], raw, f"{entry.where}: {name}")
+        for name, raw in entry.options.items()
     }
+    if entry.version is not None:
+        values |= {"version": entry.version, "served_model_name": (entry.version.spelled,)}
+    return values
 
 
 def _configs_of(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from deploy.config.models import check_names, keys_of
+from deploy.config.models import check_names, claimed, keys_of
 from deploy.config.values import format_bytes
 from deploy.host.affinity import share_cores
 from deploy.host.memory import KV_LIMIT, PROCESS_BYTES, default_kv_bytes
@@ -40,8 +40,11 @@ def make_fleet_plan(
     make_plan: MakePlan,
 ) -> Plan:
     """One plan of all processes; ConfigError when they do not fit together."""
-    check_names([model.served_names for model in models])
-    check_front_names(configs[0], [name for model in models for name in model.served_names])
+    versions = [config.version for config in configs]
+    served = [model.served_names for model in models]
+    check_names(claimed(zip(served, versions, strict=True)))
+    called = [c.called(names) for c, names in zip(configs, served, strict=True)]
+    check_front_names(configs[0], [name for names in called for name in names])
     if any(config.device != "cpu" for config in configs):
         configs = [replace(config, device="cpu") for config in configs]
     num_workers = sum(config.pools.total for config in configs)

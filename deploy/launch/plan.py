@@ -105,7 +105,7 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
     workers will be on other hosts, whose memory says how large their pools are (`deploy.launch.ray.seating`). `key` and the
     `shares` of cores are for one of several models (`deploy.launch.fleet_plan`)."""
     if not key:
-        check_front_names(config, model.served_names)
+        check_front_names(config, config.called(model.served_names))
     device = device_of(config, host)
     places = [_Place(config.kv_cache_memory or 0, 0)] * config.pools.total
     if device == "cuda" or not is_spread:

@@ -32,6 +32,7 @@ from deploy.config.autoscale import limits_of, targets_of
 from deploy.config.topology import all_variables
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
 from deploy.processes.grammar_child import GrammarProcess
+from deploy.processes.growth import HERE_BEFORE, Around, make_rollouts
 from deploy.processes.owner_watch import OwnerWatch
 from engine.adapters.content import content_path
 from engine.adapters.prepare import prepare_adapter
@@ -74,8 +75,12 @@ class CoordinatorProcess:
         self.residents = self._make_residents(members)
         state_of = None if self.residents is None else self.residents.view
         self.fleet = Fleet(members, self.control.send, state_of)
+        self._grammars: dict[str, GrammarProcess] = {}
+        self.rollouts = make_rollouts(spec, self._around(), self.residents, self.clock)
+        self.fleet.shows(self.rollouts.view)
         self._news_of_start = Periodic("saying that it listens", LISTENS_EVERY_S, self._listens)
         self._server: uvicorn.Server | None = None
+        self._closing: list[asyncio.Future[None]] = []
         self.owner = OwnerWatch(
             spec.owner_silence_s, self.fleet, self.fleet.first.outgoing, self.clock
         )
@@ -84,7 +89,21 @@ class CoordinatorProcess:
         self.router = self._router_settings()
         self.adapters = self._open_adapters()
         self.tls = self._open_tls()
-        self.grammars = [_grammars_of(model.model) for model in spec.models]
+
+    def _around(self) -> Around:
+        """What a revision more needs of this process."""
+        return Around(
+            fleet=self.fleet,
+            make_cluster=self._make_cluster,
+            offer=lambda model, cluster: self._app.state.offer(self._offer(model, cluster)),
+            withdraw=self._withdraw,
+            tell=self.fleet.first.outgoing.tell_launcher,
+        )
+
+    def _withdraw(self, name: str) -> None:
+        self._app.state.withdraw(name)
+        if (grammars := self._grammars.pop(name, None)) is not None:
+            self._closing.append(asyncio.ensure_future(grammars.close()))
 
     def _make_residents(self, members: Sequence[Member]) -> Residents | None:
         """None where models stay."""
@@ -117,7 +136,7 @@ class CoordinatorProcess:
         settings = ClusterSettings(
             model_name=model.model.served_names[0],
             block_size=model.block_size,
-            expected=model.expected if spec.memory_budget_bytes is None else {},
+            expected=model.expected if self._is_here(model) else {},
             max_queued_requests=spec.max_queued_requests,
             max_first_token_s=spec.max_first_token_s,
             local_prefill=spec.local_prefill,
@@ -134,6 +153,11 @@ class CoordinatorProcess:
             mode: AutoscaleMode = "dry-run" if spec.autoscale_dry_run else "on"
             cluster.policy.begin(targets_of(spec.slo), limits_of(spec.autoscale), mode)
         return cluster
+
+    def _is_here(self, model: ModelSpec) -> bool:
+        """Whether its workers are there when the server is."""
+        revision, comes = model.revision, self.spec.memory_budget_bytes is not None
+        return not comes and (revision is None or revision.standing in HERE_BEFORE)
 
     def _open_traces(self, endpoint: str | None) -> TraceSink | None:
         if endpoint is None:
@@ -231,6 +255,7 @@ class CoordinatorProcess:
         if self.residents is not None:
             self.residents.start()
             self._news_of_start.start()
+        self.rollouts.start_looking()
         self.owner.start(lambda: self._stop(server))
         loop = asyncio.get_running_loop()
         if self.accounts is not None:
@@ -252,10 +277,12 @@ class CoordinatorProcess:
             if self.residents is not None:
                 self.residents.close()
             self._news_of_start.close()
+            self.rollouts.close()
             self.fleet.close()
             self.control.close()
-            for grammars in self.grammars:
+            for grammars in self._grammars.values():
                 await grammars.close()
+            await asyncio.gather(*self._closing)
 
     def _stop(self, server: uvicorn.Server) -> None:
         """Streams in flight end with an error event; then the server closes."""
@@ -269,7 +296,8 @@ class CoordinatorProcess:
             own = dataclasses.replace(own, temperature=embedded.TEMPERATURE, top_p=embedded.TOP_P)
         return own
 
-    def _offer(self, spec: ModelSpec, cluster: Cluster, grammars: GrammarProcess) -> Offer:
+    def _offer(self, spec: ModelSpec, cluster: Cluster) -> Offer:
+        grammars = self._grammars[spec.name] = _grammars_of(spec.model)
         model = ServedModel(
             served_names=spec.model.served_names,
             directory=Path(spec.model.directory),
@@ -289,10 +317,7 @@ class CoordinatorProcess:
 
     def _make_server(self) -> uvicorn.Server:
         spec, fleet = self.spec, self.fleet
-        offers = [
-            self._offer(*parts)
-            for parts in zip(spec.models, fleet.clusters, self.grammars, strict=True)
-        ]
+        offers = [self._offer(*parts) for parts in zip(spec.models, fleet.clusters, strict=True)]
         first, is_alone = offers[0], len(offers) == 1
         app = create_app(
             service=first.service,
@@ -307,9 +332,10 @@ class CoordinatorProcess:
             allow_special_tokens_in_content=spec.allow_special_tokens_in_content,
             sampling_defaults=first.sampling_defaults,
             traces=self.traces,
-            pools=fleet.first.scaler if is_alone else FleetPools(fleet),
+            pools=FleetPools(fleet),
             pools_of=fleet.pools_of,
             residents=self.residents,
+            revisions=self.rollouts,
             policy=fleet.first.policy if is_alone else None,
             parsers=first.parsers,
             grammars=first.grammars,
@@ -325,6 +351,7 @@ class CoordinatorProcess:
                 credentials=spec.allow_credentials,
             ),
         )
+        self._app = app
         limits = WireLimits(keep_alive_s=spec.keep_alive_s)
         return make_server(
             app,

@@ -1,7 +1,7 @@
 """What launcher and coordinator tell each other. Owns these wire types; who starts what is decided at the two ends.
 
     launcher → coordinator   LauncherHello LauncherGoodbye NodeLeaving WorkerExited ScaleRefused
-    coordinator → launcher   ScaleOrder ScaleTogether StopOrder RetireOrder RoleOrder
+    coordinator → launcher   ScaleOrder ScaleTogether StopOrder RetireOrder RoleOrder ModelsOrder
 
 Every order may be repeated and then changes nothing: a hello with its list of workers shows what was lost.
 """
@@ -12,6 +12,7 @@ import msgspec
 
 from protocol.messages.records import Message
 from protocol.roles import Role
+from protocol.specs import ModelSpec
 
 
 class LauncherWorker(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,4 +101,11 @@ class RoleOrder(Message, frozen=True, kw_only=True):
     role: Role
 
 
-LauncherOrder = ScaleOrder | ScaleTogether | StopOrder | RetireOrder | RoleOrder
+class ModelsOrder(Message, frozen=True, kw_only=True):
+    """These models are served from now on, the coordinator's first one first: workers of any of them may be ordered, and a
+    coordinator that is started again serves them."""
+
+    models: list[ModelSpec]
+
+
+LauncherOrder = ScaleOrder | ScaleTogether | StopOrder | RetireOrder | RoleOrder | ModelsOrder

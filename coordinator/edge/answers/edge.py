@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from coordinator.edge.answers.affinity import REVISION_HEADER, affinity_of
 from coordinator.edge.answers.answer import Resumable
 from coordinator.edge.answers.choice_text import TextOptions
 from coordinator.edge.answers.generation_run import GenerationRun
 from coordinator.edge.answers.own_deployment import asked_of, tokens_of
 from coordinator.edge.answers.responses import ResumableResponse, StreamResponse, WholeResponse
 from coordinator.edge.answers.resumable import StreamGone
+from coordinator.edge.http.holds import keep
 from coordinator.edge.http.request_ids import label_of
 from coordinator.edge.telemetry.request_record import RequestFacts
 from protocol.errors import InvalidRequest, ModelNotFound
@@ -26,9 +28,11 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from coordinator.accounts.booking import Booking
-    from coordinator.cluster.service_api import ModelControl
+    from coordinator.cluster.service_api import ModelControl, RevisionControl
+    from coordinator.cluster.traffic_split import Affinity
     from coordinator.edge.answers.adapters import AdapterBook
     from coordinator.edge.answers.answer import AnswerRequest, Dialect, RawPrompts
+    from coordinator.edge.answers.catalogue import Catalogue
     from coordinator.edge.answers.resumable import KeptStream, KeptStreams
     from coordinator.edge.answers.run import Run
     from coordinator.edge.answers.served import Served
@@ -84,9 +88,9 @@ class Groups(Protocol):
 @dataclass(frozen=True, slots=True)
 class Edge:
     """One application's parts; made once by `create_app`. `guard` tells an endpoint who asks. The first of `models`
-    answers who names none, and no name is two models'."""
+    answers who names none, and no name is two models'. Of a model that has `revisions` one is chosen for each request, by `begin`."""
 
-    models: tuple[Served, ...]
+    catalogue: Catalogue
     clock: Clock
     metrics: EdgeMetrics
     limits: EdgeLimits
@@ -98,6 +102,17 @@ class Edge:
     groups: Groups | None = None
     residents: ModelControl | None = None
     adapters: AdapterBook | None = None
+    revisions: RevisionControl | None = None
+
+    @property
+    def models(self) -> tuple[Served, ...]:
+        """All that are served now."""
+        return self.catalogue.models
+
+    @property
+    def default_name(self) -> str:
+        """Of the model that answers who names none."""
+        return self._public(self.models[0].model.name)
 
     @property
     def own_names(self) -> tuple[str, ...]:
@@ -108,7 +123,12 @@ class Edge:
     @property
     def served_names(self) -> tuple[str, ...]:
         """The names of the models themselves."""
-        return tuple(name for served in self.models for name in served.model.served_names)
+        names = (name for served in self.models for name in self._names_of(served))
+        return tuple(dict.fromkeys(names))
+
+    def _names_of(self, served: Served) -> Sequence[str]:
+        found = None if self.revisions is None else self.revisions.names(served.model.name)
+        return served.model.served_names if found is None else found
 
     @property
     def longest(self) -> int:
@@ -117,10 +137,12 @@ class Edge:
 
     def of(self, name: str | None) -> Served:
         """The model that has this name; for a group's the first of its own deployments'; the first for any other, and an
-        adapter's."""
+        adapter's. Of one with revisions the heaviest."""
         names = [name]
         if name is not None and (groups := self.group_of(name)) is not None:
             names.append(groups.own_model(name))
+        if self.revisions is not None:
+            names = [each and (self.revisions.model_of(each) or each) for each in names]
         for meant in names:
             for served in self.models:
                 if meant in served.model.served_names:
@@ -139,24 +161,47 @@ class Edge:
                 raise ModelNotFound(told, "model")
             served = _listed(self.names_for(principal)) or "none that this API key may use"
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
-        meant = name or self.models[0].model.name
-        principal.check_model(meant)
+        meant = name or self.default_name
+        self._check_allowed(principal, meant)
         return meant
 
-    def begin(self, principal: Principal, name: str | None) -> str:
+    def begin(self, principal: Principal, name: str | None, asked: Affinity) -> str:
         """The same for what generates: raises LimitReached and LedgerUnavailable, too, where its key has nothing left, so
-        that no prompt is read and no grammar is tried for it."""
+        that no prompt is read and no grammar is tried for it. Of a model with revisions it is the name of the one that was chosen,
+        which is kept until the request has been answered."""
         model = self.model_for(principal, name, among_groups=True)
-        self.guard.keys.check_room(principal, model)
-        return model
+        self.guard.keys.check_room(principal, self._public(model))
+        return model if self.group_of(model) is not None else self._chosen(model, asked)
+
+    def _chosen(self, model: str, asked: Affinity) -> str:
+        chosen = None if self.revisions is None else self.revisions.choose(model, asked)
+        if chosen is None:
+            return model
+        keep(chosen.end)
+        return chosen.name
+
+    def _public(self, name: str) -> str:
+        """What keys, prices and the ledger call it."""
+        return name if self.revisions is None else self.revisions.public_name(name)
+
+    def _check_allowed(self, principal: Principal, name: str) -> None:
+        """Raise Forbidden; who may use a model may use each of its revisions."""
+        if not principal.may_use(self._public(name)):
+            principal.check_model(name)
 
     def names_for(self, principal: Principal) -> tuple[str, ...]:
         """The served names and groups that a key allows."""
-        return tuple(name for name in self.all_names() if principal.may_use(name))
+        return tuple(
+            name
+            for name in self.all_names()
+            if principal.may_use(name) or principal.may_use(self._public(name))
+        )
 
     def adapter_of(self, model: str) -> AdapterRef | None:
         """The adapter that a name means now, None for the model itself; raises ModelNotFound for one that has left meanwhile."""
         found = None if self.adapters is None else self.adapters.find(model)
+        if self.revisions is not None and self.revisions.model_of(model) is not None:
+            return None
         if found is None and model not in self.served_names and self.group_of(model) is None:
             raise ModelNotFound(f"the model {model!r} is not served here any more", "model")
         return None if found is None else found.ref
@@ -190,7 +235,7 @@ class Edge:
     ) -> Response:
         """The answer; sent, it submits its run. Raises InvalidRequest for what does not fit the model, and for a form that
         no answer can be kept to."""
-        principal.check_model(asked.model)
+        self._check_allowed(principal, asked.model)
         facts = self._facts(request, asked)
         booking = self.guard.keys.booking(principal)
         groups = self.group_of(asked.model)
@@ -202,18 +247,26 @@ class Edge:
                 asked,
                 facts,
                 booking,
-                lambda name: self._own_of_group(principal, asked, facts, name),
+                lambda name: self._own_of_group(request, principal, asked, facts, name),
                 principal.may_use,
             )
         return self._sent(run, principal, asked, dialect)
 
     async def _own_of_group(
-        self, principal: Principal, asked: AnswerRequest, facts: RequestFacts, name: str
+        self,
+        request: Request,
+        principal: Principal,
+        asked: AnswerRequest,
+        facts: RequestFacts,
+        name: str,
     ) -> GenerationRun:
         """Booked by whoever asks us."""
-        own = self.of(name)
+        chosen = self._chosen(name, affinity_of(request, None, asked.conversation))
+        own = self.of(chosen)
         facts = replace(facts, response_model=own.model.name)
         here = await asked_of(own, asked, spells=own is self.of(asked.model))
+        if chosen != name:
+            here = replace(here, model=chosen)
         return await self._own_run(own, principal, here, facts, None)
 
     async def _own_run(
@@ -243,9 +296,13 @@ class Edge:
             constraint_field=asked.wishes.constraint_field,
             marks={} if make_parts is None else own.formats.marks,
         )
-        return GenerationRun(
+        run = GenerationRun(
             generations, text, facts, own.context, make_parts, booking, asked.keep_alive_s
         )
+        public, _, revision = asked.model.rpartition("@")
+        if public and self._public(asked.model) == public:
+            run.headers[REVISION_HEADER] = revision
+        return run
 
     def _facts(self, request: Request, asked: AnswerRequest) -> RequestFacts:
         is_adapter = self.adapters is not None and self.adapters.find(asked.model) is not None
@@ -255,7 +312,7 @@ class Edge:
             operation=asked.operation,
             reply_id=asked.reply_id,
             label=label_of(request),
-            model=asked.model,
+            model=self._public(asked.model),
             response_model=self.of(asked.model).model.name,
             adapter=adapter,
             is_stream=asked.is_stream,

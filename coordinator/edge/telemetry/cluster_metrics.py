@@ -41,6 +41,10 @@ class ClusterCollector(Collector):
         """One model more."""
         self._models.append(ModelCollector(model_name, cluster))
 
+    def remove(self, model_name: str) -> None:
+        """That one is served no more."""
+        self._models = [model for model in self._models if model.model_name != model_name]
+
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not ask a service that is still starting."""
         return []

@@ -20,6 +20,7 @@ import msgspec
 
 from deploy.config.topology import child_environment
 from deploy.host.gpu_plan import least_used
+from deploy.host.later_models import worker_of
 from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
 from deploy.launch.child_process import ChildProcess
 from deploy.launch.control import ControlLink
@@ -28,10 +29,11 @@ from deploy.launch.plan import next_share
 from deploy.launch.stores import path_beside
 from launching.foreman import Foreman
 from launching.roster import COORDINATOR, HELLO_EVERY_S, Exit, Place, Roster, Spec
+from protocol.errors import ConfigError
 from protocol.ids import key_of
 from protocol.messages.launcher import NOT_STARTED
 from protocol.periodic import Periodic
-from protocol.specs import WorkerSpec
+from protocol.specs import CoordinatorSpec, WorkerSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from launching.roster import Message
     from protocol.clock import Clock
     from protocol.messages.launcher import ScaleOrder
+    from protocol.roles import Role
 
 _KILL_WAIT_S = 5.0
 STANDBY = "standby"
@@ -227,7 +230,7 @@ class Launcher:
     def _more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
         """A worker like the others of this plan, on the least used cores, if its KV pool fits."""
         workers = self.roster.workers
-        model = self.plan.like(order.role, key_of(order.worker_id))
+        model = self._like(order.role, key_of(order.worker_id))
         if model.device == "cpu":  # what a GPU has, the worker finds out, whose start may fail
             starting = [spec.kv_cache_bytes for spec in self.roster.starting(now_s - SETTLE_S)]
             check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
@@ -243,6 +246,17 @@ class Launcher:
             visible_devices=least_used(workers, model),
             store_path=path_beside(model, order.worker_id),
         )
+
+    def _like(self, role: Role, key: str) -> WorkerSpec:
+        """A worker of the plan, or what one would be for a model that came later."""
+        if any(key_of(worker.worker_id) == key for worker in self.plan.workers):
+            return self.plan.like(role, key)
+        place = self.roster.get(COORDINATOR)
+        models = place.spec.models if place and isinstance(place.spec, CoordinatorSpec) else ()
+        for model in models:
+            if model.key == key and model.like is not None:
+                return worker_of(model, self.plan.like(role, model.like))
+        raise ConfigError(f"there is no model with the key {key!r}")
 
     # ---- the way out
 

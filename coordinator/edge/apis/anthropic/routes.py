@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 from starlette.routing import Match
 
+from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import AnswerRequest
 from coordinator.edge.apis.anthropic.dialect import MessagesDialect
 from coordinator.edge.apis.anthropic.replies import ERROR_REPLY
@@ -69,7 +70,8 @@ class MessageRoutes:
         edge = self._edge
         arrival_s = edge.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_messages)
-        model = edge.begin(principal, asked.model)
+        alike = affinity_of(request, asked, conversation)
+        model, told = edge.begin(principal, asked.model, alike), asked.model or edge.default_name
         wishes = wishes_of(asked)
         prompts = await edge.prompts_of(model, conversation)
         reply_id = f"msg_{new_request_id()}"
@@ -88,7 +90,7 @@ class MessageRoutes:
             tools=tools,
             has_parts=True,
         )
-        return await edge.respond(request, principal, neutral, MessagesDialect(reply_id, model))
+        return await edge.respond(request, principal, neutral, MessagesDialect(reply_id, told))
 
     async def count(self, request: Request, principal: Principal) -> Response:
         """Read a conversation and count it."""

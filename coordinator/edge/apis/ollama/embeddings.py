@@ -8,6 +8,7 @@ import orjson
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
+from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import RawPrompts
 from coordinator.edge.answers.embeddings import (
     EmbeddingEdge,
@@ -123,7 +124,7 @@ class EmbeddingRoutes:
         self._embeddings.check(model, raw, field)
         if not any(texts):
             return json_response({"embedding": []} if is_old else _nothing(called or model))
-        edge.begin(principal, model)
+        model = edge.begin(principal, model, affinity_of(request, asked, prompt=texts))
         wanted = Wanted(raw, field, model, new_request_id(), arrival_s)
         dialect = OldDialect() if is_old else EmbedDialect(called or model, asked.dimensions)
         neutral = await self._embeddings.asked(wanted)

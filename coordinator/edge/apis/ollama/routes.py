@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
+from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import AnswerRequest, RawPrompts
 from coordinator.edge.answers.tools import NO_TOOLS
 from coordinator.edge.apis.ollama.dialects import ChatDialect, GenerateDialect, now_told
@@ -85,13 +86,12 @@ class AnswerRoutes:
         edge = self._edge
         arrival_s = edge.clock.now_s()
         asked, conversation, tools = await edge.bodies.read(request, parse_chat)
-        model = meant(edge, principal, asked)
-        dialect = ChatDialect(
-            called(asked, model), edge.of(model).context.tokenizer, logprobs=bool(asked.logprobs)
-        )
+        named = meant(edge, principal, asked)
         if not asked.messages:
-            return await self._loaded(dialect, asked, model)
-        edge.begin(principal, model)
+            return await self._loaded(self._dialect(ChatDialect, asked, named, named), asked, named)
+        alike = affinity_of(request, asked, conversation)
+        model = edge.begin(principal, named, alike)
+        dialect = self._dialect(ChatDialect, asked, named, model)
         wishes = wishes_of(asked)
         prompts = await edge.prompts_of(model, conversation)
         neutral = replace(
@@ -105,13 +105,14 @@ class AnswerRoutes:
         edge = self._edge
         arrival_s = edge.clock.now_s()
         asked, conversation = await edge.bodies.read(request, parse_generate)
-        model = meant(edge, principal, asked)
-        dialect = GenerateDialect(
-            called(asked, model), edge.of(model).context.tokenizer, logprobs=bool(asked.logprobs)
-        )
+        named = meant(edge, principal, asked)
         if not asked.prompt:
-            return await self._loaded(dialect, asked, model)
-        edge.begin(principal, model)
+            return await self._loaded(
+                self._dialect(GenerateDialect, asked, named, named), asked, named
+            )
+        alike = affinity_of(request, asked, conversation)
+        model = edge.begin(principal, named, alike)
+        dialect = self._dialect(GenerateDialect, asked, named, model)
         wishes = wishes_of(asked)
         talk = None if asked.raw else conversation
         raw = RawPrompts([asked.prompt]) if asked.raw else None
@@ -124,6 +125,13 @@ class AnswerRoutes:
             raw=raw,
         )
         return await edge.respond(request, principal, neutral, dialect)
+
+    def _dialect(
+        self, kind: type[OllamaDialect], asked: AnswerBody, named: str, model: str
+    ) -> OllamaDialect:
+        """Of an answer by `model`, which the client calls as it did, or `named`."""
+        tokenizer = self._edge.of(model).context.tokenizer
+        return kind(called(asked, named), tokenizer, logprobs=bool(asked.logprobs))
 
     def _neutral(
         self,
@@ -218,7 +226,9 @@ class ModelRoutes:
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
-        self._files = {served.model.name: Files.of(served.model) for served in edge.models}
+        self._files: dict[str, Files] = {}
+        for served in edge.models:
+            self._files_of(served.model)
 
     def router(self) -> APIRouter:
         """Their routes."""
@@ -307,9 +317,16 @@ class ModelRoutes:
     def _cards(self, principal: Principal) -> list[dict[str, Any]]:
         return [self._card(name) for name in self._edge.names_for(principal)]
 
+    def _files_of(self, model: ServedModel) -> Files:
+        """Looked at once: before anybody waits, but for models that come later."""
+        key = str(model.directory)
+        if key not in self._files:
+            self._files[key] = Files.of(model)
+        return self._files[key]
+
     def _card(self, name: str) -> dict[str, Any]:
         model = self._edge.of(name).model
-        files = self._files[model.name]
+        files = self._files_of(model)
         return {
             "name": name,
             "model": name,

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import Field
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
+from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import RawPrompts
 from coordinator.edge.answers.embeddings import EmbeddingEdge, Wanted, WholeDialect, vectors_of
 from coordinator.edge.apis.openai.requests import check_sizes, refuse_unsupported
@@ -94,7 +95,8 @@ class EmbeddingRoutes:
         edge, arrival_s = self._edge, self._edge.clock.now_s()
         most = edge.longest
         asked = await edge.bodies.read(request, lambda body: parse(body, most), MAX_IDS)
-        model = edge.begin(principal, asked.model)
+        alike = affinity_of(request, asked, prompt=asked.input)
+        model, told = edge.begin(principal, asked.model, alike), asked.model or edge.default_name
         special = asked.add_special_tokens is not False
         raw = RawPrompts(inputs_of(asked), special, is_embedded=True, dimensions=asked.dimensions)
         self._embeddings.check(model, raw, "input")
@@ -102,7 +104,7 @@ class EmbeddingRoutes:
             raw, "input", model, f"embd-{new_request_id()}", arrival_s, asked.priority or 0
         )
         neutral = await self._embeddings.asked(wanted)
-        return await edge.respond(request, principal, neutral, EmbeddingDialect(model, asked))
+        return await edge.respond(request, principal, neutral, EmbeddingDialect(told, asked))
 
 
 def parse(body: bytes, max_model_len: int) -> EmbeddingRequest:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
+from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import AnswerRequest, RawPrompts, Resumable
 from coordinator.edge.answers.own_deployment import tokens_of
 from coordinator.edge.answers.tools import NO_TOOLS
@@ -94,14 +95,13 @@ def _echoed(asked: CompletionRequest, raw: RawPrompts) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Talk:
-    """What a chat's prompt is made of, and what its answer may call; `raw` are the prompts of completions for a group."""
+    """Which model answers, what a chat's prompt is made of, and what its answer may call; `raw` are the prompts of completions
+    for a group."""
 
+    model: str
     conversation: Conversation | None = None
     tools: ToolUse = NO_TOOLS
     raw: RawPrompts | None = None
-
-
-NO_TALK = Talk()
 
 
 class GenerationRoutes:
@@ -142,7 +142,8 @@ class GenerationRoutes:
         if (rest := await self._rest(arrival)) is not None:
             return rest
         asked, conversation, tools = await edge.bodies.read(arrival.request, parse_chat)
-        model = edge.begin(arrival.principal, asked.model)
+        alike = affinity_of(arrival.request, asked, conversation)
+        model = edge.begin(arrival.principal, asked.model, alike)
         wishes = chat_wishes(asked)
         prompts = await edge.prompts_of(model, conversation, keeps_thoughts=True)
         if not prompts:
@@ -153,7 +154,8 @@ class GenerationRoutes:
             PromptEcho(prompt, scores=self._scores(own, prompt, "", None, asked.prompt_logprobs))
             for prompt in prompts
         ]
-        return await self._respond(CHAT, arrival, asked, wishes, echoes, Talk(conversation, tools))
+        talk = Talk(model, conversation, tools)
+        return await self._respond(CHAT, arrival, asked, wishes, echoes, talk)
 
     async def complete(self, arrival: Arrival) -> Response:
         """Read the prompts and continue each."""
@@ -164,7 +166,8 @@ class GenerationRoutes:
         asked = await edge.bodies.read(
             arrival.request, lambda body: parse_completion(body, longest), MAX_IDS
         )
-        model = edge.begin(arrival.principal, asked.model)
+        alike = affinity_of(arrival.request, asked, prompt=asked.prompt)
+        model = edge.begin(arrival.principal, asked.model, alike)
         wishes = completion_wishes(asked)
         raw = RawPrompts(prompts_of(asked), asked.add_special_tokens is not False)
         num_choices = len(raw.said) * (asked.n or 1)
@@ -175,9 +178,10 @@ class GenerationRoutes:
             _check_can_go(asked, *_echoed(asked, raw))
             said = [it if isinstance(it, str) and asked.echo else "" for it in raw.said]
             echoes = [PromptEcho([], text) for text in said]
-            return await self._respond(COMPLETION, arrival, asked, wishes, echoes, Talk(raw=raw))
+            talk = Talk(model, raw=raw)
+            return await self._respond(COMPLETION, arrival, asked, wishes, echoes, talk)
         echoes = await self._read(edge.of(model), asked, wishes, raw)
-        return await self._respond(COMPLETION, arrival, asked, wishes, echoes)
+        return await self._respond(COMPLETION, arrival, asked, wishes, echoes, Talk(model))
 
     def _is_for_group(self, model: str, asked: CompletionRequest, raw: RawPrompts) -> bool:
         """A name that is a model's too means the model, where only a model can tell what is asked."""
@@ -237,14 +241,13 @@ class GenerationRoutes:
         asked: GenerationRequest,
         wishes: SamplingWishes,
         prompts: Sequence[PromptEcho],
-        talk: Talk = NO_TALK,
+        talk: Talk,
     ) -> Response:
-        edge, choices = self._edge, asked.n or 1
-        model = asked.model or edge.models[0].model.name
+        edge, choices, model = self._edge, asked.n or 1, talk.model
         options = ReplyOptions(
             reply_id=endpoint.id_prefix + new_request_id(),
             created=int(wall_time_s()),
-            model=model,
+            model=asked.model or edge.default_name,
             prompts=prompts,
             logprobs=wishes.logprobs is not None,
             include_usage=asked.wants_usage,

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deploy.config.models import KEY_LENGTH, check_names, keys_of
+from deploy.config.described import describe
+from deploy.config.models import (
+    KEY_LENGTH,
+    Version,
+    check_names,
+    claimed,
+    keys_of,
+    weights_of,
+)
 from deploy.config.serve_config import resolve
 from deploy.config.topology import Pools
 from protocol.errors import ConfigError
@@ -91,3 +99,80 @@ def test_two_models_of_one_name_are_refused() -> None:
     check_names([("a", "b"), ("c",)])
     with pytest.raises(ConfigError, match="'b'"):
         check_names([("a", "b"), ("b",)])
+
+
+REVISIONS = """
+models:
+  - name: [chat, talk]
+    pd: 0p1d
+    revisions:
+      - {revision: v1, model: a, weight: 90}
+      - {revision: 2, model: b, weight: 10, max-num-seqs: 4}
+  - c
+"""
+
+
+def test_revisions_share_what_the_model_has_and_are_models_of_their_own(tmp_path: Path) -> None:
+    first, second, plain = of_file(tmp_path, REVISIONS).models
+    assert first.version == Version(("chat", "talk"), "v1", 90)
+    assert second.version == Version(("chat", "talk"), "2", 10)
+    assert (first.model, first.served_model_name, first.pools) == ("a", ("chat@v1",), Pools(0, 1))
+    assert (second.model, second.max_num_seqs) == ("b", 4)
+    assert plain.version is None
+
+
+def test_revisions_are_named_on_the_command_line_too() -> None:
+    words = ["chat@v1:90=./a", "chat@v2:10=org/b", "c"]
+    first, second, plain = resolve({}, {}, None, words).models
+    assert first.version == Version(("chat",), "v1", 90)
+    assert second.version == Version(("chat",), "v2", 10)
+    assert (first.model, second.model, plain.model) == ("./a", "org/b", "c")
+
+
+@pytest.mark.parametrize(
+    ("given", "weights"),
+    [([None, None], [100, 0]), ([None, 5], [0, 5]), ([1, 2], [1, 2])],
+)
+def test_weights_that_are_left_out(given: list[float | None], weights: list[float]) -> None:
+    assert weights_of(given, "models[0]") == weights
+
+
+def test_the_printed_configuration_has_its_revisions(tmp_path: Path) -> None:
+    printed = describe(of_file(tmp_path, REVISIONS))
+    again = of_file(tmp_path, printed).models
+    assert [one.version for one in again] == [
+        Version(("chat", "talk"), "v1", 90),
+        Version(("chat", "talk"), "2", 10),
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("{revisions: [{revision: v1, model: a}]}", "`name:`"),
+        ("{name: x, revisions: []}", "models[0].revisions"),
+        ("{name: x, revisions: [a]}", "models[0].revisions[0]"),
+        ("{name: x, revisions: [{model: a}]}", "revision"),
+        ("{name: x, revisions: [{revision: a/b, model: a}]}", "'a/b'"),
+        ("{name: x, revisions: [{revision: v1}]}", "`model:`"),
+        ("{name: x, revisions: [{revision: v1, model: a, weigth: 3}]}", "did you mean 'weight'"),
+        ("{name: x, revisions: [{revision: v1, model: a, weight: -1}]}", "-1"),
+        ("{name: x, revisions: [{revision: v1, model: a, weight: 0}]}", "more than 0"),
+        ("{name: x, revisions: [{revision: v1, model: a}, {revision: v1, model: b}]}", "x@v1"),
+        ("{name: x, revisions: [{revision: v1, model: a, served-model-name: y}]}", "served-model"),
+    ],
+)
+def test_revisions_that_cannot_be_are_refused_by_name(
+    tmp_path: Path, model: str, named: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        of_file(tmp_path, f"models: [{model}]")
+    assert named in str(refused.value)
+
+
+def test_no_revision_has_another_models_name() -> None:
+    version = Version(("a",), "v1", 1)
+    check_names(claimed([(["a@v1"], version), (["a@v2"], Version(("a",), "v2", 1))]))
+    with pytest.raises(ConfigError, match="'a'"):
+        check_names(claimed([(["a@v1"], version), (["a"], None)]))

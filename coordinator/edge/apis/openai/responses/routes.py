@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
+from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import AnswerRequest, Resumable
 from coordinator.edge.answers.resumable import StreamGone
 from coordinator.edge.apis.openai.dialects.generation import STREAM_HEADERS
@@ -102,15 +103,17 @@ class ResponseRoutes:
         arrival_s = edge.clock.now_s()
         read = await edge.bodies.read(request, read_response)
         asked = read.asked
-        model = edge.begin(principal, asked.model)
+        edge.model_for(principal, asked.model, among_groups=True)
         wishes = wishes_of(asked)
         earlier = self._window.turns_before(asked.previous_response_id, principal.tenant)
         conversation = conversation_of(asked, earlier, read.turns, read.tools)
+        alike = affinity_of(request, asked, conversation)
+        model, told = edge.begin(principal, asked.model, alike), asked.model or edge.default_name
         prompts = await edge.prompts_of(model, conversation)
         options = ResponseOptions(
             response_id=f"resp_{new_request_id()}",
             created=int(wall_time_s()),
-            model=model,
+            model=told,
             echoed=self._echoed(model, read),
             logprobs=wishes.logprobs is not None,
         )
