@@ -81,8 +81,9 @@ class Server:
             if self.is_healthy():
                 return
             waiter.wait(0.05)
+        told = self.log()
         self.stop()
-        raise AssertionError(f"the server did not become ready:\n{self.log()}")
+        raise AssertionError(f"the server did not become ready:\n{told}")
 
     def log(self) -> str:
         self._log.seek(0)
