@@ -225,5 +225,8 @@ def test_what_came_with_the_server_is_loaded_again_by_its_name_alone(server: Ser
 
     assert rollout(server, "promote", "chat", "v1") == 0
     assert ask(server, "to and fro").headers[HEADER] == "v1"
-    assert rollout(server, "promote", "chat", "v3") == 0
-    assert {ask(server, f"back {n}").headers[HEADER] for n in range(4)} == {"v3"}
+    until(lambda: states(server)["v3"] == "unloaded", "v3 is gone")
+    reply = server.client.post("/rollouts/rollback", json={"model": "chat"})
+    assert reply.status_code == 409
+    assert "baton rollout start chat v3 MODEL" in reply.json()["error"]["message"]
+    assert {ask(server, f"after {n}").headers[HEADER] for n in range(4)} == {"v1"}
