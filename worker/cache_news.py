@@ -52,9 +52,10 @@ class CacheNews:
     def tell_all(self) -> None:
         """Asked for: everything, and from now on what changes."""
         self._cache.changes.begin()
-        disk = self._lower.keys() if self._lower is not None else []
+        disk: list[bytes] = []
         if self._lower is not None:
-            self._lower.take_changes()
+            self._lower.take_changes()  # before the list: what comes between is told twice, and not lost
+            disk = self._lower.keys()
         self._tell(self._cache.keys(), [], disk, [], is_anew=True)
 
     def tell_changes(self) -> None:
@@ -67,10 +68,11 @@ class CacheNews:
         if changes.is_lost:
             self.tell_all()
             return
+        below = self._lower.take_changes() if self._lower is not None else ([], [])
+        if below is None:
+            self.tell_all()
+            return
         stored, evicted = changes.take() if changes else ([], [])
-        below: tuple[list[bytes], list[bytes]] = ([], [])
-        if self._lower is not None:
-            below = self._lower.take_changes()
         if stored or evicted or any(below):
             self._tell(stored, evicted, *below, is_anew=False)
 

@@ -91,10 +91,13 @@ class DiskTier:
         records = self._log.keys()
         return [record.key for record in records]
 
-    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
+    def take_changes(self) -> tuple[list[bytes], list[bytes]] | None:
         """See LowerTier."""
         changes: dict[bytes, bool] = {}
-        for event in self._log.events():
+        events = self._log.events()
+        if events is None:
+            return None
+        for event in events:
             changes[event.record.key] = event.kind is EventKind.STORED
         stored = [key for key, is_there in changes.items() if is_there]
         return stored, [key for key, is_there in changes.items() if not is_there]

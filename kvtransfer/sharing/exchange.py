@@ -83,8 +83,8 @@ class LowerTier(Protocol):
         """All that is there for good."""
         ...
 
-    def take_changes(self) -> tuple[list[bytes], list[bytes]]:
-        """(stored, gone) since the last call."""
+    def take_changes(self) -> tuple[list[bytes], list[bytes]] | None:
+        """(stored, gone) since the last call; None when some were forgotten since."""
         ...
 
 

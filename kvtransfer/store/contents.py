@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from kvtransfer.store.segment import Entry, Segment
 
 
+MAX_CHANGES = 65_536
+"""So many wait for whoever asks."""
+
+
 class Contents:
     """Entries by key, least recently used first."""
 
     def __init__(self) -> None:
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._changes: list[LogEvent] = []
+        self._is_lost = False
         self.live_bytes = 0
         self.stored = 0
         self.evicted = 0
@@ -93,13 +98,17 @@ class Contents:
         return True
 
     def tell(self, kind: EventKind, record: BlockRecord) -> None:
-        """Note a change for whoever keeps an index of it."""
-        self._changes.append(LogEvent(kind, record))
+        """Note a change for whoever keeps an index of it. What nobody takes is forgotten in the end."""
+        if len(self._changes) >= MAX_CHANGES:
+            self._changes, self._is_lost = [], True
+        if not self._is_lost:
+            self._changes.append(LogEvent(kind, record))
 
-    def changes(self) -> list[LogEvent]:
-        """Those since the last call."""
+    def changes(self) -> list[LogEvent] | None:
+        """Those since the last call; None when some were forgotten, so that only a whole list helps."""
         changes, self._changes = self._changes, []
-        return changes
+        is_lost, self._is_lost = self._is_lost, False
+        return None if is_lost else changes
 
     def oldest(self, num_bytes: int) -> list[Entry]:
         """Least recently used entries that give so much back together; all when that is not enough."""

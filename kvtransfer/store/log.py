@@ -215,8 +215,9 @@ class BlockLog:
         with self._state.guard:
             return iter([entry.record for entry in self._state.contents.all()])
 
-    def events(self) -> list[LogEvent]:
-        """What changed since the last call, in order; what was there at the start is in `keys` alone."""
+    def events(self) -> list[LogEvent] | None:
+        """What changed since the last call, in order; what was there at the start is in `keys` alone. None when nobody asked for
+        so long that some were forgotten: then `keys` has what is there."""
         with self._state.guard:
             return self._state.contents.changes()
 

@@ -59,7 +59,7 @@ class LogMachine(RuleBasedStateMachine):
 
     def hear(self) -> None:
         """The index that another process would keep."""
-        for event in self.log.events():
+        for event in self.log.events() or ():
             if event.kind is EventKind.STORED:
                 self.there[event.record.key] = event.record
             else:

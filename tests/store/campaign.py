@@ -66,7 +66,7 @@ def work(log: BlockLog, chance: random.Random, tell: Callable[[int], object]) ->
         group, numbers = numbers[:size], numbers[size:]
         put(log, *group)
         wrong_reads(log, range(group[0], group[-1] + 1))
-        for event in log.events():
+        for event in log.events() or ():
             if event.kind is EventKind.STORED:
                 tell(number_of[event.record.key])
 

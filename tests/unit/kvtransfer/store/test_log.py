@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvtransfer.store import contents
 from kvtransfer.store.disk import Disk
 from kvtransfer.store.log import BlockLog
 from kvtransfer.store.records import BlockRecord, EventKind
@@ -51,12 +52,26 @@ def test_a_block_is_read_before_and_after_it_is_written_and_after_a_restart(tmp_
 def test_events_say_what_is_durable_and_what_went(tmp_path: Path) -> None:
     log = opened(tmp_path, 60 * BLOCK_BYTES)
     put(log, *range(100))
-    events = log.events()
+    events = log.events() or []
     stored = {event.record.key for event in events if event.kind is EventKind.STORED}
     evicted = {event.record.key for event in events if event.kind is EventKind.EVICTED}
     assert set(keys(log)) == stored - evicted
     assert evicted
     assert log.events() == []
+    log.close()
+
+
+def test_events_that_nobody_takes_are_forgotten_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "MAX_CHANGES", 20)
+    log = opened(tmp_path)
+    put(log, *range(50))
+    assert len(log._state.contents._changes) <= 20
+    assert log.events() is None
+    assert log.events() == []
+    put(log, 50)
+    assert [event.record.key for event in log.events() or ()] == [key(50)]
     log.close()
 
 
@@ -169,7 +184,7 @@ def test_clear_leaves_nothing_and_the_log_goes_on(tmp_path: Path) -> None:
     put(log, 1, 2, 3)
     log.events()
     log.clear()
-    assert [event.kind for event in log.events()] == [EventKind.EVICTED] * 3
+    assert [event.kind for event in log.events() or ()] == [EventKind.EVICTED] * 3
     assert [file.name for file in tmp_path.iterdir()] == ["owner"]
     assert log.stats.disk_bytes == log.stats.live_bytes == log.stats.blocks == 0
     put(log, 1)
