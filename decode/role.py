@@ -89,7 +89,8 @@ class DecodeRole:
         self.outbox = outbox
         self.context = context
         self.fetches: dict[Key, Fetch] = {}
-        self.prefixes = PrefixReader(fetcher, outbox, context, scheduler.resume)
+        pool = scheduler.allocator.pool
+        self.prefixes = PrefixReader(pool, fetcher, outbox, context, scheduler.resume)
         self.decoded_tokens = 0
         self.prefilled_tokens = 0
         self._sequences: dict[Key, Progress] = {}
@@ -123,8 +124,7 @@ class DecodeRole:
         sequence = self.scheduler.allocator.begin(message, whose, now_s)
         sequence.guide = guide
         sequence.chunk_tokens = message.chunk_tokens
-        sequence.prefix_source = message.prefix_source
-        sequence.prefix_source_tokens = message.prefix_source_tokens
+        sequence.parked_at = message.parked_at
         self._sequences[key] = Progress({Span.UNHEARD: self.context.unheard_s})
         if message.source is not None:
             self.fetches[key] = Fetch(sequence, message.source)
@@ -293,8 +293,7 @@ class DecodeRole:
         """Advance every running sequence by one token (and prompts computed here by a chunk)."""
         batch = self.scheduler.schedule()
         for sequence in self.scheduler.fetching_prefix:
-            if sequence.key not in self.prefixes:
-                self.prefixes.begin(sequence, self.scheduler.allocator.block_size)
+            self.prefixes.begin(sequence, self.scheduler.allocator.block_size)
         if not batch:
             return False
         now_s = self.context.clock.now_s()
@@ -359,7 +358,8 @@ class DecodeRole:
         if self._sequences.pop(key, None) is None:
             return
         sequence = self.scheduler.remove(key)
-        if sequence is not None and not self.prefixes.end(key):
+        if sequence is not None:
+            self.prefixes.end(key)
             sequence.hold.release()
 
     def expire(self) -> None:

@@ -2,13 +2,13 @@
 
     add ─► waiting ─admit─► fetching (WAITING_FOR_REMOTE_KVS) ─ready─► running ─► finished
               │                        ▲        └─────── resume ─────────►┤
-              ├─ its beginning is elsewhere ─┘                            │
+              ├─ some of it is elsewhere ────┘                            │
               └────────────── admit (computes its prompt here) ─────────►┤
               ▲                                                          │
               └───────────────── preempted: blocks ran out ◄─────────────┘
 
-A preempted sequence goes to the head of the queue and is computed again from its tokens; the same
-tokens come out, because a draw depends only on seed and position. The youngest goes first.
+A preempted sequence goes to the head of the queue and is computed again from its tokens, but for what a store keeps of it;
+the same tokens come out, because a draw depends only on seed and position. The youngest goes first.
 Prompts that are computed here go by when they are due, a piece a step of a long one, as on a prefill worker.
 """
 
@@ -47,6 +47,7 @@ class _Step:
         if self._is_closed:
             return 0
         room = room_to_score(sequence, self.batch, self._max_scored_tokens, self._budget)
+        room = min(room, sequence.computable_end - sequence.num_computed_tokens)
         return min(room, sequence.chunk_tokens - self._pieces) if sequence.chunk_tokens else room
 
     def write(self, sequence: Sequence) -> None:
@@ -176,14 +177,13 @@ class DecodeScheduler:
             if self.allocator.grow(sequence, sequence.num_tokens):
                 index += 1
             else:
-                self._preempt(self.running[-1])
+                self._preempt(next(s for s in reversed(self.running) if not s.coming))
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         sequence.hold.release()
         sequence.hold = self.allocator.pool.empty_hold(sequence.hold.owner)
-        sequence.num_computed_tokens = 0
-        sequence.num_stored_blocks = 0
+        sequence.park()
         sequence.status = SequenceStatus.PREEMPTED
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
@@ -210,12 +210,15 @@ class DecodeScheduler:
         )
         if started:
             self.waiting.remove(sequence)
-            if self.allocator.wants_prefix(sequence):
-                sequence.status = SequenceStatus.WAITING_FOR_REMOTE_KVS
-                self.fetching[sequence.key] = sequence
+            if sequence.lacks_read:
+                self._await(sequence)
             else:
                 self._run(sequence)
         return started
+
+    def _await(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.WAITING_FOR_REMOTE_KVS
+        self.fetching[sequence.key] = sequence
 
     def _run(self, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
@@ -223,24 +226,27 @@ class DecodeScheduler:
 
     @property
     def fetching_prefix(self) -> list[Sequence]:
-        """Those whose beginning is to come from another worker's cache, the rest being computed here."""
-        return [s for key, s in self.fetching.items() if key not in self._remote]
+        """Those of which some is to be read from other workers' caches, and was not asked for."""
+        return [s for s in (*self.running, *self.fetching.values()) if s.is_read_due]
 
-    def resume(self, sequence: Sequence, num_blocks: int) -> None:
-        """The first `num_blocks` blocks hold proven KV; the rest is computed here."""
-        del self.fetching[sequence.key]
-        sequence.prefix_source = None  # after a preemption it is computed here
-        self.allocator.fetched(sequence, num_blocks)
-        self._run(sequence)
+    def resume(self, sequence: Sequence) -> None:
+        """A run of it came, or will not come: go on behind it, or compute it."""
+        self.allocator.arrived(sequence)
+        if sequence.key in self.fetching and not sequence.lacks_read:
+            del self.fetching[sequence.key]
+            self._run(sequence)
 
     def update(self, batch: list[Scheduled]) -> list[Sequence]:
         """Note a finished step; returns the sequences that now await their sampled token."""
         sampled = []
         for scheduled in batch:
-            samples = scheduled.samples
+            samples, sequence = scheduled.samples, scheduled.sequence
             self.allocator.advance(scheduled)
+            if sequence.lacks_read:
+                self.running.remove(sequence)
+                self._await(sequence)
             if samples:
-                sampled.append(scheduled.sequence)
+                sampled.append(sequence)
         return sampled
 
 

@@ -58,4 +58,5 @@ def output_of(  # noqa: PLR0913 - what an output may say, each by its name: a di
         num_cached_tokens=num_cached_tokens,
         num_pulled_blocks=num_pulled_blocks,
         spans={} if spans is None else spans,
+        reads=sequence.take_reads(),
     )

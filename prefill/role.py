@@ -7,7 +7,7 @@
 The first token goes to the client from here and to the decode worker with the last announcement.
 Blocks stay leased until the reader says Pulled, the coordinator says Abort, or the lease expires, which it does not
 before the prompt is computed: one that is set aside for others keeps what is done.
-A prompt whose beginning another worker has cached fetches that first (`kvtransfer.sharing`);
+What other workers have cached of a prompt is read from there (`kvtransfer.sharing`);
 cached blocks of this worker are lent in the same way, whichever role computed them.
 """
 
@@ -96,8 +96,9 @@ class PrefillRole:
         self.leases = exchange.leases
         self.outbox = outbox
         self.context = context
-        self.lender = Lender(scheduler.allocator.pool, exchange, outbox, context)
-        self.prefixes = PrefixReader(exchange.fetcher, outbox, context, scheduler.resume)
+        pool = scheduler.allocator.pool
+        self.lender = Lender(pool, exchange, outbox, context)
+        self.prefixes = PrefixReader(pool, exchange.fetcher, outbox, context, scheduler.resume)
         self.offers: dict[Key, Offer] = {}
         self.computed_tokens = 0
         self._early: OrderedDict[Key, tuple[bytes, Attach, float]] = OrderedDict()
@@ -120,8 +121,6 @@ class PrefillRole:
         whose, now_s = self.context.fingerprint_hash, self.context.clock.now_s()
         sequence = self.scheduler.allocator.begin(message, whose, now_s)
         sequence.guide = guide
-        sequence.prefix_source = message.prefix_source
-        sequence.prefix_source_tokens = message.prefix_source_tokens
         told = {Span.UNHEARD: self.context.unheard_s}
         self.offers[key] = Offer(sequence, self.context.ids.new_lease_id(), spans=told)
         self.scheduler.add(sequence)
@@ -180,8 +179,7 @@ class PrefillRole:
         """Compute one batch of chunks; False when there was nothing to compute."""
         batch = self.scheduler.schedule()
         for sequence in self.scheduler.fetching:
-            if sequence.key not in self.prefixes:
-                self.prefixes.begin(sequence, self.scheduler.allocator.block_size)
+            self.prefixes.begin(sequence, self.scheduler.allocator.block_size)
         if not batch:
             return False
         for scheduled in batch:
@@ -288,8 +286,8 @@ class PrefillRole:
             return
         self.scheduler.remove(key)
         self.leases.release(offer.lease_id)
-        if not self.prefixes.end(key):
-            offer.sequence.hold.release()
+        self.prefixes.end(key)
+        offer.sequence.hold.release()
 
     def expire(self) -> None:
         """End what outlived its lease, its deadline, or an Attach whose Prefill never came."""

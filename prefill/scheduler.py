@@ -4,8 +4,8 @@ In chunks, by when each is due, which the coordinator says: soon for a short pro
 nobody waits behind a long one and that one does not wait for ever. One step computes at most `max_num_batched_tokens`
 tokens, and of a long prompt only a piece (`engine.pace`), alone: its piece is what a short prompt may have to wait for.
 A prompt gets all its blocks before its first chunk, so two half-done prompts never wait for each
-other's blocks. One whose beginning is being fetched from another worker's cache has its blocks too,
-and is passed over until `resume`.
+other's blocks. One that is computed up to a run which is being read from another worker's cache has its blocks too,
+and is passed over until `resume`; what is missing before the run is computed meanwhile.
 """
 
 from __future__ import annotations
@@ -60,13 +60,14 @@ class PrefillScheduler:
 
     @property
     def fetching(self) -> list[Sequence]:
-        """Prompts whose beginning is to come from another worker's cache."""
-        return [sequence for sequence in self.running if _is_fetching(sequence)]
+        """Prompts of which some is to be read from other workers' caches, and was not asked for."""
+        return [sequence for sequence in self.running if sequence.is_read_due]
 
-    def resume(self, sequence: Sequence, num_blocks: int) -> None:
-        """The first `num_blocks` blocks hold proven KV; the rest is computed here."""
-        self.allocator.fetched(sequence, num_blocks)
-        sequence.status = SequenceStatus.RUNNING
+    def resume(self, sequence: Sequence) -> None:
+        """A run of it came, or will not come: go on behind it, or compute it."""
+        self.allocator.arrived(sequence)
+        if _is_fetching(sequence) and not sequence.lacks_read:
+            sequence.status = SequenceStatus.RUNNING
 
     def add(self, sequence: Sequence) -> None:
         """Queue a prompt."""
@@ -109,7 +110,7 @@ class PrefillScheduler:
         if started:
             sequence.status = (
                 SequenceStatus.WAITING_FOR_REMOTE_KVS
-                if self.allocator.wants_prefix(sequence)
+                if sequence.lacks_read
                 else SequenceStatus.RUNNING
             )
         return started
@@ -125,6 +126,7 @@ class PrefillScheduler:
             return 0
         left = sequence.num_tokens - sequence.num_computed_tokens
         size = self.allocator.block_size
+        room = min(room, sequence.computable_end - sequence.num_computed_tokens)
         num_tokens, is_piece = self.pace.piece(sequence, size, room, is_beside=bool(batch))
         if num_tokens == left >= 2 * self._last_chunk_tokens:
             num_tokens = self.allocator.num_blocks(left - self._last_chunk_tokens)
@@ -140,6 +142,8 @@ class PrefillScheduler:
         for scheduled in batch:
             samples = scheduled.samples
             self.allocator.advance(scheduled)
+            if scheduled.sequence.lacks_read:
+                scheduled.sequence.status = SequenceStatus.WAITING_FOR_REMOTE_KVS
             if samples:
                 self._split.discard(scheduled.sequence.key)
                 self.running.remove(scheduled.sequence)

@@ -295,8 +295,8 @@ class SimWorker:
         source = ""
         if isinstance(order, Decode):
             chunk = order.chunk_tokens or chunk
-        if order.prefix_source is not None:
-            source = order.prefix_source.worker_id
+        if order.prefix_runs:
+            source = order.prefix_runs[0].source.worker_id
         return Prompt(
             (order.request_id, order.attempt),
             len(order.token_ids),

@@ -246,8 +246,9 @@ class WorkerLoop:
                 self._obey(event)
 
     def _read_ended(self, done: PullDone) -> None:
-        self.roles.prefill.prefixes.pulled(done.job.key, done.error)
-        self.roles.decode.prefixes.pulled(done.job.key, done.error)
+        source = (done.job.source.worker_id, done.job.source.incarnation)
+        self.roles.prefill.prefixes.pulled(done.job.key, source, done.error)
+        self.roles.decode.prefixes.pulled(done.job.key, source, done.error)
         self.roles.decode.pulled(done.job.key, done.error)
         self.roles.keeper.pulled(done.job.key, done.error)
 

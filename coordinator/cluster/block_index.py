@@ -12,7 +12,7 @@ import enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from protocol.messages.reports import BlocksChanged
 
@@ -93,6 +93,10 @@ class BlockIndex:
         self._heard.pop(worker_id, None)
         for key in self._keys_of.pop(worker_id, ()):
             self._remove(worker_id, key)
+
+    def holders(self, key: bytes) -> Mapping[str, Tier]:
+        """Who has the block, and where."""
+        return self._holders.get(key, {})
 
     def tier(self, worker_id: str, key: bytes) -> Tier:
         """Where the worker has the block; no tier at all: nowhere."""

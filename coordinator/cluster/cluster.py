@@ -33,6 +33,7 @@ from coordinator.cluster.registry import Registry
 from coordinator.cluster.router import PrefixMemory, Router, stride_tokens
 from coordinator.cluster.scaling import GRACE_S, Scaler
 from coordinator.cluster.scaling_policy import ScalingPolicy
+from coordinator.cluster.source_planner import SourcePlanner
 from coordinator.cluster.storing import Storing
 from coordinator.planning.demand import DemandBook
 from protocol.ids import new_request_id
@@ -121,13 +122,14 @@ class Cluster:
         prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))
         self.demand = demand = DemandBook()
         work = demand.prompt_cost.work
+        planner = SourcePlanner(self.storing, demand.prompt_cost.cost, clock, settings.block_size)
         self.router = Router(
             ledger,
             prefixes,
             work,
             relieves=settings.local_prefill,
             hands_over=settings.prefix_caching,
-            storing=self.storing,
+            planner=planner,
         )
         bounds = LineBounds(settings.max_queued_requests, settings.max_first_token_s)
         self.line = WaitingLine(books, self.router, demand, clock, bounds)

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from coordinator.cluster.fitting import Fitting
+from coordinator.cluster.legs import decode_leg, prefill_leg
 from coordinator.cluster.lifecycle import Phase
 from coordinator.cluster.throughput import FinishRate, level
 from coordinator.cluster.turns import Turns, rank, when_due
+from coordinator.planning.prompt_cost import PRIOR_TOKEN_S
 from protocol.errors import Overloaded
-from protocol.messages.orders import Abort, Decode, Prefill
+from protocol.messages.orders import Abort
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -29,11 +31,10 @@ if TYPE_CHECKING:
     from coordinator.planning.demand import DemandBook
     from protocol.clock import Clock
     from protocol.errors import InvalidRequest
+    from protocol.messages.reports import PrefixRead
 
 LEAST_WAIT_SHARE = 0.25
 """Of the bound: a prompt that takes nearly all of it alone may wait for others so long."""
-PRIOR_TOKEN_S = 1e-3
-"""What a prompt token takes while nothing is known."""
 CROWDED_S = 30.0
 """For so long after a request was refused, not all can be in time."""
 MOST_ASKED = 4
@@ -254,7 +255,8 @@ class Dispatch:
             holders.append(prefill.worker_id)
             self._outgoing.send_order(prefill, prefill_leg(life, prefill, route, now_s))
             life.ordered(prefill.worker_id, prefill.sent_seq)
-        self._outgoing.send_order(decode, decode_leg(life, decode, route, now_s))
+        parked_at = self._router.parking(life)
+        self._outgoing.send_order(decode, decode_leg(life, decode, route, now_s, parked_at))
         life.ordered(decode.worker_id, decode.sent_seq)
         self._router.sent(life, holders)
 
@@ -330,6 +332,11 @@ class Dispatch:
         """The next turn of a chat finds its history."""
         self._router.finished(life)
 
+    def read(self, reads: Sequence[PrefixRead]) -> None:
+        """Readers measured what blocks of others cost."""
+        for read in reads:
+            self._router.read(read, self._books.registry.get(read.source))
+
     def blame(self, prefill_id: str, decode_id: str) -> None:
         """A transfer between the two failed: avoid the pair for a while."""
         self._router.blame(prefill_id, decode_id, self._clock.now_s())
@@ -354,47 +361,3 @@ class Dispatch:
         """Whatever was reserved or cached there is gone."""
         self._ledger.close(worker_id)
         self._router.left(worker_id)
-
-
-def prefill_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Prefill:
-    """Compute prompt and emitted tokens, and offer the blocks to the route's decode worker."""
-    source = route.prefix_source
-    return Prefill(
-        incarnation=worker.incarnation,
-        request_id=life.request_id,
-        attempt=life.attempt,
-        token_ids=life.token_ids,
-        num_prompt_tokens=len(life.generation.prompt_token_ids),
-        sampling=life.generation.sampling,
-        deadline_in_s=max(life.deadline_s - now_s, 0.0),
-        due_in_s=life.due_s - now_s,
-        cache_salt=life.generation.cache_salt,
-        adapter=life.generation.adapter,
-        num_scored_tokens=life.num_scored_tokens,
-        decode_worker=route.decode.worker_id,
-        prefix_source=source.hello.address if source else None,
-        prefix_source_tokens=route.prefix_source_tokens,
-    )
-
-
-def decode_leg(life: RequestLife, worker: WorkerRecord, route: Route, now_s: float) -> Decode:
-    """Continue from the blocks of the route's prefill worker; or compute everything where there is none, but what is
-    cached elsewhere."""
-    source, prefix = route.prefill, None if route.prefill else route.prefix_source
-    return Decode(
-        incarnation=worker.incarnation,
-        request_id=life.request_id,
-        attempt=life.attempt,
-        token_ids=life.token_ids,
-        num_prompt_tokens=len(life.generation.prompt_token_ids),
-        sampling=life.generation.sampling,
-        deadline_in_s=max(life.deadline_s - now_s, 0.0),
-        due_in_s=life.due_s - now_s,
-        cache_salt=life.generation.cache_salt,
-        adapter=life.generation.adapter,
-        num_scored_tokens=life.num_scored_tokens,
-        source=source.hello.address if source else None,
-        chunk_tokens=route.chunk_tokens,
-        prefix_source=prefix.hello.address if prefix else None,
-        prefix_source_tokens=route.prefix_source_tokens if prefix else 0,
-    )

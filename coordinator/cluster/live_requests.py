@@ -181,6 +181,7 @@ class LiveRequests:
         ):
             self._dispatch.pump()
         now_s = self._clock.now_s()
+        self._dispatch.read(output.reads)
         life.timeline.heard(worker.worker_id, output.spans, now_s, is_new=is_new)
         life.timeline.pulled(output.num_pulled_blocks * worker.hello.block_bytes)
         event = StreamEvent(

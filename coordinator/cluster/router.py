@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import xxhash
 
+from coordinator.cluster.source_planner import Source
 from coordinator.planning.prompt_cost import PromptWork
 from protocol.roles import Role
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from coordinator.cluster.ledger import Ledger
     from coordinator.cluster.lifecycle import RequestLife
     from coordinator.cluster.registry import WorkerRecord
-    from coordinator.cluster.storing import Storing
+    from coordinator.cluster.source_planner import SourcePlanner
+    from protocol.messages.records import PeerAddress
+    from protocol.messages.reports import PrefixRead
 
 PREFIX_STRIDE_BLOCKS = 4
 FETCH_WORTH = 0.9
@@ -49,17 +52,20 @@ wait for one piece, not for a whole step."""
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`prefill` None: the decode worker computes the prompt itself. `prefix_source` probably has the
-    first `prefix_source_tokens` cached, more than who computes the rest. `chunk_tokens`: how much of a
-    prompt the decode worker may compute in one step, beside the answers that it writes; 0 is no limit. `work_tokens`
+    """`prefill` None: the decode worker computes the prompt itself. Who computes it reads what others have from `sources`, in
+    the prompt's order. `chunk_tokens`: how much of a prompt the decode worker may compute in one step, beside the answers that it writes; 0 is no limit. `work_tokens`
     is what the prompt costs whoever computes it, 0 if nobody estimated it."""
 
     prefill: WorkerRecord | None
     decode: WorkerRecord
     chunk_tokens: int = 0
-    prefix_source: WorkerRecord | None = None
-    prefix_source_tokens: int = 0
+    sources: tuple[Source, ...] = ()
     work_tokens: int = 0
+
+    @property
+    def read_tokens(self) -> int:
+        """How many tokens are to be read."""
+        return sum(source.end - source.begin for source in self.sources)
 
 
 class _Hits(NamedTuple):
@@ -150,14 +156,15 @@ class Router:
         *,
         relieves: bool = True,
         hands_over: bool = True,
-        storing: Storing | None = None,
+        planner: SourcePlanner | None = None,
     ) -> None:
         self.ledger = ledger
         self.prefixes = prefixes
         self._work_now = work
         self._relieves = relieves
         self._hands_over = hands_over
-        self._storing = storing
+        self._planner = planner
+        self._storing = None if planner is None else planner.storing
         self._bad_pairs: dict[tuple[str, str], float] = {}
 
     def blame(self, prefill_id: str, decode_id: str, now_s: float) -> None:
@@ -191,6 +198,18 @@ class Router:
         self.prefixes.forget(worker_id)
         if self._storing is not None:
             self._storing.left(worker_id)
+        if self._planner is not None:
+            self._planner.costs.forget(worker_id)
+
+    def parking(self, life: RequestLife) -> PeerAddress | None:
+        """Where a sequence that must give its blocks up finds them again."""
+        may = self._storing is not None and not life.is_tied
+        return self._storing.parking(life) if self._storing is not None and may else None
+
+    def read(self, read: PrefixRead, source: WorkerRecord | None) -> None:
+        """A reader measured what a run of blocks from there cost."""
+        if self._planner is not None and source is not None:
+            self._planner.told(read, from_store=not source.role.computes)
 
     def _hits(self, token_ids: Sequence[int], salt: str | None) -> _Hits:
         if salt is None:
@@ -230,13 +249,13 @@ class Router:
         work = self._work_of(len(token_ids), hits.probable)
         lenders = [*ready, *(worker for worker in workers if worker.keeps)]
 
-        def source_for(worker: WorkerRecord) -> tuple[WorkerRecord | None, int]:
-            source = self._choose_source(lenders, worker, hits.lent)
-            return source, min(hits.lent[source.worker_id], len(token_ids) - 1) if source else 0
+        def sources_for(worker: WorkerRecord) -> tuple[Source, ...]:
+            idle = [w for w in lenders if not self.ledger.queued_prefill_tokens(w.worker_id)]
+            return self._choose_sources(idle, worker, token_ids, salt, hits.lent)
 
         def alone(chunk_tokens: int) -> Route:
-            source = source_for(decode) if self._knows_all else (None, 0)
-            return Route(None, decode, chunk_tokens, *source, work(decode))
+            sources = sources_for(decode) if self._knows_all else ()
+            return Route(None, decode, chunk_tokens, sources, work(decode))
 
         if not prefillers or (is_resumed and self._lacks_little(alone(0), len(token_ids), hits)):
             return alone(_piece_tokens(decode) if prefillers else 0)
@@ -251,11 +270,11 @@ class Router:
             return alone(_piece_tokens(decode))
         if self._has_enough(prefill, due_s):
             return None
-        return Route(prefill, decode, 0, *source_for(prefill), work(prefill))
+        return Route(prefill, decode, 0, sources_for(prefill), work(prefill))
 
     def _lacks_little(self, route: Route, num_tokens: int, hits: _Hits) -> bool:
-        """Whether the route's decode worker finds nearly all that it needs, there or at the route's source."""
-        found = max(hits.lent.get(route.decode.worker_id, 0), route.prefix_source_tokens)
+        """Whether the route's decode worker finds nearly all that it needs, there or at the route's sources."""
+        found = hits.lent.get(route.decode.worker_id, 0) + route.read_tokens
         return self._knows_all and num_tokens - found <= RESUMED_BLOCKS * self.ledger.block_size
 
     @property
@@ -287,7 +306,8 @@ class Router:
         decode = self._choose_decode(fitting, {})
         num_tokens = len(token_ids)
         rest = self._work_now().tokens(num_tokens, num_tokens - self.ledger.block_size)
-        return Route(None, decode, _piece_tokens(decode), leaves, num_tokens, max(rest, 1))
+        source = Source(leaves, 0, num_tokens)
+        return Route(None, decode, _piece_tokens(decode), (source,), max(rest, 1))
 
     def expected_work(self, token_ids: Sequence[int], salt: str | None) -> int:
         """What a prompt will cost where most of it is cached, as tokens."""
@@ -322,21 +342,29 @@ class Router:
         has_queue = waits_for >= prefill.hello.max_num_batched_tokens
         return has_queue and until_done(decode) / RELIEF_SPEED < until_done(prefill)
 
-    def _choose_source(
-        self, lenders: list[WorkerRecord], computing: WorkerRecord, hits: dict[str, int]
-    ) -> WorkerRecord | None:
-        """The worker with the longest prefix, if that is longer than what `computing` has itself; of equal ones a store,
-        which has nothing else to do.
+    def _choose_sources(
+        self,
+        lenders: list[WorkerRecord],
+        computing: WorkerRecord,
+        token_ids: Sequence[int],
+        salt: str | None,
+        hits: dict[str, int],
+    ) -> tuple[Source, ...]:
+        """Where it is known who has what: of each run whoever is cheapest. Where that is guessed: the worker with the longest
+        prefix, if that is longer than what `computing` has itself.
 
-        A worker with prompts to compute answers only between chunks, later than it would help."""
+        A worker with prompts to compute is no lender: it answers only between chunks, later than it would help."""
+        if salt is None:
+            return ()
+        if self._knows_all and self._storing is not None and self._planner is not None:
+            keys = self._storing.keys_of(token_ids, salt)
+            return self._planner.plan(keys, len(token_ids), computing.worker_id, lenders)
         here = hits.get(computing.worker_id, 0)
-        holders = [
-            w
-            for w in lenders
-            if hits.get(w.worker_id, 0) > here
-            and not self.ledger.queued_prefill_tokens(w.worker_id)
-        ]
-        return max(holders, key=lambda w: (hits[w.worker_id], w.keeps), default=None)
+        holders = [w for w in lenders if hits.get(w.worker_id, 0) > here]
+        longest = max(holders, key=lambda w: hits[w.worker_id], default=None)
+        if longest is None:
+            return ()
+        return (Source(longest, here, min(hits[longest.worker_id], len(token_ids) - 1)),)
 
     def _choose_decode(self, fitting: list[WorkerRecord], hits: dict[str, int]) -> WorkerRecord:
         shares = {w.worker_id: self.ledger.decode_share(w.worker_id) for w in fitting}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.lifecycle import RequestLife
     from coordinator.cluster.registry import Registry, WorkerRecord
     from protocol.clock import Clock
+    from protocol.messages.records import PeerAddress
     from protocol.messages.reports import BlocksChanged
 
 MAX_WANTED = 1024
@@ -114,6 +115,16 @@ class Storing:
     def knows(self, record: WorkerRecord) -> bool:
         """Whether that worker told what it has."""
         return self.index.knows(record.worker_id, record.incarnation)
+
+    def parking(self, life: RequestLife) -> PeerAddress | None:
+        """Where a request's blocks are kept while it grows; None where nobody keeps them."""
+        stores = {record.worker_id: record for record in self.stores}
+        salt = life.generation.content_salt
+        root = self._root(salt) if stores else None
+        keys = self.keys_of(life.token_ids, salt) if stores else []
+        if root is None or not keys:
+            return None
+        return stores[_home(root, keys[:1], stores)].hello.address
 
     # ---- what is wanted
 

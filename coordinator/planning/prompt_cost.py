@@ -15,6 +15,8 @@ from dataclasses import dataclass
 KEPT = 0.99
 """After so many prompts as 1 / (1 - KEPT), a prompt's weight is 1/e."""
 MIN_PROMPTS = 8
+PRIOR_TOKEN_S = 1e-3
+"""What a prompt token takes while nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from engine.kv.coming import coming_runs
 from engine.kv.sequence import Sequence
 from engine.kv.state_pool import StatePool
 from protocol.content_keys import content_salt, root_key
@@ -42,6 +43,7 @@ class Allocator:
             deadline_s=now_s + order.deadline_in_s,
             due_s=now_s + order.due_in_s,
             arrival_s=now_s,
+            prefix_runs=order.prefix_runs,
             num_scored_tokens=max(order.num_scored_tokens, 1),
             states=None if order.sampling.pooling is None else StatePool(),
         )
@@ -65,6 +67,7 @@ class Allocator:
             sequence.was_started = True
             sequence.num_cached_tokens = sequence.num_computed_tokens
         sequence.num_stored_blocks = hit_blocks
+        self._expect_runs(sequence)
         self.queried_tokens += sequence.num_tokens
         self.hit_tokens += sequence.num_computed_tokens
         return True
@@ -79,23 +82,28 @@ class Allocator:
         missing = self.num_blocks(num_tokens) - len(sequence.block_table)
         return missing <= 0 or sequence.hold.allocate(missing)
 
-    def wants_prefix(self, sequence: Sequence) -> bool:
-        """Whether another worker is said to have more of a started sequence's beginning than is here."""
-        lacks = sequence.prefix_source_tokens > sequence.num_computed_tokens
+    def _expect_runs(self, sequence: Sequence) -> None:
+        """What others have of a started sequence, and is not here; its last token is computed all the same."""
         may = self.prefix_caching and not (sequence.lacks_scores or sequence.pooled)
-        return may and sequence.prefix_source is not None and lacks
+        begin, end = sequence.num_computed_tokens, sequence.num_tokens - 1
+        runs = sequence.prefix_runs if may else ()
+        sequence.coming = coming_runs(runs, begin, end, self.block_size)
+        sequence.is_read_due = bool(sequence.coming)
 
-    def fetched(self, sequence: Sequence, num_blocks: int) -> None:
-        """The first `num_blocks` blocks hold proven KV of another worker."""
-        sequence.num_computed_tokens = num_blocks * self.block_size
-        sequence.num_cached_tokens = max(sequence.num_cached_tokens, sequence.num_computed_tokens)
+    def arrived(self, sequence: Sequence) -> None:
+        """Go on behind the runs that are here by now, if the sequence is computed up to them."""
+        while sequence.lacks_read and sequence.coming[0].is_here:
+            run = sequence.coming.pop(0)
+            sequence.num_computed_tokens = run.end
+            if not sequence.was_preempted:
+                sequence.num_cached_tokens += run.end - run.begin
         self.store_computed(sequence)
 
     def advance(self, scheduled: Scheduled) -> None:
         """Note that a step computed its share, and offer blocks that became full to the cache."""
         sequence = scheduled.sequence
         sequence.num_computed_tokens += scheduled.num_tokens
-        self.store_computed(sequence)
+        self.arrived(sequence)
 
     def store_computed(self, sequence: Sequence) -> None:
         """Store every full, computed block that is not stored yet."""

@@ -1,7 +1,7 @@
 """One request inside a worker. Owns its tokens, its block table and how far it has been computed.
 
 WAITING ─► RUNNING ─► FINISHED          PREEMPTED is WAITING with nothing computed
-WAITING_FOR_REMOTE_KVS ─► RUNNING       (decode side of a handoff)
+WAITING_FOR_REMOTE_KVS ◄─► RUNNING      (decode side of a handoff; a run that is being read)
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from protocol.content_keys import block_key
 from protocol.failures import ErrorKind, Failure
 from protocol.finish import FinishReason
+from protocol.messages.records import PrefixRun
 from protocol.sampling import Pooling
 from protocol.spans import Span
 
@@ -24,9 +25,11 @@ if TYPE_CHECKING:
 
     from engine.grammar.guide import Guide
     from engine.kv.block_pool import Hold
+    from engine.kv.coming import ComingRun
     from engine.kv.state_pool import StatePool
     from protocol.adapters import HeldAdapter
     from protocol.messages.records import PeerAddress
+    from protocol.messages.reports import PrefixRead
     from protocol.sampling import SampledToken, SamplingParams, ScoredToken
     from protocol.spans import Spans
 
@@ -52,9 +55,11 @@ class Sequence:
 
     `token_ids` starts with the client's prompt (`num_prompt_tokens` long); everything after it is
     output, including output of earlier attempts. `root` is the parent key of the first block.
-    `due_s` is by when its prompt should be computed: the earliest goes first. `prefix_source` is a worker that probably has the first `prefix_source_tokens` cached;
+    `due_s` is by when its prompt should be computed: the earliest goes first. `prefix_runs` are what other workers probably
+    have of it, `coming` what of that is on its way, to be asked for while `is_read_due`, and `reads` how it went, not told yet;
+    `parked_at` keeps its blocks, and it `was_preempted` if it once gave them up.
     `chunk_tokens` limits what a step may compute of it, together with others so limited (0: no limit);
-    `prefix_fetch_s` is how long reading from there, or trying to, took; `computing_s` how long the steps that computed of it
+    `prefix_fetch_s` is how long reading, or trying to, took in which nothing was computed; `computing_s` how long the steps that computed of it
     did. `guide` is how far the output is
     in its grammar, if it has one. Of a prompt that is scored the first `num_scored_tokens` are done, here or in earlier
     attempts; `scores` are the last of them, not told yet. `states` takes those of a prompt that is embedded, of which the
@@ -79,8 +84,12 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     arrival_s: float = 0.0
     started_s: float = 0.0
-    prefix_source: PeerAddress | None = None
-    prefix_source_tokens: int = 0
+    prefix_runs: SequenceOf[PrefixRun] = ()
+    coming: list[ComingRun] = field(default_factory=list)
+    is_read_due: bool = False
+    reads: list[PrefixRead] = field(default_factory=list)
+    parked_at: PeerAddress | None = None
+    was_preempted: bool = False
     prefix_fetch_s: float = 0.0
     computing_s: float = 0.0
     chunk_tokens: int = 0
@@ -157,17 +166,43 @@ class Sequence:
 
     @property
     def is_handed_over(self) -> bool:
-        """Whether `prefix_source` wrote it so far, and so has all of it."""
-        is_all = self.prefix_source_tokens == self.num_tokens
-        return is_all and self.num_output_tokens > 0 and self.prefix_source is not None
+        """Whether one worker wrote it so far, and so has all of it."""
+        is_all = any(run.end_tokens == self.num_tokens for run in self.prefix_runs)
+        return is_all and self.num_output_tokens > 0
+
+    @property
+    def computable_end(self) -> int:
+        """How far it is computed before something comes that is read."""
+        return self.coming[0].begin if self.coming else self.num_tokens
+
+    @property
+    def lacks_read(self) -> bool:
+        """Whether what follows is on its way."""
+        return bool(self.coming) and self.coming[0].begin == self.num_computed_tokens
+
+    def park(self) -> None:
+        """Its blocks go to others: nothing is computed any more, but for what is kept elsewhere."""
+        self.num_computed_tokens = self.num_stored_blocks = 0
+        self.was_preempted = True
+        self.prefix_runs = ()
+        if self.parked_at is not None:
+            size = self.num_tokens
+            self.prefix_runs = (
+                PrefixRun(source=self.parked_at, begin_tokens=0, end_tokens=size, is_open=True),
+            )
+
+    def take_reads(self) -> list[PrefixRead]:
+        """Reads that ended and were not told; they are told now."""
+        reads, self.reads = self.reads, []
+        return reads
 
     def computed_for(self, seconds: float) -> None:
         """A step took so long, in which some of it was computed."""
         self.computing_s += seconds
 
     def prefix_was_read(self, seconds: float) -> None:
-        """So long did it take to read what another worker has of its prompt, or to give that up."""
-        self.prefix_fetch_s = seconds
+        """So long did it take to read what others have of it, or to give that up, while nothing of it was computed."""
+        self.prefix_fetch_s += seconds
 
     def leave_to_source(self) -> None:
         """Another worker computes the prompt, and tells what is told of it."""

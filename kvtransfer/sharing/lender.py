@@ -123,6 +123,7 @@ class Lender:
             lease_id=lease_id,
             first_block=message.first_block,
             offers=self._offers(message, hold.block_ids),
+            num_loaded=from_disk,
         )
         if not self._outbox.reply(identity, found):
             self.end(key)

@@ -9,8 +9,10 @@ end: a worker that does not have the content of that digest says so.
 
 from __future__ import annotations
 
+import msgspec
+
 from protocol.adapters import AdapterRef
-from protocol.messages.records import Message, PeerAddress
+from protocol.messages.records import Message, PeerAddress, PrefixRun
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
 
@@ -42,9 +44,8 @@ class Prefill(Order, frozen=True, kw_only=True):
 
     `token_ids` is prompt plus tokens already emitted (a replay); the first `num_prompt_tokens` of
     them are the client's prompt. Of several prompts the one that is due first goes first; `due_in_s` may be in the past.
-    `prefix_source` probably has the first `prefix_source_tokens`
-    cached: what is not cached here may be read there instead of being computed. Of a prompt that is scored
-    `num_scored_tokens` need not be: they were told, as far as this attempt's beginning.
+    What is not cached here is read from the sources of `prefix_runs`, which come in the prompt's order and each once, instead
+    of being computed. Of a prompt that is scored `num_scored_tokens` need not be: they were told, as far as this attempt's beginning.
     """
 
     request_id: str
@@ -58,14 +59,14 @@ class Prefill(Order, frozen=True, kw_only=True):
     adapter: AdapterRef | None = None
     num_scored_tokens: int = 0
     decode_worker: str = ""
-    prefix_source: PeerAddress | None = None
-    prefix_source_tokens: int = 0
+    prefix_runs: list[PrefixRun] = msgspec.field(default_factory=list)
 
 
 class Decode(Order, frozen=True, kw_only=True):
     """Continue a prompt to its end. Without `source` the worker computes the prompt itself, in its turn by `due_in_s`,
-    at most `chunk_tokens` of it in a step (0: no limit), and scores it. Then `prefix_source` may have the beginning, as for Prefill: all of
-    it where an answer is handed over by the worker that was writing it. See Prefill for `num_scored_tokens`."""
+    at most `chunk_tokens` of it in a step (0: no limit), and scores it. Then `prefix_runs` are as for Prefill: one of all
+    of it where an answer is handed over by the worker that was writing it. `parked_at` keeps the request's blocks as they fill: a
+    sequence that gave its blocks up for others reads them there. See Prefill for `num_scored_tokens`."""
 
     request_id: str
     attempt: int
@@ -79,8 +80,8 @@ class Decode(Order, frozen=True, kw_only=True):
     num_scored_tokens: int = 0
     source: PeerAddress | None = None
     chunk_tokens: int = 0
-    prefix_source: PeerAddress | None = None
-    prefix_source_tokens: int = 0
+    prefix_runs: list[PrefixRun] = msgspec.field(default_factory=list)
+    parked_at: PeerAddress | None = None
 
 
 class Abort(Order, frozen=True, kw_only=True):

@@ -113,7 +113,8 @@ class Lookup(Message, frozen=True, kw_only=True):
 
 
 class Found(Message, frozen=True, kw_only=True):
-    """Answer to Lookup: cached blocks for the first of its keys, leased under `lease_id`; maybe none."""
+    """Answer to Lookup: cached blocks for the first of its keys, leased under `lease_id`; maybe none. `num_loaded`
+    of them had to be read from a disk first."""
 
     incarnation: str
     request_id: str
@@ -121,6 +122,7 @@ class Found(Message, frozen=True, kw_only=True):
     lease_id: str
     first_block: int
     offers: list[BlockOffer]
+    num_loaded: int = 0
 
 
 PeerMessage = (

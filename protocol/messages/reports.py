@@ -66,13 +66,24 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     live: list[tuple[str, int]] = msgspec.field(default_factory=list)
 
 
+class PrefixRead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What asking `source` for a run of a prompt's blocks brought: `read_blocks` of `asked_blocks`, `loaded_blocks` of which came from a disk
+    there, `seconds` after the question."""
+
+    source: str
+    asked_blocks: int
+    read_blocks: int
+    loaded_blocks: int
+    seconds: float
+
+
 class Output(Message, frozen=True, kw_only=True):
     """Tokens of one request. `index` counts output tokens from 0 at the client's first token, so a
     repeated or reordered Output changes nothing. `prompt_scores` are of the prompt's tokens from `prompt_index` on, and
     come in order before the first token or with it. `embedding` is the prompt's, little-endian float32, with the finish
     reason; it has no unit length yet. `finish_reason` is None while it goes on. `spans`
     are durations in seconds that ended with this output, never instants; `num_pulled_blocks` came
-    from another worker since the output before."""
+    from another worker since the output before, and `reads` ended since then."""
 
     incarnation: str
     request_id: str
@@ -88,6 +99,7 @@ class Output(Message, frozen=True, kw_only=True):
     num_cached_tokens: int = 0
     num_pulled_blocks: int = 0
     spans: Spans = msgspec.field(default_factory=dict)
+    reads: list[PrefixRead] = msgspec.field(default_factory=list)
 
 
 class Outputs(Message, frozen=True, kw_only=True):

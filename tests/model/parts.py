@@ -170,7 +170,7 @@ class Parts:
                 key
                 for prefixes in (side.prefill.prefixes, side.decode.prefixes)
                 for key, fetch in prefixes.fetches.items()
-                if not fetch.is_reading
+                if fetch.is_asking
             )
             + tuple(key for key, run in side.roles.keeper.runs.items() if not run.is_reading),
             renewable=tuple(

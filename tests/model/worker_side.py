@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from decode.role import DecodeRole
     from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Sequence
+    from kvtransfer.sharing.reader import RunRead
     from prefill.role import PrefillRole
     from protocol.messages.records import Message
     from protocol.messages.reports import Output
@@ -187,7 +188,8 @@ class WorkerSide:
         """The holder of a prefix took too long to answer."""
         for prefixes in (self.prefill.prefixes, self.decode.prefixes):
             if key in prefixes:
-                prefixes.fetches[key].answer_until_s = LONG_AGO_S
+                for read in prefixes.fetches[key].reads:
+                    read.answer_until_s = LONG_AGO_S
         if key in self.roles.keeper.runs:
             self.roles.keeper.runs[key].answer_until_s = LONG_AGO_S
         self._expire()
@@ -367,12 +369,13 @@ class WorkerSide:
             raise Violation(f"{self.worker_id}: blocks are not conserved")
         owners = [offer.sequence for offer in self.prefill.offers.values()]
         owners += [fetch.sequence for fetch in self.decode.fetches.values()]
+        reads: list[RunRead] = []
         for prefixes in (self.prefill.prefixes, self.decode.prefixes):
-            owners += [fetch.sequence for fetch in prefixes.fetches.values()]
+            reads += [read for fetch in prefixes.fetches.values() for read in fetch.reads]
         owners += list(self.decode.scheduler)
         loans = [self.leases._leases[lease] for lease in self.prefill.lender.loans.values()]
         holds = {id(owner.hold) for owner in owners} | {id(loan.hold) for loan in loans}
-        kept = [run.hold for run in self.roles.keeper.runs.values()]
+        kept = [run.hold for run in self.roles.keeper.runs.values()] + [r.hold for r in reads]
         holds |= {id(hold) for hold in kept if hold is not None}
         if holds != set(self.pool._holds):
             raise Violation(f"{self.worker_id}: a hold has no live owner")

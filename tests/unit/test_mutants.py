@@ -378,12 +378,15 @@ def wait_after_a_fence_for_reads_that_nobody_reports(patch: Patch) -> None:
 
 def compute_from_a_prefix_that_was_not_proven(patch: Patch) -> None:
     pulled = PrefixReader.pulled
-    patch.setattr(PrefixReader, "pulled", lambda self, key, error: pulled(self, key, None))
+    patch.setattr(
+        PrefixReader, "pulled", lambda self, key, source, error: pulled(self, key, source, None)
+    )
 
 
 def free_on_abort_while_a_prefix_is_being_read(patch: Patch) -> None:
-    end = PrefixReader.end
-    patch.setattr(PrefixReader, "end", lambda self, key: bool(end(self, key)) and False)
+    patch.setattr(
+        PrefixReader, "_hold", lambda self, sequence, first, count: self._pool.empty_hold("read")
+    )
 
 
 def lend_without_end(patch: Patch) -> None:
