@@ -54,6 +54,8 @@ REQUESTS = 50
 SCORING = 0.2
 STORES = (0, 0, 1)
 """How many there are, by chance."""
+DISK_BLOCKS = (0, 24, 512)
+"""Of each store: none, one that evicts, one that does not."""
 TIME_LIMIT_S = 120.0
 
 
@@ -331,6 +333,7 @@ def run_seed(seed: int, policy: Policy | None = None, *, num_blocks: int | None 
             prefill=3,
             decode=3,
             stores=random.Random(seed + 3).choice(STORES),
+            disk_blocks=random.Random(seed + 4).choice(DISK_BLOCKS),
             num_blocks=blocks,
             seed=seed,
             faults=faults,

@@ -27,6 +27,7 @@ from protocol.messages.reports import AuditReply, Goodbye, WorkerMessage
 from protocol.roles import Role
 from protocol.sampling import ScoredToken
 from protocol.specs import WorkerSpec
+from tests.sim.disk import SimDisk
 from tests.sim.launcher import NAME, SimLauncher
 from tests.sim.network import Faults, Network
 from tests.sim.virtual_loop import VirtualClock, VirtualLoop
@@ -79,6 +80,8 @@ class Cluster:
         policy: Policy | None = None,
         relieves: bool = True,
         stores: int = 0,
+        store_blocks: int = 0,
+        disk_blocks: int = 0,
     ) -> None:
         self.loop = loop
         self.clock = VirtualClock(loop)
@@ -86,6 +89,10 @@ class Cluster:
         self.network = Network(loop, random.Random(seed + 1), faults or Faults())
         self.policy = policy or Policy()
         self.num_blocks = num_blocks
+        self.store_blocks = store_blocks or num_blocks
+        self.disks = {
+            f"store-{i}": SimDisk(disk_blocks) for i in range(stores if disk_blocks else 0)
+        }
         self._coordinators = 0
         self.ids = NumberedIds()
         self.obeyed: Counter[str] = Counter()
@@ -241,7 +248,8 @@ class Cluster:
     def begin(self, spec: WorkerSpec, pid: int) -> None:
         """A new start of the worker, empty."""
         name = spec.worker_id
-        self.workers[name] = SimWorker(self, name, spec.role, self.num_blocks, pid, self.policy)
+        size = self.num_blocks if spec.role.computes else self.store_blocks
+        self.workers[name] = SimWorker(self, name, spec.role, size, pid, self.policy)
 
     def terminate(self, worker_id: str) -> None:
         """SIGTERM. One that said Goodbye must have nothing left."""
@@ -396,6 +404,8 @@ def run(
     policy: Policy | None = None,
     relieves: bool = True,
     stores: int = 0,
+    store_blocks: int = 0,
+    disk_blocks: int = 0,
 ) -> Cluster:
     """Run a scenario on a fresh virtual loop."""
     loop = VirtualLoop()
@@ -409,6 +419,8 @@ def run(
         policy=policy,
         relieves=relieves,
         stores=stores,
+        store_blocks=store_blocks,
+        disk_blocks=disk_blocks,
     )
 
     async def main() -> None:

@@ -21,6 +21,7 @@ from protocol.messages.peers import PeerMessage
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Hello
 from protocol.roles import Role
+from tests.sim.disk import SimTier
 from worker.heartbeat import HEARTBEAT_S
 from worker.loop import IDLE_S, Garbled, Patience, WorkerLoop
 from worker.outbox import Outbox
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Scheduled
     from kvtransfer.pulling.pull import PullJob
+    from kvtransfer.sharing.exchange import Loaded
     from prefill.role import PrefillRole
     from protocol.messages.records import Message
     from protocol.sampling import SampledToken
@@ -152,7 +154,14 @@ class SimWorker:
         self.memory = Memory(self.num_blocks)
         outbox = Outbox(self, self.context)
         limits = Limits(self.num_blocks, BLOCK_SIZE, MAX_STEP_TOKENS, MAX_NUM_SEQS)
-        machinery = Machinery(self.memory, TimedRunner(self.memory, self.clock), self)
+        self._loaded: list[Loaded] = []
+        disk = cluster.disks.get(self.worker_id)
+        machinery = Machinery(
+            self.memory,
+            TimedRunner(self.memory, self.clock),
+            self,
+            below=None if disk is None else SimTier(self, disk),
+        )
         self.roles = build_roles(
             limits,
             machinery,
@@ -207,6 +216,11 @@ class SimWorker:
             self._peers.append((event, frame))
             self._wake()
 
+    def block_loaded(self, loaded: Loaded) -> None:
+        """Its disk has read what it was asked for."""
+        self._loaded.append(loaded)
+        self._wake()
+
     def _wake(self, in_s: float = 0.0) -> None:
         at_s = max(self.cluster.clock.now_s() + in_s, self._busy_until_s, self.paused_until_s)
         if self._timer is not None:
@@ -260,6 +274,8 @@ class SimWorker:
             yield event(message)
         results, self._results = self._results, []
         yield from results
+        loaded, self._loaded = self._loaded, []
+        yield from loaded
 
     def _beat(self) -> None:
         """The thread beside the loop."""
