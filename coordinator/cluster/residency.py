@@ -131,7 +131,7 @@ class Residency:
     # ---- what happens
 
     def ask(self, ticket: Ticket, now_s: float) -> list[Action]:
-        """A request came. Raises Overloaded where too many wait, ModelUnavailable while its model could not be loaded."""
+        """A request came; it fails where too many wait. Raises ModelUnavailable while its model could not be loaded."""
         model = self.models[ticket.model]
         if model.presence is Presence.OUT and now_s < model.again_s:
             raise ModelUnavailable(model.name, model.failed_because, model.again_s - now_s)
@@ -140,7 +140,7 @@ class Residency:
         if not ticket.is_admitted and len(self.line) > self.max_held:
             self.line.remove(ticket)
             told = f"{self.max_held} requests wait for models already; try again later"
-            raise Overloaded(told, retry_after_s=2.0)
+            actions.append(Fail(ticket, Overloaded(told, retry_after_s=2.0)))
         return actions
 
     def leave(self, ticket: Ticket, now_s: float) -> list[Action]:

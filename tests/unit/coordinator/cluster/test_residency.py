@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,84 +19,9 @@ from coordinator.cluster.residency import (
     Unload,
 )
 from protocol.errors import ModelUnavailable, Overloaded
+from tests.residency_rules import Rules, Waiting
 
 NAMES = ("a", "b", "c")
-
-
-@dataclass
-class Rules:
-    """The reference: one model a dict, everything recomputed from scratch, nothing shared with what it checks."""
-
-    sizes: dict[str, int]
-    budget: int
-    most: int
-    state: dict[str, str] = field(default_factory=dict)
-    users: dict[str, int] = field(default_factory=dict)
-    used: dict[str, float] = field(default_factory=dict)
-    since: dict[str, float] = field(default_factory=dict)
-    keep: dict[str, float | None] = field(default_factory=dict)
-    line: list[tuple[int, str, float]] = field(default_factory=list)
-
-    def room(self, names: list[str], more: str) -> bool:
-        return (
-            sum(self.sizes[n] for n in names) + self.sizes[more] <= self.budget
-            and len(names) < self.most
-        )
-
-    def step(self, now: float) -> set[tuple[str, object]]:
-        done: set[tuple[str, object]] = set()
-        waiting = {name for _, name, _ in self.line}
-        for name in NAMES:
-            keep = self.keep[name]
-            idle = self.state[name] == "in" and self.users[name] == 0
-            if idle and name not in waiting and keep is not None and now - self.used[name] >= keep:
-                self.state[name] = "leaving"
-                done.add(("unload", name))
-        head_seen, shut = False, set[str]()
-        for entry in list(self.line):
-            number, name, came = entry
-            if self.state[name] == "in":
-                if name not in shut:
-                    self.line.remove(entry)
-                    self.users[name] += 1
-                    done.add(("admit", number))
-                continue
-            if self.state[name] == "loading" or head_seen:
-                continue
-            here = [n for n in NAMES if self.state[n] != "out"]
-            if self.state[name] == "out" and self.room(here, name):
-                self.state[name] = "loading"
-                done.add(("load", name))
-                continue
-            head_seen = True
-            done |= self.make_room(name)
-            if now - came >= PATIENCE_S:
-                shut = self.shut_for(name)
-        return done
-
-    def make_room(self, name: str) -> set[tuple[str, object]]:
-        done: set[tuple[str, object]] = set()
-        stay = [n for n in NAMES if self.state[n] in ("in", "loading")]
-        idle = sorted(
-            (n for n in stay if self.state[n] == "in" and self.users[n] == 0),
-            key=lambda n: self.used[n],
-        )
-        for count in range(len(idle) + 1):
-            if self.room([n for n in stay if n not in idle[:count]], name):
-                for victim in idle[:count]:
-                    self.state[victim] = "leaving"
-                    done.add(("unload", victim))
-                break
-        return done
-
-    def shut_for(self, name: str) -> set[str]:
-        shut = set[str]()
-        stay = [n for n in NAMES if self.state[n] in ("in", "loading")]
-        order = sorted(stay, key=lambda n: (self.users[n] > 0, self.since[n]))
-        while order and not self.room(stay, name):
-            shut.add(order[0])
-            stay.remove(order.pop(0))
-        return shut
 
 
 def shown(actions: list[Action], numbers: dict[int, int]) -> set[tuple[str, object]]:
@@ -135,9 +58,6 @@ def test_it_does_at_every_step_what_the_rules_say(
     sizes, keep = {"a": 1, "b": 1, "c": 1}, {"a": 3.0, "b": None, "c": 0.0}
     residency = Residency([Resident(n, sizes[n], keep[n]) for n in NAMES], budget, most)
     rules = Rules(sizes, budget, most, keep=dict(keep))
-    for name in NAMES:
-        rules.state[name], rules.users[name] = "out", 0
-        rules.used[name] = rules.since[name] = 0.0
     now, tickets, numbers = 0.0, list[Ticket](), dict[int, int]()
     for what, index, pause in steps:
         now += pause
@@ -148,20 +68,19 @@ def test_it_does_at_every_step_what_the_rules_say(
             ticket = Ticket(name, now)
             numbers[id(ticket)] = len(tickets)
             tickets.append(ticket)
-            rules.line.append((numbers[id(ticket)], name, now))
+            rules.line.append(Waiting(numbers[id(ticket)], name, now))
             actions = residency.ask(ticket, now)
         elif what == "leave" and using:
             ticket = using[index % len(using)]
             tickets[numbers[id(ticket)]] = Ticket(ticket.model, now)  # its number stays taken
-            rules.users[ticket.model] -= 1
-            rules.used[ticket.model] = now
+            rules.left(ticket.model, now)
             actions = residency.leave(ticket, now)
         elif what == "drop" and waiting:
             ticket = waiting[index % len(waiting)]
-            rules.line = [entry for entry in rules.line if entry[0] != numbers[id(ticket)]]
+            rules.line = [entry for entry in rules.line if entry.number != numbers[id(ticket)]]
             actions = residency.leave(ticket, now)
         elif what == "loaded" and rules.state[name] == "loading":
-            rules.state[name], rules.used[name], rules.since[name] = "in", now, now
+            rules.loaded(name, now)
             actions = residency.loaded(name, now)
         elif what == "gone" and rules.state[name] == "leaving":
             rules.state[name] = "out"
@@ -241,11 +160,23 @@ def test_the_line_has_an_end_and_who_leaves_it_frees_a_place() -> None:
     tickets = [Ticket("a", 0.0), Ticket("a", 0.0)]
     for ticket in tickets:
         residency.ask(ticket, 0.0)
-    with pytest.raises(Overloaded):
-        residency.ask(Ticket("a", 0.0), 0.0)
+    (refused,) = residency.ask(Ticket("a", 0.0), 0.0)
+    assert isinstance(refused, Fail)
+    assert isinstance(refused.error, Overloaded)
     residency.leave(tickets[0], 0.0)
     residency.ask(Ticket("a", 0.0), 0.0)
     assert len(residency.line) == 2
+
+
+def test_what_follows_from_a_request_that_finds_no_place_is_done_all_the_same() -> None:
+    residency = Residency([Resident("a", 1, 3.0), Resident("b", 1)], 2, max_held=1)
+    residency.ask(ticket := Ticket("a", 0.0), 0.0)
+    residency.loaded("a", 0.0)
+    residency.leave(ticket, 0.0)
+    assert residency.ask(Ticket("b", 1.0), 1.0) == [Load("b")]
+    unload, fail = residency.ask(Ticket("b", 9.0), 9.0)
+    assert unload == Unload("a")
+    assert isinstance(fail, Fail)
 
 
 def test_a_clients_word_on_how_long_holds_from_then_on() -> None:
