@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 COORDINATOR = "coordinator"
 HELLO_EVERY_S = 1.0
+MAX_TOLD = 400
+"""Characters of a process's last line that the coordinator hears."""
 CANNOT_WORK = 2
 """The exit status of a process whose flags cannot work: starting it again would not help."""
 
@@ -289,7 +291,7 @@ class Roster:
         if place.leaving:
             if end.is_over:
                 return [End(place)]
-            return [Say(name, ending(end.status)), *self._tell_exit(place, end.status, None)]
+            return [Say(name, ending(end.status)), *self._tell_exit(place, end, None)]
         if not self.ready:
             return [Fail(_start_failure(name, end))]
         if place.is_new and end.status == CANNOT_WORK and end.is_over:
@@ -305,7 +307,7 @@ class Roster:
         why = f" ({end.last_line})" if end.status == NOT_STARTED else ""
         said = Say(place.name, f"{ending(end.status)}{why}; starting it again in {delay_s:g} s")
         again = [Start(place, delay_s)] if is_ours else []
-        return [said, *self._tell_exit(place, end.status, delay_s), *again]
+        return [said, *self._tell_exit(place, end, delay_s), *again]
 
     def due(self, place: Place) -> list[Action]:
         """The time of a Start has come: still wanted?"""
@@ -324,13 +326,18 @@ class Roster:
     def gone(self, name: str, status: int) -> list[Action]:
         """Nothing of it is left, as was wanted."""
         place = self._places.pop(name, None)
-        return [] if place is None else self._tell_exit(place, status, None)
+        return [] if place is None else self._tell_exit(place, Exit(status), None)
 
-    def _tell_exit(self, place: Place, status: int, again_in_s: float | None) -> list[Action]:
+    def _tell_exit(self, place: Place, end: Exit, again_in_s: float | None) -> list[Action]:
         if self.stopping or place.worker is None:
             return []
+        said = f": {end.last_line[:MAX_TOLD]}" if end.last_line else ""
         exited = WorkerExited(
-            worker_id=place.name, pid=place.pid, status=status, restart_in_s=again_in_s
+            worker_id=place.name,
+            pid=place.pid,
+            status=end.status,
+            restart_in_s=again_in_s,
+            told=f"{ending(end.status)}{said}",
         )
         return [Tell(exited)]
 

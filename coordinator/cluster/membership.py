@@ -117,6 +117,9 @@ class Membership:
     def _process_exited(self, message: WorkerExited) -> None:
         """A start after it may have said hello before this was heard, and is none the worse for it."""
         self._ended[message.worker_id] = message.pid, self._clock.now_s()
+        slot = self._pools.get(message.worker_id)
+        if slot is not None and not slot.leaving:
+            slot.died(message.told or f"ended with status {message.status}")
         record = self._registry.get(message.worker_id)
         reason = f"process exited ({message.status})"
         if message.status == NOT_STARTED:

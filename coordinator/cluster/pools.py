@@ -30,6 +30,8 @@ MIN_WANTED = {Role.PREFILL: 0, Role.DECODE: 1, Role.STORE: 0}
 needs a store."""
 MOVE_S = 5.0
 """Before a machine is taken away, how long moving the rest may take."""
+MOST_DEATHS = 2
+"""Of a worker that never served: one may be an accident."""
 AGAIN_S = 1.0
 """An order that shows no effect is sent again after this long."""
 _INDEX = re.compile(r"(\d+)$")
@@ -40,7 +42,8 @@ class Slot:
     """One worker's place. `is_known`: its role is the coordinator's own word, or the worker's, no placeholder's.
     `is_ordered`: the launcher was asked for it and has not listed it yet; `is_listed`: it did once.
     `machine_until_s`: when its machine will be taken away, if it will be. `told_s`: when the last order about it left.
-    `leaves_by_s`: when it must have left, whatever it still has. `node` is where its launcher has it, `waits_for` what it cannot start without, since `waits_since_s`; for people."""
+    `leaves_by_s`: when it must have left, whatever it still has. `deaths` counts processes of it that ended unasked, `last_death` says how.
+    `node` is where its launcher has it, `waits_for` what it cannot start without, since `waits_since_s`; for people."""
 
     worker_id: str
     role: Role
@@ -52,6 +55,8 @@ class Slot:
     machine_until_s: float | None = None
     told_s: float = float("-inf")
     leaves_by_s: float | None = None
+    deaths: int = 0
+    last_death: str = ""
     node: str = ""
     waits_for: str = ""
     waits_since_s: float = 0.0
@@ -98,6 +103,11 @@ class Slot:
     def told(self, now_s: float) -> None:
         """An order about it leaves."""
         self.told_s = now_s
+
+    def died(self, told: str) -> None:
+        """A process of it ended that nobody told to."""
+        self.deaths += 1
+        self.last_death = told
 
     def due_at_once(self) -> None:
         """The next order about it need not wait for the last one's effect."""
@@ -228,6 +238,15 @@ class Pools:
     def led_by(self, launcher: str | None, away: str) -> None:
         """Who starts workers from now on, and why it can do nothing if it cannot."""
         self.launcher, self.away = launcher, away
+
+    def trouble(self) -> str:
+        """Why workers that were just ordered will not come; empty while they may."""
+        if self.refusals:
+            return self.refusals[-1].reason
+        for slot in self:
+            if slot.deaths >= MOST_DEATHS:
+                return f"{slot.worker_id} {slot.last_death} ({slot.deaths} times)"
+        return ""
 
     def scaled_anew(self) -> None:
         """A scaling begins: what was refused before it is no news any more."""

@@ -173,8 +173,8 @@ class Residents:
         elif cluster.has(self._shapes[name]):
             log.info("%s is loaded after %.2f s", name, took_s)
             self._do(self._residency.loaded(name, now_s))
-        elif refusals := cluster.books.pools.refusals:
-            self._fail(name, cluster, refusals[-1].reason)
+        elif trouble := cluster.books.pools.trouble():
+            self._fail(name, cluster, trouble)
         elif took_s > LOAD_LIMIT_S:
             self._fail(name, cluster, f"its workers were not ready within {LOAD_LIMIT_S:g} s")
 

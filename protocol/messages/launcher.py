@@ -54,12 +54,14 @@ NOT_STARTED = 71
 
 
 class WorkerExited(Message, frozen=True, kw_only=True):
-    """A worker process ended, or could not be started again; `restart_in_s` is None when it will not be started again."""
+    """A worker process ended, or could not be started again; `restart_in_s` is None when it will not be started again.
+    `told` is for people: how it ended, and its last line."""
 
     worker_id: str
     pid: int
     status: int
     restart_in_s: float | None
+    told: str = ""
 
 
 class ScaleRefused(Message, frozen=True, kw_only=True):

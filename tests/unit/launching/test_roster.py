@@ -96,7 +96,9 @@ def test_before_everything_serves_an_exit_fails_the_launch() -> None:
 
 def test_a_worker_that_dies_is_told_and_started_again() -> None:
     actions = roster().exited("decode-0", KILLED, 1.0)
-    assert told(actions) == [WorkerExited(worker_id="decode-0", pid=7, status=-9, restart_in_s=0.2)]
+    assert told(actions) == [
+        WorkerExited(worker_id="decode-0", pid=7, status=-9, restart_in_s=0.2, told=ending(-9))
+    ]
     assert starts(actions) == [("decode-0", 0.2)]
 
 
@@ -121,7 +123,9 @@ def test_the_coordinator_is_started_again_and_nobody_is_told() -> None:
 def test_one_that_its_keeper_starts_again_is_not_started() -> None:
     actions = roster().exited("decode-0", Exit(-9, again_in_s=4.0, is_over=False), 1.0)
     assert starts(actions) == []
-    assert told(actions) == [WorkerExited(worker_id="decode-0", pid=7, status=-9, restart_in_s=4.0)]
+    assert told(actions) == [
+        WorkerExited(worker_id="decode-0", pid=7, status=-9, restart_in_s=4.0, told=ending(-9))
+    ]
 
 
 def test_a_start_that_is_due_happens_once_and_only_while_it_is_wanted() -> None:
@@ -220,7 +224,9 @@ def test_a_stopped_worker_is_ended_until_it_is_gone() -> None:
         LauncherWorker(worker_id="decode-0", role=Role.DECODE, leaving=True)
     ]
     assert made.exited("decode-0", Exit(0), 2.0) == [End(place)]
-    exited = WorkerExited(worker_id="decode-0", pid=7, status=0, restart_in_s=None)
+    exited = WorkerExited(
+        worker_id="decode-0", pid=7, status=0, restart_in_s=None, told="ended as it was told to"
+    )
     assert told(made.gone("decode-0", 0)) == [exited]
     assert made.gone("decode-0", 0) == []
     assert made.on_order(stop, 3.0) == []
@@ -232,7 +238,7 @@ def test_a_retired_worker_runs_on_and_is_not_started_again() -> None:
     actions = made.exited("decode-0", Exit(-9, again_in_s=1.0, is_over=False), 2.0)
     assert starts(actions) == []
     assert told(actions) == [
-        WorkerExited(worker_id="decode-0", pid=7, status=-9, restart_in_s=None)
+        WorkerExited(worker_id="decode-0", pid=7, status=-9, restart_in_s=None, told=ending(-9))
     ]
 
 
@@ -318,3 +324,10 @@ def test_the_launcher_is_ready_once() -> None:
 def test_ends_read_well() -> None:
     assert ending(-9) == "was ended by SIGKILL"
     assert ending(2) == "ended with status 2"
+
+
+def test_the_coordinator_hears_a_process_s_last_line_clipped() -> None:
+    (exited,) = told(roster().exited("decode-0", Exit(1, "MemoryError: " + "x" * 9_999), 1.0))
+    assert isinstance(exited, WorkerExited)
+    assert exited.told.startswith("ended with status 1: MemoryError: xxx")
+    assert len(exited.told) < 500

@@ -151,3 +151,14 @@ def test_worker_that_nobody_launched_is_wanted_as_long_as_it_lives() -> None:
     assert names(pools) == ["by-hand", "prefill-0"]
     pools.listed(listed("prefill-0"), [])
     assert names(pools) == ["prefill-0"]
+
+
+def test_a_worker_that_died_twice_before_it_served_is_trouble_and_once_is_not() -> None:
+    pools = Pools({}, "red")
+    (slot,) = pools.order(Role.DECODE, 1, [])
+    slot.died("was ended by SIGKILL")
+    assert not pools.trouble()
+    slot.died("ended with status 1: MemoryError")
+    assert pools.trouble() == "red.decode-0 ended with status 1: MemoryError (2 times)"
+    pools.refused(slot.worker_id, "there is no room", 0.0)
+    assert pools.trouble() == "there is no room"

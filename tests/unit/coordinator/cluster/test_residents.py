@@ -55,8 +55,7 @@ class ObedientCluster:
 
     @property
     def books(self) -> Any:
-        refusals = [SimpleNamespace(reason=self.refused)] if self.refused else []
-        return SimpleNamespace(pools=SimpleNamespace(refusals=refusals))
+        return SimpleNamespace(pools=SimpleNamespace(trouble=lambda: self.refused))
 
 
 class Rig:
