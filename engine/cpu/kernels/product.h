@@ -288,7 +288,7 @@ static void NAME(multiply_items)(const Work *work, int64_t low, int64_t high, ch
     const uint32_t *x = X_WORDS == 2 ? (const uint32_t *)p.wide : p.x;
     int64_t block = NAME(block_rows)(p.matrix), panels = NAME(num_panels)(p.matrix);
     NAME(Part) parts_room[2], *parts[2] = {parts_room, parts_room + 1};
-    parts_room[0].rows = parts_room[0].done = 0;
+    parts_room[0].rows = parts_room[0].first = parts_room[0].index = parts_room[0].done = 0;
     if (room) {
         p.out = room;
         if (p.adds) p.adds = KEEPS;
