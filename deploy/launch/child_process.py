@@ -1,4 +1,7 @@
-"""One child process, watched through its pidfd. Owns its pipes and its end; restarting is decided in `launching.roster`."""
+"""One child process, watched through its pidfd. Owns its pipes and its end; restarting is decided in `launching.roster`.
+
+One that was started here is a ChildProcess; one that was adopted (`deploy.launch.local.forks`) is watched in the same way.
+"""
 
 from __future__ import annotations
 
@@ -7,42 +10,33 @@ import os
 import signal
 import subprocess
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import BinaryIO
 
 _READ_BYTES = 1 << 16
 _TAIL_LINES = 20
 
 
-class ChildProcess:
-    """Runs from construction; `on_exit(status)` is called once, after its last line.
+class WatchedProcess:
+    """A child that runs and leads its own process group; `on_exit(status)` is called once, after its last line.
 
-    The child leads its own process group, so a terminal's Ctrl-C reaches the launcher alone.
+    `output` is what it says, closed with its end; `reap` takes note of the end and returns the status.
     """
 
     def __init__(
         self,
-        command: Sequence[str],
-        environment: Mapping[str, str],
+        pid: int,
+        output: BinaryIO,
+        reap: Callable[[], int],
         on_line: Callable[[str], None],
         on_exit: Callable[[int], None],
-        pass_fds: tuple[int, ...] = (),
     ) -> None:
+        self.pid = pid
         self._loop = asyncio.get_running_loop()
-        self._popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=pass_fds,
-            process_group=0,
-        )
-        assert self._popen.stdout is not None
-        self._output = self._popen.stdout
-        self._output_fd = self._output.fileno()
+        self._output, self._output_fd, self._reap = output, output.fileno(), reap
         self._on_line, self._on_exit = on_line, on_exit
         self._partial = b""
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
@@ -55,10 +49,10 @@ class ChildProcess:
     def _open_pidfd(self) -> int:
         """OSError when there is no descriptor left: nothing runs that nobody watches."""
         try:
-            return os.pidfd_open(self._popen.pid)
+            return os.pidfd_open(self.pid)
         except OSError:
-            self._popen.kill()
-            self._popen.wait()
+            os.kill(self.pid, signal.SIGKILL)
+            self._reap()
             self._output.close()
             raise
 
@@ -66,11 +60,6 @@ class ChildProcess:
         """Others hear of it from now on."""
         self._on_line, self._on_exit = on_line, on_exit
         self.tail.clear()
-
-    @property
-    def pid(self) -> int:
-        """The operating system's id."""
-        return self._popen.pid
 
     @property
     def running(self) -> bool:
@@ -116,7 +105,7 @@ class ChildProcess:
 
     def _ended(self) -> None:
         self._loop.remove_reader(self._pidfd)
-        self.status = self._popen.wait()
+        self.status = self._reap()
         os.close(self._pidfd)
         while self._read():
             pass
@@ -124,3 +113,40 @@ class ChildProcess:
         self._loop.remove_reader(self._output_fd)
         self._output.close()
         self._on_exit(self.status)
+
+
+class ChildProcess(WatchedProcess):
+    """Started at construction.
+
+    In a process group of its own, so that a terminal's Ctrl-C reaches the launcher alone.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None],
+        on_exit: Callable[[int], None],
+        pass_fds: tuple[int, ...] = (),
+    ) -> None:
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=pass_fds,
+            process_group=0,
+        )
+        assert popen.stdout is not None
+        output = cast("BinaryIO", popen.stdout)
+        super().__init__(popen.pid, output, popen.wait, on_line, on_exit)
+
+
+def reap_adopted(pid: int) -> int:
+    """The status of a child that another process started; as of one that was killed where somebody else took note of it."""
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return -signal.SIGKILL
+    return os.waitstatus_to_exitcode(status)
