@@ -69,16 +69,20 @@ def main() -> int:
     parser.add_argument("--parent", type=int, default=0)
     parser.add_argument("--standby-fd", type=int)
     arguments = parser.parse_args()
-    follow_parent(arguments.parent)
+    return serve_file(arguments.spec, arguments.parent, arguments.standby_fd)
+
+
+def serve_file(path: Path, parent: int, standby_fd: int | None = None) -> int:
+    """The worker whose spec lies there, from its first act to its exit status."""
+    follow_parent(parent)
     end_by_interrupt()
     harden()
-    spec = msgspec.json.decode(arguments.spec.read_bytes(), type=WorkerSpec)
-    name = spec.worker_id if arguments.standby_fd is None else STANDBY
-    log_to_stderr(name, spec.log_level)
+    spec = msgspec.json.decode(path.read_bytes(), type=WorkerSpec)
+    log_to_stderr(spec.worker_id if standby_fd is None else STANDBY, spec.log_level)
     try:
-        if arguments.standby_fd is None:
+        if standby_fd is None:
             run_worker(spec)
-        elif (chosen := stand_by(spec, arguments.standby_fd)) is not None:
+        elif (chosen := stand_by(spec, standby_fd)) is not None:
             log_as(chosen.worker_id)
             run_worker(chosen)
     except BatonError as error:

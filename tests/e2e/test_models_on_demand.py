@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from engine.checkpoints.prepared import WEIGHTS_NAME
 from tests.e2e.random_model import write_random_model
-from tests.e2e.server import Server
+from tests.e2e.server import BATON, Server
 from tests.patience import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.xdist_group("model")
-NAMES = ("red", "blue", "green", "torn")
+NAMES = ("red", "blue", "green", "torn", "cut")
 PROMPT = "Once upon a time there was"
 CONFIG = """
 pd: 0p1d
@@ -33,6 +36,7 @@ models:
   - {base}/blue
   - {base}/green
   - {base}/torn
+  - {base}/cut
 """
 
 
@@ -48,6 +52,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server("--config", str(file), environment={"BATON_CACHE": str(cache)}) as server:
         for prepared in (cache / "prepared").glob("torn-*/model.json"):
             prepared.write_text("{}")
+        for weights in (cache / "prepared").glob(f"cut-*/{WEIGHTS_NAME}"):
+            os.truncate(weights, 4096)
         yield server
 
 
@@ -131,6 +137,66 @@ def test_who_waits_for_a_model_that_cannot_be_loaded_hears_why(server: Server) -
     assert int(reply.headers["retry-after"]) >= 1
     assert states(server)["torn"] == "failed"
     assert answer(server, "red")
+
+
+def test_who_waits_for_a_model_whose_workers_die_at_their_start_hears_so(server: Server) -> None:
+    """Its weights are shorter than their description: who touches the rest is killed."""
+    reply = server.client.post("/v1/completions", json={"model": "cut", "prompt": "x"})
+    assert reply.status_code == 503
+    message = reply.json()["error"]["message"]
+    assert "'cut'" in message
+    assert "cut.decode-0" in message
+    assert states(server)["cut"] == "failed"
+    assert answer(server, "red")
+
+
+def test_workers_are_forks_of_one_process_and_one_whose_server_was_killed_comes_too(
+    server: Server,
+) -> None:
+    def fork_server() -> int | None:
+        commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in server.descendants()}
+        held = {worker["pid"] for worker in server.cluster()["workers"]}
+        for pid, file in commands.items():
+            with contextlib.suppress(OSError):
+                if b"fork_server" in file.read_bytes() and pid not in held:
+                    return pid
+        return None
+
+    def parent(pid: int) -> int:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        return int(stat.rpartition(")")[2].split()[1])
+
+    until(lambda: fork_server() is not None, "the fork server")
+    generate(server, "red", keep_alive=0)
+    until(lambda: states(server)["red"] == "unloaded", "red has gone")
+    expected = answer(server, "red")
+    pid = server.worker("decode")["pid"]
+    assert b"fork_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert parent(pid) == server.process.pid
+    first = fork_server()
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    generate(server, "red", keep_alive=0)
+    until(lambda: states(server)["red"] == "unloaded", "red has gone")
+    assert answer(server, "red") == expected
+    until(lambda: fork_server() not in (None, first), "another fork server")
+
+
+def test_the_verbs_bring_a_model_in_show_it_and_take_it_out(server: Server) -> None:
+    def baton(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(BATON), *words, "--url", server.url]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert baton("load", "blue", "--keep-alive", "1h").stdout == "blue is loaded\n"
+    row = next(line for line in baton("ps").stdout.splitlines() if line.startswith("blue"))
+    assert "loaded" in row
+    assert 3500 < float(row.split()[-2]) <= 3600
+    assert "blue: loaded, goes in" in baton("status").stdout
+    assert baton("unload", "blue").stdout == "blue goes\n"
+    until(lambda: states(server)["blue"] == "unloaded", "blue has gone")
+    refused = baton("load", "purple")
+    assert refused.returncode != 0
+    assert "'purple'" in refused.stderr
 
 
 def test_a_model_that_is_unloaded_in_the_middle_of_an_answer_ends_it_first(server: Server) -> None:

@@ -22,8 +22,9 @@ from deploy.config.topology import child_environment
 from deploy.host.gpu_plan import least_used
 from deploy.host.later_models import worker_of
 from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
-from deploy.launch.child_process import ChildProcess
+from deploy.launch.child_process import ChildProcess, WatchedProcess, reap_adopted
 from deploy.launch.control import ControlLink
+from deploy.launch.local.forks import Forks, adopt_orphans
 from deploy.launch.local.standby import Standbys
 from deploy.launch.plan import next_share
 from deploy.launch.stores import path_beside
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
+    from deploy.launch.local.forks import Fork
     from deploy.launch.plan import Plan
     from launching.roster import Message
     from protocol.clock import Clock
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from protocol.roles import Role
 
 _KILL_WAIT_S = 5.0
-STANDBY = "standby"
+STANDBY, FORK_SERVER = "standby", "fork server"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Modules:
 
     coordinator: str = "deploy.processes.coordinator_main"
     worker: str = "deploy.processes.worker_main"
+    fork_server: str = "deploy.processes.fork_server"
 
 
 class Launcher:
@@ -76,9 +79,11 @@ class Launcher:
         self._shutdown_timeout_s = shutdown_timeout_s
         self._modules = modules or Modules()
         self.available_bytes: Callable[[], int] = available_bytes
-        self._processes: dict[str, ChildProcess] = {}
+        self._processes: dict[str, WatchedProcess] = {}
         self._standbys = Standbys(plan.standby_workers, self, clock)
-        self._ending: set[ChildProcess] = set()
+        are_on_demand = plan.coordinator.memory_budget_bytes is not None
+        self._forks = Forks(self, clock) if are_on_demand else None
+        self._ending: set[WatchedProcess] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._on_ready: Callable[[str], None] = lambda _: None
         self._hellos = Periodic("saying what runs", HELLO_EVERY_S, self._greet)
@@ -99,6 +104,9 @@ class Launcher:
             loop.add_signal_handler(number, self._on_signal)
         self._link = ControlLink(self.plan.coordinator.control, self._foreman.on_order)
         try:
+            if self._forks is not None:
+                adopt_orphans()
+                self._forks.start()
             specs: list[Spec] = [self.plan.coordinator, *self.plan.first_workers]
             for spec in specs:
                 self.start(self.roster.add(spec))
@@ -113,35 +121,50 @@ class Launcher:
 
     def respec(self, place: Place) -> None:
         """See Crew: a start reads the file."""
-        _write(self._directory / f"{place.name}.json", place.spec)
+        _write(self._path(place), place.spec)
 
     def start(self, place: Place) -> None:
         """See Crew. What the system cannot start now, for want of descriptors or memory, is tried again like what ended."""
         self.roster.begin(place, self._clock.now_s())
+        self._start(place, self._spawn)
+
+    def _start(self, place: Place, how: Callable[[Place], None]) -> None:
         try:
-            self._spawn(place)
+            how(place)
         except OSError as error:
             self._foreman.exited(place.name, Exit(NOT_STARTED, str(error)))
 
     def _spawn(self, place: Place) -> None:
         self.respec(place)
-        is_coordinator = place.name == COORDINATOR
-        module = self._modules.coordinator if is_coordinator else self._modules.worker
-        path = self._directory / f"{place.name}.json"
-        command = [sys.executable, "-P", "-m", module, str(path), "--parent", str(os.getpid())]
-        if not is_coordinator:
-            if not self._becomes(place, path):
-                self._run(place, command, _inherited(place.spec))
+        if place.worker is None:
+            self._begin_coordinator(place)
             return
+        path = self._path(place)
+        if not self._becomes(place, path) and not self._forks_away(place, path):
+            self._begin(place)
+
+    def _begin(self, place: Place) -> None:
+        """A worker, from nothing."""
+        self._run(place, self._command(self._modules.worker, place), _inherited(place.spec))
+
+    def _begin_coordinator(self, place: Place) -> None:
         reading, writing = os.pipe()
+        command = [*self._command(self._modules.coordinator, place), "--ready-fd", str(writing)]
         try:
-            self._run(place, [*command, "--ready-fd", str(writing)], (writing,))
+            self._run(place, command, (writing,))
         except OSError:
             os.close(reading)
             raise
         finally:
             os.close(writing)
         asyncio.get_running_loop().add_reader(reading, self._on_ready_line, reading)
+
+    def _path(self, place: Place) -> Path:
+        return self._directory / f"{place.name}.json"
+
+    def _command(self, module: str, place: Place) -> list[str]:
+        path = str(self._path(place))
+        return [sys.executable, "-P", "-m", module, path, "--parent", str(os.getpid())]
 
     def _run(self, place: Place, command: list[str], pass_fds: tuple[int, ...]) -> None:
         process = self._processes[place.name] = ChildProcess(
@@ -166,6 +189,44 @@ class Launcher:
         self._processes[place.name] = process
         place.runs_as(process.pid)
         return True
+
+    def _forks_away(self, place: Place, path: Path) -> bool:
+        """Whether it will be a fork, unless the server fails before; only such as need nothing from their very start."""
+        spec = place.worker
+        if self._forks is None or spec is None or not spec.role.computes or _inherited(spec):
+            return False
+        return self._forks.fork(path, partial(self._forked, place, place.generation))
+
+    def _forked(self, place: Place, generation: int, fork: Fork | None) -> None:
+        """It is there and waits for the word; None: it must begin by itself."""
+        is_wanted = place.generation == generation and bool(self.roster.due(place))
+        if fork is None:
+            if is_wanted:
+                self._start(place, self._begin)
+        elif not is_wanted:
+            fork.refuse()
+        else:
+            self._start(place, partial(self._watch, fork))
+
+    def _watch(self, fork: Fork, place: Place) -> None:
+        output, reap = os.fdopen(fork.output, "rb", buffering=0), partial(reap_adopted, fork.pid)
+        hears = partial(self.say, place.name), partial(self._on_exit, place)
+        try:
+            self._processes[place.name] = WatchedProcess(fork.pid, output, reap, *hears)
+        finally:
+            fork.go()
+        place.runs_as(fork.pid)
+
+    def begin_server(self, orders_fd: int, on_exit: Callable[[int], None]) -> ChildProcess:
+        """See Parent."""
+        command = [sys.executable, "-P", "-m", self._modules.fork_server, str(orders_fd)]
+        return ChildProcess(
+            [*command, "--parent", str(os.getpid())],
+            child_environment(1),
+            on_line=partial(self.say, FORK_SERVER),
+            on_exit=on_exit,
+            pass_fds=(orders_fd,),
+        )
 
     def begin(
         self, template: WorkerSpec, orders_fd: int, on_exit: Callable[[int], None]
@@ -226,6 +287,9 @@ class Launcher:
         """From the start on: a coordinator that comes back learns how many workers are wanted before it serves."""
         if self._processes[COORDINATOR].running:
             self._link.send(self.roster.hello())
+        if self._forks is not None:
+            watched = [*self._processes.values(), *self._standbys.processes]
+            self._forks.bury_strangers({process.pid for process in watched if process.running})
 
     def _more(self, order: ScaleOrder, now_s: float) -> WorkerSpec:
         """A worker like the others of this plan, on the least used cores, if its KV pool fits."""
@@ -276,6 +340,8 @@ class Launcher:
     async def _stop_all(self) -> None:
         self.roster.close()
         self._standbys.close()
+        if self._forks is not None:
+            self._forks.close()
         for timer in self._timers:
             timer.cancel()
         for process in self._running():
@@ -292,7 +358,7 @@ class Launcher:
         for process in self._running():
             process.kill()
 
-    def _running(self) -> list[ChildProcess]:
+    def _running(self) -> list[WatchedProcess]:
         return [process for process in self._processes.values() if process.running]
 
     def later(self, delay_s: float, action: Callable[[], None]) -> None:
