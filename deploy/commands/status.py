@@ -23,6 +23,8 @@ STORE_TROUBLE = {
     "disk_proofs_failed": "damaged on disk, and not served",
     "disk_errors": "errors of the disk",
 }
+MOST_SHOWN = 10
+"""Adapters in a line."""
 PLAIN_WIDTH = 160
 """Of a table that goes into a file or a pipe."""
 
@@ -86,7 +88,45 @@ def notes(cluster: dict[str, Any]) -> list[str]:
         found += [autoscaler[key] for key in ("trouble", "beyond_reach") if autoscaler[key]]
     if cluster.get("slo"):
         found.append(slo_line(cluster["slo"]))
+    found += [model_line(name, view) for name, view in cluster.get("models", {}).items()]
+    if cluster.get("adapters", {}).get("registered"):
+        found.append(adapters_line(cluster["adapters"]))
     return found
+
+
+def model_line(name: str, view: dict[str, Any]) -> str:
+    """Of one of several models: `qwen: loaded, goes in 240 s · prefill 1 of 1 · decode 1 of 1 · 3 requests`."""
+    residency = view.get("residency")
+    told = [f"{name}: {_state(residency) if residency else _is_ready(view)}"]
+    if view.get("pools") and any(counts["target"] for counts in view["pools"].values()):
+        told.append(_pools(view["pools"]))
+    told.append(f"{view['requests']['live']} requests")
+    if residency and residency["waiting"]:
+        told.append(f"{residency['waiting']} wait for it")
+    if view.get("slo"):
+        told.append(slo_line(view["slo"]))
+    return " · ".join(told)
+
+
+def _is_ready(view: dict[str, Any]) -> str:
+    return "ready" if view["ready"] else "not ready"
+
+
+def _state(residency: dict[str, Any]) -> str:
+    state, in_s = residency["state"], residency["expires_in_s"]
+    if state == "failed":
+        return f"failed ({residency['failure']})"
+    if state != "loaded":
+        return str(state)
+    return "loaded, stays" if in_s is None else f"loaded, goes in {in_s:.0f} s"
+
+
+def adapters_line(adapters: dict[str, Any]) -> str:
+    """`1000 adapters, in memory: sql (decode-0, prefill-0), poems (decode-0) and 30 more`."""
+    resident = adapters["resident"]
+    shown = [f"{one['name']} ({', '.join(one['workers'])})" for one in resident[:MOST_SHOWN]]
+    more = f" and {len(resident) - MOST_SHOWN} more" if resident[MOST_SHOWN:] else ""
+    return f"{adapters['registered']} adapters, in memory: {', '.join(shown) or 'none'}{more}"
 
 
 def _pools(pools: dict[str, dict[str, int]]) -> str:

@@ -104,3 +104,36 @@ def test_many_refusals_of_one_reason_are_one_sentence() -> None:
     with pytest.raises(ServerError) as told:
         is_reached(view(refused=refused))
     assert str(told.value) == "decode-1 and 198 more were not started: 28 of 199 workers fit"
+
+
+def residency(state: str, **more: Any) -> dict[str, Any]:
+    told = {"state": state, "waiting": 0, "expires_in_s": None, "failure": ""}
+    return {"ready": False, "requests": {"live": 0}, "residency": told | more}
+
+
+def test_an_operator_of_several_models_reads_how_each_is() -> None:
+    shown = view()
+    counts = {"target": 1, "ready": 1, "starting": 0, "draining": 0, "waiting": 0}
+    shown["models"] = {
+        "red": residency("loaded", expires_in_s=240.4)
+        | {"pools": {"decode": counts}, "requests": {"live": 3}},
+        "blue": residency("loading", waiting=2),
+        "green": residency("failed", failure="the file is torn"),
+        "grey": {"ready": True, "requests": {"live": 0}, "slo": SLO},
+    }
+    red, blue, green, grey = notes(shown)
+    assert red == "red: loaded, goes in 240 s · decode 1 of 1 · 3 requests"
+    assert blue == "blue: loading · 0 requests · 2 wait for it"
+    assert green == "green: failed (the file is torn) · 0 requests"
+    assert grey.startswith("grey: ready · 0 requests · SLO TTFT 2000 ms")
+
+
+def test_adapters_in_memory_are_shown_with_who_has_them_and_no_more_than_fit() -> None:
+    shown = view()
+    one = {"name": "sql", "workers": ["decode-0", "prefill-0"]}
+    shown["adapters"] = {"registered": 1000, "resident": [one, *[one | {"name": "x"}] * 31]}
+    (told,) = notes(shown)
+    assert told.startswith("1000 adapters, in memory: sql (decode-0, prefill-0), x (")
+    assert told.endswith(" and 22 more")
+    shown["adapters"] = {"registered": 2, "resident": []}
+    assert notes(shown) == ["2 adapters, in memory: none"]
