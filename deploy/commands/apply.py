@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from deploy.commands.scale import ask, is_reached, wait_for
 from deploy.commands.status import read_cluster, status_client
 from deploy.config.autoscale import limits_of, targets_of
+from deploy.config.models import KEY
 from deploy.config.parser import Parser, typed
 from deploy.config.serve_config import ServeConfig, read_file, resolve
 from deploy.config.server_access import add_admin_url, admin_key
 from deploy.config.values import seconds
+from protocol.errors import ConfigError
 from protocol.roles import Role
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     named, config = read_file(given.file), resolve({}, {}, given.file).config
     with status_client(given.url, admin_key(given)) as client:
         view = read_cluster(client)
+        check_models(given.file, named, view)
         settings = view.get("autoscaler", {}).get("settings", {})
         wish = autoscale_wish(config, settings)
         wanted = {} if config.autoscale else pool_wish(config, named, view["target"])
@@ -67,6 +70,17 @@ def make_parser() -> Parser:
     add("--timeout", type=typed(seconds), default=180.0, metavar="SECONDS", help="default: 180")
     add_admin_url(parser)
     return parser
+
+
+def check_models(file: Path, named: Mapping[str, Any], view: Mapping[str, Any]) -> None:
+    """ConfigError where the file or the server has several models, which hold from the start on, and pools of their own."""
+    here = list(view.get("models", {}))
+    if KEY in named or here:
+        served = f"; served: {', '.join(here)}" if here else ""
+        raise ConfigError(
+            f"{file}: {KEY}: a running server keeps the models that it was started with{served}. Restart it with this file to add "
+            "or remove one, and size a model's pools with baton scale --model NAME"
+        )
 
 
 def autoscale_wish(config: ServeConfig, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from deploy.cli import main
-from deploy.commands.apply import autoscale_wish, pool_wish, told
+from deploy.commands.apply import autoscale_wish, check_models, pool_wish, told
 from deploy.config.serve_config import ServeConfig, read_file, resolve
+from protocol.errors import ConfigError
 
 OFF = {"mode": "off", "ttft_ms": None, "tpot_ms": None, "goal": None}
 OFF |= {"prefill": None, "decode": None, "total": None, "idle_s": None}
@@ -29,6 +30,15 @@ def read(tmp_path: Path, text: str) -> tuple[ServeConfig, dict[str, object]]:
     file = tmp_path / "baton.yaml"
     file.write_text(text, encoding="utf-8")
     return resolve({}, {}, file).config, read_file(file)
+
+
+@pytest.mark.parametrize(("text", "models"), [("models: [a, b]\n", ()), ("pd: 1p1d\n", ("a", "b"))])
+def test_models_are_refused_by_name_wherever_there_are_several(
+    tmp_path: Path, text: str, models: tuple[str, ...]
+) -> None:
+    _, named = read(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"baton\.yaml: models: .* baton scale --model"):
+        check_models(tmp_path / "baton.yaml", named, {"models": dict.fromkeys(models)})
 
 
 def test_pools_that_differ_are_wanted(tmp_path: Path) -> None:
