@@ -91,6 +91,8 @@ def _score(before: bytes, token_id: int) -> ScoredToken:
 class AnyAdapter:
     """Satisfies protocol.adapters.AdapterSource: what the mock computes depends on a sequence's root, which has the digest."""
 
+    digests: tuple[str, ...] = ()
+
     def hold(self, ref: AdapterRef) -> HeldAdapter:
         """See AdapterSource."""
         return _Attested(ref.digest)

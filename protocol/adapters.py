@@ -29,6 +29,11 @@ class HeldAdapter(Protocol):
 class AdapterSource(Protocol):
     """Where a worker finds adapters."""
 
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of those in memory; any thread may ask."""
+        ...
+
     def hold(self, ref: AdapterRef) -> HeldAdapter:
         """The content of that digest; ConfigError where there is none that this engine computes."""
         ...

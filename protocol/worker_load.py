@@ -42,7 +42,7 @@ class StoreLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a worker is doing now; sent with each heartbeat. `step_sizes` counts steps by their
-    tokens, one entry for each of STEP_TOKEN_BUCKETS and one for what is larger."""
+    tokens, one entry for each of STEP_TOKEN_BUCKETS and one for what is larger. `adapters` are the digests of those in memory."""
 
     blocks: BlockCounts
     waiting: int = 0
@@ -63,4 +63,5 @@ class WorkerLoad(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     step_s: float = 0.0
     stepped_tokens: int = 0
     step_sizes: list[int] = []
+    adapters: list[str] = []
     store: StoreLoad | None = None

@@ -364,7 +364,13 @@ class WorkerLoop:
             identity=self._around.identity,
             step=self.steps,
             busy=self.busy,
-            load=load(self.roles, counters, dropped, keeps=not self._card.role.computes),
+            load=load(
+                self.roles,
+                counters,
+                dropped,
+                self.context.adapters,
+                keeps=not self._card.role.computes,
+            ),
             heard=heard,
             live=live,
         )

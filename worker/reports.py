@@ -12,6 +12,7 @@ from protocol.worker_load import StoreLoad, WorkerLoad
 if TYPE_CHECKING:
     from engine.context import WorkerContext
     from kvtransfer.pulling.pull import PullCounters
+    from protocol.adapters import AdapterSource
     from worker.roles import Roles
 
 
@@ -55,7 +56,12 @@ def pending_reads(roles: Roles) -> int:
 
 
 def load(
-    roles: Roles, pulls: PullCounters, dropped_messages: int, *, keeps: bool = False
+    roles: Roles,
+    pulls: PullCounters,
+    dropped_messages: int,
+    adapters: AdapterSource | None = None,
+    *,
+    keeps: bool = False,
 ) -> WorkerLoad:
     """Numbers for the heartbeat; read from another thread, each field by itself. `keeps`: of a store."""
     prefill, decode, runner = roles.prefill, roles.decode, roles.runner
@@ -81,6 +87,7 @@ def load(
         stepped_tokens=runner.stepped_tokens,
         step_sizes=list(runner.step_sizes),
         store=_store_load(roles) if keeps else None,
+        adapters=[] if adapters is None else list(adapters.digests),
     )
 
 

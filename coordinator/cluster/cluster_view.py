@@ -148,6 +148,7 @@ def _worker_json(record: WorkerRecord) -> dict[str, Any]:
         "kv_capacity_tokens": hello.num_blocks * hello.block_size,
         "max_num_seqs": hello.max_num_seqs,
         "blocks": blocks_json(load.blocks),
+        "adapters": load.adapters,
         "requests": {
             "waiting": load.waiting,
             "running": load.running,

@@ -1,12 +1,13 @@
 """Which adapters are in a worker's memory. Owns the order in which they leave: least recently used first.
 
-One that a sequence holds stays with the sequence, here or not: the mapping goes with its last holder.
+One that a sequence holds stays, whoever else came since, and is found here as long: the mapping goes with its last holder.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from engine.adapters.content import map_content
 from protocol.errors import ConfigError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ResidentAdapters:
-    """At most `most` that nobody need hold. Satisfies protocol.adapters.AdapterSource."""
+    """At most `most` that nobody need hold. Satisfies protocol.adapters.AdapterSource. `digests` may be read by other threads."""
 
     def __init__(
         self,
@@ -32,14 +33,20 @@ class ResidentAdapters:
         """`check` raises ConfigError for a content that the engine does not compute."""
         self.loads = 0
         self._directory, self._most, self._check, self._load = directory, most, check, load
-        self._contents: OrderedDict[str, Content] = OrderedDict()
+        self._kept: OrderedDict[str, Content] = OrderedDict()
+        self._alive: WeakValueDictionary[str, Content] = WeakValueDictionary()
 
     def __len__(self) -> int:
-        return len(self._contents)
+        return len(self._kept)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Of those that stay mapped, the last used last."""
+        return tuple(self._kept)
 
     def hold(self, ref: AdapterRef) -> Content:
         """The adapter of that digest, mapped now if it is not; ConfigError when its content is not there."""
-        content = self._contents.get(ref.digest)
+        content = self._alive.get(ref.digest)
         if content is None:
             try:
                 content = self._load(self._directory, ref.digest)
@@ -47,8 +54,9 @@ class ResidentAdapters:
             except ConfigError as error:
                 raise ConfigError(f"adapter {ref.name!r}: {error}") from error
             self.loads += 1
-            self._contents[ref.digest] = content
-            while len(self._contents) > self._most:
-                self._contents.popitem(last=False)
-        self._contents.move_to_end(ref.digest)
+            self._alive[ref.digest] = content
+        self._kept[ref.digest] = content
+        self._kept.move_to_end(ref.digest)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
         return content

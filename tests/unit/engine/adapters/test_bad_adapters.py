@@ -221,6 +221,9 @@ def test_the_least_recently_used_leave_and_who_holds_one_keeps_it(tmp_path: Path
     content_path(tmp_path, refs[0].digest).unlink()
     for ref in refs[1:4]:
         resident.hold(ref)
+    assert resident.hold(refs[0]) is first
+    for ref in refs[1:4]:
+        resident.hold(ref)
+    del first
     with pytest.raises(ConfigError, match="adapter '1'"):
         resident.hold(refs[0])
-    assert first.data[0] is not None
