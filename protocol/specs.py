@@ -85,7 +85,8 @@ class RevisionSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One of several models. Its `key` begins the names of its workers. Where models come and go it needs `needed_bytes`, and
     stays `keep_alive_s` without use, for ever if that is below zero. `kv_cache_bytes` is each worker's pool, `length_limit` what
-    the operator allows a sequence. One that a running server was given has workers like those of the model whose key is `like`."""
+    the operator allows a sequence. One that a running server was given has workers like those of the model whose key is
+    `like`. `lora_modules` are names and directories of adapters, whose contents are kept in `adapters_directory`: "" where there are none."""
 
     key: str
     model: PreparedModel
@@ -103,6 +104,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_bytes: int = 0
     length_limit: int | None = None
     like: str | None = None
+    adapters_directory: str = ""
+    lora_modules: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -114,8 +117,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
     after `owner_silence_s` without a launcher it ends, and its workers with it; `checks_host` is for a server that
     neither keys nor an operator's word guard. `others` are models beside `model`, whose workers' names begin with `key`
-    then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once. `lora_modules` are names and
-    directories of adapters, whose contents it keeps in `adapters_directory`: "" where there are none. `no_rollouts` says why
+    then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once. `no_rollouts` says why
     no revision can be added, "" where it can."""
 
     model: PreparedModel
@@ -201,5 +203,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
             revision=self.revision,
             kv_cache_bytes=self.kv_cache_bytes,
             length_limit=self.length_limit,
+            adapters_directory=self.adapters_directory,
+            lora_modules=self.lora_modules,
         )
         return (first, *self.others)

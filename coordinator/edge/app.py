@@ -124,7 +124,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     calls and reasoning. `grammars` tries what answers shall be limited to; without it no answer is. `accounts` are keys, limits and ledger of a database; whoever
     made them ends them. `router` names groups of deployments that answer beside the model, or in its place. `others` are models beside `model`, `pools_of` has
     each one's pools, and `operated` is what operators see then: all of them together. `residents` has models that come and go; `adapters` are names that requests
-    may have for the first model with one of them; `revisions` says which models are revisions of another, and `state.offer` and `state.withdraw` add and take
+    may have for a model with one of them; `revisions` says which models are revisions of another, and `state.offer` and `state.withdraw` add and take
     away such.
     """
     clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
@@ -168,7 +168,8 @@ def _operated(
 ) -> Iterator[tuple[Scope | None, APIRouter]]:
     """What operators ask, each with what it needs of a key; None where any good one does."""
     there = {"keys": keys.accounts, "deployments": edge.groups}
-    routes = AdminRoutes(service, metrics, [name for name, part in there.items() if part])
+    names = [name for name, part in there.items() if part]
+    routes = AdminRoutes(service, metrics, names, edge.adapters)
     yield Scope.METRICS, routes.metrics_router()
     yield Scope.ADMIN, routes.router()
     pools, pools_of, policy = scaling

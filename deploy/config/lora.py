@@ -41,9 +41,14 @@ def lora_module(text: str) -> str:
     return text
 
 
-def modules_of(texts: Sequence[str], served_names: Sequence[str]) -> tuple[LoraModule, ...]:
-    """All of them; ConfigError for names that are there twice, or served, and for adapters of another model."""
+def modules_of(
+    texts: Sequence[str], served_names: Sequence[str], *, is_alone: bool = True
+) -> tuple[LoraModule, ...]:
+    """All of them, or where the model is not alone those that are its own; ConfigError for names that are there twice, or
+    served, and for adapters of a model that is not here."""
     modules, known = tuple(module_of(text) for text in texts), set(served_names)
+    if not is_alone:
+        modules = tuple(m for m in modules if m.base_model_name in (None, *served_names))
     for module in modules:
         if module.name in known:
             raise ConfigError(f"--lora-modules: the name {module.name!r} is there twice")

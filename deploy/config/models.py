@@ -43,6 +43,8 @@ OWN = (
     "max-num-seqs",
     "max-num-batched-tokens",
     "keep-alive",
+    "enable-lora",
+    "lora-modules",
 )
 """Options that a model of several may have for itself; the others are everybody's."""
 SHARED_NAMES = ("served_model_name", "chat_template", "max_model_len")

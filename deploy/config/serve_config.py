@@ -6,6 +6,7 @@ the built-in defaults; it is known only once the model is prepared, so `deploy.l
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +229,8 @@ def parse_yaml(option: Option, raw: Any, where: str) -> Any:
     if isinstance(raw, bool) and option.kind == "switch":
         return raw
     if isinstance(raw, list) and option.kind == "several":
-        return parse_text(option, [str(item) for item in raw], where)
+        texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in raw]
+        return parse_text(option, texts, where)
     if raw is None or isinstance(raw, bool | list | dict):
         raise ConfigError(f"{where}: {raw!r} is not a value for this option")
     return parse_text(option, [str(raw)], where)

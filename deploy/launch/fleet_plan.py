@@ -16,6 +16,7 @@ from deploy.config.values import format_bytes
 from deploy.host.affinity import share_cores
 from deploy.host.memory import KV_LIMIT, PROCESS_BYTES, default_kv_bytes
 from deploy.host.model_memory import weights_bytes
+from deploy.launch.adapter_plan import check_modules
 from deploy.launch.front_names import check_front_names
 from deploy.launch.plan import Plan
 from protocol.errors import ConfigError
@@ -64,7 +65,9 @@ def make_fleet_plan(
         own, shares = shares[: config.pools.total], shares[config.pools.total :]
         plan = make_plan(config, model, host, run_directory, port, key=key, shares=own)
         plans.append(_residing(plan, config, needed_bytes(config, model)))
-    return joined(plans, configs[0], host)
+    plan = joined(plans, configs[0], host)
+    check_modules(configs, plan.coordinator.models)
+    return plan
 
 
 def _residing(plan: Plan, config: ServeConfig, needed: int) -> Plan:

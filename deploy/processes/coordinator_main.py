@@ -23,19 +23,17 @@ from coordinator.cluster.control_socket import ControlSocket
 from coordinator.cluster.fleet import Fleet, FleetPools, Member
 from coordinator.cluster.residency import Residency, Resident
 from coordinator.cluster.residents import Residents
-from coordinator.edge.answers.adapters import AdapterBook, KeptContents
 from coordinator.edge.app import Offer, Parsers, SamplingDefaults, ServedModel, Sites, create_app
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
 from coordinator.edge.http.wire.server import make_server
 from deploy.config.autoscale import limits_of, targets_of
 from deploy.config.topology import all_variables
+from deploy.processes.adapter_book import open_adapters
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_to_stderr
 from deploy.processes.grammar_child import GrammarProcess
 from deploy.processes.growth import HERE_BEFORE, Around, make_rollouts
 from deploy.processes.owner_watch import OwnerWatch
-from engine.adapters.content import content_path
-from engine.adapters.prepare import prepare_adapter
 from engine.checkpoints import embedded
 from protocol.clock import SystemClock
 from protocol.errors import BatonError
@@ -87,7 +85,8 @@ class CoordinatorProcess:
         self.traces = self._open_traces(spec.otlp_traces_endpoint)
         self.accounts = self._open_accounts()
         self.router = self._router_settings()
-        self.adapters = self._open_adapters()
+        clusters = {member.name: member.cluster for member in members}
+        self.adapters = open_adapters(spec, clusters, self.clock, self._group_names())
         self.tls = self._open_tls()
 
     def _around(self) -> Around:
@@ -181,31 +180,6 @@ class CoordinatorProcess:
         must_write = spec.ledger_failure == "refuse"
         settings = AccountSettings(Path(spec.keys_db), spec.prices, must_write)
         return Accounts.open(settings, self.clock)
-
-    def _open_adapters(self) -> AdapterBook | None:
-        """With those of the command line, before anything is served."""
-        spec = self.spec
-        if not spec.adapters_directory:
-            return None
-        directory, model = Path(spec.adapters_directory), spec.model
-
-        def prepare(path: str) -> str:
-            source = Path(path).expanduser()
-            return prepare_adapter(source, directory, model.config, model.dtype, spec.max_lora_rank)
-
-        def forget(digest: str) -> None:
-            content_path(directory, digest).unlink(missing_ok=True)
-
-        contents = KeptContents(prepare, forget, self._adapters_in_use)
-        taken = (*model.served_names, *self._group_names())
-        book = AdapterBook(contents, self.clock, taken)
-        for name, path in spec.lora_modules:
-            book.load_now(name, path)
-        return book
-
-    def _adapters_in_use(self) -> set[str]:
-        adapters = (life.generation.adapter for life in self.fleet.first.requests)
-        return {adapter.digest for adapter in adapters if adapter is not None}
 
     def _router_settings(self) -> RouterSettings | None:
         path = self.spec.router_config

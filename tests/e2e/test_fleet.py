@@ -6,18 +6,22 @@ import json
 import os
 import signal
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import adapter_files
 from tests.e2e.random_model import write_random_model
 from tests.e2e.server import Server
+from tests.greedy import expected_tokens
 from tests.patience import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.xdist_group("model")
 NAMES = ("red", "blue")
 SMALL = ("--kv-cache-memory", "32MiB", "--dtype", "float32", "--cpu-affinity", "none")
@@ -49,14 +53,14 @@ def alone(directories: dict[str, Path]) -> dict[str, str]:
 def fleet(
     directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """With a group for each model."""
+    """With a group for each model, and adapters."""
     file = tmp_path_factory.mktemp("router") / "config.json"
     entries = [
         {"model_name": f"group-{name}", "litellm_params": {"model": f"baton/{name}"}}
         for name in NAMES
     ]
     file.write_text(json.dumps({"model_list": entries}))
-    options = (*SMALL, "--router-config", str(file))
+    options = (*SMALL, "--router-config", str(file), "--enable-lora")
     with Server(*map(str, directories.values()), *options) as server:
         yield server
 
@@ -111,6 +115,39 @@ def test_metrics_name_the_model_that_answered(fleet: Server) -> None:
     after = tokens()
     assert after["red"] == before["red"]
     assert after["blue"] == before["blue"] + 24
+
+
+def test_an_adapter_is_one_model_s_and_writes_what_its_merged_model_writes(
+    fleet: Server, directories: dict[str, Path], tmp_path: Path
+) -> None:
+    def load(name: str) -> Any:
+        return transformers.LlamaForCausalLM.from_pretrained(directories[name]).eval()
+
+    path = adapter_files.write_adapter(load("blue"), tmp_path / "sql", 3, 2.0)
+    body = {"lora_name": "sql", "lora_path": str(path)}
+    told = fleet.client.post("/v1/load_lora_adapter", json=body)
+    assert (told.status_code, told.json()["error"]["param"]) == (400, "base_model_name")
+    for name in reversed(NAMES):
+        more = {"base_model_name": name, "load_inplace": True}
+        assert fleet.client.post("/v1/load_lora_adapter", json=body | more).is_success
+        expected = expected_tokens(
+            adapter_files.merged(partial(load, name), path), [40, 50, 60], 16
+        )
+        asked = {"model": "sql", "prompt": [40, 50, 60], "max_tokens": 16, "temperature": 0}
+        reply = fleet.complete(**asked, ignore_eos=True, return_token_ids=True)
+        assert reply["choices"][0]["token_ids"] == expected
+    cards = {card["id"]: card for card in fleet.client.get("/v1/models").json()["data"]}
+    assert cards["sql"]["parent"] == "red"
+    lines = fleet.client.get("/metrics").text.splitlines()
+    counted = 'baton_adapter_generation_tokens_total{adapter="sql",model_name="blue"} 16.0'
+    assert counted in lines
+
+    def holders() -> set[str]:
+        resident = fleet.cluster()["adapters"]["resident"]
+        return {worker for one in resident for worker in one["workers"]}
+
+    until(lambda: "red.decode-0" in holders(), "a heartbeat tells of it")
+    assert fleet.client.post("/v1/unload_lora_adapter", json={"lora_name": "sql"}).is_success
 
 
 def stream(server: Server, name: str, texts: list[str]) -> None:

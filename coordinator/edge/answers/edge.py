@@ -116,7 +116,7 @@ class Edge:
 
     @property
     def own_names(self) -> tuple[str, ...]:
-        """The names of all models, and of the first one's adapters, without those of groups."""
+        """The names of all models, and of their adapters, without those of groups."""
         adapters = () if self.adapters is None else self.adapters.names
         return (*self.served_names, *adapters)
 
@@ -136,9 +136,10 @@ class Edge:
         return max(served.model.max_model_len for served in self.models)
 
     def of(self, name: str | None) -> Served:
-        """The model that has this name; for a group's the first of its own deployments'; the first for any other, and an
-        adapter's. Of one with revisions the heaviest."""
-        names = [name]
+        """The model that has this name, or the adapter of this name; for a group's the first of its own deployments'; the first
+        for any other. Of one with revisions the heaviest."""
+        adapter = None if self.adapters is None or name is None else self.adapters.find(name)
+        names = [name if adapter is None else adapter.model]
         if name is not None and (groups := self.group_of(name)) is not None:
             names.append(groups.own_model(name))
         if self.revisions is not None:

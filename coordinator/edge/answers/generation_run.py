@@ -202,6 +202,9 @@ class GenerationRun:
         for generation in self.generations[::per_prompt]:
             prompt, max_tokens = generation.prompt_token_ids, generation.sampling.max_tokens
             self._context.metrics.started(len(prompt), per_prompt, max_tokens)
+        if self.facts.adapter:
+            num_tokens = self.usage.num_prompt_tokens
+            self._context.metrics.adapters.started(self.facts.adapter, num_tokens)
 
     def _reserve(self, booking: Booking) -> None:
         facts = self.facts
@@ -310,6 +313,9 @@ class GenerationRun:
         if not self._is_admitted:
             return
         self._is_admitted = False
+        if self.facts.adapter:
+            num_tokens = self.usage.num_output_tokens
+            self._context.metrics.adapters.generated(self.facts.adapter, num_tokens)
         per_prompt = self.facts.choices_per_prompt
         for meter in self._meters:
             meter.settle(failure, now_s)

@@ -19,13 +19,14 @@ Path = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$"
 
 
 class LoadRequest(BaseModel):
-    """Read an adapter from a directory of the server's host."""
+    """Read an adapter from a directory of the server's host; with several models, `base_model_name` is the one that it is for."""
 
     model_config = ConfigDict(extra="forbid")
 
     lora_name: Name
     lora_path: Path
     load_inplace: bool = False
+    base_model_name: Name | None = None
 
 
 class UnloadRequest(BaseModel):
@@ -61,7 +62,8 @@ class AdapterRoutes:
         asked = await self._bodies.read(
             request, lambda body: check_fields(parse_object(body), LoadRequest)
         )
-        await self._book.load(asked.lora_name, asked.lora_path, in_place=asked.load_inplace)
+        base, in_place = asked.base_model_name, asked.load_inplace
+        await self._book.load(asked.lora_name, asked.lora_path, base, in_place=in_place)
         return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' added successfully.")
 
     async def unload(self, request: Request) -> Response:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from coordinator.cluster.service_api import Service
+    from coordinator.edge.answers.adapters import AdapterBook
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -57,8 +58,14 @@ class OpenRoutes:
 class AdminRoutes:
     """What operators ask."""
 
-    def __init__(self, service: Service, metrics: EdgeMetrics, front_door: Sequence[str]) -> None:
-        self._service = service
+    def __init__(
+        self,
+        service: Service,
+        metrics: EdgeMetrics,
+        front_door: Sequence[str],
+        adapters: AdapterBook | None = None,
+    ) -> None:
+        self._service, self._adapters = service, adapters
         self._metrics = metrics
         self._front_door = list(front_door)
 
@@ -81,9 +88,13 @@ class AdminRoutes:
         return Response(self._metrics.exposition(), headers={"content-type": EXPOSITION})
 
     async def cluster(self) -> Response:
-        """Workers, blocks, live requests, the last two minutes, and which of `/keys` and `/cluster/deployments` there are."""
-        beside = {"recent": self._metrics.recent.view(), "front_door": self._front_door}
-        return json_response(self._service.cluster() | beside)
+        """Workers, blocks, live requests, the last two minutes, which of `/keys` and `/cluster/deployments` there are, and
+        adapters where there may be some."""
+        view = self._service.cluster()
+        view |= {"recent": self._metrics.recent.view(), "front_door": self._front_door}
+        if self._adapters is not None:
+            view["adapters"] = self._adapters.view(view["workers"])
+        return json_response(view)
 
     async def drain(self) -> Response:
         """Take no new request from now on: `/health` says 503, and what is here goes on until it has ended."""

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, Info, Proce
 from prometheus_client.exposition import generate_latest
 
 from coordinator.cluster.timeline import Stage
+from coordinator.edge.telemetry.adapter_metrics import AdapterMetrics
 from coordinator.edge.telemetry.cluster_metrics import ClusterCollector
 from coordinator.edge.telemetry.recent import RecentActivity
 from protocol.finish import FinishReason
@@ -93,6 +94,7 @@ class EdgeMetrics:
         self.registry, self.recent = self._families.registry, self._families.recent
         self._families.cluster.add(model_name, cluster)
         self._labels = (model_name, "0")
+        self.adapters = AdapterMetrics(self._families.counter, model_name)
         self._make_histograms()
         self._make_counters()
 

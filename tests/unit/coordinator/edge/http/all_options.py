@@ -50,6 +50,6 @@ def everything(directory: Path) -> dict[str, Any]:
     return {
         "residents": Here(),
         "policy": Policy(),
-        "adapters": AdapterBook(contents, ManualClock(), ("tiny",)),
+        "adapters": AdapterBook({"tiny": contents}, ManualClock(), {"tiny": "tiny"}),
         "router": read_settings(file, {}),
     }
