@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ANSWER_WITHIN_S = 1.0
 """A holder that is busy for longer costs more than computing, where nobody said what computing takes."""
-LEAST_ANSWER_S, MOST_ANSWER_S = 0.05, 10.0
+LEAST_ANSWER_S, MOST_ANSWER_S = 0.25, 10.0
 """A reader waits as long for an answer as computing would take, within these."""
 READ_WITHIN_S = 3.0
 HANDED_OVER_TOKEN_S = 1e-3
