@@ -16,7 +16,7 @@ LABELS = ("model_name", "revision")
 
 
 class RevisionCollector(Collector):
-    """`view` is every model that has revisions; of none there is nothing to tell."""
+    """`view` is every model that has revisions."""
 
     def __init__(self, view: Callable[[], list[dict[str, Any]]]) -> None:
         self._view = view
@@ -27,16 +27,13 @@ class RevisionCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Everything, as of now."""
-        shown = self._view()
-        if not shown:
-            return
         share = GaugeMetricFamily(
             "baton_revision_share", "Part of new conversations, 0 to 1", labels=LABELS
         )
         requests = CounterMetricFamily(
             "baton_revision_requests", "Requests that were given the revision", labels=LABELS
         )
-        for model in shown:
+        for model in self._view():
             for each in model["revisions"]:
                 labels = (model["model"], each["revision"])
                 share.add_metric(labels, each["share"])
