@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from engine.context import WorkerContext
     from engine.kv.prefix_cache import PrefixCache
     from kvtransfer.sharing.exchange import LowerTier
+    from kvtransfer.sharing.keeper import Keeper
     from protocol.messages.records import Message
 
 EVERY_S = 0.02
@@ -36,11 +37,13 @@ class CacheNews:
         outbox: Teller,
         context: WorkerContext,
         lower: LowerTier | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._cache = cache
         self._outbox = outbox
         self._context = context
         self._lower = lower
+        self._keeper = keeper
         self._number = 0
         self._next_s = 0.0
 
@@ -73,8 +76,9 @@ class CacheNews:
             self.tell_all()
             return
         stored, evicted = changes.take() if changes else ([], [])
-        if stored or evicted or any(below):
-            self._tell(stored, evicted, *below, is_anew=False)
+        given_up = self._keeper.take_given_up() if self._keeper is not None else []
+        if stored or evicted or given_up or any(below):
+            self._tell(stored, evicted, *below, given_up, is_anew=False)
 
     def _tell(
         self,
@@ -82,10 +86,12 @@ class CacheNews:
         evicted: list[bytes],
         disk_stored: list[bytes],
         disk_evicted: list[bytes],
+        given_up: list[bytes] | None = None,
         *,
         is_anew: bool,
     ) -> None:
-        longest = max(map(len, (stored, evicted, disk_stored, disk_evicted)))
+        over = given_up or []
+        longest = max(map(len, (stored, evicted, disk_stored, disk_evicted, over)))
         for start in range(0, max(longest, 1), MOST_KEYS):
             part = slice(start, start + MOST_KEYS)
             self._number += 1
@@ -98,5 +104,6 @@ class CacheNews:
                     evicted=evicted[part],
                     disk_stored=disk_stored[part],
                     disk_evicted=disk_evicted[part],
+                    given_up=over[part],
                 )
             )

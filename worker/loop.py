@@ -149,7 +149,7 @@ class WorkerLoop:
         self._has_news = False
         self._silence = SilenceLimit(patience.silence_limit_s, self._listened_s)
         self._introduction = Introduction(around.coordinator)
-        self._news = CacheNews(roles.pool.cache, outbox, context, roles.below)
+        self._news = CacheNews(roles.pool.cache, outbox, context, roles.below, roles.keeper)
 
     # ---- a turn
 

@@ -37,6 +37,8 @@ ORDERS_AT_ONCE = 4
 """A store has so many orders at most that it has not obeyed."""
 ORDER_S = 10.0
 """An order that shows no effect for so long is given up."""
+AGAIN_S = 0.25
+"""What a store could not read is ordered again after so long: who had it may have lost it, and says so."""
 ASK_EVERY_S = 1.0
 ORDER_EVERY_S = 0.05
 FEW_WANTED = 64
@@ -154,8 +156,19 @@ class Storing:
     def said(self, record: WorkerRecord, message: BlocksChanged) -> None:
         """A worker says what it has: more may be kept now."""
         self.index.said(record.worker_id, message)
+        if message.given_up:
+            self._came_to_nothing(record.worker_id, set(message.given_up))
         if len(self._wanted) <= FEW_WANTED or self._clock.now_s() >= self._next_order_s:
             self._order()
+
+    def _came_to_nothing(self, worker_id: str, first_keys: set[bytes]) -> None:
+        """Those orders wait for no effect any more, and soon leave their place to others."""
+        until_s = self._clock.now_s() + AGAIN_S
+        for wanted in self._wanted.values():
+            if wanted.store_id != worker_id or wanted.ordered_until_s is None:
+                continue
+            if wanted.keys[wanted.kept] in first_keys:
+                wanted.ordered_until_s = min(wanted.ordered_until_s, until_s)
 
     def left(self, worker_id: str) -> None:
         """Its cache is gone; of a store, whatever it was told."""

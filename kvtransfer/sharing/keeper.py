@@ -36,13 +36,15 @@ READ_WITHIN_S = 10.0
 
 @dataclass(slots=True)
 class Run:
-    """Blocks of one prompt or answer, in order. `hold` is what they are read into, while `is_reading`."""
+    """Blocks of one prompt or answer, in order, of which `ordered` was the first. `hold` is what they are read into, while
+    `is_reading`."""
 
     name: str
     source: PeerAddress
     first_block: int
     parent: bytes
     keys: list[bytes]
+    ordered: bytes
     answer_until_s: float = 0.0
     hold: Hold | None = None
     num_offered: int = 0
@@ -72,6 +74,7 @@ class Keeper:
         self.kept_blocks = 0
         self.dropped_blocks = 0
         self.failed_runs = 0
+        self._given_up: list[bytes] = []
 
     @property
     def is_empty(self) -> bool:
@@ -91,9 +94,14 @@ class Keeper:
     def keep(self, order: Keep) -> None:
         """In its turn; too many are too much, and the oldest goes."""
         name = f"keep/{self._context.worker_id}/{next(self._numbers)}"
-        self._waiting.append(Run(name, order.source, order.first_block, order.parent, order.keys))
+        first = order.keys[0]
+        self._waiting.append(
+            Run(name, order.source, order.first_block, order.parent, order.keys, first)
+        )
         if len(self._waiting) > MAX_WAITING:
-            self.dropped_blocks += len(self._waiting.popleft().keys)
+            dropped = self._waiting.popleft()
+            self.dropped_blocks += len(dropped.keys)
+            self._given_up.append(dropped.ordered)
         self._begin_next()
 
     def _begin_next(self) -> None:
@@ -183,6 +191,7 @@ class Keeper:
 
     def _fail(self, run: Run) -> None:
         self.failed_runs += 1
+        self._given_up.append(run.ordered)
         if run.is_reading:
             run.is_over = True
             self._fetcher.cancel(run.key)
@@ -203,6 +212,11 @@ class Keeper:
     def _release(run: Run) -> None:
         if run.hold is not None:
             run.hold.release()
+
+    def take_given_up(self) -> list[bytes]:
+        """First keys of the orders that came to nothing since the last time."""
+        taken, self._given_up = self._given_up, []
+        return taken
 
     def expire(self) -> None:
         """Give up what was not answered in time."""

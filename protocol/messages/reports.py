@@ -164,7 +164,8 @@ class Goodbye(Message, frozen=True, kw_only=True):
 class BlocksChanged(Message, frozen=True, kw_only=True):
     """Content keys of blocks that are cached at a worker since, and of those that are no more; a key is in one of the
     lists of a tier at most. Messages of one start are numbered from 1: where a number is missing, ListBlocks makes it
-    begin anew with one that `is_anew`, before which nothing counts."""
+    begin anew with one that `is_anew`, before which nothing counts. `given_up` are the first keys of runs that a store
+    was ordered to keep and could not read."""
 
     incarnation: str
     number: int
@@ -173,6 +174,7 @@ class BlocksChanged(Message, frozen=True, kw_only=True):
     evicted: list[bytes] = msgspec.field(default_factory=list)
     disk_stored: list[bytes] = msgspec.field(default_factory=list)
     disk_evicted: list[bytes] = msgspec.field(default_factory=list)
+    given_up: list[bytes] = msgspec.field(default_factory=list)
 
 
 WorkerMessage = (

@@ -46,12 +46,16 @@ class Setting:
     def join(self, worker_id: str, role: Role) -> None:
         self.storing.joined(ready_worker(self.registry, worker_id, role, 512))
 
-    def say(self, worker_id: str, stored: list[bytes]) -> None:
+    def say(self, worker_id: str, stored: list[bytes], given_up: tuple[bytes, ...] = ()) -> None:
         record = self.registry.get(worker_id)
         assert record is not None
         number = self._numbers[worker_id] = self._numbers.get(worker_id, 0) + 1
         message = BlocksChanged(
-            incarnation=worker_id, number=number, is_anew=number == 1, stored=stored
+            incarnation=worker_id,
+            number=number,
+            is_anew=number == 1,
+            stored=stored,
+            given_up=list(given_up),
         )
         self.storing.said(record, message)
 
@@ -120,6 +124,30 @@ def test_an_order_without_effect_is_given_again() -> None:
     setting.clock.advance(module.ORDER_S + 0.1)
     setting.storing.tick()
     assert setting.keeps() == first
+
+
+def test_an_order_that_the_store_gave_up_soon_leaves_its_place() -> None:
+    setting = Setting("s")
+    prompts = [[index] * BLOCK_SIZE for index in range(module.ORDERS_AT_ONCE + 1)]
+    for index, tokens in enumerate(prompts):
+        setting.grow(tokens, f"r{index}")
+    setting.say("p", [key for tokens in prompts for key in keys_of(tokens)])
+    first = setting.keeps()
+    assert len(first) == module.ORDERS_AT_ONCE
+    setting.say("s", [], tuple(order.keys[0] for _, order in first))
+    setting.storing.tick()
+    assert setting.keeps() == [], "whoever had it may say first that it is gone"
+    record = setting.registry.get("p")
+    assert record is not None
+    gone = [order.keys[0] for _, order in first[1:]]
+    message = BlocksChanged(incarnation="p", number=2, evicted=gone)
+    setting.storing.said(record, message)
+    setting.clock.advance(module.AGAIN_S + 0.01)
+    setting.storing.tick()
+    assert [order.keys for _, order in setting.keeps()] == [
+        first[0][1].keys,
+        keys_of(prompts[-1]),
+    ]
 
 
 def test_no_store_is_chosen_before_there_is_a_block_to_choose_it_by() -> None:
