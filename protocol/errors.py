@@ -9,6 +9,7 @@ BatonError
 ├── PoolConflict       409  the pools are in no state for what an operator asks
 ├── Overloaded         429  no room now; `retry_after_s` says when to come back
 │   ├── LimitReached   429  this key may not use more now
+│   ├── GrammarsUnavailable 503 no schema can be tried now
 │   ├── ModelUnavailable 503 the model cannot be loaded now; the message says why
 │   └── Draining       503  this server ends what it has and takes nothing new
 ├── LedgerUnavailable  503  what is used cannot be written down, and so nothing is served
@@ -131,6 +132,19 @@ class Draining(Overloaded):
 
     def __init__(self) -> None:
         super().__init__("this server is draining: it ends what it has and takes nothing new", 5.0)
+
+
+class GrammarsUnavailable(Overloaded):
+    """No schema or grammar can be tried now, whatever it says."""
+
+    http_status = 503
+    error_type = "ServiceUnavailableError"
+    code: str | None = "grammars_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the process that tries schemas and grammars {reason}; send the request again", 10.0
+        )
 
 
 class ModelUnavailable(Overloaded):

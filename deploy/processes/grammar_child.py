@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.config.topology import child_environment
-from protocol.errors import InternalError
+from protocol.errors import GrammarsUnavailable
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -37,7 +37,7 @@ class GrammarProcess:
         self._process: Process | None = None
 
     async def refusal(self, constraint: Constraint) -> str | None:
-        """See Compiles. What ends the process, by time or memory, is refused."""
+        """See Compiles. What ends the process, by time or memory, is refused. GrammarsUnavailable when it does not start."""
         process = await self._started()
         assert process.stdin is not None
         try:
@@ -71,9 +71,12 @@ class GrammarProcess:
         )
         try:
             await asyncio.wait_for(_answer(self._process), START_S)
-        except (TimeoutError, EOFError) as error:
+        except TimeoutError as error:
             await self.close()
-            raise InternalError("the process that tries grammars did not start") from error
+            raise GrammarsUnavailable(f"was not ready within {START_S:g} s") from error
+        except EOFError as error:
+            status = await self._process.wait()
+            raise GrammarsUnavailable(f"ended at its start, with status {status}") from error
         except asyncio.CancelledError:
             await self.close()
             raise
