@@ -62,9 +62,18 @@ def validator_of(schema: Any) -> Validator:
 
 def tried(client: httpx.Client, name: str, schema: Any, tokens: int, seed: int = 1) -> Verdict:
     """Ask for one answer, and judge it."""
+    return judged(name, schema, asked(client, schema, tokens, seed))
+
+
+def asked(client: httpx.Client, schema: Any, tokens: int, seed: int = 1) -> httpx.Response:
+    """One answer."""
     form = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
     body = {"messages": ASKED, "max_tokens": tokens, "seed": seed, "temperature": 1.0}
-    reply = client.post("/v1/chat/completions", json=body | {"response_format": form})
+    return client.post("/v1/chat/completions", json=body | {"response_format": form})
+
+
+def judged(name: str, schema: Any, reply: httpx.Response) -> Verdict:
+    """What is right or wrong about it."""
     if reply.status_code == 400:
         error = reply.json()["error"]
         is_named = "response_format" in str(error["param"]) and error["message"]

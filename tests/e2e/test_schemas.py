@@ -6,12 +6,14 @@ import functools
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.odd_schemas import HOSTILE, ODD
 from tests.e2e.random_model import write_random_model
-from tests.e2e.schema_campaign import run, tried, validator_of
+from tests.e2e.schema_campaign import asked, judged, run, validator_of
 from tests.e2e.schema_prefix import reason_against
 from tests.e2e.server import Server
 from tests.patience import in_time
@@ -44,14 +46,14 @@ def test_an_odd_schema_is_kept_to_or_refused_by_name(server: Server) -> None:
 @pytest.mark.deep
 def test_a_hostile_schema_is_cut_off_and_costs_nobody_else(server: Server) -> None:
     gaps: list[float] = []
+    replies: list[tuple[str, Any, httpx.Response]] = []
     is_over = threading.Event()
 
     def attempt(name: str, schema: object) -> float:
         """How long its sender waited, and the bystander for one token; whichever is worse for its limit."""
         gaps.clear()
         before = time.monotonic()
-        verdict = tried(server.client, name, schema, 24)
-        assert not verdict.failure, verdict
+        replies.append((name, schema, asked(server.client, schema, 24)))
         took_s = time.monotonic() - before
         return max(took_s / CROWDED, max(gaps, default=0.0))
 
@@ -73,6 +75,9 @@ def test_a_hostile_schema_is_cut_off_and_costs_nobody_else(server: Server) -> No
     finally:
         is_over.set()
         bystander.join()
+    for name, schema, reply in replies:  # judging takes time of this process, the bystander's too
+        verdict = judged(name, schema, reply)
+        assert not verdict.failure, verdict
     assert server.audit()["balanced"]
 
 
