@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +26,7 @@ from coordinator.accounts.terms import (
     revoked,
     rotated,
 )
-from deploy.commands.chat import ServerError, explain
+from deploy.commands.asking import told_by
 from deploy.commands.status import PLAIN_WIDTH, status_client
 from deploy.config.parser import Parser, typed
 from deploy.config.topology import environment
@@ -38,6 +37,8 @@ from protocol.errors import BatonError, ConfigError, InvalidRequest
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    import httpx
 
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
@@ -147,16 +148,7 @@ class ServerStore:
         return self._ask("DELETE", f"/keys/{key_id}")
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        try:
-            response = self._client.request(method, path, json=body)
-        except httpx.TransportError as error:
-            raise ServerError(
-                f"no server at {self._client.base_url} ({type(error).__name__})"
-            ) from error
-        if response.status_code != 200:
-            raise ServerError(explain(response))
-        told: dict[str, Any] = response.json()
-        return told
+        return told_by(self._client, method, path, body)
 
 
 Store = FileStore | ServerStore

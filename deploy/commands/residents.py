@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from deploy.commands.asking import reply_of
 from deploy.commands.chat import ServerError, explain
 from deploy.commands.scale import ask
 from deploy.commands.status import PLAIN_WIDTH, status_client
@@ -63,7 +64,7 @@ def unload(client: httpx.Client, model: str) -> int:
 
 def ps(client: httpx.Client) -> int:
     """One row a model."""
-    response = client.get("/models")
+    response = reply_of(client, "GET", "/models")
     if response.status_code == 404:
         raise ServerError("all models of this server stay: baton status shows them")
     if response.status_code != 200:

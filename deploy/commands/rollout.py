@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 from rich.console import Console
 from rich.table import Table
 
-from deploy.commands.chat import ServerError, explain
+from deploy.commands.asking import told_by
+from deploy.commands.chat import ServerError
 from deploy.commands.scale import ask
 from deploy.commands.status import PLAIN_WIDTH, status_client
 from deploy.config.parser import Parser, typed
@@ -25,6 +25,8 @@ from protocol.errors import ConfigError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+
+    import httpx
 
 VERBS = {
     "start": "load a revision beside those that serve, and give it a part of the traffic",
@@ -153,15 +155,7 @@ def status(client: httpx.Client, given: argparse.Namespace) -> int:
 
 def _asked(client: httpx.Client) -> list[dict[str, Any]]:
     """`GET /rollouts`; ServerError when there is no server or no answer."""
-    try:
-        response = client.get("/rollouts")
-    except httpx.TransportError as error:
-        where = str(client.base_url).rstrip("/")
-        told = f"no server at {where} ({type(error).__name__}); name another with --url"
-        raise ServerError(told) from error
-    if response.status_code != 200:
-        raise ServerError(explain(response))
-    found: list[dict[str, Any]] = response.json()["data"]
+    found: list[dict[str, Any]] = told_by(client, "GET", "/rollouts")["data"]
     return found
 
 

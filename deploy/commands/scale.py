@@ -10,9 +10,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import httpx
-
-from deploy.commands.chat import ServerError, explain
+from deploy.commands.asking import told_by
+from deploy.commands.chat import ServerError
 from deploy.commands.status import read_cluster, refusals
 from protocol.clock import SystemClock
 from protocol.errors import ConfigError
@@ -20,6 +19,8 @@ from protocol.roles import Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import httpx
 
 POLL_S = 0.2
 MAX_LISTED = 8
@@ -101,18 +102,7 @@ def _path(worker: str, what: str) -> str:
 
 def ask(client: httpx.Client, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """POST; ServerError with the server's own words when it refuses."""
-    try:
-        response = client.post(path, json=body)
-    except httpx.TransportError as error:
-        where = str(client.base_url).rstrip("/")
-        raise ServerError(
-            f"no server at {where} ({type(error).__name__}); start one with: baton serve, "
-            "or name another with --url"
-        ) from error
-    if response.status_code != 200:
-        raise ServerError(explain(response))
-    answer: dict[str, Any] = response.json()
-    return answer
+    return told_by(client, "POST", path, body)
 
 
 def is_reached(view: dict[str, Any]) -> bool:

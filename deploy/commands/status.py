@@ -10,7 +10,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from deploy.commands.chat import ServerError, explain
+from deploy.commands.asking import told_by
 from deploy.config.values import format_bytes
 
 if TYPE_CHECKING:
@@ -53,17 +53,7 @@ def status_client(url: str, api_key: str | None) -> httpx.Client:
 
 def read_cluster(client: httpx.Client) -> dict[str, Any]:
     """`GET /cluster`; ServerError when there is no server or no answer."""
-    try:
-        response = client.get("/cluster")
-    except httpx.TransportError as error:
-        where = str(client.base_url).rstrip("/")
-        raise ServerError(
-            f"no server at {where} ({type(error).__name__}); start one with: baton serve"
-        ) from error
-    if response.status_code != 200:
-        raise ServerError(explain(response))
-    cluster: dict[str, Any] = response.json()
-    return {"ready": False, **cluster}
+    return {"ready": False, **told_by(client, "GET", "/cluster")}
 
 
 def headline(cluster: dict[str, Any]) -> str:

@@ -99,3 +99,9 @@ def test_what_the_server_refuses_is_told_in_its_words() -> None:
 def test_odd_arguments_are_refused(argv: list[str]) -> None:
     with pytest.raises(ConfigError, match=rf"baton {argv[0]}|required: MODEL"):
         main(argv)
+
+
+@pytest.mark.parametrize("verb", [["ps"], ["load", "red"], ["unload", "red"]])
+def test_without_a_server_it_says_what_to_do(verb: list[str]) -> None:
+    with pytest.raises(ServerError, match=r"no server at http://127.0.0.1:9 .*baton serve.*--url"):
+        main([*verb, "--url", "http://127.0.0.1:9"])
