@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from coordinator.cluster.residency import PATIENCE_S
+from coordinator.cluster.residency import MAX_BACKOFF_S, PATIENCE_S
 
 NO_WORD = -1.0
 """A client that says nothing of how long its model stays."""
@@ -23,22 +23,30 @@ class Waiting(NamedTuple):
 
 @dataclass
 class Rules:
-    """The reference: one model a dict, everything recomputed from scratch."""
+    """The reference: one model a dict, everything recomputed from scratch. `usual` is how long each model stays that nobody
+    said a word of since it was loaded."""
 
     sizes: dict[str, int]
     budget: int
     most: int
-    keep: dict[str, float | None]
+    usual: dict[str, float | None]
+    max_held: int = 512
     state: dict[str, str] = field(default_factory=dict)
     users: dict[str, int] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
     since: dict[str, float] = field(default_factory=dict)
+    keep: dict[str, float | None] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    again: dict[str, float] = field(default_factory=dict)
+    sent: set[str] = field(default_factory=set)
+    owed: set[int] = field(default_factory=set)
     line: list[Waiting] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in self.sizes:
-            self.state[name], self.users[name] = "out", 0
-            self.used[name] = self.since[name] = 0.0
+            self.state[name], self.users[name], self.failures[name] = "out", 0, 0
+            self.used[name] = self.since[name] = self.again[name] = 0.0
+            self.keep[name] = self.usual[name]
 
     def room(self, names: list[str], more: str) -> bool:
         return (
@@ -46,29 +54,76 @@ class Rules:
             and len(names) < self.most
         )
 
-    def loaded(self, name: str, now: float) -> None:
+    # ---- what happens
+
+    def ask(self, entry: Waiting, now: float) -> Done:
+        """A request came; an empty set of a model that cannot be tried yet."""
+        if self.state[entry.name] == "out" and now < self.again[entry.name]:
+            return {("refused", entry.number)}
+        self.line.append(entry)
+        done = self.step(now)
+        if entry in self.line and len(self.line) > self.max_held:
+            self.line.remove(entry)
+            done.add(("fail", entry.number))
+        return done
+
+    def loaded(self, name: str, now: float) -> Done:
         """It has come."""
         self.state[name], self.used[name], self.since[name] = "in", now, now
+        self.failures[name], self.again[name] = 0, 0.0
+        return self.step(now)
 
-    def left(self, name: str, now: float) -> None:
+    def failed(self, name: str, now: float) -> Done:
+        """It has not, and who waited for it goes."""
+        self.state[name] = "out"
+        self.again[name] = now + min(MAX_BACKOFF_S, 2.0 ** self.failures[name])
+        self.failures[name] += 1
+        done: Done = {("fail", entry.number) for entry in self.line if entry.name == name}
+        self.line = [entry for entry in self.line if entry.name != name]
+        return done | self.step(now)
+
+    def gone(self, name: str, now: float) -> Done:
+        """Its memory is free."""
+        self.state[name] = "out"
+        return self.step(now)
+
+    def left(self, name: str, now: float) -> Done:
         """A user of it is over."""
         self.users[name] -= 1
         self.used[name] = now
+        return self.step(now)
+
+    def dropped(self, number: int, now: float) -> Done:
+        """Its client went while it waited."""
+        self.line = [entry for entry in self.line if entry.number != number]
+        return self.step(now)
+
+    def send_away(self, name: str, now: float) -> Done:
+        """It goes when nobody uses it of those who are here by now."""
+        if self.state[name] in ("in", "loading") and name not in self.sent:
+            self.sent.add(name)
+            self.owed |= {entry.number for entry in self.line if entry.name == name}
+        return self.step(now)
+
+    # ---- what follows
+
+    def may_use(self, entry: Waiting) -> bool:
+        return entry.name not in self.sent or entry.number in self.owed
 
     def step(self, now: float) -> Done:
         """What is to be done now."""
         done: Done = set()
-        waiting = {entry.name for entry in self.line}
         for name in self.sizes:
-            keep = self.keep[name]
-            idle = self.state[name] == "in" and self.users[name] == 0
-            if idle and name not in waiting and keep is not None and now >= self.used[name] + keep:
-                self.state[name] = "leaving"
-                done.add(("unload", name))
+            if self.state[name] != "in" or self.users[name]:
+                continue
+            keep, wanted = self.keep[name], [e for e in self.line if e.name == name]
+            is_over = keep is not None and now >= self.used[name] + keep
+            if not any(map(self.may_use, wanted)) and (is_over or name in self.sent):
+                done |= self.unload(name)
         head_seen, shut = False, set[str]()
         for entry in list(self.line):
             name = entry.name
-            if self.state[name] == "in":
+            if self.state[name] == "in" and self.may_use(entry):
                 if name not in shut:
                     self.line.remove(entry)
                     self.users[name] += 1
@@ -76,11 +131,12 @@ class Rules:
                         self.keep[name] = entry.keep_s
                     done.add(("admit", entry.number))
                 continue
-            if self.state[name] == "loading" or head_seen:
+            if self.state[name] in ("in", "loading") or head_seen:
                 continue
             here = [n for n in self.sizes if self.state[n] != "out"]
             if self.state[name] == "out" and self.room(here, name):
-                self.state[name] = "loading"
+                self.state[name], self.keep[name] = "loading", self.usual[name]
+                self.sent.discard(name)
                 done.add(("load", name))
                 continue
             head_seen = True
@@ -89,9 +145,13 @@ class Rules:
                 shut = self.shut_for(name)
         return done
 
+    def unload(self, name: str) -> Done:
+        self.state[name] = "leaving"
+        self.sent.discard(name)
+        return {("unload", name)}
+
     def make_room(self, name: str) -> Done:
         """Whom to send away for the first in line."""
-        done: Done = set()
         stay = [n for n in self.sizes if self.state[n] in ("in", "loading")]
         idle = sorted(
             (n for n in stay if self.state[n] == "in" and self.users[n] == 0),
@@ -99,11 +159,8 @@ class Rules:
         )
         for count in range(len(idle) + 1):
             if self.room([n for n in stay if n not in idle[:count]], name):
-                for victim in idle[:count]:
-                    self.state[victim] = "leaving"
-                    done.add(("unload", victim))
-                break
-        return done
+                return {each for victim in idle[:count] for each in self.unload(victim)}
+        return set()
 
     def shut_for(self, name: str) -> set[str]:
         """Who takes nothing new until the first in line has what it needs."""

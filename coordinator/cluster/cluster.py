@@ -197,6 +197,14 @@ class Cluster:
         """Whether no worker is here, and none is to come."""
         return not len(self.books.registry) and not any(True for _ in self.books.pools)
 
+    def has_launcher(self) -> bool:
+        """Whether somebody starts workers, and has said which there are."""
+        return self.books.pools.launcher is not None
+
+    def target(self) -> Mapping[Role, int]:
+        """How many workers of each role are to be here."""
+        return self.books.pools.target
+
     def is_coming(self) -> bool:
         """Whether some worker is here to stay, or to come."""
         return any(not slot.leaving for slot in self.books.pools)

@@ -12,7 +12,7 @@ waited for `PATIENCE_S`, the least recently loaded of those take nothing new, un
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from protocol.errors import ModelUnavailable, Overloaded
@@ -40,8 +40,8 @@ class Presence(enum.Enum):
 
 @dataclass(eq=False, slots=True)
 class Resident:
-    """One model. `keep_alive_s` is how long it stays without use, None for ever. `is_sent_away`: by an operator, as soon as
-    nobody uses it."""
+    """One model. `keep_alive_s` is how long it stays without use, None for ever: as a client said since it was loaded, else as
+    at the beginning. `is_sent_away`: by somebody's word, as soon as nobody uses it who came before that."""
 
     name: str
     needed_bytes: int
@@ -54,6 +54,10 @@ class Resident:
     failures: int = 0
     failed_because: str = ""
     again_s: float = 0.0
+    usual_keep_alive_s: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.usual_keep_alive_s = self.keep_alive_s
 
     @property
     def is_idle(self) -> bool:
@@ -72,13 +76,15 @@ class Resident:
 
 @dataclass(eq=False, slots=True)
 class Ticket:
-    """A request's place in the line, and then its use of the model. `keep_alive_s` is its client's word, if `has_word`."""
+    """A request's place in the line, and then its use of the model. `keep_alive_s` is its client's word, if `has_word`.
+    `is_owed`: it waited already when somebody sent its model away, which stays for it."""
 
     model: str
     came_s: float
     keep_alive_s: float | None = None
     has_word: bool = False
     is_admitted: bool = False
+    is_owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,14 +182,21 @@ class Residency:
         self.models[name].presence = Presence.OUT
         return self.decide(now_s)
 
-    def found(self, name: str) -> None:
-        """It is coming in already: another coordinator began that."""
-        self.models[name].presence = Presence.LOADING
+    def found(self, name: str, *, is_leaving: bool = False) -> None:
+        """It is coming in already, or on its way out: another coordinator began that."""
+        self.models[name].presence = Presence.LEAVING if is_leaving else Presence.LOADING
+
+    def not_begun(self, name: str) -> None:
+        """Nobody could be told to load it: that is decided again, from what is in memory by then."""
+        self.models[name].presence = Presence.OUT
 
     def send_away(self, name: str, now_s: float) -> list[Action]:
-        """An operator wants it out, as soon as nobody uses it."""
+        """Somebody wants it out, as soon as nobody uses it who is here already."""
         model = self.models[name]
-        model.is_sent_away = model.presence in (Presence.IN, Presence.LOADING)
+        if model.presence in (Presence.IN, Presence.LOADING) and not model.is_sent_away:
+            model.is_sent_away = True
+            for ticket in self.line:
+                ticket.is_owed = ticket.is_owed or ticket.model == name
         return self.decide(now_s)
 
     # ---- what follows
@@ -195,13 +208,12 @@ class Residency:
         closed: set[str] = set()
         for ticket in list(self.line):
             model = self.models[ticket.model]
-            if model.presence is Presence.IN and not model.is_sent_away:
+            if model.presence is Presence.IN and (ticket.is_owed or not model.is_sent_away):
                 if model.name not in closed:
                     actions.append(self._admit(ticket))
             elif first is None and model.presence in (Presence.OUT, Presence.LEAVING):
                 if model.presence is Presence.OUT and self._fits(model):
-                    model.presence, model.is_sent_away = Presence.LOADING, False
-                    actions.append(Load(model.name))
+                    actions.append(self._begin(model))
                 else:
                     first = ticket
                     actions += [self._unload(other) for other in self._victims(model)]
@@ -209,14 +221,20 @@ class Residency:
         return actions
 
     def _expired(self, now_s: float) -> list[Resident]:
-        """Whom nobody needs any more; not one that somebody waits for, unless an operator sends it away."""
-        wanted = {ticket.model for ticket in self.line}
+        """Whom nobody needs any more; not one that somebody waits for, unless he came after it was sent away."""
+        wanted = {t.model for t in self.line if t.is_owed or not self.models[t.model].is_sent_away}
         return [
             model
             for model in self.models.values()
             if model.is_idle
-            and (model.is_sent_away or (model.name not in wanted and model.is_over(now_s)))
+            and model.name not in wanted
+            and (model.is_sent_away or model.is_over(now_s))
         ]
+
+    def _begin(self, model: Resident) -> Load:
+        model.presence, model.is_sent_away = Presence.LOADING, False
+        model.keep_alive_s = model.usual_keep_alive_s
+        return Load(model.name)
 
     def _admit(self, ticket: Ticket) -> Admit:
         self.line.remove(ticket)

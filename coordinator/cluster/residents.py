@@ -46,6 +46,7 @@ class Residents:
         self._clusters, self._shapes, self._clock = clusters, shapes, clock
         self._gates: dict[Ticket, asyncio.Future[None]] = {}
         self._begun_s: dict[str, float] = {}
+        self._wanted: dict[str, Mapping[Role, int]] = {}
         self._asked: set[str] = set()
         self._failing: dict[str, str] = {}
         self._looks = Periodic("looking after models", LOOK_EVERY_S, self.look)
@@ -68,6 +69,7 @@ class Residents:
         ticket = Ticket(name, now_s, word, has_word=keep_alive_s is not None)
         gate = self._gates[ticket] = asyncio.get_running_loop().create_future()
         try:
+            self._find()
             self._do(self._residency.ask(ticket, now_s))
             async with asyncio.timeout(HOLD_LIMIT_S):
                 await gate
@@ -92,6 +94,7 @@ class Residents:
 
     def unload(self, name: str) -> None:
         """Take it out as soon as nobody uses it."""
+        self._find()
         self._do(self._residency.send_away(name, self._clock.now_s()))
 
     # ---- what is seen
@@ -124,6 +127,7 @@ class Residents:
                 case Load(name):
                     log.info("loading %s", name)
                     self._begun_s[name] = self._clock.now_s()
+                    self._wanted[name] = self._shapes[name]
                     self._load(name)
                 case Unload(name):
                     log.info("unloading %s", name)
@@ -147,30 +151,45 @@ class Residents:
             self._clusters[name].load(self._shapes[name])
         except NoLauncher:  # it says hello every second
             self._asked.add(name)
-        else:
-            self._asked.discard(name)
 
     def look(self) -> None:
         """Several times a second: what has come, what has gone, and what was not used for too long."""
+        self._find()
         for name, cluster in self._clusters.items():
             presence = self._residency.models[name].presence
             if name in self._failing:
                 self._look_after_failure(name, cluster)
             elif presence is Presence.LOADING:
                 self._look_after_load(name, cluster)
-            elif presence is Presence.LEAVING and cluster.is_empty():
+            elif presence is not Presence.OUT and cluster.is_empty():  # or nobody starts them again
                 self._do(self._residency.gone(name, self._clock.now_s()))
-            elif presence is Presence.OUT and cluster.is_coming():
-                self._residency.found(name)
-                self._begun_s[name] = self._clock.now_s()
         self._do(self._residency.decide(self._clock.now_s()))
+
+    def _find(self) -> None:
+        """Workers that nobody here ordered: a coordinator before this one did. Whoever starts workers says so with his first
+        word, and what was asked for in vain before is decided anew, beside what is in memory."""
+        for name, cluster in self._clusters.items():
+            if not cluster.has_launcher():
+                continue
+            if name in self._asked:
+                self._asked.discard(name)
+                self._residency.not_begun(name)
+            if self.model(name).presence is Presence.OUT and not cluster.is_empty():
+                self._found(name, cluster)
+
+    def _found(self, name: str, cluster: Cluster) -> None:
+        is_coming = cluster.is_coming()
+        self._residency.found(name, is_leaving=not is_coming)
+        self._begun_s[name], self._wanted[name] = self._clock.now_s(), cluster.target()
+        if not is_coming:
+            cluster.unload()
 
     def _look_after_load(self, name: str, cluster: Cluster) -> None:
         now_s = self._clock.now_s()
         took_s = now_s - self._begun_s[name]
         if name in self._asked:
-            self._load(name)
-        elif cluster.has(self._shapes[name]):
+            return
+        if cluster.has(self._wanted[name]):
             log.info("%s is loaded after %.2f s", name, took_s)
             self._do(self._residency.loaded(name, now_s))
         elif trouble := cluster.books.pools.trouble():

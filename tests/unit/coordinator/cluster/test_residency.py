@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,13 +21,13 @@ from coordinator.cluster.residency import (
     Unload,
 )
 from protocol.errors import ModelUnavailable, Overloaded
-from tests.residency_rules import Rules, Waiting
+from tests.residency_rules import NO_WORD, Done, Rules, Waiting
 
 NAMES = ("a", "b", "c")
 
 
-def shown(actions: list[Action], numbers: dict[int, int]) -> set[tuple[str, object]]:
-    found: set[tuple[str, object]] = set()
+def shown(actions: list[Action], numbers: dict[int, int]) -> Done:
+    found: Done = set()
     for action in actions:
         match action:
             case Load(name):
@@ -39,63 +41,145 @@ def shown(actions: list[Action], numbers: dict[int, int]) -> set[tuple[str, obje
     return found
 
 
+KINDS = (
+    "ask",
+    "ask",
+    "ask",
+    "ask",
+    "leave",
+    "leave",
+    "drop",
+    "loaded",
+    "loaded",
+    "failed",
+    "gone",
+    "gone",
+    "send",
+    "wait",
+)
+KEEP: tuple[float | None, ...] = (NO_WORD, NO_WORD, NO_WORD, None, 0.0, 5.0)
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(("ask", "ask", "ask", "leave", "drop", "loaded", "gone", "wait")),
+        st.sampled_from(KINDS),
         st.integers(0, 5),
-        st.sampled_from((0.0, 0.5, 4.0, 11.0)),
+        st.sampled_from((0.0, 0.0, 0.5, 4.0, 11.0)),
+        st.sampled_from(KEEP),
     ),
     max_size=60,
 )
+ROOMS = (
+    ((1, 1, 1), 2, 3),
+    ((1, 1, 1), 3, 2),
+    ((1, 2, 3), 3, 3),
+    ((1, 2, 3), 4, 2),
+    ((2, 2, 1), 3, 3),
+    ((3, 3, 3), 3, 3),
+)
+"""Of each model what it needs, the budget, and how many may be loaded."""
+
+
+class Beside:
+    """The deciding code and the rules, told the same."""
+
+    def __init__(self, room: tuple[tuple[int, int, int], int, int], max_held: int) -> None:
+        sizes, self.budget, self.most = dict(zip(NAMES, room[0], strict=True)), *room[1:]
+        usual: dict[str, float | None] = {"a": 3.0, "b": None, "c": 0.0}
+        models = [Resident(name, sizes[name], usual[name]) for name in NAMES]
+        self.residency = Residency(models, self.budget, self.most, max_held)
+        self.rules = Rules(sizes, self.budget, self.most, usual, max_held)
+        self.now, self.tickets, self.numbers = 0.0, list[Ticket](), dict[int, int]()
+        self.using: list[Ticket] = []
+
+    def step(self, what: str, index: int, keep: float | None) -> None:
+        """One thing happens, if it can, and both say what follows."""
+        residency, rules, now, name = self.residency, self.rules, self.now, NAMES[index % 3]
+        waiting, using = residency.line, self.using
+        if what == "ask":
+            told, expected = self.ask(name, keep)
+        elif what == "leave" and using:
+            ticket = using.pop(index % len(using))
+            told, expected = residency.leave(ticket, now), rules.left(ticket.model, now)
+        elif what == "drop" and waiting:
+            ticket = waiting[index % len(waiting)]
+            told = residency.leave(ticket, now)
+            expected = rules.dropped(self.numbers[id(ticket)], now)
+        elif what == "loaded" and rules.state[name] == "loading":
+            told, expected = residency.loaded(name, now), rules.loaded(name, now)
+        elif what == "failed" and rules.state[name] == "loading":
+            told, expected = residency.failed(name, "torn", now), rules.failed(name, now)
+        elif what == "gone" and rules.state[name] == "leaving":
+            told, expected = residency.gone(name, now), rules.gone(name, now)
+        elif what == "send":
+            told, expected = residency.send_away(name, now), rules.send_away(name, now)
+        else:
+            told, expected = residency.decide(now), rules.step(now)
+        self.using += [action.ticket for action in told if isinstance(action, Admit)]
+        assert len(shown(told, self.numbers)) == len(told), "nothing is done twice"
+        assert shown(told, self.numbers) == {each for each in expected if each[0] != "refused"}
+
+    def ask(self, name: str, keep: float | None) -> tuple[list[Action], Done]:
+        ticket = Ticket(name, self.now, keep, has_word=keep != NO_WORD)
+        number = self.numbers[id(ticket)] = len(self.tickets)
+        self.tickets.append(ticket)
+        expected = self.rules.ask(Waiting(number, name, self.now, keep), self.now)
+        try:
+            return self.residency.ask(ticket, self.now), expected
+        except ModelUnavailable:
+            assert expected == {("refused", number)}
+            return [], expected
+
+    def check(self) -> None:
+        """What both have is the same, and fits."""
+        models, rules = self.residency.models, self.rules
+        assert {n: m.presence.name.lower() for n, m in models.items()} == rules.state
+        assert {n: m.num_users for n, m in models.items()} == rules.users
+        assert {n: m.keep_alive_s for n, m in models.items()} == rules.keep
+        assert [self.numbers[id(t)] for t in self.residency.line] == [e.number for e in rules.line]
+        here = [m for m in models.values() if m.presence is not Presence.OUT]
+        assert sum(m.needed_bytes for m in here) <= self.budget
+        assert len(here) <= self.most
+        assert all(m.presence is Presence.IN for m in models.values() if m.num_users)
+
+    def settle(self) -> None:
+        """Everybody leaves in the end, and what is begun comes about: who waited was served, and everything that may goes."""
+        for _ in range(200):
+            if not (self.using or self.residency.line):
+                break
+            for name in NAMES:
+                for what in ("loaded", "gone"):
+                    self.now += 1.0
+                    self.step(what, NAMES.index(name), NO_WORD)
+            if self.using:
+                self.step("leave", 0, NO_WORD)
+        assert not self.residency.line
+        assert not self.using
 
 
 @settings(max_examples=400, deadline=None)
-@given(STEPS, st.sampled_from(((2, 2), (3, 2), (2, 3))))
+@given(STEPS, st.sampled_from(ROOMS), st.sampled_from((2, 512)))
 def test_it_does_at_every_step_what_the_rules_say(
-    steps: list[tuple[str, int, float]], room: tuple[int, int]
+    steps: list[tuple[str, int, float, float | None]],
+    room: tuple[tuple[int, int, int], int, int],
+    max_held: int,
 ) -> None:
-    budget, most = room
-    sizes, keep = {"a": 1, "b": 1, "c": 1}, {"a": 3.0, "b": None, "c": 0.0}
-    residency = Residency([Resident(n, sizes[n], keep[n]) for n in NAMES], budget, most)
-    rules = Rules(sizes, budget, most, keep=dict(keep))
-    now, tickets, numbers = 0.0, list[Ticket](), dict[int, int]()
-    for what, index, pause in steps:
-        now += pause
-        using = [t for t in tickets if t.is_admitted]
-        waiting = list(residency.line)
-        name = NAMES[index % 3]
-        if what == "ask":
-            ticket = Ticket(name, now)
-            numbers[id(ticket)] = len(tickets)
-            tickets.append(ticket)
-            rules.line.append(Waiting(numbers[id(ticket)], name, now))
-            actions = residency.ask(ticket, now)
-        elif what == "leave" and using:
-            ticket = using[index % len(using)]
-            tickets[numbers[id(ticket)]] = Ticket(ticket.model, now)  # its number stays taken
-            rules.left(ticket.model, now)
-            actions = residency.leave(ticket, now)
-        elif what == "drop" and waiting:
-            ticket = waiting[index % len(waiting)]
-            rules.line = [entry for entry in rules.line if entry.number != numbers[id(ticket)]]
-            actions = residency.leave(ticket, now)
-        elif what == "loaded" and rules.state[name] == "loading":
-            rules.loaded(name, now)
-            actions = residency.loaded(name, now)
-        elif what == "gone" and rules.state[name] == "leaving":
-            rules.state[name] = "out"
-            actions = residency.gone(name, now)
-        else:
-            actions = residency.decide(now)
-        assert shown(actions, numbers) == rules.step(now)
-        states = {n: rules.state[n] for n in NAMES}
-        names = {"out": "OUT", "loading": "LOADING", "in": "IN", "leaving": "LEAVING"}
-        assert {n: m.presence.name for n, m in residency.models.items()} == {
-            n: names[s] for n, s in states.items()
-        }
-        here = [m for m in residency.models.values() if m.presence is not Presence.OUT]
-        assert sum(m.needed_bytes for m in here) <= budget
-        assert len(here) <= most
+    beside = Beside(room, max_held)
+    for what, index, pause, keep in steps:
+        beside.now += pause
+        beside.step(what, index, keep)
+        beside.check()
+    beside.settle()
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("seed", range(6))
+def test_nor_does_it_part_from_them_in_ten_thousand_steps(seed: int) -> None:
+    chance = random.Random(seed)
+    beside = Beside(ROOMS[seed], max_held=chance.choice((3, 512)))
+    for _ in range(10_000):
+        beside.now += chance.choice((0.0, 0.0, 0.5, 4.0, 11.0))
+        beside.step(chance.choice(KINDS), chance.randrange(6), chance.choice(KEEP))
+        beside.check()
+    beside.settle()
 
 
 def in_memory(*names: str, budget: int = 2) -> Residency:
@@ -179,11 +263,15 @@ def test_what_follows_from_a_request_that_finds_no_place_is_done_all_the_same() 
     assert isinstance(fail, Fail)
 
 
-def test_a_clients_word_on_how_long_holds_from_then_on() -> None:
+def test_a_clients_word_on_how_long_holds_until_the_model_goes() -> None:
     residency = in_memory("a")
     ticket = Ticket("a", 5.0, keep_alive_s=0.0, has_word=True)
     residency.ask(ticket, 5.0)
     assert residency.leave(ticket, 6.0) == [Unload("a")]
+    residency.gone("a", 6.0)
+    residency.ask(silent := Ticket("a", 7.0), 7.0)
+    residency.loaded("a", 8.0)
+    assert residency.leave(silent, 9.0) == []
 
 
 def test_an_operator_sends_away_what_is_used_as_soon_as_it_is_not() -> None:
@@ -194,3 +282,18 @@ def test_an_operator_sends_away_what_is_used_as_soon_as_it_is_not() -> None:
     assert residency.ask(late, 7.0) == []
     assert residency.leave(user, 8.0) == [Unload("a")]
     assert residency.gone("a", 9.0) == [Load("a")]
+
+
+def test_who_waited_before_a_model_was_sent_away_is_served_by_that_load() -> None:
+    """Whoever may say a word of a model could have it loaded again and again else, and nobody would be served."""
+    residency = Residency([Resident("a", 1)], 1)
+    early, late = Ticket("a", 0.0), Ticket("a", 2.0)
+    residency.ask(early, 0.0)
+    residency.send_away("a", 1.0)
+    residency.ask(late, 2.0)
+    residency.send_away("a", 2.5)
+    assert residency.loaded("a", 3.0) == [Admit(early)]
+    assert residency.leave(early, 4.0) == [Unload("a")]
+    assert residency.gone("a", 5.0) == [Load("a")]
+    residency.send_away("a", 5.5)
+    assert residency.loaded("a", 6.0) == [Admit(late)]
