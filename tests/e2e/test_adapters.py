@@ -16,6 +16,7 @@ from tests.adapter_files import merged, write_adapter
 from tests.e2e.random_model import write_random_model
 from tests.e2e.server import Server
 from tests.greedy import expected_tokens, random_prompts
+from tests.marks import deep
 from tests.patience import until
 
 transformers = pytest.importorskip("transformers")
@@ -60,7 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("adapters"))
 
 
-@pytest.fixture(scope="module", params=["1p1d", "0p1d"])
+@pytest.fixture(scope="module", params=["1p1d", deep("0p1d")])
 def server(request: pytest.FixtureRequest, files: Files) -> Iterator[Server]:
     modules = [f"{name}={source}" for name, source in files.adapters.items()]
     arguments = ("--served-model-name", "base", "--dtype", "float32", "--pd", request.param)

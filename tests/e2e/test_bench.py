@@ -64,6 +64,7 @@ def test_engine_reports_every_batch_and_context(engine_report) -> None:
     assert cases == [(1, 20), (3, 20)]
 
 
+@pytest.mark.deep
 def test_engine_takes_the_embedded_model_from_any_folder(tmp_path: Path) -> None:
     """In the default dtype of this processor; `tmp_path` is in no checkout."""
     sizes = ("--prompts", "16", "--batches", "1", "--contexts", "16", "--chunk", "32")

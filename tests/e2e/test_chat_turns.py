@@ -51,8 +51,8 @@ def complete(server: Server, prompt: list[int]) -> dict[str, Any]:
     )
 
 
-ON_SHM = pytest.mark.parametrize("server", ["shm", deep("zmq")], indirect=True)
-"""What does not depend on the road of the blocks."""
+ON_EACH_ROAD = pytest.mark.parametrize("server", ["shm", deep("zmq")], indirect=True)
+"""`make ci` tries zmq too."""
 
 
 def next_turn(server: Server, prompt: list[int]) -> list[int]:
@@ -66,7 +66,7 @@ def total(server: Server, role: str, name: str) -> int:
     return int(server.worker(role)["totals"][name])
 
 
-@pytest.mark.parametrize("server", ["shm", "zmq"], indirect=True)
+@ON_EACH_ROAD
 def test_history_is_read_and_not_computed_again(server: Server, oracle: Any) -> None:
     turn = next_turn(server, history(1))
     fetched = total(server, "prefill", "prefix_fetched_tokens")
@@ -79,7 +79,7 @@ def test_history_is_read_and_not_computed_again(server: Server, oracle: Any) -> 
     assert first_difference(oracle, turn, reply["choices"][0]["token_ids"]) is None
 
 
-@pytest.mark.parametrize("server", ["shm", "zmq"], indirect=True)
+@ON_EACH_ROAD
 def test_audit_is_balanced_after_loans(server: Server) -> None:
     complete(server, next_turn(server, history(2)))
     account = server.audit()
@@ -87,7 +87,7 @@ def test_audit_is_balanced_after_loans(server: Server) -> None:
     assert [worker["leases"] for worker in account["workers"]] == [0, 0]
 
 
-@ON_SHM
+@ON_EACH_ROAD
 def test_stopped_holder_does_not_change_the_answer(server: Server, oracle: Any) -> None:
     turn = next_turn(server, history(3))
     holder = server.worker("decode")["pid"]
@@ -101,7 +101,7 @@ def test_stopped_holder_does_not_change_the_answer(server: Server, oracle: Any) 
     assert first_difference(oracle, turn, reply["choices"][0]["token_ids"]) is None
 
 
-@ON_SHM
+@ON_EACH_ROAD
 def test_killed_holder_does_not_change_the_answer(server: Server, oracle: Any) -> None:
     turn = next_turn(server, history(4))
     os.kill(server.worker("decode")["pid"], signal.SIGKILL)

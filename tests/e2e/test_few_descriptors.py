@@ -21,6 +21,7 @@ from protocol.roles import COMPUTING
 from tests.e2e.scarcity import few_descriptors
 from tests.e2e.server import MOCK, Server
 from tests.e2e.test_channel_sockets import ANSWER_MS, channels, hear
+from tests.marks import deep
 from tests.patience import PATIENCE_S, until
 
 pytestmark = pytest.mark.e2e
@@ -67,7 +68,7 @@ def keys_of() -> tuple[ChannelKeys, ChannelKeys]:
     return keys.for_worker(), keys.for_worker()
 
 
-@pytest.mark.parametrize("has_keys", [True, False])
+@pytest.mark.parametrize("has_keys", [True, deep(False)])
 def test_strangers_are_turned_away_and_friends_are_heard(*, has_keys: bool) -> None:
     ours, theirs = keys_of() if has_keys else (None, None)
     with channels(ours) as listening, channels(theirs) as connecting, strangers(90) as crowd:

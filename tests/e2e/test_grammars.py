@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.grammar_cases import ASKED, MESSAGES, PERSON, SAMPLED
 from tests.e2e.server import Server
+from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 SEEDS = (1,)
@@ -210,14 +211,14 @@ def ids_with_a_kill(server: Server, name: str, place: int, role: str) -> list[in
     ("place", "role", "name"),
     [
         (3, "decode", "json_schema"),
-        (9, "decode", "json_schema"),
         (1, "prefill", "required"),
-        (5, "decode", "required"),
         (14, "decode", "auto_or_schema"),
-        pytest.param(0, "decode", "required", marks=pytest.mark.deep),
-        pytest.param(1, "prefill", "json_schema", marks=pytest.mark.deep),
-        pytest.param(2, "decode", "json_schema", marks=pytest.mark.deep),
-        pytest.param(20, "decode", "required", marks=pytest.mark.deep),
+        deep(0, "decode", "required"),
+        deep(1, "prefill", "json_schema"),
+        deep(2, "decode", "json_schema"),
+        deep(5, "decode", "required"),
+        deep(9, "decode", "json_schema"),
+        deep(20, "decode", "required"),
     ],
 )
 def test_a_kill_changes_no_token(

@@ -88,6 +88,7 @@ def test_pools_are_made_of_their_nodes_memory_and_waits_are_told(nodes: RayNodes
         load.check()
 
 
+@pytest.mark.deep
 def test_who_waits_takes_a_slot_of_a_node_that_joins(nodes: RayNodes) -> None:
     nodes.add(CPU=2)
     with serve(nodes, "--pd", "1p1d") as server:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.ray_rig import Load, RayServer, gone
+from tests.marks import deep
 from tests.patience import until
 
 pytestmark = [
@@ -79,7 +80,7 @@ def test_killed_engine_is_started_again_by_its_keeper(server: RayServer) -> None
     assert server.pids()["prefill-0"] == before["prefill-0"]
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", [BOTH[0], deep(BOTH[1])])
 def test_a_worker_that_is_told_to_end_drains_and_comes_back(server: RayServer, name: str) -> None:
     """SIGTERM to the engine itself, whoever sent it: nothing is replayed, and its seat is filled again."""
     before, replays = server.pids(), server.cluster()["replays"]
@@ -96,6 +97,7 @@ def test_a_worker_that_is_told_to_end_drains_and_comes_back(server: RayServer, n
     assert re.search(rf"{name} .*ended as it was told to; starting it again", server.log())
 
 
+@pytest.mark.deep
 def test_killed_seat_is_started_again_and_finds_its_process(server: RayServer) -> None:
     before, seats = server.pids(), server.seats()
     assert len(seats) == 3

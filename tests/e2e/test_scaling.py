@@ -144,6 +144,7 @@ def flip(server: Server, worker: str, role: str) -> float:
     return time.monotonic() - started_s
 
 
+@pytest.mark.deep
 def test_flipped_worker_keeps_its_role_over_restarts_of_everything(server: Server) -> None:
     scale(server, prefill=2)
     until(lambda: is_shape(server, 2, 1), "2p1d")
@@ -216,6 +217,7 @@ def test_drained_prefill_worker_stays_while_its_blocks_are_leased(
     settle(server)
 
 
+@pytest.mark.deep
 def test_lease_that_nobody_ends_holds_a_drained_worker_no_longer_than_it_runs(
     tmp_path: Path,
 ) -> None:
@@ -330,6 +332,7 @@ def test_the_autoscaler_starts_what_the_target_needs() -> None:
         settle(server)
 
 
+@pytest.mark.deep
 def test_an_idle_model_has_no_process_and_a_held_request_starts_them() -> None:
     ranges = ("--autoscale", "prefill=0..1,decode=0..1,idle=2", "--slo", "ttft:60000", "tpot:1000")
     with Server("--pd", "1p1d", *ranges, *ARGUMENTS, program=PACED) as server:
@@ -368,6 +371,7 @@ def num_pools(pid: int) -> int:
     return len({line.split()[4] for line in lines if "memfd:baton-kv" in line})
 
 
+@pytest.mark.deep
 def test_real_model_answers_alike_while_its_pools_change() -> None:
     """Greedy, float32: the same text before, during and after, from whichever workers."""
     sizes = ("--dtype", "float32", "--kv-cache-memory", "256MiB", "--drain-grace", "1")

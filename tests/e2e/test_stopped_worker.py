@@ -12,6 +12,7 @@ import pytest
 from tests.e2e.crowd import Crowd
 from tests.e2e.server import MOCK, PACED, Server
 from tests.e2e.test_scaling import ARGUMENTS, is_gone, is_shape, is_streaming, settle
+from tests.marks import deep
 from tests.patience import in_time, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -32,7 +33,7 @@ def replays(server: Server) -> int:
     return int(server.cluster()["replays"])
 
 
-@pytest.mark.parametrize("role", ["prefill", "decode"])
+@pytest.mark.parametrize("role", ["prefill", deep("decode")])
 def test_a_worker_that_is_told_to_end_drains_and_comes_back(server: Server, role: str) -> None:
     before = replays(server)
     with Crowd(server.url, 40) as crowd:

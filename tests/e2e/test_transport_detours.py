@@ -66,7 +66,7 @@ def library(tmp_path_factory):
     return path
 
 
-@pytest.fixture(params=["ucx", "nixl"])
+@pytest.fixture(params=["ucx", deep("nixl")])
 def detoured(request, library, tmp_path):
     """detoured(fault): what a pull over this road came to, and one after it."""
     reason = usable()[request.param]

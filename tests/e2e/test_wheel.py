@@ -88,6 +88,7 @@ def test_a_simulated_cluster_works_from_a_wheel(installed: Installed, tmp_path: 
     assert json.loads(done.stdout.splitlines()[-1])["best_fixed"] == "fixed 1p1d"
 
 
+@pytest.mark.deep
 def test_packages_of_others_under_our_names_are_neither_taken_nor_touched(
     installed: Installed, tmp_path: Path
 ) -> None:
