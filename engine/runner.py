@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from engine.checkpoints.prepared import PreparedManifest
     from engine.cpu.lending import LentCores
+    from engine.cpu.step_sizes import StepLimits
     from engine.kv.sequence import Scheduled
     from engine.sampling.pooling import Forward
     from protocol.model_config import ModelConfig
@@ -52,7 +53,8 @@ class RunnerOptions:
     """How a runner computes. `backend` is auto, cpu or torch; `kernel_cache` is where compiled
     kernels are kept, None for no kernels, and `kernel_target` a key of engine.cpu.kernel_library.TARGETS.
     `quantization`: how the matrices are kept. `shared_weights_fd` is an inherited memfd that all workers share (engine.model.shared_weights);
-    without one the matrices are mapped from their file. `lent_cores`: other workers' cores that may help."""
+    without one the matrices are mapped from their file. `lent_cores`: other workers' cores that may help.
+    `step_limits`: the largest step, whose scratch is taken at the start; None to take it as steps come."""
 
     num_blocks: int
     block_size: int = 16
@@ -63,6 +65,7 @@ class RunnerOptions:
     quantization: Quantization = Quantization.NONE
     shared_weights_fd: int | None = None
     lent_cores: LentCores | None = None
+    step_limits: StepLimits | None = None
 
 
 class Computing(Protocol):
@@ -193,6 +196,8 @@ def _choose_model(
         if isinstance(found, Kernels):
             panels = load_panels(prepared, manifest, mapped, found, options.shared_weights_fd)
             model = KernelModel(config, mapped, kv, found, panels, options.lent_cores)
+            if options.step_limits is not None:
+                model.reserve(options.step_limits)
             return model, model
         check_quantization(options.quantization, str(found))
         backend = PlainBackend(config, kv, found)

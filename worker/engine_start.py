@@ -15,6 +15,7 @@ from engine.adapters.resident import ResidentAdapters
 from engine.attesting import SLOT_BYTES, AnyAdapter, AttestingRunner
 from engine.checkpoints.prepared import fingerprint, kv_block_bytes, read_manifest
 from engine.cpu.lending import FILE_NAME, LentCores
+from engine.cpu.step_sizes import StepLimits
 from engine.kv.pool_memory import KvMemory
 from kvtransfer.promises.proofs import DIGEST_NAMES
 from worker.no_engine import NoEngine
@@ -65,6 +66,11 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
         quantization=spec.model.quantization,
         shared_weights_fd=spec.weights_fd,
         lent_cores=lent_cores,
+        step_limits=StepLimits.of(
+            spec.max_num_batched_tokens,
+            spec.max_num_seqs,
+            adapts=bool(spec.adapters_directory),
+        ),
     )
     runner = ModelRunner.load(directory, options)
     runner.warm_up()

@@ -27,8 +27,8 @@ V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 V2 = ("memory.max", "memory.current", "inactive_file")
 """Names in a cgroup's folder, of both versions: its limit, what is used of it, and what of that is cache that can go."""
 PROCESS_BYTES = 384 * MIB
-"""What a worker takes beside its pool and the weights: interpreter, libraries and a step's own arrays (300 MiB of
-SmolLM2-135M's workers after some answers)."""
+"""What a worker takes beside its pool, the weights and its steps' arrays (engine.cpu.step_sizes): interpreter, libraries,
+and what else it keeps (190 to 300 MiB of SmolLM2-135M's workers)."""
 
 
 def available_bytes(
@@ -86,24 +86,33 @@ def default_kv_bytes(available: int, num_workers: int) -> int:
     return int(min(KV_MAX_BYTES, max(KV_MIN_BYTES, available * KV_SHARE / max(1, num_workers))))
 
 
-def check_fits(kv_bytes: int, num_workers: int, available: int, kept_bytes: int = 0) -> None:
-    """Raise ConfigError when the pools of all workers together, and what stores keep, cannot be had."""
-    if kv_bytes * num_workers + kept_bytes > available * KV_LIMIT:
+def check_fits(
+    kv_bytes: int, num_workers: int, available: int, kept_bytes: int = 0, step_bytes: int = 0
+) -> None:
+    """Raise ConfigError when the pools of all workers together, the arrays of their largest steps (`step_bytes` each), and
+    what stores keep, cannot be had."""
+    if (kv_bytes + step_bytes) * num_workers + kept_bytes > available * KV_LIMIT:
+        steps = f" (and {format_bytes(step_bytes)} for its steps)" if step_bytes else ""
         stores = f" and {format_bytes(kept_bytes)} of --kv-store" if kept_bytes else ""
         raise ConfigError(
-            f"--kv-cache-memory: {num_workers} workers x {format_bytes(kv_bytes)}{stores} do not fit in "
+            f"--kv-cache-memory: {num_workers} workers x {format_bytes(kv_bytes)}{steps}{stores} do not fit in "
             f"{KV_LIMIT:.0%} of the {format_bytes(available)} now available; "
             "give a smaller size or fewer workers (--pd)"
+            + (", or a smaller --max-num-batched-tokens" if step_bytes else "")
         )
 
 
-def check_one_more(kv_bytes: int, starting: Collection[int], available: int) -> None:
-    """Raise ConfigError when one worker more would not fit beside those that have not taken their pools yet (`starting`)."""
-    needed = kv_bytes + sum(starting) + PROCESS_BYTES * (1 + len(starting))
+def check_one_more(
+    kv_bytes: int, starting: Collection[int], available: int, step_bytes: int = 0
+) -> None:
+    """Raise ConfigError when one worker more would not fit beside those that have not taken their pools yet (`starting`).
+    `step_bytes`: of each worker's largest step."""
+    process_bytes = PROCESS_BYTES + step_bytes
+    needed = kv_bytes + sum(starting) + process_bytes * (1 + len(starting))
     if needed > available * KV_LIMIT:
         beside = f" beside {len(starting)} that start now" if starting else ""
         raise ConfigError(
-            f"a KV pool of {format_bytes(kv_bytes)} and {format_bytes(PROCESS_BYTES)} for its process{beside} do not "
+            f"a KV pool of {format_bytes(kv_bytes)} and {format_bytes(process_bytes)} for its process{beside} do not "
             f"fit in {KV_LIMIT:.0%} of the {format_bytes(available)} now available; free memory, or serve with a "
             "smaller --kv-cache-memory"
         )

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from engine.checkpoints.prepared import WEIGHTS_NAME, read_manifest
+from engine.checkpoints.prepared import ELEMENT_BYTES, WEIGHTS_NAME, read_manifest
 from engine.cpu.kernel_library import compiler, unknown_sizes
 from engine.cpu.quantized_sizes import quantized_bytes
+from engine.cpu.step_sizes import StepLimits, step_bytes
 from protocol.errors import ConfigError
 from protocol.quantization import Quantization
 
 if TYPE_CHECKING:
-    from protocol.specs import PreparedModel
+    from protocol.specs import PreparedModel, WorkerSpec
 
 
 def weights_bytes(model: PreparedModel) -> int:
@@ -26,6 +27,21 @@ def weights_bytes(model: PreparedModel) -> int:
         shapes = [place.shape for place in read_manifest(path.parent).tensors.values()]
         return sum(quantized_bytes(shape) for shape in shapes)
     return path.stat().st_size
+
+
+def step_bytes_of(
+    model: PreparedModel, max_batched_tokens: int, max_seqs: int, num_lent_cores: int = 0
+) -> int:
+    """Bytes of the arrays of a CPU worker's largest step, adapters included."""
+    limits = StepLimits.of(max_batched_tokens, max_seqs, adapts=True)
+    element_bytes = ELEMENT_BYTES["bfloat16" if model.dtype == "bfloat16" else "float32"]
+    return step_bytes(model.config, element_bytes, limits, num_lent_cores)
+
+
+def step_bytes_of_worker(spec: WorkerSpec) -> int:
+    """The same of one that is specified."""
+    limits = spec.max_num_batched_tokens, spec.max_num_seqs
+    return step_bytes_of(spec.model, *limits, len(spec.lent_cores))
 
 
 def check_quantization_on(device: str, quantization: Quantization) -> None:

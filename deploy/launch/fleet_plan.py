@@ -18,7 +18,7 @@ from deploy.host.memory import KV_LIMIT, PROCESS_BYTES, default_kv_bytes
 from deploy.host.model_memory import weights_bytes
 from deploy.launch.adapter_plan import check_modules
 from deploy.launch.front_names import check_front_names
-from deploy.launch.plan import Plan
+from deploy.launch.plan import Plan, planned_step_bytes
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,16 +55,16 @@ def make_fleet_plan(
         for config in configs
     ]
     if configs[0].on_demand:
-        check_each_fits(sized, models, budget_of(configs[0], host))
+        check_each_fits(sized, models, host, budget_of(configs[0], host))
     else:
-        check_all_fit(sized, models, host.available_bytes)
+        check_all_fit(sized, models, host)
     shares = share_cores(configs[0].cpu_affinity, num_workers, host.cores, host.quota)
     plans = []
     keys = keys_of([model.served_names[0] for model in models])
     for config, model, key in zip(sized, models, keys, strict=True):
         own, shares = shares[: config.pools.total], shares[config.pools.total :]
         plan = make_plan(config, model, host, run_directory, port, key=key, shares=own)
-        plans.append(_residing(plan, config, needed_bytes(config, model)))
+        plans.append(_residing(plan, config, needed_bytes(config, model, host)))
     plan = joined(plans, configs[0], host)
     check_modules(configs, plan.coordinator.models)
     return plan
@@ -98,18 +98,20 @@ def joined(plans: Sequence[Plan], config: ServeConfig, host: Host) -> Plan:
     return Plan(coordinator, workers, first.standby_workers)
 
 
-def needed_bytes(config: ServeConfig, model: PreparedModel) -> int:
-    """What a model takes while it is loaded: one copy of its weights, its workers' KV pools, and their processes."""
+def needed_bytes(config: ServeConfig, model: PreparedModel, host: Host) -> int:
+    """What a model takes while it is loaded: one copy of its weights, its workers' KV pools, and their processes with
+    their largest steps."""
     assert config.kv_cache_memory is not None, "sized before"
-    return weights_bytes(model) + config.pools.total * (config.kv_cache_memory + PROCESS_BYTES)
+    process = PROCESS_BYTES + planned_step_bytes(config, model, host)
+    return weights_bytes(model) + config.pools.total * (config.kv_cache_memory + process)
 
 
 def check_each_fits(
-    configs: Sequence[ServeConfig], models: Sequence[PreparedModel], budget: int
+    configs: Sequence[ServeConfig], models: Sequence[PreparedModel], host: Host, budget: int
 ) -> None:
     """Raise ConfigError for a model that could never be loaded."""
     for config, model in zip(configs, models, strict=True):
-        needed = needed_bytes(config, model)
+        needed = needed_bytes(config, model, host)
         if needed > budget:
             raise ConfigError(
                 f"--memory-budget: {model.served_names[0]} needs {format_bytes(needed)} (weights, KV pools and processes), "
@@ -118,17 +120,17 @@ def check_each_fits(
 
 
 def check_all_fit(
-    configs: Sequence[ServeConfig], models: Sequence[PreparedModel], available: int
+    configs: Sequence[ServeConfig], models: Sequence[PreparedModel], host: Host
 ) -> None:
     """Raise ConfigError, with every model's part, when they cannot be had together."""
-    needed = [needed_bytes(*both) for both in zip(configs, models, strict=True)]
-    if sum(needed) > available * KV_LIMIT:
+    needed = [needed_bytes(*both, host) for both in zip(configs, models, strict=True)]
+    if sum(needed) > host.available_bytes * KV_LIMIT:
         parts = ", ".join(
             f"{model.served_names[0]} {format_bytes(size)}"
             for model, size in zip(models, needed, strict=True)
         )
         raise ConfigError(
             f"models: {parts} (weights, KV pools and processes) do not fit together in {KV_LIMIT:.0%} of the "
-            f"{format_bytes(available)} now available, so none is started; give smaller --kv-cache-memory, fewer "
+            f"{format_bytes(host.available_bytes)} now available, so none is started; give smaller --kv-cache-memory, fewer "
             "workers (--pd), or fewer models"
         )

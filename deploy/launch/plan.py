@@ -22,6 +22,7 @@ from deploy.host.affinity import allowed_cores, lend_cores, quota_cores, share_c
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
 from deploy.host.gpus import find_gpus, obstacle
 from deploy.host.memory import available_bytes, check_fits, default_kv_bytes
+from deploy.host.model_memory import step_bytes_of
 from deploy.launch.adapter_plan import with_adapters
 from deploy.launch.front_names import check_front_names
 from deploy.launch.stores import plan_stores
@@ -169,7 +170,7 @@ class _Place:
 
 
 def _on_cpu(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Place]:
-    kv_bytes = pool_bytes(config, host)
+    kv_bytes = pool_bytes(config, host, planned_step_bytes(config, model, host))
     place = _Place(kv_bytes, count_blocks(config, model, kv_bytes))
     return [place] * config.pools.total
 
@@ -291,15 +292,21 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
 
 
-def pool_bytes(config: ServeConfig, host: Host) -> int:
-    """Bytes of one worker's KV pool in host memory, checked against what is free now."""
+def planned_step_bytes(config: ServeConfig, model: PreparedModel, host: Host) -> int:
+    """What a CPU worker's largest step takes beside its pool."""
+    lent = len(host.cores) if config.lend_cores and config.pools.total > 1 else 0
+    return step_bytes_of(model, *limits_on(config, "cpu"), lent)
+
+
+def pool_bytes(config: ServeConfig, host: Host, step_bytes: int = 0) -> int:
+    """Bytes of one worker's KV pool in host memory, checked against what is free now, together with what a step takes."""
     workers, stores = config.pools.total, config.pools.store
     chosen = config.kv_cache_memory
     kept = stores * config.kv_store.dram_bytes if config.kv_store is not None else 0
     pools = workers if config.kv_store is not None else workers + stores
     left = host.available_bytes - kept
     kv_bytes = default_kv_bytes(left, pools) if chosen is None else chosen
-    check_fits(kv_bytes, pools, host.available_bytes, kept)
+    check_fits(kv_bytes, pools, host.available_bytes, kept, step_bytes)
     return kv_bytes
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from engine.cpu.lending import LentCores
+    from engine.cpu.step_sizes import StepLimits
     from engine.model.ragged_batch import RaggedBatch
     from engine.model.weights import WeightSource
     from protocol.model_config import ModelConfig
@@ -77,7 +78,19 @@ class KernelModel:
             scale=config.head_dim**-0.5,
         )
         self._scratch = torch.empty(0, dtype=torch.uint8)
+        self._spare = torch.empty(0, dtype=torch.uint8)
+        self._passing = torch.empty(0, dtype=torch.uint8)
+        self._is_reserved = False
         self._team = Team(kernels, lent)
+
+    def reserve(self, limits: StepLimits) -> None:
+        """Take the scratch of the largest step now, so that no step takes more for good later."""
+        adapted = limits.tokens if limits.adapts else 0
+        rows = limits.tokens, limits.samples, self._team.size, adapted
+        size = self._kernels.scratch_bytes(self._decoder, *rows)
+        self._scratch = torch.empty(size, dtype=torch.uint8)
+        self._scratch.zero_()  # an untouched page is not taken
+        self._is_reserved = True
 
     def forward(self, batch: RaggedBatch) -> torch.Tensor:
         """Compute the KV of every new token; [len(sample_rows), vocab] float32 logits."""
@@ -89,8 +102,9 @@ class KernelModel:
 
     def _run(self, step: Step, batch: RaggedBatch, *tensors: torch.Tensor) -> None:
         self._kernels.forward(step)
-        if self._team.keep(step, batch, tensors, self._scratch, self._kv):
-            self._scratch = torch.empty(0, dtype=torch.uint8)
+        if step.team is not None:
+            self._team.keep(step, batch, tensors, self._scratch, self._passing, self._kv)
+        self._passing = torch.empty(0, dtype=torch.uint8)
 
     def states(self, batch: RaggedBatch) -> torch.Tensor:
         """Compute the KV of every new token; [len(sample_rows), hidden] states after the final norm."""
@@ -126,6 +140,7 @@ class KernelModel:
     def step(self, batch: RaggedBatch, residual: torch.Tensor, logits: torch.Tensor) -> Step:
         """What the C side gets; it points into `batch` and the tensors."""
         segments = segments_of(batch, self.config.num_layers) if batch.adapters else None
+        team = None if self._team.is_read else self._team.pointer
         adapted = batch.num_tokens - batch.adapters[0].first if batch.adapters else 0
         return Step(
             decoder=ctypes.pointer(self._decoder),
@@ -135,9 +150,9 @@ class KernelModel:
             block_tables=batch.block_tables.ctypes.data,
             sample_rows=batch.sample_rows.ctypes.data,
             residual=residual.data_ptr(),
-            scratch=self._room(batch.num_tokens, len(batch.sample_rows), adapted),
+            scratch=self._room(batch.num_tokens, len(batch.sample_rows), adapted, team),
             logits=logits.data_ptr(),
-            team=self._team.pointer,
+            team=team,
             table_width=batch.block_tables.shape[1],
             num_sequences=batch.num_sequences,
             num_tokens=batch.num_tokens,
@@ -148,15 +163,23 @@ class KernelModel:
             num_segments=len(batch.adapters),
         )
 
-    def _room(self, num_tokens: int, num_samples: int, num_adapted: int) -> int:
-        """Scratch that grows and is kept: fresh memory costs a page fault for every 4 KiB."""
-        size = self._team.size
-        needed = self._kernels.scratch_bytes(
-            self._decoder, num_tokens, num_samples, size, num_adapted
-        )
-        if needed > len(self._scratch):
-            self._scratch = torch.empty(needed, dtype=torch.uint8)
-        return self._scratch.data_ptr()
+    def _room(self, num_tokens: int, num_samples: int, num_adapted: int, team: int | None) -> int:
+        """Scratch that is kept: fresh memory costs a page fault for every 4 KiB. Once it is reserved, only a step that scores
+        prompts needs more, and has that while it lasts. A step without a team has another one: lent threads that are not
+        back may still read the first."""
+        rows = num_tokens, num_samples, self._team.size if team else 0, num_adapted
+        needed = self._kernels.scratch_bytes(self._decoder, *rows)
+        if team is None and self._team.size:
+            self._spare = room = _at_least(needed, self._spare)
+        elif self._is_reserved and needed > len(self._scratch):
+            self._passing = room = _at_least(needed, self._passing)
+        else:
+            self._scratch = room = _at_least(needed, self._scratch)
+        return room.data_ptr()
+
+
+def _at_least(num_bytes: int, room: torch.Tensor) -> torch.Tensor:
+    return room if len(room) >= num_bytes else torch.empty(num_bytes, dtype=torch.uint8)
 
 
 class Parts:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.cpu.step_sizes import MAX_LENT_CORES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -28,7 +30,6 @@ _log = logging.getLogger(__name__)
 FILE_NAME = "lent-cores.bin"
 BUSY, IDLE = 0, 1
 LINE_WORDS, MAX_CORES = 16, 1024
-MAX_LENT_CORES = 15
 """As kernels/lending.h has them."""
 
 
@@ -92,13 +93,17 @@ class Team:
         """How many lent threads there can be at once."""
         return 0 if self.pointer is None or self._cores is None else len(self._cores.others)
 
-    def keep(self, *given: Any) -> bool:
-        """What a step gave to lent threads stays readable for who still reads it; False where nobody does."""
-        if self.pointer is None or self._kernels.all_are_back(self.pointer):
+    @property
+    def is_read(self) -> bool:
+        """Whether a lent thread that is not back may still read what a step gave it. No work is lent until it is."""
+        if self._kept and self._kernels.all_are_back(self.pointer):
             self._kept.clear()
-            return False
-        self._kept.append(given)
-        return True
+        return bool(self._kept)
+
+    def keep(self, *given: Any) -> None:
+        """What a step gave to lent threads stays readable for who still reads it."""
+        if self.pointer is not None and not self._kernels.all_are_back(self.pointer):
+            self._kept.append(given)
 
     def close(self) -> None:
         """End the threads; waits for each."""

@@ -22,6 +22,7 @@ from deploy.config.topology import child_environment
 from deploy.host.gpu_plan import least_used
 from deploy.host.later_models import worker_of
 from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
+from deploy.host.model_memory import step_bytes_of_worker
 from deploy.launch.child_process import ChildProcess, WatchedProcess, reap_adopted
 from deploy.launch.control import ControlLink
 from deploy.launch.local.forks import Forks, adopt_orphans
@@ -297,7 +298,8 @@ class Launcher:
         model = self._like(order.role, key_of(order.worker_id))
         if model.device == "cpu":  # what a GPU has, the worker finds out, whose start may fail
             starting = [spec.kv_cache_bytes for spec in self.roster.starting(now_s - SETTLE_S)]
-            check_one_more(model.kv_cache_bytes, starting, self.available_bytes())
+            step_bytes = step_bytes_of_worker(model) if order.role.computes else 0
+            check_one_more(model.kv_cache_bytes, starting, self.available_bytes(), step_bytes)
         shared = tuple({c for w in self.plan.workers for c in w.cores})
         cores = next_share(workers, shared, len(model.cores)) if order.role.computes else ()
         return msgspec.structs.replace(

@@ -119,6 +119,16 @@ def test_pools_that_do_not_fit_are_refused_before_anything_starts() -> None:
         plan(kv_cache_memory="9GiB")
 
 
+def test_what_steps_take_counts_beside_the_pools() -> None:
+    check_fits(4 * GIB, 2, 10 * GIB)
+    with pytest.raises(
+        ConfigError, match=r"2 workers x 4.0 GiB \(and 1.0 GiB for its steps\) do not fit"
+    ):
+        check_fits(4 * GIB, 2, 10 * GIB, step_bytes=GIB)
+    with pytest.raises(ConfigError, match=r"for its steps\) .*--max-num-batched-tokens"):
+        plan(kv_cache_memory="256MiB", max_num_batched_tokens=1 << 20)
+
+
 def test_available_memory_is_the_smaller_of_host_and_cgroup(tmp_path) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:   4096 kB\n")

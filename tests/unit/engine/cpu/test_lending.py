@@ -155,13 +155,15 @@ def test_a_thread_that_comes_back_late_disturbs_nothing(lender_of: Any) -> None:
         while thread.is_alive():
             assert time.monotonic() < deadline_s
             check_equal(multiply(x), alone[0])
-    assert lender.team.keep(x), "what it still reads was let go"
+    lender.team.keep(x)
+    assert lender.team.is_read, "what it still reads was let go"
     check_equal(multiply(other), alone[1])
     assert lender.claim()[1] == 0, "offered an operation while one was not back"
     results = multiply(other)
     lender.finish(*lender.held)
     check_equal(results, alone[1])
-    assert not lender.team.keep(x)
+    lender.team.keep(x)
+    assert not lender.team.is_read
     with lender.helping():
         until_claimed(lender, lambda: check_equal(multiply(other), alone[1]))
 
@@ -216,5 +218,5 @@ def test_a_core_is_used_only_while_its_owner_sleeps(tmp_path: Path) -> None:
 
 def test_without_cores_there_is_no_team() -> None:
     team = Team(kernels_for(torch.bfloat16), None)
-    assert (team.pointer, team.size, team.keep(team)) == (None, 0, False)
+    assert (team.pointer, team.size, team.is_read) == (None, 0, False)
     team.close()
