@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,7 +19,6 @@ from protocol.errors import GrammarsUnavailable
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import Sequence
-    from pathlib import Path
 
     from protocol.constraints import Constraint
 
@@ -25,8 +26,20 @@ log = logging.getLogger(__name__)
 COMPILE_S = 2.0
 START_S = 60.0
 LINE_BYTES = 1 << 20
+WORKED_SHARE = 0.5
+"""Of that time the process must have worked before the constraint is blamed: what passes takes far less (grammar_main)."""
+ENDED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that no constraint causes by itself, unless the system is out of memory."""
 TOO_LONG = f"it takes more than {COMPILE_S:g} s to compile"
 COSTS_TOO_MUCH = "it cannot be compiled with the memory there is"
+
+
+class _DisturbedError(Exception):
+    """Whoever did it, the constraint may be good. `is_over`: the process ended by itself or by others, and did not only stand."""
+
+    def __init__(self, told: str, *, is_over: bool) -> None:
+        super().__init__(told)
+        self.is_over = is_over
 
 
 class GrammarProcess:
@@ -37,38 +50,65 @@ class GrammarProcess:
         self._process: Process | None = None
 
     async def refusal(self, constraint: Constraint) -> str | None:
-        """See Compiles. What ends the process, by time or memory, is refused. GrammarsUnavailable when it does not start."""
+        """See Compiles. What ends the process, by time or memory, is refused; what others stopped or ended is tried once
+        more. GrammarsUnavailable when the process does not start, or does not get to run."""
+        try:
+            return await self._tried(constraint)
+        except _DisturbedError as error:
+            log.warning("the process that tries grammars %s; starting another", error)
+        try:
+            return await self._tried(constraint)
+        except _DisturbedError as error:
+            if error.is_over:
+                return self._condemned(constraint)
+            raise GrammarsUnavailable(str(error)) from error
+
+    async def _tried(self, constraint: Constraint) -> str | None:
         process = await self._started()
         assert process.stdin is not None
+        before_s = _worked_s(process)
         try:
             process.stdin.write(msgspec.json.encode(constraint) + b"\n")
             return await asyncio.wait_for(_answer(process), COMPILE_S)
         except TimeoutError:
+            has_worked = _worked_s(process) - before_s >= COMPILE_S * WORKED_SHARE
             await self.close()
-            return TOO_LONG
+            if has_worked:
+                return TOO_LONG
+            told = f"did not get to run within {COMPILE_S:g} s"
+            raise _DisturbedError(told, is_over=False) from None
         except (ConnectionError, EOFError):
-            log.warning("a constraint ended the process that tried it: %s", constraint.key)
+            status = await process.wait()
             await self.close()
-            return COSTS_TOO_MUCH
+            if -status in ENDED_BY_OTHERS:
+                told = f"was ended by {signal.Signals(-status).name}"
+                raise _DisturbedError(told, is_over=True) from None
+            return self._condemned(constraint)
         except asyncio.CancelledError:  # its answer would be taken for the next one's
             await self.close()
             raise
 
+    def _condemned(self, constraint: Constraint) -> str:
+        log.warning("a constraint ended the process that tried it: %s", constraint.key)
+        return COSTS_TOO_MUCH
+
     async def _started(self) -> Process:
         if self._process is not None and self._process.returncode is None:
             return self._process
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "deploy.processes.grammar_main",
-            *self._arguments,
-            "--parent",
-            str(os.getpid()),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=LINE_BYTES,
-            env=child_environment(),
-        )
+        command = (sys.executable, "-m", "deploy.processes.grammar_main", *self._arguments)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                "--parent",
+                str(os.getpid()),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=LINE_BYTES,
+                env=child_environment(),
+            )
+        except OSError as error:
+            log.warning("the process that tries grammars cannot be started: %s", error)
+            raise GrammarsUnavailable(f"cannot be started: {error.strerror}") from error
         try:
             await asyncio.wait_for(_answer(self._process), START_S)
         except TimeoutError as error:
@@ -98,3 +138,13 @@ async def _answer(process: Process) -> str | None:
         raise EOFError
     answer: str | None = msgspec.json.decode(line, type=str | None)
     return answer
+
+
+def _worked_s(process: Process) -> float:
+    """Processor time of all its threads so far; 0 when it is gone."""
+    try:
+        told = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    user, system = told.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from deploy.config.topology import cache_directory
 from deploy.processes import grammar_child
-from deploy.processes.grammar_child import GrammarProcess
+from deploy.processes.grammar_child import COSTS_TOO_MUCH, TOO_LONG, GrammarProcess
+from engine.checkpoints.embedded import fetch_embedded
+from engine.checkpoints.prepare import prepare
+from engine.checkpoints.prepared import read_manifest
 from protocol.constraints import json_schema
 from protocol.errors import GrammarsUnavailable
 
@@ -27,3 +38,98 @@ async def test_one_that_is_too_slow_is_ended(
     with pytest.raises(GrammarsUnavailable, match="was not ready within 0 s"):
         await process.refusal(json_schema({"type": "string"}))
     assert process._process is None
+
+
+from tests.marks import deep
+
+GOOD = json_schema({"type": "integer"})
+
+
+def new_process() -> GrammarProcess:
+    """Of the embedded model."""
+    cache = cache_directory()
+    prepared = prepare(fetch_embedded(cache, lambda *_: None), cache, "float32", lambda *_: None)
+    return GrammarProcess(prepared, read_manifest(prepared).config.vocab_size, [2])
+
+
+@pytest.fixture
+async def process() -> AsyncIterator[GrammarProcess]:
+    """One that has tried something."""
+    process = new_process()
+    assert await process.refusal(json_schema({"type": "null"})) is None
+    yield process
+    await process.close()
+
+
+def pid_of(process: GrammarProcess) -> int:
+    assert process._process is not None
+    return process._process.pid
+
+
+def send_to_each(process: GrammarProcess, number: int) -> asyncio.Task[None]:
+    """The signal to the process that there is, and to each that follows it."""
+
+    async def send() -> None:
+        last = 0
+        while True:
+            found = process._process
+            if found is not None and found.pid != last:
+                last = found.pid
+                with suppress(ProcessLookupError):
+                    os.kill(last, number)
+            await asyncio.wait({asyncio.ensure_future(asyncio.Event().wait())}, timeout=0.005)
+
+    return asyncio.create_task(send())
+
+
+async def test_a_good_schema_is_not_blamed_for_a_process_that_was_stopped(
+    process: GrammarProcess, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    os.kill(pid_of(process), signal.SIGSTOP)
+    assert await process.refusal(GOOD) is None
+    assert "did not get to run within 2 s; starting another" in caplog.text
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, deep(signal.SIGTERM)])
+async def test_a_good_schema_is_not_blamed_for_a_process_that_others_ended(
+    process: GrammarProcess, number: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    os.kill(pid_of(process), signal.SIGSTOP)
+    asked = asyncio.create_task(process.refusal(GOOD))
+    await asyncio.wait({asked}, timeout=0.1)
+    os.kill(pid_of(process), number)
+    os.kill(pid_of(process), signal.SIGCONT)
+    assert await asked is None
+    assert f"was ended by {number.name}; starting another" in caplog.text
+
+
+@pytest.mark.deep
+async def test_what_is_ended_again_and_again_is_refused(process: GrammarProcess) -> None:
+    killing = send_to_each(process, signal.SIGKILL)
+    try:
+        with suppress(GrammarsUnavailable):  # one that was killed before it was ready
+            assert await process.refusal(GOOD) == COSTS_TOO_MUCH
+    finally:
+        killing.cancel()
+
+
+async def test_a_schema_that_works_for_long_is_still_refused(
+    process: GrammarProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_child, "COMPILE_S", 0.0)
+    assert await process.refusal(GOOD) == TOO_LONG
+
+
+async def test_without_descriptors_whoever_asked_may_come_again() -> None:
+    process = new_process()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(GrammarsUnavailable, match="cannot be started: Too many open files"):
+            await process.refusal(GOOD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert await process.refusal(GOOD) is None
+    await process.close()
