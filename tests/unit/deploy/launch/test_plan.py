@@ -126,7 +126,7 @@ def test_what_steps_take_counts_beside_the_pools() -> None:
     ):
         check_fits(4 * GIB, 2, 10 * GIB, step_bytes=GIB)
     with pytest.raises(ConfigError, match=r"for its steps\) .*--max-num-batched-tokens"):
-        plan(kv_cache_memory="256MiB", max_num_batched_tokens=1 << 20)
+        plan(kv_cache_memory="256MiB", max_num_batched_tokens="1048576")
 
 
 def test_available_memory_is_the_smaller_of_host_and_cgroup(tmp_path) -> None:

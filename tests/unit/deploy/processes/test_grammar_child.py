@@ -21,6 +21,7 @@ from engine.checkpoints.prepare import prepare
 from engine.checkpoints.prepared import read_manifest
 from protocol.constraints import json_schema
 from protocol.errors import GrammarsUnavailable
+from tests.marks import deep
 
 
 async def test_one_that_ends_at_its_start_says_how(tmp_path: Path) -> None:
@@ -39,8 +40,6 @@ async def test_one_that_is_too_slow_is_ended(
         await process.refusal(json_schema({"type": "string"}))
     assert process._process is None
 
-
-from tests.marks import deep
 
 GOOD = json_schema({"type": "integer"})
 

@@ -12,7 +12,8 @@ from engine.cpu.step_sizes import StepLimits, step_bytes
 from protocol.model_config import ModelConfig
 from protocol.quantization import Quantization
 from tests.unit.engine.cpu.driving import kernels_for
-from tests.unit.engine.cpu.test_kernel_model import VOCAB, RandomWeights, make_batch
+from tests.unit.engine.cpu.test_cpu_kernels import make_batch
+from tests.unit.engine.cpu.test_kernel_model import VOCAB, RandomWeights
 
 LIMITS = StepLimits(tokens=96, samples=20)
 
