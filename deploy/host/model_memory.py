@@ -11,6 +11,7 @@ from engine.checkpoints.prepared import ELEMENT_BYTES, WEIGHTS_NAME, read_manife
 from engine.cpu.kernel_library import compiler, unknown_sizes
 from engine.cpu.quantized_sizes import quantized_bytes
 from engine.cpu.step_sizes import StepLimits, step_bytes
+from engine.step_limits import scored_tokens
 from protocol.errors import ConfigError
 from protocol.quantization import Quantization
 
@@ -35,7 +36,8 @@ def step_bytes_of(
     """Bytes of the arrays of a CPU worker's largest step, adapters included."""
     limits = StepLimits.of(max_batched_tokens, max_seqs, adapts=True)
     element_bytes = ELEMENT_BYTES["bfloat16" if model.dtype == "bfloat16" else "float32"]
-    return step_bytes(model.config, element_bytes, limits, num_lent_cores)
+    scored = scored_tokens(model.config.vocab_size)
+    return step_bytes(model.config, element_bytes, limits, num_lent_cores, scored)
 
 
 def step_bytes_of_worker(spec: WorkerSpec) -> int:

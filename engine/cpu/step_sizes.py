@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.cpu.quantized_sizes import GROUP
-from engine.step_limits import scored_tokens
 
 if TYPE_CHECKING:
     from protocol.model_config import ModelConfig
@@ -37,16 +36,21 @@ class StepLimits:
 
 
 def step_bytes(
-    config: ModelConfig, element_bytes: int, limits: StepLimits, num_lent_cores: int = 0
+    config: ModelConfig,
+    element_bytes: int,
+    limits: StepLimits,
+    num_lent_cores: int = 0,
+    num_scored: int = 0,
 ) -> int:
     """Bytes of a worker's arrays at its largest step: scratch, states, and logits in two forms. With lent cores there is
-    scratch twice: a step is computed with another one while a lent thread has not left the first."""
+    scratch twice: a step is computed with another one while a lent thread has not left the first. `num_scored` rows of
+    prompts have logits beside those that are sampled."""
     num_lent_cores = min(num_lent_cores, MAX_LENT_CORES)
     own = _own_bytes(config, element_bytes, limits) + ROUNDING_BYTES
     scratch = own + num_lent_cores * _room_bytes(config, element_bytes, limits)
     scratch += own if num_lent_cores else 0
     states = limits.tokens * config.hidden_size * element_bytes
-    told = min(limits.tokens, limits.samples + scored_tokens(config.vocab_size))
+    told = min(limits.tokens, limits.samples + num_scored)
     logits = told * config.vocab_size * (element_bytes + FLOAT_BYTES)
     return scratch + states + logits
 

@@ -64,7 +64,7 @@ def test_what_is_counted_is_what_the_kernels_ask_for(
         scratch = model._kernels.scratch_bytes(model._decoder, *rows)
         spare = scratch if lent else 0
         logits = limits.tokens * config.vocab_size * (dtype.itemsize + 4)
-        counted = step_bytes(config, dtype.itemsize, limits, lent)
+        counted = step_bytes(config, dtype.itemsize, limits, lent, num_scored=512)
         assert counted >= scratch + logits
         assert counted <= 3 * (scratch + spare + logits) + 4096 * (lent + 2)
 
