@@ -164,7 +164,7 @@ class Autoscaler:
             prompt_tokens=demand.prompt_tokens(now_s),
             output_tokens=demand.output_tokens(now_s),
             prefill_share=demand.prefill_share(now_s),
-            first_token_s=demand.first_token_s(now_s),
+            placed_s=demand.placed_s(now_s),
             step=demand.step.cost(),
             room_sequences=self._room(records, now_s),
             ttft=ttft,

@@ -333,6 +333,7 @@ class RequestLife:
             num_prompt_tokens=len(self.generation.prompt_token_ids),
             num_output_tokens=len(self.emitted),
             submitted_s=timeline.submitted_s,
+            dispatched_s=attempt.dispatched_s,
             first_s=attempt.first_s,
             last_s=max((a.last_s for a in timeline.attempts if a.last_s is not None), default=None),
             prefill_s=told.get(Span.PREFILL),

@@ -81,7 +81,7 @@ class _Counters:
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
     """A request that ended well, in instants of one clock. `worker` computed the prompt in the attempt that brought the first
-    token, apart from the decode worker or there; `first_s` and `last_s` are the client's first token and last, or the end of
+    token, apart from the decode worker or there, and had both workers from `dispatched_s` on; `first_s` and `last_s` are the client's first token and last, or the end of
     an answer without any."""
 
     worker: str
@@ -89,6 +89,7 @@ class FinishedRequest:
     num_prompt_tokens: int
     num_output_tokens: int
     submitted_s: float
+    dispatched_s: float
     first_s: float | None
     last_s: float | None
     prefill_s: float | None
@@ -122,7 +123,7 @@ class DemandBook:
     _prompts: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _outputs: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _resident: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
-    _first_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(LONG_S, 10.0))
+    _placed_s: SlidingSketch = field(default_factory=lambda: SlidingSketch(LONG_S, 10.0))
     _at_prefill: SlidingSketch = field(default_factory=lambda: SlidingSketch(SLOW_S, 30.0))
     _refused: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=MAX_REFUSED))
     _judged: deque[tuple[float, _Verdict, _Verdict | None]] = field(default_factory=deque)
@@ -170,7 +171,7 @@ class DemandBook:
                 begin = request.num_cached_tokens
                 self.prompt_cost.add(request.num_prompt_tokens, begin, request.prefill_s)
         ttft_s = first_s - request.submitted_s
-        self._first_s.add(now_s, ttft_s)
+        self._placed_s.add(now_s, first_s - request.dispatched_s)
         tpot = None
         if num_output > 1 and request.replays == 0:
             in_time = (last_s - first_s) / (num_output - 1) <= self.targets.tpot_s
@@ -264,9 +265,9 @@ class DemandBook:
         """Lengths of what was written."""
         return self._outputs.over(now_s, SLOW_S)
 
-    def first_token_s(self, now_s: float) -> float:
-        """From a request to its first token, in the mean; 0 unknown."""
-        return self._first_s.over(now_s, LONG_S).mean
+    def placed_s(self, now_s: float) -> float:
+        """From having workers to the first token, in the mean, while blocks are reserved and nothing is written; 0 unknown."""
+        return self._placed_s.over(now_s, LONG_S).mean
 
     def prefill_share(self, now_s: float) -> float:
         """How many prompts prefill workers computed, and not decode workers themselves; 1 unknown."""

@@ -44,9 +44,11 @@ BURST_SIGMAS = 5.0
 """The short window's rate counts when it is above the long one's by more than chance would have it."""
 FULL_SHARE = 0.9
 FULL_KEPT_S = 600.0
+"""Workers that were full, or before which a queue grew, do not become fewer for so long."""
 FULL_WAIT_SHARE = 0.25
 """Of the wait that the goal allows, before full decode workers are a reason for more of them."""
-"""Workers that were full, or before which a queue grew, do not become fewer for so long."""
+STARVED_SHARE = 0.05
+"""A prefill worker that has no more to do than this share of that wait is kept from its work by full decode workers."""
 WAIT_MARGIN, WAIT_STEP, LEAST_WAIT, MOST_WAIT = 0.01, 1.02, 0.2, 2.0
 LEAST_SHARE = 0.5
 """Relief by decode workers is not counted on for more than the rest."""
@@ -120,7 +122,7 @@ def decode_demand(seen: Observations, rate: float | None = None) -> DecodeDemand
         return None
     tokens = max(seen.output_tokens.mean - 1.0, 0.0)
     rate = rate_now(seen) if rate is None else rate
-    prefilling = rate * max(seen.first_token_s, service_of(seen).mean)
+    prefilling = rate * max(seen.placed_s, service_of(seen).mean)
     return DecodeDemand(rate, tokens, seen.step, seen.room_sequences, prefilling)
 
 
@@ -200,15 +202,15 @@ class Needs:
     def is_decode_full(self, seen: Observations) -> bool:
         """Whether requests wait because every decode worker has as many as it can take.
 
-        Promised blocks alone do not tell: where prompts queue for prefill beyond what the target allows, it is
-        for them that the blocks are promised, and more decode workers would only let more prompts queue."""
+        Promised blocks alone do not tell: while every prefill worker has prompts to compute, it is for these that
+        the blocks are promised, and more decode workers would only let more prompts be promised some."""
         decoders = seen.of(Role.DECODE, "ready")
         if not decoders or not self._waits_beyond_goal(seen):
             return False
         if all(w.running >= FULL_SHARE * seen.room_sequences for w in decoders):
             return True
         is_promised = all(w.kv_share >= FULL_SHARE for w in decoders)
-        return is_promised and self._waits_s(seen, 0) <= self._slack_s(seen)
+        return is_promised and self._waits_s(seen, 0) <= STARVED_SHARE * self._slack_s(seen)
 
     def _waits_beyond_goal(self, seen: Observations) -> bool:
         """Whether what waits at the coordinator is old, or much, for this goal."""

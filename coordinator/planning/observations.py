@@ -51,7 +51,7 @@ class Observations:
     came not been turned away lately;
     `rate_ahead` is what is foreseen for when a worker that is ordered now is ready, None where nothing can be;
     `expected_service_s` is what prompts that came would cost at the speed that was seen first, for as long as too few
-    have ended; `first_token_s` is the mean of the last two minutes,
+    have ended; `placed_s` is the mean time of the last two minutes from having workers to the first token,
     `prefill_share` how many prompts prefill workers computed, and not decode workers themselves. Of all requests, `waiting`
     are in the line and `live` not over, and none came or was live for `idle_s`."""
 
@@ -73,7 +73,7 @@ class Observations:
     expected_service_s: Distribution = field(default_factory=Distribution)
     prompt_tokens: Distribution = field(default_factory=Distribution)
     output_tokens: Distribution = field(default_factory=Distribution)
-    first_token_s: float = 0.0
+    placed_s: float = 0.0
     prefill_share: float = 1.0
     step: StepCost | None = None
     room_sequences: float = 64.0

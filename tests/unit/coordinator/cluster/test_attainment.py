@@ -25,6 +25,7 @@ def request(ttft_s: float, tpot_s: float, tokens: int = 11) -> FinishedRequest:
         num_prompt_tokens=8,
         num_output_tokens=tokens,
         submitted_s=10.0,
+        dispatched_s=10.0,
         first_s=10.0 + ttft_s,
         last_s=10.0 + ttft_s + tpot_s * (tokens - 1),
         prefill_s=0.1,

@@ -195,7 +195,7 @@ def test_an_answer_without_tokens_is_learned_from_too() -> None:
             assert attempt.first_s is not None
             assert attempt.first_s == attempt.last_s
         demand, now_s = cluster.service.demand, cluster.clock.now_s()
-        assert demand.first_token_s(now_s) > 0
+        assert demand.placed_s(now_s) > 0
         assert demand.held(now_s)[0].count >= 8 - COLD_REQUESTS
 
     run(scenario, prefill=1, decode=1)

@@ -259,6 +259,17 @@ def test_reacts_to_full_decode_workers_dynamo_10528() -> None:
     assert decision.prefill == 1
 
 
+@pytest.mark.parametrize(("queued_tokens", "is_full"), [(0, True), (1_000, False)])
+def test_blocks_promised_to_prompts_ask_for_decode_only_where_prefill_starves(
+    queued_tokens: int, is_full: bool
+) -> None:
+    """Hardly anything is written; the blocks wait for prompts that a prefill worker has before it, or for none."""
+    promised = WorkerSight("decode-0", Role.DECODE, "ready", 999.0, running=1, kv_share=1.0)
+    busy = WorkerSight("prefill-0", Role.PREFILL, "ready", 999.0, queued_tokens=queued_tokens)
+    seen = observe(queued_requests=10, oldest_wait_s=60.0, workers=(busy, promised))
+    assert planner().needs.is_decode_full(seen) is is_full
+
+
 def test_ignores_cold_samples_dynamo_12430() -> None:
     """The first requests after a start were slow; too few of them to be believed."""
     slow = Distribution((9.0,), (1.0,), 5)
