@@ -83,7 +83,7 @@ def _find_source(model: str) -> Source:
     if path.is_file():
         if path.suffix != ".gguf":
             raise ConfigError(f"model: {path} is not a .gguf file")
-        return Source("gguf", str(path.resolve()), path.stem)
+        return Source("gguf", str(path.absolute()), path.stem)
     if path.suffix == ".gguf" or model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise ConfigError(
             f"model: there is no {model!r}; name a model directory, a .gguf file, "

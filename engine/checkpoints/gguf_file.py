@@ -195,7 +195,7 @@ class GgufFile:
         kind = hyper.text("rope.scaling.type", "none")
         scale = hyper.number("rope.scale_linear", 1.0, above=True)
         factor = hyper.number("rope.scaling.factor", scale, above=True)
-        if kind == "none" and factor != 1.0:
+        if not hyper.has("rope.scaling.type") and factor != 1.0:
             kind = "linear"  # older files have the factor alone
         if _ROPE_FACTORS in self._by_name:
             if kind != "none":

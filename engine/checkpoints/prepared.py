@@ -7,7 +7,8 @@
         panels<columns>-gated.bin       the matrices as the CPU's kernels read them, made on first use
 
 Format history: 1 first; 2 more rotary kinds, `output_bias`, warnings, ends of sequence of every source; 3 fields of a wrong
-type are refused; 4 tokens of tokenizer_config.json that tokenizer.json lacks, too. What a source is read as is part of the format: `tests/house/readings.py` remembers it.
+type are refused; 4 tokens of tokenizer_config.json that tokenizer.json lacks, too;
+5 a GGUF file's `rope.scaling.type` none is none beside a factor, too. What a source is read as is part of the format: `tests/house/readings.py` remembers it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from protocol.model_config import ModelConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST_NAME = "model.json"
 WEIGHTS_NAME = "weights.bin"
 ALIGNMENT_BYTES = 4096
@@ -79,9 +80,10 @@ def source_files(source: Path) -> list[Path]:
 def prepared_directory(
     source: Path, cache_root: Path, dtype: Dtype, *, is_dummy: bool = False
 ) -> Path:
-    """Where the prepared form of `source` belongs, whether it is there or not; the dummy form has no weights."""
-    source = source.resolve()
-    parts = [str(source), dtype, str(FORMAT_VERSION), *map(_stamp, source_files(source))]
+    """Where the prepared form of `source` belongs, whether it is there or not; the dummy form has no weights. A link is
+    followed, but its own name tells what it is and what its other parts are called: a hub's cache has links to nameless files."""
+    own = [str(source.resolve()), dtype, str(FORMAT_VERSION)]
+    parts = [*own, *map(_stamp, source_files(source))]
     key = hashlib.blake2b("\n".join(parts).encode(), digest_size=12).hexdigest()
     kind = f"{dtype}-dummy" if is_dummy else dtype
     return cache_root / "prepared" / f"{source.stem}-{kind}-{key}"

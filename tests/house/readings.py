@@ -140,7 +140,7 @@ def gguf_keys() -> Iterator[dict[str, Any]]:
     """Each key alone, and those of a scaling together."""
     for name, values in KEYS.items():
         yield from ({name: value} for value in values)
-    for kind in ("linear", "yarn"):
+    for kind in ("none", "linear", "yarn"):
         yield {"rope.scaling.type": kind, "rope.scaling.factor": 4.0}
     yield {
         "rope.scaling.type": "yarn",

@@ -10,12 +10,16 @@ import gguf
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from deploy.host.model_source import find_source
 from engine.checkpoints.fields import Fields
 from engine.checkpoints.gguf_file import GgufFile
 from engine.checkpoints.gguf_pre_tokenizers import PRE_TOKENIZERS
 from engine.checkpoints.gguf_tokenizer import GgufVocabulary, build_tokenizer
+from engine.checkpoints.prepare import prepare
+from engine.checkpoints.prepared import find_prepared
 from engine.checkpoints.source import open_checkpoint
 from protocol.errors import ConfigError
+from protocol.model_config import RopeScaling
 from tests.unit.engine.checkpoints.test_checkpoints import write_gguf
 
 TEXTS = [
@@ -211,6 +215,21 @@ def test_a_key_that_would_change_the_answers_is_named(tmp_path: Path, key: str, 
         GgufFile(rewritten(tmp_path / "tiny.gguf", edit)).config()
 
 
+def test_a_factor_without_a_scaling_is_none_where_the_file_says_so(tmp_path: Path) -> None:
+    """As in llama.cpp; older files have the factor alone, and mean it."""
+
+    def factor(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_factor(4.0)
+
+    def none(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        factor(writer)
+
+    found = GgufFile(rewritten(tmp_path / "old.gguf", factor)).config().rope_scaling
+    assert (found.kind, found.factor) == ("linear", 4.0)
+    assert GgufFile(rewritten(tmp_path / "none.gguf", none)).config().rope_scaling == RopeScaling()
+
+
 def test_templates_by_name(tmp_path: Path) -> None:
     def edit(writer: gguf.GGUFWriter) -> None:
         templates = [
@@ -248,6 +267,25 @@ def test_a_model_in_parts_is_the_model(tmp_path: Path) -> None:
         assert found.tensors.keys() == whole.tensors.keys()
         for name, stored in found.tensors.items():
             assert (stored.read()[1] == whole.tensors[name].read()[1]).all()  # type: ignore[union-attr]
+
+
+def test_links_to_nameless_files_are_a_model(tmp_path: Path) -> None:
+    """As a hub's cache keeps models: what is linked to is named by its hash."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshot"
+    blobs.mkdir()
+    snapshot.mkdir()
+    write_gguf(blobs / "1")
+    (snapshot / "whole.gguf").symlink_to(blobs / "1")
+    for place, part in enumerate(split(tmp_path), start=2):
+        (snapshot / part.name).symlink_to(part.rename(blobs / str(place)))
+    for name in ("whole.gguf", "whole-00002-of-00003.gguf"):
+        source = find_source(str(snapshot / name))
+        assert source.name == Path(name).stem
+        prepared = prepare(Path(source.location), tmp_path / "cache", "float32", lambda *_: None)
+        assert find_prepared(snapshot / name, tmp_path / "cache", "float32") == prepared
+    (snapshot / "whole.gguf").unlink()
+    (snapshot / "whole.gguf").symlink_to(blobs / "2")
+    assert find_prepared(snapshot / "whole.gguf", tmp_path / "cache", "float32") is None
 
 
 def test_a_missing_part_is_named(tmp_path: Path) -> None:
