@@ -25,6 +25,8 @@ WORDS = re.compile(r"[^\W\ud800-\udfff]+")
 WRITING_FILTERS = frozenset({"join", "default", "d", "format", "replace"})
 MOST_RUNS = 1024
 WRITING_CALLS = frozenset({"namespace", "dict"})
+WRITING_METHODS = {"get": 1, "pop": 1, "replace": 1, "format": 0}
+"""From which of its arguments on a method gives back what it was given."""
 
 
 class ControlTokens:
@@ -171,6 +173,8 @@ def _written_by(node: nodes.Node, macros: Collection[str]) -> Iterator[nodes.Nod
         if isinstance(node.node, nodes.Name) and node.node.name in macros:
             yield from node.args
             yield from (keyword.value for keyword in node.kwargs)
+        elif isinstance(node.node, nodes.Getattr) and node.node.attr in WRITING_METHODS:
+            yield from node.args[WRITING_METHODS[node.node.attr] :]
     elif isinstance(node, nodes.Filter):
         if node.node is not None:
             yield node.node

@@ -15,17 +15,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.text.control_tokens import ROLES
-from coordinator.edge.text.conversation import ToolCall, Turn
+from coordinator.edge.text.conversation import Conversation, ToolCall, Turn
 from coordinator.edge.text.template_meter import TemplateTooLarge, TemplateTooSlow
-from coordinator.edge.text.template_probe import described_document, described_tool, probe
+from coordinator.edge.text.template_probe import (
+    HI,
+    SHORT_ID,
+    WELL,
+    described_document,
+    described_tool,
+    probe,
+)
 from protocol.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.text.chat_template import ChatTemplate
-    from coordinator.edge.text.conversation import Conversation
     from coordinator.edge.text.template_abilities import TemplateAbilities
     from protocol.clock import Clock
 
@@ -94,6 +100,31 @@ class KeptFields:
         """What the template makes of the same conversation with marks for words."""
         marked = _Marker(self.abilities).conversation(conversation)
         return self._render(self.abilities.context(marked))
+
+    def framing(self, names: Collection[str]) -> frozenset[str]:
+        """Those of `names` that begin or end a turn: of a user, of a tool, or of the assistant where a prompt ends with it.
+        No answer has them in its text."""
+        user, answer = Turn("user", HI), Turn("assistant", WELL)
+        call = Turn("assistant", calls=[ToolCall("weather", '{"city": "x"}', SHORT_ID)])
+        result = Turn("tool", WELL, {"tool_call_id": SHORT_ID, "name": "weather"})
+
+        def more(after: list[Turn], before: list[Turn], *, is_prompt: bool = False) -> set[str]:
+            text, less = self._tried(after, is_prompt=is_prompt), self._tried(before)
+            return {name for name in names if text.count(name) > less.count(name)}
+
+        users = more([user, answer, user], [user, answer])
+        answers = more([user, answer, user, answer], [user, answer])
+        prompt = more([user], [user], is_prompt=True)
+        results = more([user, call, result], [user, call])
+        return frozenset(users | results | (answers & prompt))
+
+    def _tried(self, turns: list[Turn], *, is_prompt: bool = False) -> str:
+        """What comes out, "" where the template refuses."""
+        asked = Conversation(turns=turns, add_generation_prompt=is_prompt)
+        try:
+            return self._render(self.abilities.context(asked))
+        except InvalidRequest:
+            return ""
 
     def _check_variables(self, conversation: Conversation) -> None:
         """A variable that says no, or nothing, may be set for every template."""

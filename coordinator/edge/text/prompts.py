@@ -32,24 +32,44 @@ if TYPE_CHECKING:
 INLINE_TURNS = 32
 LONG_TEXT_CHARACTERS = 128 * 1024
 """Of a longer text it is asked first whether it is far too long: a tokenizer may not tell by the bytes."""
+PREPENDED = " \u2581"
+"""What some tokenizers put before a text, and before a token that they look for in it."""
 CUT, SPACES = "\ufdd2\ufdd3", " \n\t "
 """Where a continued message ends, and white space that is gone behind it if the template trims."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What keeps a message's words from becoming control tokens."""
+    """What keeps a message's words from becoming control tokens. Where the tokenizer also finds tokens in text that it has
+    normalized, `folded` are these as they look then, and `fold` makes a text look so."""
 
     tokens: ControlTokens
     tokenizer: GuardedTokenizer
+    fold: Callable[[str], str]
+    folded: ControlTokens | None = None
+
+    def folds_to_one(self, brought: Sequence[str]) -> bool:
+        """Whether these words could become a token when they are normalized: quick, and true too often."""
+        if self.folded is None:
+            return False
+        return self.folded.may_be_in([self.fold(text) for text in brought])
 
 
-def make_guard(tokenizer: TextTokenizer, template: ChatTemplate) -> Guard:
-    """For all special tokens, and for the other added ones that `template` writes."""
+def make_guard(tokenizer: TextTokenizer, template: ChatTemplate, kept: KeptFields) -> Guard:
+    """For all special tokens, and for the other added ones that `template` writes. Of the latter an earlier answer may bring
+    back those that frame no turn."""
     written = [name for name in tokenizer.loose_tokens if template.mentions(name)]
-    tokens = ControlTokens([*tokenizer.special_tokens, *written], written)
+    own = set(written) - kept.framing(written)
+    tokens = ControlTokens([*tokenizer.special_tokens, *written], own)
     template.guard(tokens)
-    return Guard(tokens, tokenizer.guarded(tokens.names))
+    names = tokenizer.normalized_names & tokens.names
+    folded = {tokenizer.normalize(name).strip(PREPENDED) for name in names}
+    return Guard(
+        tokens,
+        tokenizer.guarded(tokens.names),
+        tokenizer.normalize,
+        ControlTokens(folded) if folded else None,
+    )
 
 
 def make_reader(  # noqa: PLR0913 - a reader, and what an operator says of it
@@ -66,7 +86,7 @@ def make_reader(  # noqa: PLR0913 - a reader, and what an operator says of it
     """A reader that has tried what `template` can do; unless `guarded`, messages may write control tokens. With
     `tool_prompt` tools are told in words where the template has no room for them."""
     kept = try_template(template, clock, limits)
-    guard = make_guard(tokenizer, template) if guarded else None
+    guard = make_guard(tokenizer, template, kept) if guarded else None
     tells = tool_prompt and not kept.abilities.tools
     work = side or SideWork()
     return PromptReader(tokenizer, template, kept, limits, clock, work, max_model_len, guard, tells)
@@ -161,7 +181,10 @@ class PromptReader:
         self.kept.check(conversation)
         text, guard = self._render(conversation), self.guard
         brought = conversation.brought()
-        if guard is None or not guard.tokens.may_be_in(brought):
+        if guard is None:
+            return text, None
+        is_folded = guard.folds_to_one(brought)
+        if not is_folded and not guard.tokens.may_be_in(brought):
             return text, None
         tokens, everything = guard.tokens, "".join(brought)
         if any(character in everything for character in OPEN + CLOSE) or MARKS.search(everything):
@@ -169,9 +192,10 @@ class PromptReader:
         marked = self._render(conversation, marks=True)
         if tokens.plain(marked) != text:
             self._check_harmless(tokens, text, conversation, everything)
-            return text, None
+            return text, list(tokens.found(text)) if is_folded else None
         words = {text.strip() for text in brought}
-        return text, tokens.written(text, marked, words, self._exempt(tokens, conversation))
+        written = tokens.written(text, marked, words, self._exempt(tokens, conversation))
+        return text, list(tokens.found(text)) if is_folded and written is None else written
 
     def _check_harmless(
         self, tokens: ControlTokens, text: str, conversation: Conversation, everything: str

@@ -132,6 +132,19 @@ class TextTokenizer:
         added = self._tokenizer.get_added_tokens_decoder().values()
         return tuple(token.content for token in added if not token.special)
 
+    @cached_property
+    def normalized_names(self) -> frozenset[str]:
+        """Added tokens that are found in a text only when it has been normalized; none if nothing is."""
+        if self._tokenizer.normalizer is None:
+            return frozenset()
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.normalized)
+
+    def normalize(self, text: str) -> str:
+        """The text as the vocabulary's words are looked for in it."""
+        normalizer = self._tokenizer.normalizer
+        return text if normalizer is None else str(normalizer.normalize_str(text))
+
     def guarded(self, names: Collection[str]) -> GuardedTokenizer:
         """A copy for which text that spells one of `names` is only text."""
         return GuardedTokenizer(self._serialized, names)
