@@ -141,12 +141,14 @@ class ModelRunner:
             return logits_of(self._model, ragged_batch(batch, self.block_size), batch)
 
     def warm_up(self) -> None:
-        """Run a tiny prefill and decode in the first blocks, then clear them; only while the pool is all free."""
-        count = min(_WARM_UP_TOKENS, self.kv_memory.num_blocks * self.block_size - 1)
-        num_blocks = -(-(count + 1) // self.block_size)
+        """Run a tiny prefill and decode in the first blocks, as long as the model has positions for them, then clear them;
+        only while the pool is all free."""
+        count = min(_WARM_UP_TOKENS + 1, self.max_context_tokens)
+        num_blocks = -(-count // self.block_size)
         with torch.inference_mode():
-            for start, tokens in ((0, count), (count, 1)):
-                self._model.forward(_tiny_batch(start, tokens, num_blocks))
+            for start, end in ((0, count - 1), (count - 1, count)):
+                if end > start:
+                    self._model.forward(_tiny_batch(start, end - start, num_blocks))
             self._kv[:num_blocks].zero_()
 
     def close(self) -> None:

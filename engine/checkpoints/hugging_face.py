@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _MAX_CONFIG_BYTES = 1 << 24
 _MAX_TOKENIZER_BYTES, _MAX_INDEX_BYTES = 1 << 27, 1 << 26
+_MAX_NAME_BYTES = 255
+"""As file systems have it."""
 _SINGLE, _INDEX = WEIGHT_FILES
 EXTRA_TEMPLATES = "additional_chat_templates"
 
@@ -150,6 +152,11 @@ def _weight_map(path: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         index.refuse("weight_map", f"must be an object of file names, not {shown(places)}")
     for name in places.values():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        if not isinstance(name, str) or not _is_file_name(name):
             index.refuse("weight_map", f"must name files beside it, not {shown(name)}")
     return places
+
+
+def _is_file_name(name: str) -> bool:
+    is_short = len(name.encode()) <= _MAX_NAME_BYTES
+    return is_short and Path(name).name == name and "\0" not in name

@@ -137,6 +137,13 @@ def test_every_field_gives_the_tokens_of_transformers(
     check(tmp_path, model, tmp_path / "cache", (5, 40), 6)
 
 
+@pytest.mark.parametrize("positions", [1, 2, 16])
+def test_a_model_of_few_positions_starts_and_answers(tmp_path: Path, positions: int) -> None:
+    model = build("Llama", {"max_position_embeddings": positions})
+    save(model, tmp_path)
+    check(tmp_path, model, tmp_path / "cache", (max(1, positions // 2),), max(1, positions // 2))
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_a_field_that_is_left_out_has_the_default_of_its_architecture(
     tmp_path: Path, name: str

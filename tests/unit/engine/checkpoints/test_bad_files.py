@@ -101,6 +101,7 @@ def test_what_is_no_json_object_is_named(model: Path, name: str, text: str) -> N
         ("model.safetensors.index.json", {"weight_map": {"a": "x\0y"}}, "weight_map"),
         ("model.safetensors.index.json", {"weight_map": {"a": 7}}, "weight_map"),
         ("model.safetensors.index.json", {"weight_map": {"a": ""}}, "model"),
+        ("model.safetensors.index.json", {"weight_map": {"a": "x" * 300}}, "weight_map"),
         ("model.safetensors.index.json", {"weight_map": {"a": "gone.safetensors"}}, "gone"),
     ],
     ids=str,
