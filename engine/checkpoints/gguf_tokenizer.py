@@ -34,6 +34,8 @@ _NOT_NEUTRAL = (
     "suppress_tokens",
 )
 _SPACE = "\u2581"
+_PIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+"""Those of SentencePiece's special tokens in a file that does not tell them."""
 
 
 class GgufVocabulary:
@@ -48,7 +50,7 @@ class GgufVocabulary:
         self.fields = Fields(own, f"{fields.where}: tokenizer.ggml")
         self.tokens = _texts(self.entries("tokens", str))
         self.kinds: list[int] = [_NORMAL] * len(self.tokens)
-        if "token_type" in own:
+        if own.get("token_type") is not None:
             self.kinds = self.entries("token_type", int, len(self.tokens))
             if any(kind not in _KINDS for kind in self.kinds):
                 self.fields.refuse("token_type", f"must be from 0 to {_KINDS[-1]}")
@@ -77,7 +79,7 @@ class GgufVocabulary:
         """The id of a special token (`bos`, `eos`, …); ConfigError when it is none of the vocabulary's."""
         key = f"{name}_token_id"
         if not self.fields.has(key):
-            return None
+            return self._default_of(name)
         token_id = self.fields.integer(key, least=-1, most=2**32 - 1)
         if token_id in (-1, 2**32 - 1):  # written for none
             return None
@@ -86,6 +88,11 @@ class GgufVocabulary:
                 key, f"{token_id} is not below the number of tokens, {len(self.tokens)}"
             )
         return token_id
+
+    def _default_of(self, name: str) -> int | None:
+        is_piece = self.fields.values.get("model") == "llama"
+        default = _PIECE_IDS.get(name) if is_piece else None
+        return default if default is not None and default < len(self.tokens) else None
 
     def ends(self) -> tuple[int, ...]:
         """What ends a text or a turn: named ids, and known texts."""
@@ -122,6 +129,7 @@ def _texts(tokens: list[str]) -> list[str]:
 def build_tokenizer(vocabulary: GgufVocabulary) -> bytes:
     """A tokenizer.json for a GGUF file; ConfigError names what is not supported."""
     model = vocabulary.fields.text("model", "(none)")
+    vocabulary.entries("token_type", int)  # without it control tokens would be taken for text
     if model == "gpt2":
         tokenizer = _byte_level(vocabulary)
     elif model == "llama":
@@ -246,6 +254,10 @@ def _frame(vocabulary: GgufVocabulary, *, adds_bos: bool) -> Any:
     found: dict[str, tuple[str, int]] = {}
     for name, is_wanted in wanted.items():
         token_id = vocabulary.special(name)
+        key, flag = f"{name}_token_id", f"add_{name}_token"
+        fields = vocabulary.fields
+        if is_wanted and token_id is None and fields.has(flag) and not fields.has(key):
+            fields.refuse(key, f"is missing, though `{flag}` asks for it")
         if is_wanted and token_id is not None:
             found[name] = (vocabulary.tokens[token_id], token_id)
     if not found:

@@ -107,6 +107,25 @@ def test_bos_and_eos_are_added_where_the_file_or_the_rule_says_so() -> None:
     assert tokens("qwen2", add_bos_token=True, add_eos_token=True) == ["<s>", "a", "<|im_end|>"]
 
 
+def test_a_token_that_is_added_must_be_named() -> None:
+    with pytest.raises(ConfigError, match="`bos_token_id` is missing"):
+        built(of_trained(trained(LLAMA3), "qwen2", add_bos_token=True))
+    with pytest.raises(ConfigError, match="`eos_token_id` is missing"):
+        built(of_trained(trained(LLAMA3), "qwen2", add_eos_token=True))
+    none = of_trained(trained(LLAMA3), "qwen2", add_bos_token=True, bos_token_id=2**32 - 1)
+    assert built(none).encode("a").tokens == ["a"]
+
+
+def test_sentence_piece_has_ids_of_its_own_where_the_file_names_none() -> None:
+    """As llama.cpp has them."""
+    gone: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "unknown_token_id"))
+    vocabulary = piece_vocabulary(add_eos_token=True, **gone)
+    assert built(vocabulary).encode("ab").tokens == ["<s>", "▁ab", "</s>"]
+    assert vocabulary.ends() == (2,)
+    assert vocabulary.settings()["bos_token"] == "<s>"
+    assert built(piece_vocabulary(bos_token_id=2**32 - 1)).encode("ab").tokens == ["▁ab"]
+
+
 def piece_vocabulary(**more: Any) -> GgufVocabulary:
     words = ["▁", "a", "b", "▁a", "ab", "▁ab", "c", "bc"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
@@ -158,6 +177,12 @@ def test_what_a_vocabulary_lacks_is_named(changes: dict[str, Any], named: str) -
 
     with pytest.raises(ConfigError, match=f"`{named}`"):
         build()
+
+
+def test_tokens_without_kinds_are_named() -> None:
+    """Which of them are control tokens nobody could tell."""
+    with pytest.raises(ConfigError, match="`token_type` is missing"):
+        built(piece_vocabulary(token_type=None))
 
 
 def test_sentence_piece_without_scores_is_named() -> None:
