@@ -7,42 +7,23 @@ three alike, so their ratios say more than they do.
 
 from __future__ import annotations
 
-import json
 import secrets
 import statistics
-import sys
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
-from benchmarks.servers import await_ready, end, free_port, start
+from benchmarks.store.asking import serve
 from benchmarks.store.turns import Histories, IdealCache
 from deploy.config.values import parse_bytes
-from protocol.clock import precise_s
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from benchmarks.store.asking import Answer, Asked
     from benchmarks.store.turns import Turn
-
-KEPT_WITHIN_S = 20.0
-"""The longest that a request waits for what came before it to be kept."""
-LOOK_S = 0.02
-PATIENCE_S = 300.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Of one request; `cached` tokens of its prompt were not computed."""
-
-    tokens: tuple[int, ...]
-    cached: int
-    ttft_ms: float
 
 
 @dataclass
@@ -70,98 +51,16 @@ class Seen:
         self.ideal_tokens += ideal_tokens
 
 
-class Asked:
-    """One server, of which the model's name is asked once."""
-
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False)
-        self._model = self._client.get("/v1/models").json()["data"][0]["id"]
-
-    def complete(self, prompt: Sequence[int], max_tokens: int, salt: str | None = None) -> Answer:
-        """Greedy; SystemExit when it is not answered."""
-        body = {
-            "model": self._model,
-            "prompt": list(prompt),
-            "max_tokens": max_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "cache_salt": salt,
-        }
-        tokens: list[int] = []
-        cached, first_s, began_s = 0, None, precise_s()
-        with self._client.stream("POST", "/v1/completions", json=body) as reply:
-            if reply.status_code != 200:
-                raise SystemExit(f"{reply.url} answered {reply.status_code}: {reply.read()!r}")
-            for line in reply.iter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                event = json.loads(line[len("data: ") :])
-                if "error" in event:
-                    raise SystemExit(f"{reply.url} failed: {event['error']}")
-                tokens += [t for c in event["choices"] for t in c.get("token_ids") or ()]
-                first_s = first_s or (precise_s() if tokens else None)
-                if event.get("usage"):
-                    details = event["usage"].get("prompt_tokens_details") or {}
-                    cached = details.get("cached_tokens", 0)
-        return Answer(tuple(tokens), cached, 1e3 * ((first_s or precise_s()) - began_s))
-
-    def cluster(self) -> dict[str, Any]:
-        """`GET /cluster`."""
-        view: dict[str, Any] = self._client.get("/cluster").json()
-        return view
-
-    def await_store(self) -> None:
-        """It serves before its store does."""
-        until_s = precise_s() + PATIENCE_S
-        while not any("store" in worker for worker in self.cluster()["workers"]):
-            if precise_s() > until_s:
-                raise SystemExit("the store did not start")
-            time.sleep(LOOK_S)
-
-    def await_kept(self) -> None:
-        """All that was asked is in the store, or it takes too long."""
-        until_s = precise_s() + KEPT_WITHIN_S
-        while precise_s() < until_s:
-            view = self.cluster()
-            waits = sum(w["store"]["waiting_blocks"] for w in view["workers"] if "store" in w)
-            if not view["storing"]["unkept_blocks"] and not waits:
-                return
-            time.sleep(LOOK_S)
-
-    def close(self) -> None:
-        """Let go of it."""
-        self._client.close()
-
-
 def measure_served(folder: Path, asked: argparse.Namespace, turns: list[Turn]) -> dict[str, Any]:
     """Both servers from start to end."""
     with ExitStack() as stack:
         store = f"dram={asked.dram},disk={asked.disk},path={folder / 'kv'}"
-        with_store = _serve(folder, asked, "store", ("--kv-store", store), stack)
-        plain = _serve(folder, asked, "plain", (), stack)
+        with_store = serve(folder, asked, "store", ("--kv-store", store), stack, pool=asked.pool)
+        plain = serve(folder, asked, "plain", (), stack, pool=asked.pool)
         with_store.await_store()
         ideal = _ideal_of(with_store.cluster(), parse_bytes(asked.dram))
         seen = _replay(with_store, plain, turns, asked.answer_tokens, ideal)
         return _told(seen, with_store.cluster())
-
-
-def _serve(
-    folder: Path, asked: argparse.Namespace, name: str, more: tuple[str, ...], stack: ExitStack
-) -> Asked:
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    model = (asked.model,) if asked.model else ()
-    size = ("--pd", asked.pd, "--kv-cache-memory", asked.pool)
-    command = [str(Path(sys.executable).parent / "baton"), "serve", *model, *size, *more]
-    process = start([*command, "--port", str(port)], folder / f"{name}.log")
-    stack.callback(end, process)
-    await_ready(url, process)
-    client = Asked(url)
-    stack.callback(client.close)
-    return client
 
 
 def _replay(
