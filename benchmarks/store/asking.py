@@ -16,6 +16,7 @@ from protocol.clock import precise_s
 
 if TYPE_CHECKING:
     import argparse
+    import subprocess
     from collections.abc import Callable, Sequence
     from contextlib import ExitStack
 
@@ -49,7 +50,8 @@ def _nothing(_: int) -> None:
 class Asked:
     """One server, of which the model's name is asked once."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
         self._client = httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False)
         self._model = self._client.get("/v1/models").json()["data"][0]["id"]
 
@@ -104,15 +106,20 @@ class Asked:
         account: dict[str, Any] = self._client.get("/cluster/audit").json()
         return account
 
-    def counted(self, metric: str, **labels: str) -> float:
-        """The sum of a metric's series that have these labels."""
-        wanted = [f'{name}="{value}"' for name, value in labels.items()]
-        lines = self._client.get("/metrics").text.splitlines()
-        return sum(
-            float(line.rpartition(" ")[2])
-            for line in lines
-            if line.startswith(f"{metric}{{") and all(label in line for label in wanted)
-        )
+    def processes(self) -> list[int]:
+        """Pids below the launcher, whatever their session."""
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    stat = (entry / "stat").read_text()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+        found = [self.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found[1:]
 
     def await_that(self, is_so: Callable[[], bool], what: str) -> None:
         """SystemExit when it never is."""
@@ -152,7 +159,7 @@ class Asked:
         self._client.close()
 
 
-def serve(
+def serve(  # noqa: PLR0913 - all of a command line
     folder: Path,
     asked: argparse.Namespace,
     name: str,
@@ -173,6 +180,6 @@ def serve(
     process = start(command, folder / f"{name}.log")
     stack.callback(end, process)
     await_ready(url, process)
-    client = Asked(url)
+    client = Asked(url, process)
     stack.callback(client.close)
     return client

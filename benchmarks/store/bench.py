@@ -1,12 +1,15 @@
 """How fast a block log reads and writes beside its own disk, and what it keeps of a trace beside an ideal LRU of equal bytes.
 
-usage: baton bench store [--measure disk open trace served] [--path FOLDER] [--trace FILE] …
+usage: baton bench store [--measure disk open trace served deaths slow restart] [--path FOLDER] [--trace FILE] …
 
 disk     the disk's own rate is that of whole blocks at random places past the page cache, with as many threads; it is
          measured in turn with the log's, and ratios are of the medians
 open     a full log, of blocks of --block-bytes and of small ones
 trace    the hits of a log alone on a trace
 served   real servers with a store and without one: conversations, or the trace, and the time to the first token
+deaths   an answer whose decode worker is killed in the middle, with a store and without one: the gap, and what is computed again
+slow     times to the first token while the disk stalls, the store is stopped, or killed, against a server without one
+restart  everything killed and started again: a known prompt against a new one
 
 The last line is JSON.
 """
@@ -27,8 +30,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.environment import environment
+from benchmarks.store.deaths import measure_deaths
 from benchmarks.store.opening import measure_opening
+from benchmarks.store.restart import measure_restart
 from benchmarks.store.served import measure_served
+from benchmarks.store.slow import measure_slow
 from benchmarks.store.turns import conversations, scaled_trace
 from deploy.config.parser import Parser
 from deploy.config.values import GIB, parse_bytes
@@ -48,7 +54,7 @@ TRACE_BLOCK_BYTES = 16384
 """In place of a real block's hundreds of KiB, so that a trace fits a small disk; what a slot costs weighs more so."""
 PROVEN_EACH = 16
 """Of so many hits one is read, and proven, in a replay."""
-MEASURES = ("disk", "open", "trace", "served")
+MEASURES = ("disk", "open", "trace", "served", "deaths", "slow", "restart")
 SMALL_BLOCK_BYTES = 64 << 10
 SYNC_BYTES = 32 << 20
 
@@ -266,6 +272,12 @@ def main(argv: list[str]) -> int:
             told["traces"] = [replay(folder, requests, kept) for kept in asked.kept]
         if "served" in asked.measure:
             told["served"] = measure_served(folder, asked, _turns(asked, requests))
+        if "deaths" in asked.measure:
+            told["deaths"] = measure_deaths(folder, asked)
+        if "slow" in asked.measure:
+            told["slow"] = measure_slow(folder, asked)
+        if "restart" in asked.measure:
+            told["restart"] = measure_restart(folder, asked)
     _show(told)
     print(json.dumps(told))
     return 0
@@ -322,6 +334,18 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("--answer-tokens", type=_count, default=16)
     add("--id-tokens", type=_count, default=16, help="that stand for each id of the trace")
     add("--longest", type=_count, default=1000, help="tokens of a prompt of the trace")
+    add("--context", type=_count, default=2048, help="tokens of a prompt (deaths, restart)")
+    add("--deaths", type=_count, default=2, help="of each kind")
+    add(
+        "--slow-requests",
+        type=_count,
+        default=80,
+        help="in each state of the store, and as many without one",
+    )
+    add("--slow-tokens", type=_count, default=96, help="of their prompts")
+    add("--slow-dram", default="24MiB", help="of the store that is slow: most is on its disk")
+    add("--stall-ms", type=_count, default=200, help="of each call of the disk")
+    add("--restart-prompts", type=_count, default=3)
     asked = parser.parse_args(argv)
     if asked.measure is None:
         asked.measure = ["disk", "trace"] if asked.trace else ["disk"]
