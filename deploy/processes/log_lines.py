@@ -15,6 +15,7 @@ import threading
 
 CAPACITY = 2000
 LAST_WORDS_S = 1.0
+UNREAD = "nobody read stderr in time"
 
 
 class QueuedWriter:
@@ -24,6 +25,7 @@ class QueuedWriter:
         self.dropped = 0
         self._descriptor = descriptor
         self._told = 0
+        self._reason = UNREAD
         self._pieces: queue.Queue[bytes | None] = queue.Queue(capacity)
         self._thread = threading.Thread(target=self._write_all, name="log lines", daemon=True)
         self._thread.start()
@@ -57,12 +59,14 @@ class QueuedWriter:
                 self._write(piece)
                 if self.dropped > self._told:
                     self._tell_dropped()
-            except OSError:  # nobody can read any more: there is no place left to say so
+            except OSError as error:  # a full disk, or nobody there any more: it is said when there is a place for it
+                self._reason = f"stderr could not be written ({error.strerror})"
                 self.dropped += 1
 
     def _tell_dropped(self) -> None:
-        missing, self._told = self.dropped - self._told, self.dropped
-        self._write(f"{missing} log lines were dropped: nobody read stderr in time\n".encode())
+        dropped, reason = self.dropped, self._reason
+        self._write(f"{dropped - self._told} log lines were dropped: {reason}\n".encode())
+        self._told, self._reason = dropped, UNREAD
 
     def _write(self, piece: bytes) -> None:
         while piece:

@@ -8,7 +8,7 @@ import re
 import time
 
 from deploy.processes.log_lines import QueuedLines, QueuedText
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 
 
 def record(message: str) -> logging.LogRecord:
@@ -64,6 +64,22 @@ def test_a_reader_that_is_gone_is_no_error():
     handler.close()
     os.close(writing)
     assert handler.dropped == 1
+
+
+def test_a_full_disk_is_told_once_there_is_room(tmp_path):
+    full, log = os.open("/dev/full", os.O_WRONLY), tmp_path / "log"
+    handler = QueuedLines(full)
+    for index in range(10):
+        handler.emit(record(f"lost {index}"))
+    until(lambda: handler.dropped == 10, "lines being dropped")
+    roomy = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(roomy, full)
+    handler.emit(record("again"))
+    handler.close()
+    os.close(full)
+    os.close(roomy)
+    told = "10 log lines were dropped: stderr could not be written (No space left on device)"
+    assert log.read_text().splitlines() == ["again", told]
 
 
 def test_printing_into_a_full_pipe_blocks_nobody():
