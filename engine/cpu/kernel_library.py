@@ -57,6 +57,7 @@ TARGETS = {
     "portable": (),
 }
 """Compiler flags of the processors that kernels are built for; all but `native` are for tests."""
+_CPUINFO = Path("/proc/cpuinfo")
 ARITHMETIC_VERSION = 2
 """Rises when the same instructions add in another order: workers of both kinds must not share KV."""
 BYTES_VERSION = 1
@@ -245,16 +246,29 @@ def load_kernels(
     quantization: Quantization = Quantization.NONE,
 ) -> Kernels:
     """The kernels for elements of `suffix`, compiled into `cache` the first time; KernelsUnavailable if that fails."""
-    return Kernels(_load_library(cache, TARGETS[target]), suffix, quantization)
+    return Kernels(_load_library(cache, target), suffix, quantization)
 
 
-def _load_library(cache: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+def without_slow_products(cpuinfo: str) -> tuple[str, ...]:
+    """Flags against an instruction that this processor has and should not use; `cpuinfo` is the kernel's list of features.
+
+    Intel's have tiles for products of bfloat16. Where these are withheld, as in many virtual machines, one `vdpbf16ps`
+    takes as long as four fused multiply-adds and does the work of two (docs/LOG.md). AMD's takes as long as one.
+    """
+    is_intel = "GenuineIntel" in _line(cpuinfo, "vendor_id")
+    has_tiles = "amx_bf16" in _instruction_sets(cpuinfo).split()
+    return ("-mno-avx512bf16",) if is_intel and not has_tiles else ()
+
+
+def _load_library(cache: Path, target: str) -> ctypes.CDLL:
     found = compiler()
     if found is None:
         raise KernelsUnavailable("no C compiler")
     try:
-        command = [found, *_FLAGS, *flags]
-        path = cache / f"decoder-{_key(command)}.so"
+        cpuinfo = _CPUINFO.read_text(encoding="utf-8")
+        flags = without_slow_products(cpuinfo) if target == "native" else ()
+        command = [found, *_FLAGS, *TARGETS[target], *flags]
+        path = cache / f"decoder-{_key(command, cpuinfo)}.so"
         if not path.exists():
             cache.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")):
@@ -269,19 +283,23 @@ def _source_directory() -> Path:
     return Path(__file__).parent / "kernels"
 
 
-def _key(command: list[str]) -> str:
+def _key(command: list[str], cpuinfo: str) -> str:
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True).stdout
     digest = hashlib.blake2b(version + " ".join(command).encode(), digest_size=12)
-    digest.update(_instruction_sets().encode())
+    digest.update(_instruction_sets(cpuinfo).encode())
     for name in _SOURCES:
         digest.update((_source_directory() / name).read_bytes())
     return digest.hexdigest()
 
 
-def _instruction_sets() -> str:
+def _instruction_sets(cpuinfo: str) -> str:
     """The processor's features, as the kernel lists them: what -march=native depends on."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return _line(cpuinfo, "flags", "Features")
+
+
+def _line(cpuinfo: str, *beginnings: str) -> str:
+    """The first line of that name; empty where there is none."""
+    return next((line for line in cpuinfo.splitlines() if line.startswith(beginnings)), "")
 
 
 def _compile(command: list[str], path: Path) -> None:

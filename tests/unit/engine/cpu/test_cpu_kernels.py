@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from engine.cpu.backend import PlainBackend, find_kernels
-from engine.cpu.kernel_library import Kernels, KernelsUnavailable
+from engine.cpu.kernel_library import Kernels, KernelsUnavailable, without_slow_products
 from engine.model.decoder import LayerWeights
 from engine.model.ragged_batch import RaggedBatch
 from engine.model.rope import rope_table
@@ -254,7 +255,28 @@ def test_arithmetic_names_what_the_bits_depend_on() -> None:
     assert names[torch.float32, "portable"] == names[torch.bfloat16, "portable"] == "portable/2"
     if "avx512_bf16" in runnable_targets():
         assert names[torch.float32, "native"] == "avx512/2"
-        assert names[torch.bfloat16, "native"] in ("avx512_bf16/2", "amx_bf16/2")
+        bfloat16 = names[torch.bfloat16, "native"]
+        is_avoided = bool(without_slow_products(Path("/proc/cpuinfo").read_text(encoding="utf-8")))
+        assert bfloat16 in (["avx512/2"] if is_avoided else ["avx512_bf16/2", "amx_bf16/2"])
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "is_avoided"),
+    [
+        ("GenuineIntel", "fpu avx512f avx512_bf16", True),
+        ("GenuineIntel", "fpu avx512f avx512_bf16 amx_bf16 amx_tile", False),
+        ("AuthenticAMD", "fpu avx512f avx512_bf16", False),
+    ],
+)
+def test_bfloat16_products_that_are_slower_than_fused_ones_are_avoided(
+    vendor: str, flags: str, is_avoided: bool
+) -> None:
+    cpuinfo = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n"
+    assert bool(without_slow_products(cpuinfo)) is is_avoided
+
+
+def test_other_architectures_avoid_nothing() -> None:
+    assert without_slow_products("processor\t: 0\nFeatures\t: fp asimd bf16\n") == ()
 
 
 SHAPES = [(1, 16), (15, 96), (64, 48), (100, 576), (33, 1504)]
