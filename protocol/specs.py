@@ -83,8 +83,8 @@ class RevisionSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One of several models. Its `key` begins the names of its workers. Where models come and go it needs `needed_bytes`, and
-    stays `keep_alive_s` without use, for ever if that is below zero. `kv_cache_bytes` is each worker's pool, `length_limit` what
+    """One of several models. Its `key` begins the names of its workers. Where models come and go it needs `needed_bytes`,
+    `worker_bytes` of them for each worker, and stays `keep_alive_s` without use, for ever if that is below zero. `kv_cache_bytes` is each worker's pool, `length_limit` what
     the operator allows a sequence. One that a running server was given has workers like those of the model whose key is
     `like`. `lora_modules` are names and directories of adapters, whose contents are kept in `adapters_directory`: "" where there are none."""
 
@@ -99,6 +99,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     tool_prompt: str = "auto"
     pooling: str = "none"
     needed_bytes: int = 0
+    worker_bytes: int = 0
     keep_alive_s: float = -1.0
     revision: RevisionSpec | None = None
     kv_cache_bytes: int = 0
@@ -170,6 +171,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
     others: tuple[ModelSpec, ...] = ()
     needed_bytes: int = 0
+    worker_bytes: int = 0
     model_keep_alive_s: float = -1.0
     memory_budget_bytes: int | None = None
     max_loaded_models: int | None = None
@@ -199,6 +201,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
             tool_prompt=self.tool_prompt,
             pooling=self.pooling,
             needed_bytes=self.needed_bytes,
+            worker_bytes=self.worker_bytes,
             keep_alive_s=self.model_keep_alive_s,
             revision=self.revision,
             kv_cache_bytes=self.kv_cache_bytes,

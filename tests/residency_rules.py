@@ -24,13 +24,18 @@ class Waiting(NamedTuple):
 @dataclass
 class Rules:
     """The reference: one model a dict, everything recomputed from scratch. `usual` is how long each model stays that nobody
-    said a word of since it was loaded."""
+    said a word of since it was loaded; `least` what it needs with its smallest pools; `has` and `will` have what it takes now and
+    when workers that leave have left."""
 
     sizes: dict[str, int]
     budget: int
     most: int
     usual: dict[str, float | None]
     max_held: int = 512
+    least: dict[str, int] = field(default_factory=dict)
+    has: dict[str, int] = field(default_factory=dict)
+    will: dict[str, int] = field(default_factory=dict)
+    shrunk: set[str] = field(default_factory=set)
     state: dict[str, str] = field(default_factory=dict)
     users: dict[str, int] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
@@ -47,12 +52,16 @@ class Rules:
             self.state[name], self.users[name], self.failures[name] = "out", 0, 0
             self.used[name] = self.since[name] = self.again[name] = 0.0
             self.keep[name] = self.usual[name]
+            self.has[name] = self.will[name] = self.sizes[name]
+            self.least.setdefault(name, self.sizes[name])
 
-    def room(self, names: list[str], more: str) -> bool:
-        return (
-            sum(self.sizes[n] for n in names) + self.sizes[more] <= self.budget
-            and len(names) < self.most
-        )
+    def room(self, taken: dict[str, int], more: str) -> bool:
+        """Whether one more fits beside models that take so much."""
+        return sum(taken.values()) + self.sizes[more] <= self.budget and len(taken) < self.most
+
+    def staying(self, *states: str) -> dict[str, int]:
+        """What they will take."""
+        return {n: self.will[n] for n in self.sizes if self.state[n] in states}
 
     # ---- what happens
 
@@ -98,6 +107,11 @@ class Rules:
         self.line = [entry for entry in self.line if entry.number != number]
         return self.step(now)
 
+    def shrank(self, name: str, now: float) -> Done:
+        """The workers that were to leave have left."""
+        self.has[name] = self.will[name]
+        return self.step(now)
+
     def send_away(self, name: str, now: float) -> Done:
         """It goes when nobody uses it of those who are here by now."""
         if self.state[name] in ("in", "loading") and name not in self.sent:
@@ -133,17 +147,22 @@ class Rules:
                 continue
             if self.state[name] in ("in", "loading") or head_seen:
                 continue
-            here = [n for n in self.sizes if self.state[n] != "out"]
+            here = {n: self.has[n] for n in self.sizes if self.state[n] != "out"}
             if self.state[name] == "out" and self.room(here, name):
                 self.state[name], self.keep[name] = "loading", self.usual[name]
                 self.sent.discard(name)
+                self.whole(name)
                 done.add(("load", name))
                 continue
             head_seen = True
             done |= self.make_room(name)
             if now - entry.came >= PATIENCE_S:
                 shut = self.shut_for(name)
-        return done
+        return done if head_seen else done | self.grow()
+
+    def whole(self, name: str) -> None:
+        self.has[name] = self.will[name] = self.sizes[name]
+        self.shrunk.discard(name)
 
     def unload(self, name: str) -> Done:
         self.state[name] = "leaving"
@@ -151,23 +170,54 @@ class Rules:
         return {("unload", name)}
 
     def make_room(self, name: str) -> Done:
-        """Whom to send away for the first in line."""
-        stay = [n for n in self.sizes if self.state[n] in ("in", "loading")]
-        idle = sorted(
-            (n for n in stay if self.state[n] == "in" and self.users[n] == 0),
-            key=lambda n: self.used[n],
-        )
-        for count in range(len(idle) + 1):
-            if self.room([n for n in stay if n not in idle[:count]], name):
-                return {each for victim in idle[:count] for each in self.unload(victim)}
+        """For the first in line: pools shrink if that is enough, or idle models go, or both."""
+        stay = self.staying("in", "loading")
+        if self.room(stay, name):
+            return set()
+        large = [n for n in stay if self.state[n] == "in" and self.will[n] > self.least[n]]
+        large.sort(key=lambda n: (self.users[n] > 0, self.used[n]))
+        idle = [n for n in stay if self.state[n] == "in" and self.users[n] == 0]
+        idle.sort(key=lambda n: self.used[n])
+        ways: list[tuple[list[str], list[str]]] = [
+            (large[:count], []) for count in range(1, len(large) + 1)
+        ]
+        ways += [([], idle[:count]) for count in range(1, len(idle) + 1)]
+        ways += [(large, idle[:count]) for count in range(1, len(idle) + 1)]
+        for smaller, out in ways:
+            left = {
+                n: self.least[n] if n in smaller else size
+                for n, size in stay.items()
+                if n not in out
+            }
+            if self.room(left, name):
+                gone = {each for n in out for each in self.unload(n)}
+                return gone | {each for n in smaller if n in left for each in self.shrink(n)}
         return set()
+
+    def shrink(self, name: str) -> Done:
+        self.will[name] = self.least[name]
+        self.shrunk.add(name)
+        return {("shrink", name)}
+
+    def grow(self) -> Done:
+        """What is used has its workers again, where nothing else changes and nobody waits for the memory."""
+        done: Done = set()
+        here = [n for n in self.sizes if self.state[n] != "out"]
+        if any(self.state[n] != "in" or self.has[n] != self.will[n] for n in here):
+            return done
+        for name in sorted(here, key=lambda n: -self.used[n]):
+            others = {n: self.has[n] for n in here if n != name}
+            if name in self.shrunk and self.users[name] and self.room(others, name):
+                self.whole(name)
+                done.add(("grow", name))
+        return done
 
     def shut_for(self, name: str) -> set[str]:
         """Who takes nothing new until the first in line has what it needs."""
         shut = set[str]()
-        stay = [n for n in self.sizes if self.state[n] in ("in", "loading")]
+        stay = self.staying("in", "loading")
         order = sorted(stay, key=lambda n: (self.users[n] > 0, self.since[n]))
         while order and not self.room(stay, name):
             shut.add(order[0])
-            stay.remove(order.pop(0))
+            del stay[order.pop(0)]
         return shut

@@ -205,6 +205,10 @@ class Cluster:
         """How many workers of each role are to be here."""
         return self.books.pools.target
 
+    def num_here(self) -> int:
+        """Workers that are here, or to come, or on their way out."""
+        return sum(1 for _ in self.books.pools)
+
     def is_coming(self) -> bool:
         """Whether some worker is here to stay, or to come."""
         return any(not slot.leaving for slot in self.books.pools)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -58,19 +59,20 @@ class Member:
 
 class Fleet:
     """All models of one coordinator; of one alone it says what that says. Operators see it as one Service. Where models come
-    and go, `state_of` says of each how it is, and none need be here to serve."""
+    and go, `state_of` says of each how it is, `scale` changes its pools, and none need be here to serve."""
 
     def __init__(
         self,
         members: Sequence[Member],
         send: Callable[[bytes, CoordinatorMessage], bool],
         state_of: Callable[[str], dict[str, Any]] | None = None,
+        scale: Callable[..., dict[str, Any]] | None = None,
     ) -> None:
         self.members = tuple(members)
         self._by_key = {member.key: member for member in members}
         assert len(self._by_key) == len(self.members), "keys must differ"
         self._send = send
-        self._state_of = state_of
+        self._state_of, self._scale = state_of, scale
         self._were_ready = False
         self._rollouts: Callable[[], list[dict[str, Any]]] = list
 
@@ -225,9 +227,11 @@ class Fleet:
         names = ", ".join(member.name for member in self.members)
         raise InvalidRequest(f"model: {model!r} is not here; there are {names}", "model")
 
-    def pools_of(self, model: str) -> Scaler:
+    def pools_of(self, model: str | None) -> ModelPools:
         """That model's PoolControl; raises InvalidRequest."""
-        return self.member(model).cluster.scaler
+        member = self.member(model)
+        scaler, scale = member.cluster.scaler, self._scale
+        return ModelPools(scaler, scaler.scale if scale is None else partial(scale, member.name))
 
     def owner(self, worker_id: str) -> Cluster:
         """Whose worker that is; raises WorkerNotFound."""
@@ -257,6 +261,28 @@ class Fleet:
             cluster.requests.cancel_all(reason)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelPools:
+    """One model's, whose numbers change by `resize`: where models come and go, memory is asked for first."""
+
+    scaler: Scaler
+    resize: Callable[..., dict[str, Any]]
+
+    def scale(
+        self, prefill: int | None = None, decode: int | None = None, store: int | None = None
+    ) -> dict[str, Any]:
+        """See PoolControl."""
+        return self.resize(prefill, decode, store)
+
+    def drain(self, worker_id: str, within_s: float | None = None) -> dict[str, Any]:
+        """See PoolControl."""
+        return self.scaler.drain(worker_id, within_s)
+
+    def set_role(self, worker_id: str, role: Role) -> dict[str, Any]:
+        """See PoolControl."""
+        return self.scaler.set_role(worker_id, role)
+
+
 class FleetPools:
     """The pools of several models as the edge sees them (service_api.PoolControl): a worker's name says whose it is."""
 
@@ -268,7 +294,7 @@ class FleetPools:
     ) -> dict[str, Any]:
         """Of the only one; raises InvalidRequest where there are several, and whose is not said."""
         if len(self._fleet.members) == 1:
-            return self._fleet.first.scaler.scale(prefill, decode, store)
+            return self._fleet.pools_of(None).scale(prefill, decode, store)
         names = ", ".join(member.name for member in self._fleet.members)
         raise InvalidRequest(f"model: name the one to scale; there are {names}", "model")
 

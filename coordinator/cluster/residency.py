@@ -4,8 +4,9 @@
                      └──failed──► OUT, and not again before a while
 
 Requests stand in one line. One whose model is in goes at once; the first whose model is out gets the memory next, so that
-nobody who came later and needs memory is served before. What does not fit sends models away that nobody uses, the least
-recently used first, and only where that makes enough room. One that is used never goes; but once the first in line has
+nobody who came later and needs memory is served before. For what does not fit, pools shrink to a worker of each role, where
+that is enough; else models are sent away that nobody uses, the least recently used first, and only where that makes enough
+room. What has shrunk grows again where nobody waits for the memory. One that is used never goes; but once the first in line has
 waited for `PATIENCE_S`, the least recently loaded of those take nothing new, until it has what it needs.
 """
 
@@ -41,7 +42,8 @@ class Presence(enum.Enum):
 @dataclass(eq=False, slots=True)
 class Resident:
     """One model. `keep_alive_s` is how long it stays without use, None for ever: as a client said since it was loaded, else as
-    at the beginning. `is_sent_away`: by somebody's word, as soon as nobody uses it who came before that."""
+    at the beginning. `is_sent_away`: by somebody's word, as soon as nobody uses it who came before that. `taken_bytes` is what it
+    has now, `soon_bytes` when its workers that leave have left; with its smallest pools that is `least_bytes`, 0 for what cannot shrink."""
 
     name: str
     needed_bytes: int
@@ -54,10 +56,25 @@ class Resident:
     failures: int = 0
     failed_because: str = ""
     again_s: float = 0.0
+    least_bytes: int = 0
+    is_shrunk: bool = False
     usual_keep_alive_s: float | None = field(init=False)
+    taken_bytes: int = field(init=False)
+    soon_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.usual_keep_alive_s = self.keep_alive_s
+        self.least_bytes = self.least_bytes or self.needed_bytes
+        self.whole()
+
+    def whole(self) -> None:
+        """Its pools are to be as they were configured."""
+        self.taken_bytes = self.soon_bytes = self.needed_bytes
+        self.is_shrunk = False
+
+    def shrinks(self) -> None:
+        """They are to be as small as may be; that takes a while."""
+        self.soon_bytes, self.is_shrunk = self.least_bytes, True
 
     @property
     def is_idle(self) -> bool:
@@ -102,6 +119,20 @@ class Unload:
 
 
 @dataclass(frozen=True, slots=True)
+class Shrink:
+    """A worker of each role is enough for it now; `takes` when others have left."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """It may have the workers again that it was configured with."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Admit:
     """It is its turn, and its model is in."""
 
@@ -116,11 +147,11 @@ class Fail:
     error: BatonError
 
 
-Action = Load | Unload | Admit | Fail
+Action = Load | Unload | Shrink | Grow | Admit | Fail
 
 
 class Residency:
-    """Invariant: what is not OUT needs at most `budget_bytes`, and is at most `max_loaded` models."""
+    """Invariant: what is not OUT takes at most `budget_bytes`, and is at most `max_loaded` models."""
 
     def __init__(
         self,
@@ -190,6 +221,21 @@ class Residency:
         """Nobody could be told to load it: that is decided again, from what is in memory by then."""
         self.models[name].presence = Presence.OUT
 
+    def takes(self, name: str, taken_bytes: int, soon_bytes: int) -> None:
+        """What its workers take, as they are: some have left, or an operator changed how many there are."""
+        model = self.models[name]
+        model.taken_bytes, model.soon_bytes = taken_bytes, soon_bytes
+
+    def resized(self, name: str) -> None:
+        """An operator said how large its pools are to be: they stay so until it goes."""
+        self.models[name].is_shrunk = False
+
+    @property
+    def free_bytes(self) -> int:
+        """What nothing takes."""
+        here = self._here(Presence.LOADING, Presence.IN, Presence.LEAVING)
+        return self.budget_bytes - sum(model.taken_bytes for model in here)
+
     def send_away(self, name: str, now_s: float) -> list[Action]:
         """Somebody wants it out, as soon as nobody uses it who is here already."""
         model = self.models[name]
@@ -216,8 +262,10 @@ class Residency:
                     actions.append(self._begin(model))
                 else:
                     first = ticket
-                    actions += [self._unload(other) for other in self._victims(model)]
+                    actions += self._make_room(model)
                     closed = self._closed(ticket, now_s)
+        if first is None:
+            actions += self._growing()
         return actions
 
     def _expired(self, now_s: float) -> list[Resident]:
@@ -234,6 +282,7 @@ class Residency:
     def _begin(self, model: Resident) -> Load:
         model.presence, model.is_sent_away = Presence.LOADING, False
         model.keep_alive_s = model.usual_keep_alive_s
+        model.whole()
         return Load(model.name)
 
     def _admit(self, ticket: Ticket) -> Admit:
@@ -252,24 +301,60 @@ class Residency:
     def _here(self, *presences: Presence) -> list[Resident]:
         return [model for model in self.models.values() if model.presence in presences]
 
-    def _lacks(self, model: Resident, staying: Sequence[Resident]) -> bool:
-        """Whether it does not fit beside these."""
-        taken = sum(other.needed_bytes for other in staying)
+    def _lacks(self, model: Resident, staying: Sequence[Resident], spared: int = 0) -> bool:
+        """Whether it does not fit beside these, once who leaves them has left, and `spared` bytes more are free."""
+        taken = sum(other.soon_bytes for other in staying) - spared
         return taken + model.needed_bytes > self.budget_bytes or len(staying) + 1 > self.max_loaded
 
     def _fits(self, model: Resident) -> bool:
-        return not self._lacks(model, self._here(Presence.LOADING, Presence.IN, Presence.LEAVING))
+        here = self._here(Presence.LOADING, Presence.IN, Presence.LEAVING)
+        return model.needed_bytes <= self.free_bytes and len(here) < self.max_loaded
 
-    def _victims(self, model: Resident) -> list[Resident]:
-        """Whom to send away for it: none where what leaves already is enough, or where all that are idle are too few."""
+    def _make_room(self, model: Resident) -> list[Action]:
+        """Who shrinks and who goes for it: nobody where what leaves already is enough, or where nothing is."""
         staying = self._here(Presence.LOADING, Presence.IN)
-        victims: list[Resident] = []
-        for idle in sorted((m for m in staying if m.is_idle), key=lambda m: m.used_s):
-            if not self._lacks(model, staying):
-                break
+        small = [m for m in staying if m.presence is Presence.IN and m.soon_bytes > m.least_bytes]
+        small.sort(key=lambda m: (m.num_users > 0, m.used_s))
+        for count in range(len(small) + 1):
+            if not self._lacks(model, staying, _spared(small[:count])):
+                return [self._shrink(other) for other in small[:count]]
+        if victims := self._victims(model, staying, ()):
+            return [self._unload(other) for other in victims]
+        victims = self._victims(model, staying, small)
+        if not victims:
+            return []
+        rest = [self._shrink(other) for other in small if other not in victims]
+        return [*rest, *(self._unload(other) for other in victims)]
+
+    def _victims(
+        self, model: Resident, here: Sequence[Resident], small: Sequence[Resident]
+    ) -> list[Resident]:
+        """Whom to send away for it, where these shrink: none where all that are idle are too few."""
+        staying, victims = list(here), list[Resident]()
+        for idle in sorted((m for m in here if m.is_idle), key=lambda m: m.used_s):
             staying.remove(idle)
             victims.append(idle)
-        return [] if self._lacks(model, staying) else victims
+            if not self._lacks(model, staying, _spared([m for m in small if m in staying])):
+                return victims
+        return []
+
+    def _growing(self) -> list[Action]:
+        """What is used, the last used first, where nobody waits for memory and none is about to be free."""
+        here = self._here(Presence.LOADING, Presence.IN, Presence.LEAVING)
+        if any(m.presence is not Presence.IN or m.soon_bytes != m.taken_bytes for m in here):
+            return []
+        grown: list[Action] = []
+        for model in sorted(
+            (m for m in here if m.is_shrunk and m.num_users), key=lambda m: -m.used_s
+        ):
+            if model.needed_bytes - model.taken_bytes <= self.free_bytes:
+                model.whole()
+                grown.append(Grow(model.name))
+        return grown
+
+    def _shrink(self, model: Resident) -> Shrink:
+        model.shrinks()
+        return Shrink(model.name)
 
     def _closed(self, ticket: Ticket, now_s: float) -> set[str]:
         """Who takes nothing new for now, for the sake of the first in line."""
@@ -284,3 +369,8 @@ class Residency:
             staying.remove(other)
             closed.add(other.name)
         return closed
+
+
+def _spared(models: Iterable[Resident]) -> int:
+    """What is free in the end when these shrink."""
+    return sum(model.soon_bytes - model.least_bytes for model in models)

@@ -2,7 +2,8 @@
 `coordinator.cluster.residency`.
 
     enter ─► Residency ─► Load ─► Cluster.load ─► the launcher's workers, proven ─► loaded ─► Admit ─► who waits goes on
-                       └► Unload ─► Cluster.unload ─► no worker is left ─► gone
+                       ├► Unload ─► Cluster.unload ─► no worker is left ─► gone
+                       └► Shrink, Grow ─► Scaler ─► other workers ─► takes
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from coordinator.cluster.residency import Admit, Fail, Load, Presence, Ticket, Unload
-from protocol.errors import ModelUnavailable, NoLauncher
+from coordinator.cluster.residency import Admit, Fail, Grow, Load, Presence, Shrink, Ticket, Unload
+from protocol.errors import BatonError, ModelUnavailable, NoLauncher, PoolConflict
 from protocol.periodic import Periodic
+from protocol.roles import COMPUTING, Role
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from coordinator.cluster.cluster import Cluster
     from coordinator.cluster.residency import Action, Residency, Resident
     from protocol.clock import Clock
-    from protocol.roles import Role
 
 log = logging.getLogger(__name__)
 LOOK_EVERY_S = 0.05
@@ -33,7 +34,8 @@ HOLD_LIMIT_S = 300.0
 
 
 class Residents:
-    """Of each model its cluster, and the workers that it has when it is in. `shapes` are those."""
+    """Of each model its cluster, and the workers that it has when it is in. `shapes` are those; `worker_bytes` is what each takes
+    that is there beside them, or is not."""
 
     def __init__(
         self,
@@ -41,8 +43,10 @@ class Residents:
         clusters: Mapping[str, Cluster],
         shapes: Mapping[str, Mapping[Role, int]],
         clock: Clock,
+        worker_bytes: Mapping[str, int] | None = None,
     ) -> None:
         self._residency = residency
+        self._worker_bytes = worker_bytes or {}
         self._clusters, self._shapes, self._clock = clusters, shapes, clock
         self._gates: dict[Ticket, asyncio.Future[None]] = {}
         self._begun_s: dict[str, float] = {}
@@ -132,6 +136,10 @@ class Residents:
                 case Unload(name):
                     log.info("unloading %s", name)
                     self._clusters[name].unload()
+                case Shrink(name):
+                    self._resize(name, {role: min(1, n) for role, n in self._shapes[name].items()})
+                case Grow(name):
+                    self._resize(name, self._shapes[name])
                 case Admit(ticket):
                     self._open(ticket, None)
                 case Fail(ticket, error):
@@ -152,9 +160,52 @@ class Residents:
         except NoLauncher:  # it says hello every second
             self._asked.add(name)
 
+    def _resize(self, name: str, shape: Mapping[Role, int]) -> None:
+        wanted = {role.value: count for role, count in shape.items() if role in COMPUTING}
+        log.info("%s is to have %s", name, wanted)
+        try:
+            self._clusters[name].scaler.scale(**wanted)
+        except (
+            BatonError
+        ) as error:  # its pools are measured again, and what follows is decided anew
+            log.warning("%s keeps its workers: %s", name, error)
+
+    def _measure(self) -> None:
+        """What the workers take that there are, and that there will be."""
+        for name, each in self._worker_bytes.items():
+            if self.model(name).presence is Presence.IN:
+                bare = self.model(name).needed_bytes - sum(self._shapes[name].values()) * each
+                here, stay = self._clusters[name].num_here(), self._clusters[name].target()
+                self._residency.takes(name, bare + here * each, bare + sum(stay.values()) * each)
+
+    def scale(
+        self, name: str, prefill: int | None, decode: int | None, store: int | None
+    ) -> dict[str, Any]:
+        """See Scaler, of a model that is in memory. Raises PoolConflict for one that is not, and for more than there is room for."""
+        self._measure()
+        model, cluster, each = self.model(name), self._clusters[name], self._worker_bytes[name]
+        if model.presence is not Presence.IN:
+            told = f"{name} is {model.presence.value}; load it first: baton load {name}"
+            raise PoolConflict(told)
+        target = cluster.target()
+        wanted = dict(target) | {
+            role: count
+            for role, count in zip(Role, (prefill, decode, store), strict=True)
+            if count is not None
+        }
+        more = (sum(wanted.values()) - sum(target.values())) * each
+        if more > self._residency.free_bytes:
+            told = f"{name}: {more >> 20} MiB more are needed, and {self._residency.free_bytes >> 20} MiB of --memory-budget are free; unload a model first"
+            raise PoolConflict(told)
+        begun = cluster.scaler.scale(prefill, decode, store)
+        self._residency.resized(name)
+        self._measure()
+        return begun
+
     def look(self) -> None:
         """Several times a second: what has come, what has gone, and what was not used for too long."""
         self._find()
+        self._measure()
         for name, cluster in self._clusters.items():
             presence = self._residency.models[name].presence
             if name in self._failing:

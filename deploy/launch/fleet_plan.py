@@ -64,15 +64,18 @@ def make_fleet_plan(
     for config, model, key in zip(sized, models, keys, strict=True):
         own, shares = shares[: config.pools.total], shares[config.pools.total :]
         plan = make_plan(config, model, host, run_directory, port, key=key, shares=own)
-        plans.append(_residing(plan, config, needed_bytes(config, model, host)))
+        plans.append(_residing(plan, config, model, host))
     plan = joined(plans, configs[0], host)
     check_modules(configs, plan.coordinator.models)
     return plan
 
 
-def _residing(plan: Plan, config: ServeConfig, needed: int) -> Plan:
+def _residing(plan: Plan, config: ServeConfig, model: PreparedModel, host: Host) -> Plan:
     coordinator = msgspec.structs.replace(
-        plan.coordinator, needed_bytes=needed, model_keep_alive_s=config.keep_alive
+        plan.coordinator,
+        needed_bytes=needed_bytes(config, model, host),
+        worker_bytes=worker_bytes(config, model, host),
+        model_keep_alive_s=config.keep_alive,
     )
     return Plan(coordinator, plan.workers, plan.standby_workers)
 
@@ -101,9 +104,13 @@ def joined(plans: Sequence[Plan], config: ServeConfig, host: Host) -> Plan:
 def needed_bytes(config: ServeConfig, model: PreparedModel, host: Host) -> int:
     """What a model takes while it is loaded: one copy of its weights, its workers' KV pools, and their processes with
     their largest steps."""
+    return weights_bytes(model) + config.pools.total * worker_bytes(config, model, host)
+
+
+def worker_bytes(config: ServeConfig, model: PreparedModel, host: Host) -> int:
+    """What each of its workers takes of that."""
     assert config.kv_cache_memory is not None, "sized before"
-    process = PROCESS_BYTES + planned_step_bytes(config, model, host)
-    return weights_bytes(model) + config.pools.total * (config.kv_cache_memory + process)
+    return config.kv_cache_memory + PROCESS_BYTES + planned_step_bytes(config, model, host)
 
 
 def check_each_fits(

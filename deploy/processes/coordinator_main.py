@@ -72,7 +72,8 @@ class CoordinatorProcess:
         ]
         self.residents = self._make_residents(members)
         state_of = None if self.residents is None else self.residents.view
-        self.fleet = Fleet(members, self.control.send, state_of)
+        scale = None if self.residents is None else self.residents.scale
+        self.fleet = Fleet(members, self.control.send, state_of, scale)
         self._grammars: dict[str, GrammarProcess] = {}
         self.rollouts = make_rollouts(spec, self._around(), self.residents, self.clock)
         self.fleet.shows(self.rollouts.view)
@@ -114,6 +115,7 @@ class CoordinatorProcess:
                 model.model.served_names[0],
                 model.needed_bytes,
                 None if model.keep_alive_s < 0 else model.keep_alive_s,
+                least_bytes=least_bytes(model),
             )
             for model in spec.models
         ]
@@ -122,7 +124,8 @@ class CoordinatorProcess:
         )
         clusters = {member.name: member.cluster for member in members}
         shapes = {model.model.served_names[0]: model.expected for model in spec.models}
-        return Residents(residency, clusters, shapes, self.clock)
+        each = {model.name: model.worker_bytes for model in spec.models}
+        return Residents(residency, clusters, shapes, self.clock, each)
 
     def _listens(self) -> None:
         """Where no worker need be there, it serves once it listens."""
@@ -336,6 +339,12 @@ class CoordinatorProcess:
             tls=self.tls,
             proxies=spec.proxies,
         )
+
+
+def least_bytes(model: ModelSpec) -> int:
+    """What it takes with one worker of each role that it has."""
+    spare = sum(max(0, n - 1) for role, n in model.expected.items() if role.computes)
+    return model.needed_bytes - spare * model.worker_bytes
 
 
 def _grammars_of(model: PreparedModel) -> GrammarProcess:

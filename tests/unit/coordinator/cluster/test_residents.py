@@ -14,7 +14,7 @@ import pytest
 from coordinator.cluster.residency import Residency, Resident
 from coordinator.cluster.residents import LOAD_LIMIT_S, Residents
 from protocol.clock import ManualClock
-from protocol.errors import ModelUnavailable, NoLauncher
+from protocol.errors import ModelUnavailable, NoLauncher, PoolConflict
 from protocol.roles import Role
 from tests.marks import deep
 
@@ -38,6 +38,7 @@ class ObedientCluster:
     workers: Counter[Role] = field(default_factory=Counter)
     ordered: Counter[Role] = field(default_factory=Counter)
     is_leaving: bool = False
+    leaving: int = 0
     loads: int = 0
 
     def load(self, wanted: Mapping[Role, int]) -> None:
@@ -59,6 +60,24 @@ class ObedientCluster:
 
     def go(self) -> None:
         self.workers, self.ordered = Counter(), Counter()
+
+    def scale(
+        self, prefill: int | None = None, decode: int | None = None, store: int | None = None
+    ) -> dict[str, Any]:
+        if not self.is_led:
+            raise NoLauncher("none yet")
+        assert (prefill, store) == (None, None)
+        assert decode is not None
+        self.leaving += max(0, self.workers[Role.DECODE] - decode) if self.slow else 0
+        self.workers[Role.DECODE] = decode
+        return {"target": {"decode": decode}}
+
+    @property
+    def scaler(self) -> Any:
+        return self
+
+    def num_here(self) -> int:
+        return sum(self.target().values()) + self.leaving
 
     def has(self, wanted: Mapping[Role, int]) -> bool:
         return all(self.workers[role] >= count for role, count in wanted.items())
@@ -87,15 +106,20 @@ class Rig:
         most: int = 1,
         keep_alive_s: float | None = 60.0,
         shape: Mapping[Role, int] = SHAPE,
+        needed: int = 1,
+        least: int = 0,
     ) -> None:
         self.clock = ManualClock()
         self.clusters = {name: ObedientCluster() for name in names}
-        residency = Residency([Resident(name, 1, keep_alive_s) for name in names], most)
+        residency = Residency(
+            [Resident(name, needed, keep_alive_s, least_bytes=least) for name in names], most
+        )
         self.residents = Residents(
             residency,
             cast("Mapping[str, Cluster]", self.clusters),
             dict.fromkeys(names, shape),
             self.clock,
+            dict.fromkeys(names, 1) if least else None,
         )
 
     async def settle(self) -> None:
@@ -265,6 +289,51 @@ async def enter_and_leave(rig: Rig, name: str) -> None:
     entering = asyncio.create_task(rig.residents.enter(name))
     await rig.settle()
     (await entering)()
+
+
+PAIR = {Role.DECODE: 2}
+
+
+def test_pools_shrink_before_a_model_goes_and_grow_when_there_is_room_again() -> None:
+    """Each model takes 1 and 1 for each of its two workers; there are 5."""
+
+    async def run() -> None:
+        rig = Rig("a", "b", most=5, shape=PAIR, needed=3, least=2)
+        clusters = rig.clusters
+        entering = asyncio.create_task(rig.residents.enter("a"))
+        await rig.settle()
+        leave = await entering
+        clusters["a"].slow = True
+        entering = asyncio.create_task(rig.residents.enter("b"))
+        await rig.settle()
+        assert clusters["a"].workers[Role.DECODE] == 1
+        assert rig.state("b") == "unloaded"
+        clusters["a"].leaving = 0
+        await rig.settle()
+        (await entering)()
+        assert (rig.state("a"), rig.state("b")) == ("loaded", "loaded")
+        rig.residents.unload("b")
+        await rig.settle()
+        assert clusters["a"].workers[Role.DECODE] == 2
+        leave()
+
+    asyncio.run(run())
+
+
+def test_an_operator_scales_what_is_loaded_as_far_as_there_is_room() -> None:
+    async def run() -> None:
+        rig = Rig("a", "b", most=5, shape=PAIR, needed=3, least=2)
+        with pytest.raises(PoolConflict, match="load it first"):
+            rig.residents.scale("a", None, 1, None)
+        await enter_and_leave(rig, "a")
+        with pytest.raises(PoolConflict, match="--memory-budget"):
+            rig.residents.scale("a", None, 5, None)
+        rig.residents.scale("a", None, 4, None)
+        await enter_and_leave(rig, "b")
+        assert rig.clusters["a"].workers[Role.DECODE] == 1
+        assert rig.clusters["b"].workers[Role.DECODE] == 2
+
+    asyncio.run(run())
 
 
 class Chances:
