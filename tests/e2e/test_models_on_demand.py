@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from engine.checkpoints.prepared import WEIGHTS_NAME
-from tests.e2e.random_model import write_random_model
+from tests.e2e import fleet_campaign
+from tests.e2e.fleet_campaign import write_models
 from tests.e2e.server import BATON, Server
 from tests.patience import PATIENCE_S, until
 
@@ -41,11 +42,15 @@ models:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    base = tmp_path_factory.mktemp("models")
-    for seed, name in enumerate(NAMES):
-        (base / name).mkdir()
-        write_random_model(base / name, seed)
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the models are, each under its name."""
+    folder = tmp_path_factory.mktemp("models")
+    write_models(folder, NAMES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(base: Path) -> Iterator[Server]:
     file = base / "baton.yaml"
     file.write_text(CONFIG.format(base=base))
     cache = base / "cache"
@@ -213,6 +218,16 @@ def test_a_model_that_is_unloaded_in_the_middle_of_an_answer_ends_it_first(serve
         assert line == "" or line == "data: [DONE]"
     assert len(pieces) >= 300
     until(lambda: states(server)["red"] == "unloaded", "red has gone")
+
+
+@pytest.mark.deep
+def test_clients_that_ask_at_random_get_what_each_model_says(server: Server, base: Path) -> None:
+    """Beside kills, loads and unloads; `python -m tests.e2e.fleet_campaign` does so for as long as one likes."""
+    oracle = fleet_campaign.Oracle({name: base / name for name in fleet_campaign.NAMES})
+    campaign = fleet_campaign.Campaign(server, oracle, seed=1, most_workers=2)
+    campaign.run(seconds=25.0)
+    assert campaign.failures == []
+    assert campaign.counts["looks"] > 0
 
 
 def test_a_client_that_leaves_while_it_waits_frees_its_place(server: Server) -> None:
