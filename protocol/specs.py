@@ -118,7 +118,8 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator. `expected` is how many workers of each role it waits for before it is ready;
     after `owner_silence_s` without a launcher it ends, and its workers with it; `checks_host` is for a server that
     neither keys nor an operator's word guard. `others` are models beside `model`, whose workers' names begin with `key`
-    then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once. `no_rollouts` says why
+    then. With a `memory_budget_bytes` they come and go, `max_loaded_models` at once, and
+    with `models_autoload` by themselves. `no_rollouts` says why
     no revision can be added, "" where it can."""
 
     model: PreparedModel
@@ -175,6 +176,7 @@ class CoordinatorSpec(msgspec.Struct, frozen=True, kw_only=True):
     model_keep_alive_s: float = -1.0
     memory_budget_bytes: int | None = None
     max_loaded_models: int | None = None
+    models_autoload: bool = True
     revision: RevisionSpec | None = None
     kv_cache_bytes: int = 0
     length_limit: int | None = None

@@ -16,7 +16,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from protocol.errors import ModelUnavailable, Overloaded
+from protocol.errors import InvalidRequest, ModelUnavailable, Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -94,7 +94,7 @@ class Resident:
 @dataclass(eq=False, slots=True)
 class Ticket:
     """A request's place in the line, and then its use of the model. `keep_alive_s` is its client's word, if `has_word`.
-    `is_owed`: it waited already when somebody sent its model away, which stays for it."""
+    `is_owed`: it waited already when somebody sent its model away, which stays for it. `is_order`: it wants its model loaded, and nothing else."""
 
     model: str
     came_s: float
@@ -102,6 +102,7 @@ class Ticket:
     has_word: bool = False
     is_admitted: bool = False
     is_owed: bool = False
+    is_order: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,11 @@ class Residency:
         budget_bytes: int,
         max_loaded: int | None = None,
         max_held: int = MAX_HELD,
+        *,
+        autoload: bool = True,
     ) -> None:
+        """Without `autoload` only orders load a model."""
+        self._autoload = autoload
         self.models = {model.name: model for model in models}
         self.budget_bytes, self.max_held = budget_bytes, max_held
         self.max_loaded = len(self.models) if max_loaded is None else max_loaded
@@ -168,8 +173,13 @@ class Residency:
     # ---- what happens
 
     def ask(self, ticket: Ticket, now_s: float) -> list[Action]:
-        """A request came; it fails where too many wait. Raises ModelUnavailable while its model could not be loaded."""
+        """A request came; it fails where too many wait. Raises ModelUnavailable while its model could not be loaded, and
+        InvalidRequest where nobody has ordered it."""
         model = self.models[ticket.model]
+        comes = model.presence in (Presence.IN, Presence.LOADING) and not model.is_sent_away
+        if not (comes or self._autoload or ticket.is_order):
+            told = f"the model {model.name!r} is not loaded; load it first: POST /models/load, or baton load"
+            raise InvalidRequest(told, "model")
         if model.presence is Presence.OUT and now_s < model.again_s:
             raise ModelUnavailable(model.name, model.failed_because, model.again_s - now_s)
         self.line.append(ticket)

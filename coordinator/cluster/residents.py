@@ -65,12 +65,15 @@ class Residents:
 
     # ---- requests
 
-    async def enter(self, name: str, keep_alive_s: float | None = None) -> Callable[[], None]:
+    async def enter(
+        self, name: str, keep_alive_s: float | None = None, *, is_order: bool = False
+    ) -> Callable[[], None]:
         """Wait until the model is in; the returned call says that it is not needed any more. `keep_alive_s` below zero
-        means for ever, None nothing. Raises Overloaded or ModelUnavailable; a caller that is cancelled frees its place."""
+        means for ever, None nothing. Raises Overloaded or ModelUnavailable, and InvalidRequest where only orders load models and
+        this is none; a caller that is cancelled frees its place."""
         word = None if keep_alive_s is None or keep_alive_s < 0 else keep_alive_s
         now_s = self._clock.now_s()
-        ticket = Ticket(name, now_s, word, has_word=keep_alive_s is not None)
+        ticket = Ticket(name, now_s, word, keep_alive_s is not None, is_order=is_order)
         gate = self._gates[ticket] = asyncio.get_running_loop().create_future()
         try:
             self._find()
@@ -94,7 +97,7 @@ class Residents:
 
     async def load(self, name: str, keep_alive_s: float | None = None) -> None:
         """Bring a model in, and wait for it; raises what `enter` raises."""
-        (await self.enter(name, keep_alive_s))()
+        (await self.enter(name, keep_alive_s, is_order=True))()
 
     def unload(self, name: str) -> None:
         """Take it out as soon as nobody uses it."""

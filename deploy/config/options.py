@@ -10,6 +10,7 @@ from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
 from deploy.config.front_door import ACCOUNTS, SECURITY, TLS
 from deploy.config.kv_store import parse_kv_store
 from deploy.config.lora import lora_module
+from deploy.config.on_demand import ON_DEMAND
 from deploy.config.option import OFF, ON, Option
 from deploy.config.topology import Pools, parse_pd
 from deploy.config.values import (
@@ -18,7 +19,6 @@ from deploy.config.values import (
     block_size,
     cpus,
     dtype,
-    keep_alive,
     load_format,
     parse_affinity,
     parse_bytes,
@@ -246,27 +246,7 @@ GROUPS = {
             ("chunked-prefill-size",),
             "N",
         ),
-        Option(
-            "max-loaded-models",
-            whole(1, 64),
-            None,
-            "models in memory at once: they come when they are asked for, and the least recently used goes (default: all stay)",
-            metavar="N",
-        ),
-        Option(
-            "memory-budget",
-            parse_bytes,
-            None,
-            "what weights, KV pools and processes of models in memory may take, as 8GiB; models come and go then",
-            metavar="SIZE",
-        ),
-        Option(
-            "keep-alive",
-            keep_alive,
-            300.0,
-            "how long a model that may go stays without use: 5m, seconds, 0, or -1 for ever; a request's keep_alive wins",
-            metavar="TIME",
-        ),
+        *ON_DEMAND,
         Option(
             "max-queued-requests",
             whole(0),

@@ -72,6 +72,7 @@ class ServeConfig:
     slo: tuple[str, ...]
     max_loaded_models: int | None
     memory_budget: int | None
+    models_autoload: bool
     keep_alive: float
     max_queued_requests: int
     max_first_token_wait: float
@@ -308,6 +309,10 @@ def _check_store(config: ServeConfig) -> None:
 
 
 def _check_adapters(config: ServeConfig) -> None:
+    if not config.models_autoload and not config.on_demand:
+        raise ConfigError(
+            "--no-models-autoload is for models that come and go; give --max-loaded-models or --memory-budget, too"
+        )
     if config.lora_modules and not config.enable_lora:
         raise ConfigError("--lora-modules: needs --enable-lora")
     if config.enable_lora and config.launcher == "ray":

@@ -96,6 +96,7 @@ def joined(plans: Sequence[Plan], config: ServeConfig, host: Host) -> Plan:
         others=more,
         memory_budget_bytes=budget_of(config, host) if config.on_demand else None,
         max_loaded_models=config.max_loaded_models,
+        models_autoload=config.models_autoload,
     )
     workers = tuple(worker for plan in plans for worker in plan.workers)
     return Plan(coordinator, workers, first.standby_workers)

@@ -120,7 +120,11 @@ class CoordinatorProcess:
             for model in spec.models
         ]
         residency = Residency(
-            residents, spec.memory_budget_bytes, spec.max_loaded_models, spec.max_queued_requests
+            residents,
+            spec.memory_budget_bytes,
+            spec.max_loaded_models,
+            spec.max_queued_requests,
+            autoload=spec.models_autoload,
         )
         clusters = {member.name: member.cluster for member in members}
         shapes = {model.model.served_names[0]: model.expected for model in spec.models}
