@@ -47,7 +47,9 @@ CONFIG = """
 dtype: float32
 cpu-affinity: none
 kv-cache-memory: 16MiB
-memory-budget: 1300MiB
+max-num-batched-tokens: 64
+max-num-seqs: 8
+memory-budget: 1400MiB
 models:
   - {model: BASE/red, pd: 1p2d}
   - {model: BASE/blue, pd: 0p1d}
