@@ -63,3 +63,26 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 SAMPLED = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 64, "return_token_ids": True}
 MESSAGES = [{"role": "user", "content": "Describe a person named Ada."}]
+HABIT = [
+    turn
+    for name in ("Bob", "Eve", "Tim")
+    for turn in (
+        {"role": "user", "content": f"Add {name}, who is 7."},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {
+                    "id": f"call_{name}",
+                    "type": "function",
+                    "function": {
+                        "name": "add",
+                        "arguments": json.dumps({"name": name, "age": 7, "tags": ["a"]}),
+                    },
+                }
+            ],
+        },
+    )
+]
+"""What a small model needs to have seen before it calls a tool of its own accord."""
+PENALTIES = {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.1}

@@ -1,6 +1,6 @@
 """What a stream says, put together, is what the whole answer says: random prompts, with each feature, in every dialect.
 
-usage: python -m tests.e2e.stream_campaign [--url URL | --embedded] [--prompts N] [--seed S] [FEATURE …]
+usage: python -m tests.e2e.stream_campaign [--url URL | --embedded] [--thinks] [--prompts N] [--seed S] [FEATURE …]
 
 Without `--url` a server is started here, of a model with random weights, which says what no model would, or of the embedded
 one. Each prompt is asked with one feature after the other. Prints one line for each difference, and then the counts.
@@ -16,6 +16,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from tests.e2e.grammar_cases import HABIT, PENALTIES
 from tests.e2e.schema_campaign import served
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import httpx
 
     Fields = dict[str, Any]
-    Folded = dict[str, Any]
+    Folded = dict[Any, Any]
 
 AT_ONCE = 8
 WORDS = [
@@ -48,6 +49,7 @@ WORDS = [
     "x́",
     "...",
 ]
+THINKING = ("--reasoning-parser", "think")
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 PERSON = {
     "type": "object",
@@ -57,6 +59,13 @@ PERSON = {
 }
 FUNCTION = {"name": "add", "parameters": PERSON}
 TOOLS = [{"type": "function", "function": FUNCTION}]
+FLAT_TOOLS = [{"type": "function"} | FUNCTION]
+BLOCK_TOOLS = [{"name": "add", "input_schema": PERSON}]
+ENDS_THOUGHTS: Fields = {
+    "logit_bias": {"9617": 9, "17400": 9, "46": 9, "104": 7, "198": 5},
+    "frequency_penalty": 1.5,
+}
+"""Makes `</think>` and what only resembles it likely: `</`, `think`, `>`, `x`, a newline."""
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "p", "schema": PERSON}}
 
 
@@ -64,9 +73,12 @@ def openai(events: list[Fields]) -> Folded:
     """Chunks, or the one answer: a choice's texts, logprobs, ids and calls."""
     found: Folded = {}
     for choice in (choice for event in events for choice in event["choices"]):
-        own = found.setdefault(choice["index"], {"text": "", "ids": [], "calls": {}, "end": None})
+        own = found.setdefault(
+            choice["index"], {"text": "", "thought": "", "ids": [], "calls": {}, "end": None}
+        )
         said = choice.get("delta") or choice.get("message") or {}
         own["text"] += choice.get("text") or said.get("content") or ""
+        own["thought"] += said.get("reasoning_content") or ""
         own["ids"] += choice.get("token_ids", [])
         for call in said.get("tool_calls", []):
             name, arguments = own["calls"].get(
@@ -87,18 +99,32 @@ def openai(events: list[Fields]) -> Folded:
 def responses(events: list[Fields]) -> Folded:
     """Deltas against the items of the final object, which both have."""
     final = events[-1].get("response", events[-1])
-    parts = [part for item in final["output"] for part in item.get("content", [])]
-    text = "".join(part["text"] for part in parts)
+    texts = {
+        kind: "".join(
+            part["text"]
+            for item in final["output"]
+            if item["type"] == kind
+            for part in item["content"]
+        )
+        for kind in ("message", "reasoning")
+    }
+    logprobs = [
+        entry
+        for item in final["output"]
+        for part in item.get("content", ())
+        for entry in part.get("logprobs", ())
+    ]
     arguments = "".join(item.get("arguments", "") for item in final["output"])
     if len(events) > 1:
         for kind, expected in (
-            ("response.output_text.delta", text),
+            ("response.output_text.delta", texts["message"]),
+            ("response.reasoning_text.delta", texts["reasoning"]),
             ("response.function_call_arguments.delta", arguments),
         ):
             told = "".join(event["delta"] for event in events if event["type"] == kind)
             assert told == expected, (told, expected)
-    usage = final["usage"]
-    return {"text": text, "arguments": arguments, "status": final["status"], "usage": usage}
+    ended = {"status": final["status"], "usage": final["usage"]}
+    return {"texts": texts, "arguments": arguments, "logprobs": logprobs} | ended
 
 
 def anthropic(events: list[Fields]) -> Folded:
@@ -107,25 +133,31 @@ def anthropic(events: list[Fields]) -> Folded:
     if len(events) == 1:
         (message,) = events
         for place, block in enumerate(message["content"]):
-            blocks[place] = block.get("text", "") if block["type"] == "text" else block["input"]
+            blocks[place] = block.get(block["type"], block.get("input"))
         output = message["usage"]["output_tokens"]
         return {"blocks": blocks, "stop": message["stop_reason"], "output": output}
     for event in events:
         if event["type"] == "content_block_start":
-            blocks[event["index"]] = event["content_block"].get("text", "")
+            block = event["content_block"]
+            blocks[event["index"]] = block.get(block["type"], "")
         elif event["type"] == "content_block_delta":
             delta = event["delta"]
-            blocks[event["index"]] += delta.get("text", "") + delta.get("partial_json", "")
+            for key in ("text", "thinking", "partial_json"):
+                blocks[event["index"]] += delta.get(key, "")
     last = next(event for event in events if event["type"] == "message_delta")
-    starts = [event for event in events if event["type"] == "content_block_start"]
-    for event in starts:
-        if (
-            event["content_block"]["type"] == "tool_use"
-            and last["delta"]["stop_reason"] == "tool_use"
-        ):
-            blocks[event["index"]] = json.loads(blocks[event["index"]])
+    for event in events:
+        if event["type"] == "content_block_start" and event["content_block"]["type"] == "tool_use":
+            blocks[event["index"]] = arguments_in(blocks[event["index"]])
     output = last["usage"]["output_tokens"]
     return {"blocks": blocks, "stop": last["delta"]["stop_reason"], "output": output}
+
+
+def arguments_in(text: str) -> Any:
+    """As a whole answer has them: those that were cut off are one text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {"arguments": text}
 
 
 def ollama(events: list[Fields]) -> Folded:
@@ -133,9 +165,11 @@ def ollama(events: list[Fields]) -> Folded:
     messages = [event.get("message", {}) for event in events]
     text = "".join(event.get("response", "") for event in events)
     text += "".join(message.get("content", "") for message in messages)
+    thought = "".join(message.get("thinking", "") for message in messages)
+    logprobs = [entry for event in events for entry in event.get("logprobs", ())]
     calls = [call["function"] for message in messages for call in message.get("tool_calls", [])]
     last = {key: events[-1].get(key) for key in ("done_reason", "eval_count", "prompt_eval_count")}
-    return {"text": text, "calls": calls} | last
+    return {"text": text, "thought": thought, "calls": calls, "logprobs": logprobs} | last
 
 
 def completion(
@@ -147,6 +181,23 @@ def completion(
 def chat(prompt: str, **fields: Any) -> tuple[str, Fields, Callable[[list[Fields]], Folded]]:
     says = [{"role": "user", "content": prompt}]
     return CHAT, {"messages": says, "return_token_ids": True} | fields, openai
+
+
+def response(prompt: str, **fields: Any) -> tuple[str, Fields, Callable[[list[Fields]], Folded]]:
+    return "/v1/responses", {"input": prompt} | fields, responses
+
+
+def message(prompt: str, **fields: Any) -> tuple[str, Fields, Callable[[list[Fields]], Folded]]:
+    return "/v1/messages", {"messages": said(prompt)} | fields, anthropic
+
+
+def ollama_chat(prompt: str, **fields: Any) -> tuple[str, Fields, Callable[[list[Fields]], Folded]]:
+    return "/api/chat", {"messages": said(prompt)} | fields, ollama
+
+
+def said(prompt: str) -> list[Fields]:
+    """By a user."""
+    return [{"role": "user", "content": prompt}]
 
 
 FEATURES: dict[str, Callable[[str], tuple[str, Fields, Callable[[list[Fields]], Folded]]]] = {
@@ -172,30 +223,52 @@ FEATURES: dict[str, Callable[[str], tuple[str, Fields, Callable[[list[Fields]], 
     "chat schema": lambda it: chat(it, response_format=SCHEMA),
     "chat tool": lambda it: chat(it, tools=TOOLS, tool_choice="required"),
     "chat tools": lambda it: chat(it, tools=TOOLS, logit_bias={"1": 4}),
-    "response": lambda it: ("/v1/responses", {"input": it}, responses),
-    "response tool": lambda it: (
-        "/v1/responses",
-        {"input": it, "tools": [{"type": "function"} | FUNCTION], "tool_choice": "required"},
-        responses,
+    "chat penalties": lambda it: chat(it, tools=TOOLS, tool_choice="required", n=2, **PENALTIES),
+    "chat schemas": lambda it: chat(
+        it, response_format=SCHEMA, n=3, logprobs=True, logit_bias={"28": 2}, **PENALTIES
     ),
-    "message": lambda it: (
-        "/v1/messages",
-        {"messages": [{"role": "user", "content": it}], "stop_sequences": ["zz", "e "]},
-        anthropic,
+    "chat prompt logprobs": lambda it: chat(it, prompt_logprobs=1, n=2),
+    "chat habit": lambda it: chat(it, tools=TOOLS, messages=[*HABIT, *said(it)], logprobs=True),
+    "response": response,
+    "response logprobs": lambda it: response(
+        it, include=["message.output_text.logprobs"], top_logprobs=2
     ),
-    "message tool": lambda it: (
-        "/v1/messages",
-        {
-            "messages": [{"role": "user", "content": it}],
-            "tools": [{"name": "add", "input_schema": PERSON}],
-            "tool_choice": {"type": "any"},
-        },
-        anthropic,
+    "response schema": lambda it: response(
+        it, text={"format": {"type": "json_schema", "name": "p", "schema": PERSON}}
     ),
-    "ollama": lambda it: ("/api/chat", {"messages": [{"role": "user", "content": it}]}, ollama),
+    "response tool": lambda it: response(it, tools=FLAT_TOOLS, tool_choice="required"),
+    "response tools": lambda it: response(it, tools=FLAT_TOOLS),
+    "message": lambda it: message(it, stop_sequences=["zz", "e "]),
+    "message schema": lambda it: message(
+        it, output_config={"format": {"type": "json_schema", "schema": PERSON}}
+    ),
+    "message tool": lambda it: message(it, tools=BLOCK_TOOLS, tool_choice={"type": "any"}),
+    "message tools": lambda it: message(it, tools=BLOCK_TOOLS),
+    "ollama": ollama_chat,
+    "ollama logprobs": lambda it: ollama_chat(it, logprobs=True, top_logprobs=2),
+    "ollama tools": lambda it: ollama_chat(it, tools=TOOLS),
+    "ollama options": lambda it: ollama_chat(
+        it, options={"frequency_penalty": 1.5, "presence_penalty": -1.0, "stop": ["e", "zz"]}
+    ),
     "ollama raw": lambda it: ("/api/generate", {"prompt": it, "raw": True}, ollama),
     "ollama schema": lambda it: ("/api/generate", {"prompt": it, "format": PERSON}, ollama),
 }
+THINKS: dict[str, Callable[[str], tuple[str, Fields, Callable[[list[Fields]], Folded]]]] = {
+    "thought": lambda it: chat(it + " <think>", **ENDS_THOUGHTS),
+    "thoughts": lambda it: chat(it + " <think>", n=3, logprobs=True, **ENDS_THOUGHTS),
+    "thought and schema": lambda it: chat(it + "<think>", response_format=SCHEMA, **ENDS_THOUGHTS),
+    "thought and tool": lambda it: chat(
+        it + "<think>", tools=TOOLS, tool_choice="required", **ENDS_THOUGHTS
+    ),
+    "thought and tools": lambda it: chat(it + "<think>", tools=TOOLS, n=2, **ENDS_THOUGHTS),
+    "no thought": lambda it: chat(it, logit_bias={"44": 7, "17400": 7, "46": 7}),
+    "thought of a response": lambda it: response(
+        it + " <think>", logit_bias=ENDS_THOUGHTS["logit_bias"]
+    ),
+    "thought of a message": lambda it: message(it + " <think>"),
+    "thought of ollama": lambda it: ollama_chat(it + " <think>", think=True),
+}
+"""For a server that looks for thoughts: `--reasoning-parser think`."""
 
 
 def prompts(count: int, seed: int) -> list[str]:
@@ -207,11 +280,10 @@ def prompts(count: int, seed: int) -> list[str]:
 def bounded(path: str, fields: Fields, tokens: int, seed: int) -> Fields:
     """As long as that dialect says it, and with its seed where it has one."""
     if path.startswith("/api/"):
-        return fields | {"options": {"num_predict": tokens, "seed": seed, "temperature": 1.0}}
+        options = {"num_predict": tokens, "seed": seed, "temperature": 1.0}
+        return fields | {"options": options | fields.get("options", {})}
     if path == "/v1/responses":
-        return fields | {"max_output_tokens": tokens, "temperature": 0}
-    if path == "/v1/messages":
-        return fields | {"max_tokens": tokens, "temperature": 0}
+        return fields | {"max_output_tokens": tokens, "seed": seed, "temperature": 1.0}
     return {"max_tokens": tokens, "seed": seed, "temperature": 1.0} | fields
 
 
@@ -225,7 +297,7 @@ def events_of(text: str) -> Iterator[Fields]:
 
 def difference(client: httpx.Client, feature: str, prompt: str, tokens: int, seed: int) -> str:
     """What differs between the stream and the whole answer, "" if nothing does."""
-    path, fields, folded = FEATURES[feature](prompt)
+    path, fields, folded = (FEATURES | THINKS)[feature](prompt)
     body = bounded(path, fields, tokens, seed)
     more = {"stream_options": {"include_usage": True}} if folded is openai else {}
     whole = client.post(path, json=body | {"stream": False})
@@ -264,14 +336,16 @@ def main() -> int:
     parser.add_argument("features", nargs="*", metavar="FEATURE")
     parser.add_argument("--url")
     parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--thinks", action="store_true", help="the features of thoughts")
     parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     features, asked = (
-        arguments.features or list(FEATURES),
+        arguments.features or list(THINKS if arguments.thinks else FEATURES),
         prompts(arguments.prompts, arguments.seed),
     )
-    with served(arguments.url, "--tool-prompt", "hermes", random=not arguments.embedded) as client:
+    options = ["--tool-prompt", "hermes", *(THINKING if arguments.thinks else ())]
+    with served(arguments.url, *options, random=not arguments.embedded) as client:
         differences = run(client, features, asked)
     for (feature, number), found in differences.items():
         print(f"{feature}, prompt {number}: {found[:2000]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -13,11 +14,14 @@ import jsonschema
 import pytest
 
 from tests.e2e.grammar_cases import ASKED, MESSAGES, PERSON, SAMPLED
+from tests.e2e.kill_campaign import campaign
+from tests.e2e.kill_campaign import whole as whole_answer
 from tests.e2e.server import Server
 from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 SEEDS = (1,)
+CAMPAIGN = ("json_schema", "regex", "choice", "named", "auto", "several", "several of a schema")
 
 
 def whole(name: str, text: str) -> bool:
@@ -226,3 +230,16 @@ def test_a_kill_changes_no_token(
 ) -> None:
     """In the middle of an answer: who goes on has only the text of the grammar and the tokens."""
     assert ids_with_a_kill(server, name, place, role) == alone[name, 1][0]
+
+
+@pytest.mark.deep
+def test_a_death_at_many_tokens_at_once_changes_none() -> None:
+    """`python -m tests.e2e.kill_campaign` goes on until a worker has died at every token."""
+    memory = ("--kv-cache-memory", "512MiB")
+    with Server("--pd", "0p1d", *memory) as server:
+        expected = {name: whole_answer(server, name) for name in CAMPAIGN}
+    assert expected["auto"][0]["finish_reason"] == "tool_calls"
+    servers = functools.partial(Server, "--pd", "1p1d", *memory)
+    outcome = campaign(servers, expected, waves=2, streams=32)
+    assert not outcome.differences
+    assert outcome.replayed >= len(CAMPAIGN)
