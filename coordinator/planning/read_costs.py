@@ -70,13 +70,17 @@ class ReadCosts:
         computing_s: float,
     ) -> None:
         """A run was read; none of it (0 tokens) where no answer came in time, or nothing was proven. Computing what was
-        asked for takes `computing_s`."""
+        asked for takes `computing_s`. Who let a reader wait for so long, and for nothing, is what it is now: what was read
+        there quickly before is forgotten, or each of those reads would cost one more prompt its time."""
         seen = self._seen.setdefault((source, from_disk), _Seen())
         if now_s - seen.last_s > self._counts_for_s(seen):
             seen.reads.clear()
+        is_slow = seconds > computing_s
+        if is_slow and not num_tokens:
+            seen.reads.clear()
         seen.reads.append((num_tokens, seconds))
         seen.last_s = now_s
-        seen.slow = seen.slow + 1 if seconds > computing_s else 0
+        seen.slow = seen.slow + 1 if is_slow else 0
 
     @staticmethod
     def _counts_for_s(seen: _Seen) -> float:

@@ -88,3 +88,20 @@ def test_worker_that_left_is_unknown() -> None:
     reads.tell(0, 5.0)
     reads.costs.forget("s")
     assert reads.seconds(100) < 0.1
+
+
+def test_who_lets_one_wait_for_nothing_is_not_asked_again_for_what_it_did_before() -> None:
+    """A disk that stalls after many quick reads costs one prompt, and not one for each of those."""
+    reads = Reads()
+    for tokens in (100, 900) * 8:
+        reads.tell(tokens, tokens * 1e-4, from_disk=True)
+    reads.tell(0, 1.5, from_disk=True)
+    assert reads.seconds(1000, from_disk=True) > 1000 * TOKEN_S
+
+
+def test_a_source_that_says_at_once_that_it_has_nothing_is_asked_again() -> None:
+    reads = Reads()
+    for tokens in (100, 900) * 8:
+        reads.tell(tokens, tokens * 1e-4)
+    reads.tell(0, 0.002)
+    assert reads.seconds(1000) < 0.2
