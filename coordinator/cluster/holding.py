@@ -14,15 +14,21 @@ from protocol.errors import WorkerLost
 
 class Holding:
     """`may_sleep`: somebody starts workers when a request waits and there are none. `most_blocks`: of the largest worker
-    that was ever seen, by which requests are judged while there is none; 0 before."""
+    that was ever seen, by which requests are judged while there is none; 0 before. `comes_and_goes`: a model that is loaded when it is
+    asked for; who asked waits for it, also where its last worker has just died and is started again."""
 
     def __init__(self) -> None:
         self.may_sleep = False
+        self.comes_and_goes = False
         self.most_blocks = 0
 
     def allow(self, *, sleep: bool) -> None:
         """Whether somebody does from now on."""
         self.may_sleep = sleep
+
+    def come_and_go(self) -> None:
+        """Its model is loaded when it is asked for, from now on."""
+        self.comes_and_goes = True
 
     def saw(self, num_blocks: int) -> None:
         """A worker of that size served."""
@@ -30,7 +36,7 @@ class Holding:
 
     def check(self, wanted: int) -> None:
         """A request came and no worker is ready, of `wanted` that there should be: WorkerLost when it may not wait."""
-        if self.may_sleep:
+        if self.may_sleep or (self.comes_and_goes and wanted):
             return
         if not wanted:
             raise WorkerLost(

@@ -127,6 +127,8 @@ class CoordinatorProcess:
             autoload=spec.models_autoload,
         )
         clusters = {member.name: member.cluster for member in members}
+        for cluster in clusters.values():
+            cluster.books.holding.come_and_go()
         shapes = {model.model.served_names[0]: model.expected for model in spec.models}
         each = {model.name: model.worker_bytes for model in spec.models}
         return Residents(residency, clusters, shapes, self.clock, each)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 NAMES = ("red", "blue", "green")
 PROMPTS = ("Once upon a time there was", "def main():\n", "The capital of France", "1, 2, 3, 4,")
-SHORT, LONG = 8, 96
+SHORT, LONG = 8, 64
 KEEP_ALIVES = (None, None, None, 0, "2s", -1, "1m")
 KILL_EVERY_S = 7.0
 MOST_WORKERS = 3

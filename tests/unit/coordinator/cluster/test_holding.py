@@ -48,6 +48,14 @@ def test_nobody_waits_for_workers_that_nobody_starts() -> None:
     holding.check(wanted=2)
 
 
+def test_who_asks_for_a_model_that_comes_and_goes_waits_for_a_worker_that_just_died() -> None:
+    holding = Holding()
+    holding.come_and_go()
+    holding.check(wanted=1)
+    with pytest.raises(WorkerLost, match="the pools are empty"):
+        holding.check(wanted=0)
+
+
 # ---- the planner's part
 
 
