@@ -17,7 +17,7 @@ from engine.checkpoints.prepared import kv_block_bytes, read_manifest
 from engine.cpu.backend import PlainBackend, find_kernels
 from engine.cpu.kernel_library import Kernels
 from engine.cpu.kernel_model import KernelModel
-from engine.cpu.panels import load_panels
+from engine.cpu.panels import load_panels, mapping_of
 from engine.kv.pool_memory import KvMemory
 from engine.kv.pool_tensor import KV_LAYOUT, kv_tensor
 from engine.model.decoder import Model
@@ -79,7 +79,8 @@ class Computing(Protocol):
 
 
 class ModelRunner:
-    """Satisfies engine.runner_api.Runner. Used by one thread at a time."""
+    """Satisfies engine.runner_api.Runner. Used by one thread at a time. `mappings` are the files that hold the weights, as
+    they are mapped: of a store of bytes each."""
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class ModelRunner:
         self.kv_layout = computing.kv_layout
         self.max_context_tokens = computing.max_context_tokens
         self._kv = kv
+        self.mappings: list[torch.Tensor] = []
 
     @classmethod
     def load(
@@ -118,7 +120,10 @@ class ModelRunner:
         block_bytes = kv_block_bytes(config, options.block_size, manifest.dtype)
         memory = memory_factory(options.num_blocks, block_bytes)
         kv = kv_tensor(memory, config, options.block_size, dtype)
-        return cls(config, _choose_model(prepared, manifest, options, mapped, kv), memory, kv)
+        forward, computing, panels = _choose_model(prepared, manifest, options, mapped, kv)
+        runner = cls(config, (forward, computing), memory, kv)
+        runner.mappings = [mapped.whole, *panels]
+        return runner
 
     def execute(self, batch: SequenceOf[Scheduled]) -> list[SampledToken | None]:
         """One step: KV of every scheduled token, and a next token where `samples` is true."""
@@ -184,7 +189,8 @@ def _choose_model(
     options: RunnerOptions,
     mapped: MappedWeights,
     kv: torch.Tensor,
-) -> tuple[Forward, Computing]:
+) -> tuple[Forward, Computing, list[torch.Tensor]]:
+    """What computes, what it is made of, and the mapping of its panels if it has one."""
     config = manifest.config
     if options.backend not in ("auto", "cpu", "torch"):
         raise ConfigError(f"backend {options.backend!r} is unknown; supported: auto, cpu, torch")
@@ -200,10 +206,11 @@ def _choose_model(
             model = KernelModel(config, mapped, kv, found, panels, options.lent_cores)
             if options.step_limits is not None:
                 model.reserve(options.step_limits)
-            return model, model
+            return model, model, mapping_of(panels)
         check_quantization(options.quantization, str(found))
         backend = PlainBackend(config, kv, found)
-    return Model(config, load_weights(mapped, config.num_layers, backend), backend), backend
+    model_of = Model(config, load_weights(mapped, config.num_layers, backend), backend)
+    return model_of, backend, []
 
 
 def check_quantization(quantization: Quantization, obstacle: str) -> None:

@@ -36,6 +36,11 @@ class BlockMemory(Protocol):
     size_bytes: int
     fd: int
 
+    @property
+    def held_bytes(self) -> int:
+        """What of the pool's memory is taken now: nothing while it is asleep."""
+        ...
+
     def materials(self, block_ids: Sequence[int]) -> Sequence[Buffer]:
         """What stands for each block in its digest, see kvtransfer.promises.proofs."""
         ...

@@ -23,6 +23,7 @@ from protocol.errors import (
     ProtocolError,
     RequestAborted,
     TransferError,
+    WorkerLost,
 )
 
 
@@ -39,6 +40,7 @@ class ErrorKind(enum.StrEnum):
     OUT_OF_REACH = "OutOfReach"
     DIGEST_MISMATCH = "DigestMismatch"
     PROTOCOL = "ProtocolError"
+    WORKER_LOST = "WorkerLost"
     INTERNAL = "InternalError"
     UNKNOWN = "unknown"
 
@@ -69,6 +71,7 @@ _CLASSES: dict[ErrorKind, type[BatonError]] = {
     ErrorKind.OUT_OF_REACH: OutOfReach,
     ErrorKind.DIGEST_MISMATCH: DigestMismatch,
     ErrorKind.PROTOCOL: ProtocolError,
+    ErrorKind.WORKER_LOST: WorkerLost,
     ErrorKind.INTERNAL: InternalError,
 }
 _KINDS = {error: kind for kind, error in _CLASSES.items()}

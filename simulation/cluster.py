@@ -19,7 +19,7 @@ from coordinator.cluster.service_api import Generation
 from protocol.errors import BatonError
 from protocol.fingerprint import Fingerprint
 from protocol.messages.records import PeerAddress
-from protocol.messages.reports import Goodbye, Heartbeat, Hello, Outputs
+from protocol.messages.reports import Goodbye, Heartbeat, Hello, Outputs, SleepChanged
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
 from simulation.launcher import SimLauncher
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.readiness import Readiness
     from launching.roster import Message, Place
     from protocol.messages.reports import Output
+    from protocol.sleeping import Part
     from simulation.calibration import Hardware
     from simulation.workload import SimRequest
 
@@ -77,6 +78,7 @@ def introduction(worker_id: str, incarnation: str, role: Role, hardware: Hardwar
         max_num_seqs=hardware.max_num_seqs,
         max_num_batched_tokens=hardware.max_num_batched_tokens,
         backend="sim",
+        can_sleep=True,
     )
 
 
@@ -339,10 +341,15 @@ class SimCluster:
         """Its line to the coordinator."""
         self.service.inbox.on_message(LAUNCHER, message)
 
+    def rests(self, worker_id: str, incarnation: str, away: list[Part]) -> None:
+        """It says so at the end of this instant."""
+        message = SleepChanged(incarnation=incarnation, parts=away)
+        self.at(self.now_s, self._said, (worker_id, message))
+
     def goodbye(self, worker_id: str, incarnation: str) -> None:
         """A drained worker says so, at the end of this instant."""
         message = Goodbye(incarnation=incarnation, worker_id=worker_id, reason="drained")
-        self.at(self.now_s, self._left, (worker_id, message))
+        self.at(self.now_s, self._said, (worker_id, message))
 
-    def _left(self, what: tuple[str, Goodbye]) -> None:
+    def _said(self, what: tuple[str, Goodbye | SleepChanged]) -> None:
         self.service.inbox.on_message(what[0].encode(), what[1])

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from protocol.messages.reports import Output
+    from protocol.sleeping import Part
     from simulation.workload import SimRequest
 
 
@@ -41,6 +42,10 @@ class Surroundings(Protocol):
 
     def land(self, landing: tuple[str, Any]) -> None:
         """KV arrives at the worker that is named first."""
+        ...
+
+    def rests(self, worker_id: str, incarnation: str, away: list[Part]) -> None:
+        """That memory of a worker is away now."""
         ...
 
     def goodbye(self, worker_id: str, incarnation: str) -> None:

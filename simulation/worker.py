@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from protocol.finish import FinishReason
-from protocol.messages.orders import Abort, Decode, Drain, Prefill
+from protocol.messages.orders import Abort, Decode, Drain, Prefill, Sleep
 from protocol.messages.reports import Output
 from protocol.sampling import SampledToken
+from protocol.sleeping import Part
 from protocol.spans import Span
 from protocol.worker_load import BlockCounts, WorkerLoad
 from simulation.prompt_queue import Key, Prompt, PromptQueue
@@ -43,6 +44,8 @@ class SimWorker:
     hardware: Hardware
     draining: bool = False
     alive: bool = True
+    away: list[Part] = field(default_factory=list)
+    to_rest: list[Part] | None = None
     at_s: float = 0.0
     steps: int = 0
     turns: int = 0
@@ -67,8 +70,14 @@ class SimWorker:
             self.draining = True
             self._leave_if_done()
             return
+        if isinstance(message, Sleep):
+            self.to_rest = message.parts
+            self._rest_if_done()
+            return
         if not isinstance(message, Prefill | Decode | Abort | tuple):
             return
+        if isinstance(message, Prefill | Decode):
+            self._wake()
         self.inbox.append(message)
         now_s = self.cluster.now_s
         if self.in_turn:
@@ -93,6 +102,22 @@ class SimWorker:
         if self.draining and self.is_idle and self.alive:
             self.alive = False
             self.cluster.goodbye(self.worker_id, self.incarnation)
+
+    def _rest_if_done(self) -> None:
+        """What is wanted back comes at once, what is to go when nothing is here; a pool that went is empty when it comes."""
+        if self.to_rest is None or not (self.is_idle or set(self.to_rest) <= set(self.away)):
+            return
+        self.away, self.to_rest = self.to_rest, None
+        if Part.KV_CACHE in self.away:
+            self.cache.clear()
+        self.cluster.rests(self.worker_id, self.incarnation, self.away)
+
+    def _wake(self) -> None:
+        """There is work: nothing goes, and what is away comes."""
+        self.to_rest = None
+        if self.away:
+            self.away = []
+            self.cluster.rests(self.worker_id, self.incarnation, self.away)
 
     # ---- turns
 
@@ -173,6 +198,7 @@ class SimWorker:
         else:
             self.turns = 0
             self.version += 1
+            self._rest_if_done()
             self._leave_if_done()
 
     # ---- prompts

@@ -36,6 +36,10 @@ class ObedientCluster:
     is_leaving: bool = False
     leaving: int = 0
     loads: int = 0
+    sleeps: bool = False
+
+    def is_asleep(self) -> bool:
+        return self.sleeps
 
     def load(self, wanted: Mapping[Role, int]) -> None:
         if not self.is_led:

@@ -21,6 +21,8 @@ from kvtransfer.promises.proofs import DIGEST_NAMES
 from worker.no_engine import NoEngine
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.runner_api import Runner
     from kvtransfer.transport import BlockMemory
     from protocol.adapters import AdapterSource
@@ -33,13 +35,15 @@ MOCK_BACKEND = "mock"
 
 @dataclass(frozen=True)
 class StartedEngine:
-    """A runner, the memory it writes to, what its blocks mean, and the cores that it lends and borrows."""
+    """A runner, the memory it writes to, what its blocks mean, the cores that it lends and borrows, and the mappings that hold
+    its weights."""
 
     runner: Runner
     memory: BlockMemory
     fingerprint: Fingerprint
     lent_cores: LentCores | None = None
     adapters: AdapterSource | None = None
+    mappings: tuple[torch.Tensor, ...] = ()
 
 
 def start_engine(spec: WorkerSpec) -> StartedEngine:
@@ -75,7 +79,8 @@ def start_engine(spec: WorkerSpec) -> StartedEngine:
     runner = ModelRunner.load(directory, options)
     runner.warm_up()
     meaning = msgspec.structs.replace(layout, arithmetic=runner.arithmetic, layout=runner.kv_layout)
-    return StartedEngine(runner, runner.kv_memory, meaning, lent_cores, _adapters(spec))
+    adapters, mappings = _adapters(spec), tuple(runner.mappings)
+    return StartedEngine(runner, runner.kv_memory, meaning, lent_cores, adapters, mappings)
 
 
 def _adapters(spec: WorkerSpec) -> AdapterSource | None:

@@ -95,7 +95,7 @@ class GrammarGate:
         if constraint is None:
             begin(order, None)
         elif self._grammars is None:
-            self._refuse(order, NO_GRAMMARS)
+            self.refuse(order, NO_GRAMMARS)
         elif (grammar := self._grammars.find(constraint.key)) is not None:
             self._begin(self._waiter(order, begin), grammar)
         elif (order.request_id, order.attempt) not in self.keys():
@@ -117,7 +117,7 @@ class GrammarGate:
             self._grammars.keep(event.key, event.grammar)
         for waiting in self._waiting.pop(event.key, ()):
             if event.grammar is None:
-                self._refuse(waiting.order, Failure(ErrorKind.INTERNAL, event.reason))
+                self.refuse(waiting.order, Failure(ErrorKind.INTERNAL, event.reason))
             else:
                 self._begin(waiting, event.grammar)
 
@@ -127,7 +127,7 @@ class GrammarGate:
         guide = self._grammars.guide(grammar, order.sampling)
         guide.accept_all(order.token_ids[order.num_prompt_tokens :])
         if guide.failure is not None:
-            self._refuse(order, Failure(ErrorKind.INTERNAL, guide.failure))
+            self.refuse(order, Failure(ErrorKind.INTERNAL, guide.failure))
             return
         waiting.begin(self._context.clock.now_s() - waiting.since_s, guide)
 
@@ -140,7 +140,7 @@ class GrammarGate:
         now_s = self._context.clock.now_s()
         late = [w for w in self._all() if now_s - w.since_s > w.order.deadline_in_s]
         for waiting in late:
-            self._refuse(waiting.order, TOO_LATE)
+            self.refuse(waiting.order, TOO_LATE)
         if late:
             self._keep_those(lambda w: w not in late)
 
@@ -152,7 +152,8 @@ class GrammarGate:
         """Fenced: forget everybody."""
         self._waiting.clear()
 
-    def _refuse(self, order: Prefill | Decode, failure: Failure) -> None:
+    def refuse(self, order: Prefill | Decode, failure: Failure) -> None:
+        """Its end here: the coordinator hears why."""
         self._outbox.output(
             Output(
                 incarnation=self._context.incarnation,

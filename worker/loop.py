@@ -5,7 +5,7 @@
     read, grammar ─┘            ▲               └── messages to other workers
                               step
 
-    turn: greet ─► take what came ─► step ─► flush ─► expire ─► leave
+    turn: greet ─► take what came ─► step ─► flush ─► expire ─► sleep ─► leave
 
 Both roles live in every worker over one pool: which one gets work is the coordinator's choice. The process
 (`worker.process`) takes turns by its sockets, the simulated cluster by a virtual clock; the explored one calls the
@@ -24,6 +24,7 @@ from kvtransfer.heard import FromReader, FromSource
 from kvtransfer.pulling.pull import PullDone
 from kvtransfer.sharing.exchange import Loaded
 from protocol.errors import ConfigError, ProtocolError
+from protocol.failures import ErrorKind, Failure
 from protocol.messages.orders import (
     Abort,
     Audit,
@@ -38,6 +39,7 @@ from protocol.messages.orders import (
     Prefill,
     Refuse,
     SetRole,
+    Sleep,
     Welcome,
 )
 from protocol.messages.reports import Goodbye, Heartbeat, RoleChanged
@@ -47,6 +49,7 @@ from worker.gate import GrammarMade
 from worker.introduction import Introduction
 from worker.reports import account, load
 from worker.silence import SilenceLimit
+from worker.sleep import SleepState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -149,6 +152,7 @@ class WorkerLoop:
         self._has_news = False
         self._silence = SilenceLimit(patience.silence_limit_s, self._listened_s)
         self._introduction = Introduction(around.coordinator)
+        self.sleep = SleepState(roles, outbox, context)
         self._news = CacheNews(roles.pool.cache, outbox, context, roles.below, roles.keeper)
 
     # ---- a turn
@@ -170,6 +174,7 @@ class WorkerLoop:
         if not self._farewell.is_said:
             self._news.tell_changes()
         self._expire_when_due()
+        self.rest()
         self.publish()
         self.leave()
 
@@ -205,6 +210,11 @@ class WorkerLoop:
         stepped = self.roles.prefill.has_work and self.roles.prefill.step()
         self.steps += stepped
         return stepped
+
+    def rest(self) -> None:
+        """Give back what memory was asked for, once nothing is here; not after the last word."""
+        if not self._farewell.is_said:
+            self.sleep.rest()
 
     def _expire_when_due(self) -> None:
         now_s = self.context.clock.now_s()
@@ -261,10 +271,8 @@ class WorkerLoop:
             case Prefill() | Decode() if not self._card.role.computes:
                 self.dropped_messages += 1
                 log.warning("a store was given request_id=%s, and has no model", order.request_id)
-            case Prefill():
-                self.roles.gate.admit(order, self.roles.prefill.prefill)
-            case Decode():
-                self.roles.gate.admit(order, self.roles.decode.decode)
+            case Prefill() | Decode():
+                self._begin(order)
             case Abort():
                 key = (order.request_id, order.attempt)
                 self.roles.gate.end(key)
@@ -279,13 +287,23 @@ class WorkerLoop:
                 self.roles.keeper.forget_peer(order.worker_id)
                 self._around.forget_peer(order.worker_id)
             case Keep():
-                self.roles.keeper.keep(order)
+                if not self.sleep.is_awake_for_work():
+                    self.roles.keeper.keep(order)
             case ListBlocks():
                 self._news.tell_all()
             case _:
                 self._obey_about_us(order)
 
-    def _obey_about_us(self, order: Welcome | Refuse | SetRole | Fence | Drain) -> None:
+    def _begin(self, order: Prefill | Decode) -> None:
+        """A leg of a request: who sleeps wakes first, or says why it cannot."""
+        if failure := self.sleep.is_awake_for_work():
+            self.roles.gate.refuse(order, Failure(ErrorKind.WORKER_LOST, failure))
+        elif isinstance(order, Prefill):
+            self.roles.gate.admit(order, self.roles.prefill.prefill)
+        else:
+            self.roles.gate.admit(order, self.roles.decode.decode)
+
+    def _obey_about_us(self, order: Welcome | Refuse | SetRole | Fence | Drain | Sleep) -> None:
         """What this worker is, and whether it stays."""
         match order:
             case Welcome():
@@ -300,6 +318,8 @@ class WorkerLoop:
                 self._start_over()
             case Drain():
                 self._farewell.begin()
+            case Sleep():
+                self.sleep.told(order.parts)
 
     def _start_over(self) -> None:
         """The coordinator gave this incarnation up: forget everything and register anew."""
@@ -309,6 +329,7 @@ class WorkerLoop:
         self._news.start_over()
         self._around.start_over()
         self.roles.forget_reads()
+        self.sleep.start_over()
         self.is_registered = False
         self._heard = 0
 

@@ -88,7 +88,7 @@ class WorkerSockets:
         self.identity = f"{spec.worker_id}/{os.getpid()}".encode()
         self._channels = channels
         self._roads = roads
-        self._memory_bytes = engine.memory.size_bytes
+        self._memory = engine.memory
         self._lent_cores = engine.lent_cores
         self._grammars = grammars
         self._disk = disk
@@ -167,7 +167,7 @@ class WorkerSockets:
 
     def resources(self) -> Resources:
         """See Surroundings."""
-        return Resources(_count_files(), threading.active_count(), self._memory_bytes)
+        return Resources(_count_files(), threading.active_count(), self._memory.held_bytes)
 
     def pull_counters(self) -> PullCounters:
         """See Surroundings."""

@@ -22,6 +22,7 @@ from worker.metered_runner import MeteredRunner
 
 if TYPE_CHECKING:
     from engine.context import WorkerContext
+    from engine.resting import Resting
     from engine.runner_api import Runner
     from kvtransfer.promises.lease import LeaseTable
     from kvtransfer.promises.proofs import Materials
@@ -48,13 +49,14 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Machinery:
     """What a worker computes in, computes with and reads with; without `grammars` its answers have none, without
-    `below` its blocks are in its pool or nowhere."""
+    `below` its blocks are in its pool or nowhere, without `resting` it cannot sleep."""
 
     memory: Materials
     runner: Runner
     pulls: Pulls
     grammars: Grammars | None = None
     below: LowerTier | None = None
+    resting: Resting | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Roles:
     gate: GrammarGate
     keeper: Keeper
     below: LowerTier | None = None
+    resting: Resting | None = None
 
     @property
     def is_empty(self) -> bool:
@@ -140,4 +143,5 @@ def build_roles(
     )
     gate = GrammarGate(machinery.grammars, outbox, context)
     keeper = Keeper(pool, exchange, outbox, context)
-    return Roles(pool, leases, allocator, metered, prefill, decode, gate, keeper, machinery.below)
+    below, resting = machinery.below, machinery.resting
+    return Roles(pool, leases, allocator, metered, prefill, decode, gate, keeper, below, resting)

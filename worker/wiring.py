@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.vocabulary import GrammarVocabulary, eos_token_ids
+from engine.kv.pool_memory import KvMemory
+from engine.resting import HostResting
 from kvtransfer.promises.lease import LeaseTable
+from kvtransfer.transports.select import REGISTERING
 from protocol.channels import Channels
 from protocol.clock import ListeningClock
 from protocol.ids import host_identity
@@ -27,14 +30,19 @@ from worker.roles import Limits, Machinery, build_roles
 from worker.silence import LONGEST_LOOK_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from engine.context import WorkerContext
+    from engine.resting import Resting
     from protocol.messages.records import PeerAddress
     from protocol.specs import WorkerSpec
     from worker.engine_start import StartedEngine
 
 
-def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext) -> WorkerProcess:
-    """A worker that listens already; `run` it."""
+def build_worker(
+    spec: WorkerSpec, engine: StartedEngine, context: WorkerContext, available: Callable[[], int]
+) -> WorkerProcess:
+    """A worker that listens already; `run` it. `available`: bytes of this host's memory that can be taken now."""
     channels, memory = Channels(spec.keys), engine.memory
     leases = LeaseTable(ListeningClock(context.clock, LONGEST_LOOK_S))
     roads = Roads(spec, channels, memory, leases, engine.fingerprint, context)
@@ -48,9 +56,11 @@ def build_worker(spec: WorkerSpec, engine: StartedEngine, context: WorkerContext
         max_num_seqs=spec.max_num_seqs,
         prefix_caching=spec.enable_prefix_caching,
     )
-    machinery = Machinery(memory, engine.runner, roads, grammars, disk)
+    address = roads.address()
+    resting = _resting(engine, address, available)
+    machinery = Machinery(memory, engine.runner, roads, grammars, disk, resting)
     roles = build_roles(limits, machinery, leases, outbox, context)
-    card = _card(spec, engine, roads.address())
+    card = _card(spec, engine, address, can_sleep=resting is not None)
     loop = WorkerLoop(
         card,
         roles,
@@ -89,7 +99,9 @@ def _disk_tier(spec: WorkerSpec, engine: StartedEngine) -> DiskTier | None:
     )
 
 
-def _card(spec: WorkerSpec, engine: StartedEngine, address: PeerAddress) -> Hello:
+def _card(
+    spec: WorkerSpec, engine: StartedEngine, address: PeerAddress, *, can_sleep: bool
+) -> Hello:
     """How this worker introduces itself."""
     return Hello(
         worker_id=spec.worker_id,
@@ -108,4 +120,14 @@ def _card(spec: WorkerSpec, engine: StartedEngine, address: PeerAddress) -> Hell
         backend=engine.runner.backend,
         block_bytes=engine.memory.block_bytes,
         generation=spec.generation,
+        can_sleep=can_sleep,
     )
+
+
+def _resting(
+    engine: StartedEngine, address: PeerAddress, available: Callable[[], int]
+) -> Resting | None:
+    """None for blocks on a GPU, and where a network card knows their pages by their physical address: those stay."""
+    if not isinstance(engine.memory, KvMemory) or REGISTERING.intersection(address.transports):
+        return None
+    return HostResting(engine.memory, engine.mappings, available)

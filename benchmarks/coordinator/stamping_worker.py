@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from benchmarks.coordinator.stamped_tokens import Stamps
+from deploy.host.memory import available_bytes
 from deploy.processes.child import follow_parent, harden, log_to_stderr
 from engine.attesting import SLOT_BYTES
 from engine.checkpoints.prepared import fingerprint
@@ -83,7 +84,7 @@ def main() -> None:
     )
     runner = StampingRunner(Stamps(directory), step_s, clock)
     memory = KvMemory(spec.num_blocks, spec.block_size * SLOT_BYTES)
-    build_worker(spec, StartedEngine(runner, memory, layout), context).run()
+    build_worker(spec, StartedEngine(runner, memory, layout), context, available_bytes).run()
 
 
 if __name__ == "__main__":

@@ -77,7 +77,9 @@ class Autoscaler:
         self.dry_run = dry_run
 
     def tick(self) -> None:
-        """Ask the planner when it is time, and do what it says."""
+        """Ask the planner when it is time, and do what it says; a cluster that sleeps is left alone."""
+        if any(record.is_asleep for record in self._books.registry):
+            return
         now_s = self._clock.now_s()
         if now_s - self._asked_s < EVERY_S and not self._is_asked_awake():
             return

@@ -28,6 +28,10 @@ class Books:
         """Workers that take new work."""
         return [worker for worker in self.registry if worker.is_ready]
 
+    def may_hold(self) -> bool:
+        """Whether requests wait for workers where none is ready: some will be started, or woken, for them."""
+        return self.holding.may_sleep or any(worker.is_asleep for worker in self.registry)
+
     def decoders(self) -> list[WorkerRecord]:
         """Ready workers that write answers: all of them where none plays decode."""
         ready = self.ready()

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 KEPT = 200
 EVERY_S = 0.5
-WORDS = {"starting": "is starting", "ready": "is ready", "draining": "finishes what it has"}
+WORDS = {
+    "starting": "is starting",
+    "ready": "is ready",
+    "draining": "finishes what it has",
+    "asleep": "is asleep",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from coordinator.cluster.registry import Registry
 from coordinator.cluster.router import PrefixMemory, Router, stride_tokens
 from coordinator.cluster.scaling import GRACE_S, Scaler
 from coordinator.cluster.scaling_policy import ScalingPolicy
+from coordinator.cluster.sleeper import Sleeper
 from coordinator.cluster.source_planner import SourcePlanner
 from coordinator.cluster.storing import Storing
 from coordinator.planning.demand import DemandBook
@@ -121,12 +122,11 @@ class Cluster:
         self.storing = Storing(books.registry, self.outgoing, clock, settings.block_size)
         prefixes = around.prefixes or PrefixMemory(stride_tokens(settings.block_size))
         self.demand = demand = DemandBook()
-        work = demand.prompt_cost.work
         planner = SourcePlanner(self.storing, demand.prompt_cost.cost, clock, settings.block_size)
         self.router = Router(
             ledger,
             prefixes,
-            work,
+            demand.prompt_cost.work,
             relieves=settings.local_prefill,
             hands_over=settings.prefix_caching,
             planner=planner,
@@ -141,25 +141,38 @@ class Cluster:
         self.scaler = Scaler(
             books, self.liveness, self.outgoing, self._pools_changed, clock, settings.drain_grace_s
         )
+        self.sleeper = Sleeper(
+            books, self.line, self.requests, self.outgoing, self._pools_changed, clock
+        )
         self.policy = ScalingPolicy(self._make_autoscaler, self._judge_by, books.holding)
         self._audits = AuditBook(books, self.line, self.requests, self.outgoing)
         membership = Membership(books, self.liveness, self.scaler, self.outgoing, hearing)
         self.reconciler = reconciler = Reconciler(books, self.requests, dispatch, self.outgoing)
         self.inbox = Inbox(
-            books, self.requests, membership, reconciler, self._audits, self.storing, hearing
+            books,
+            self.requests,
+            membership,
+            reconciler,
+            self._audits,
+            self.storing,
+            self.sleeper,
+            hearing,
         )
         self._changes = ChangeLog(books, clock)
         self._view = ClusterView(
             books, self.line, self.requests, self.readiness, self._show_others, clock
         )
-        self.ticks = [
+        self.ticks = self._make_ticks()
+        self.is_ready = self.readiness.is_ready
+        self.audit = self._audits.collect
+
+    def _make_ticks(self) -> list[Periodic]:
+        return [
             Periodic("looking after workers and requests", TICK_S, self.tick),
             Periodic("looking after pools", TICK_S, self.scaler.tick),
             Periodic("autoscaling", TICK_S, self.policy.tick),
             Periodic("noting changes", TICK_S, self._changes.look),
         ]
-        self.is_ready = self.readiness.is_ready
-        self.audit = self._audits.collect
 
     def submit(self, generation: Generation) -> EventStream:
         """As `submit_all`, for one."""
@@ -168,7 +181,9 @@ class Cluster:
     def submit_all(self, generations: Sequence[Generation]) -> list[EventStream]:
         """See service_api.Service."""
         self.readiness.check_open()
-        return self.requests.submit_all(generations)
+        streams = self.requests.submit_all(generations)
+        self.sleeper.asked()
+        return streams
 
     def drain(self) -> dict[str, Any]:
         """See service_api.Service."""
@@ -177,10 +192,12 @@ class Cluster:
 
     def load(self, wanted: Mapping[Role, int]) -> None:
         """Start the workers of a model that has none; raises NoLauncher."""
+        self.sleeper.reset()
         self.scaler.fill(wanted)
 
     def unload(self) -> None:
         """End all workers. Nobody may use them."""
+        self.sleeper.reset()
         self.scaler.empty()
 
     def has(self, wanted: Mapping[Role, int]) -> bool:
@@ -189,8 +206,9 @@ class Cluster:
         return all(have[role] >= count for role, count in wanted.items())
 
     def has_each_role(self) -> bool:
-        """Whether every role that computes and is wanted has a worker that is ready."""
-        ready, wanted = {worker.role for worker in self.books.ready()}, self.books.pools.target
+        """Whether every role that computes and is wanted has a worker that is ready, or will be when it is asked."""
+        wanted = self.books.pools.target
+        ready = {w.role for w in self.books.registry if w.is_ready or w.is_asleep}
         return all(role in ready for role in COMPUTING if wanted[role])
 
     def is_empty(self) -> bool:
@@ -208,6 +226,10 @@ class Cluster:
     def num_here(self) -> int:
         """Workers that are here, or to come, or on their way out."""
         return sum(1 for _ in self.books.pools)
+
+    def is_asleep(self) -> bool:
+        """Whether its workers are here and gave memory back."""
+        return self.sleeper.level > 0
 
     def is_coming(self) -> bool:
         """Whether some worker is here to stay, or to come."""
@@ -237,6 +259,7 @@ class Cluster:
             "slo": self.requests.attainment.view(),
             "changes": self._changes.view(),
             "storing": self.storing.view(),
+            "sleep": self.sleeper.view(),
         }
 
     def _pools_changed(self) -> None:
@@ -258,6 +281,7 @@ class Cluster:
             self.reconciler.heard_all()
             self.requests.tick()
             self.liveness.tick()
+            self.sleeper.tick()
         self.probes.tick()
         self.storing.tick()
 

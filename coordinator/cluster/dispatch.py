@@ -85,7 +85,7 @@ class WaitingLine:
         where nobody serves and it may not be held until somebody does, Overloaded where its first token would come too late, or more waits than one pool-full.
         What nobody is before may wait for itself."""
         is_held = not self._books.ready()
-        if is_held:
+        if is_held and not self._books.may_hold():
             self._books.holding.check(self._books.pools.num_computing)
         self._fitting.check(lives)
         for life in lives:

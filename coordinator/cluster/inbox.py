@@ -19,6 +19,7 @@ from protocol.messages.reports import (
     Hello,
     Outputs,
     RoleChanged,
+    SleepChanged,
     TransferFailed,
 )
 
@@ -29,11 +30,21 @@ if TYPE_CHECKING:
     from coordinator.cluster.membership import Membership
     from coordinator.cluster.reconcile import Reconciler
     from coordinator.cluster.registry import WorkerRecord
+    from coordinator.cluster.sleeper import Sleeper
     from coordinator.cluster.storing import Storing
     from protocol.clock import Clock
     from protocol.messages.reports import WorkerMessage
 
-Report = Heartbeat | Outputs | TransferFailed | AuditReply | RoleChanged | Goodbye | BlocksChanged
+Report = (
+    Heartbeat
+    | Outputs
+    | TransferFailed
+    | AuditReply
+    | RoleChanged
+    | Goodbye
+    | BlocksChanged
+    | SleepChanged
+)
 FROM_LAUNCHER = (LauncherHello, LauncherGoodbye, NodeLeaving, WorkerExited, ScaleRefused)
 
 
@@ -48,6 +59,7 @@ class Inbox:
         reconciler: Reconciler,
         audits: AuditBook,
         storing: Storing,
+        sleeper: Sleeper,
         clock: Clock,
     ) -> None:
         self.dropped_messages = 0
@@ -57,6 +69,7 @@ class Inbox:
         self._reconciler = reconciler
         self._audits = audits
         self._storing = storing
+        self._sleeper = sleeper
         self._clock = clock
 
     def on_message(self, identity: bytes, message: WorkerMessage) -> None:
@@ -85,6 +98,8 @@ class Inbox:
                 self._audits.on_reply(message)
             case RoleChanged():
                 record.heard_role(message.role)
+            case SleepChanged():
+                self._sleeper.said(record, message)
             case BlocksChanged():
                 self._storing.said(record, message)
             case Goodbye():

@@ -300,6 +300,11 @@ class LiveRequests:
         for life in self:
             self._end(life, StreamEvent(error=error), reason)
 
+    def fail_waiting(self, error: BatonError) -> None:
+        """Nobody can be woken for those that wait in the line."""
+        for life in self._line:
+            self._end(life, StreamEvent(error=error), "no worker can be woken")
+
     def tick(self) -> None:
         """End what is out of time."""
         now_s = self._clock.now_s()

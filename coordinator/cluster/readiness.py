@@ -34,13 +34,13 @@ class Readiness:
             raise Draining
 
     def is_ready(self) -> bool:
-        """Whether a request sent now could be served, or held until the workers are there that it wakes."""
+        """Whether a request sent now could be served, or held until the workers are there, or awake, that it calls for."""
         ready = self._books.ready()
         if not self._was_ready:
             have = Counter(worker.role for worker in ready)
             wanted = self._books.pools.target
             self._was_ready = all(have[role] >= wanted[role] for role in COMPUTING)
-        serves = bool(ready) or self._books.holding.may_sleep
+        serves = bool(ready) or self._books.may_hold()
         return self._was_ready and serves and not self.is_draining
 
     def changed(self) -> None:

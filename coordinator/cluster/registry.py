@@ -1,6 +1,8 @@
 """Who the workers are and how they are. Owns liveness, role and load; pure: told of time, never asks.
 
     starting ──probe passed──► ready ──drain──► draining ──► dead (forgotten)
+        │                      ▲    │
+        │                  asleep ◄─┘
         └───────────────────────┴── exit, silence, no progress ──► dead
 
 A record belongs to one incarnation. What speaks for a dead incarnation is fenced.
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from protocol.messages.reports import Heartbeat, Hello
     from protocol.roles import Role
+    from protocol.sleeping import Part
 
 SILENCE_S = 2.5
 """A worker that sends no heartbeat for this long is lost."""
@@ -37,13 +40,15 @@ class WorkerState(enum.Enum):
 
     STARTING = "starting"
     READY = "ready"
+    ASLEEP = "asleep"
     DRAINING = "draining"
 
 
 @dataclass(slots=True)
 class WorkerRecord:
     """One incarnation of one worker. `silent_s` is of the last look. `stops_until_s`: its process ends, then at the
-    latest, and is started again. `role` is what it is given work as, `told_role` what it knows of that."""
+    latest, and is started again. `role` is what it is given work as, `told_role` what it knows of that. `away` is what it said
+    last of its memory, and `is_settled` whether that was said after the last order about it, at `rest_told_s`."""
 
     hello: Hello
     identity: bytes
@@ -57,6 +62,10 @@ class WorkerRecord:
     sent_seq: int = 0
     told_role: Role | None = None
     stops_until_s: float | None = None
+    away: frozenset[Part] = frozenset()
+    sleep_failure: str = ""
+    rest_told_s: float = float("-inf")
+    is_settled: bool = True
 
     @property
     def worker_id(self) -> str:
@@ -76,6 +85,28 @@ class WorkerRecord:
     def passed_probe(self) -> bool:
         """It has proven itself; False when that was not asked, or no longer."""
         if self.state is not WorkerState.STARTING:
+            return False
+        self.state = WorkerState.READY
+        return True
+
+    def fall_asleep(self) -> bool:
+        """No new work for it, until it has said that it is awake; False where that changes nothing."""
+        if self.state is not WorkerState.READY:
+            return False
+        self.state = WorkerState.ASLEEP
+        return True
+
+    def told_to_rest(self, now_s: float) -> None:
+        """An order about its memory leaves."""
+        self.rest_told_s, self.is_settled = now_s, False
+
+    def rests(self, away: frozenset[Part], failure: str) -> None:
+        """It says what is away now."""
+        self.away, self.sleep_failure, self.is_settled = away, failure, not failure
+
+    def wakes(self) -> bool:
+        """It has everything again and takes work; False where it was not asleep, or is."""
+        if self.state is not WorkerState.ASLEEP or self.away:
             return False
         self.state = WorkerState.READY
         return True
@@ -116,6 +147,11 @@ class WorkerRecord:
     def is_ready(self) -> bool:
         """Whether it takes new work."""
         return self.state is WorkerState.READY and self.role.computes
+
+    @property
+    def is_asleep(self) -> bool:
+        """Whether it takes new work as soon as it has been woken."""
+        return self.state is WorkerState.ASLEEP
 
     @property
     def keeps(self) -> bool:

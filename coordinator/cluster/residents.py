@@ -111,9 +111,8 @@ class Residents:
         model, now_s = self.model(name), self._clock.now_s()
         expires_s = model.expires_s
         waiting = sum(ticket.model == name for ticket in self._residency.line)
-        failed = bool(model.failed_because) and model.presence is Presence.OUT
         return {
-            "state": "failed" if failed else model.presence.value,
+            "state": self._state(model),
             "users": model.num_users,
             "waiting": waiting,
             "needed_bytes": model.needed_bytes,
@@ -121,6 +120,13 @@ class Residents:
             "expires_in_s": None if expires_s is None else max(0.0, expires_s - now_s),
             "failure": model.failed_because,
         }
+
+    def _state(self, model: Resident) -> str:
+        if model.failed_because and model.presence is Presence.OUT:
+            return "failed"
+        if model.presence is Presence.IN and self._clusters[model.name].is_asleep():
+            return "sleeping"
+        return model.presence.value
 
     def model(self, name: str) -> Resident:
         """What is decided of it."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from protocol.content_keys import content_salt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from coordinator.cluster.timeline import Timeline
     from coordinator.cluster.traffic_split import Affinity
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from protocol.finish import FinishReason
     from protocol.roles import Role
     from protocol.sampling import SampledToken, SamplingParams, ScoredToken
+    from protocol.sleeping import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,23 @@ class ModelControl(Protocol):
 
     def view(self, name: str) -> dict[str, Any]:
         """Its state, and when it goes."""
+        ...
+
+
+class SleepControl(Protocol):
+    """Models whose workers stay and give memory back, as the edge sees them; by the name that answers give them, and None means all
+    that have workers."""
+
+    async def sleep(self, model: str | None, level: int) -> None:
+        """Returns when it is so. Raises PoolConflict where they cannot, or while they are used."""
+        ...
+
+    async def wake(self, model: str | None, parts: Iterable[Part]) -> None:
+        """Returns when they have these parts again. Raises WorkerLost where they cannot."""
+        ...
+
+    def is_asleep(self, model: str | None) -> bool:
+        """Whether all of them are."""
         ...
 
 

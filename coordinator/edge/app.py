@@ -43,6 +43,7 @@ from coordinator.edge.operations.routes_operations import AdminRoutes, OpenRoute
 from coordinator.edge.operations.routes_pools import PoolRoutes
 from coordinator.edge.operations.routes_residents import ResidentRoutes
 from coordinator.edge.operations.routes_rollouts import RolloutRoutes
+from coordinator.edge.operations.routes_sleep import SleepRoutes
 from coordinator.edge.operations.routes_ui import UiRoutes
 from coordinator.edge.operations.routes_usage import UsageRoutes
 from coordinator.edge.telemetry.http_metrics import HttpMetrics
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
         PoolControl,
         RevisionControl,
         Service,
+        SleepControl,
     )
     from coordinator.edge.answers.adapters import AdapterBook
     from coordinator.edge.answers.edge import Api, Groups
@@ -114,6 +116,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     residents: ModelControl | None = None,
     adapters: AdapterBook | None = None,
     revisions: RevisionControl | None = None,
+    sleeping: SleepControl | None = None,
 ) -> FastAPI:
     """The application over `service`. Raises ConfigError for files that cannot be used.
 
@@ -125,7 +128,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     made them ends them. `router` names groups of deployments that answer beside the model, or in its place. `others` are models beside `model`, `pools_of` has
     each one's pools, and `operated` is what operators see then: all of them together. `residents` has models that come and go; `adapters` are names that requests
     may have for a model with one of them; `revisions` says which models are revisions of another, and `state.offer` and `state.withdraw` add and take
-    away such.
+    away such; `sleeping` has models whose workers can give memory back.
     """
     clock, keys = clock or SystemClock(), Keys(api_keys, admin_keys, accounts)
     word = (chat_template, allow_special_tokens_in_content, sampling_defaults)
@@ -133,7 +136,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     metrics = EdgeMetrics(model.name, service.cluster, clock, version())
     shared = Shared(limits or EdgeLimits(), clock, SideWork(), traces, residents)
     edge = _make_edge([first, *others], KeyGuard(keys, Scope.INFERENCE), metrics, shared)
-    edge = replace(edge, adapters=adapters, revisions=revisions)
+    edge = replace(edge, adapters=adapters, revisions=revisions, sleeping=sleeping)
     edge = replace(edge, groups=_groups(router, edge, clock))
     app, whole = _make_app(root_path, edge, shared), operated or service
     spoken, has_keys = [make(edge) for make in apis], bool(api_keys or accounts)
@@ -142,8 +145,7 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     error_replies.install(app, metrics, spellers)
     app.include_router(OpenRoutes(whole).router())
     app.include_router(UiRoutes().router())
-    routes = _guarded(app, spoken, has_keys=has_keys)
-    app.include_router(routes, dependencies=[Depends(edge.guard)])
+    app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(edge.guard)])
     for scope, own in _operated(whole, metrics, (pools, pools_of, policy), keys, edge):
         app.include_router(own, dependencies=[Depends(KeyGuard(keys, scope))])
     return app
@@ -177,6 +179,8 @@ def _operated(
         yield Scope.ADMIN, PoolRoutes(pools, edge.bodies, pools_of).router()
     if edge.residents is not None:
         yield Scope.ADMIN, ResidentRoutes(edge, edge.residents).router()
+    if edge.sleeping is not None:
+        yield Scope.ADMIN, SleepRoutes(edge, edge.sleeping).router()
     if edge.revisions is not None:
         metrics.registry.register(RevisionCollector(edge.revisions.view))
         yield Scope.ADMIN, RolloutRoutes(edge.revisions, edge.bodies).router()

@@ -81,7 +81,9 @@ def ps(client: httpx.Client) -> int:
 
 def _row(card: dict[str, Any]) -> tuple[str, ...]:
     state, in_s = card["status"]["value"], card["expires_in_s"]
-    goes = "" if state != "loaded" else "never" if in_s is None else f"{in_s:.0f} s"
+    goes = (
+        "" if state not in ("loaded", "sleeping") else "never" if in_s is None else f"{in_s:.0f} s"
+    )
     failure = f" ({card['failure']})" if card["failure"] else ""
     counts = (str(card["users"]), str(card["waiting"]))
     return (card["id"], state + failure, format_bytes(card["needed_bytes"]), *counts, goes)

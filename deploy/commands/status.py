@@ -59,9 +59,7 @@ def read_cluster(client: httpx.Client) -> dict[str, Any]:
 def headline(cluster: dict[str, Any]) -> str:
     """Model, readiness and how many requests are live."""
     live = cluster.get("requests", {}).get("live", 0)
-    return (
-        f"{cluster.get('model')} · {'ready' if cluster['ready'] else 'not ready'} · {live} requests"
-    )
+    return f"{cluster.get('model')} · {_is_ready(cluster)} · {live} requests"
 
 
 def notes(cluster: dict[str, Any]) -> list[str]:
@@ -99,6 +97,10 @@ def model_line(name: str, view: dict[str, Any]) -> str:
 
 
 def _is_ready(view: dict[str, Any]) -> str:
+    """Also of one that sleeps: it serves whoever asks."""
+    level = view.get("sleep", {}).get("level", 0)
+    if level:
+        return f"asleep (level {level}), a request wakes it"
     return "ready" if view["ready"] else "not ready"
 
 

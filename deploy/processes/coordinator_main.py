@@ -21,6 +21,7 @@ import uvloop
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
 from coordinator.cluster.control_socket import ControlSocket
 from coordinator.cluster.fleet import Fleet, FleetPools, Member
+from coordinator.cluster.fleet_sleep import FleetSleep
 from coordinator.cluster.residency import Residency, Resident
 from coordinator.cluster.residents import Residents
 from coordinator.edge.app import Offer, Parsers, SamplingDefaults, ServedModel, Sites, create_app
@@ -319,6 +320,7 @@ class CoordinatorProcess:
             pools_of=fleet.pools_of,
             residents=self.residents,
             revisions=self.rollouts,
+            sleeping=FleetSleep(fleet),
             policy=fleet.first.policy if is_alone else None,
             parsers=first.parsers,
             grammars=first.grammars,

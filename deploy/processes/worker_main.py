@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from deploy.host.memory import available_bytes
 from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_as, log_to_stderr
 from deploy.processes.standby import keep_to, stand_by
 from engine.context import WorkerContext
@@ -50,7 +51,7 @@ def run_worker(spec: WorkerSpec) -> None:
         vocab_size=spec.model.config.vocab_size,
         adapters=engine.adapters,
     )
-    worker = build_worker(spec, engine, context)
+    worker = build_worker(spec, engine, context, available_bytes)
     log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)
     worker.run()
 

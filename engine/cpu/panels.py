@@ -96,6 +96,13 @@ def load_panels(
         return {}
 
 
+def mapping_of(panels: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """[bytes] of the whole file that shared matrices lie in; nothing where each worker has its own."""
+    for panel in panels.values():
+        return [torch.empty(0, dtype=torch.uint8).set_(panel.untyped_storage())]
+    return []
+
+
 def _matrices(mapped: MappedWeights, config: ModelConfig) -> Iterator[tuple[str, torch.Tensor]]:
     """Every matrix by the name that `Backend.linear` gets."""
     for index in range(config.num_layers):

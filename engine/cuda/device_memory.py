@@ -94,6 +94,11 @@ class DeviceMemory:
         self._local = threading.local()
         self._fresh: dict[int, bytes] = {}
 
+    @property
+    def held_bytes(self) -> int:
+        """All of it, always."""
+        return self.size_bytes
+
     def tensor(self) -> torch.Tensor:
         """All of it as uint8."""
         return self._tensor

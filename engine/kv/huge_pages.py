@@ -12,9 +12,10 @@ import os
 import weakref
 from typing import Any
 
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, InternalError
 
 HUGE_BYTES = 2 << 20
+_MADV_DONTNEED = 4
 _MADV_POPULATE_READ, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 22, 23, 25
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
@@ -56,6 +57,15 @@ def collapse(array: ctypes.Array[ctypes.c_uint8]) -> bool:
     """Put the mapped bytes into huge pages; False when the kernel does not, and only speed is lost."""
     size = len(array) // HUGE_BYTES * HUGE_BYTES
     return size == 0 or _libc.madvise(ctypes.addressof(array), size, _MADV_COLLAPSE) == 0
+
+
+def forget_pages(address: int, size: int) -> None:
+    """Take the mapping of a file out of this process's memory; what is read of it later comes from the file again.
+
+    Never of bytes that were written through a private mapping: those would be lost. `address` is a multiple of the page size.
+    """
+    if _libc.madvise(address, size, _MADV_DONTNEED):
+        raise InternalError(f"a mapping cannot be let go: {os.strerror(ctypes.get_errno())}")
 
 
 def populate(address: int, size: int, *, writable: bool) -> bool:

@@ -12,11 +12,13 @@ import os
 from typing import TYPE_CHECKING
 
 from engine.kv.huge_pages import map_aligned, populate
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_libc = ctypes.CDLL(None, use_errno=True)
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -33,16 +35,45 @@ class KvMemory:
         os.ftruncate(self.fd, self.size_bytes)
         mapped = map_aligned(self.fd, self.size_bytes, writable=True)
         try:
+            self._reserve()
+        except ConfigError:
+            os.close(self.fd)
+            raise
+        self._address = ctypes.addressof(mapped)
+        populate(self._address, self.size_bytes, writable=True)
+        self.is_away = False
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
+        self.buffer = memoryview(mapped).cast("B")
+
+    @property
+    def held_bytes(self) -> int:
+        """What of the host's memory is taken now."""
+        return 0 if self.is_away else self.size_bytes
+
+    def give_back(self) -> None:
+        """The host has the memory again; file, mapping and addresses stay, and what is read there is zeros. Nobody may hold
+        a block whose bytes matter."""
+        size = ctypes.c_long(self.size_bytes)
+        if _libc.fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(0), size):
+            raise InternalError(f"the KV cache is kept: {os.strerror(ctypes.get_errno())}")
+        self.is_away = True
+
+    def take_again(self) -> None:
+        """All of it, as at the start; raises ConfigError, and takes nothing, where the host has not as much."""
+        if not self.is_away:
+            return
+        self._reserve()
+        populate(self._address, self.size_bytes, writable=True)
+        self.is_away = False
+
+    def _reserve(self) -> None:
+        try:
             os.posix_fallocate(self.fd, 0, self.size_bytes)
         except OSError as error:
-            os.close(self.fd)
             raise ConfigError(
                 f"cannot reserve {self.size_bytes} bytes of KV cache ({error.strerror}); "
                 "lower --kv-cache-memory"
             ) from error
-        populate(ctypes.addressof(mapped), self.size_bytes, writable=True)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
-        self.buffer = memoryview(mapped).cast("B")
 
     def block(self, block_id: int) -> memoryview:
         """The bytes of one block, writable."""

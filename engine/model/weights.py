@@ -44,6 +44,11 @@ class MappedWeights:
         self._size = path.stat().st_size
         self._flat = torch.from_file(str(path), shared=False, size=self._size, dtype=torch.uint8)
 
+    @property
+    def whole(self) -> torch.Tensor:
+        """[bytes] of the file as it is mapped."""
+        return self._flat
+
     def find(self, name: str) -> torch.Tensor | None:
         """The tensor, or None when the model has none of that name."""
         place = self._places.get(name)

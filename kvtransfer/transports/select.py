@@ -27,6 +27,8 @@ LOOPBACK = "127.0.0.1"
 _NEED_RDMA = ("nixl", "ucx")
 _BARE = ("nixl", "ucx")
 """Neither encrypts nor authenticates what it carries."""
+REGISTERING = frozenset({"nixl", "ucx"})
+"""These register a pool's pages with the network; they cannot go and come."""
 TRUSTED = "trusted"
 """The value of --kv-network by which an operator vouches for everybody on the network."""
 

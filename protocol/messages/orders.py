@@ -1,6 +1,6 @@
 """What the coordinator tells a worker. Owns these wire types; what a worker makes of them is `worker.loop`.
 
-    coordinator → worker    Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain Forget Keep ListBlocks
+    coordinator → worker    Ping Welcome Refuse Prefill Decode Abort SetRole Fence Audit Drain Forget Keep ListBlocks Sleep
 
 Every order names the incarnation it speaks to, and a request's order its attempt: what is stale is counted
 and dropped. Prompts are token ids; no text reaches a worker. An order's adapter is that of the request's admission, to its
@@ -15,6 +15,7 @@ from protocol.adapters import AdapterRef
 from protocol.messages.records import Message, PeerAddress, PrefixRun
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
+from protocol.sleeping import Part
 
 
 class Order(Message, frozen=True, kw_only=True):
@@ -132,6 +133,13 @@ class ListBlocks(Order, frozen=True, kw_only=True):
     """Say which blocks are cached, all of them now and from then on what changes (see BlocksChanged)."""
 
 
+class Sleep(Order, frozen=True, kw_only=True):
+    """Give these parts of the memory back as soon as nothing is here, and take all others again at once; none: be awake.
+    Answered with SleepChanged when it is so. Work that comes afterwards wakes the worker."""
+
+    parts: list[Part] = msgspec.field(default_factory=list)
+
+
 CoordinatorMessage = (
     Ping
     | Welcome
@@ -146,4 +154,5 @@ CoordinatorMessage = (
     | Forget
     | Keep
     | ListBlocks
+    | Sleep
 )

@@ -1,6 +1,7 @@
 """What workers and launchers tell the coordinator. Owns a worker's wire types; a launcher's are `protocol.messages.launcher`.
 
     worker → coordinator    Hello Heartbeat Outputs TransferFailed AuditReply RoleChanged Goodbye BlocksChanged
+                            SleepChanged
 
 Every report names the incarnation it speaks for, and a request's report its attempt: what is stale is counted and dropped.
 """
@@ -22,6 +23,7 @@ from protocol.messages.launcher import (
 from protocol.messages.records import Message, PeerAddress
 from protocol.roles import Role
 from protocol.sampling import SampledToken, ScoredToken
+from protocol.sleeping import Part
 from protocol.spans import Spans
 from protocol.worker_load import BlockCounts, WorkerLoad
 
@@ -30,7 +32,7 @@ class Hello(Message, frozen=True, kw_only=True):
     """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it. `draining`:
     another coordinator told it to drain, it takes no work. `stopping`: its process was told to end by a signal, it
     takes no work and will be started again. Of two starts that both live, the one of the higher
-    `generation` is the worker."""
+    `generation` is the worker. `can_sleep`: it obeys Sleep."""
 
     worker_id: str
     incarnation: str
@@ -50,6 +52,7 @@ class Hello(Message, frozen=True, kw_only=True):
     generation: int = 0
     draining: bool = False
     stopping: bool = False
+    can_sleep: bool = False
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
@@ -151,6 +154,14 @@ class RoleChanged(Message, frozen=True, kw_only=True):
     role: Role
 
 
+class SleepChanged(Message, frozen=True, kw_only=True):
+    """These parts of the worker's memory are away now; `failure`: why one of them could not be had again."""
+
+    incarnation: str
+    parts: list[Part]
+    failure: str = ""
+
+
 class Goodbye(Message, frozen=True, kw_only=True):
     """The worker has nothing left to do here and may be stopped; said again until it is. `stopping`: it ends by itself,
     and will be started again."""
@@ -186,6 +197,7 @@ WorkerMessage = (
     | RoleChanged
     | Goodbye
     | BlocksChanged
+    | SleepChanged
     | LauncherHello
     | LauncherGoodbye
     | NodeLeaving

@@ -246,6 +246,43 @@ def test_a_client_that_leaves_while_it_waits_frees_its_place(server: Server) -> 
     assert answer(server, "green")
 
 
+def pss_bytes(pid: int) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line[:4] == "Pss:") << 10
+
+
+def test_a_model_sleeps_gives_memory_back_and_answers_the_same_when_it_is_asked(
+    server: Server,
+) -> None:
+    expected = answer(server, "red")
+    answer(server, "blue")
+    pid = next(w["pid"] for w in server.cluster()["workers"] if w["id"] == "red.decode-0")
+    awake = pss_bytes(pid)
+    for level in (1, 2):
+        reply = server.client.post("/sleep", params={"level": level, "model": "red"})
+        assert (reply.status_code, reply.content) == (200, b""), reply.text
+        assert awake - pss_bytes(pid) > 15 << 20
+        assert states(server)["red"] == "sleeping"
+        asleep = [
+            server.client.get("/is_sleeping", params=named).json()["is_sleeping"]
+            for named in ({"model": "red"}, {"model": "blue"}, {})
+        ]
+        assert asleep == [True, False, False]
+        red = server.cluster()["models"]["red"]
+        assert red["workers"][0]["state"] == "asleep"
+        assert red["sleep"]["level"] == level
+        assert server.audit()["balanced"]
+        assert answer(server, "red") == expected
+        assert states(server)["red"] == "loaded"
+    assert server.client.post("/sleep").status_code == 200
+    assert server.client.get("/is_sleeping").json() == {"is_sleeping": True}
+    assert server.client.post("/wake_up").status_code == 200
+    assert set(server.client.get("/is_sleeping").json().values()) == {False}
+    reply = server.client.post("/sleep", params={"model": "cut"})
+    assert reply.status_code == 409
+    assert next(w["pid"] for w in server.cluster()["workers"] if w["id"] == "red.decode-0") == pid
+
+
 def test_a_coordinator_that_comes_back_finds_the_models_that_are_in(server: Server) -> None:
     expected = answer(server, "green")
     pid = server.worker("decode")["pid"]

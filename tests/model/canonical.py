@@ -43,6 +43,7 @@ LEFT_OUT = {
     "PrefillRole": {"computed_tokens"},
     "PrefillScheduler": {"max_num_batched_tokens", "max_num_seqs"},
     "RequestLife": {"order_seqs", "strikes", "timeline", "arrival_s", "deadline_s"},
+    "SleepState": {"_roles", "_resting", "_outbox"},
     "Sequence": {"keys", "root", "sampling", "arrival_s"},
     "WorkerRecord": {"hello", "load", "last_seen_s", "step", "step_moved_s", "sent_seq"},
     "WorkerLoop": {

@@ -34,6 +34,7 @@ class Faults:
     handover: int = 0
     keep: int = 0
     listing: int = 0
+    sleep: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ CHAT = {"a": (1, 2, 3), "b": (1, 2, 3, *oracle(2, [1, 2, 3], 2), 9)}
 AT_ONCE = {"a": (1, 2, 3, 4), "b": (1, 2, 9)}
 LOSING = (*("drop", "duplicate", "reorder", "crash", "fence", "cancel", "lease", "flip"), "drain")
 KINDS = tuple(kind.name for kind in fields(Faults))
-ORDERS = ("role", "audit", "ping", "forget", "reject", "keep", "listing")
+ORDERS = ("role", "audit", "ping", "forget", "reject", "keep", "listing", "sleep")
 """Orders that an operator may give at any time, beside drain."""
 HANDOVER = {"role": 1, "handover": 1}
 """To whom there is somebody to hand over: P decodes, too."""
@@ -141,6 +142,10 @@ COMPLETE = (
         Configuration(f"keep+{other}", ONE, faults=Faults(**{"keep": 1, other: 1}))
         for other in ("crash", "fence", "lease", "flip", "cancel", "duplicate", "impatience")
     ],
+    *[
+        Configuration(f"sleep+{other}", ONE, faults=Faults(**{"sleep": 1, other: 1}))
+        for other in ("crash", "fence", "lease", "flip", "cancel", "duplicate", "reorder", "keep")
+    ],
 )
 """Small enough to be explored to the last state."""
 
@@ -196,6 +201,14 @@ BOUNDED = (
         TWO,
         blocks={"P": 3, "D": 3},
         faults=Faults(drop=1, crash=1, lease=1, flip=1, keep=2, listing=1),
+    ),
+    Configuration(
+        "asleep",
+        CHAT,
+        blocks={"P": 4, "D": 4},
+        hint_tokens=4,
+        in_turn=True,
+        faults=Faults(duplicate=1, crash=1, lease=1, keep=1, sleep=2),
     ),
     Configuration(
         "two",

@@ -13,10 +13,21 @@ from coordinator.cluster.registry import WorkerState
 from coordinator.cluster.service_api import Generation
 from protocol.content_keys import block_keys, root_key
 from protocol.errors import DeadlineExceeded, Overloaded, RequestAborted, WorkerLost
-from protocol.messages.orders import Audit, Drain, Forget, Keep, ListBlocks, Ping, Refuse, SetRole
+from protocol.messages.orders import (
+    Audit,
+    Drain,
+    Forget,
+    Keep,
+    ListBlocks,
+    Ping,
+    Refuse,
+    SetRole,
+    Sleep,
+)
 from protocol.messages.reports import Heartbeat
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
+from protocol.sleeping import Part
 from protocol.worker_load import BlockCounts, WorkerLoad
 from tests.model.surroundings import Frozen, Letter, Violation, fingerprint, scores
 
@@ -261,6 +272,12 @@ class CoordinatorSide:
             parent=root,
             keys=keys,
         )
+        self.service.outgoing.send_order(record, order)
+
+    def put_to_sleep(self, worker_id: str) -> None:
+        """In the middle of anything: work that comes later wakes it."""
+        record = self._record(worker_id)
+        order = Sleep(incarnation=record.incarnation, parts=[Part.KV_CACHE])
         self.service.outgoing.send_order(record, order)
 
     def ask_for_list(self, worker_id: str) -> None:

@@ -174,6 +174,8 @@ class Moves:
 
         if facts.is_unsaid:
             yield f"{name} says what it gathered", move("flush")
+        if facts.may_rest:
+            yield f"{name} falls asleep", move("rest")
         if facts.may_leave:
             yield f"{name} says Goodbye", move("leave")
         if facts.has_left and self._is_unknown(world, name, facts.incarnation):
@@ -339,6 +341,7 @@ class Moves:
         yield "reject", f"C refuses {name}", 0, ("reject", name)
         yield "keep", f"{name} is to keep what {other} has", 0, ("keep", name, other)
         yield "listing", f"{name} is to list its blocks", 0, ("ask_for_list", name)
+        yield "sleep", f"{name} is to sleep", 0, ("put_to_sleep", name)
         yield "handover", f"{name} hands over what it writes", 0, ("hand_over", name)
         if name == "P":
             yield "role", "P becomes a decode worker", 0, ("flip", name, Role.DECODE)

@@ -60,6 +60,7 @@ class Facts:
     is_registered: bool = False
     is_unsaid: bool = False
     may_leave: bool = False
+    may_rest: bool = False
     has_left: bool = False
     late: tuple[tuple[str, int], ...] = ()
     starts: dict[str, str] = field(default_factory=dict)
@@ -191,6 +192,7 @@ class Parts:
             is_registered=side.loop.is_registered,
             is_unsaid=not side.outbox.is_empty,
             may_leave=side.may_leave,
+            may_rest=side.loop.sleep.is_due and not side.loop.has_said_goodbye,
             has_left=side.loop.has_said_goodbye,
             late=side.late(),
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from engine.attesting import attested_scores, attested_tokens
 from protocol.content_keys import root_key
 from protocol.fingerprint import Fingerprint
+from protocol.sleeping import Part
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
@@ -41,6 +42,14 @@ class Memory:
     def block(self, block_id: int) -> memoryview:
         start = block_id * self.block_bytes
         return memoryview(self.content)[start : start + self.block_bytes]
+
+    def give_back(self, part: Part) -> None:
+        """Satisfies engine.resting.Resting: what is read of a pool that is away is wrong."""
+        if part is Part.KV_CACHE:
+            self.content[:] = b"\x5a" * len(self.content)
+
+    def take_again(self, part: Part) -> None:
+        """It can always be had."""
 
     def materials(self, block_ids: SequenceOf[int]) -> list[memoryview]:
         return [self.block(block_id) for block_id in block_ids]

@@ -75,7 +75,9 @@ class WorkerSide:
         self.memory = Memory(num_blocks, size * SLOT_BYTES)
         self.outbox = Outbox(self, self.context)
         limits = Limits(num_blocks, size, self.configuration.chunk_tokens, MAX_NUM_SEQS)
-        machinery = Machinery(self.memory, AttestingRunner(self.memory, size), self)
+        machinery = Machinery(
+            self.memory, AttestingRunner(self.memory, size), self, resting=self.memory
+        )
         leases = LeaseTable(self.context.clock)
         self.roles = build_roles(limits, machinery, leases, self.outbox, self.context)
         self.loop = WorkerLoop(self._card(), self.roles, self.outbox, self, self.context)
@@ -154,6 +156,11 @@ class WorkerSide:
     def flush(self) -> None:
         """What a step gathered is said."""
         self.loop.outbox.flush()
+
+    def rest(self) -> None:
+        """A turn in which nothing is here that needs the memory that was asked for."""
+        self.loop.rest()
+        self._after()
 
     def leave(self) -> None:
         """The end of a turn in which nothing is left to do here; nobody hears of a Goodbye said twice."""
@@ -367,6 +374,8 @@ class WorkerSide:
         """Blocks conserved, every hold with a live owner, every read into blocks that are held."""
         if not self.pool.is_balanced():
             raise Violation(f"{self.worker_id}: blocks are not conserved")
+        if self.loop.sleep.away and self.pool.counts().free != self.num_blocks:
+            raise Violation(f"{self.worker_id}: blocks of before can be found while it sleeps")
         owners = [offer.sequence for offer in self.prefill.offers.values()]
         owners += [fetch.sequence for fetch in self.decode.fetches.values()]
         reads: list[RunRead] = []

@@ -13,7 +13,7 @@ Faults: lost, repeated and reordered messages, deaths, SIGTERM (in a third of th
 links, cancelled requests, chats of two turns, a third of the seeds with no headroom (preemptions), a quarter with a death
 of the coordinator (in half of them it is paused, too), whose open streams may be cut and are counted. In half of the seeds some requests have less time than they
 need, and workers are audited in the middle of everything. In half of the seeds the pools are scaled, drained
-and flipped meanwhile.
+and flipped meanwhile; in a third they are put to sleep.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import coordinator.cluster.ledger
 from coordinator.cluster.lifecycle import MAX_WORKER_DEATHS
 from coordinator.cluster.live_requests import EventStream
 from coordinator.cluster.service_api import Generation
+from coordinator.cluster.sleeper import Sleeper
 from protocol.errors import (
     BatonError,
     DeadlineExceeded,
@@ -46,6 +47,7 @@ from protocol.errors import (
 )
 from protocol.roles import COMPUTING, Role
 from protocol.sampling import SamplingParams, ScoredToken
+from protocol.sleeping import Part
 from tests.sim.cluster import Cluster, StreamCut, run
 from tests.sim.network import Faults
 from tests.sim.worker import BLOCK_SIZE, Policy
@@ -79,6 +81,7 @@ class Report:
     fetched_blocks: int = 0
     scalings: int = 0
     faults: int = 0
+    naps: int = 0
     trace: str = ""
 
 
@@ -89,12 +92,14 @@ class Campaign:
         self.cluster = cluster
         self.rng = random.Random(seed * 7919 + 13)
         self.report = Report(seed)
+        self.naps: list[asyncio.Future[None]] = []
         self._history = hashlib.blake2b(digest_size=8)
         self.chatting = self.rng.choice([0.0, 0.5])
         self.cancelling = self.rng.choice([0.15, 0.15, 0.5])
         self.restarts_coordinator = self.rng.random() < 0.25
         self.scales = self.rng.random() < 0.5
         self.pauses_coordinator = random.Random(seed + 1).random() < 0.5
+        self.sleeps = random.Random(seed + 5).random() < 0.3
         self.stops = random.Random(seed + 2).random() < 0.3
         self.load_s = self.rng.choice([0.2, 1.0, 3.0])
         self.hurrying = random.Random(seed).choice([0.0, 0.2])
@@ -113,6 +118,7 @@ class Campaign:
             client.result()
         await faults
         await self.cluster.quiet()
+        await self._wake()
         self._check_accounts()
         self.cluster.ask_for_accounts()
         await self.cluster.sleep(1.0)
@@ -120,6 +126,13 @@ class Campaign:
         self.report.violations += [f"C5: {leak}" for leak in self.cluster.leaks()]
         self.report.violations += [f"C6: {misfit}" for misfit in self.cluster.misfits()]
         self._close()
+
+    async def _wake(self) -> None:
+        """What sleeps is awake in the end, as is compared."""
+        if self.naps:
+            await asyncio.wait(self.naps)
+            self.cluster.service.sleeper.reset()
+            await self.cluster.quiet()
 
     def _check_accounts(self, *, is_over: bool = False) -> None:
         for account in self.cluster.accounts:
@@ -239,9 +252,24 @@ class Campaign:
             await self.rng.choice(faults)()
             if self.scales:
                 await self.rng.choice([self._scale, self._scale, self._drain, self._flip])()
+            if self.sleeps:
+                self._sleep()
             if self.hurrying:
                 self.cluster.ask_for_accounts()
             self.report.faults += 1
+
+    def _sleep(self) -> None:
+        """Whoever asks wakes it, in the middle of falling asleep, too; a second call wakes it before."""
+        self.naps.append(asyncio.ensure_future(self._nap(self.cluster.service.sleeper)))
+
+    async def _nap(self, sleeper: Sleeper) -> None:
+        rng = random.Random(f"nap {self.report.seed}/{len(self.naps)}")
+        with suppress(PoolConflict, WorkerLost):
+            await sleeper.sleep(rng.choice([1, 2]))
+            self.report.naps += 1
+        await asyncio.sleep(rng.uniform(0, 0.5))
+        with suppress(PoolConflict, WorkerLost):
+            await sleeper.wake(rng.choice([set(Part), {Part.WEIGHTS}, {Part.KV_CACHE}]))
 
     def _victim(self) -> str:
         return self.rng.choice(sorted(self.cluster.workers))
@@ -359,6 +387,7 @@ COUNTED = (
     "fetched_blocks",
     "scalings",
     "faults",
+    "naps",
 )
 
 

@@ -14,6 +14,7 @@ from protocol.errors import DeadlineExceeded
 from protocol.messages.orders import CoordinatorMessage
 from protocol.roles import Role
 from protocol.sampling import SamplingParams
+from protocol.sleeping import Part
 from tests.sim.cluster import Cluster, run
 from tests.sim.worker import FINGERPRINT, SimWorker
 from worker.farewell import ALONE_S
@@ -59,7 +60,9 @@ def test_order_of_every_kind_is_obeyed() -> None:
         await cluster.sleep(5.0)
         cluster.pause("decode-0", 5.0)
         await cluster.quiet()
+        await cluster.service.sleeper.sleep(1)
         assert cluster.leaks() == []
+        await cluster.service.sleeper.wake(Part)
         assert cluster.misfits() == []
 
     assert set(run(scenario, prefill=2, decode=2, stores=1).obeyed) == KINDS

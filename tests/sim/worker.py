@@ -21,6 +21,7 @@ from protocol.messages.peers import PeerMessage
 from protocol.messages.records import PeerAddress
 from protocol.messages.reports import Hello
 from protocol.roles import Role
+from protocol.sleeping import Part
 from tests.sim.disk import SimTier
 from worker.heartbeat import HEARTBEAT_S
 from worker.loop import IDLE_S, Garbled, Patience, WorkerLoop
@@ -103,6 +104,14 @@ class Memory:
     def block(self, block_id: int) -> memoryview:
         return self._bytes[block_id * self.block_bytes : (block_id + 1) * self.block_bytes]
 
+    def give_back(self, part: Part) -> None:
+        """Satisfies engine.resting.Resting: what is read of a pool that is away is wrong."""
+        if part is Part.KV_CACHE:
+            self._bytes[:] = b"\x5a" * len(self._bytes)
+
+    def take_again(self, part: Part) -> None:
+        """It can always be had."""
+
     def materials(self, block_ids: SequenceOf[int]) -> list[memoryview]:
         return [self.block(block_id) for block_id in block_ids]
 
@@ -161,6 +170,7 @@ class SimWorker:
             TimedRunner(self.memory, self.clock),
             self,
             below=None if disk is None else SimTier(self, disk),
+            resting=self.memory,
         )
         self.roles = build_roles(
             limits,
@@ -356,6 +366,7 @@ class SimWorker:
             max_num_seqs=MAX_NUM_SEQS,
             max_num_batched_tokens=MAX_STEP_TOKENS,
             backend="attesting",
+            can_sleep=True,
         )
 
     # ---- kvtransfer.pulling.pull.Pulls

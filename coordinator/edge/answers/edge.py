@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from coordinator.accounts.booking import Booking
-    from coordinator.cluster.service_api import ModelControl, RevisionControl
+    from coordinator.cluster.service_api import ModelControl, RevisionControl, SleepControl
     from coordinator.cluster.traffic_split import Affinity
     from coordinator.edge.answers.adapters import AdapterBook
     from coordinator.edge.answers.answer import AnswerRequest, Dialect, RawPrompts
@@ -103,6 +103,7 @@ class Edge:
     residents: ModelControl | None = None
     adapters: AdapterBook | None = None
     revisions: RevisionControl | None = None
+    sleeping: SleepControl | None = None
 
     @property
     def models(self) -> tuple[Served, ...]:
@@ -211,6 +212,13 @@ class Edge:
         """The served names, adapters and groups."""
         groups = () if self.groups is None else self.groups.names
         return tuple(dict.fromkeys((*self.own_names, *groups)))
+
+    def state_of(self, model: str) -> str | None:
+        """How that cluster's model is, in llama.cpp's words; None where models stay and are awake."""
+        if self.residents is not None:
+            return str(self.residents.view(model)["state"])
+        is_asleep = self.sleeping is not None and self.sleeping.is_asleep(model)
+        return "sleeping" if is_asleep else None
 
     def group_of(self, model: str) -> Groups | None:
         """The groups, if that is one of them."""

@@ -107,6 +107,7 @@ class ModelCollector:
         yield self._waiting({"capacity": queued, "deferred": waiting - queued})
         yield self._gauge("vllm:kv_cache_usage_perc", "Blocks in use, 0 to 1", usage)
         yield self._gauge("baton_requests_live", "Requests that have not ended", live)
+        yield self._sleep(view.get("sleep", {}).get("level", 0))
         yield self._phases(requests.get("phases", {}))
         yield self._cache_config(workers, total)
 
@@ -119,6 +120,17 @@ class ModelCollector:
         )
         for reason, count in by_reason.items():
             family.add_metric((self._model_name, reason), count)
+        return family
+
+    def _sleep(self, level: int) -> Metric:
+        """vLLM's three, one of which is 1."""
+        family = GaugeMetricFamily(
+            "vllm:engine_sleep_state",
+            "1 for what the workers are: awake, asleep without KV cache (level 1), or without weights too (level 2)",
+            labels=("model_name", "engine", "sleep_state"),
+        )
+        for state, its in (("awake", 0), ("weights_offloaded", 1), ("discard_all", 2)):
+            family.add_metric((self._model_name, "0", state), float(level == its))
         return family
 
     def _phases(self, phases: dict[str, int]) -> Metric:

@@ -144,3 +144,25 @@ def test_a_drained_worker_loses_nothing() -> None:
 def test_worker_hours_count_starting_workers() -> None:
     cluster = run(one(output=1), pools=(2, 1))
     assert cluster.worker_s == pytest.approx(3 * cluster.now_s)
+
+
+class Naps:
+    """A policy that puts the cluster to sleep whenever it can."""
+
+    def __init__(self) -> None:
+        self.levels: list[int] = []
+
+    def begin(self, cluster: SimCluster) -> None:
+        return
+
+    def tick(self, cluster: SimCluster) -> None:
+        cluster.service.sleeper.begin(2)
+        self.levels.append(cluster.service.sleeper.level)
+
+
+def test_a_cluster_that_sleeps_between_its_requests_answers_all_of_them() -> None:
+    naps = Naps()
+    requests = [SimRequest(i, 20.0 * i, 1000, 11) for i in range(4)]
+    cluster = run(requests, (2, 2), naps)
+    assert [ended.error for ended in cluster.ended] == [""] * 4
+    assert set(naps.levels) == {0, 2}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from protocol.messages.orders import Prefill
+from protocol.messages.orders import Prefill, Sleep
 from protocol.sampling import SamplingParams
+from protocol.sleeping import Part
 from protocol.spans import Span
 from simulation.worker import SimWorker
 from tests.unit.simulation.test_cluster import HARDWARE
@@ -26,6 +27,7 @@ class Wires:
     def __init__(self) -> None:
         self.now_s = 0.0
         self.outputs: dict[str, Output] = {}
+        self.rested: list[tuple[float, list[Part]]] = []
         self._events: list[tuple[float, int, Callable[[Any], None], Any]] = []
         self._numbers = itertools.count()
 
@@ -51,6 +53,9 @@ class Wires:
 
     def land(self, landing: tuple[str, Any]) -> None: ...
 
+    def rests(self, worker_id: str, incarnation: str, away: list[Part]) -> None:
+        self.rested.append((self.now_s, away))
+
     def goodbye(self, worker_id: str, incarnation: str) -> None: ...
 
 
@@ -75,3 +80,14 @@ def test_a_prompt_that_is_set_aside_waits_and_is_not_computed() -> None:
     wires.run()
     assert wires.outputs["long"].spans == pytest.approx({Span.QUEUE: 1.0, Span.PREFILL: 20.0})
     assert wires.outputs["short"].spans[Span.PREFILL] == pytest.approx(1.0)
+
+
+def test_a_worker_sleeps_when_it_has_nothing_left_and_wakes_for_work() -> None:
+    wires = Wires()
+    worker = SimWorker(wires, "P", "p1", HARDWARE)
+    worker.hear(order("first", 1000, due_in_s=10.0))
+    wires.at(0.5, worker.hear, Sleep(incarnation="p1", parts=[Part.KV_CACHE]))
+    wires.at(5.0, worker.hear, order("second", 1000, due_in_s=10.0))
+    wires.run()
+    assert wires.rested == [(pytest.approx(1.0), [Part.KV_CACHE]), (5.0, [])]
+    assert wires.outputs.keys() == {"first", "second"}

@@ -10,7 +10,7 @@ from engine.kv.pool_memory import KvMemory
 from kvtransfer.heard import FromSource
 from kvtransfer.promises.lease import LeaseTable
 from kvtransfer.pulling.pull import PullCounters, PullDone, PullJob
-from protocol.errors import TransferError
+from protocol.errors import TransferError, WorkerLost
 from protocol.fingerprint import Fingerprint
 from protocol.messages.orders import Decode, Prefill
 from protocol.messages.peers import Announce, BlockOffer, PeerMessage
@@ -18,6 +18,7 @@ from protocol.messages.records import Message, PeerAddress
 from protocol.messages.reports import Hello
 from protocol.roles import Role
 from protocol.sampling import SampledToken, SamplingParams
+from protocol.sleeping import Part
 from worker.loop import Heard, Patience, WorkerLoop
 from worker.outbox import Outbox
 from worker.reports import Resources
@@ -40,6 +41,22 @@ SOURCE = PeerAddress(worker_id="P", incarnation="p1", host="h", control="", tran
 KEY = ("r", 1)
 
 
+class Rests:
+    """Memory that goes and comes, but for what is `lost`."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.lost = ""
+
+    def give_back(self, part: Part) -> None:
+        self.calls.append(f"-{part}")
+
+    def take_again(self, part: Part) -> None:
+        if self.lost:
+            raise WorkerLost(self.lost)
+        self.calls.append(f"+{part}")
+
+
 class LoneWorker:
     """Satisfies Lines, Surroundings, Pulls, Clock and Ids of its loop."""
 
@@ -57,7 +74,8 @@ class LoneWorker:
         outbox, leases = Outbox(self, self.context), LeaseTable(self)
         memory = KvMemory(num_blocks, SIZE * SLOT_BYTES)
         limits = Limits(num_blocks, SIZE, max_num_batched_tokens=16, max_num_seqs=4)
-        machinery = Machinery(memory, AttestingRunner(memory, SIZE), self)
+        self.resting = Rests()
+        machinery = Machinery(memory, AttestingRunner(memory, SIZE), self, resting=self.resting)
         self.roles = build_roles(limits, machinery, leases, outbox, self.context)
         self.loop = WorkerLoop(
             self._card(num_blocks),

@@ -20,11 +20,13 @@ from protocol.messages.orders import (
     Ping,
     Refuse,
     SetRole,
+    Sleep,
     Welcome,
 )
 from protocol.messages.peers import Attach, Pulled
 from protocol.messages.reports import AuditReply, Goodbye, Hello, Outputs, RoleChanged
 from protocol.roles import Role
+from protocol.sleeping import Part
 from tests.unit.worker.lone_worker import (
     KEY,
     SOURCE,
@@ -55,6 +57,7 @@ ORDERS: dict[type, CoordinatorMessage] = {
         Audit(incarnation="w1", audit_id=3),
         Keep(incarnation="w1", source=SOURCE, first_block=0, parent=b"", keys=[b"k" * 16]),
         ListBlocks(incarnation="w1"),
+        Sleep(incarnation="w1", parts=[Part.KV_CACHE]),
     )
 }
 

@@ -111,11 +111,8 @@ class TextRoutes:
         model = self._edge.of(name).model
         adapters = self._edge.adapters
         adapter = None if adapters is None else adapters.find(name)
-        residents = self._edge.residents
-        state = (
-            {} if residents is None else {"status": {"value": residents.view(model.name)["state"]}}
-        )
-        return state | {
+        state = self._edge.state_of(model.name)
+        return ({} if state is None else {"status": {"value": state}}) | {
             "id": name,
             "object": "model",
             "created": self._edge.created if adapter is None else adapter.created,

@@ -26,6 +26,7 @@ def test_each_pool_tells_what_is_wanted_and_what_is_there() -> None:
             "target": 3,
             "ready": 1,
             "starting": 0,
+            "asleep": 0,
             "draining": 0,
             "waiting": 0,
         }

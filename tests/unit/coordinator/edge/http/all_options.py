@@ -32,6 +32,50 @@ class Here:
         return {"state": "loaded", "users": 0, "keep_alive_s": -1, "expires_in_s": None}
 
 
+class Awake:
+    """Models that never sleep."""
+
+    async def sleep(self, model: str | None, level: int) -> None:
+        return
+
+    async def wake(self, model: str | None, parts: object) -> None:
+        return
+
+    def is_asleep(self, model: str | None) -> bool:
+        return False
+
+
+class Unrevised:
+    """Models that have one revision each."""
+
+    def choose(self, name: str, asked: object) -> None:
+        return None
+
+    def model_of(self, name: str) -> None:
+        return None
+
+    def public_name(self, name: str) -> str:
+        return name
+
+    def names(self, model: str) -> None:
+        return None
+
+    def view(self) -> list[dict[str, Any]]:
+        return []
+
+    async def start(self, name: str, revision: str, model: str | None, weight: float) -> None:
+        return
+
+    def weigh(self, name: str, weights: object) -> None:
+        return
+
+    def promote(self, name: str, revision: str | None) -> str:
+        return "v1"
+
+    def rollback(self, name: str) -> str:
+        return "v1"
+
+
 class Policy:
     """An autoscaler that is off."""
 
@@ -51,5 +95,7 @@ def everything(directory: Path) -> dict[str, Any]:
         "residents": Here(),
         "policy": Policy(),
         "adapters": AdapterBook({"tiny": contents}, ManualClock(), {"tiny": "tiny"}),
+        "revisions": Unrevised(),
+        "sleeping": Awake(),
         "router": read_settings(file, {}),
     }

@@ -30,7 +30,8 @@ from tests.unit.coordinator.edge.http.all_options import everything
 COMPLETE = "/v1/completions"
 HELLO = {"prompt": "Hello", "max_tokens": 5}
 OPEN = {"/health", "/live", "/ui"}
-ADMIN = ("/cluster", "/keys", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+ADMIN = ("/cluster", "/keys", "/rollouts", "/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+ADMIN_ALONE = ("/models", "/models/load", "/models/unload", "/sleep", "/wake_up", "/is_sleeping")
 PLACES = {"worker_id": "prefill-0", "model_id": "tiny", "response_id": "resp_x", "key_id": "none"}
 
 
@@ -61,7 +62,7 @@ def needed(path: str) -> str | None:
         return "metrics"
     if path == "/usage":
         return None
-    is_admin = path.startswith(ADMIN) or path in ("/models", "/models/load", "/models/unload")
+    is_admin = path.startswith(ADMIN) or path in ADMIN_ALONE
     return "admin" if is_admin else "inference"
 
 
@@ -93,7 +94,7 @@ async def test_every_route_of_the_table_takes_only_the_keys_that_it_needs(served
             for route in RouteList(app.routes)
             for method in (route.methods or set()) - {"HEAD", "OPTIONS"}
         ]
-        assert set(OPENED_BY) <= {path for _, path in routes}
+        assert {*OPENED_BY, *ADMIN_ALONE, "/rollouts/start"} <= {path for _, path in routes}
         shown = {
             "none": {},
             "empty": bearer(""),
