@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
 from coordinator.edge.http.bodies import body_schema, check_fields, json_response, parse_object
+from coordinator.edge.http.field_types import KeepAlive  # noqa: TC001 - pydantic reads the annotation
 from protocol.errors import ModelNotFound
-from protocol.keep_alive import MAX_TEXT, parse_keep_alive
+from protocol.keep_alive import parse_keep_alive
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import ModelControl
@@ -23,7 +24,7 @@ class NamedModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    keep_alive: float | Annotated[str, Field(max_length=MAX_TEXT)] | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class ResidentRoutes:

@@ -15,6 +15,7 @@ from coordinator.edge.http.field_types import (
     Bool,
     Float,
     Int,
+    KeepAlive,
     Lenient,
     Penalty,
     Stops,
@@ -58,7 +59,7 @@ class EmbedRequest(ModelRequest):
     truncate: Bool | None = None
     dimensions: Annotated[Int, Field(ge=1)] | None = None
     options: Options | None = None
-    keep_alive: Float | str | None = None
+    keep_alive: KeepAlive | None = None
 
 
 class AnswerBody(ModelRequest):
@@ -67,7 +68,7 @@ class AnswerBody(ModelRequest):
     stream: Bool | None = None
     options: Options | None = None
     format: str | dict[str, Any] | None = None
-    keep_alive: Float | str | None = None
+    keep_alive: KeepAlive | None = None
     think: Bool | str | None = None
     logprobs: Bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None

@@ -312,3 +312,20 @@ def test_arguments_may_be_text():
 )
 def test_an_answer_that_was_begun_is_gone_on_with(last, is_continued):
     assert linked(*HELLO, last).continue_final_turn == is_continued
+
+
+@pytest.mark.parametrize("path", [CHAT, GENERATE, "/api/embed"])
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (True, "keep_alive must be a number of seconds, or a string such as 5m"),
+        ([5], "keep_alive must be a number of seconds, or a string such as 5m"),
+        ({"for": 5}, "keep_alive must be a number of seconds, or a string such as 5m"),
+        ("5" * 65, "keep_alive must have at most 64 characters, such as 5m"),
+    ],
+)
+async def test_a_keep_alive_of_another_kind_hears_all_that_it_may_be(client, path, value, told):
+    body = {"model": "tiny", "messages": HELLO, "prompt": "Hello", "input": "Hello"}
+    response = await client.post(path, json=body | {"keep_alive": value})
+    assert response.status_code == 400
+    assert response.json()["error"] == told
