@@ -205,7 +205,7 @@ def _spellers(apis: Sequence[Api]) -> Spellers:
 
 def _make_app(root_path: str, edge: Edge, shared: Shared) -> FastAPI:
     """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request, `state.streams`
-    are those that can be gone on with."""
+    are those that can be gone on with, `state.start_threads` starts what else would start when it is needed."""
     app = FastAPI(
         title="Baton",
         version=version(),
@@ -216,6 +216,7 @@ def _make_app(root_path: str, edge: Edge, shared: Shared) -> FastAPI:
         lifespan=_probing(LoopLag(edge.metrics.registry), edge.groups),
     )
     app.state.refused, app.state.streams = edge.metrics.rejected, edge.streams
+    app.state.start_threads = shared.side.start
     _open_catalogue(app, edge, shared)
     return app
 

@@ -337,6 +337,7 @@ class CoordinatorProcess:
             ),
         )
         self._app = app
+        app.state.start_threads()
         limits = WireLimits(keep_alive_s=spec.keep_alive_s)
         return make_server(
             app,

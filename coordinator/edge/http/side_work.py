@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,12 +32,25 @@ async def others_turn() -> None:
 
 
 class SideWork:
-    """Threads beside one event loop; they start when they are first needed."""
+    """Threads beside one event loop; they start when they are first needed, or all at once by `start`."""
 
     def __init__(self) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         self._python = ThreadPoolExecutor(1, "bodies")
         self._tokenizing = ThreadPoolExecutor(TOKENIZING_THREADS, "tokenizing")
+
+    def start(self) -> None:
+        """Start every thread: later there may be no memory for one, and its work would fail for that alone. RuntimeError where
+        there is none now."""
+        for pool, size in ((self._python, 1), (self._tokenizing, TOKENIZING_THREADS)):
+            all_run = threading.Barrier(size + 1)
+            try:
+                for _ in range(size):
+                    pool.submit(all_run.wait)
+            except RuntimeError:
+                all_run.abort()
+                raise
+            all_run.wait()
 
     async def run(self, work: Callable[[], Result]) -> Result:
         """What `work` returns or raises; for code that holds the interpreter."""
