@@ -22,12 +22,13 @@ BLOCKS = 65_536
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What runs: pools as `--pd`, the port, the longest batch, and the length of a step."""
+    """What runs: pools as `--pd`, the port, the longest batch, the length of a step, and more options of `baton serve`."""
 
     pd: str
     port: int
     max_num_seqs: int
     step_ms: float
+    options: dict[str, str] = {}
 
 
 def say(name: str, line: str) -> None:
@@ -44,7 +45,7 @@ def main() -> None:
         "max-num-batched-tokens": "2048",
         "cpu-affinity": "none",
         "log-level": "error",
-    }
+    } | spec.options
     config = resolve(options, {}).config
     model = prepare("smollm2-135m", (), "float32", cache_directory(), lambda *_: None)
     with run_directory() as directory:
