@@ -342,7 +342,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default=80,
         help="in each state of the store, and as many without one",
     )
-    add("--slow-tokens", type=_count, default=80, help="of their prompts")
+    add("--slow-tokens", type=_count, default=96, help="of their prompts")
     add("--slow-dram", default="24MiB", help="of the store that is slow: most is on its disk")
     add("--stall-ms", type=_count, default=200, help="of each call of the disk")
     add("--restart-prompts", type=_count, default=3)

@@ -77,6 +77,8 @@ def measure_slow(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
             store.await_workers(sum(shape.values()))
             disk.stalls(asked.stall_ms if state == "disk_stalls" else 0)
             told[state] = _in_state(store, plain, prompts, state, asked.slow_requests)
+            if not told["well"]["store_lent_blocks"]:
+                raise SystemExit("the store lent nothing while it was well: give --pool less")
         store.await_workers(sum(shape.values()))
         store.await_that(lambda: bool(store.audit()["balanced"]), "every account adding up")
         return told
