@@ -15,6 +15,7 @@ from coordinator.cluster.scripted_service import ScriptedService, say
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.edge.app import Parsers, create_app
 from coordinator.edge.text.tokenizer import TextTokenizer
+from deploy.processes.grammar_child import GrammarProcess
 from protocol.finish import FinishReason
 from protocol.sampling import Pooling
 from tests.e2e.test_edge_clients import served
@@ -27,7 +28,7 @@ CALLED = ["look", {"at": "x"}]
 TEMPLATE = "{% if tools %}{{ tools | tojson }}\n{% endif %}" + (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 )
-SCRIPTS = {"text": "Hello world", "tools": CALL}
+SCRIPTS = {"text": "Hello world", "tools": CALL, "schema": '{"name": "Paris"}'}
 STATES = [3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 12.0]
 UNIT = pytest.approx([value / 13.0 for value in STATES])
 
@@ -45,7 +46,11 @@ async def server(tmp_path):
     model = replace(served(tmp_path), pooling=Pooling.MEAN)
     (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
     service = ScriptedService()
-    app = create_app(service=service, model=model, api_keys=["secret"], parsers=Parsers("hermes"))
+    grammars = GrammarProcess(tmp_path, model.config.vocab_size, [2])
+    parsers = Parsers("hermes")
+    app = create_app(
+        service=service, model=model, api_keys=["secret"], parsers=parsers, grammars=grammars
+    )
     config = uvicorn.Config(app, port=0, http="httptools", log_config=None, lifespan="off")
     serving = uvicorn.Server(config)
     running = asyncio.create_task(serving.serve())
@@ -56,6 +61,7 @@ async def server(tmp_path):
     yield service, TextTokenizer.from_directory(tmp_path), f"http://127.0.0.1:{port}"
     serving.should_exit = True
     await asyncio.wait_for(running, PATIENCE_S)
+    await grammars.close()
 
 
 async def told_by(client, asked, server):
@@ -152,3 +158,17 @@ async def test_ollama_reads_embeddings(server):
     assert told["vectors"] == [UNIT] * 2
     assert told["short"] == pytest.approx([0.6, 0.8])
     assert (told["usage"], told["old"]) == (len("Hello") + len("world"), STATES)
+
+
+@pytest.mark.parametrize(
+    ("client", "answers"),
+    [
+        pytest.param("openai", 4, marks=needs("openai")),
+        pytest.param("anthropic", 3, marks=needs("anthropic")),
+        pytest.param("ollama", 3, marks=needs("ollama")),
+    ],
+)
+async def test_clients_make_objects_of_schemas(server, client, answers):
+    told = await told_by(client, "schema", server)
+    assert told["cities"] == ["Paris"] * answers
+    assert all(one.sampling.constraint for one in server[0].generations)

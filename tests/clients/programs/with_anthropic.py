@@ -7,9 +7,16 @@ import json
 import sys
 
 import anthropic
+from pydantic import BaseModel, Field
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"name": "look", "description": "Look.", "input_schema": {"type": "object"}}
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str = Field(max_length=20)
 
 
 def text(url: str) -> dict[str, object]:
@@ -55,5 +62,24 @@ def tools(url: str) -> dict[str, object]:
     }
 
 
+def schema(url: str) -> dict[str, object]:
+    client = anthropic.Anthropic(base_url=url, api_key="secret", max_retries=0)
+    asked = {
+        "model": client.models.list().data[0].id,
+        "max_tokens": 64,
+        "messages": HELLO,
+        "output_format": City,
+    }
+    with client.messages.stream(**asked) as stream:
+        streamed = stream.get_final_message()
+    told = [client.messages.parse(**asked), streamed, asyncio.run(parsed(url, asked))]
+    return {"cities": [message.parsed_output.name for message in told]}
+
+
+async def parsed(url: str, asked: dict[str, object]) -> object:
+    client = anthropic.AsyncAnthropic(base_url=url, api_key="secret", max_retries=0)
+    return await client.messages.parse(**asked)
+
+
 if __name__ == "__main__":
-    print(json.dumps({"text": text, "tools": tools}[sys.argv[2]](sys.argv[1])))
+    print(json.dumps({"text": text, "tools": tools, "schema": schema}[sys.argv[2]](sys.argv[1])))

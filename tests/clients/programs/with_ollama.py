@@ -7,6 +7,7 @@ import json
 import sys
 
 import ollama
+from pydantic import BaseModel, Field
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {
@@ -14,6 +15,12 @@ TOOL = {
     "function": {"name": "look", "parameters": {"type": "object", "properties": {}}},
 }
 KEY = {"Authorization": "Bearer secret"}
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str = Field(max_length=20)
 
 
 def text(url: str) -> dict[str, object]:
@@ -69,9 +76,29 @@ def embeddings(url: str) -> dict[str, object]:
     }
 
 
+def schema(url: str) -> dict[str, object]:
+    client = ollama.Client(host=url, headers=KEY)
+    asked = {
+        "model": client.list().models[0].model,
+        "messages": HELLO,
+        "format": City.model_json_schema(),
+        "options": {"temperature": 0, "num_predict": 64},
+    }
+    whole = client.chat(**asked).message.content
+    streamed = "".join(line.message.content for line in client.chat(**asked, stream=True))
+    told = [whole, streamed, asyncio.run(formed(url, asked))]
+    return {"cities": [City.model_validate_json(text).name for text in told]}
+
+
+async def formed(url: str, asked: dict[str, object]) -> str:
+    return (await ollama.AsyncClient(host=url, headers=KEY).chat(**asked)).message.content
+
+
 if __name__ == "__main__":
     print(
         json.dumps(
-            {"text": text, "tools": tools, "embeddings": embeddings}[sys.argv[2]](sys.argv[1])
+            {"text": text, "tools": tools, "schema": schema, "embeddings": embeddings}[sys.argv[2]](
+                sys.argv[1]
+            )
         )
     )

@@ -7,10 +7,17 @@ import json
 import sys
 
 import openai
+from pydantic import BaseModel, Field
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 FLAT = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}
+
+
+class City(BaseModel):
+    """A city."""
+
+    name: str = Field(max_length=20)
 
 
 def text(url: str) -> dict[str, object]:
@@ -88,9 +95,37 @@ async def embedded(url: str) -> list[float]:
     return (await client.embeddings.create(model="tiny", input="Hello")).data[0].embedding
 
 
+def schema(url: str) -> dict[str, object]:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    asked = {
+        "model": client.models.list().data[0].id,
+        "messages": HELLO,
+        "response_format": City,
+        "max_tokens": 64,
+        "temperature": 0,
+    }
+    with client.chat.completions.stream(**asked) as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_completion()
+    answers = [client.chat.completions.parse(**asked), streamed, asyncio.run(parsed(url, asked))]
+    response = client.responses.parse(
+        model=asked["model"], input="Hello", text_format=City, temperature=0
+    )
+    cities = [*(answer.choices[0].message.parsed for answer in answers), response.output_parsed]
+    return {"cities": [city.name for city in cities]}
+
+
+async def parsed(url: str, asked: dict[str, object]) -> object:
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    return await client.chat.completions.parse(**asked)
+
+
 if __name__ == "__main__":
     print(
         json.dumps(
-            {"text": text, "tools": tools, "embeddings": embeddings}[sys.argv[2]](sys.argv[1])
+            {"text": text, "tools": tools, "schema": schema, "embeddings": embeddings}[sys.argv[2]](
+                sys.argv[1]
+            )
         )
     )
