@@ -26,8 +26,8 @@ class Introduction:
         self._next_s = now_s + HELLO_EVERY_S
         if self._unanswered == self._complain_at:
             log.warning(
-                "no answer from the coordinator at %s to %d hellos: is it up there, and are this worker's channel "
-                "keys of the same cluster? Trying on",
+                "no answer from the coordinator at %s to %d hellos: is it up there and of this version, and are this "
+                "worker's channel keys of the same cluster? Trying on",
                 self._address,
                 self._unanswered,
             )

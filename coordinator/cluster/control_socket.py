@@ -67,7 +67,7 @@ class ControlSocket:
         on_message: Callable[[bytes, WorkerMessage], None],
         keys: ChannelKeys | None = None,
     ) -> None:
-        self.dropped_messages = 0
+        self.dropped_messages = self._unreadable = 0
         self._on_message = on_message
         self._decoder: wire.Decoder[WorkerMessage] = wire.Decoder(WorkerMessage)
         self._channels = Channels(keys)
@@ -79,6 +79,10 @@ class ControlSocket:
         self.address = self._channels.listen(self._socket, endpoint, "control")
         self._fd = int(self._socket.FD)
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def fileno(self) -> int:
+        """The descriptor that tells of messages, by edges."""
+        return self._fd
 
     def start(self) -> None:
         """Receive on the running event loop from now on."""
@@ -109,8 +113,9 @@ class ControlSocket:
     def _receive(self, frames: list[bytes]) -> None:
         try:
             message = self._decoder.decode(frames[-1])
-        except ProtocolError:
+        except ProtocolError as error:
             self.dropped_messages += 1
+            self._complain(error)
             return
         try:
             self._on_message(frames[0], message)
@@ -118,15 +123,26 @@ class ControlSocket:
             self.dropped_messages += 1
             log.exception("a %s could not be followed", type(message).__name__)
 
+    def _complain(self, error: ProtocolError) -> None:
+        """Of the first, the second, the fourth … message that nobody could read: a peer's silence would be a riddle."""
+        self._unreadable += 1
+        if self._unreadable & (self._unreadable - 1) == 0:
+            log.warning(
+                "%d messages of workers could not be read, the last one: %s. Is a worker of another version than this "
+                "coordinator, started after an upgrade? Then start the server anew",
+                self._unreadable,
+                error,
+            )
+
     def send(self, identity: bytes, message: msgspec.Struct) -> bool:
         """False when the peer is not connected or does not read."""
+        if self._loop is not None:
+            self._loop.call_soon(self._drain)  # one that fails may take the edge, too
         try:
             self._socket.send_multipart([identity, wire.encode(message)], zmq.NOBLOCK)
         except zmq.ZMQError:  # EHOSTUNREACH, EAGAIN: its silence or its exit tells the rest
             self.dropped_messages += 1
             return False
-        if self._loop is not None:
-            self._loop.call_soon(self._drain)
         return True
 
     def close(self) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import selectors
 import socket
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 import zmq
 
@@ -57,6 +59,59 @@ async def test_messages_behind_one_that_fails_are_heard(
     assert heard == ["0", "1", "2", "3"]
     assert control.dropped_messages == 1
     assert "LauncherHello could not be followed" in caplog.text
+    dealer.close()
+    channels.context.term()
+    control.close()
+
+
+async def test_a_message_that_cannot_be_read_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that was started after an upgrade says hello with fields that this coordinator does not know."""
+    over = asyncio.Event()
+    control = ControlSocket(f"ipc://{tmp_path}/control", lambda *_: over.set())
+    channels = Channels()
+    dealer = channels.socket(zmq.DEALER)
+    dealer.connect(control.address)
+    for _ in range(3):
+        dealer.send(msgspec.msgpack.encode({"type": "Hello", "worker_id": "decode-0", "new": 1}))
+    dealer.send(wire.encode(LauncherHello(launcher="l")))
+    control.start()
+    with caplog.at_level(logging.WARNING):
+        await asyncio.wait_for(over.wait(), PATIENCE_S)
+    assert control.dropped_messages == 3
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.split()[0] for line in told] == ["1", "2"]
+    assert "another version" in told[0]
+    dealer.close()
+    channels.context.term()
+    control.close()
+
+
+async def test_a_message_that_came_before_one_to_nobody_is_heard(tmp_path: Path) -> None:
+    """Sending to a worker that is gone may take the edge of the descriptor that told of the message."""
+    heard: list[bytes] = []
+    over = asyncio.Event()
+
+    def on_message(identity: bytes, _: WorkerMessage) -> None:
+        heard.append(identity)
+        over.set()
+
+    control = ControlSocket(f"ipc://{tmp_path}/control", on_message)
+    channels = Channels()
+    dealer = channels.socket(zmq.DEALER)
+    dealer.connect(control.address)
+    control.start()
+    dealer.send(wire.encode(LauncherHello(launcher="1")))
+    await asyncio.wait_for(over.wait(), PATIENCE_S)
+    over.clear()
+    dealer.send(wire.encode(LauncherHello(launcher="2")))
+    with selectors.DefaultSelector() as selector:  # the loop sees nothing of this
+        selector.register(control.fileno(), selectors.EVENT_READ)
+        assert selector.select(PATIENCE_S)
+    assert not control.send(b"nobody", StopOrder(worker_id="w"))
+    await asyncio.wait_for(over.wait(), PATIENCE_S)
+    assert len(heard) == 2
     dealer.close()
     channels.context.term()
     control.close()
