@@ -88,6 +88,7 @@ def test_audit_is_balanced_after_loans(server: Server) -> None:
 
 
 @ON_EACH_ROAD
+@pytest.mark.deep
 def test_stopped_holder_does_not_change_the_answer(server: Server, oracle: Any) -> None:
     turn = next_turn(server, history(3))
     holder = server.worker("decode")["pid"]

@@ -66,6 +66,7 @@ def test_they_are_transformers_states_to_the_bit_the_same(
     assert server.audit()["balanced"]
 
 
+@pytest.mark.deep
 def test_a_worker_that_dies_changes_no_bit(server: Server) -> None:
     asked = [list(reversed(prompt)) for prompt in prompts()] * 3
     whole = embedded(server, asked)

@@ -239,7 +239,7 @@ def smollm2_prompts(smollm2: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("backend", "every"),
-    [("cpu", 2), deep("cpu", 1), deep("torch", 1)],
+    [("cpu", 4), deep("cpu", 1), deep("torch", 1)],
     ids=["cpu", "all", "torch"],
 )
 def test_smollm2_greedy_tokens_equal_transformers(

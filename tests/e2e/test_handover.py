@@ -15,7 +15,6 @@ import httpx
 import pytest
 
 from tests.e2e.server import Server
-from tests.marks import deep
 from tests.patience import ATTEMPTS, PATIENCE_S, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
@@ -69,7 +68,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("server", ["shm", deep("zmq")], indirect=True)
+@pytest.mark.deep
+@pytest.mark.parametrize("server", ["shm", "zmq"], indirect=True)
 def test_a_drained_worker_hands_its_answer_over_with_its_kv(
     server: Server, request: pytest.FixtureRequest
 ) -> None:

@@ -22,6 +22,7 @@ def serve(ray: AutoscaledRay, *arguments: str) -> RayServer:
     return RayServer("--ray-address", ray.address, *arguments, environment=ray.environment)
 
 
+@pytest.mark.deep
 def test_nodes_come_with_the_pools_and_go_with_them() -> None:
     with AutoscaledRay(prefill=2, decode=1) as ray:
         assert ray.nodes() == 0

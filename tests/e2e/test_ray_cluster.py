@@ -62,6 +62,7 @@ def scale(server: RayServer, **wanted: int) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.deep
 def test_pools_are_made_of_their_nodes_memory_and_waits_are_told(nodes: RayNodes) -> None:
     nodes.add(prefill_slot=1, memory=3e9)
     nodes.add(decode_slot=1, memory=6e9)
@@ -105,6 +106,7 @@ def test_who_waits_takes_a_slot_of_a_node_that_joins(nodes: RayNodes) -> None:
         load.check()
 
 
+@pytest.mark.deep
 def test_workers_go_where_their_slots_are_and_a_lost_node_is_replaced(nodes: RayNodes) -> None:
     nodes.add(prefill_slot=2)
     first = nodes.add(decode_slot=1)

@@ -124,6 +124,7 @@ def test_killed_coordinator_comes_back_at_its_address(server: RayServer) -> None
     load.check()
 
 
+@pytest.mark.deep
 def test_lost_ray_costs_no_request_and_comes_back(server: RayServer) -> None:
     before = server.pids()
     with Load(server) as load:
@@ -159,6 +160,7 @@ def scale(server: RayServer, **wanted: int) -> tuple[int, str]:
     return reply.status_code, reply.text
 
 
+@pytest.mark.deep
 def test_killed_owner_leaves_nothing_for_long(server: RayServer) -> None:
     """The last one over this server."""
     processes, directory = server.processes(), server.directory()

@@ -192,6 +192,7 @@ def computed_at(server: Server, request: Asked) -> str:
     return grown()[0]
 
 
+@pytest.mark.deep
 def test_drained_prefill_worker_stays_while_its_blocks_are_leased(
     server: Server, tmp_path: Path
 ) -> None:
@@ -350,6 +351,7 @@ def test_an_idle_model_has_no_process_and_a_held_request_starts_them() -> None:
         settle(server)
 
 
+@pytest.mark.deep
 def test_pool_of_a_worker_that_left_is_unmapped_everywhere(server: Server) -> None:
     scale(server, prefill=2)
     until(lambda: is_shape(server, 2, 1), "2p1d")

@@ -50,6 +50,7 @@ def test_a_worker_that_is_told_to_end_drains_and_comes_back(server: Server, role
     assert re.search(f"{victim['id']} .*ended as it was told to; starting it again", server.log())
 
 
+@pytest.mark.deep
 def test_a_second_signal_ends_it_at_once_and_loses_nothing(server: Server) -> None:
     with Crowd(server.url, 40, (80, 120)) as crowd:
         until(lambda: is_streaming(server, 30), "the load")

@@ -29,10 +29,10 @@ pytestmark = [pytest.mark.e2e]
 MIB = 1 << 20
 
 
-def _road(name):
+def _road(name, *marks):
     reason = usable().get(name, "not known")
-    marks = [pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}")]
-    return pytest.param(name, marks=[*marks, pytest.mark.nixl])
+    usable_mark = pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}")
+    return pytest.param(name, marks=[*marks, usable_mark, pytest.mark.nixl])
 
 
 def _on_gpu(name):
@@ -42,7 +42,15 @@ def _on_gpu(name):
 
 
 GPU = Path("/dev/nvidiactl").exists()
-ROADS = ["inprocess", "shm", "zmq", _road("ucx"), _road("nixl"), _on_gpu("cuda"), _on_gpu("zmq")]
+ROADS = [
+    "inprocess",
+    "shm",
+    "zmq",
+    _road("ucx"),
+    _road("nixl", pytest.mark.deep),
+    _on_gpu("cuda"),
+    _on_gpu("zmq"),
+]
 REMOTE_ROADS = ROADS[1:]
 MAPPED = ("shm", "cuda")
 """The reader copies from the peer's memory itself."""

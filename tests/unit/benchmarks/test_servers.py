@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import end, start
+from tests.marks import deep
 from tests.patience import PATIENCE_S
 
 STUBBORN_CHILD = "(trap '' INT; echo $BASHPID; exec sleep 100) & "
@@ -22,7 +23,7 @@ def first_line(log: Path) -> str:
     return log.read_text()
 
 
-@pytest.mark.parametrize("then", ["exit 2", "wait"])
+@pytest.mark.parametrize("then", ["exit 2", deep("wait")])
 def test_nothing_of_a_session_outlives_its_end(tmp_path: Path, then: str) -> None:
     server = start(["bash", "-c", STUBBORN_CHILD + then], tmp_path / "log")
     child = os.pidfd_open(int(first_line(tmp_path / "log")))

@@ -17,20 +17,21 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and its sanitizers"),
 ]
 ROOT = Path(__file__).parents[4]
+BOTH = ["float32", "bfloat16"]
 CODE = """
 import sys
 from pathlib import Path
 import engine.cpu.kernel_library as library
 library._FLAGS = ("-O1", "-g", "-fopenmp", "-ffp-contract=off", "-fsanitize=address,undefined",
                   "-fno-sanitize=alignment", "-fno-sanitize-recover=all", "-shared", "-fPIC", "-w")
-target, cache = sys.argv[1], Path(sys.argv[2])
+target, cache, dtypes = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 import torch
 import tests.unit.engine.cpu.driving as driving
 import tests.unit.engine.cpu.test_cpu_kernels as kernels
 import tests.unit.engine.cpu.test_lending as lending
 import tests.unit.engine.cpu.test_quantized_kernels as quantized
 driving.cache_directory = lambda: cache
-for dtype in (torch.float32, torch.bfloat16):
+for dtype in (getattr(torch, name) for name in dtypes):
     for spans in kernels.SPANS.values():
         for shape in (kernels.ATTENTION[1], *kernels.ATTENTION[-3:]):
             kernels.test_attention_equals_the_reference(dtype, spans, *shape, target)
@@ -59,8 +60,11 @@ def sanitizer() -> str:
     return found.stdout.strip()
 
 
-@pytest.mark.parametrize("target", ["native", *map(deep, runnable_targets()[1:])])
-def test_kernels_are_clean(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("target", "dtypes"),
+    [("native", ["bfloat16"]), *(deep(target, BOTH) for target in runnable_targets())],
+)
+def test_kernels_are_clean(target: str, dtypes: list[str], tmp_path: Path) -> None:
     if not Path(sanitizer()).is_absolute():
         pytest.skip("gcc came without libasan")
     environment = {
@@ -70,7 +74,7 @@ def test_kernels_are_clean(target: str, tmp_path: Path) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     done = subprocess.run(
-        [sys.executable, "-c", CODE, target, str(tmp_path)],
+        [sys.executable, "-c", CODE, target, str(tmp_path), *dtypes],
         cwd=ROOT,
         env=environment,
         capture_output=True,
