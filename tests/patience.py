@@ -8,6 +8,7 @@ Other work only adds time: what the code itself does wrong is in every attempt.
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -50,3 +51,10 @@ def in_time(attempt: Callable[[], float], promised_s: float, attempts: int = ATT
             return
         seen.append(f"{took_s:.3f} s, allowed {allowed_s:.3f} s")
     raise AssertionError("; ".join(seen))
+
+
+def is_readable(descriptor: int, seconds: float) -> bool:
+    """Whether it becomes so in time; of any number, as a process that has run thousands of tests may have open."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))

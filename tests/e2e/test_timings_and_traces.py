@@ -137,7 +137,8 @@ def test_trace_is_one_tree_under_the_client(server: Server, receiver: Receiver) 
     assert services["decode"] == "baton-decode"
     workers = {span.name: span.resource["service.instance.id"] for span in stages}
     assert workers["prefill"] == "prefill-0"
-    assert workers["exposed_transfer"] == "decode-0"
+    assert workers["decode"] == "decode-0"
+    assert workers.get("exposed_transfer", "decode-0") == "decode-0", "hidden where it was quick"
 
 
 def check_durations(root: Received, stages: list[Received], timings: dict[str, Any]) -> None:

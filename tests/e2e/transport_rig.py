@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from protocol.channels import Channels
 from protocol.clock import SystemClock
 from protocol.messages.records import PeerAddress
 from tests.e2e.transport_peer import Source, content, material, new_memory
+from tests.patience import is_readable
 
 ROOT = Path(__file__).parents[2]
 FINGERPRINT = b"f" * 32
@@ -224,7 +224,7 @@ class Reader:
         """The next `count` results; waits for the puller's descriptor, and for nothing else."""
         done: list[PullDone] = []
         while len(done) < count:
-            ready, _, _ = select.select([self.puller], [], [], RESULT_TIMEOUT_S)
+            ready = is_readable(self.puller.fileno(), RESULT_TIMEOUT_S)
             assert ready, "a pull did not end"
             done += self.puller.poll()
         return done

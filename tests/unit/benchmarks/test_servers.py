@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from benchmarks.servers import end, start
 from tests.marks import deep
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, is_readable
 
 STUBBORN_CHILD = "(trap '' INT; echo $BASHPID; exec sleep 100) & "
 
@@ -32,6 +31,6 @@ def test_nothing_of_a_session_outlives_its_end(tmp_path: Path, then: str) -> Non
             assert server.wait(PATIENCE_S) == 2
         end(server)
         assert server.poll() is not None
-        assert select.select([child], [], [], PATIENCE_S)[0], "a child lives on"
+        assert is_readable(child, PATIENCE_S), "a child lives on"
     finally:
         os.close(child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import threading
 from typing import Any
 
@@ -16,7 +15,7 @@ from kvtransfer.transport import ignore_landed
 from protocol.clock import ManualClock
 from protocol.errors import DigestMismatch, LayoutMismatch, LeaseExpired, PeerLost, TransferError
 from protocol.messages.records import PeerAddress
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, is_readable
 
 BLOCK = b"\x05" * 64
 
@@ -114,7 +113,7 @@ class Rig:
     def results(self, count):
         done: list[PullDone] = []
         while len(done) < count:
-            assert select.select([self.puller], [], [], 10)[0]
+            assert is_readable(self.puller.fileno(), 10)
             done += self.puller.poll()
         return done
 
@@ -326,7 +325,7 @@ def test_counters_tell_bytes_by_road_and_failures_by_cause(rig):
 def test_nothing_waits_after_a_poll(rig):
     rig.pull()
     assert rig.puller.poll() == []
-    assert not select.select([rig.puller], [], [], 0)[0]
+    assert not is_readable(rig.puller.fileno(), 0)
 
 
 def test_closing_with_a_read_under_way_waits_for_it():

@@ -20,6 +20,7 @@ from protocol.errors import (
     ProtocolError,
     RequestAborted,
     TransferError,
+    WorkerLost,
 )
 from protocol.failures import ErrorKind, Failure, error_of, failure_of, transfer_error_of
 from protocol.messages.peers import Gone, PeerMessage
@@ -29,6 +30,7 @@ TOLD = [
     *(DeadlineExceeded("d"), RequestAborted("r"), TransferError("t"), LayoutMismatch("l", "dtype")),
     *(LeaseExpired("e"), PeerLost("p"), OutOfReach("o"), DigestMismatch("m")),
     *(ProtocolError("q"), GrammarDeadEnd("g"), InternalError("i")),
+    WorkerLost("w"),
 ]
 DECODER: wire.Decoder[Failure] = wire.Decoder(Failure)
 

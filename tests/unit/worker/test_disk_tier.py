@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 
 from kvtransfer.sharing.exchange import Load, Loaded
 from kvtransfer.store.log import BlockLog
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, is_readable
 from tests.store.blocks import BLOCK_BYTES, IDENTITY, data, key, opened
 from worker.disk_tier import DiskTier
 
@@ -51,7 +50,7 @@ class Store:
     def load(self, *numbers: int, into: int = 4) -> Loaded:
         block_ids = list(range(into, into + len(numbers)))
         self.tier.load(Load(7, [key(number) for number in numbers], block_ids))
-        ready, _, _ = select.select([self.tier], [], [], PATIENCE_S)
+        ready = is_readable(self.tier.fileno(), PATIENCE_S)
         assert ready
         (loaded,) = self.tier.done()
         return loaded
