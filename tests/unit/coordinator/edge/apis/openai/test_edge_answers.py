@@ -412,6 +412,16 @@ async def test_model_cards(client):
     assert (card["max_model_len"], card["object"]) == (256, "model")
 
 
+async def test_a_raw_prompt_may_have_any_character(client, tokenizer):
+    """`vllm bench serve` draws its prompts from all tokens of the vocabulary, and some spell a NUL."""
+    text = "a\0b"
+    told = (await client.post("/tokenize", json={"prompt": text})).json()
+    assert told["tokens"] == ids_of(tokenizer, text)
+    asked = {"messages": [{"role": "user", "content": text}]}
+    refused = await client.post("/v1/chat/completions", json=asked)
+    assert refused.json()["error"]["param"] == "messages[0].content"
+
+
 async def test_tokenize_and_back(client, tokenizer):
     told = (
         await client.post("/tokenize", json={"prompt": "Hello", "return_token_strs": True})
