@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from benchmarks.servers import await_ready, end, free_port, start
+from benchmarks.servers import await_ready, descendants, end, free_port, start
 from protocol.clock import precise_s
 
 if TYPE_CHECKING:
@@ -108,18 +108,7 @@ class Asked:
 
     def processes(self) -> list[int]:
         """Pids below the launcher, whatever their session."""
-        parents: dict[int, int] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    stat = (entry / "stat").read_text()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-        found = [self.process.pid]
-        for pid in found:
-            found += [child for child, parent in parents.items() if parent == pid]
-        return found[1:]
+        return descendants(self.process.pid)
 
     def await_that(self, is_so: Callable[[], bool], what: str) -> None:
         """SystemExit when it never is."""

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import httpx
 
+from benchmarks.servers import descendants
 from coordinator.cluster.registry import SILENCE_S
 from tests.patience import PATIENCE_S, until
 from worker.heartbeat import HEARTBEAT_S
@@ -123,18 +124,7 @@ class Server:
 
     def descendants(self) -> list[int]:
         """Pids whose ancestor is the launcher, whatever their session."""
-        parents: dict[int, int] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    stat = (entry / "stat").read_text()
-                except (FileNotFoundError, ProcessLookupError):
-                    continue
-                parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-        found = [self.process.pid]
-        for pid in found:
-            found += [child for child, parent in parents.items() if parent == pid]
-        return found[1:]
+        return descendants(self.process.pid)
 
     def coordinator_pid(self) -> int:
         """The pid of the child that runs the coordinator."""
