@@ -441,6 +441,31 @@ async def test_a_body_that_trickles_is_told_and_its_descriptor_freed(tmp_path):
         writer.close()
 
 
+async def test_what_comes_after_an_early_answer_is_read_at_once():
+    """The application left much of the body unread: what is still to come arrives in pieces larger than a turn."""
+    has_begun = asyncio.Event()
+
+    async def late(scope, receive, send):
+        if scope["type"] == "http":
+            await has_begun.wait()
+            await deaf(scope, receive, send)
+
+    limits = WireLimits(head_deadline_s=PATIENCE_S, linger_s=PATIENCE_S)
+    async with Running(late, limits) as server:
+        reader, writer = await server.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n")
+        writer.write(b"x" * 4_000_000)
+        open_now = server.server.server_state.connections
+        await until(lambda: any(each.flow.read_paused for each in open_now))
+        has_begun.set()
+        writer.write(b"x" * 4_000_000 + b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S / 2):
+            await writer.drain()
+            assert (await reader.readuntil(b"no")).startswith(b"HTTP/1.1 413")
+            assert (await reader.readuntil(b"no")).startswith(b"HTTP/1.1 413")
+        writer.close()
+
+
 async def test_large_bodies_are_refused_readably(tmp_path):
     with edge_server(tmp_path) as port:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:

@@ -183,8 +183,15 @@ class Connection(HttpToolsProtocol):
             if not self._is_answering():
                 self._has_turn = True
                 self.loop.call_soon(self._take_turn)
-        elif self._body is None or len(self.cycle.body) <= HIGH_WATER_LIMIT:
+        elif not self._is_full():
             self.flow.resume_reading()
+
+    def _is_full(self) -> bool:
+        """Whether the application has to read first; what it has answered without reading, it will never read."""
+        asked = self._asked
+        if self._body is None or asked is None or asked.response_complete:
+            return False
+        return len(asked.body) > HIGH_WATER_LIMIT
 
     def _is_answering(self) -> bool:
         """Whether a whole request is with the application."""
