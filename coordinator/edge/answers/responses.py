@@ -191,16 +191,18 @@ class RunResponse(Response):
         await self._patience.write_all(send, body, more=more)
 
     async def write_last(self, send: Send, body: bytes) -> None:
-        """The same for the end, whose way is watched where somebody books it."""
+        """The same for the end, whose last piece's way is watched where somebody books it."""
         booking = self.run.booking
         if booking is None or not booking.is_closed:
             await self.write(send, body, more=False)
             return
+        if before := max(len(body) - 1, 0) // PIECE_BYTES * PIECE_BYTES:
+            await self.write(send, body[:before])
         if self._hand_over is not None:
             self._hand_over(booking)
-            await self.write(send, body, more=False)
+            await self.write(send, body[before:], more=False)
             return
-        await self.write(send, body, more=False)
+        await self.write(send, body[before:], more=False)
         booking.leaving()
         booking.left()
 
