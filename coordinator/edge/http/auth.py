@@ -176,7 +176,15 @@ def _digest(key: str) -> bytes:
 
 
 def _shown_key(request: Request) -> str:
-    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    scheme, _, credentials = _only(request, "authorization").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip()
-    return request.headers.get("x-api-key", "")
+    return _only(request, "x-api-key")
+
+
+def _only(request: Request, name: str) -> str:
+    """A header that says one thing: of two, a proxy before this server may have looked at the other."""
+    told = request.headers.getlist(name)
+    if len(told) > 1:
+        raise Unauthorized(f"this request has {len(told)} headers {name!r}: send one")
+    return told[0] if told else ""

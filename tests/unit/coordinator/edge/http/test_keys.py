@@ -134,6 +134,48 @@ async def test_every_route_of_the_table_takes_only_the_keys_that_it_needs(served
                         assert (state in str(words)) == (who == state), what
 
 
+@pytest.mark.parametrize("spelling", ["Bearer {}", "bearer {}", "BEARER   {}", "Bearer {}  "])
+@pytest.mark.parametrize("name", ["Authorization", "authorization", "AUTHORIZATION"])
+async def test_spellings_of_a_header_do_not_matter(served_model, tmp_path, spelling, name):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        secret = (await accounts.create(KeyTerms())).secret
+        reply = await client.get("/v1/models", headers={name: spelling.format(secret)})
+        assert reply.status_code == 200
+        reply = await client.get("/v1/models", headers={"X-API-KEY": secret})
+        assert reply.status_code == 200
+
+
+async def test_a_key_is_shown_in_one_place_and_once(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        secret = (await accounts.create(KeyTerms())).secret
+        good, bad = f"Bearer {secret}", "Bearer sk-other"
+        closed = [
+            [("authorization", good), ("authorization", bad)],
+            [("authorization", bad), ("authorization", good)],
+            [("authorization", good), ("Authorization", good)],
+            [("x-api-key", secret), ("x-api-key", "other")],
+            [("authorization", bad), ("x-api-key", secret)],
+            [("authorization", "Bearer"), ("x-api-key", secret + "x")],
+            [("authorization", secret)],
+            [("authorization", f"Bearer\t{secret}")],
+            [("authorization", f"Bearer,{secret}")],
+            [("authorization", f"Bearer {secret},{secret}")],
+            [("authorization", f"Token {secret}")],
+            [("x-api-key", good)],
+            [("api-key", secret)],
+            [("cookie", f"authorization={secret}")],
+            [("proxy-authorization", good)],
+        ]
+        for headers in closed:
+            reply = await client.get("/v1/models", headers=headers)
+            assert reply.status_code == 401, headers
+            assert secret not in reply.text
+        for query in (f"api_key={secret}", f"key={secret}", f"authorization={good}"):
+            assert (await client.get(f"/v1/models?{query}")).status_code == 401
+        basic = [("authorization", "Basic abc"), ("x-api-key", secret)]
+        assert (await client.get("/v1/models", headers=basic)).status_code == 200
+
+
 async def test_without_an_admin_key_no_clients_key_of_the_command_line_is_one(
     served_model, tmp_path
 ):
