@@ -72,6 +72,20 @@ class Section:
         except ValueError:
             self.refuse(name, "must be a number")
 
+    def seconds(self, name: str) -> float | None:
+        """A time to wait for something, which is more than none."""
+        value = self.number(name)
+        if value == 0:
+            self.refuse(name, "must be more than 0")
+        return value
+
+    def one_name(self, name: str) -> str:
+        """A text that means one thing, not all that begin like it."""
+        told = self.text(name)
+        if "*" in told:
+            self.refuse(name, f"must be one name, and no pattern: {told[:80]!r}")
+        return told
+
     def whole(self, name: str, least: int = 0) -> int | None:
         """A whole number."""
         value = self.number(name, least)

@@ -10,6 +10,7 @@ server knows besides, as Baton does) and `anthropic/` are servers that speak tho
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 1 << 20
 MAX_DEPLOYMENTS = 1000
 ANY_GROUP = "*"
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""RFC 9110, 5.6.2."""
 
 
 class Provider(StrEnum):
@@ -203,9 +206,9 @@ class _Reader:
     @staticmethod
     def _timeouts(router: Section, lite: Section) -> tuple[float, float | None]:
         """Of whole answers, and of the time to a first token."""
-        told = router.number("timeout"), lite.number("request_timeout")
+        told = router.seconds("timeout"), lite.seconds("request_timeout")
         whole = next((value for value in told if value), DEFAULT_TIMEOUT_S)
-        return whole, router.number("stream_timeout")
+        return whole, router.seconds("stream_timeout")
 
     def _deployments(
         self, entries: Sequence[object], defaults: tuple[float, float | None], *, drops: bool
@@ -215,7 +218,7 @@ class _Reader:
         for index, entry in enumerate(entries):
             where = f"{self._where}: model_list[{index}]"
             section = Section(entry, where, self._variables)
-            group = section.text("model_name")
+            group = section.one_name("model_name")
             counts[group] = counts.get(group, 0) + 1
             info = section.within("model_info")
             deployment_id = info.text("id", f"{group}/{counts[group]}")
@@ -241,9 +244,12 @@ class _Reader:
     ) -> DeploymentSettings:
         provider, model = self._model(params)
         headers = params.within("extra_headers").texts()
+        for name, value in headers.items():
+            if not HEADER_NAME.fullmatch(name) or not value.isascii() or not value.isprintable():
+                params.refuse(f"extra_headers.{name[:80]!r}", "must be a name and printable text")
         if organization := params.get("organization"):
             headers["OpenAI-Organization"] = str(organization)
-        timeout_s = params.number("timeout") or defaults[0]
+        timeout_s = params.seconds("timeout") or defaults[0]
         settings = DeploymentSettings(
             deployment_id=deployment_id,
             group=group,
@@ -253,12 +259,12 @@ class _Reader:
             api_key=self._key(params, provider),
             headers=headers,
             weight=params.number("weight"),
-            order=params.whole("order") or 1,
+            order=1 if (order := params.whole("order")) is None else order,
             rpm=params.whole("rpm", 1),
             tpm=params.whole("tpm", 1),
             max_parallel_requests=params.whole("max_parallel_requests", 1),
             timeout_s=timeout_s,
-            first_token_s=params.number("stream_timeout") or defaults[1] or timeout_s,
+            first_token_s=params.seconds("stream_timeout") or defaults[1] or timeout_s,
             drops_params=params.switch("drop_params") or drops,
         )
         params.done()
@@ -266,7 +272,7 @@ class _Reader:
 
     @staticmethod
     def _model(params: Section) -> tuple[Provider, str]:
-        told = params.text("model")
+        told = params.one_name("model")
         name, _, model = told.partition("/")
         if name in set(Provider) and model:
             return Provider(name), model

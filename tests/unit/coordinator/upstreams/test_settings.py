@@ -123,6 +123,14 @@ def one(**params):
         (one(api_key="os.environ/NOT_SET"), "environment variable NOT_SET"),
         (one(api_key="sk-secret\nx"), "api_key must be printable"),
         (one(api_base=None, api_key=None), "api_key is missing, and OPENAI_API_KEY"),
+        (one(model="openai/*"), r"model must be one name, and no pattern: 'openai/\*'"),
+        (one(timeout=0), "timeout must be more than 0"),
+        (one(stream_timeout=0), "stream_timeout must be more than 0"),
+        (one() | {"router_settings": {"timeout": 0}}, "timeout must be more than 0"),
+        (one() | {"litellm_settings": {"request_timeout": 0}}, "request_timeout must be more"),
+        (one(extra_headers={"x-a": "sk-secret\nx-b: c"}), "extra_headers.'x-a' must be"),
+        (one(extra_headers={"x-a": "schlüssel"}), "extra_headers.'x-a' must be"),
+        (one(extra_headers={"x a": "b"}), "extra_headers.'x a' must be"),
         (one(drop_params="yes"), "drop_params must be true or false"),
         (one() | {"router_settings": {"routing_strategy": "usage-based"}}, "routing_strategy"),
         (one() | {"router_settings": {"redis_host": "h"}}, "redis_host is not known"),
@@ -131,6 +139,7 @@ def one(**params):
         (one() | {"router_settings": {"fallbacks": [{"g": ["h"]}]}}, "names 'h'"),
         (one() | {"router_settings": {"model_group_alias": {"a": "b"}}}, "names 'b'"),
         (one() | {"litellm_settings": {"callbacks": ["x"]}}, "callbacks is not known"),
+        ({"model_list": [{"model_name": "*", "litellm_params": GOOD}]}, "model_name must be one"),
         ({"model_list": [{"litellm_params": GOOD}]}, r"model_list\[0\]: model_name is missing"),
         ({"model_list": [{"model_name": "g", "tags": []}]}, "tags is not known|model is missing"),
     ],
@@ -140,6 +149,12 @@ def test_what_is_wrong_is_named(tmp_path, values, told):
         read(tmp_path, yaml.safe_dump(values), {})
     assert "sk-secret" not in str(caught.value)
     assert "router.yaml" in str(caught.value)
+
+
+def test_an_order_of_nothing_comes_before_that_of_one(tmp_path):
+    entries = [{"model_name": "g", "litellm_params": GOOD | order} for order in ({}, {"order": 0})]
+    settings = read(tmp_path, yaml.safe_dump({"model_list": entries}))
+    assert [one.order for one in settings.deployments] == [1, 0]
 
 
 def test_two_deployments_of_one_id_are_refused(tmp_path):
