@@ -108,6 +108,11 @@ class Booking:
         """Whether its last bytes may go."""
         return self._stage is Stage.CLOSED
 
+    @property
+    def holds_tokens(self) -> bool:
+        """Whether it matters how many tokens an answer has at most."""
+        return self._meter is not None and self._meter.counts_tokens
+
     def reserve(self, request: Request, num_prompt: int, max_output: int) -> None:
         """Admit it; raises LimitReached or LedgerUnavailable, and then nothing is held."""
         accounts = self._accounts

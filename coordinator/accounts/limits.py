@@ -148,6 +148,11 @@ class KeyMeter:
         self.budget_tokens = None if most is None else Budget(most, period_s, created)
         self.running = 0
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether anything but requests is limited."""
+        return not (self.tokens is None and self.money is None and self.budget_tokens is None)
+
     def restore(self, age_s: float, tokens: int, now_s: float) -> None:
         """A request that was admitted `age_s` ago, before this process began; told in the order they were."""
         at_s = now_s - min(max(age_s, 0.0), WINDOW_S)

@@ -72,6 +72,7 @@ class Groups(Protocol):
         booking: Booking | None,
         own_run: Callable[[str], Awaitable[GenerationRun]],
         may_use: Callable[[str], bool],
+        salt: str = "",
     ) -> Run:
         """What answers a request to one of them."""
         ...
@@ -258,6 +259,7 @@ class Edge:
                 booking,
                 lambda name: self._own_of_group(request, principal, asked, facts, name),
                 principal.may_use,
+                principal.salt(asked.cache_salt),
             )
         return self._sent(run, principal, asked, dialect)
 

@@ -11,7 +11,7 @@ import orjson
 
 from coordinator.edge.answers.answer import NotSayable
 from coordinator.edge.answers.tools import ToolChoice, arguments_object
-from coordinator.upstreams.settings import Provider
+from coordinator.upstreams.settings import BASES, Provider
 from protocol.constraints import ConstraintKind
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Body = dict[str, Any]
 
+CHAT_FIELDS = ("max_tokens", "max_completion_tokens")
+"""What a chat of OpenAI's dialect may call the limit of its answer."""
 USUAL_MAX_TOKENS = 4096
 """Anthropic's dialect must be told a number."""
 SYSTEM = ("system", "developer")
@@ -83,9 +85,14 @@ class Asking:
 
 
 class OpenAiAsking(Asking):
-    """What chats and completions share; `is_wide` is what vLLM's server, and this one, know besides."""
+    """What chats and completions share; `is_wide` is what vLLM's server, and this one, know besides. `salt` is the client's
+    tenant's, for a server that keeps prefix caches apart by it."""
 
     dialect = "OpenAI's dialect"
+
+    def __init__(self, asked: AnswerRequest, place: DeploymentSettings, salt: str = "") -> None:
+        super().__init__(asked, place)
+        self.salt = salt
 
     @property
     def is_wide(self) -> bool:
@@ -96,7 +103,7 @@ class OpenAiAsking(Asking):
         """Everything about how tokens are chosen, and when they end."""
         asked, wishes = self.asked, self.wishes
         self.told["stream_options"] = {"include_usage": True}
-        self.add(wishes.max_tokens_field, wishes.max_tokens)
+        self.add(self._most_field(), wishes.max_tokens)
         for name in ("temperature", "top_p", "seed"):
             self.add(name, getattr(wishes, name))
         for name in ("presence_penalty", "frequency_penalty"):
@@ -113,10 +120,19 @@ class OpenAiAsking(Asking):
             "skip_special_tokens": None if asked.skip_special_tokens else False,
         }
         if not self.is_wide:
-            self.leave_out(**{name: value is not None for name, value in sampling.items()})
+            told = {name: value is not None for name, value in sampling.items()}
+            self.leave_out(**told, cache_salt=bool(asked.cache_salt))
             return
         for name, value in sampling.items():
             self.add(name, value)
+        self.add("cache_salt", self.salt or None)
+
+    def _most_field(self) -> str:
+        """As the client calls it, if that is a word of this dialect; new models of OpenAI's own server know one alone."""
+        if self.wishes.max_tokens_field in CHAT_FIELDS:
+            return self.wishes.max_tokens_field
+        is_theirs = self.place.api_base == BASES[Provider.OPENAI]
+        return "max_completion_tokens" if is_theirs else "max_tokens"
 
     def add_form(self) -> None:
         """What the answer must look like."""
@@ -139,9 +155,13 @@ class OpenAiChat(OpenAiAsking):
     """POST /chat/completions."""
 
     def __init__(
-        self, asked: AnswerRequest, conversation: Conversation, place: DeploymentSettings
+        self,
+        asked: AnswerRequest,
+        conversation: Conversation,
+        place: DeploymentSettings,
+        salt: str = "",
     ) -> None:
-        super().__init__(asked, place)
+        super().__init__(asked, place, salt)
         self.conversation = conversation
 
     def body(self) -> Body:

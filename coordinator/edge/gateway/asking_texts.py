@@ -33,8 +33,10 @@ def _texts(asked: AnswerRequest, raw: RawPrompts, place: DeploymentSettings) -> 
 class OpenAiCompletion(OpenAiAsking):
     """POST /completions."""
 
-    def __init__(self, asked: AnswerRequest, raw: RawPrompts, place: DeploymentSettings) -> None:
-        super().__init__(asked, place)
+    def __init__(
+        self, asked: AnswerRequest, raw: RawPrompts, place: DeploymentSettings, salt: str = ""
+    ) -> None:
+        super().__init__(asked, place, salt)
         self.raw = raw
 
     def body(self) -> Body:
@@ -44,7 +46,7 @@ class OpenAiCompletion(OpenAiAsking):
         check_neutral(asked)
         self.add_sampling()
         most = asked.default_max_tokens if wishes.max_tokens is None else wishes.max_tokens
-        self.told.pop(wishes.max_tokens_field, None)
+        self.told.pop("max_completion_tokens", None)
         self.told["max_tokens"] = most
         self.add_form()
         if not self.raw.add_special_tokens:

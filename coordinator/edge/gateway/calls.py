@@ -22,18 +22,32 @@ if TYPE_CHECKING:
     from coordinator.upstreams.settings import DeploymentSettings
 
 CHARACTERS_PER_TOKEN = 4
-"""Of usual text, where nobody has counted yet."""
+"""Of words in ASCII, where nobody has counted yet. A digit and a sign is a token of its own, and so are two bytes of all else."""
+BYTES_PER_TOKEN = 2
+WORDS = bytes(range(0x41, 0x5B)) + bytes(range(0x61, 0x7B)) + b" \n\t_"
+ASCII = bytes(range(0x80))
+TOKENS_PER_TURN = 4
+"""What a template writes around one."""
+PIECES_PER_TOKEN, SPARE_PIECES = 2, 64
+"""A server that says more pieces than these is not at its end where it should be."""
 
 
 def prompt_guess(asked: AnswerRequest) -> int:
-    """How many tokens its prompts may have."""
+    """How many tokens its prompts may have: rather too many than too few, since limits are held by it."""
     if asked.raw is not None:
-        said = asked.raw.said
-        return sum(
-            len(it) // CHARACTERS_PER_TOKEN + 1 if isinstance(it, str) else len(it) for it in said
-        )
-    assert asked.conversation is not None, "a group answers conversations and raw prompts"
-    return sum(map(len, asked.conversation.brought())) // CHARACTERS_PER_TOKEN + 1
+        return sum(guess(it) if isinstance(it, str) else len(it) for it in asked.raw.said)
+    talk = asked.conversation
+    assert talk is not None, "a group answers conversations and raw prompts"
+    return guess("".join(talk.brought())) + TOKENS_PER_TURN * len(talk.turns)
+
+
+def guess(text: str) -> int:
+    """The same for one text."""
+    told = text.encode("utf-8", "replace")
+    others = told.translate(None, WORDS)
+    foreign = len(others.translate(None, ASCII))
+    words, signs = len(told) - len(others), len(others) - foreign
+    return words // CHARACTERS_PER_TOKEN + signs + foreign // BYTES_PER_TOKEN + 1
 
 
 def num_choices(asked: AnswerRequest) -> int:
@@ -42,13 +56,21 @@ def num_choices(asked: AnswerRequest) -> int:
     return num_prompts * asked.choices_per_prompt
 
 
-def run_at(asked: AnswerRequest, place: DeploymentSettings, http: httpx.AsyncClient) -> UpstreamRun:
-    """A try there. Raises NotSayable."""
+def run_at(
+    asked: AnswerRequest, place: DeploymentSettings, http: httpx.AsyncClient, salt: str = ""
+) -> UpstreamRun:
+    """A try there; `salt` keeps the client's prefixes apart where the server can do that. Raises NotSayable."""
     if asked.raw is not None and asked.raw.is_embedded:
         return EmbeddingRun(_embedding(asked, asked.raw, place), http)
-    path, asking, listener = _words(asked, place)
-    body = orjson.dumps(asking.body())
-    return UpstreamRun(Called(place, path, body, listener, prompt_guess(asked)), http)
+    path, asking, listener = _words(asked, place, salt)
+    told = asking.body()
+    most = told.get("max_tokens", told.get("max_completion_tokens"))
+    pieces = None
+    if most is not None:
+        pieces = PIECES_PER_TOKEN * most * num_choices(asked) + SPARE_PIECES
+    body = orjson.dumps(told)
+    called = Called(place, path, body, listener, prompt_guess(asked), pieces)
+    return UpstreamRun(called, http)
 
 
 def _embedding(asked: AnswerRequest, raw: RawPrompts, place: DeploymentSettings) -> Called:
@@ -57,13 +79,15 @@ def _embedding(asked: AnswerRequest, raw: RawPrompts, place: DeploymentSettings)
     return Called(place, "embeddings", body, listener, prompt_guess(asked))
 
 
-def _words(asked: AnswerRequest, place: DeploymentSettings) -> tuple[str, Asking, Listener]:
+def _words(
+    asked: AnswerRequest, place: DeploymentSettings, salt: str
+) -> tuple[str, Asking, Listener]:
     count = num_choices(asked)
     if asked.raw is not None:
-        asking = OpenAiCompletion(asked, asked.raw, place)
+        asking = OpenAiCompletion(asked, asked.raw, place, salt)
         return "completions", asking, CompletionListener(count)
     talk = asked.conversation
     assert talk is not None, "a group answers conversations and raw prompts"
     if place.provider is Provider.ANTHROPIC:
         return "messages", AnthropicMessages(asked, talk, place), AnthropicListener(count)
-    return "chat/completions", OpenAiChat(asked, talk, place), OpenAiListener(count)
+    return "chat/completions", OpenAiChat(asked, talk, place, salt), OpenAiListener(count)

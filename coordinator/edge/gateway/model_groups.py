@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from coordinator.upstreams.deployments import Deployment
     from coordinator.upstreams.settings import RouterSettings
     from protocol.clock import Clock
+
+
+SALT_BYTES = 16
 
 
 class ModelGroups:
@@ -68,18 +73,26 @@ class ModelGroups:
         booking: Booking | None,
         own_run: Callable[[str], Awaitable[GenerationRun]],
         may_use: Callable[[str], bool],
+        salt: str = "",
     ) -> RoutedRun:
-        """What answers it; `own_run` makes a run of our own pools, for a model of that name."""
+        """What answers it; `own_run` makes a run of our own pools, for a model of that name. `salt` is the client's prefix
+        cache's. Where tokens are limited, an answer gets no more of them than are held for it."""
         wishes, count = asked.wishes, num_choices(asked)
         most = asked.default_max_tokens if wishes.max_tokens is None else wishes.max_tokens
         extent = Extent(count, prompt_guess(asked), most * count)
         name = self._settings.aliases.get(asked.model, asked.model)
         journey = Journey.begin(self._settings, self._groups, name, may_use, extent.num_tokens)
 
+        told_salt = _hashed(salt) if salt else ""
+        is_held = booking is not None and booking.holds_tokens
+
         async def attempt_at(stop: Deployment) -> Attempt:
-            if stop.settings.is_own:
-                return await own_run(stop.settings.model)
-            return run_at(asked, stop.settings, self._http)
+            place = stop.settings
+            if place.is_own:
+                return await own_run(place.model)
+            is_bounded = is_held or place.tpm is not None
+            told = _bounded(asked, most) if is_bounded else asked
+            return run_at(told, place, self._http, told_salt)
 
         return RoutedRun(journey, attempt_at, facts, self._clock, self._metrics, booking, extent)
 
@@ -91,6 +104,18 @@ class ModelGroups:
     async def close(self) -> None:
         """No more requests."""
         await self._http.aclose()
+
+
+def _bounded(asked: AnswerRequest, most: int) -> AnswerRequest:
+    """The same with an end, if it named none."""
+    if asked.wishes.max_tokens is not None:
+        return asked
+    return replace(asked, wishes=replace(asked.wishes, max_tokens=most, max_tokens_field=""))
+
+
+def _hashed(salt: str) -> str:
+    """As others may know it."""
+    return hashlib.blake2b(salt.encode(), digest_size=SALT_BYTES).hexdigest()
 
 
 def _cooling(deployment: Deployment, clock: Clock) -> float:

@@ -4,7 +4,7 @@
                    └─ not 200, not a stream, cut, too slow, nonsense ─► UpstreamFailed
 
 Nothing of a body is believed without bounds: redirects are not followed, compressed answers not taken, events at most a
-megabyte. No key leaves in a message: what a server says of an error is told only where it is the client's own fault.
+megabyte, and answers no longer than was asked. No key leaves in a message: what a server says of an error is told only where it is the client's own fault.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ANTHROPIC_VERSION = "2023-06-01"
 MAX_ERROR_BYTES = 64 * 1024
+MAX_STREAM_BYTES = 64 * 1024 * 1024
+"""Of one answer: 128,000 tokens, each in an event of its own."""
 MAX_WAITING_DELTAS = 64
 CONTEXT_CODES = ("context_length_exceeded",)
 CONTEXT_WORDS = ("maximum context length", "prompt is too long", "context window")
@@ -72,14 +74,15 @@ class UpstreamFailed(BatonError):
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """One try: which server, what is sent to which of its paths, who hears the stream, and how much all prompts weigh until
-    they are counted."""
+    """One try: which server, what is sent to which of its paths, who hears the stream, how much all prompts weigh until
+    they are counted, and in how many pieces the answer may come, if it was told where to end."""
 
     place: DeploymentSettings
     path: str
     body: bytes
     listener: Listener
     num_prompt_guess: int
+    most_pieces: int | None = None
 
     @property
     def url(self) -> str:
@@ -126,6 +129,7 @@ class UpstreamRun:
         self._last: Delta | None = None
         self._task: asyncio.Task[None] | None = None
         self._has_begun = self._has_ended = False
+        self._num_pieces = 0
         self.usage = Usage(called.num_prompt_guess)
 
     def submit(self) -> None:
@@ -222,12 +226,16 @@ class UpstreamRun:
 
     async def read(self, reply: httpx.Response, first: asyncio.Timeout) -> None:
         """All of a good answer; `first` is the deadline of its beginning. Raises BrokenStream."""
-        events = Events()
+        events, num_bytes = Events(), 0
         async for piece in reply.aiter_raw():
+            num_bytes += len(piece)
+            if num_bytes > MAX_STREAM_BYTES:
+                raise BrokenStream(f"an answer is larger than {MAX_STREAM_BYTES} bytes")
             for data in events.feed(piece):
                 for delta in self.listener.hear(data):
                     if not self._has_begun and delta.parts:
                         self.begun(first)
+                    self._count_piece(delta)
                     await self.tell(delta)
             if self.listener.is_over:
                 return
@@ -237,6 +245,12 @@ class UpstreamRun:
         """It has until its end now."""
         self._has_begun = True
         first.reschedule(None)
+
+    def _count_piece(self, delta: Delta) -> None:
+        most = self._called.most_pieces
+        self._num_pieces += bool(delta.parts)
+        if most is not None and self._num_pieces > most:
+            raise BrokenStream("it goes on after as many tokens as were asked for")
 
     async def tell(self, delta: Delta) -> None:
         """Whoever reads, when there is room."""
