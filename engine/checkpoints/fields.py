@@ -40,6 +40,13 @@ def one_line(text: str, most: int = 2000) -> str:
     return flat if len(flat) <= most else flat[:most] + "…"
 
 
+def reason(error: BaseException) -> str:
+    """What an exception says, in a sentence of ours: its first line, cut short, and nothing that a terminal would obey."""
+    line = str(error)[: 2 * _SHOWN_CHARACTERS].partition("\n")[0].strip()
+    text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "…"
+
+
 class Fields:
     """Named values that came from `where`, a file as a person would name it."""
 
@@ -137,8 +144,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"{where} is nested too deep to be read") from None
     except (ValueError, MemoryError) as error:
-        reason = shown(str(error)).strip("'\"")
-        raise ConfigError(f"{where} is not a JSON object: {reason}") from None
+        raise ConfigError(f"{where} is not a JSON object: {reason(error)}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{where} does not hold a JSON object")
     if _ESCAPED_SURROGATE.search(raw):

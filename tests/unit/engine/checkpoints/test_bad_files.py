@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.checkpoints.fields import reason
 from engine.checkpoints.gguf_file import GgufFile
 from engine.checkpoints.hugging_face_config import parse_config
 from engine.checkpoints.prepared import prepared_directory
@@ -85,6 +86,23 @@ JSON_FILES = (
 def test_what_is_no_json_object_is_named(model: Path, name: str, text: str) -> None:
     (model / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert name in refused(model)
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        (b"\xff{}", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b'{"a": 1, "a": 1}', "'a' is there twice"),
+        (b'{"\x1b[2J": 1, "\x1b[2J": 1}', "Invalid control character at: line 1 column 3 (char 2)"),
+    ],
+)
+def test_the_reason_is_told_whole(model: Path, raw: bytes, why: str) -> None:
+    (model / "config.json").write_bytes(raw)
+    assert refused(model) == f"{model / 'config.json'} is not a JSON object: {why}"
+
+
+def test_a_reason_has_nothing_that_a_terminal_would_obey() -> None:
+    assert reason(ValueError("'\x1b[2J' is \u202e\n wrong")) == r"'\x1b[2J' is \u202e"
 
 
 @pytest.mark.parametrize(
