@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from tokenizers import Tokenizer
 
-from engine.checkpoints.fields import Fields, shown
+from engine.checkpoints.fields import Fields, reason, shown
+from engine.checkpoints.tokenizer_settings import token_text
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def load_tokenizer(raw: bytes, where: str) -> Tokenizer:
         panicked = type(error).__name__ == "PanicException"  # of the Rust side: not an Exception
         if not panicked and not isinstance(error, Exception):
             raise
-        reason = shown(str(error).partition("\n")[0]).strip("'\"")
-        raise ConfigError(f"{where} is not a usable tokenizer: {reason}") from None
+        raise ConfigError(f"{where} is not a usable tokenizer: {reason(error)}") from None
     _check_decoder(decoder, where)
     return tokenizer
 
@@ -80,13 +80,6 @@ def _steps_of(decoder: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _steps_of(step)
 
 
-def special_token(settings: Mapping[str, Any], name: str) -> str | None:
-    """The text of a special token: settings have it as a string, or as an object with `content`."""
-    value = settings.get(name)
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
-
-
 def check_settings(settings: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> None:
     """ConfigError for settings by which transformers reads a text otherwise than tokenizer.json alone does: tokens that it
     would add, and special tokens that it would take for text. `where` is the settings' file, beside tokenizer.json."""
@@ -104,7 +97,7 @@ def check_settings(settings: Mapping[str, Any], tokenizer: Tokenizer, where: str
 def _named_tokens(settings: Mapping[str, Any]) -> Iterator[tuple[str, str, str | None]]:
     """Field, text, and id where one is told, of each token that prompts may need."""
     for name in ("bos_token", "eos_token"):
-        if (text := special_token(settings, name)) is not None:
+        if (text := token_text(settings.get(name))) is not None:
             yield name, text, None
     name = "added_tokens_decoder"
     entries = settings.get(name)

@@ -18,7 +18,6 @@ from engine.checkpoints.checkpoint import (
     load_tokenizer,
     named_templates,
     settle_vocabulary,
-    special_token,
     write_settings,
 )
 from engine.checkpoints.fields import Fields, is_there, read_bytes, read_object, shown
@@ -26,9 +25,12 @@ from engine.checkpoints.generation import GENERATION_FIELDS, check_generation
 from engine.checkpoints.hugging_face_config import DEFAULT_EOS, WEIGHT_FILES, parse_config
 from engine.checkpoints.safetensors_file import read_safetensors
 from engine.checkpoints.stored_tensor import check_tensors, settle_head
+from engine.checkpoints.tokenizer_settings import LISTED, settled, token_text, with_older
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
     from engine.checkpoints.stored_tensor import StoredTensor
 
 _MAX_CONFIG_BYTES = 1 << 24
@@ -37,6 +39,7 @@ _MAX_NAME_BYTES = 255
 """As file systems have it."""
 _SINGLE, _INDEX = WEIGHT_FILES
 EXTRA_TEMPLATES = "additional_chat_templates"
+OLDER_SETTINGS, OLDER_TOKENS = "special_tokens_map.json", "added_tokens.json"
 
 
 def read_directory(directory: Path, *, with_weights: bool = True) -> Checkpoint:
@@ -58,17 +61,20 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
     """Tokenizer, templates, generation settings; and with them the ends of sequence."""
     settings = _optional(directory / SETTINGS)
     generation, where = _generation(directory, raw_config)
+    older = _optional(directory / OLDER_SETTINGS)
     path = directory / TOKENIZER
     if not is_there(path):
         raise ConfigError(f"{directory} has no {TOKENIZER}; save a fast tokenizer there first")
-    checkpoint.files[TOKENIZER] = read_bytes(path, _MAX_TOKENIZER_BYTES)
-    tokenizer = load_tokenizer(checkpoint.files[TOKENIZER], str(path))
+    raw = read_bytes(path, _MAX_TOKENIZER_BYTES)
+    tokenizer = load_tokenizer(raw, str(path))
     check_settings(settings, tokenizer, str(directory / SETTINGS))
+    if LISTED not in settings:
+        check_settings(older, tokenizer, str(directory / OLDER_SETTINGS))
+        _check_added(directory, tokenizer)
+    settings = with_older(settings, older)
+    checkpoint.files[TOKENIZER] = settled(raw, tokenizer, settings)
     ends = checkpoint.config.eos_token_ids + check_generation(generation, where)
-    specials = (
-        settings if "eos_token" in settings else _optional(directory / "special_tokens_map.json")
-    )
-    text = special_token(specials, "eos_token")
+    text = token_text((settings if "eos_token" in settings else older).get("eos_token"))
     own = None if text is None else tokenizer.token_to_id(text)
     if own is not None:
         ends = (*ends, own)
@@ -78,6 +84,15 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
     generation["eos_token_id"] = list(checkpoint.config.eos_token_ids)
     checkpoint.files[GENERATION] = json.dumps(generation, indent=1).encode()
     write_settings(checkpoint, settings, _templates(checkpoint, directory, settings))
+
+
+def _check_added(directory: Path, tokenizer: Tokenizer) -> None:
+    """ConfigError for a token of an added_tokens.json that tokenizer.json lacks: transformers would add it."""
+    path = directory / OLDER_TOKENS
+    for text in _optional(path):
+        if tokenizer.token_to_id(text) is None:
+            told = f"names {shown(text)}, which {TOKENIZER} beside it does not have"
+            raise ConfigError(f"{path} {told}; save the tokenizer anew")
 
 
 def _generation(directory: Path, raw_config: dict[str, Any]) -> tuple[dict[str, Any], str]:

@@ -9,7 +9,8 @@
 Format history: 1 first; 2 more rotary kinds, `output_bias`, warnings, ends of sequence of every source; 3 fields of a wrong
 type are refused; 4 tokens of tokenizer_config.json that tokenizer.json lacks, too;
 5 a GGUF file's `rope.scaling.type` none is none beside a factor, too;
-6 its special tokens have SentencePiece's ids where it names none, and its tokens must have kinds. What a source is read as is part of the format: `tests/house/readings.py` remembers it.
+6 its special tokens have SentencePiece's ids where it names none, and its tokens must have kinds;
+7 special_tokens_map.json counts, and special tokens that are only words of the vocabulary. What a source is read as is part of the format: `tests/house/readings.py` remembers it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from protocol.model_config import ModelConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 MANIFEST_NAME = "model.json"
 WEIGHTS_NAME = "weights.bin"
 ALIGNMENT_BYTES = 4096

@@ -88,6 +88,8 @@ SETTINGS: dict[str, Any] = {
     "added_tokens_decoder": {"5": {"content": "w5"}},
     "additional_special_tokens": ["<new>"],
     "split_special_tokens": True,
+    "add_bos_token": True,
+    "pad_token": "w7",
 }
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_K", "Q6_K")
 

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from coordinator.edge.text.control_tokens import ControlTokens
     from protocol.clock import Clock
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
+SPECIAL_TOKENS = frozenset(
+    {
+        *("bos_token", "eos_token", "unk_token", "sep_token"),
+        *("pad_token", "cls_token", "mask_token"),
+    }
+)
 SETTINGS, TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 GIVEN = frozenset({"messages", "tools", "documents", "add_generation_prompt", "chat_template"})
 SHOWN_CHARACTERS = 500
@@ -80,7 +85,8 @@ class ChatTemplate:
         """What a request may set: names that a template reads and nobody else gives a value."""
         trees = [self._environment.parse(source) for source in self._sources.values()]
         read = {name for tree in trees for name in _read_by(tree)}
-        return frozenset(read - GIVEN - set(SPECIAL_TOKENS) - set(self._environment.globals))
+        given = GIVEN | SPECIAL_TOKENS | self._special_tokens.keys()
+        return frozenset(read - given - set(self._environment.globals))
 
     def told(self) -> dict[str, Any]:
         """The special tokens, and the template: one text, or named ones, or None."""
@@ -192,10 +198,11 @@ def _sources_in(field: object) -> dict[str, str]:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Names to texts; a token is a string or an object with `content`."""
+    """Names to texts; a token is a string or an object with `content`. Models have some of their own, such as `image_token`."""
+    named = {name: token for name, token in config.items() if name.endswith("_token")}
+    extra = config.get("extra_special_tokens")
     found: dict[str, str] = {}
-    for name in SPECIAL_TOKENS:
-        token = config.get(name)
+    for name, token in (named | (extra if isinstance(extra, dict) else {})).items():
         text = token.get("content") if isinstance(token, dict) else token
         if isinstance(text, str):
             found[name] = text
