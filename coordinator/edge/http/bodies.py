@@ -40,8 +40,9 @@ MAX_STRINGS = 64 * 1024
 MAX_VALUES = 64 * 1024
 MAX_IDS = 1200 * 1024
 """Values of a body that may hold lists of token ids. Others are walked, written and read again, one call of C each."""
-RAW_TEXT = "prompt"
-"""A field of any text: benchmarks draw prompts from all tokens of a vocabulary, of which one is a NUL."""
+READ_BY_MODELS = frozenset({"prompt", "messages", "input", "instructions", "system", "documents"})
+"""Fields of any text: a NUL has a token as any other character, and what a tool read from a file may hold one. Elsewhere it is
+in a name, and no name has one."""
 UNKNOWN = -1
 STREAMED, ERROR_SCHEMA = "x-streamed", "x-error"
 """What a route tells of itself besides what OpenAPI has a place for: the media type of its stream, its errors' schema."""
@@ -163,7 +164,7 @@ def check_shape(body: bytes, param: str = "body", most_values: int = MAX_VALUES)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """A JSON object without NUL characters, but for a raw prompt's, and not too deep; raises InvalidRequest."""
+    """A JSON object without NUL characters, but for what models read, and not too deep; raises InvalidRequest."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -173,7 +174,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     for name, value in fields.items():
         check_depth(name, value)
     if b"\\u0000" in body:  # a raw NUL is not valid JSON
-        _check_no_nul({name: value for name, value in fields.items() if name != RAW_TEXT})
+        others = {name: value for name, value in fields.items() if name not in READ_BY_MODELS}
+        _check_no_nul(others)
     return fields
 
 

@@ -417,9 +417,44 @@ async def test_a_raw_prompt_may_have_any_character(client, tokenizer):
     text = "a\0b"
     told = (await client.post("/tokenize", json={"prompt": text})).json()
     assert told["tokens"] == ids_of(tokenizer, text)
-    asked = {"messages": [{"role": "user", "content": text}]}
-    refused = await client.post("/v1/chat/completions", json=asked)
-    assert refused.json()["error"]["param"] == "messages[0].content"
+
+
+TOLD = "a\0b\0"
+SAID = [{"role": "user", "content": TOLD}]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": SAID}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": TOLD}]}]},
+        ),
+        ("/v1/messages", {"messages": SAID, "max_tokens": 4}),
+        ("/v1/responses", {"input": TOLD}),
+        ("/v1/responses", {"input": SAID}),
+        ("/api/chat", {"messages": SAID, "stream": False}),
+        ("/api/generate", {"prompt": TOLD, "stream": False}),
+    ],
+)
+async def test_what_is_said_may_have_any_character(client, service, tokenizer, path, body):
+    """Text of files and tools is sent as it is; the ids are those of the same text anywhere."""
+    service.default = say([5], FinishReason.STOP)
+    answer = await client.post(path, json=body | {"model": "tiny"})
+    assert answer.status_code == 200, answer.text
+    told = (await client.post("/tokenize", json={"messages": SAID})).json()
+    ids, said = service.generations[0].prompt_token_ids, ids_of(tokenizer, TOLD)
+    assert list(ids) == told["tokens"]
+    assert any(list(ids[at : at + len(said)]) == said for at in range(len(ids)))
+
+
+async def test_a_name_has_no_nul(client):
+    for field in ("user", "cache_salt", "tools"):
+        value = [{"type": "function", "function": {"name": "a\0"}}] if field == "tools" else "a\0"
+        refused = (await chat(client, **{field: value})).json()["error"]
+        assert refused["param"].startswith(field)
+        assert refused["message"].endswith("contains a NUL character")
 
 
 async def test_tokenize_and_back(client, tokenizer):
