@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TURN_BYTES = 64 * 1024
 """What is parsed before others have their turn."""
+EARLY_BYTES = 64 * 1024
+"""So much of the next requests is held while one is answered. Up to it the connection is read, so that its end is seen."""
+LINGER_STEP_BYTES = 64 * 1024
+"""Who sends on after an answer has its time anew for so much of it."""
 
 
 class Gate:
@@ -112,6 +116,8 @@ class Connection(HttpToolsProtocol):
         self._is_over = False
         self._has_turn = False
         self._dropped_bytes = 0
+        self._lingers_since_s = 0.0
+        self._keeps_body_back = False
 
     # ---- the transport's side
 
@@ -178,9 +184,11 @@ class Connection(HttpToolsProtocol):
                 self._take(piece)
         except WireRefusal as refusal:
             self._refuse(refusal)
-        if self._held and not self._is_over:
+        is_answering = self._is_answering()
+        is_much = len(self._held) > (EARLY_BYTES if is_answering else 0)
+        if is_much and not self._is_over:
             self.flow.pause_reading()
-            if not self._is_answering():
+            if not is_answering:
                 self._has_turn = True
                 self.loop.call_soon(self._take_turn)
         elif not self._is_full():
@@ -205,6 +213,7 @@ class Connection(HttpToolsProtocol):
 
     def _take(self, piece: bytes) -> None:
         if self._body is not None:
+            self._body_comes()
             body, rest = self._body.feed(piece)
             if self.cycle.response_complete:
                 self._drop(len(body))
@@ -221,6 +230,12 @@ class Connection(HttpToolsProtocol):
             head, rest = found
             self._held[:0] = rest
             self._begin_request(head)
+
+    def _body_comes(self) -> None:
+        """Whoever waited to be asked for it sends all of it now, and may ask again on this connection."""
+        if self._keeps_body_back:
+            self._keeps_body_back = False
+            self.cycle.keep_alive = not self.cycle.response_started
 
     def _enter_head(self, piece: bytes) -> None:
         if self in self._gate.idle and piece.strip(b"\r\n"):
@@ -255,12 +270,15 @@ class Connection(HttpToolsProtocol):
         if self.parser.get_http_version() == "1.0":
             self.cycle.chunked_encoding = False
             self.cycle.expected_content_length = UntilClosed()
+        # An answer that comes before its body was asked for is the connection's last: nobody knows whether the body follows.
+        self._keeps_body_back = self.expect_100_continue and self.cycle.keep_alive
+        self.cycle.keep_alive = self.cycle.keep_alive and not self._keeps_body_back
 
     def on_message_complete(self) -> None:
         """The parser's word is not asked: it has seen no body."""
 
     def _end_request(self) -> None:
-        self._body = None
+        self._body, self._dropped_bytes = None, 0
         super().on_message_complete()
         if self.cycle.response_complete:
             self._become_idle()
@@ -276,7 +294,7 @@ class Connection(HttpToolsProtocol):
         if self._body is None:
             self._become_idle()
         else:
-            self._gate.lingering.enter(self, self.loop)
+            self._enter_lingering()
 
     def _become_idle(self) -> None:
         self._gate.lingering.leave(self)
@@ -305,7 +323,7 @@ class Connection(HttpToolsProtocol):
     def _close_politely(self) -> None:
         if self._raw.is_closing():
             return
-        if self._body is None:
+        if self._body is None and not self._held:
             self.end()
         else:
             self._linger()
@@ -315,14 +333,25 @@ class Connection(HttpToolsProtocol):
         self._is_over = True
         self._held.clear()
         self._gate.forget(self)
-        self._gate.lingering.enter(self, self.loop)
+        self._enter_lingering()
         if self._raw.can_write_eof():
             self._raw.write_eof()
         else:  # TLS knows no half a close: its own end waits for the client's
             self._raw.close()
         self.flow.resume_reading()
 
+    def _enter_lingering(self) -> None:
+        self._lingers_since_s = self.loop.time()
+        self._gate.lingering.enter(self, self.loop)
+
     def _drop(self, size: int) -> None:
+        """Read for nobody. A client on a slow line reads its answer only when all is sent: it has its time."""
+        before, limits = self._dropped_bytes, self._gate.limits
         self._dropped_bytes += size
-        if self._dropped_bytes > self._gate.limits.linger_bytes:
+        if self._dropped_bytes > limits.linger_bytes:
             self.abort()
+            return
+        is_a_step = before // LINGER_STEP_BYTES < self._dropped_bytes // LINGER_STEP_BYTES
+        ends_s = self._lingers_since_s + limits.longest_linger_s
+        if is_a_step and self in self._gate.lingering and self.loop.time() + limits.linger_s < ends_s:
+            self._gate.lingering.enter(self, self.loop)

@@ -15,11 +15,12 @@ MAX_RESERVE = 256
 @dataclass(frozen=True, slots=True)
 class WireLimits:
     """`linger` is for clients that still send when they are answered: their bytes are read and dropped, so that they
-    can read the answer."""
+    can read the answer; who sends on has `linger_s` anew, up to `longest_linger_s`."""
 
     head_deadline_s: float = 10.0
     keep_alive_s: float = 75.0
     linger_s: float = 5.0
+    longest_linger_s: float = 30.0
     linger_bytes: int = 16 * 1024 * 1024
 
 
