@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from coordinator.cluster.fitting import Fitting
 from coordinator.cluster.legs import decode_leg, prefill_leg
 from coordinator.cluster.lifecycle import Phase
-from coordinator.cluster.throughput import FinishRate, level
 from coordinator.cluster.turns import Turns, rank, when_due
 from coordinator.planning.prompt_cost import PRIOR_TOKEN_S
+from coordinator.planning.throughput import FinishRate, level
 from protocol.errors import Overloaded
 from protocol.messages.orders import Abort
 from protocol.roles import Role
@@ -65,7 +65,7 @@ class WaitingLine:
         self._clock = clock
         self._turns = Turns()
         self._refused_s = float("-inf")
-        self._finish_rate = FinishRate(clock)
+        self._finish_rate = FinishRate()
         self._served: set[str] = set()
         self._fitting = Fitting(books)
 
@@ -129,7 +129,7 @@ class WaitingLine:
         before = self._turns.before(last)
         wait_s = self._prompts_s(token_s, last.due_s, before.work_tokens)
         if not self._is_room_in_decoders():
-            wait_s = max(wait_s, before.requests / self._finish_rate.per_s())
+            wait_s = max(wait_s, before.requests / self._finish_rate.per_s(self._clock.now_s()))
         return wait_s - max(bound_s - own_s, LEAST_WAIT_SHARE * bound_s)
 
     def _prompts_s(self, token_s: float, due_s: float, waiting_tokens: int) -> float:
@@ -155,7 +155,8 @@ class WaitingLine:
             raise self._overloaded(f"{len(self)} requests wait for KV blocks already")
 
     def _overloaded(self, why: str, wait_s: float = 0.0) -> Overloaded:
-        return Overloaded(f"{why}; retry later", max(self._finish_rate.promise(), wait_s))
+        promised_s = self._finish_rate.promise(self._clock.now_s())
+        return Overloaded(f"{why}; retry later", max(promised_s, wait_s))
 
     def impossible(self) -> list[tuple[RequestLife, InvalidRequest]]:
         """Who was held before any worker had been seen, and would wait for ever; told once."""
@@ -166,7 +167,7 @@ class WaitingLine:
         self._turns.add(life)
         self._served.add(life.request_id)
         self._fitting.waits(life)
-        self._finish_rate.begun()
+        self._finish_rate.begun(self._clock.now_s())
 
     def put_first(self, life: RequestLife) -> None:
         """A replay goes before those that were never sent."""
@@ -196,9 +197,9 @@ class WaitingLine:
             return
         self._served.discard(life.request_id)
         if is_well:
-            self._finish_rate.finished()
+            self._finish_rate.finished(self._clock.now_s())
         if not self._served:
-            self._finish_rate.idle()
+            self._finish_rate.idle(self._clock.now_s())
 
 
 class Dispatch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from coordinator.cluster.service_api import Generation
-from coordinator.cluster.throughput import MIN_WAIT_S
+from coordinator.planning.throughput import MIN_WAIT_S
 from protocol.errors import Overloaded
 from protocol.messages.reports import Goodbye
 from protocol.sampling import SamplingParams

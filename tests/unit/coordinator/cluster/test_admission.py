@@ -11,8 +11,8 @@ import pytest
 from openai._models import FinalRequestOptions
 
 from coordinator.cluster.service_api import Generation
-from coordinator.cluster.throughput import COLD_S, MAX_WAIT_S, MIN_WAIT_S, FinishRate
 from coordinator.edge.http.error_replies import failure_headers
+from coordinator.planning.throughput import COLD_S, MAX_WAIT_S, MIN_WAIT_S, FinishRate
 from protocol.clock import ManualClock
 from protocol.errors import InvalidRequest, Overloaded
 from protocol.sampling import SamplingParams
@@ -90,48 +90,48 @@ def test_limit_of_the_line_is_about_others() -> None:
 
 def test_idle_time_does_not_make_the_server_slow() -> None:
     clock = ManualClock()
-    rate = FinishRate(clock)
-    rate.begun()
+    rate = FinishRate()
+    rate.begun(clock.now_s())
     for _ in range(300):
         clock.advance(0.1)
-        rate.finished()
-    busy = rate.per_s()
+        rate.finished(clock.now_s())
+    busy = rate.per_s(clock.now_s())
     assert busy == pytest.approx(10.0, rel=0.1)
-    rate.idle()
+    rate.idle(clock.now_s())
     clock.advance(3600.0)
-    rate.begun()
-    assert rate.per_s() == busy
+    rate.begun(clock.now_s())
+    assert rate.per_s(clock.now_s()) == busy
 
 
 def test_callers_are_told_one_after_the_other() -> None:
-    rate = FinishRate(ManualClock())
-    assert [rate.promise() for _ in range(4)] == [COLD_S, 2 * COLD_S, 3 * COLD_S, 4 * COLD_S]
+    rate = FinishRate()
+    assert [rate.promise(0.0) for _ in range(4)] == [COLD_S, 2 * COLD_S, 3 * COLD_S, 4 * COLD_S]
 
 
 def test_who_came_back_is_waited_for_no_more() -> None:
     clock = ManualClock()
-    rate = FinishRate(clock)
+    rate = FinishRate()
     for _ in range(4):
-        rate.promise()
+        rate.promise(clock.now_s())
     clock.advance(3.5 * COLD_S)
-    assert rate.promise() == 2 * COLD_S
+    assert rate.promise(clock.now_s()) == 2 * COLD_S
 
 
 def test_no_promise_is_longer_than_clients_wait_nor_shorter_than_sense() -> None:
     clock = ManualClock()
-    rate = FinishRate(clock)
-    waits_s = [rate.promise() for _ in range(200)]
+    rate = FinishRate()
+    waits_s = [rate.promise(clock.now_s()) for _ in range(200)]
     assert max(waits_s) <= MAX_WAIT_S
     assert len(set(waits_s)) == len(waits_s)
-    rate.begun()
+    rate.begun(clock.now_s())
     for _ in range(1000):
         clock.advance(0.001)
-        rate.finished()
+        rate.finished(clock.now_s())
     clock.advance(100.0)
     for _ in range(1000):
         clock.advance(0.001)
-        rate.finished()
-    assert rate.promise() >= MIN_WAIT_S
+        rate.finished(clock.now_s())
+    assert rate.promise(clock.now_s()) >= MIN_WAIT_S
 
 
 def test_header_has_milliseconds() -> None:

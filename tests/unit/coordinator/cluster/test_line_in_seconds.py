@@ -14,9 +14,9 @@ from coordinator.cluster.pools import Pools
 from coordinator.cluster.registry import Registry
 from coordinator.cluster.router import PrefixMemory, Route, Router, stride_tokens
 from coordinator.cluster.service_api import Generation
-from coordinator.cluster.throughput import level
 from coordinator.planning.demand import DemandBook
 from coordinator.planning.prompt_cost import PromptCost, PromptWork
+from coordinator.planning.throughput import level
 from protocol.clock import ManualClock
 from protocol.errors import Overloaded
 from protocol.roles import Role

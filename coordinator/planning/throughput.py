@@ -1,5 +1,5 @@
 """How fast requests finish, where work flows to, and when a refused caller is to come back. Owns the estimates behind
-admission and Retry-After; pure.
+admission and Retry-After; pure: whoever asks says what time it is.
 
 The rate is of time in which somebody was served: an idle hour does not make the server slow. Callers that are refused
 stand in a line that nobody sees: each is told the time when those told before it have been let in.
@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from protocol.clock import Clock
-
 WINDOW_S = 30.0
 """Of busy time: what was longer ago says nothing."""
 COLD_S = 2.0
@@ -28,44 +26,46 @@ GOLDEN = 0.618034
 class FinishRate:
     """`begun` and `idle` say when the server is busy; `finished` that one more is done."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self) -> None:
         self._busy_s = 0.0
         self._busy_since_s: float | None = None
         self._finished_s: deque[float] = deque(maxlen=1000)
         self._promised_s: list[float] = []
         self._told = 0
 
-    def begun(self) -> None:
+    def begun(self, now_s: float) -> None:
         """Somebody is served from now on; idempotent."""
         if self._busy_since_s is None:
-            self._busy_since_s = self._clock.now_s()
+            self._busy_since_s = now_s
 
-    def idle(self) -> None:
+    def idle(self, now_s: float) -> None:
         """Nobody is served."""
-        self._busy_s = self._busy_time_s()
+        self._busy_s = self._busy_time_s(now_s)
         self._busy_since_s = None
 
-    def _busy_time_s(self) -> float:
+    def _busy_time_s(self, now_s: float) -> float:
         since_s = self._busy_since_s
-        return self._busy_s + (0.0 if since_s is None else self._clock.now_s() - since_s)
+        return self._busy_s + (0.0 if since_s is None else now_s - since_s)
 
-    def finished(self) -> None:
+    def finished(self, now_s: float) -> None:
         """A request finished now."""
-        self._finished_s.append(self._busy_time_s())
+        self._finished_s.append(self._busy_time_s(now_s))
 
-    def per_s(self) -> float:
+    def per_s(self, now_s: float) -> float:
         """Requests that finish in a second of service."""
-        busy_s = self._busy_time_s()
+        busy_s = self._busy_time_s(now_s)
         recent = sum(1 for at_s in self._finished_s if at_s >= busy_s - WINDOW_S)
         return (recent + 1) / (min(busy_s, WINDOW_S) + COLD_S)
 
-    def promise(self) -> float:
-        """In how many seconds this caller would fit, after all who were told to come back and have not yet."""
-        now_s = self._clock.now_s()
+    def wait_s(self, now_s: float) -> float:
+        """In how many seconds one caller more would fit, after all who were told to come back and have not yet."""
         del self._promised_s[: bisect_right(self._promised_s, now_s)]
+        return (len(self._promised_s) + 1) / self.per_s(now_s)
+
+    def promise(self, now_s: float) -> float:
+        """The same for a caller who is told so, and comes back then."""
+        wait_s = self.wait_s(now_s)
         self._told += 1
-        wait_s = (len(self._promised_s) + 1) / self.per_s()
         if wait_s > MAX_WAIT_S:  # nobody knows so far ahead: not all at one moment, at least
             wait_s = MAX_WAIT_S * (1.0 - 0.5 * (self._told * GOLDEN % 1.0))
         wait_s = max(wait_s, MIN_WAIT_S)
