@@ -20,12 +20,13 @@ from coordinator.accounts.booking import Booking
 from coordinator.accounts.database import Database
 from coordinator.accounts.journal import Journal
 from coordinator.accounts.key_book import KeyBook
-from coordinator.accounts.limits import WINDOW_S, KeyMeter
+from coordinator.accounts.limits import KeyMeter
 from coordinator.accounts.prices import Prices
 from coordinator.accounts.records import UsageRecord, crashed
 from coordinator.accounts.terms import KeyNotFound, NewKey, make_key, make_secret, revoked, rotated
 from coordinator.accounts.usage import UsageReader
 from coordinator.accounts.writer import Writer
+from coordinator.planning.windows import WINDOW_S
 from protocol.clock import wall_time_s
 from protocol.errors import ConfigError, LedgerUnavailable
 from protocol.ids import boot_id

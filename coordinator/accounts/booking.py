@@ -148,7 +148,7 @@ class Booking:
     def refuse(self) -> None:
         """The cluster had no room after all: it never was."""
         if self._meter is not None and self._reservation is not None:
-            self._meter.cancel(self._reservation)
+            self._meter.cancel(self._reservation, self._accounts.clock.now_s())
         if self._slot is not None:
             self._accounts.journal.free(self._slot)
         self._reservation, self._slot, self._stage = None, None, Stage.DONE
@@ -221,6 +221,7 @@ class Booking:
                 record.computed_tokens,
                 booked,
                 record.cost_nano,
+                self._accounts.clock.now_s(),
                 record.ended_at,
             )
         self._accounts.done(record, self._slot)

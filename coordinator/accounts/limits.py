@@ -1,92 +1,27 @@
-"""How much a key has used of what it may. Owns windows, budgets and the reservations in them; pure.
+"""How much a key has used of what it may. Owns budgets, and the reservations in them and in windows; pure.
 
     reserve: prompt + max_tokens ──► … answer … ──► settle: what it was          refused: nothing is reserved
                                                 └─► cancel: it never ran
 
-A window is the last 60 s, not a minute of the clock: no two halves of two minutes hold twice the limit. An entry's time is
-its admission's. Instants are of a monotonic clock, but for budgets, whose periods begin at wall times; a period that has
-begun never becomes an earlier one again, whatever the clock does.
+An entry's time in a window is its admission's. Instants are of a monotonic clock, but for budgets, whose periods begin at
+wall times; a period that has begun never becomes an earlier one again, whatever the clock does.
+
+Who is refused is told when they fit after all who were refused before and have not come back yet: not all at one moment.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from coordinator.planning.throughput import FinishRate
+from coordinator.planning.windows import WINDOW_S, Entry, Window
 from protocol.errors import LimitReached
 
 if TYPE_CHECKING:
     from coordinator.accounts.terms import KeyRecord
 
-WINDOW_S = 60.0
-BUSY_RETRY_S = 1.0
-"""When to come back where only others' answers make room."""
 SPENT_CODE = "insufficient_quota"
-
-
-@dataclass(slots=True)
-class Entry:
-    """One request's part of a window."""
-
-    at_s: float
-    amount: int
-    is_in: bool = True
-
-
-class Window:
-    """At most `limit` in any 60 s."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._entries: deque[Entry] = deque()
-        self._used = 0
-
-    def used(self, now_s: float) -> int:
-        """In the last 60 s."""
-        while self._entries and self._entries[0].at_s <= now_s - WINDOW_S:
-            self._leave(self._entries.popleft())
-        return self._used
-
-    def wait_s(self, amount: int, now_s: float) -> float:
-        """How long until `amount` more fits: 0 for at once, infinite for never."""
-        excess = self.used(now_s) + amount - self.limit
-        if excess <= 0:
-            return 0.0
-        for entry in self._entries:
-            excess -= entry.amount if entry.is_in else 0
-            if excess <= 0:
-                return max(entry.at_s + WINDOW_S - now_s, 0.001)
-        return float("inf")
-
-    def add(self, amount: int, at_s: float) -> Entry:
-        """Take it; whether it fits was asked before."""
-        entry = Entry(at_s, amount)
-        self._entries.append(entry)
-        self._used += amount
-        return entry
-
-    def change(self, entry: Entry, amount: int) -> None:
-        """It was that much; one that has left the window is past."""
-        if entry.is_in:
-            self._used += amount - entry.amount
-            entry.amount = amount
-
-    def remove(self, entry: Entry) -> None:
-        """It never was."""
-        self.change(entry, 0)
-        self._leave(entry)
-
-    def reset_s(self, now_s: float) -> float:
-        """When all of the limit is free again, if nothing more comes."""
-        self.used(now_s)
-        last = next((entry for entry in reversed(self._entries) if entry.is_in), None)
-        return 0.0 if last is None else last.at_s + WINDOW_S - now_s
-
-    def _leave(self, entry: Entry) -> None:
-        if entry.is_in:
-            entry.is_in = False
-            self._used -= entry.amount
 
 
 class Budget:
@@ -147,6 +82,7 @@ class KeyMeter:
         self.money = None if nano is None else Budget(nano, period_s, created)
         self.budget_tokens = None if most is None else Budget(most, period_s, created)
         self.running = 0
+        self._finish_rate = FinishRate()
 
     @property
     def counts_tokens(self) -> bool:
@@ -175,6 +111,7 @@ class KeyMeter:
         held.request_entry = self.requests.add(1, now_s) if self.requests is not None else None
         held.token_entry = self.tokens.add(tokens, now_s) if self.tokens is not None else None
         self.running += 1
+        self._finish_rate.begun(now_s)
         self._hold(cost_nano, tokens)
         return held
 
@@ -185,15 +122,22 @@ class KeyMeter:
         most = self._terms.parallel_requests
         if most is not None and self.running >= most:
             told = f"this API key may have {most} requests at once, and has them"
-            raise LimitReached(told, BUSY_RETRY_S, self.headers(now_s))
+            raise LimitReached(told, self._finish_rate.promise(now_s), self.headers(now_s))
         self._check_window(self.requests, 1, "requests", now_s)
         self._check_window(self.tokens, tokens, "tokens", now_s)
 
     def settle(
-        self, held: Reservation, computed: int, booked: int, cost_nano: int, wall_s: float
+        self,
+        held: Reservation,
+        computed: int,
+        booked: int,
+        cost_nano: int,
+        now_s: float,
+        wall_s: float,
     ) -> None:
         """The request is over: so many tokens were computed for it, so many are booked, at that cost."""
-        self._release(held)
+        self._finish_rate.finished(now_s)
+        self._release(held, now_s)
         if self.tokens is not None and held.token_entry is not None:
             self.tokens.change(held.token_entry, computed)
         for budget, amount in ((self.money, cost_nano), (self.budget_tokens, booked)):
@@ -206,9 +150,9 @@ class KeyMeter:
         budgets = [budget for budget in (self.money, self.budget_tokens) if budget is not None]
         return max(wall_s, *(budget.begin_of(wall_s) for budget in budgets)) if budgets else wall_s
 
-    def cancel(self, held: Reservation) -> None:
+    def cancel(self, held: Reservation, now_s: float) -> None:
         """The request was refused after all."""
-        self._release(held)
+        self._release(held, now_s)
         for window, entry in (
             (self.requests, held.request_entry),
             (self.tokens, held.token_entry),
@@ -233,8 +177,10 @@ class KeyMeter:
         if self.budget_tokens is not None:
             self.budget_tokens.reserved += tokens
 
-    def _release(self, held: Reservation) -> None:
+    def _release(self, held: Reservation, now_s: float) -> None:
         self.running -= 1
+        if not self.running:
+            self._finish_rate.idle(now_s)
         self._hold(-held.cost_nano, -held.tokens)
 
     def _check_budget(
@@ -245,7 +191,7 @@ class KeyMeter:
         headers = self.headers(now_s)
         if not budget.is_spent(wall_s) and budget.spent + amount <= budget.limit:
             told = "this API key's running requests hold the rest of its budget"
-            raise LimitReached(told, BUSY_RETRY_S, headers)
+            raise LimitReached(told, self._finish_rate.promise(now_s), headers)
         if budget.is_spent(wall_s):
             told = "this API key's budget is spent"
         else:
@@ -254,9 +200,9 @@ class KeyMeter:
         raise LimitReached(told, reset_s, headers, may_retry=False, code=SPENT_CODE)
 
     def _check_window(self, window: Window | None, amount: int, name: str, now_s: float) -> None:
-        wait_s = 0.0 if window is None else window.wait_s(amount, now_s)
-        if window is None or wait_s == 0.0:
+        if window is None or window.wait_s(amount, now_s) == 0.0:
             return
+        wait_s = window.promise_s(amount, now_s)
         asked = f" {amount} of" if name == "tokens" else ""
         told = f"this API key may use{asked} {window.limit} {name} a minute, and used {window.used(now_s)}"
         if wait_s == float("inf"):

@@ -14,6 +14,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from coordinator.planning.throughput import FinishRate
+from coordinator.planning.windows import WINDOW_S, Entry, Window
 from coordinator.upstreams.settings import Strategy
 
 if TYPE_CHECKING:
@@ -21,16 +23,14 @@ if TYPE_CHECKING:
 
     from coordinator.upstreams.settings import DeploymentSettings, RouterSettings
 
-MINUTE_S = 60.0
 MAX_COOLDOWN_S = 3600.0
 
 
 @dataclass(slots=True)
 class Spent:
-    """What one request takes of a minute; `tokens` is a guess until it is over."""
+    """What one request takes of a minute; its tokens are a guess until it is over."""
 
-    at_s: float
-    tokens: int
+    tokens: Entry | None
 
 
 class Deployment:
@@ -46,7 +46,9 @@ class Deployment:
         self.cooling_until_s = -math.inf
         self._is_lone = is_lone
         self._failures: deque[float] = deque()
-        self._minute: deque[Spent] = deque()
+        self._requests = None if settings.rpm is None else Window(settings.rpm)
+        self._tokens = None if settings.tpm is None else Window(settings.tpm)
+        self._finish_rate = FinishRate()
 
     @property
     def deployment_id(self) -> str:
@@ -59,57 +61,58 @@ class Deployment:
 
     def free_at_s(self, tokens: int, now_s: float) -> float:
         """When a request of so many tokens may go there: `now_s` for at once, infinity for never."""
-        self._forget(now_s)
-        settings = self.settings
-        if settings.tpm is not None and tokens > settings.tpm:
-            return math.inf
         at_s = max(now_s, self.cooling_until_s)
-        if settings.rpm is not None and len(self._minute) >= settings.rpm:
-            at_s = max(at_s, self._minute[len(self._minute) - settings.rpm].at_s + MINUTE_S)
-        if settings.tpm is not None:
-            at_s = max(at_s, self._tokens_free_at_s(tokens, settings.tpm, now_s))
-        most = settings.max_parallel_requests
-        if most is not None and self.num_running >= most:
-            at_s = max(at_s, now_s + 1.0)
-        return at_s
+        for window, amount in self._asked_of(tokens):
+            at_s = max(at_s, now_s + window.wait_s(amount, now_s))
+        return max(at_s, now_s + self._finish_rate.wait_s(now_s)) if self._is_full() else at_s
 
-    def _tokens_free_at_s(self, tokens: int, tpm: int, now_s: float) -> float:
-        spent = sum(one.tokens for one in self._minute)
-        for one in self._minute:
-            if spent + tokens <= tpm:
-                return now_s
-            spent -= one.tokens
-            now_s = max(now_s, one.at_s + MINUTE_S)
-        return now_s
+    def promise_s(self, tokens: int, now_s: float) -> float:
+        """The same for one who is told to come back then, after all others who were and are not due yet."""
+        at_s = max(now_s, self.cooling_until_s)
+        for window, amount in self._asked_of(tokens):
+            if window.wait_s(amount, now_s):
+                at_s = max(at_s, now_s + window.promise_s(amount, now_s))
+        return max(at_s, now_s + self._finish_rate.promise(now_s)) if self._is_full() else at_s
+
+    def _asked_of(self, tokens: int) -> list[tuple[Window, int]]:
+        asked = ((self._requests, 1), (self._tokens, tokens))
+        return [(window, amount) for window, amount in asked if window is not None]
+
+    def _is_full(self) -> bool:
+        most = self.settings.max_parallel_requests
+        return most is not None and self.num_running >= most
 
     def _forget(self, now_s: float) -> None:
-        while self._minute and self._minute[0].at_s <= now_s - MINUTE_S:
-            self._minute.popleft()
-        while self._failures and self._failures[0] <= now_s - MINUTE_S:
+        while self._failures and self._failures[0] <= now_s - WINDOW_S:
             self._failures.popleft()
 
     def begin(self, tokens: int, now_s: float) -> Spent:
         """A request goes there."""
         self.num_running += 1
         self.num_requests += 1
-        spent = Spent(now_s, tokens)
-        self._minute.append(spent)
-        return spent
+        self._finish_rate.begun(now_s)
+        if self._requests is not None:
+            self._requests.add(1, now_s)
+        return Spent(None if self._tokens is None else self._tokens.add(tokens, now_s))
 
-    def succeeded(self, spent: Spent, tokens: int) -> None:
+    def succeeded(self, spent: Spent, tokens: int, now_s: float) -> None:
         """It was answered with so many tokens in all."""
-        self.num_running -= 1
-        spent.tokens = tokens
+        self.left(now_s)
+        if self._tokens is not None and spent.tokens is not None:
+            self._tokens.change(spent.tokens, tokens)
 
-    def left(self) -> None:
-        """Its client left: that says nothing of the place."""
+    def left(self, now_s: float) -> None:
+        """Its client left: that says nothing of the place, but that there is room for another."""
         self.num_running -= 1
+        self._finish_rate.finished(now_s)
+        if not self.num_running:
+            self._finish_rate.idle(now_s)
 
     def failed(
         self, why: str, now_s: float, rules: RouterSettings, cool_s: float | None = None
     ) -> None:
         """It was not; `cool_s` is how long the place wants to be left alone, if it said so."""
-        self.num_running -= 1
+        self.left(now_s)
         self.num_failures += 1
         self.last_failure = why
         self._forget(now_s)
@@ -189,6 +192,10 @@ class Group:
     def free_at_s(self, tokens: int, now_s: float) -> float:
         """When one of them has room."""
         return min(one.free_at_s(tokens, now_s) for one in self.deployments)
+
+    def soonest(self, tokens: int, now_s: float) -> Deployment:
+        """The one that has room first."""
+        return min(self.deployments, key=lambda one: one.free_at_s(tokens, now_s))
 
 
 def groups_of(settings: RouterSettings) -> dict[str, Group]:

@@ -95,6 +95,8 @@ class Journey:
         self._seen += new[:room]
         self._waiting[:0] = new[:room]
 
-    def free_at_s(self, now_s: float) -> float:
-        """When one of the groups that were seen has room again."""
-        return min(self.groups[name].free_at_s(self.tokens, now_s) for name in self._seen)
+    def promise_s(self, now_s: float) -> float:
+        """When one of the groups that were seen has room for this request, after those who were told so before."""
+        places = [self.groups[name].soonest(self.tokens, now_s) for name in self._seen]
+        soonest = min(places, key=lambda place: place.free_at_s(self.tokens, now_s))
+        return soonest.promise_s(self.tokens, now_s)

@@ -33,9 +33,7 @@ def lingers_until_s(connection) -> float:
 
 async def test_each_refused_body_is_counted_by_itself():
     """A client with a key that is no good any more, and a pool of connections."""
-    limits = WireLimits(
-        head_deadline_s=PATIENCE_S, linger_s=PATIENCE_S, linger_bytes=300_000
-    )
+    limits = WireLimits(head_deadline_s=PATIENCE_S, linger_s=PATIENCE_S, linger_bytes=300_000)
     async with Running(deaf, limits) as server:
         reader, writer = await server.connect()
         for _ in range(6):
@@ -82,6 +80,16 @@ async def test_a_slow_line_has_its_time_anew_while_it_sends(extra):
         writer.close()
 
 
+async def pour(writer) -> None:
+    """Much, until the connection is gone; AssertionError when it never is."""
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < PATIENCE_S:
+        writer.write(b"x" * 100_000)
+        await writer.drain()
+        await pause(0.01)
+    raise AssertionError("the connection stays open")
+
+
 async def test_who_sends_without_end_after_its_answer_is_ended():
     limits = WireLimits(linger_s=0.3, longest_linger_s=0.6, linger_bytes=1 << 40)
     async with Running(deaf, limits) as server:
@@ -89,10 +97,7 @@ async def test_who_sends_without_end_after_its_answer_is_ended():
         writer.write(POST + b"Content-Length: 99999999999999\r\n\r\n")
         began_s = time.monotonic()
         with pytest.raises(ConnectionError):
-            while time.monotonic() - began_s < PATIENCE_S:
-                writer.write(b"x" * 100_000)
-                await writer.drain()
-                await pause(0.01)
+            await pour(writer)
         assert time.monotonic() - began_s < MOST_S
         writer.close()
 
@@ -119,7 +124,9 @@ async def test_the_last_answer_can_be_read_while_more_is_sent():
         writer.close()
 
 
-@pytest.mark.parametrize("early", [b"", b"\r\n", b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n", b"x" * 60_000])
+@pytest.mark.parametrize(
+    "early", [b"", b"\r\n", b"GET /next HTTP/1.1\r\nHost: x\r\n\r\n", b"x" * 60_000]
+)
 async def test_a_client_that_leaves_is_missed_whatever_it_sent_early(early):
     has_left = asyncio.Event()
 

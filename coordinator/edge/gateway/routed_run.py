@@ -233,7 +233,7 @@ class RoutedRun:
         self._metrics.ended(stop.deployment_id, kind)
         is_place = trouble_of(error) is Trouble.PLACE and kind not in (SLOW_READER, FULL_KIND)
         if not is_place or stop.settings.is_own:
-            stop.left()
+            stop.left(self._clock.now_s())
             return
         cool_s = error.cool_s if isinstance(error, UpstreamFailed) else None
         stop.failed(kind, self._clock.now_s(), self._journey.settings, cool_s)
@@ -241,7 +241,7 @@ class RoutedRun:
             log.warning("deployment %r is left alone for a while: %s", stop.deployment_id, kind)
 
     def _full(self, now_s: float) -> Overloaded:
-        seconds = self._journey.free_at_s(now_s) - now_s
+        seconds = self._journey.promise_s(now_s) - now_s
         name = self.facts.model
         return Overloaded(f"no deployment of {name!r} takes a request now", max(seconds, 0.001))
 
@@ -252,7 +252,8 @@ class RoutedRun:
         stop, spent = self._stop, self._spent
         self._stop = self._spent = None
         if stop is not None and spent is not None:
-            stop.succeeded(spent, usage.num_prompt_tokens + usage.num_output_tokens)
+            tokens = usage.num_prompt_tokens + usage.num_output_tokens
+            stop.succeeded(spent, tokens, self._clock.now_s())
             self._metrics.ended(stop.deployment_id, "ok")
         if self.booking is not None:
             self.booking.finish(usage, ",".join(sorted(self._ends)), self.num_told_tokens)
@@ -263,7 +264,7 @@ class RoutedRun:
         if self._attempt is not None:
             self._attempt.close(reason)
         if self._stop is not None:
-            self._stop.left()
+            self._stop.left(self._clock.now_s())
             self._metrics.ended(self._stop.deployment_id, "client_left")
             self._stop = None
         if self.error is None and not self.is_over:

@@ -353,5 +353,9 @@ class Connection(HttpToolsProtocol):
             return
         is_a_step = before // LINGER_STEP_BYTES < self._dropped_bytes // LINGER_STEP_BYTES
         ends_s = self._lingers_since_s + limits.longest_linger_s
-        if is_a_step and self in self._gate.lingering and self.loop.time() + limits.linger_s < ends_s:
+        if (
+            is_a_step
+            and self in self._gate.lingering
+            and self.loop.time() + limits.linger_s < ends_s
+        ):
             self._gate.lingering.enter(self, self.loop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 import random
 
@@ -57,7 +59,7 @@ def test_the_truth_takes_the_reservations_place():
     with pytest.raises(LimitReached) as raised:
         meter.reserve(20, 0, 1.0, 1001.0)
     assert raised.value.retry_after_s == pytest.approx(59.0)
-    meter.settle(held, 30, 30, 0, 1001.0)
+    meter.settle(held, 30, 30, 0, 1.0, 1001.0)
     meter.reserve(70, 0, 1.0, 1001.0)
     assert meter.headers(1.0)["x-ratelimit-remaining-tokens"] == "0"
     assert meter.headers(1.0)["x-ratelimit-remaining-requests"] == "7"
@@ -69,7 +71,7 @@ def test_what_is_refused_after_all_was_never_there():
         tokens_per_minute=100, requests_per_minute=1, parallel_requests=1, budget_tokens=100
     )
     for _ in range(3):
-        meter.cancel(meter.reserve(100, 0, 0.0, 1000.0))
+        meter.cancel(meter.reserve(100, 0, 0.0, 1000.0), 0.0)
     assert meter.running == 0
 
 
@@ -79,7 +81,7 @@ def test_requests_at_once_are_counted():
     meter.reserve(1, 0, 0.0, 0.0)
     with pytest.raises(LimitReached):
         meter.reserve(1, 0, 0.0, 0.0)
-    meter.settle(first, 1, 1, 0, 0.0)
+    meter.settle(first, 1, 1, 0, 0.0, 0.0)
     meter.reserve(1, 0, 0.0, 0.0)
 
 
@@ -89,7 +91,7 @@ def test_a_spent_budget_names_its_next_period_and_asks_for_no_retry():
     with pytest.raises(LimitReached) as raised:
         meter.reserve(1, 0, 0.0, 1000.0)
     assert raised.value.may_retry  # what runs may leave something
-    meter.settle(held, 100, 100, 0, 1600.0)
+    meter.settle(held, 100, 100, 0, 600.0, 1600.0)
     with pytest.raises(LimitReached) as raised:
         meter.reserve(1, 0, 0.0, 1600.0)
     assert (raised.value.may_retry, raised.value.code) == (False, "insufficient_quota")
@@ -103,7 +105,7 @@ def test_money_is_held_at_its_worst_and_settled_at_its_price():
     worst = price.cost_nano(1000, 0, 400)
     assert worst == 37_500 + 800_000
     held = meter.reserve(1400, worst, 0.0, 1000.0)
-    meter.settle(held, 1400, 1400, price.cost_nano(1000, 0, 10), 1000.0)
+    meter.settle(held, 1400, 1400, price.cost_nano(1000, 0, 10), 0.0, 1000.0)
     assert meter.money is not None
     assert (meter.money.spent, meter.money.reserved) == (57_500, 0)
 
@@ -149,3 +151,69 @@ def test_any_other_model_has_the_price_of_the_star():
     assert prices.of("a=b").cost_nano(10, 4, 1) == 6000 + 8000 + 4000
     assert prices.of("c").cost_nano(1, 1, 1) == 16_000
     assert Prices(()).of("c").cost_nano(9, 9, 9) == 0
+
+
+# ---- a crowd with one key
+
+
+def crowd(meter, count, duration_s, tokens=1, apart_s=0.0):
+    """How many of so many callers are served who come back twice, each when told; an answer takes `duration_s`."""
+    order = itertools.count()
+    events = [(index * apart_s, next(order), "asks", 3) for index in range(count)]
+    heapq.heapify(events)
+    served = 0
+    while events:
+        now_s, _, what, detail = heapq.heappop(events)
+        if what == "ends":
+            meter.settle(detail, tokens, tokens, 0, now_s, now_s)
+            served += 1
+            continue
+        try:
+            held = meter.reserve(tokens, 0, now_s, now_s)
+        except LimitReached as reached:
+            if detail > 1 and reached.retry_after_s <= 60:
+                again_s = now_s + math.ceil(reached.retry_after_s * 1000) / 1000
+                heapq.heappush(events, (again_s, next(order), "asks", detail - 1))
+        else:
+            heapq.heappush(events, (now_s + duration_s, next(order), "ends", held))
+    return served
+
+
+@pytest.mark.parametrize("duration_s", [0.2, 1.0, 3.0, 8.0, 15.0])
+@pytest.mark.parametrize("most", [4, 16])
+def test_a_key_that_asks_twice_as_much_at_once_as_it_may_is_served(most, duration_s):
+    """All were told to come back in a second, thrice; the answers before theirs took longer."""
+    assert crowd(meter_of(parallel_requests=most), 2 * most, duration_s) >= 0.95 * 2 * most
+
+
+def test_callers_of_a_full_minute_are_told_one_after_the_other():
+    """Requests had come one a second; then sixty at once were all told the same second, in which one of them fits."""
+    meter = meter_of(requests_per_minute=60)
+    for second in range(60):
+        meter.settle(meter.reserve(1, 0, second, second), 1, 1, 0, second, second)
+    told = []
+    for _ in range(60):
+        with pytest.raises(LimitReached) as raised:
+            meter.reserve(1, 0, 59.5, 59.5)
+        told.append(raised.value.retry_after_s)
+    assert told == [pytest.approx(0.5 + index) for index in range(60)]
+
+
+def test_a_minute_of_tokens_is_promised_once():
+    meter = meter_of(tokens_per_minute=100)
+    for second in (0.0, 30.0):
+        meter.reserve(50, 0, second, second)
+    told = []
+    for amount in (50, 50, 100):
+        with pytest.raises(LimitReached) as raised:
+            meter.reserve(amount, 0, 40.0, 40.0)
+        told.append(raised.value.retry_after_s)
+    assert told == [pytest.approx(20.0), pytest.approx(50.0), pytest.approx(110.0)]
+
+
+def test_who_asks_again_and_again_is_kept_one_window_of_places():
+    window = Window(10)
+    for _ in range(10):
+        window.add(1, 0.0)
+    assert {window.promise_s(1, 1.0) for _ in range(1000)} == {59.0, 119.0}
+    assert window.wait_s(1, 60.0) == 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import Counter
 
 import pytest
@@ -75,7 +77,7 @@ def test_the_lowest_order_with_room_is_picked():
     assert first is not None
     spent = first.begin(1, 0.0)
     assert (first.deployment_id, name_of(group.pick((), 1, 0.0))) == ("b", "a")
-    first.succeeded(spent, 5)
+    first.succeeded(spent, 5, 0.0)
     assert name_of(group.pick((), 1, 0.0)) == "b"
 
 
@@ -97,7 +99,7 @@ def test_it_says_when_there_is_room():
     a.begin(1, 10.0)
     spent = b.begin(90, 20.0)
     assert group.free_at_s(50, 30.0) == 70.0
-    b.succeeded(spent, 40)
+    b.succeeded(spent, 40, 30.0)
     assert group.free_at_s(50, 30.0) == 30.0
     assert b.free_at_s(101, 30.0) == float("inf")
 
@@ -184,3 +186,35 @@ def test_a_full_group_is_left_for_its_fallback():
     groups = groups_of(settings)
     groups["g"].deployments[0].begin(1, 0.0)
     assert name_of(journey(settings, groups).next_stop(1.0)) == "b"
+
+
+@pytest.mark.parametrize("duration_s", [0.3, 2.0, 6.0])
+def test_a_crowd_of_twice_as_many_as_a_group_may_have_is_served_when_told(duration_s):
+    """Each comes back twice at most. All were told to come in a second, when nothing had ended yet."""
+    settings = rules(place("a", max_parallel_requests=5), place("b", max_parallel_requests=5))
+    groups = groups_of(settings)
+    order = itertools.count()
+    events = [(0.0, next(order), 3, None) for _ in range(20)]
+    served = 0
+    while events:
+        now_s, _, tries, held = heapq.heappop(events)
+        if held is not None:
+            held[0].succeeded(held[1], 1, now_s)
+            served += 1
+            continue
+        way = Journey.begin(settings, groups, "g", lambda _: True, 1)
+        if (stop := way.next_stop(now_s)) is not None:
+            end_s = now_s + duration_s
+            heapq.heappush(events, (end_s, next(order), 0, (stop, stop.begin(1, now_s))))
+        elif tries > 1:
+            heapq.heappush(events, (way.promise_s(now_s), next(order), tries - 1, None))
+    assert served >= 19
+
+
+def test_callers_of_a_full_minute_are_told_one_after_the_other():
+    groups = groups_of(rules(place("a", rpm=4)))
+    place_a = groups["g"].deployments[0]
+    for second in range(4):
+        place_a.begin(1, second)
+    assert [place_a.promise_s(1, 10.0) for _ in range(4)] == [60.0, 61.0, 62.0, 63.0]
+    assert place_a.free_at_s(1, 10.0) == 60.0
