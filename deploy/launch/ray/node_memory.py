@@ -26,13 +26,20 @@ NODE_SHARE = 0.60
 
 @dataclass(frozen=True)
 class NodeUse:
-    """A node, and what other workers have there: pools that are taken (`settled`), and those that may not be yet
-    (`starting`). `weights_bytes` is there once, for all of them."""
+    """A node, and what other workers have there, pools and the arrays of their largest steps: what is taken (`settled`), and
+    what may not be yet (`starting`). `weights_bytes` is there once, for all of them; `step_bytes` are the arrays of the
+    worker that comes."""
 
     node: NodeFacts
     settled: tuple[int, ...]
     starting: tuple[int, ...]
     weights_bytes: int
+    step_bytes: int = 0
+
+    @property
+    def process_bytes(self) -> int:
+        """What the worker that comes takes beside its pool."""
+        return PROCESS_BYTES + self.step_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -51,7 +58,7 @@ class NodeUse:
         """Bytes of a pool there when no flag says otherwise; may be less than nothing."""
         share = max(self._num_workers(demand), len(self.settled) + len(self.starting) + 1)
         even = (self.total_bytes * NODE_SHARE - self.weights_bytes) / share
-        return int(min(even, self.free_bytes * KV_LIMIT)) - PROCESS_BYTES
+        return int(min(even, self.free_bytes * KV_LIMIT)) - self.process_bytes
 
     def _num_workers(self, demand: Demand) -> int:
         slots = int(sum(self.node.resources.get(slot, 0) for slot in SLOTS))
@@ -60,9 +67,9 @@ class NodeUse:
 
     def check(self, kv_bytes: int, flag: str) -> None:
         """Raise ConfigError when a pool of that size, which `flag` asked for, does not fit there."""
-        if kv_bytes + PROCESS_BYTES > self.free_bytes * KV_LIMIT:
+        if kv_bytes + self.process_bytes > self.free_bytes * KV_LIMIT:
             raise ConfigError(
-                f"{flag}: a KV pool of {format_bytes(kv_bytes)} and {format_bytes(PROCESS_BYTES)} for its "
+                f"{flag}: a KV pool of {format_bytes(kv_bytes)} and {format_bytes(self.process_bytes)} for its "
                 f"process do not fit in {KV_LIMIT:.0%} of the {format_bytes(self.free_bytes)} that node "
                 f"{self.node.hostname} has left for Baton; give a smaller size, or none: then it is made for each node"
             )

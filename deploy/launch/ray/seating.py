@@ -10,7 +10,7 @@ import msgspec
 
 from deploy.host.gpu_plan import gpu_part, least_used
 from deploy.host.memory import SETTLE_S, available_bytes, check_one_more
-from deploy.host.model_memory import weights_bytes
+from deploy.host.model_memory import step_bytes_of_worker, weights_bytes
 from deploy.launch.plan import next_share
 from deploy.launch.ray.node_directory import CONTROL_NAME, node_directory
 from deploy.launch.ray.node_memory import NodeUse, with_pool
@@ -122,7 +122,7 @@ class Seating:
         spec = self._plan.like(order.role)
         if self.choice.own is not None and spec.device == "cpu":
             pools = [other.kv_cache_bytes for other in starting]
-            check_one_more(spec.kv_cache_bytes, pools, available_bytes())
+            check_one_more(spec.kv_cache_bytes, pools, available_bytes(), _step_bytes(spec))
         path = path_beside(spec, order.worker_id)
         return self.admit(
             msgspec.structs.replace(
@@ -160,9 +160,10 @@ class Seating:
                 starting = {other.worker_id for other in roster.starting(now_s - SETTLE_S)}
                 use = NodeUse(
                     node,
-                    tuple(w.kv_cache_bytes for w in others if w.worker_id not in starting),
-                    tuple(w.kv_cache_bytes for w in others if w.worker_id in starting),
+                    tuple(_taken_bytes(w) for w in others if w.worker_id not in starting),
+                    tuple(_taken_bytes(w) for w in others if w.worker_id in starting),
                     self._weights_bytes,
+                    _step_bytes(spec),
                 )
                 spec = self._with_pool(spec, use, demand)
             place.spec = replace(
@@ -209,3 +210,15 @@ class Seating:
             return replace(order, worker=spec, num_threads=spec.num_threads)
         own = replace(place.spec, owner_silence_s=ALONE_S)
         return replace(order, coordinator=own, chat_template=self.choice.chat_template)
+
+
+def _step_bytes(spec: WorkerSpec) -> int:
+    """Of the arrays that a worker on CPUs takes at its start; it has no lent cores on a Ray of others."""
+    if not spec.role.computes or spec.device != "cpu":
+        return 0
+    return step_bytes_of_worker(msgspec.structs.replace(spec, lent_cores=()))
+
+
+def _taken_bytes(spec: WorkerSpec) -> int:
+    """Its pool and these arrays."""
+    return spec.kv_cache_bytes + _step_bytes(spec)

@@ -12,6 +12,7 @@ import pytest
 from deploy.config.serve_config import resolve
 from deploy.config.values import GIB, MIB
 from deploy.host.memory import PROCESS_BYTES
+from deploy.host.model_memory import step_bytes_of_worker
 from deploy.launch.plan import Host, Plan, make_plan
 from deploy.launch.ray.choice import RayChoice
 from deploy.launch.ray.node_memory import NodeUse
@@ -105,10 +106,11 @@ def test_one_more_gets_the_size_of_its_role_and_its_node() -> None:
 def test_workers_of_one_node_share_it_whether_they_have_their_memory_yet_or_not() -> None:
     launch = Launch(pd="1p2d")
     here = node("d", 64, decode_slot=2.0)
-    first = launch.place("decode-0", here).kv_cache_bytes
+    placed = launch.place("decode-0", here)
+    first, steps = placed.kv_cache_bytes, step_bytes_of_worker(placed)
     at_once = launch.place("decode-1", here, 1.0).kv_cache_bytes
     assert at_once == first
-    left = msgspec.structs.replace(here, available_bytes=64 * GIB - first - PROCESS_BYTES)
+    left = msgspec.structs.replace(here, available_bytes=64 * GIB - first - PROCESS_BYTES - steps)
     later = Launch(pd="1p2d")
     later.place("decode-0", here)
     assert later.place("decode-1", left, 100.0).kv_cache_bytes == pytest.approx(first, rel=1e-6)
@@ -168,6 +170,26 @@ def test_a_store_asks_for_a_node_of_its_own_kind_where_there_is_one_and_else_for
     assert launch.seating.demand_of(store).bundle() == {"store_slot": 1.0}
     with pytest.raises(ConfigError, match=r"^--kv-store: dram=: .* node a has left"):
         launch.place("store-0", node("a", 1, store_slot=1.0))
+
+
+def test_a_workers_largest_step_is_part_of_what_it_takes_of_its_node() -> None:
+    facts = node("d", 64, decode_slot=1.0)
+    without = NodeUse(facts, (), (), 0)
+    counted = NodeUse(facts, (), (), 0, step_bytes=3 * GIB)
+    assert without.even_pool(SLOT) - counted.even_pool(SLOT) == 3 * GIB
+    most = int(64 * GIB * 0.8) - PROCESS_BYTES
+    without.check(most, "--kv-cache-memory")
+    counted.check(most - 3 * GIB, "--kv-cache-memory")
+    with pytest.raises(ConfigError, match=r"3\.4 GiB for its process do not fit"):
+        counted.check(most - 2 * GIB, "--kv-cache-memory")
+
+
+def test_steps_as_large_as_a_flag_allows_are_counted_where_a_worker_sits() -> None:
+    few, many = (Launch(max_num_batched_tokens=told) for told in ("256", "65536"))
+    facts = node("d", 16, decode_slot=1.0)
+    placed, smaller = few.place("decode-0", facts), many.place("decode-0", facts)
+    steps = [step_bytes_of_worker(spec) for spec in (placed, smaller)]
+    assert placed.kv_cache_bytes - smaller.kv_cache_bytes == steps[1] - steps[0] > 0
 
 
 def test_what_ray_was_told_of_a_nodes_memory_bounds_it() -> None:
