@@ -9,9 +9,10 @@ import random
 
 import pytest
 
-from coordinator.accounts.limits import Budget, KeyMeter, Window, spell_duration
+from coordinator.accounts.limits import Budget, KeyMeter, spell_duration
 from coordinator.accounts.prices import Prices, parse_price
 from coordinator.accounts.terms import KeyTerms, make_key
+from coordinator.planning.windows import Window
 from protocol.errors import LimitReached
 
 

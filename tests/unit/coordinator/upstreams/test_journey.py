@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -194,7 +195,7 @@ def test_a_crowd_of_twice_as_many_as_a_group_may_have_is_served_when_told(durati
     settings = rules(place("a", max_parallel_requests=5), place("b", max_parallel_requests=5))
     groups = groups_of(settings)
     order = itertools.count()
-    events = [(0.0, next(order), 3, None) for _ in range(20)]
+    events: list[Any] = [(0.0, next(order), 3, None) for _ in range(20)]
     served = 0
     while events:
         now_s, _, tries, held = heapq.heappop(events)
