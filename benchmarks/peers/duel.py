@@ -45,18 +45,19 @@ def main() -> int:
         peer_ready_s = await_ready(peer_url, peer)
         command = [sys.executable, str(arguments.peers / "duel.py"), ours_url, peer_url]
         command += ["--repeats", arguments.repeats, "--loads", arguments.loads]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     finally:
         end(ours)
         end(peer)
-    print(output)
+    print(done.stdout)
+    done.check_returncode()
     result = {
         "command": f"python -m benchmarks.peers.duel {' '.join(sys.argv[1:])}",
         "environment": stamp,
         "a": f"baton serve --pd {arguments.pd} --dtype bfloat16",
         "b": "vLLM 0.32 CPU, one process on both cores, bfloat16",
         "ready_after_s": {"a": round(ours_ready_s, 2), "b": round(peer_ready_s, 2)},
-        "rows": json.loads(output.splitlines()[-1]),
+        "rows": json.loads(done.stdout.splitlines()[-1]),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
