@@ -48,6 +48,7 @@ class AutoscaledRay:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_enable_metrics_collection": "0",
+            "RAY_worker_niceness": "0",
             "RAY_TMPDIR": str(place),
         }
         port = self.address.rpartition(":")[2]

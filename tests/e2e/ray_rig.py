@@ -193,6 +193,7 @@ class RayNodes:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_enable_metrics_collection": "0",
+            "RAY_worker_niceness": "0",
             "RAY_TMPDIR": self._directory.name,
             "RAY_health_check_period_ms": "500",
             "RAY_health_check_failure_threshold": "10",

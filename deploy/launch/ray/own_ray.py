@@ -51,6 +51,7 @@ def plan_own_ray(directory: Path, num_cpus: int) -> OwnRay:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_enable_metrics_collection": "0",
+        "RAY_worker_niceness": "0",  # else 15: all else on the machine goes before who serves
         # Ray replaces 127.0.0.1 by an address that other machines reach, and listens on all of them, unless it
         # takes the machine for one that cannot have others: that is what this variable says.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

@@ -80,6 +80,7 @@ def test_ray_listens_on_one_address_and_its_dashboard_on_loopback(path: Path) ->
     for command in start_commands(config):
         assert "--node-ip-address=$" in command
         assert "RAY_enable_metrics_collection=0" in command
+        assert "RAY_worker_niceness=0" in command
     [head] = [command for command in start_commands(config) if "--head" in command]
     assert "--dashboard-host=127.0.0.1" in head
     assert "--num-cpus=0" in head
