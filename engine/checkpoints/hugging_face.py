@@ -71,13 +71,12 @@ def _read_texts(checkpoint: Checkpoint, directory: Path, raw_config: dict[str, A
     if LISTED not in settings:
         check_settings(older, tokenizer, str(directory / OLDER_SETTINGS))
         _check_added(directory, tokenizer)
+    told = (token_text(file.get("eos_token")) for file in (settings, older))
     settings = with_older(settings, older)
     checkpoint.files[TOKENIZER] = settled(raw, tokenizer, settings)
     ends = checkpoint.config.eos_token_ids + check_generation(generation, where)
-    text = token_text((settings if "eos_token" in settings else older).get("eos_token"))
-    own = None if text is None else tokenizer.token_to_id(text)
-    if own is not None:
-        ends = (*ends, own)
+    own = (tokenizer.token_to_id(text) for text in told if text is not None)
+    ends = (*ends, *(token_id for token_id in own if token_id is not None))
     if not ends and "eos_token_id" not in raw_config | generation:
         ends = _default_end(checkpoint)
     settle_vocabulary(checkpoint, tokenizer, ends)

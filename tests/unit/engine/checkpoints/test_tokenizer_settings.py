@@ -190,3 +190,15 @@ def test_a_template_sees_the_special_tokens_of_transformers(
     assert rendered == expected
     given = set(settings) | set(older or {})
     assert not template.variables() & given
+
+
+def test_every_file_adds_its_end_and_none_takes_one_away(tmp_path: Path) -> None:
+    for settings, older, ends in (
+        ({"eos_token": "w3"}, {"eos_token": "w4"}, (2, 3, 4)),
+        ({"eos_token": "w3", "added_tokens_decoder": {}}, {"eos_token": "w4"}, (2, 3, 4)),
+        ({"eos_token": "w3"}, {"eos_token": None}, (2, 3)),
+        ({}, {"eos_token": {"content": "w4"}}, (2, 4)),
+    ):
+        model = write(tmp_path, settings)
+        (model / OLDER).write_text(json.dumps(older))
+        assert open_checkpoint(model).config.eos_token_ids == ends
