@@ -226,6 +226,14 @@ def _key(row: Sequence[object]) -> KeyRecord:
     return msgspec.convert(fields | {"terms": terms}, KeyRecord)
 
 
+def open_to_read(path: Path) -> Database:
+    """For who only looks, also where nothing can be written: ConfigError, with what is in the way."""
+    try:
+        return Database.open_read_only(path)
+    except sqlite3.Error as error:
+        raise ConfigError(f"--keys-db: cannot read {path}: {error}") from error
+
+
 def open_database(path: Path) -> Database:
     """For who must write, now: ConfigError, with what is in the way."""
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from coordinator.accounts.database import Database, open_database
+from coordinator.accounts.database import Database, open_database, open_to_read
 from coordinator.accounts.terms import (
     SCOPES,
     KeyNotFound,
@@ -55,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
             namespace.act(store, namespace)
     except InvalidRequest as error:
         raise BatonError(str(error)) from error
+    except sqlite3.Error as error:
+        raise BatonError(f"--keys-db: {error}") from error
     return 0
 
 
@@ -155,11 +158,15 @@ Store = FileStore | ServerStore
 
 
 def open_store(namespace: argparse.Namespace) -> Store:
-    """The file, unless a server was named; without either, the server on this host."""
+    """The file, which `create` alone makes, unless a server was named; without either, the server on this host."""
     variables = environment()
     path = namespace.keys_db or (None if namespace.url else variables.get("BATON_KEYS_DB"))
     if path is not None:
-        return FileStore(open_database(Path(path).expanduser()))
+        file = Path(path).expanduser()
+        if namespace.act is not run_create and not file.exists():
+            raise ConfigError(f"--keys-db: there is no {file}; baton keys create makes it")
+        is_reading = namespace.act in (run_list, run_show)
+        return FileStore(open_to_read(file) if is_reading else open_database(file))
     key = namespace.admin_api_key or variables.get("BATON_ADMIN_API_KEY")
     key = key or variables.get("BATON_API_KEY")
     return ServerStore(status_client(namespace.url or DEFAULT_URL, key))
