@@ -25,14 +25,14 @@ from coordinator.accounts.prices import Prices
 from coordinator.accounts.records import UsageRecord, crashed
 from coordinator.accounts.terms import KeyNotFound, NewKey, make_key, make_secret, revoked, rotated
 from coordinator.accounts.usage import UsageReader
-from coordinator.accounts.writer import Writer
+from coordinator.accounts.writer import Write, Writer
 from coordinator.planning.windows import WINDOW_S
 from protocol.clock import wall_time_s
 from protocol.errors import ConfigError, LedgerUnavailable
 from protocol.ids import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from coordinator.accounts.terms import KeyRecord, KeyTerms
@@ -82,10 +82,9 @@ class Accounts:
         self._meters: dict[str, KeyMeter] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
-        if database.is_writable:
-            self._recover(database)
-        self._restore(database)
-        self.writer = Writer(database, self._on_written, self._on_changed, clock)
+        late = self._recover(database) if database.is_writable else []
+        self._restore(database, [it.record for it in late if not database.has(it.record.entry_id)])
+        self.writer = Writer(database, self._on_written, self._on_changed, clock, late)
         opened = Database.open_beside if database.is_writable else Database.open_read_only
         self._usage = UsageReader(lambda: opened(settings.path))
 
@@ -126,12 +125,22 @@ class Accounts:
 
     # ---- the start
 
-    def _recover(self, database: Database) -> None:
+    def _recover(self, database: Database) -> list[Write]:
+        """Book what the last process left; what the disk does not take now is left to the writer. Raises sqlite3.Error where
+        that may not be."""
         now_s = self.wall_s()
         found = list(self.journal.found())
         records = [one.record or crashed(one.held, now_s) for one in found]
-        database.add(records)
-        self.journal.clear()
+        late: list[Write] = []
+        try:
+            database.add(records)
+            self.journal.clear()
+        except sqlite3.Error as error:
+            if self._must_write:
+                raise
+            log.warning("what the last process left cannot be written yet: %s", error)
+            self.journal.keep(one.slot for one in found)
+            late = [Write(record, one.slot) for record, one in zip(records, found, strict=True)]
         if records:
             cut = sum(one.record is None for one in found)
             log.warning(
@@ -140,8 +149,10 @@ class Accounts:
                 len(records) - cut,
                 cut,
             )
+        return late
 
-    def _restore(self, database: Database) -> None:
+    def _restore(self, database: Database, late: Sequence[UsageRecord]) -> None:
+        """Windows and budgets go on, by the ledger and what is still to be written there."""
         now_s, wall_s = self.clock.now_s(), self.wall_s()
         for record in self.book:
             meter = self.meter(record)
@@ -149,10 +160,22 @@ class Accounts:
             if budgets:
                 since = budgets[0].begin_of(wall_s)
                 meter.restore_spent(*database.spent_since(record.key_id, since))
+                for one in late:
+                    if one.key_id == record.key_id and one.ended_at >= since:
+                        tokens = one.input_tokens + one.output_tokens
+                        meter.restore_spent(one.cost_nano, tokens)
         recent = database.recent(self.boot, now_s - WINDOW_S, wall_s - WINDOW_S)
         aged = [
             (wall_s - at_s if math.isnan(mono_s) else now_s - mono_s, key_id, tokens)
             for key_id, mono_s, at_s, tokens in recent
+        ]
+        aged += [
+            (
+                now_s - one.mono_s if one.boot == self.boot else wall_s - one.at_s,
+                one.key_id,
+                one.computed_tokens,
+            )
+            for one in late
         ]
         for age_s, key_id, tokens in sorted(aged, reverse=True):
             if key_id in self._meters:

@@ -60,16 +60,17 @@ class Database:
 
     @classmethod
     def open(cls, path: Path) -> Database:
-        """To read and write; made if need be, and nobody else's to read. Raises OSError or sqlite3.Error."""
+        """To read and write; made if need be, and nobody else's to read. One that is complete is not written to: its disk may
+        be full for now. Raises OSError or sqlite3.Error."""
         path.touch(mode=0o600)
         connection = _connect(f"{path}")
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
-            _check_version(connection, path)
-            connection.executescript(SCHEMA)
-            drawn = random_bytes(32)
-            connection.execute("INSERT OR IGNORE INTO meta VALUES ('salt', ?)", (drawn,))
+            if _check_version(connection, path) != SCHEMA_VERSION or not _has_salt(connection):
+                connection.executescript(SCHEMA)
+                drawn = random_bytes(32)
+                connection.execute("INSERT OR IGNORE INTO meta VALUES ('salt', ?)", (drawn,))
         except BaseException:
             connection.close()
             raise
@@ -156,6 +157,11 @@ class Database:
         with self.transaction():
             self.connection.executemany(INSERT, [msgspec.structs.astuple(one) for one in records])
 
+    def has(self, entry_id: str) -> bool:
+        """Whether that entry of the ledger is written."""
+        told = "SELECT count(*) FROM usage WHERE entry_id = ?"
+        return bool(self.connection.execute(told, (entry_id,)).fetchone()[0])
+
     def spent_since(self, key_id: str, since: float) -> tuple[int, int]:
         """Cost, and tokens booked, of one key."""
         told = (
@@ -214,10 +220,16 @@ def _read_only(path: Path, how: str) -> sqlite3.Connection:
     return connection
 
 
-def _check_version(connection: sqlite3.Connection, path: Path) -> None:
+def _check_version(connection: sqlite3.Connection, path: Path) -> int:
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     if version > SCHEMA_VERSION:
         raise ConfigError(f"--keys-db: {path} was written by a newer Baton (schema {version})")
+    return version
+
+
+def _has_salt(connection: sqlite3.Connection) -> bool:
+    """The last that is written of a new file."""
+    return bool(connection.execute("SELECT count(*) FROM meta WHERE name = 'salt'").fetchone()[0])
 
 
 def _key(row: Sequence[object]) -> KeyRecord:

@@ -23,7 +23,7 @@ from coordinator.accounts.records import Held, UsageRecord
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 SLOT_BYTES = 1536
@@ -35,8 +35,9 @@ MAX_CLOSED_BYTES = SLOT_BYTES - CLOSED_AT - 2
 
 
 class Found(NamedTuple):
-    """What a crash left: `record` of a request whose answer was handed over."""
+    """What a crash left in a slot: `record` of a request whose answer was handed over."""
 
+    slot: int
     held: Held
     record: UsageRecord | None
 
@@ -73,7 +74,7 @@ class Journal:
         return cls(mmap.mmap(-1, num_slots * SLOT_BYTES))
 
     def found(self) -> Iterator[Found]:
-        """What the process before this one left; `clear` follows when the database has it."""
+        """What the process before this one left; `clear` follows when the database has it, `keep` when it has not yet."""
         for slot in range(self._num_slots):
             state = self._memory[slot * SLOT_BYTES]
             if state == FREE:
@@ -82,12 +83,17 @@ class Journal:
             record = None
             if state == DELIVERED:
                 record = msgspec.msgpack.decode(self._read(slot, CLOSED_AT), type=UsageRecord)
-            yield Found(held, record)
+            yield Found(slot, held, record)
 
     def clear(self) -> None:
         """All slots are free."""
         for slot in range(self._num_slots):
             self._memory[slot * SLOT_BYTES] = FREE
+
+    def keep(self, slots: Iterable[int]) -> None:
+        """They stay as they were found, until they are freed."""
+        kept = {*slots}
+        self._free = [slot for slot in self._free if slot not in kept]
 
     def take(self, held: Held) -> int | None:
         """A request is admitted."""

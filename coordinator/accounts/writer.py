@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from protocol.errors import BatonError, LedgerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from coordinator.accounts.database import Database
     from coordinator.accounts.records import UsageRecord
@@ -67,13 +67,15 @@ class Writer:
         written: Callable[[list[int]], None],
         changed: Callable[[Database], None],
         clock: Clock,
+        late: Sequence[Write] = (),
     ) -> None:
+        """`late` could not be written at the start."""
         self._database = database
         self._written = written
         self._changed = changed
         self._clock = clock
         self._inbox: queue.SimpleQueue[Write | Call | None] = queue.SimpleQueue()
-        self._waiting: deque[Write] = deque()
+        self._waiting: deque[Write] = deque(late)
         self._version = database.data_version if database.is_writable else 0
         self._retry_at_s = 0.0
         self.unwritable = "" if database.is_writable else "the disk cannot be written"
