@@ -37,6 +37,8 @@ ANTHROPIC_VERSION = "2023-06-01"
 MAX_ERROR_BYTES = 64 * 1024
 MAX_STREAM_BYTES = 64 * 1024 * 1024
 """Of one answer: 128,000 tokens, each in an event of its own."""
+MAX_SILENT_BYTES = 4 * 1024 * 1024
+"""Between two things that it says: comments, and events without a word."""
 MAX_WAITING_DELTAS = 64
 CONTEXT_CODES = ("context_length_exceeded",)
 CONTEXT_WORDS = ("maximum context length", "prompt is too long", "context window")
@@ -129,7 +131,7 @@ class UpstreamRun:
         self._last: Delta | None = None
         self._task: asyncio.Task[None] | None = None
         self._has_begun = self._has_ended = False
-        self._num_pieces = 0
+        self._num_pieces = self._num_silent_bytes = 0
         self.usage = Usage(called.num_prompt_guess)
 
     def submit(self) -> None:
@@ -229,8 +231,11 @@ class UpstreamRun:
         events, num_bytes = Events(), 0
         async for piece in reply.aiter_raw():
             num_bytes += len(piece)
+            self._num_silent_bytes += len(piece)
             if num_bytes > MAX_STREAM_BYTES:
                 raise BrokenStream(f"an answer is larger than {MAX_STREAM_BYTES} bytes")
+            if self._num_silent_bytes > MAX_SILENT_BYTES:
+                raise BrokenStream(f"it says nothing in {MAX_SILENT_BYTES} bytes")
             for data in events.feed(piece):
                 for delta in self.listener.hear(data):
                     if not self._has_begun and delta.parts:
@@ -247,8 +252,10 @@ class UpstreamRun:
         first.reschedule(None)
 
     def _count_piece(self, delta: Delta) -> None:
+        if not delta.parts:
+            return
         most = self._called.most_pieces
-        self._num_pieces += bool(delta.parts)
+        self._num_pieces, self._num_silent_bytes = self._num_pieces + 1, 0
         if most is not None and self._num_pieces > most:
             raise BrokenStream("it goes on after as many tokens as were asked for")
 

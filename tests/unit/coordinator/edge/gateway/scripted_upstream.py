@@ -42,13 +42,19 @@ class Upstream:
             self.was_asked.set()
             act = self.script.pop(0) if len(self.script) > 1 else self.script[0]
             watch = asyncio.create_task(reader.read(1))
-            watch.add_done_callback(lambda _: self.hung_up.set())
+            watch.add_done_callback(self._see)
             await act(self, writer)
             watch.cancel()
         except (asyncio.IncompleteReadError, ConnectionError):
             self.hung_up.set()
         finally:
             writer.close()
+
+    def _see(self, watch: asyncio.Task[bytes]) -> None:
+        """Hung up, in good order or by a reset, which is what `endless` gets."""
+        if not watch.cancelled():
+            watch.exception()
+        self.hung_up.set()
 
 
 @asynccontextmanager
@@ -85,6 +91,19 @@ def stream(*events: bytes, hangs: bool = False, media: str = STREAM) -> Act:
             await writer.drain()
         if hangs:
             await told.release.wait()
+
+    return act
+
+
+def endless(event: bytes) -> Act:
+    """The same again and again, as fast as it is taken."""
+
+    async def act(_: Upstream, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {STREAM}\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        while True:
+            writer.write(event * 100)
+            await writer.drain()
 
     return act
 

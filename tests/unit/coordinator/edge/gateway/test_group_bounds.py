@@ -16,9 +16,9 @@ from coordinator.edge.gateway.calls import guess
 from coordinator.upstreams.settings import BASES, DeploymentSettings, Provider
 from protocol.clock import SystemClock
 from tests.unit.coordinator.edge.gateway.scripted_upstream import (
-    STREAM,
     anthropic_events,
     chunk,
+    endless,
     openai_answer,
     stream,
     upstream,
@@ -176,19 +176,6 @@ async def test_without_keys_no_salt_is_told_but_the_clients(served_model, tmp_pa
 # ---- servers without an end
 
 
-def endless(event):
-    """The same again and again, as fast as it is taken."""
-
-    async def act(_, writer):
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {STREAM}\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode())
-        while True:
-            writer.write(event * 100)
-            await writer.drain()
-
-    return act
-
-
 @pytest.mark.parametrize("is_stream", [False, True])
 async def test_an_answer_that_goes_on_after_its_limit_is_broken_off(
     served_model, tmp_path, is_stream
@@ -204,11 +191,19 @@ async def test_an_answer_that_goes_on_after_its_limit_is_broken_off(
     assert reply.text.count('"content":"x"') <= 2 * 10 + 64
 
 
-@pytest.mark.parametrize("event", [chunk({"content": "x" * 100_000}), b": still here\n\n" * 500])
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (chunk({"content": "x" * 10_000}), "larger than 1000000 bytes"),
+        (b": still here\n\n" * 50, "says nothing in 100000 bytes"),
+        (b'data: {"choices": []}\n\n' * 50, "says nothing in 100000 bytes"),
+    ],
+)
 async def test_an_answer_without_a_limit_has_one_of_bytes(
-    served_model, tmp_path, monkeypatch, event
+    served_model, tmp_path, monkeypatch, event, told
 ):
     monkeypatch.setattr("coordinator.edge.gateway.upstream_run.MAX_STREAM_BYTES", 1_000_000)
+    monkeypatch.setattr("coordinator.edge.gateway.upstream_run.MAX_SILENT_BYTES", 100_000)
     async with (
         upstream(endless(event)) as server,
         edge(served_model, tmp_path, entry(server), router={"num_retries": 0}) as client,
@@ -216,7 +211,7 @@ async def test_an_answer_without_a_limit_has_one_of_bytes(
         reply = await chat(client)
         await server.hung_up.wait()
     assert reply.status_code == 502
-    assert "larger than 1000000 bytes" in reply.text
+    assert told in reply.text
 
 
 @pytest.mark.parametrize(
