@@ -82,7 +82,8 @@ def tokens_of(told: bytes) -> Tokens:
         ("input_tokens", "output_tokens"),
         ("prompt_eval_count", "eval_count"),
     )
-    return next((found[a], found[b]) for a, b in names if a in found)
+    cached = found.get("cache_read_input_tokens", 0)  # which Anthropic's input does not have
+    return next((found[a] + cached, found[b]) for a, b in names if a in found)
 
 
 def body_of(path: str, chance: random.Random) -> dict[str, Any]:
