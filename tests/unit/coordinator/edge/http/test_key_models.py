@@ -165,7 +165,7 @@ async def test_nothing_is_computed_for_a_key_that_has_nothing_left(
         headers, now_s = bearer(made.secret), accounts.clock.now_s()
         held = accounts.meter(made.record).reserve(12, 12, now_s, accounts.wall_s())
         if told == "budget":
-            accounts.meter(made.record).settle(held, 12, 12, 12, accounts.wall_s())
+            accounts.meter(made.record).settle(held, 12, 12, 12, now_s, accounts.wall_s())
 
         async def computed(*_, **__):
             raise AssertionError("something was computed")
