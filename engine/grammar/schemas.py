@@ -47,6 +47,7 @@ ANNOTATIONS = frozenset(
     ]
 )
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_DEFINITIONS = frozenset(("$defs", "definitions"))
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SINGLE = frozenset(
     [
@@ -73,6 +74,7 @@ def prepared(schema: object) -> Schema | bool:
     _check_depth(schema)
     if isinstance(schema, bool):
         return schema
+    _check_circles(schema)
     closes = all(_stands_alone(part) for part in _parts(schema))
     return _changed(schema, closes=closes)
 
@@ -87,11 +89,37 @@ def _check_depth(schema: object) -> None:
     raise InvalidRequest(f"the schema is nested more than {MAX_DEPTH} levels deep")
 
 
-def _parts(schema: Schema) -> Iterator[Schema]:
-    """The schema and every schema in it."""
+def _check_circles(schema: Schema) -> None:
+    """What a `$ref` leads to by nothing but others, and comes back to, allows no value that could be written."""
+    for part in _parts(schema, skipped=_DEFINITIONS):
+        seen: list[str] = []
+        place: object = part
+        while isinstance(place, dict) and isinstance(reference := place.get("$ref"), str):
+            if reference in seen:
+                told = f"the schema's $ref {reference!r} comes back to itself and says nothing else"
+                raise InvalidRequest(told)
+            seen.append(reference)
+            place = _referenced(schema, reference)
+
+
+def _referenced(schema: Schema, reference: str) -> object:
+    """A part of the same document, by its path; None for any other."""
+    if not reference.startswith("#") or ((path := reference[1:]) and not path.startswith("/")):
+        return None
+    found: object = schema
+    for name in path.split("/")[1:]:
+        if not isinstance(found, dict):
+            return None
+        found = found.get(name.replace("~1", "/").replace("~0", "~"))
+    return found
+
+
+def _parts(schema: Schema, skipped: frozenset[str] = frozenset()) -> Iterator[Schema]:
+    """The schema and every schema in it, but for those under some keywords."""
     yield schema
-    for _, _, part in _subschemas(schema):
-        yield from _parts(part)
+    for keyword, _, part in _subschemas(schema):
+        if keyword not in skipped:
+            yield from _parts(part, skipped)
 
 
 def _subschemas(schema: Schema) -> Iterator[tuple[str, str | int | None, Schema]]:
