@@ -48,6 +48,7 @@ class GrammarProcess:
     def __init__(self, directory: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._arguments = (str(directory), str(vocab_size), str(list(eos_token_ids)))
         self._process: Process | None = None
+        self.worked_s = 0.0
 
     async def refusal(self, constraint: Constraint) -> str | None:
         """See Compiles. What ends the process, by time or memory, is refused; what others stopped or ended is tried once
@@ -66,10 +67,12 @@ class GrammarProcess:
     async def _tried(self, constraint: Constraint) -> str | None:
         process = await self._started()
         assert process.stdin is not None
-        before_s = _worked_s(process)
+        before_s, self.worked_s = _worked_s(process), COMPILE_S
         try:
             process.stdin.write(msgspec.json.encode(constraint) + b"\n")
-            return await asyncio.wait_for(_answer(process), COMPILE_S)
+            told = await asyncio.wait_for(_answer(process), COMPILE_S)
+            self.worked_s = _worked_s(process) - before_s
+            return told
         except TimeoutError:
             has_worked = _worked_s(process) - before_s >= COMPILE_S * WORKED_SHARE
             await self.close()

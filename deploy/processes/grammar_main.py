@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import signal
 import sys
@@ -17,6 +16,7 @@ import msgspec
 import numpy as np
 
 from deploy.processes.child import follow_parent, harden
+from deploy.processes.yielding import yield_cores
 from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.guide import CompiledGrammar, allowed
 from engine.grammar.vocabulary import GrammarVocabulary, eos_token_ids
@@ -25,6 +25,7 @@ from protocol.errors import InvalidRequest
 from protocol.sampling import SamplingParams
 
 NICENESS = 10
+SLICE_S = 1e-4
 MAX_ADDRESS_SPACE_BYTES = 2 << 30
 """A grammar that takes more ends the process."""
 MAX_WORK_S = 0.3
@@ -102,7 +103,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the coordinator
     follow_parent(arguments.parent)
     harden()
-    os.nice(NICENESS)
+    yield_cores(NICENESS, SLICE_S)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESS_SPACE_BYTES, MAX_ADDRESS_SPACE_BYTES))
     eos = eos_token_ids(arguments.directory, arguments.eos)
     vocabulary = GrammarVocabulary.from_directory(arguments.directory, arguments.vocab_size, eos)
