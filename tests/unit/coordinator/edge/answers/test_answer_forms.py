@@ -34,6 +34,8 @@ NUMBER = json_schema({"type": "integer", "minimum": 0, "maximum": 9})
 
 
 class Compiles:
+    worked_s = 0.0
+
     def __init__(self):
         self.tried = []
 

@@ -19,6 +19,8 @@ FORM = {"type": "json_object"}
 
 
 class Lenient:
+    worked_s = 0.0
+
     async def refusal(self, constraint):
         return None
 

@@ -8,9 +8,12 @@ import pytest
 
 from coordinator.edge.answers import grammar_check
 from coordinator.edge.answers.grammar_check import (
+    FREE_S,
     MAX_WAITING,
     MAX_WAITING_OF_ONE,
+    SHARE,
     GrammarCheck,
+    Turns,
 )
 from protocol.constraints import json_schema
 from protocol.errors import InvalidRequest, Overloaded
@@ -18,6 +21,8 @@ from protocol.errors import InvalidRequest, Overloaded
 
 class SlowCompiles:
     """Each is tried until a test says `go`; `tried` are those that began."""
+
+    worked_s = 0.0
 
     def __init__(self):
         self.tried = []
@@ -111,3 +116,37 @@ async def test_without_a_compiler_there_is_none_for_anybody():
     assert not check.can_compile
     with pytest.raises(InvalidRequest, match="not supported"):
         await check.check(numbered("x"), "response_format")
+
+
+async def test_whoever_took_much_processor_time_waits_and_nobody_else(monkeypatch):
+    monkeypatch.setattr(grammar_check, "MOST_REST_S", 1e6)
+    compiles = SlowCompiles()
+    compiles.worked_s = 1e3
+    check = GrammarCheck(compiles)
+    for _ in range(2):
+        compiles.go.release()
+    assert await check.of("much").refusal(numbered("a")) is None
+    again = asyncio.create_task(check.of("much").refusal(numbered("b")))
+    await others_turn()
+    assert await check.of("little").refusal(numbered("c")) is None
+    assert [text for text in compiles.tried if '"b"' in text] == []
+    assert await check.of("much").refusal(numbered("a")) is None  # what is known costs nothing
+    again.cancel()
+    await asyncio.gather(again, return_exceptions=True)
+
+
+def test_what_real_schemas_take_is_waited_for_by_nobody():
+    turns = Turns()
+    for number in range(10_000):
+        now_s = number * 0.008 / SHARE
+        assert turns.rest_s(now_s) == 0.0
+        turns.took(0.008, now_s)
+
+
+def test_what_trials_took_is_paid_by_time():
+    turns = Turns()
+    turns.took(FREE_S + SHARE, 10.0)
+    assert turns.rest_s(10.0) == pytest.approx(1.0)
+    assert turns.rest_s(10.5) == pytest.approx(0.5)
+    assert turns.rest_s(11.5) == 0.0
+    assert turns.owed_s(1e3) == 0.0

@@ -31,6 +31,8 @@ HELLO = [{"role": "user", "content": "Hello"}]
 
 
 class Compiles:
+    worked_s = 0.0
+
     async def refusal(self, constraint):
         return refusal(COMPILER, constraint)
 
