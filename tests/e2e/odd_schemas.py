@@ -1,28 +1,11 @@
 """JSON schemas that nobody should write and somebody does. Owns no assertion.
 
-`ODD` are small and strange: each is honoured or refused by name. `HOSTILE` are made to cost: time, memory, or both.
+`ODD` are small and strange: each is honoured or refused by name. Those that are made to cost are in benchmarks/grammars/schemas.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
-
-
-def _chain(depth: int, link: dict[str, Any]) -> dict[str, Any]:
-    """`depth` objects in each other."""
-    schema: dict[str, Any] = {"type": "null"}
-    for _ in range(depth):
-        schema = {"type": "object", "properties": {"a": schema, **link}, "required": ["a"]}
-    return schema
-
-
-def _doubling(depth: int, keyword: str) -> dict[str, Any]:
-    """Each definition twice the next: exponential for who writes it out."""
-    defs: dict[str, Any] = {
-        f"d{level}": {keyword: [{"$ref": f"#/$defs/d{level + 1}"}] * 2} for level in range(depth)
-    }
-    return {"$ref": "#/$defs/d0", "$defs": {**defs, f"d{depth}": {"type": "string"}}}
-
 
 TREE = {
     "type": "object",
@@ -146,48 +129,4 @@ ODD: dict[str, Any] = {
     "nullable": {"type": "string", "nullable": True, "maxLength": 2},
     "guidance": {"x-guidance": {"whitespace_pattern": ".*"}, "type": "boolean"},
     "dynamic": {"$dynamicRef": "#node", "$dynamicAnchor": "node"},
-}
-HOSTILE: dict[str, Any] = {
-    "deep": _chain(60, {}),
-    "deeper": _chain(90, {}),
-    "wide and deep": _chain(40, {f"k{number}": {"type": "integer"} for number in range(20)}),
-    "2,500 texts": {"enum": [f"value number {number}" for number in range(2_500)]},
-    "many properties": {
-        "type": "object",
-        "properties": {f"p{number}": {"type": "integer"} for number in range(1_200)},
-    },
-    "many optional, all odd": {
-        "type": "object",
-        "properties": {f"p{number}": {"pattern": f"^a{{{number}}}b*$"} for number in range(400)},
-    },
-    "doubling anyOf": _doubling(24, "anyOf"),
-    "doubling allOf": _doubling(24, "allOf"),
-    "catastrophic": {"type": "string", "pattern": "^(a+)+b$"},
-    "counted": {"type": "string", "pattern": "^(.*a){30}$"},
-    "counted in counted": {"type": "string", "pattern": "^((a{1,100}){1,100}){1,100}$"},
-    "many ways": {
-        "type": "string",
-        "pattern": "^(" + "|".join("ab" * n for n in range(1, 400)) + ")*$",
-    },
-    "long by law": {"type": "string", "minLength": 1_000_000},
-    "long by right": {"type": "string", "maxLength": 10**9},
-    "many items": {"type": "array", "items": {"const": 0}, "minItems": 1_000_000},
-    "many of many": {
-        "type": "array",
-        "minItems": 1_000,
-        "maxItems": 1_000,
-        "items": {"type": "array", "minItems": 1_000, "maxItems": 1_000, "items": {"const": 1}},
-    },
-    "wants a million names": {"type": "object", "minProperties": 1_000_000},
-    "divisible": {"type": "integer", "multipleOf": 999_999_937},
-    "exactly divisible": {"type": "number", "multipleOf": 0.000_000_7},
-    "crossing patterns": {
-        "type": "object",
-        "patternProperties": {f"^.*{chr(97 + place)}.*$": {"type": "null"} for place in range(20)},
-    },
-    "all of patterns": {
-        "allOf": [
-            {"type": "string", "pattern": f"^.*{word}.*$"} for word in ("abc", "bca", "cab") * 6
-        ]
-    },
 }

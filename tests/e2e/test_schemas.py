@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.e2e.odd_schemas import HOSTILE, ODD
+from benchmarks.grammars.schemas import HOSTILE
+from tests.e2e.odd_schemas import ODD
 from tests.e2e.random_model import write_random_model
 from tests.e2e.schema_campaign import asked, judged, run, validator_of
 from tests.e2e.schema_prefix import reason_against
