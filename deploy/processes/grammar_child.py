@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 COMPILE_S = 2.0
 START_S = 60.0
+CROWDED_S = 20.0
+"""The longest that a constraint waits for a process that would run if others left it a core."""
 LINE_BYTES = 1 << 20
 WORKED_SHARE = 0.5
 """Of that time the process must have worked before the constraint is blamed: what passes takes far less (grammar_main)."""
@@ -70,11 +72,11 @@ class GrammarProcess:
         before_s, self.worked_s = _worked_s(process), COMPILE_S
         try:
             process.stdin.write(msgspec.json.encode(constraint) + b"\n")
-            told = await asyncio.wait_for(_answer(process), COMPILE_S)
+            told = await self._answered(process, before_s)
             self.worked_s = _worked_s(process) - before_s
             return told
         except TimeoutError:
-            has_worked = _worked_s(process) - before_s >= COMPILE_S * WORKED_SHARE
+            has_worked = _has_worked(process, before_s)
             await self.close()
             if has_worked:
                 return TOO_LONG
@@ -90,6 +92,18 @@ class GrammarProcess:
         except asyncio.CancelledError:  # its answer would be taken for the next one's
             await self.close()
             raise
+
+    async def _answered(self, process: Process, before_s: float) -> str | None:
+        """TimeoutError after COMPILE_S; later only where others have the cores: another process would get none either."""
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + CROWDED_S
+        while True:
+            try:
+                return await asyncio.wait_for(_answer(process), COMPILE_S)
+            except TimeoutError:
+                waits = _state(process) == "R" and not _has_worked(process, before_s)
+                if not waits or loop.time() > until_s:
+                    raise
 
     def _condemned(self, constraint: Constraint) -> str:
         log.warning("a constraint ended the process that tried it: %s", constraint.key)
@@ -143,11 +157,26 @@ async def _answer(process: Process) -> str | None:
     return answer
 
 
+def _has_worked(process: Process, before_s: float) -> bool:
+    """Whether it had the time that a constraint may take."""
+    return _worked_s(process) - before_s >= COMPILE_S * WORKED_SHARE
+
+
 def _worked_s(process: Process) -> float:
     """Processor time of all its threads so far; 0 when it is gone."""
+    user, system = _stat(process)[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _state(process: Process) -> str:
+    """R: it runs, or would if it got a core."""
+    return _stat(process)[0]
+
+
+def _stat(process: Process) -> list[str]:
+    """The fields of /proc/PID/stat after the name; of one that is gone, as of a dead one."""
     try:
         told = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    user, system = told.rpartition(")")[2].split()[11:13]
-    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return ["X", *["0"] * 13]
+    return told.rpartition(")")[2].split()

@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -119,6 +120,24 @@ async def test_a_schema_that_works_for_long_is_still_refused(
 ) -> None:
     monkeypatch.setattr(grammar_child, "COMPILE_S", 0.0)
     assert await process.refusal(GOOD) == TOO_LONG
+
+
+async def test_a_process_that_others_leave_no_core_is_waited_for(
+    process: GrammarProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is stopped, but what the system tells of it."""
+    looked: list[int] = []
+
+    def as_ready(child: Process) -> str:
+        looked.append(child.pid)
+        os.kill(child.pid, signal.SIGCONT)
+        return "R"
+
+    monkeypatch.setattr(grammar_child, "_state", as_ready)
+    before = pid_of(process)
+    os.kill(before, signal.SIGSTOP)
+    assert await process.refusal(GOOD) is None
+    assert (looked[0], pid_of(process)) == (before, before)
 
 
 async def test_without_descriptors_whoever_asked_may_come_again() -> None:

@@ -59,7 +59,7 @@ class Maker:
     def whole(self) -> Schema:
         """With its definitions."""
         schema = self.part(3)
-        if not isinstance(schema, dict) or schema is True:
+        if not isinstance(schema, dict):
             return schema
         defs = {f"d{place}": self.part(2) for place in range(self.num_defs)}
         if self.draft is not None:
