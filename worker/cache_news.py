@@ -50,7 +50,7 @@ class CacheNews:
     def start_over(self) -> None:
         """The start is another: nobody has asked it yet."""
         self._number = 0
-        self._cache.changes.is_on = False
+        self._cache.changes.end()
 
     def tell_all(self) -> None:
         """Asked for: everything, and from now on what changes."""

@@ -30,6 +30,10 @@ class CacheChanges:
         self.is_on, self.is_lost = True, False
         self._changes.clear()
 
+    def end(self) -> None:
+        """Nobody listens any more."""
+        self.is_on = False
+
     def stored(self, key: bytes) -> None:
         """It can be found now."""
         self._note(key, is_there=True)

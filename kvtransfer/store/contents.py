@@ -55,7 +55,7 @@ class Contents:
         for entry in entries:
             num_bytes = entry.record.num_bytes
             self._entries[entry.record.key] = entry
-            entry.segment.live_bytes += padded(num_bytes)
+            entry.segment.gain(padded(num_bytes))
             self.live_bytes += num_bytes
 
     def add(self, entry: Entry) -> None:
@@ -69,13 +69,13 @@ class Contents:
         if not self.is_current(old):
             return False
         self._entries[old.record.key] = new
-        new.segment.live_bytes += new.disk_bytes
-        old.segment.live_bytes -= old.disk_bytes
+        new.segment.gain(new.disk_bytes)
+        old.segment.lose(old.disk_bytes)
         return True
 
     def _put(self, entry: Entry) -> None:
         self._entries[entry.record.key] = entry
-        entry.segment.live_bytes += entry.disk_bytes
+        entry.segment.gain(entry.disk_bytes)
         self.live_bytes += entry.record.num_bytes
 
     def touch(self, key: bytes) -> None:
@@ -88,7 +88,7 @@ class Contents:
         if not self.is_current(entry):
             return False
         del self._entries[entry.record.key]
-        entry.segment.live_bytes -= entry.disk_bytes
+        entry.segment.lose(entry.disk_bytes)
         self.live_bytes -= entry.record.num_bytes
         if kind is EventKind.EVICTED:
             self.evicted += 1

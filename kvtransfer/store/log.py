@@ -20,7 +20,7 @@ from kvtransfer.store.queue import WriteQueue
 from kvtransfer.store.records import EventKind, LogStats
 from kvtransfer.store.recovery import RECENCY, recover, tidy
 from kvtransfer.store.segments import Segments
-from kvtransfer.store.state import LogState
+from kvtransfer.store.state import Counters, LogState
 from kvtransfer.store.writer import LogWriter
 from protocol.clock import SystemClock
 from protocol.errors import StoreError
@@ -86,14 +86,18 @@ class BlockLog:
         found = recover(disk, segments, identity)
         queue = WriteQueue(queue_bytes, identity.block_bytes)
         admission = Admission(capacity_bytes)
-        state = LogState(queue, admission, clock or SystemClock(), identity)
-        state.writable = found.writable
+        state = LogState(
+            queue,
+            admission,
+            clock or SystemClock(),
+            identity,
+            writable=found.writable,
+            counters=Counters(dropped=found.dropped, last_error=found.error),
+        )
         state.contents.restore(found.entries)
         if found.writable:
             tidy(segments, found)
-        state.counters.dropped = found.dropped
-        state.counters.last_error = found.error
-        state.disk_bytes = segments.used_bytes
+        state.measured(segments.used_bytes)
         writer = LogWriter(state, segments, disk, found.next_sequence)
         writer.start()
         return cls(lock, disk, segments, state, writer)
@@ -165,10 +169,10 @@ class BlockLog:
                 return self._given(waiting.record)
             entry = state.contents.get(key)
             if entry is None:
-                state.counters.misses += 1
+                state.counters.missed()
                 return None
             self._used(key)
-            state.num_reads += 1
+            state.begin_read()
             entry.segment.pin()
         proven, error = False, None
         try:
@@ -176,8 +180,7 @@ class BlockLog:
         finally:
             entry.segment.unpin()
             with state.guard:
-                state.num_reads -= 1
-                state.guard.notify_all()
+                state.end_read()
         with state.guard:
             if proven:
                 return self._given(entry.record)
@@ -193,9 +196,7 @@ class BlockLog:
         return whole and entry.record.proves(data), None
 
     def _given(self, record: BlockRecord) -> bytes:
-        counters = self._state.counters
-        counters.hits += 1
-        counters.read_bytes += record.num_bytes
+        self._state.counters.hit(record.num_bytes)
         return record.digest
 
     def _lost(self, entry: Entry, error: OSError | None) -> None:
@@ -204,11 +205,11 @@ class BlockLog:
         if error is not None:
             state.counters.failed(error)
         if state.contents.remove(entry, EventKind.LOST):
-            state.counters.proofs_failed += 1
+            state.counters.unproven()
             state.unproven.append(entry)
             state.guard.notify_all()
         else:
-            state.counters.misses += 1
+            state.counters.missed()
 
     def keys(self) -> Iterator[BlockRecord]:
         """All that is there for good, least recently used first."""
@@ -245,7 +246,7 @@ class BlockLog:
                     f"{self._disk.path} cannot be cleared: {error.strerror}"
                 ) from error
             finally:
-                self._state.disk_bytes = self._segments.used_bytes
+                self._state.measured(self._segments.used_bytes)
 
     def _forget_all(self) -> None:
         state = self._state
@@ -254,17 +255,15 @@ class BlockLog:
                 state.queue.done(waiting)
             for entry in state.contents.all():
                 state.contents.remove(entry, EventKind.EVICTED)
-            state.unproven.clear()
+            state.take_unproven()
             state.guard.notify_all()
 
     def close(self) -> None:
         """Flush, note what was used, and give the path back. Idempotent."""
         state = self._state
         with state.guard:
-            if state.closing:
+            if not state.close():
                 return
-            state.closing = True
-            state.guard.notify_all()
         self._writer.join()
         with self._writer.files:
             self._writer.note_recency()

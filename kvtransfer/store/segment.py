@@ -66,6 +66,27 @@ class Segment:
         )
         return self.num_slots_left > 0 and self.data_end + padded(num_bytes) <= end
 
+    def take_slot(self, num_bytes: int) -> None:
+        """A block is appended: the next one goes behind it."""
+        self.num_slots_used += 1
+        self.data_end += num_bytes
+
+    def committed(self) -> None:
+        """All that was appended survives."""
+        self.committed_end = self.data_end
+
+    def measure(self) -> None:
+        """Ask the file what it takes of the disk."""
+        self.disk_bytes = self.file.disk_bytes()
+
+    def gain(self, num_bytes: int) -> None:
+        """A block here is in use."""
+        self.live_bytes += num_bytes
+
+    def lose(self, num_bytes: int) -> None:
+        """A block here is not any more."""
+        self.live_bytes -= num_bytes
+
     def pin(self) -> None:
         """Somebody reads: the file stays open until `unpin`."""
         with self._lock:

@@ -71,6 +71,10 @@ class Segments:
         """That number is taken, or was."""
         self._next_number = max(self._next_number, number + 1)
 
+    def keep_books(self, num_bytes: int) -> None:
+        """Other files of the log take so much from now on."""
+        self.books_bytes = num_bytes
+
     @property
     def evictable_bytes(self) -> int:
         """What evicting everything would give back."""
@@ -106,8 +110,7 @@ class Segments:
             entries.append(
                 Entry(record, segment, segment.num_slots_used, segment.data_end, sequence)
             )
-            segment.num_slots_used += 1
-            segment.data_end += pages.nbytes
+            segment.take_slot(pages.nbytes)
             run.append(pages)
         self._write_run(entries, run)
         return entries
@@ -139,7 +142,7 @@ class Segments:
             segment.file.write_meta(segment.header.slot_at(entry.slot), data)
         self._sync(entries)
         for entry in entries:
-            entry.segment.committed_end = entry.segment.data_end
+            entry.segment.committed()
 
     def abandon(self, entries: Iterable[Entry]) -> None:
         """The disk failed while these were written: none of them counts, and nothing is appended there."""
@@ -153,7 +156,7 @@ class Segments:
             elif segment.data_end > segment.committed_end:
                 start = segment.committed_end
                 self._punch_range(segment, start, segment.data_end - start)
-                segment.disk_bytes = segment.file.disk_bytes()
+                segment.measure()
 
     def erase(self, places: Iterable[Place]) -> None:
         """Empty slots: no start finds what they say again. Its bytes stay until `punch`. Those whose segment went are
@@ -172,7 +175,7 @@ class Segments:
         for entry in entries:
             if self.can_punch and entry.segment.number in self._own:
                 self._punch_range(entry.segment, entry.offset, entry.disk_bytes)
-                entry.segment.disk_bytes = entry.segment.file.disk_bytes()
+                entry.segment.measure()
 
     def _punch_range(self, segment: Segment, offset: int, num_bytes: int) -> None:
         try:
@@ -190,7 +193,7 @@ class Segments:
                 self._punch_range(segment, start, entry.offset - start)
             start = entry.offset + entry.disk_bytes
         segment.file.truncate(start)
-        segment.disk_bytes = segment.file.disk_bytes()
+        segment.measure()
 
     def drop(self, segment: Segment) -> None:
         """Delete a segment; reads that began go on."""
@@ -232,7 +235,7 @@ class Segments:
     def _sync(self, places: Iterable[Place]) -> None:
         for segment in {place.segment for place in places}:
             segment.file.sync()
-            segment.disk_bytes = segment.file.disk_bytes()
+            segment.measure()
 
 
 def num_slots(capacity_bytes: int, block_bytes: int) -> int:

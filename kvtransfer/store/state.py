@@ -36,6 +36,27 @@ class Counters:
         self.errors += 1
         self.last_error = str(error)
 
+    def hit(self, num_bytes: int) -> None:
+        """A block was given."""
+        self.hits += 1
+        self.read_bytes += num_bytes
+
+    def missed(self) -> None:
+        """A block that was asked for is not there."""
+        self.misses += 1
+
+    def unproven(self) -> None:
+        """A block's bytes are not those that were put."""
+        self.proofs_failed += 1
+
+    def gave_up(self) -> None:
+        """A block that was taken is not written."""
+        self.dropped += 1
+
+    def wrote(self, num_bytes: int) -> None:
+        """So much is on the disk for good."""
+        self.written_bytes += num_bytes
+
     def refused(self, reason: str) -> bool:
         """Count a put that is not taken; False, for whoever returns it."""
         self.not_taken[reason] = self.not_taken.get(reason, 0) + 1
@@ -46,17 +67,24 @@ class LogState:
     """Everything here is read and changed under `guard`; the writer waits on it for work, readers' ends and flushes."""
 
     def __init__(
-        self, queue: WriteQueue, admission: Admission, clock: Clock, identity: StoreIdentity
+        self,
+        queue: WriteQueue,
+        admission: Admission,
+        clock: Clock,
+        identity: StoreIdentity,
+        *,
+        writable: bool,
+        counters: Counters,
     ) -> None:
         self.guard = threading.Condition(threading.RLock())
         self.contents = Contents()
         self.queue = queue
         self.admission = admission
         self.clock = clock
-        self.counters = Counters()
+        self.counters = counters
         self.identity = identity
         self.capacity_bytes = admission.capacity_bytes
-        self.writable = True
+        self.writable = writable
         self.closed_until_s = float("-inf")
         """The disk failed: no writes until then."""
         self.num_reads = 0
@@ -69,6 +97,40 @@ class LogState:
     def takes_writes(self) -> bool:
         """Whether a put may be taken now."""
         return self.writable and not self.closing and self.clock.now_s() >= self.closed_until_s
+
+    def rest(self, seconds: float) -> None:
+        """No puts are taken for so long."""
+        self.closed_until_s = self.clock.now_s() + seconds
+
+    def end_writes(self) -> None:
+        """Nobody writes any more."""
+        self.writable = False
+
+    def begin_read(self) -> None:
+        """Writes wait for it."""
+        self.num_reads += 1
+
+    def end_read(self) -> None:
+        """That one does not hold them up any more."""
+        self.num_reads -= 1
+        self.guard.notify_all()
+
+    def take_unproven(self) -> list[Entry]:
+        """Whoever takes them erases them."""
+        unproven, self.unproven = self.unproven, []
+        return unproven
+
+    def measured(self, disk_bytes: int) -> None:
+        """All files take so much of the disk."""
+        self.disk_bytes = disk_bytes
+
+    def close(self) -> bool:
+        """No puts any more, and the writer ends when all is written; False when it was closed before."""
+        if self.closing:
+            return False
+        self.closing = True
+        self.guard.notify_all()
+        return True
 
     def stats(self) -> LogStats:
         """As of now."""

@@ -72,7 +72,7 @@ class LogWriter:
                     state.guard.notify_all()
         finally:  # also when it ends by a bug: nobody may wait for it then
             with state.guard:
-                state.writable = False
+                state.end_writes()
                 for waiting in state.queue.all():
                     state.queue.done(waiting)
                 state.guard.notify_all()
@@ -86,7 +86,7 @@ class LogWriter:
     def _turn(self) -> None:
         state = self._state
         with state.guard:
-            unproven, state.unproven = state.unproven, []
+            unproven = state.take_unproven()
             largest = min(GROUP_BYTES, self._capacity_bytes // 4)
             group = state.queue.first(largest)
         try:
@@ -101,15 +101,15 @@ class LogWriter:
                 state.counters.failed(error)
                 self._rest(group)
         with state.guard:
-            state.disk_bytes = self._segments.used_bytes
+            state.measured(self._segments.used_bytes)
 
     def _rest(self, group: list[Waiting]) -> None:
         """Give a group up, and take no other for a while."""
-        self._state.closed_until_s = self._state.clock.now_s() + RETRY_S
+        self._state.rest(RETRY_S)
         for waiting in group:
             if self._state.queue.get(waiting.record.key) is waiting:
                 self._state.queue.done(waiting)
-                self._state.counters.dropped += 1
+                self._state.counters.gave_up()
                 self._state.contents.tell(EventKind.LOST, waiting.record)
 
     def _write(self, group: list[Waiting]) -> None:
@@ -134,7 +134,7 @@ class LogWriter:
             for waiting, entry in zip(group, entries, strict=True):
                 state.contents.add(entry)
                 state.queue.done(waiting)
-                state.counters.written_bytes += waiting.pages.nbytes
+                state.counters.wrote(waiting.pages.nbytes)
 
     def _make_room(self, num_bytes: int) -> bool:
         """Whether there is room now, after evictions where it needs them. Where that frees too little, because others fill
@@ -195,7 +195,7 @@ class LogWriter:
         with self._state.guard:
             entries = self._state.contents.all()
         data = encode_recency(entries) if entries else b""
-        self._segments.books_bytes = padded(len(data))
+        self._segments.keep_books(padded(len(data)))
         if data or RECENCY in self._disk.names():
             self._disk.replace(RECENCY, data)
 
@@ -220,7 +220,7 @@ class LogWriter:
         by_key = {entry.record.key: entry for entry in moved}
         with state.guard:
             for entry in gone:
-                state.counters.proofs_failed += 1
+                state.counters.unproven()
                 state.contents.remove(entry, EventKind.LOST)
             for entry in entries:
                 if entry.record.key in by_key:
