@@ -20,6 +20,7 @@ import httpx
 
 from benchmarks.servers import descendants
 from coordinator.cluster.registry import SILENCE_S
+from tests.e2e import prepared
 from tests.patience import PATIENCE_S, until
 from worker.heartbeat import HEARTBEAT_S
 
@@ -28,8 +29,9 @@ MOCK = (sys.executable, "-m", "tests.e2e.mock_engine")
 """`baton`, but its workers run the attesting mock: many requests a second, and no weights."""
 PACED = (sys.executable, "-m", "tests.e2e.paced_engine")
 """As MOCK, but a step takes as long as on an accelerator: streams last, and cost no processor time."""
+FORKS = {(str(BATON),): "deploy.cli", MOCK: MOCK[-1], PACED: PACED[-1]}
+"""The same programs, as modules for a fork to run."""
 READY_TIMEOUT_S = 2 * PATIENCE_S
-
 
 PORTS = range(20_000, 32_000)
 """Below those that the kernel gives away by itself, above those of Ray's workers: nobody else takes one meanwhile."""
@@ -51,25 +53,34 @@ def free_port() -> int:
 
 
 class Server:
-    """`with Server("--pd", "1p1d") as server:`; ended by SIGINT, and by SIGKILL if that does not do."""
+    """`with Server("--pd", "1p1d") as server:`; ended by SIGINT, and by SIGKILL if that does not do.
+
+    Its processes are forks of a prepared one, but `afresh` and in an environment of its own: those begin as a user's do.
+    """
 
     def __init__(
         self,
         *arguments: str,
         program: tuple[str, ...] = (str(BATON),),
         environment: dict[str, str] | None = None,
+        afresh: bool = False,
     ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the server
         started = time.monotonic()
-        self.process = subprocess.Popen(
-            [*program, "serve", *arguments, "--port", str(self.port)],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **(environment or {})},
-        )
+        asked = ["serve", *arguments, "--port", str(self.port)]
+        self.process: subprocess.Popen[bytes] | prepared.Forked
+        if afresh or environment or program not in FORKS:
+            self.process = subprocess.Popen(
+                [*program, *asked],
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, **(environment or {})},
+            )
+        else:
+            self.process = prepared.start([FORKS[program], *asked], self._log.fileno())
         self.client = httpx.Client(base_url=self.url, timeout=2 * PATIENCE_S)
         self._await_ready(started + READY_TIMEOUT_S)
         self.ready_after_s = time.monotonic() - started

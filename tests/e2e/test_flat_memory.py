@@ -33,7 +33,7 @@ def test_memory_is_flat_over_lengths_in_both_roles(tmp_path: Path, num_lengths: 
     lengths = rng.sample(range(1, LONGEST), num_lengths)
     model = str(write_random_model(tmp_path))
     arguments = ("--pd", "1p1d", "--kv-cache-memory", "64MiB", "--max-num-seqs", "16")
-    with Server(model, *arguments) as server, ThreadPoolExecutor(4) as clients:
+    with Server(model, *arguments, afresh=True) as server, ThreadPoolExecutor(4) as clients:
         pids = {worker["role"]: worker["pid"] for worker in server.cluster()["workers"]}
 
         def ask(length: int) -> None:

@@ -42,7 +42,7 @@ def baton(*arguments: str, timeout: float = PATIENCE_S) -> subprocess.CompletedP
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server(*SMALL) as running:
+    with Server(*SMALL, afresh=True) as running:
         yield running
 
 
@@ -99,7 +99,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts() -> None:
 def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number, program) -> None:
     def attempt() -> float:
         before = shared_memory()
-        with Server(*SMALL, program=program) as running:
+        with Server(*SMALL, program=program, afresh=True) as running:
             processes = psutil.Process(running.process.pid).children(recursive=True)
             directory = run_directory_of(running.process.pid)
             assert len(processes) == 3
@@ -122,7 +122,7 @@ def test_interrupt_during_an_answer_still_ends_in_time() -> None:
 
     def attempt() -> float:
         with (
-            Server(*SMALL) as running,
+            Server(*SMALL, afresh=True) as running,
             running.client.stream(
                 "POST", "/v1/completions", json={**body, "stream": True}
             ) as reply,
@@ -138,7 +138,7 @@ def test_interrupt_during_an_answer_still_ends_in_time() -> None:
 @pytest.mark.alone
 def test_children_of_a_killed_launcher_die_with_it() -> None:
     before = shared_memory()
-    with Server(*SMALL) as running:
+    with Server(*SMALL, afresh=True) as running:
         processes = psutil.Process(running.process.pid).children(recursive=True)
         directory = run_directory_of(running.process.pid)
         running.process.kill()
@@ -146,14 +146,14 @@ def test_children_of_a_killed_launcher_die_with_it() -> None:
         running.process.wait()
     assert shared_memory() == before
     assert directory.exists()  # nobody was left to remove it; the next start does
-    with Server(*SMALL, program=MOCK):
+    with Server(*SMALL, program=MOCK, afresh=True):
         assert not directory.exists()
 
 
 @pytest.mark.alone
 def test_second_start_is_ready_within_5_s() -> None:
     def attempt() -> float:
-        with Server(*SMALL) as running:
+        with Server(*SMALL, afresh=True) as running:
             return running.ready_after_s
 
     in_time(attempt, 5.0)
