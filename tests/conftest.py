@@ -20,6 +20,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--seeds", type=int, default=100, help="seeds of the cluster simulation (CI: 10000)"
+        "--seeds", type=int, default=60, help="seeds of the cluster simulation (CI: 6000)"
     )
     parser.addoption("--first-seed", type=int, default=0, help="where the seeds start")

@@ -13,6 +13,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
 from tests.e2e.edge_server import edge_server
+from tests.marks import deep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,8 +32,8 @@ CHECKS = [
 ]
 """All but those about resources that are made and deleted, and one: a schema cannot say everything that is refused, such
 as a text with a NUL in it, or one that the context does not hold."""
+FEW, MANY = 5, 12
 TESTED = hypothesis.settings(
-    max_examples=12,
     deadline=None,
     database=None,
     derandomize=True,
@@ -59,8 +60,9 @@ def test_the_document_is_valid(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("examples", [FEW, deep(MANY)])
 def test_whatever_is_asked_is_answered_as_the_document_says(
-    url: str, document: dict[str, Any], mode: schemathesis.GenerationMode
+    url: str, document: dict[str, Any], mode: schemathesis.GenerationMode, examples: int
 ) -> None:
     schema = schemathesis.openapi.from_dict(document)
     tried = 0
@@ -72,7 +74,7 @@ def test_whatever_is_asked_is_answered_as_the_document_says(
         ):
             continue  # nothing can be wrong about what takes nothing, or any text
 
-        @TESTED
+        @hypothesis.settings(TESTED, max_examples=examples)
         @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
         def answered(case: schemathesis.Case) -> None:
             nonlocal tried
@@ -80,4 +82,4 @@ def test_whatever_is_asked_is_answered_as_the_document_says(
             case.validate_response(case.call(base_url=url, timeout=20), checks=CHECKS)
 
         answered()
-    assert tried >= 60
+    assert tried >= 5 * examples
