@@ -173,7 +173,7 @@ class WorkerLoop:
         self.outbox.flush()
         if not self._farewell.is_said:
             self._news.tell_changes()
-        self._expire_when_due()
+        self.busy = self._expire_when_due() or self.busy
         self.rest()
         self.publish()
         self.leave()
@@ -216,11 +216,27 @@ class WorkerLoop:
         if not self._farewell.is_said:
             self.sleep.rest()
 
-    def _expire_when_due(self) -> None:
+    @property
+    def wait_s(self) -> float:
+        """How long it may listen before its next turn. What a source is late with is computed at once."""
+        if self.busy:
+            return 0.0
+        left_s = self._answer_due_s - self.context.clock.now_s()
+        return min(max(left_s, 0.0), IDLE_S)
+
+    @property
+    def _answer_due_s(self) -> float:
+        roles = self.roles
+        return min(roles.prefill.prefixes.answer_due_s, roles.decode.prefixes.answer_due_s)
+
+    def _expire_when_due(self) -> bool:
+        """Whether a source was late, so that there is something to compute now."""
         now_s = self.context.clock.now_s()
-        if now_s >= self._next_expiry_s:
+        is_late = now_s >= self._answer_due_s
+        if is_late or now_s >= self._next_expiry_s:
             self._next_expiry_s = now_s + IDLE_S
             self.expire()
+        return is_late
 
     def expire(self) -> None:
         """End what outlived its time, renew what is still wanted."""

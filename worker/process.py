@@ -6,6 +6,7 @@ control DEALER ◄─► coordinator      peers ROUTER/DEALERs ◄─► other w
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import signal
@@ -18,7 +19,7 @@ import zmq
 from protocol import wire
 from protocol.errors import ProtocolError
 from protocol.messages.orders import CoordinatorMessage
-from worker.loop import IDLE_S, Garbled
+from worker.loop import Garbled
 from worker.reports import Resources
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class WorkerProcess:
         try:
             while not (self._stop.is_set() or self._loop.is_over):
                 self._obey_terms()
-                self._loop.turn(self._sockets.hear(0 if self._loop.busy else int(IDLE_S * 1000)))
+                self._loop.turn(self._sockets.hear(math.ceil(self._loop.wait_s * 1000)))
         finally:
             self._heartbeat.close()
             self._sockets.close()

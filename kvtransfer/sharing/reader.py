@@ -11,6 +11,7 @@ dear, so it is waited for longer.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 ANSWER_WITHIN_S = 1.0
 """A holder that is busy for longer costs more than computing, where nobody said what computing takes."""
-LEAST_ANSWER_S, MOST_ANSWER_S = 0.25, 10.0
+LEAST_ANSWER_S, MOST_ANSWER_S = 0.02, 10.0
 """A reader waits as long for an answer as computing would take, within these."""
 READ_WITHIN_S = 3.0
 HANDED_OVER_TOKEN_S = 1e-3
@@ -235,11 +236,16 @@ class PrefixReader:
         if fetch.reads:
             self._fetcher.cancel(key)
 
+    @property
+    def answer_due_s(self) -> float:
+        """When the next source is late with its answer; infinity while nobody is asked."""
+        return min((read.answer_until_s for _, read in self._asking()), default=math.inf)
+
     def expire(self) -> None:
         """Compute what was not answered in time."""
         now_s = self._context.clock.now_s()
         for fetch, read in self._asking():
-            if now_s > read.answer_until_s:
+            if now_s >= read.answer_until_s:
                 self._finish(fetch, read, 0)
 
     def forget_reads(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+import msgspec
 import pytest
 
 from kvtransfer.heard import FromReader
@@ -24,6 +25,7 @@ from protocol.messages.orders import (
     Welcome,
 )
 from protocol.messages.peers import Attach, Pulled
+from protocol.messages.records import PrefixRun
 from protocol.messages.reports import AuditReply, Goodbye, Hello, Outputs, RoleChanged
 from protocol.roles import Role
 from protocol.sleeping import Part
@@ -388,3 +390,18 @@ def test_grace_of_a_signal_has_an_end() -> None:
     worker.turn(after_s=0.1)
     assert worker.held > 0
     assert worker.loop.is_over
+
+
+def test_a_source_that_is_late_is_computed_without_it_at_once() -> None:
+    """Neither the next regular look at what is late nor the wait for the next message is in the way of that."""
+    worker = LoneWorker()
+    worker.turn(WELCOME)
+    late_s = IDLE_S / 4
+    run = PrefixRun(source=SOURCE, begin_tokens=0, end_tokens=4, worth_s=late_s)
+    order = msgspec.structs.replace(decode_order(source=None), prefix_runs=[run])
+    assert "Outputs" not in worker.names(order)
+    worker.turn()
+    assert worker.loop.wait_s == pytest.approx(late_s)
+    assert worker.names(after_s=late_s) == []
+    assert worker.loop.wait_s == 0
+    assert "Outputs" in worker.names()
