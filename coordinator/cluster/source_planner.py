@@ -20,14 +20,15 @@ if TYPE_CHECKING:
     from coordinator.cluster.registry import WorkerRecord
     from coordinator.cluster.storing import Storing
     from coordinator.planning.read_costs import ReadCost
+    from coordinator.planning.sources import SourceRun
     from protocol.clock import Clock
     from protocol.messages.reports import PrefixRead
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`worker` probably has tokens `begin` to `end`; `is_open`: perhaps more. `worth_s`: what computing them takes, 0 where
-    that is not known."""
+    """`worker` probably has tokens `begin` to `end`; `is_open`: perhaps more. `worth_s`: how long an answer is worth waiting
+    for, 0 where that is not known."""
 
     worker: WorkerRecord
     begin: int
@@ -71,10 +72,13 @@ class SourcePlanner:
                 run.begin,
                 run.end,
                 is_open=run is runs[-1] and not self._has_more(run.source, keys, run.end),
-                worth_s=run.worth_s if known else 0.0,
+                worth_s=self._worth_s(run) if known else 0.0,
             )
             for run in runs
         )
+
+    def _worth_s(self, run: SourceRun) -> float:
+        return run.worth_s * self.costs.patience(run.source, self._clock.now_s())
 
     def _has_more(self, source: str, keys: Sequence[bytes], end: int) -> bool:
         """Whether the plan left some of what it has: then that is not to be read."""

@@ -18,6 +18,10 @@ KEPT = 16
 """Reads that a line is drawn through."""
 RETRY_S, MOST_RETRY_S = 30.0, 600.0
 """What was measured counts for so long; of a source that was slower than computing each time twice as long."""
+DOUBTED_SHARE = 0.05
+"""Of what computing takes: a source that was slower than that is waited for so long when it is tried again."""
+LATE_SHARE = 0.5
+"""Of what computing takes: who has given nothing in so long was waited for in vain, and has not just nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +75,17 @@ class ReadCosts:
     ) -> None:
         """A run was read; none of it (0 tokens) where no answer came in time, or nothing was proven. Computing what was
         asked for takes `computing_s`. Who let a reader wait for so long, and for nothing, is what it is now: what was read
-        there quickly before is forgotten, or each of those reads would cost one more prompt its time."""
+        there quickly before is forgotten, or each of those reads would cost one more prompt its time. Who was doubted is
+        slow as well when nothing came in the share of it that a reader waits then: how slow, nobody knows."""
         seen = self._seen.setdefault((source, from_disk), _Seen())
         if now_s - seen.last_s > self._counts_for_s(seen):
             seen.reads.clear()
-        is_slow = seconds > computing_s
-        if is_slow and not num_tokens:
+        late_s = (DOUBTED_SHARE if seen.slow else LATE_SHARE) * computing_s
+        is_vain = not num_tokens and seconds >= late_s
+        if is_vain:
             seen.reads.clear()
-        seen.reads.append((num_tokens, seconds))
+        is_slow = is_vain or seconds > computing_s
+        seen.reads.append((num_tokens, max(seconds, computing_s) if is_vain else seconds))
         seen.last_s = now_s
         seen.slow = seen.slow + 1 if is_slow else 0
 
@@ -92,6 +99,13 @@ class ReadCosts:
         if seen is None or now_s - seen.last_s > self._counts_for_s(seen):
             return ReadCost(token_s, PRIOR_SHARE * token_s)
         return seen.line()
+
+    def patience(self, source: str, now_s: float) -> float:
+        """For what share of computing's time a reader waits for that source's answer: all of it, but where the last that
+        is known is that it was slower, and that is old."""
+        seen = (self._seen.get((source, from_disk)) for from_disk in (False, True))
+        is_doubted = any(s and s.slow and now_s - s.last_s > self._counts_for_s(s) for s in seen)
+        return DOUBTED_SHARE if is_doubted else 1.0
 
     def forget(self, source: str) -> None:
         """The worker is gone."""

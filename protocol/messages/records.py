@@ -22,7 +22,7 @@ class PeerAddress(Message, frozen=True, kw_only=True):
 
 class PrefixRun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Tokens `begin_tokens` to `end_tokens` of a prompt are probably cached at `source`; `is_open`: perhaps more of what
-    follows. Computing them takes `worth_s`, so a reader waits no longer for an answer; 0: nobody knows."""
+    follows. An answer is worth waiting for `worth_s`; 0: nobody knows."""
 
     source: PeerAddress
     begin_tokens: int

@@ -8,6 +8,7 @@ from coordinator.cluster.block_index import BlockIndex
 from coordinator.cluster.registry import Registry
 from coordinator.cluster.source_planner import Source, SourcePlanner
 from coordinator.planning.prompt_cost import PromptCost
+from coordinator.planning.read_costs import DOUBTED_SHARE, RETRY_S
 from protocol.clock import ManualClock
 from protocol.messages.reports import BlocksChanged, PrefixRead
 from protocol.roles import Role
@@ -118,6 +119,27 @@ def test_reader_learns_what_computing_would_take_once_that_is_known() -> None:
         setting.has("store", range(4))
     assert unknown.plan()[0].worth_s == 0
     assert known.plan()[0].worth_s == 0.25 * 4 * BLOCK_SIZE
+
+
+def test_a_disk_that_gave_nothing_in_time_costs_the_next_ones_little() -> None:
+    """The first prompt waits as long as computing takes, the next are computed, and who tries again waits briefly."""
+    setting = Setting(PromptCost(0.25))
+    setting.has("store", range(0), disk=range(8))
+    (first,) = setting.plan()
+    setting.planner.told(
+        PrefixRead(
+            source="store",
+            asked_blocks=8,
+            read_blocks=0,
+            loaded_blocks=0,
+            seconds=first.worth_s,
+        ),
+        from_store=True,
+    )
+    assert setting.plan() == ()
+    setting.clock.advance(2 * RETRY_S + 1)
+    (again,) = setting.plan()
+    assert again.worth_s == DOUBTED_SHARE * first.worth_s
 
 
 def test_prompt_without_a_full_block_is_computed() -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.planning.read_costs import MOST_RETRY_S, PRIOR_SHARE, RETRY_S, ReadCosts
+from coordinator.planning.read_costs import (
+    DOUBTED_SHARE,
+    MOST_RETRY_S,
+    PRIOR_SHARE,
+    RETRY_S,
+    ReadCosts,
+)
 
 TOKEN_S = 1e-3
 
@@ -20,6 +26,10 @@ class Reads:
         self.costs.told(
             "s", tokens, seconds, self.now_s, from_disk=from_disk, computing_s=1000 * TOKEN_S
         )
+
+    @property
+    def patience(self) -> float:
+        return self.costs.patience("s", self.now_s)
 
     def seconds(self, tokens: int, *, from_disk: bool = False) -> float:
         return self.costs.cost("s", self.now_s, TOKEN_S, from_disk=from_disk).seconds(tokens)
@@ -105,3 +115,25 @@ def test_a_source_that_says_at_once_that_it_has_nothing_is_asked_again() -> None
         reads.tell(tokens, tokens * 1e-4)
     reads.tell(0, 0.002)
     assert reads.seconds(1000) < 0.2
+
+
+def test_who_was_slow_is_waited_for_briefly_when_it_is_tried_again_and_not_once_it_was_quick() -> None:
+    reads = Reads()
+    assert reads.patience == 1.0
+    reads.tell(0, 1.0, from_disk=True)
+    assert reads.patience == 1.0, "nobody asks it now"
+    reads.now_s += 2 * RETRY_S + 1
+    assert reads.patience == DOUBTED_SHARE
+    reads.tell(500, 0.02, from_disk=True)
+    assert reads.patience == 1.0
+
+
+def test_who_gives_nothing_in_that_time_either_is_left_alone_for_longer() -> None:
+    reads = Reads()
+    reads.tell(0, 1.0, from_disk=True)
+    reads.now_s += 2 * RETRY_S + 1
+    reads.tell(0, DOUBTED_SHARE, from_disk=True)
+    reads.now_s += 2 * RETRY_S + 1
+    assert reads.seconds(999, from_disk=True) > 999 * TOKEN_S
+    reads.now_s += 2 * RETRY_S
+    assert reads.seconds(999, from_disk=True) < 0.2
