@@ -20,6 +20,7 @@ from deploy.host.model_memory import (
 )
 from deploy.host.model_source import DUMMY, OTHER_TEMPLATE, UNGUARDED, prepare, resolve_dtype
 from deploy.host.run_directory import run_directory
+from deploy.host.store_paths import check_store_paths
 from deploy.launch.fleet_plan import make_fleet_plan
 from deploy.launch.local.launcher import Launcher
 from deploy.launch.plan import Host, Plan, check_chosen_template, device_of, make_plan, pool_bytes
@@ -94,6 +95,7 @@ def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, conso
             plan = with_revisions(plan, configs)
             if device == "cpu" and not config.on_demand:  # who goes leaves no copy behind
                 plan = sharing(plan, host)
+            check_store_paths(plan.workers)
             launcher = Launcher(
                 plan, directory, clock, ChildLines(console), config.shutdown_timeout
             )
