@@ -118,7 +118,9 @@ class WatchedProcess:
 class ChildProcess(WatchedProcess):
     """Started at construction.
 
-    In a process group of its own, so that a terminal's Ctrl-C reaches the launcher alone.
+    In a process group of its own, so that a terminal's Ctrl-C reaches the launcher alone. With `defers_interrupt` a SIGINT
+    waits until the child lets it in (`deploy.processes.child.end_by_interrupt`, which our own processes begin with): Python
+    would answer one that comes while it imports with a traceback.
     """
 
     def __init__(
@@ -128,16 +130,23 @@ class ChildProcess(WatchedProcess):
         on_line: Callable[[str], None],
         on_exit: Callable[[int], None],
         pass_fds: tuple[int, ...] = (),
+        *,
+        defers_interrupt: bool = True,
     ) -> None:
-        popen = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=pass_fds,
-            process_group=0,
-        )
+        blocked = {signal.SIGINT} if defers_interrupt else set()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # a child begins with our mask
+        try:
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=pass_fds,
+                process_group=0,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         assert popen.stdout is not None
         output = cast("BinaryIO", popen.stdout)
         super().__init__(popen.pid, output, popen.wait, on_line, on_exit)

@@ -25,8 +25,10 @@ def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
 
 
 def end_by_interrupt() -> None:
-    """SIGINT ends the process without a word until it has a handler of its own, whoever ignored it before."""
+    """SIGINT ends the process without a word until it has a handler of its own, whoever ignored or blocked it before. One that
+    came while it was blocked ends it here."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def harden() -> None:

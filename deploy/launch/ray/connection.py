@@ -69,6 +69,7 @@ class RayConnection:
             {**child_environment(keeps_secrets=True), **self._choice.environment},
             on_line=self._on_ray_line,
             on_exit=self._on_ray_exit,
+            defers_interrupt=False,
         )
 
     def send(self, order: OwnerOrder) -> None:
@@ -134,6 +135,7 @@ class RayConnection:
                 on_line=lambda _: None,
                 on_exit=self._on_agent_exit,
                 pass_fds=(theirs.fileno(),),
+                defers_interrupt=False,
             )
         except OSError:
             ours.close()
