@@ -8,11 +8,17 @@ import os
 import resource
 import signal
 import sys
+import threading
+from typing import TYPE_CHECKING
 
 from deploy.processes.log_lines import QueuedLines
 from protocol.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _PR_SET_PDEATHSIG = 1
+_NICE = 10
 
 
 def follow_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
@@ -37,6 +43,18 @@ def harden() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.umask(0o077)
+
+
+def unhurried(work: Callable[[], None]) -> None:
+    """Do it while nobody else wants the processor: in a thread that may be kept waiting. Threads that it starts may, too."""
+
+    def run() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        work()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
 
 
 def log_to_stderr(name: str, level: str) -> None:

@@ -15,7 +15,14 @@ from pathlib import Path
 import msgspec
 
 from deploy.host.memory import available_bytes
-from deploy.processes.child import end_by_interrupt, follow_parent, harden, log_as, log_to_stderr
+from deploy.processes.child import (
+    end_by_interrupt,
+    follow_parent,
+    harden,
+    log_as,
+    log_to_stderr,
+    unhurried,
+)
 from deploy.processes.standby import keep_to, stand_by
 from engine.context import WorkerContext
 from protocol.addresses import check_can_advertise, tcp_endpoint
@@ -34,6 +41,8 @@ def run_worker(spec: WorkerSpec) -> None:
     check_network(spec)
     if spec.cores:
         keep_to(spec.cores)
+    if not spec.role.computes:  # it may start again and again, and nobody needs it
+        unhurried(import_worker)
     # Torch starts threads when it is imported: it must be after the pinning.
     from worker.engine_start import start_engine
     from worker.wiring import build_worker
@@ -54,6 +63,12 @@ def run_worker(spec: WorkerSpec) -> None:
     worker = build_worker(spec, engine, context, available_bytes)
     log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)
     worker.run()
+
+
+def import_worker() -> None:
+    """Most of what a start takes of the processor."""
+    import worker.engine_start
+    import worker.wiring  # noqa: F401
 
 
 def check_network(spec: WorkerSpec) -> None:
