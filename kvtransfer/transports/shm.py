@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.kv.huge_pages import populate
 from kvtransfer.transport import ignore_landed
 from kvtransfer.transports.copying import BlockCopy, CopyCrew, blocks_of
 from kvtransfer.transports.descriptors import DescriptorLink, DescriptorServer
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from kvtransfer.transport import Landed, LocalPool
     from kvtransfer.transports.handshake import Answer, Greeting
 
-MAX_POPULATED_BYTES = 4 << 30
-"""Larger pools are entered into the page table as they are read: a connect may not take seconds."""
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -44,7 +41,8 @@ class ShmServer(DescriptorServer):
 
 
 class ShmLink(DescriptorLink):
-    """A mapped remote pool."""
+    """A mapped remote pool. Its pages are entered into the page table as they are read: to enter all of them takes many times
+    what a first read does, and that read would wait for it."""
 
     name = "shm"
 
@@ -60,8 +58,6 @@ class ShmLink(DescriptorLink):
         """See DescriptorLink."""
         self._map = _map_read_only(descriptor, answer.num_blocks * answer.block_bytes)
         self._source = np.frombuffer(self._map, dtype=np.uint8).reshape(answer.num_blocks, -1)
-        if self._source.nbytes <= MAX_POPULATED_BYTES:
-            populate(self._source.ctypes.data, self._source.nbytes, writable=False)
 
     def read(
         self,
