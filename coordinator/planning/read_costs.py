@@ -16,6 +16,8 @@ PRIOR_SHARE = 0.1
 """Of a computed token's time, until readers told."""
 KEPT = 16
 """Reads that a line is drawn through."""
+ALIKE = 0.1
+"""Lengths that spread by less than this share of their mean do not tell the question from the tokens."""
 RETRY_S, MOST_RETRY_S = 30.0, 600.0
 """What was measured counts for so long; of a source that was slower than computing each time twice as long."""
 DOUBTED_SHARE = 0.05
@@ -45,12 +47,13 @@ class _Seen:
     slow: int = 0
 
     def line(self) -> ReadCost:
-        """By least squares, neither part below zero."""
+        """By least squares, neither part below zero; all by the token where lengths are alike, or chance says how a short run
+        would do."""
         count = len(self.reads)
         mean_n = sum(n for n, _ in self.reads) / count
         mean_s = sum(s for _, s in self.reads) / count
         spread = sum((n - mean_n) ** 2 for n, _ in self.reads)
-        if spread == 0:
+        if spread <= count * (ALIKE * mean_n) ** 2:
             return ReadCost(0.0, mean_s / mean_n) if mean_n else ReadCost(mean_s, 0.0)
         slope = sum((n - mean_n) * (s - mean_s) for n, s in self.reads) / spread
         slope = min(max(slope, 0.0), mean_s / mean_n if mean_n else 0.0)

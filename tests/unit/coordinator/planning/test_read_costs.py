@@ -53,6 +53,14 @@ def test_one_length_is_all_by_the_token() -> None:
     assert reads.seconds(1000) == pytest.approx(0.2)
 
 
+def test_lengths_that_are_nearly_one_say_nothing_of_a_short_run() -> None:
+    """The first read of a source connects to it; the next one is quicker. None of it is the price of the question."""
+    reads = Reads()
+    reads.tell(2080, 0.4)
+    reads.tell(2096, 0.1)
+    assert reads.seconds(48) < 0.01
+
+
 def test_tiers_are_told_apart() -> None:
     reads = Reads()
     reads.tell(500, 0.9, from_disk=True)
@@ -117,7 +125,9 @@ def test_a_source_that_says_at_once_that_it_has_nothing_is_asked_again() -> None
     assert reads.seconds(1000) < 0.2
 
 
-def test_who_was_slow_is_waited_for_briefly_when_it_is_tried_again_and_not_once_it_was_quick() -> None:
+def test_who_was_slow_is_waited_for_briefly_when_it_is_tried_again_and_not_once_it_was_quick() -> (
+    None
+):
     reads = Reads()
     assert reads.patience == 1.0
     reads.tell(0, 1.0, from_disk=True)

@@ -36,9 +36,7 @@ def test_interrupted_before_it_is_ready_it_says_nothing(tmp_path: Path) -> None:
 
         command = [sys.executable, "-c", CHILD, str(fifo)]
         environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-        child = ChildProcess(
-            command, environment, on_line, ended.set_result, defers_interrupt=True
-        )
+        child = ChildProcess(command, environment, on_line, ended.set_result, defers_interrupt=True)
         await imports.wait()
         child.interrupt()
         fifo.write_text("go on")
