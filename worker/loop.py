@@ -218,32 +218,18 @@ class WorkerLoop:
 
     @property
     def wait_s(self) -> float:
-        """How long it may listen before its next turn. What a source is late with is computed at once."""
-        if self.busy:
-            return 0.0
-        left_s = self._answer_due_s - self.context.clock.now_s()
-        return min(max(left_s, 0.0), IDLE_S)
-
-    @property
-    def _answer_due_s(self) -> float:
-        roles = self.roles
-        return min(roles.prefill.prefixes.answer_due_s, roles.decode.prefixes.answer_due_s)
+        """How long it may listen before its next turn: what a source is late with is computed at once."""
+        left_s = self.roles.answer_due_s - self.context.clock.now_s()
+        return 0.0 if self.busy else min(max(left_s, 0.0), IDLE_S)
 
     def _expire_when_due(self) -> bool:
         """Whether a source was late, so that there is something to compute now."""
         now_s = self.context.clock.now_s()
-        is_late = now_s >= self._answer_due_s
+        is_late = now_s >= self.roles.answer_due_s
         if is_late or now_s >= self._next_expiry_s:
             self._next_expiry_s = now_s + IDLE_S
-            self.expire()
+            self.roles.expire()
         return is_late
-
-    def expire(self) -> None:
-        """End what outlived its time, renew what is still wanted."""
-        self.roles.gate.expire()
-        self.roles.prefill.expire()
-        self.roles.decode.expire()
-        self.roles.keeper.expire()
 
     # ---- what came
 

@@ -81,6 +81,18 @@ class Roles:
         keeps = not self.keeper.is_empty or self.prefill.lender.loading
         return roles_are and not keeps and not len(self.leases)
 
+    @property
+    def answer_due_s(self) -> float:
+        """When the next source is late with blocks of a prompt; infinity while nobody is asked."""
+        return min(self.prefill.prefixes.answer_due_s, self.decode.prefixes.answer_due_s)
+
+    def expire(self) -> None:
+        """End what outlived its time, renew what is still wanted."""
+        self.gate.expire()
+        self.prefill.expire()
+        self.decode.expire()
+        self.keeper.expire()
+
     def live(self) -> list[Key]:
         """(request, attempt) of everything that is here."""
         return [*self.prefill.offers, *self.decode.keys(), *self.gate.keys()]

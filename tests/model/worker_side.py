@@ -177,7 +177,7 @@ class WorkerSide:
             self.loop.outbox.flush()
 
     def _expire(self) -> None:
-        self.loop.expire()
+        self.loop.roles.expire()
         self._after()
 
     def lease_over(self, lease_id: str) -> None:
