@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from kvtransfer.pulling.pull import PullCounters
     from protocol.channels import Channels
+    from protocol.lifeline import Lifeline
     from protocol.messages.peers import PeerMessage
     from protocol.messages.records import Message, PeerAddress
     from protocol.specs import WorkerSpec
@@ -39,11 +40,16 @@ if TYPE_CHECKING:
 
 
 class WorkerProcess:
-    """A loop at its sockets, with a sign of life beside it."""
+    """A loop at its sockets, with a sign of life beside it. `lifeline` is kept for as long as it is."""
 
     def __init__(
-        self, loop: WorkerLoop, sockets: WorkerSockets, heartbeat: HeartbeatThread
+        self,
+        loop: WorkerLoop,
+        sockets: WorkerSockets,
+        heartbeat: HeartbeatThread,
+        lifeline: Lifeline,
     ) -> None:
+        self._lifeline = lifeline
         self._loop = loop
         self._sockets = sockets
         self._heartbeat = heartbeat

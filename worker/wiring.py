@@ -17,6 +17,7 @@ from kvtransfer.transports.select import REGISTERING
 from protocol.channels import Channels
 from protocol.clock import ListeningClock
 from protocol.ids import host_identity
+from protocol.lifeline import Lifeline
 from protocol.messages.reports import Hello
 from worker.disk_tier import DiskTier
 from worker.engine_start import MOCK_BACKEND
@@ -60,7 +61,8 @@ def build_worker(
     resting = _resting(engine, address, available)
     machinery = Machinery(memory, engine.runner, roads, grammars, disk, resting)
     roles = build_roles(limits, machinery, leases, outbox, context)
-    card = _card(spec, engine, address, can_sleep=resting is not None)
+    lifeline = Lifeline()
+    card = _card(spec, engine, address, lifeline, can_sleep=resting is not None)
     loop = WorkerLoop(
         card,
         roles,
@@ -69,7 +71,8 @@ def build_worker(
         context,
         Patience(spec.silence_limit_s, spec.stop_grace_s),
     )
-    return WorkerProcess(loop, sockets, HeartbeatThread(channels, spec.control, loop.heartbeat))
+    heartbeat = HeartbeatThread(channels, spec.control, loop.heartbeat)
+    return WorkerProcess(loop, sockets, heartbeat, lifeline)
 
 
 def _grammars(spec: WorkerSpec) -> GrammarThread | None:
@@ -100,7 +103,12 @@ def _disk_tier(spec: WorkerSpec, engine: StartedEngine) -> DiskTier | None:
 
 
 def _card(
-    spec: WorkerSpec, engine: StartedEngine, address: PeerAddress, *, can_sleep: bool
+    spec: WorkerSpec,
+    engine: StartedEngine,
+    address: PeerAddress,
+    lifeline: Lifeline,
+    *,
+    can_sleep: bool,
 ) -> Hello:
     """How this worker introduces itself."""
     return Hello(
@@ -121,6 +129,7 @@ def _card(
         block_bytes=engine.memory.block_bytes,
         generation=spec.generation,
         can_sleep=can_sleep,
+        lifeline_fd=lifeline.fd,
     )
 
 

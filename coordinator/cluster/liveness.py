@@ -1,12 +1,13 @@
 """Whether workers live, and what their end means. Owns the watch on local processes and the one way to lose a worker.
 
-A worker on this host is watched through its pidfd: its death is known in milliseconds. Others are known by their
-heartbeats.
+A worker on this host is watched through its lifeline, which breaks as its death begins, and its pidfd, which says that it is
+over. Others are known by their heartbeats.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from coordinator.cluster.lifecycle import Loss
 from protocol.errors import WorkerLost
 from protocol.ids import host_identity
+from protocol.lifeline import NONE, watch
 
 if TYPE_CHECKING:
     from coordinator.cluster.books import Books
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from coordinator.cluster.probe import Probes
     from coordinator.cluster.registry import WorkerRecord
     from protocol.clock import Clock
+    from protocol.messages.reports import Hello
 
 log = logging.getLogger(__name__)
 NO_WORKER_WAIT_S = 15.0
@@ -48,6 +51,7 @@ class Liveness:
         self._clock, self._hearing = clock, hearing
         self._host = host_identity()
         self._pidfds: dict[str, int] = {}
+        self._lifelines: set[int] = set()
         self._no_worker_since_s: float | None = None
 
     def joined(self, worker: WorkerRecord) -> None:
@@ -121,6 +125,32 @@ class Liveness:
         self._pidfds[record.incarnation] = pidfd
         loop = asyncio.get_running_loop()
         loop.add_reader(pidfd, self._exited, record.worker_id, record.incarnation)
+        self._hold_lifeline(record.hello, loop)
+
+    def _hold_lifeline(self, hello: Hello, loop: asyncio.AbstractEventLoop) -> None:
+        """One for all starts of a process. Where there is none, its pidfd says the same, later."""
+        pid = hello.pid
+        if hello.lifeline_fd == NONE or pid in self._lifelines:
+            return
+
+        def cut() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+                loop.call_soon_threadsafe(self._dies, pid)
+
+        try:
+            watch(pid, hello.lifeline_fd, cut)
+        except OSError as error:
+            log.debug("the lifeline of process %d cannot be watched: %s", pid, error)
+        else:
+            self._lifelines.add(pid)
+
+    def _dies(self, pid: int) -> None:
+        """Its memory may still be there for a while; nothing is computed in it any more."""
+        self._lifelines.discard(pid)
+        self._hearing.read()
+        for record in list(self._registry):
+            if record.hello.pid == pid and record.hello.boot_id == self._host:
+                self.lose(record.worker_id, "process exited")
 
     def _exited(self, worker_id: str, incarnation: str) -> None:
         """Its last words come first."""

@@ -32,7 +32,7 @@ class Hello(Message, frozen=True, kw_only=True):
     """A worker offers itself. `boot_id` and `pid` let a coordinator on the same host watch it. `draining`:
     another coordinator told it to drain, it takes no work. `stopping`: its process was told to end by a signal, it
     takes no work and will be started again. Of two starts that both live, the one of the higher
-    `generation` is the worker. `can_sleep`: it obeys Sleep."""
+    `generation` is the worker. `can_sleep`: it obeys Sleep. `lifeline_fd`: its `protocol.lifeline`, if it has one."""
 
     worker_id: str
     incarnation: str
@@ -53,6 +53,7 @@ class Hello(Message, frozen=True, kw_only=True):
     draining: bool = False
     stopping: bool = False
     can_sleep: bool = False
+    lifeline_fd: int = -1
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):
