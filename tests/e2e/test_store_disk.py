@@ -43,6 +43,7 @@ def await_read(server: Server, prompts: list[list[int]]) -> None:
             ask(server, prompt)
         return bool(store(server)["lent_disk_blocks"] > before)
 
+    until(lambda: "lent_disk_blocks" in store(server), "the store having said what it does")
     before = store(server)["lent_disk_blocks"]
     until(is_read, "blocks being read from the disk")
 
