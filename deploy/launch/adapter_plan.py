@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.config.lora import module_of, modules_of
+from engine.adapters.prepare import check_adapter
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def with_adapters(
     config: ServeConfig, spec: CoordinatorSpec, workers: tuple[WorkerSpec, ...], key: str
 ) -> tuple[CoordinatorSpec, tuple[WorkerSpec, ...]]:
-    """The specs of the model of that `key`, with adapters where they are asked for. ConfigError where none is computed, on a GPU."""
+    """The specs of the model of that `key`, with adapters where they are asked for. ConfigError where none is computed, on a
+    GPU, and for one that cannot be served: before a process is started for it."""
     spec = msgspec.structs.replace(spec, key=key)
     if not config.enable_lora:
         return spec, workers
@@ -28,12 +30,13 @@ def with_adapters(
         raise ConfigError("--enable-lora: adapters are computed on CPUs only; use --device cpu")
     directory = str(Path(workers[0].run_directory, "adapters", key))
     modules = modules_of(config.lora_modules, spec.model.served_names, is_alone=not key)
+    places = {one.name: Path(one.path).expanduser().absolute() for one in modules}
+    for path in places.values():
+        check_adapter(path, spec.model.config, config.max_lora_rank)
     spec = msgspec.structs.replace(
         spec,
         adapters_directory=directory,
-        lora_modules=tuple(
-            (one.name, str(Path(one.path).expanduser().absolute())) for one in modules
-        ),
+        lora_modules=tuple((name, str(path)) for name, path in places.items()),
         max_lora_rank=config.max_lora_rank,
     )
     return spec, tuple(

@@ -46,11 +46,11 @@ _KINDS = {
 }
 
 
-def prepare_adapter(
-    source: Path, target: Path, model: ModelConfig, dtype: str, max_rank: int = MAX_RANK
-) -> str:
-    """Check the adapter in `source` against the model, and keep its content in `target`; its digest. ConfigError, one
-    sentence, names file and field of what cannot be served."""
+def check_adapter(
+    source: Path, model: ModelConfig, max_rank: int = MAX_RANK
+) -> tuple[list[Adapted], dict[str, StoredTensor]]:
+    """What the adapter in `source` changes of the model, and its tensors, all of which have their place; no values are
+    read. ConfigError, one sentence, names file and field of what cannot be served."""
     if not source.is_dir():
         raise ConfigError(f"there is no directory {source} with {CONFIG_NAME} and {WEIGHTS_NAME}")
     adapted = read_config(source, model, min(max_rank, MAX_RANK))
@@ -62,6 +62,16 @@ def prepare_adapter(
         )
     tensors = read_safetensors(path, _MOST_BYTES)
     _check(adapted, tensors, str(path))
+    return adapted, tensors
+
+
+def prepare_adapter(
+    source: Path, target: Path, model: ModelConfig, dtype: str, max_rank: int = MAX_RANK
+) -> str:
+    """Check the adapter in `source` against the model, and keep its content in `target`; its digest. ConfigError as from
+    `check_adapter`, and for values that are no numbers."""
+    adapted, tensors = check_adapter(source, model, max_rank)
+    path = source / WEIGHTS_NAME
     parts: list[PartPlace] = []
     blocks: list[Elements] = []
     offset = 0

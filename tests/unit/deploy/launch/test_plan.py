@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
 from deploy.commands.serve import claim_port, read_news
 from deploy.config.serve_config import resolve
@@ -24,6 +26,7 @@ from engine.checkpoints.prepared import WEIGHTS_NAME
 from launching.backoff import Backoff
 from protocol.errors import ConfigError
 from tests.e2e.launcher_driver import MODEL
+from tests.model_files import write_safetensors
 
 HOST = Host((0, 1), None, 16 * GIB)
 DIRECTORY = Path("/tmp/run")
@@ -117,6 +120,35 @@ def test_pools_that_do_not_fit_are_refused_before_anything_starts() -> None:
     check_fits(GIB, 2, 10 * GIB)
     with pytest.raises(ConfigError, match=r"--kv-cache-memory: 2 workers x 9.0 GiB"):
         plan(kv_cache_memory="9GiB")
+
+
+def test_an_adapter_that_cannot_be_served_is_refused_before_anything_starts(tmp_path) -> None:
+    def modules(path: Path) -> tuple[tuple[str, str], ...]:
+        options = {"kv-cache-memory": "32MiB", "enable-lora": True, "lora-modules": [f"sql={path}"]}
+        return make_plan(
+            resolve(options, {}).config, MODEL, HOST, DIRECTORY, 0
+        ).coordinator.lora_modules
+
+    settings, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    wanted = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    config, name = MODEL.config, "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    shapes = {"A": (4, config.hidden_size), "B": (config.num_heads * config.head_dim, 4)}
+    tensors = {
+        name.format(layer, which): torch.ones(shape)
+        for layer in range(config.num_layers)
+        for which, shape in shapes.items()
+    }
+    settings.write_text(json.dumps(wanted))
+    write_safetensors(weights, tensors)
+    assert modules(tmp_path) == (("sql", str(tmp_path)),)
+    write_safetensors(weights, tensors | {"other": torch.ones(1)})
+    with pytest.raises(ConfigError, match=rf"^{weights}: the tensor other has no use"):
+        modules(tmp_path)
+    settings.write_text("{")
+    with pytest.raises(ConfigError, match=rf"^{settings} is not a JSON object"):
+        modules(tmp_path)
+    with pytest.raises(ConfigError, match="there is no directory"):
+        modules(tmp_path / "absent")
 
 
 def test_what_steps_take_counts_beside_the_pools() -> None:
