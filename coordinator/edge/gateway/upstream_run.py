@@ -95,7 +95,10 @@ class Called:
 
 
 def client() -> httpx.AsyncClient:
-    """For all servers: proxies and keys of the environment are not used, redirects not followed."""
+    """For all servers: proxies and keys of the environment are not used, redirects not followed. The library is told to
+    say no more than warnings: a server's headers, which it would log, may repeat a key."""
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     timeout = httpx.Timeout(None, connect=10.0)
     return httpx.AsyncClient(
