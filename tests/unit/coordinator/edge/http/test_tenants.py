@@ -1,0 +1,72 @@
+"""What one tenant keeps another cannot read, end, go on with, or tell from what there never was."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.accounts.terms import KeyTerms
+from coordinator.cluster.scripted_service import ScriptedService, say
+from protocol.finish import FinishReason
+from tests.unit.coordinator.edge.http.test_keys import bearer, edge
+
+NEVER = "resp_00000000000000000000000000000000"
+SECRET = "the secret of tenant a"
+
+
+def asked(response_id, headers):
+    """Everything that names a response or a stream."""
+    one = f"/v1/responses/{response_id}"
+    goes_on = {"input": "x", "previous_response_id": response_id}
+    event = {"last-event-id": f"{response_id}:0"}
+    stream = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    return [
+        ("GET", one, {"headers": headers}),
+        ("GET", f"{one}?stream=true", {"headers": headers}),
+        ("GET", f"{one}?stream=true&starting_after=0", {"headers": headers}),
+        ("GET", f"{one}/input_items", {"headers": headers}),
+        ("POST", f"{one}/cancel", {"headers": headers}),
+        ("POST", "/v1/responses", {"headers": headers, "json": goes_on}),
+        ("POST", "/v1/chat/completions", {"headers": headers | event, "json": stream}),
+        ("DELETE", one, {"headers": headers}),
+    ]
+
+
+@pytest.mark.parametrize("is_background", [False, True])
+async def test_nobody_learns_of_another_tenants_answers(served_model, tmp_path, is_background):
+    service = ScriptedService(default=say([5, 6, 2], FinishReason.STOP))
+    async with edge(served_model, tmp_path, service, api_keys=["static"], admin_keys=["boss"]) as (
+        client,
+        accounts,
+        _,
+    ):
+        own = bearer((await accounts.create(KeyTerms(tenant="a"))).secret)
+        beside = bearer((await accounts.create(KeyTerms(tenant="a"))).secret)
+        others = [
+            bearer((await accounts.create(KeyTerms(tenant="b", shared_cache="all"))).secret),
+            bearer((await accounts.create(KeyTerms())).secret),
+            bearer("static"),
+        ]
+        body = {"input": SECRET, "background": is_background, "stream": is_background}
+        reply = await client.post("/v1/responses", json=body, headers=own)
+        assert reply.status_code == 200, reply.text
+        response_id = f"resp_{reply.text.split('resp_')[1].split(chr(34))[0]}"
+        for headers in others:
+            for (method, path, told), (_, there, _) in zip(
+                asked(response_id, headers), asked(NEVER, headers), strict=True
+            ):
+                mine = await client.request(method, path, **told)
+                none = dict(told)
+                if "json" in told and "previous_response_id" in told["json"]:
+                    none["json"] = told["json"] | {"previous_response_id": NEVER}
+                if "last-event-id" in told["headers"]:
+                    none["headers"] = told["headers"] | {"last-event-id": f"{NEVER}:0"}
+                never = await client.request(method, there, **none)
+                assert mine.status_code == never.status_code, (method, path, mine.text)
+                assert mine.status_code in (400, 404), (method, path, mine.text)
+                assert mine.text.replace(response_id, NEVER) == never.text
+                assert SECRET not in mine.text
+        for headers in (own, beside):
+            kept = await client.get(f"/v1/responses/{response_id}", headers=headers)
+            assert kept.json()["status"] == "completed", kept.text
+            items = await client.get(f"/v1/responses/{response_id}/input_items", headers=headers)
+            assert SECRET in items.text
