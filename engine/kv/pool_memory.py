@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 from engine.kv.huge_pages import map_aligned, populate
@@ -23,7 +24,8 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class KvMemory:
-    """`num_blocks` blocks of `block_bytes` each, contiguous, allocated at construction and not at first touch."""
+    """`num_blocks` blocks of `block_bytes` each, contiguous, allocated at construction and not at first touch. The descriptor
+    goes with the object, whether or not it was closed."""
 
     kind = "host"
 
@@ -32,12 +34,13 @@ class KvMemory:
         self.block_bytes = block_bytes
         self.size_bytes = num_blocks * block_bytes
         self.fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._let_go = weakref.finalize(self, os.close, self.fd)
         os.ftruncate(self.fd, self.size_bytes)
         mapped = map_aligned(self.fd, self.size_bytes, writable=True)
         try:
             self._reserve()
         except ConfigError:
-            os.close(self.fd)
+            self._let_go()
             raise
         self._address = ctypes.addressof(mapped)
         populate(self._address, self.size_bytes, writable=True)
@@ -96,4 +99,4 @@ class KvMemory:
     def close(self) -> None:
         """Give the memory back; views still alive keep the mapping until they die."""
         self.buffer.release()
-        os.close(self.fd)
+        self._let_go()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -31,6 +33,28 @@ def resident(address: int) -> int:
     start = next(i for i, line in enumerate(lines) if line.startswith(f"{address:x}-"))
     size = next(line for line in lines[start:] if line.startswith("Rss:"))
     return int(size.split()[1]) * 1024
+
+
+def open_files() -> set[tuple[int, int]]:
+    """Device and number of everything that this process has a descriptor of."""
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # the one that listed them
+            status = os.fstat(int(path.name))
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_pool_that_nobody_has_leaves_no_descriptor(is_closed: bool) -> None:
+    memory = KvMemory(1, 4096)
+    status = os.fstat(memory.fd)
+    if is_closed:
+        memory.close()
+        memory.close()
+    del memory
+    gc.collect()
+    assert (status.st_dev, status.st_ino) not in open_files()
 
 
 def test_a_pool_gives_its_memory_back_and_is_zeros_when_it_comes_again() -> None:
