@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,13 +25,13 @@ class Process:
     """Stands for a child: it reads whom to be."""
 
     def __init__(self, orders_fd: int, on_exit: Callable[[int], None]) -> None:
-        self.reading, self.on_exit = os.dup(orders_fd), on_exit
+        self.orders, self.on_exit = os.fdopen(os.dup(orders_fd), "rb", buffering=0), on_exit
 
     def told(self) -> str:
-        return os.read(self.reading, 4096).decode()
+        return self.orders.read(4096).decode()
 
     def ends(self) -> None:
-        os.close(self.reading)
+        self.orders.close()
 
 
 class Nursery:
@@ -39,6 +39,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self.begun: list[Process] = []
+        self.launchers: list[Standbys] = []
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.is_full = False
 
@@ -61,12 +62,18 @@ class Nursery:
 
 
 @pytest.fixture
-def nursery() -> Nursery:
-    return Nursery()
+def nursery() -> Iterator[Nursery]:
+    made = Nursery()
+    yield made
+    for launcher in made.launchers:
+        launcher.close()
+    for process in made.begun:
+        process.ends()
 
 
 def standbys(nursery: Nursery, count: int = 1) -> Standbys:
     made = Standbys(count, nursery, ManualClock())  # type: ignore[arg-type]
+    nursery.launchers.append(made)
     made.fill([DECODE])
     return made
 
