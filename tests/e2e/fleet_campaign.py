@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
@@ -17,29 +18,22 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import tokenizers
 import transformers
 
-from tests.e2e.random_model import END_OF_TURN, write_random_model
+from tests.e2e.random_clients import Oracle, RandomClients
+from tests.e2e.random_model import write_random_model
 from tests.e2e.server import Server
-from tests.greedy import expected_tokens
 from tests.patience import PATIENCE_S, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
 NAMES = ("red", "blue", "green")
-PROMPTS = ("Once upon a time there was", "def main():\n", "The capital of France", "1, 2, 3, 4,")
-SHORT, LONG = 8, 64
-KEEP_ALIVES = (None, None, None, 0, "2s", -1, "1m")
 KILL_EVERY_S = 7.0
 MOST_WORKERS = 3
 """That have room in this budget; red is the only one beside whom another fits only when it has shrunk."""
@@ -57,160 +51,47 @@ models:
 """
 
 
-class Oracle:
-    """What every model says to every prompt, by transformers."""
-
-    def __init__(self, directories: Mapping[str, Path]) -> None:
-        first = next(iter(directories.values()))
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(first / "tokenizer.json"))
-        self.tokens = {
-            (name, prompt): expected_tokens(model, self._tokenizer.encode(prompt).ids, LONG)
-            for name, directory in directories.items()
-            for model in [transformers.LlamaForCausalLM.from_pretrained(directory).eval()]
-            for prompt in PROMPTS
-        }
-
-    def text(self, name: str, prompt: str, num_tokens: int) -> str:
-        """To the end of turn, if that comes before."""
-        tokens = self.tokens[name, prompt][:num_tokens]
-        end = tokens.index(END_OF_TURN) if END_OF_TURN in tokens else len(tokens)
-        text: str = self._tokenizer.decode(tokens[:end])
-        return text
-
-
-class Campaign:
-    """Against one server of `NAMES`. `failures` are sentences, `counts` what was asked, and what came."""
+class Campaign(RandomClients):
+    """Against one server of `NAMES`."""
 
     def __init__(
         self, server: Server, oracle: Oracle, seed: int, most_workers: int = MOST_WORKERS
     ) -> None:
-        self._server, self._oracle, self._seed = server, oracle, seed
+        super().__init__(server, oracle, seed)
         self._most_workers = most_workers
-        self.failures: list[str] = []
-        self.counts: Counter[str] = Counter()
         self.most_loaded = 0
         self.peak_bytes = 0
-        self._over = threading.Event()
+        self.kinds += [self.leave_the_line, self.load, self.unload]
 
-    def run(self, seconds: float, num_clients: int = 6) -> None:
+    def run_beside_kills(self, seconds: float, num_clients: int = 6) -> None:
         """So long; then nobody asks any more, and everything has gone."""
-        with ThreadPoolExecutor(num_clients + 2) as pool:
-            jobs = [pool.submit(self._ask_at_random, number) for number in range(num_clients)]
-            jobs += [pool.submit(self._watch), pool.submit(self._kill)]
-            self._over.wait(seconds)
-            self._over.set()
-            for job in jobs:
-                job.result()
+        self.run(seconds, num_clients, (self._watch, self._kill))
         self._end()
-
-    def _failed(self, told: str) -> None:
-        self.failures.append(told)
 
     # ---- clients
 
-    def _ask_at_random(self, number: int) -> None:
-        chance = random.Random(f"{self._seed} {number}")
-        kinds: list[Callable[[httpx.Client, random.Random], None]] = [
-            *[self._complete] * 3,
-            *[self._generate] * 3,
-            *[self._stream] * 2,
-            self._leave_early,
-            self._leave_the_line,
-            self._load,
-            self._unload,
-        ]
-        with httpx.Client(base_url=self._server.url, timeout=2 * PATIENCE_S) as client:
-            while not self._over.is_set():
-                kind = chance.choice(kinds)
-                self.counts[kind.__name__.strip("_")] += 1
-                try:
-                    kind(client, chance)
-                except Exception as error:  # noqa: BLE001 - a failure of the campaign, told as one
-                    self._failed(f"{kind.__name__}: {type(error).__name__}: {error}")
-
-    def _asked(self, chance: random.Random) -> tuple[str, str, int]:
-        return chance.choice(NAMES), chance.choice(PROMPTS), chance.choice((SHORT, SHORT, LONG))
-
-    def _completion(self, name: str, prompt: str, num_tokens: int, **more: Any) -> dict[str, Any]:
-        asked = {"model": name, "prompt": prompt, "max_tokens": num_tokens, "temperature": 0}
-        return asked | {"ignore_eos": True, "return_token_ids": True} | more
-
-    def _complete(self, client: httpx.Client, chance: random.Random) -> None:
-        name, prompt, num_tokens = self._asked(chance)
-        reply = client.post("/v1/completions", json=self._completion(name, prompt, num_tokens))
-        if self._is_answer(name, reply):
-            tokens = reply.json()["choices"][0]["token_ids"]
-            self._compare(name, prompt, tokens, num_tokens)
-
-    def _compare(self, name: str, prompt: str, tokens: list[int], num_tokens: int) -> None:
-        expected = self._oracle.tokens[name, prompt][:num_tokens]
-        if tokens != expected:
-            self._failed(f"{name} says {tokens} to {prompt!r} instead of {expected}")
-
-    def _is_answer(self, name: str, reply: httpx.Response) -> bool:
-        if reply.status_code == 200:
-            return True
-        self._failed(f"{name}: {reply.status_code} {reply.text[:300]}")
-        return False
-
-    def _generate(self, client: httpx.Client, chance: random.Random) -> None:
-        name, prompt, num_tokens = self._asked(chance)
-        is_stream, keep_alive = chance.random() < 0.5, chance.choice(KEEP_ALIVES)
-        body = {"model": name, "prompt": prompt, "raw": True, "stream": is_stream}
-        options = {"num_predict": num_tokens, "temperature": 0}
-        said = {} if keep_alive is None else {"keep_alive": keep_alive}
-        reply = client.post("/api/generate", json=body | said | {"options": options})
-        if not self._is_answer(name, reply):
-            return
-        lines = [json.loads(line) for line in reply.text.splitlines()]
-        text, expected = "".join(line["response"] for line in lines), ""
-        expected = self._oracle.text(name, prompt, num_tokens)
-        if text != expected or not lines[-1]["done"]:
-            self._failed(f"{name} says {text!r} to {prompt!r} instead of {expected!r}")
-
-    def _stream(self, client: httpx.Client, chance: random.Random, most: int = LONG) -> None:
-        """Of which at most so many tokens are read."""
-        name, prompt, _ = self._asked(chance)
-        tokens: list[int] = []
-        body = self._completion(name, prompt, LONG, stream=True)
-        with client.stream("POST", "/v1/completions", json=body) as reply:
-            if reply.status_code != 200:
-                reply.read()
-                self._is_answer(name, reply)
-                return
-            for line in reply.iter_lines():
-                if line.startswith("data: {"):
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        self._failed(f"{name}: a stream ended with {event['error']}")
-                        return
-                    tokens += event["choices"][0]["token_ids"]
-                if len(tokens) >= most:
-                    break
-        self._compare(name, prompt, tokens, len(tokens) if most < LONG else LONG)
-
-    def _leave_early(self, client: httpx.Client, chance: random.Random) -> None:
-        self._stream(client, chance, chance.randrange(1, LONG // 2))
-
-    def _leave_the_line(self, client: httpx.Client, chance: random.Random) -> None:
-        name, prompt, num_tokens = self._asked(chance)
-        body = self._completion(name, prompt, num_tokens)
+    def leave_the_line(self, client: httpx.Client, chance: random.Random) -> None:
+        """While it waits, if it has to."""
+        name, prompt, num_tokens = self.asked(chance)
+        body = self.completion(name, prompt, num_tokens)
         with contextlib.suppress(httpx.TimeoutException):
             client.post("/v1/completions", json=body, timeout=chance.choice((0.02, 0.1, 0.4)))
 
-    def _load(self, client: httpx.Client, chance: random.Random) -> None:
+    def load(self, client: httpx.Client, chance: random.Random) -> None:
+        """One of them is to come."""
         name = chance.choice(NAMES)
-        self._is_answer(name, client.post("/models/load", json={"model": name}))
+        self.is_answer(name, client.post("/models/load", json={"model": name}))
 
-    def _unload(self, client: httpx.Client, chance: random.Random) -> None:
+    def unload(self, client: httpx.Client, chance: random.Random) -> None:
+        """One of them is to go."""
         name = chance.choice(NAMES)
-        self._is_answer(name, client.post("/models/unload", json={"model": name}))
+        self.is_answer(name, client.post("/models/unload", json={"model": name}))
 
     # ---- beside them
 
     def _watch(self) -> None:
-        with httpx.Client(base_url=self._server.url, timeout=2 * PATIENCE_S) as client:
-            while not self._over.wait(0.2):
+        with httpx.Client(base_url=self.server.url, timeout=2 * PATIENCE_S) as client:
+            while not self.over.wait(0.2):
                 self._look(client)
                 self.peak_bytes = max(self.peak_bytes, self.memory_bytes())
 
@@ -226,21 +107,21 @@ class Campaign:
         here = {name for name, state in before.items() if state not in ("unloaded", "failed")}
         self.most_loaded = max(self.most_loaded, len(here))
         if len(here) > 2:
-            self._failed(f"{sorted(here)} are in memory for two")
+            self.failed(f"{sorted(here)} are in memory for two")
         if listed != before:
-            self._failed(f"/v1/models tells {listed}, /models {before}")
+            self.failed(f"/v1/models tells {listed}, /models {before}")
         if running != {name for name, state in before.items() if state == "loaded"}:
-            self._failed(f"/api/ps tells {sorted(running)}, /models {before}")
+            self.failed(f"/api/ps tells {sorted(running)}, /models {before}")
         if len(workers) > self._most_workers:
-            self._failed(f"{sorted(workers)} are more than there is memory for")
+            self.failed(f"{sorted(workers)} are more than there is memory for")
         if stray := {worker.partition(".")[0] for worker in workers} - here:
-            self._failed(f"{sorted(stray)} have workers and are not in memory: {before}")
+            self.failed(f"{sorted(stray)} have workers and are not in memory: {before}")
 
     def _kill(self) -> None:
         """Workers of models that serve: one that dies twice before it does cannot be loaded, and says so."""
-        chance = random.Random(f"{self._seed} kills")
-        with httpx.Client(base_url=self._server.url, timeout=2 * PATIENCE_S) as client:
-            while not self._over.wait(KILL_EVERY_S):
+        chance = random.Random(f"{self.seed} kills")
+        with httpx.Client(base_url=self.server.url, timeout=2 * PATIENCE_S) as client:
+            while not self.over.wait(KILL_EVERY_S):
                 loaded = {name for name, state in states(client).items() if state == "loaded"}
                 workers = client.get("/cluster").json()["workers"]
                 workers = [one for one in workers if one["id"].partition(".")[0] in loaded]
@@ -251,22 +132,22 @@ class Campaign:
 
     def memory_bytes(self) -> int:
         """What all processes of the server have of their own, and their parts of what they share."""
-        return sum(map(proportional_bytes, self._server.descendants()))
+        return sum(map(proportional_bytes, self.server.descendants()))
 
     # ---- the end
 
     def _end(self) -> None:
-        client = self._server.client
+        client = self.server.client
         for name in NAMES:
             client.post("/models/unload", json={"model": name})
         until(lambda: set(states(client).values()) <= {"unloaded", "failed"}, "all have gone")
         cards = client.get("/models").json()["data"]
         if any(card["users"] or card["waiting"] for card in cards):
-            self._failed(f"somebody is left: {cards}")
-        if not (account := self._server.audit())["balanced"]:
-            self._failed(f"the account is not balanced: {account}")
-        if workers := self._server.cluster()["workers"]:
-            self._failed(f"workers are left: {workers}")
+            self.failed(f"somebody is left: {cards}")
+        if not (account := self.server.audit())["balanced"]:
+            self.failed(f"the account is not balanced: {account}")
+        if workers := self.server.cluster()["workers"]:
+            self.failed(f"workers are left: {workers}")
 
 
 def states(client: httpx.Client, path: str = "/models") -> dict[str, str]:
@@ -298,6 +179,16 @@ def write_models(base: Path, names: Iterable[str] = NAMES) -> dict[str, Path]:
     return found
 
 
+def oracle_of(directories: Mapping[str, Path]) -> Oracle:
+    """Of models that have one tokenizer."""
+
+    def load(directory: Path) -> Any:
+        return transformers.LlamaForCausalLM.from_pretrained(directory).eval()
+
+    first = next(iter(directories.values()))
+    return Oracle(first, {n: functools.partial(load, each) for n, each in directories.items()})
+
+
 def main() -> int:
     """Exit status 1 for any failure."""
     parser = argparse.ArgumentParser()
@@ -309,12 +200,12 @@ def main() -> int:
     files_before = shared_files()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        oracle = Oracle(write_models(base))
+        oracle = oracle_of(write_models(base))
         (base / "baton.yaml").write_text(CONFIG.replace("BASE", folder))
         with Server("--config", str(base / "baton.yaml")) as server:
             campaign = Campaign(server, oracle, arguments.seed)
             began_bytes, started_s = campaign.memory_bytes(), time.monotonic()
-            campaign.run(arguments.seconds, arguments.clients)
+            campaign.run_beside_kills(arguments.seconds, arguments.clients)
             told = {
                 "command": " ".join(["python -m tests.e2e.fleet_campaign", *sys.argv[1:]]),
                 "seconds": round(time.monotonic() - started_s),

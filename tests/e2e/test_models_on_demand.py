@@ -223,9 +223,9 @@ def test_a_model_that_is_unloaded_in_the_middle_of_an_answer_ends_it_first(serve
 @pytest.mark.deep
 def test_clients_that_ask_at_random_get_what_each_model_says(server: Server, base: Path) -> None:
     """Beside kills, loads and unloads; `python -m tests.e2e.fleet_campaign` does so for as long as one likes."""
-    oracle = fleet_campaign.Oracle({name: base / name for name in fleet_campaign.NAMES})
+    oracle = fleet_campaign.oracle_of({name: base / name for name in fleet_campaign.NAMES})
     campaign = fleet_campaign.Campaign(server, oracle, seed=1, most_workers=2)
-    campaign.run(seconds=25.0)
+    campaign.run_beside_kills(seconds=25.0)
     assert campaign.failures == []
     assert campaign.counts["looks"] > 0
 
