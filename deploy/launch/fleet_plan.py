@@ -13,7 +13,7 @@ import msgspec
 
 from deploy.config.models import check_names, claimed, keys_of
 from deploy.config.values import format_bytes
-from deploy.host.affinity import share_cores
+from deploy.host.affinity import lend_cores, share_cores
 from deploy.host.memory import KV_LIMIT, PROCESS_BYTES, default_kv_bytes
 from deploy.host.model_memory import weights_bytes
 from deploy.launch.adapter_plan import check_modules
@@ -59,6 +59,8 @@ def make_fleet_plan(
     else:
         check_all_fit(sized, models, host)
     shares = share_cores(configs[0].cpu_affinity, num_workers, host.cores, host.quota)
+    if configs[0].lend_cores:  # an idle model's cores help the others
+        shares = lend_cores(shares)
     plans = []
     keys = keys_of([model.served_names[0] for model in models])
     for config, model, key in zip(sized, models, keys, strict=True):
@@ -111,7 +113,8 @@ def needed_bytes(config: ServeConfig, model: PreparedModel, host: Host) -> int:
 def worker_bytes(config: ServeConfig, model: PreparedModel, host: Host) -> int:
     """What each of its workers takes of that."""
     assert config.kv_cache_memory is not None, "sized before"
-    return config.kv_cache_memory + PROCESS_BYTES + planned_step_bytes(config, model, host)
+    step_bytes = planned_step_bytes(config, model, host, has_others=True)
+    return config.kv_cache_memory + PROCESS_BYTES + step_bytes
 
 
 def check_each_fits(

@@ -114,7 +114,8 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
     max_model_len = context_length(config, model, _tokens_of(config, places))
     max_num_batched_tokens, max_num_seqs = limits_on(config, device)
     control = f"ipc://{run_directory / 'control.sock'}"
-    shares = _shares(config, host, shares, lends=device == "cpu" and config.lend_cores)
+    lends = device == "cpu" and config.lend_cores
+    shares = shares or _shares(config, host, lends=lends)
     workers = tuple(
         WorkerSpec(
             worker_id=worker_id,
@@ -152,11 +153,9 @@ def make_plan(  # noqa: PLR0913 - what a plan is made of
     return Plan(*with_adapters(config, spec, workers, key), config.standby_workers)
 
 
-def _shares(
-    config: ServeConfig, host: Host, given: list[Share] | None, *, lends: bool
-) -> list[Share]:
+def _shares(config: ServeConfig, host: Host, *, lends: bool) -> list[Share]:
     """Each worker's cores."""
-    shares = given or share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
+    shares = share_cores(config.cpu_affinity, config.pools.total, host.cores, host.quota)
     return lend_cores(shares) if lends else shares
 
 
@@ -170,7 +169,8 @@ class _Place:
 
 
 def _on_cpu(config: ServeConfig, model: PreparedModel, host: Host) -> list[_Place]:
-    kv_bytes = pool_bytes(config, host, planned_step_bytes(config, model, host))
+    step = planned_step_bytes(config, model, host, has_others=config.pools.total > 1)
+    kv_bytes = pool_bytes(config, host, step)
     place = _Place(kv_bytes, count_blocks(config, model, kv_bytes))
     return [place] * config.pools.total
 
@@ -292,9 +292,11 @@ def _absolute(path: str | None) -> str | None:
     return None if path is None else str(Path(path).expanduser().absolute())
 
 
-def planned_step_bytes(config: ServeConfig, model: PreparedModel, host: Host) -> int:
-    """What a CPU worker's largest step takes beside its pool."""
-    lent = len(host.cores) if config.lend_cores and config.pools.total > 1 else 0
+def planned_step_bytes(
+    config: ServeConfig, model: PreparedModel, host: Host, *, has_others: bool
+) -> int:
+    """What a CPU worker's largest step takes beside its pool; others may lend it their cores."""
+    lent = len(host.cores) if config.lend_cores and has_others else 0
     return step_bytes_of(model, *limits_on(config, "cpu"), lent)
 
 
