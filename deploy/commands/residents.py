@@ -58,6 +58,9 @@ def unload(client: httpx.Client, model: str) -> int:
     """Take it out as soon as nobody uses it."""
     card = ask(client, "/models/unload", {"model": model})
     users = card.get("users", 0)
+    if card["status"]["value"] in ("unloaded", "failed"):
+        print(f"{model} is not in memory: there is nothing to do")
+        return 0
     print(f"{model} goes" + (f" when the {users} requests that use it have ended" if users else ""))
     return 0
 

@@ -65,6 +65,14 @@ def test_unload_says_whom_it_waits_for(
     assert capsys.readouterr().out == told
 
 
+@pytest.mark.parametrize("state", ["unloaded", "failed"])
+def test_unload_says_where_there_is_nothing_to_do(
+    state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert unload(Asked(CARD | {"users": 0, "status": {"value": state}}).client(), "red") == 0
+    assert capsys.readouterr().out == "red is not in memory: there is nothing to do\n"
+
+
 def test_ps_has_a_row_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     never = CARD | {"id": "blue", "expires_in_s": None}
     failed = CARD | {"id": "torn", "status": {"value": "failed"}, "failure": "the file is torn"}
