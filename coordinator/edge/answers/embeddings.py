@@ -36,6 +36,7 @@ class Wanted:
     reply_id: str
     arrival_s: float
     priority: int = 0
+    keep_alive_s: float | None = None
 
 
 class EmbeddingEdge:
@@ -77,6 +78,7 @@ class EmbeddingEdge:
             priority=wanted.priority,
             wants_timings=True,
             raw=wanted.raw,
+            keep_alive_s=wanted.keep_alive_s,
         )
         if self._is_for_group(wanted.model):
             return asked

@@ -17,13 +17,14 @@ from coordinator.accounts.booking import Departure
 from coordinator.edge.answers.answer import joined
 from coordinator.edge.answers.generation_run import error_kind
 from coordinator.edge.answers.resumable import StreamGone
-from coordinator.edge.http.error_replies import failure_of
+from coordinator.edge.http.error_replies import ClientLeft, failure_of
 from coordinator.edge.http.last_bytes import hand_over_of
 from protocol.errors import BatonError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
+    from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
     from coordinator.edge.answers.answer import Delta, Dialect
@@ -113,6 +114,12 @@ async def until_disconnect(receive: Receive, work: Coroutine[None, None, None]) 
         worker.cancel()
         watcher.cancel()
         await asyncio.gather(worker, watcher, return_exceptions=True)
+
+
+async def unless_left(request: Request, work: Coroutine[None, None, None]) -> None:
+    """Do `work` for a client that waits for it; raises ClientLeft, and ends it, when that client has gone."""
+    if not await until_disconnect(request.receive, work):
+        raise ClientLeft("the client left while it waited")
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -103,7 +103,7 @@ class BodyTooSlow(InvalidRequest):
 
 
 class ClientLeft(BatonError):
-    """The client went away while it still sent its request: nobody reads what is answered."""
+    """The client went away while it still sent its request, or waited for a model: nobody reads what is answered."""
 
     http_status = CLIENT_CLOSED_REQUEST
     error_type = "client_disconnected"

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 
+from coordinator.edge.answers.responses import unless_left
 from coordinator.edge.http.bodies import body_schema, check_fields, json_response, parse_object
 from coordinator.edge.http.field_types import KeepAlive  # noqa: TC001 - pydantic reads the annotation
 from protocol.errors import ModelNotFound
@@ -51,7 +52,8 @@ class ResidentRoutes:
         """Bring a model into memory; the answer comes when it is there."""
         asked = await self._read(request)
         name = self._name(asked)
-        await self._residents.load(name, parse_keep_alive(asked.keep_alive, "keep_alive"))
+        keep_alive_s = parse_keep_alive(asked.keep_alive, "keep_alive")
+        await unless_left(request, self._residents.load(name, keep_alive_s))
         return json_response({"success": True, **self._card(name)})
 
     async def unload(self, request: Request) -> Response:
@@ -73,9 +75,8 @@ class ResidentRoutes:
     def _name(self, asked: NamedModel) -> str:
         if asked.model not in self._edge.own_names:
             names = ", ".join(self._edge.own_names)
-            raise ModelNotFound(
-                f"the model {asked.model!r} is not served here; served: {names}", "model"
-            )
+            told = f"the model {asked.model!r} is not served here; served: {names}; others are named when the server is started: baton serve A B"
+            raise ModelNotFound(told, "model")
         return self._edge.of(asked.model).model.name
 
     def _card(self, name: str) -> dict[str, Any]:

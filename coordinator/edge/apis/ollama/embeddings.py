@@ -17,6 +17,7 @@ from coordinator.edge.answers.embeddings import (
     numbers_of,
     vectors_of,
 )
+from coordinator.edge.apis.ollama.loading import load_or_unload
 from coordinator.edge.apis.ollama.requests import model_of
 from coordinator.edge.apis.ollama.types import EmbedRequest
 from coordinator.edge.http import limits
@@ -30,6 +31,7 @@ from coordinator.edge.http.bodies import (
 from coordinator.edge.http.field_errors import LONG_ARRAY
 from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
+from protocol.keep_alive import parse_keep_alive
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,10 +124,12 @@ class EmbeddingRoutes:
             truncates=asked.truncate is not False,
         )
         self._embeddings.check(model, raw, field)
+        keep_alive_s = parse_keep_alive(asked.keep_alive, "keep_alive")
         if not any(texts):
+            await load_or_unload(edge, request, model, keep_alive_s)
             return json_response({"embedding": []} if is_old else _nothing(called or model))
         model = edge.begin(principal, model, affinity_of(request, asked, prompt=texts))
-        wanted = Wanted(raw, field, model, new_request_id(), arrival_s)
+        wanted = Wanted(raw, field, model, new_request_id(), arrival_s, keep_alive_s=keep_alive_s)
         dialect = OldDialect() if is_old else EmbedDialect(called or model, asked.dimensions)
         neutral = await self._embeddings.asked(wanted)
         return await edge.respond(request, principal, neutral, dialect)

@@ -14,6 +14,7 @@ from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import AnswerRequest, RawPrompts
 from coordinator.edge.answers.tools import NO_TOOLS
 from coordinator.edge.apis.ollama.dialects import ChatDialect, GenerateDialect, now_told
+from coordinator.edge.apis.ollama.loading import load_or_unload
 from coordinator.edge.apis.ollama.requests import (
     model_of,
     parse_chat,
@@ -88,7 +89,9 @@ class AnswerRoutes:
         asked, conversation, tools = await edge.bodies.read(request, parse_chat)
         named = meant(edge, principal, asked)
         if not asked.messages:
-            return await self._loaded(self._dialect(ChatDialect, asked, named, named), asked, named)
+            return await self._loaded(
+                request, self._dialect(ChatDialect, asked, named, named), asked, named
+            )
         alike = affinity_of(request, asked, conversation)
         model = edge.begin(principal, named, alike)
         dialect = self._dialect(ChatDialect, asked, named, model)
@@ -108,7 +111,7 @@ class AnswerRoutes:
         named = meant(edge, principal, asked)
         if not asked.prompt:
             return await self._loaded(
-                self._dialect(GenerateDialect, asked, named, named), asked, named
+                request, self._dialect(GenerateDialect, asked, named, named), asked, named
             )
         alike = affinity_of(request, asked, conversation)
         model = edge.begin(principal, named, alike)
@@ -160,18 +163,13 @@ class AnswerRoutes:
             keep_alive_s=parse_keep_alive(asked.keep_alive, "keep_alive"),
         )
 
-    async def _loaded(self, dialect: OllamaDialect, asked: AnswerBody, model: str) -> Response:
+    async def _loaded(
+        self, request: Request, dialect: OllamaDialect, asked: AnswerBody, model: str
+    ) -> Response:
         """Bring the model in, or with a `keep_alive` of 0 send it away."""
-        keep_alive_s, residents = (
-            parse_keep_alive(asked.keep_alive, "keep_alive"),
-            self._edge.residents,
-        )
-        name = self._edge.of(model).model.name
-        if residents is not None and keep_alive_s == 0:
-            residents.unload(name)
-        elif residents is not None and self._edge.group_of(model) is None:
-            await residents.load(name, keep_alive_s)
-        return loaded(dialect, called(asked, model), "unload" if keep_alive_s == 0 else "load")
+        keep_alive_s = parse_keep_alive(asked.keep_alive, "keep_alive")
+        reason = await load_or_unload(self._edge, request, model, keep_alive_s)
+        return loaded(dialect, called(asked, model), reason)
 
 
 def meant(edge: Edge, principal: Principal, asked: AnswerBody | ModelRequest) -> str:
