@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import orjson
@@ -140,7 +141,12 @@ async def test_a_client_that_leaves_while_its_model_comes_frees_its_place(app, r
     async def send(_):
         pass
 
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"}
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+    }
     scope |= {"path": path, "raw_path": path.encode(), "query_string": b"", "headers": [head]}
     scope |= {"scheme": "http", "root_path": "", "client": ("127.0.0.1", 1), "server": ("edge", 80)}
     asking = asyncio.create_task(app(scope, receive, send))
