@@ -200,7 +200,7 @@ class Campaign:
             self._admitted.discard(number)
             self._orders.discard(number)
             held = self._open.pop(number)
-            self._until(lambda held=held: held.is_answered, f"order {number} is answered")
+            self._await_answer(held, f"order {number} is answered")
             self._is_status(held, 200)
             self._requests.leave(held)
             self._follow(self.rules.left(held.model, self._now()))
@@ -209,9 +209,12 @@ class Campaign:
                 continue
             held = self._open.pop(number)
             self._orders.discard(number)
-            self._until(lambda held=held: held.is_answered, f"{number} is refused")
+            self._await_answer(held, f"{number} is refused")
             self._is_status(held, 429)
             self._requests.leave(held)
+
+    def _await_answer(self, held: Held, what: str) -> None:
+        self._until(lambda: held.is_answered, what)
 
     def _is_status(self, held: Held, status: int) -> None:
         if held.status != status:
