@@ -90,16 +90,43 @@ def _check_depth(schema: object) -> None:
 
 
 def _check_circles(schema: Schema) -> None:
-    """What a `$ref` leads to by nothing but others, and comes back to, allows no value that could be written."""
-    for part in _parts(schema, skipped=_DEFINITIONS):
-        seen: list[str] = []
-        place: object = part
-        while isinstance(place, dict) and isinstance(reference := place.get("$ref"), str):
-            if reference in seen:
-                told = f"the schema's $ref {reference!r} comes back to itself and says nothing else"
-                raise InvalidRequest(told)
-            seen.append(reference)
-            place = _referenced(schema, reference)
+    """A schema that speaks of a value by way of itself, and of the same value, says nothing: no validator comes to an end."""
+    is_done: dict[int, bool] = {}
+    parts, met = [schema], {id(schema)}
+    for part in parts:
+        others = [inner for keyword, _, inner in _subschemas(part) if keyword not in _DEFINITIONS]
+        for other in (*others, *_of_the_same_value(schema, part)):
+            if id(other) not in met:
+                met.add(id(other))
+                parts.append(other)
+        _follow(schema, part, is_done)
+
+
+def _follow(schema: Schema, first: Schema, is_done: dict[int, bool]) -> None:
+    """Every part that speaks of the value of the first one, in depth; one that is under way again is a circle."""
+    way = [(first, _of_the_same_value(schema, first))] if id(first) not in is_done else []
+    while way:
+        part, others = way[-1]
+        is_done[id(part)] = False
+        other = next(others, None)
+        if other is None:
+            is_done[id(part)] = True
+            way.pop()
+        elif id(other) not in is_done:
+            way.append((other, _of_the_same_value(schema, other)))
+        elif not is_done[id(other)]:
+            reference = next(p["$ref"] for p, _ in reversed(way) if "$ref" in p)
+            told = f"the schema's $ref {reference!r} comes back to itself for the same value"
+            raise InvalidRequest(told)
+
+
+def _of_the_same_value(schema: Schema, part: Schema) -> Iterator[Schema]:
+    """What a part refers to, and what it puts together."""
+    if isinstance(reference := part.get("$ref"), str):
+        found = _referenced(schema, reference)
+        if isinstance(found, dict):
+            yield found
+    yield from (inner for keyword, _, inner in _subschemas(part) if keyword in IN_PLACE)
 
 
 def _referenced(schema: Schema, reference: str) -> object:
@@ -114,12 +141,11 @@ def _referenced(schema: Schema, reference: str) -> object:
     return found
 
 
-def _parts(schema: Schema, skipped: frozenset[str] = frozenset()) -> Iterator[Schema]:
-    """The schema and every schema in it, but for those under some keywords."""
+def _parts(schema: Schema) -> Iterator[Schema]:
+    """The schema and every schema in it."""
     yield schema
-    for keyword, _, part in _subschemas(schema):
-        if keyword not in skipped:
-            yield from _parts(part, skipped)
+    for _, _, part in _subschemas(schema):
+        yield from _parts(part)
 
 
 def _subschemas(schema: Schema) -> Iterator[tuple[str, str | int | None, Schema]]:

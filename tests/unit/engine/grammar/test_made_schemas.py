@@ -72,6 +72,9 @@ def test_made_schemas_are_kept_to_or_refused_by_name(first: int) -> None:
     [
         {"$ref": "#"},
         {"type": "array", "items": {"$ref": "#/$defs/a~1b"}, "$defs": {"a/b": {"$ref": "#/$defs/a~1b"}}},
+        {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+        {"allOf": [{"oneOf": [{"$ref": "#/$defs/a"}]}], "$defs": {"a": {"anyOf": [{"$ref": "#"}]}}},
+        {"$ref": "#", "maxLength": 3},
         {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
     ],
 )  # fmt: skip
@@ -87,6 +90,14 @@ def test_a_reference_that_comes_back_by_way_of_a_value_is_kept_to() -> None:
         "$defs": {"a": {"$ref": "#/$defs/a"}},
     }
     assert COMPILER.compile(json_schema(tree)).num_bytes
+    twice = {
+        "anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}],
+        "$defs": {"a": {"type": "null"}},
+    }
+    assert COMPILER.compile(json_schema(twice)).num_bytes
+    chain = {f"d{place}": {"$ref": f"#/$defs/d{place + 1}"} for place in range(2_000)}
+    long = {"$ref": "#/$defs/d0", "$defs": chain | {"d2000": {"const": 1}}}
+    assert COMPILER.compile(json_schema(long)).num_bytes
     assert COMPILER.compile(
         json_schema({"$ref": "#/properties/a", "properties": {"a": {}}})
     ).num_bytes
@@ -97,7 +108,7 @@ def test_a_reference_that_comes_back_by_way_of_a_value_is_kept_to() -> None:
     [
         ({"type": "string", "pattern": "^a$", "minLength": 2}, "pattern, format, minLength"),
         ({"allOf": [{"type": "null"}, {"type": "string"}]}, "allOf"),
-        ({"$ref": "#", "maxLength": 3}, "$ref"),
+        ({"type": "array", "prefixItems": [{}], "items": False, "minItems": 2}, "minItems"),
     ],
 )
 def test_what_cannot_be_put_together_is_named(schema: object, told: str) -> None:
