@@ -3,7 +3,8 @@
 A constraint is tried before its request is admitted, by whoever `Compiles`: a process that can be ended, so that a
 hostile one costs nobody anything. Workers, who compile it again, only see what was found good. One is tried at a time, and
 tenants take turns: whoever asks for many that take long waits for them alone. The processor time of trials is the workers'
-too, so a tenant that took much of it waits until that is a small share of the time that passed.
+too, so a tenant that took much of it waits until that is a small share of the time that passed. All of a tenant's requests
+for the same one wait for the same trial.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Protocol
 import orjson
 
 from coordinator.edge.http.bodies import check_depth, check_shape
+from coordinator.planning.throughput import FinishRate
 from protocol.constraints import MAX_CONSTRAINT_BYTES, Constraint, ConstraintKind, json_schema
 from protocol.errors import InvalidRequest, Overloaded
 
 MAX_KNOWN = 4096
 MAX_WAITING, MAX_WAITING_OF_ONE = 256, 32
-RETRY_AFTER_S = 2.0
 FREE_S, SHARE, MOST_REST_S = 0.2, 0.06, 2.0
 """Of processor time: what a tenant's trials may take at once, and what of the time that passes; and the longest wait for it. A
 real schema takes 8 ms, so twenty new ones at once and seven a second wait for nothing."""
@@ -100,6 +101,15 @@ class Turns:
         return min(MOST_REST_S, max(0.0, self.owed_s(now_s) - FREE_S) / SHARE)
 
 
+class Trial:
+    """A constraint that is tried for one tenant, or waits for its turn; it ends when nobody asks any more."""
+
+    def __init__(self, turns: Turns, task: asyncio.Task[None]) -> None:
+        self.turns = turns
+        self.task = task
+        self.num_asking = 0
+
+
 class Verdicts:
     """On one event loop. Remembers verdicts, good and bad ones, of the constraints that were used last."""
 
@@ -108,32 +118,59 @@ class Verdicts:
         self._known: OrderedDict[str, str | None] = OrderedDict()
         self._lock = asyncio.Lock()
         self._turns: dict[str, Turns] = {}
+        self._trials: dict[tuple[str, str], Trial] = {}
+        self._finish_rate = FinishRate()
 
     async def of(self, constraint: Constraint, tenant: str) -> str | None:
         """Why it cannot be honoured; None when it can. Raises Overloaded where too many wait."""
         key = constraint.key
         if key not in self._known:
-            turns = self._turns_of(tenant)
-            waiting = sum(each.waiting for each in self._turns.values())
-            if turns.waiting >= MAX_WAITING_OF_ONE or waiting >= MAX_WAITING:
-                raise Overloaded("too many new grammars at once", retry_after_s=RETRY_AFTER_S)
-            turns.waiting += 1
-            try:
-                async with turns.lock:
-                    await self._try(constraint, turns)
-            finally:
-                turns.waiting -= 1
+            await self._tried(constraint, tenant)
         self._known.move_to_end(key)
         verdict = self._known[key]
         while len(self._known) > MAX_KNOWN:
             self._known.popitem(last=False)
         return verdict
 
+    async def _tried(self, constraint: Constraint, tenant: str) -> None:
+        name = (tenant, constraint.key)
+        trial = self._trials.get(name) or self._begin(constraint, tenant)
+        trial.num_asking += 1
+        try:
+            await asyncio.shield(trial.task)
+        finally:
+            trial.num_asking -= 1
+            if not trial.num_asking:
+                self._end(name, trial)
+
+    def _begin(self, constraint: Constraint, tenant: str) -> Trial:
+        turns, now_s = self._turns_of(tenant), asyncio.get_running_loop().time()
+        if turns.waiting >= MAX_WAITING_OF_ONE or len(self._trials) >= MAX_WAITING:
+            raise Overloaded("too many new grammars at once", self._finish_rate.promise(now_s))
+        self._finish_rate.begun(now_s)
+        turns.waiting += 1
+        trial = Trial(turns, asyncio.create_task(self._in_turn(constraint, turns)))
+        self._trials[tenant, constraint.key] = trial
+        return trial
+
+    def _end(self, name: tuple[str, str], trial: Trial) -> None:
+        trial.task.cancel()
+        del self._trials[name]
+        trial.turns.waiting -= 1
+        now_s = asyncio.get_running_loop().time()
+        self._finish_rate.finished(now_s)
+        if not self._trials:
+            self._finish_rate.idle(now_s)
+
     def _turns_of(self, tenant: str) -> Turns:
         """Whoever neither waits nor owes is forgotten."""
         now_s = asyncio.get_running_loop().time()
         self._turns = {name: t for name, t in self._turns.items() if t.waiting or t.owed_s(now_s)}
         return self._turns.setdefault(tenant, Turns())
+
+    async def _in_turn(self, constraint: Constraint, turns: Turns) -> None:
+        async with turns.lock:
+            await self._try(constraint, turns)
 
     async def _try(self, constraint: Constraint, turns: Turns) -> None:
         """Unless somebody else had it tried meanwhile."""

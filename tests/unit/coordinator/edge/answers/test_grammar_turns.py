@@ -16,7 +16,7 @@ from coordinator.edge.answers.grammar_check import (
     Turns,
 )
 from protocol.constraints import json_schema
-from protocol.errors import InvalidRequest, Overloaded
+from protocol.errors import InvalidRequest, ModelUnavailable, Overloaded
 
 
 class SlowCompiles:
@@ -81,6 +81,61 @@ async def test_whoever_waits_for_many_is_refused_and_nobody_else():
     assert await asyncio.gather(*waiting) == [None] * len(waiting)
     compiles.go.release()
     assert await check.of("many").refusal(numbered("one more")) is None
+
+
+async def test_a_crowd_that_asks_for_one_new_schema_waits_for_one_trial():
+    """Without keys all are one tenant: of a program's hundred requests with its new schema most were refused."""
+    compiles = SlowCompiles()
+    check = GrammarCheck(compiles)
+    crowd = [
+        asyncio.create_task(check.refusal(numbered("x"))) for _ in range(4 * MAX_WAITING_OF_ONE)
+    ]
+    crowd.append(asyncio.create_task(check.of("another").refusal(numbered("x"))))
+    await others_turn()
+    crowd.pop(0).cancel()
+    await others_turn()
+    compiles.go.release()
+    assert await asyncio.gather(*crowd) == [None] * len(crowd)
+    assert len(compiles.tried) == 1
+
+
+async def test_a_trial_that_fails_fails_for_all_who_asked_and_is_begun_anew():
+    class Fails(SlowCompiles):
+        async def refusal(self, constraint):
+            await super().refusal(constraint)
+            raise ModelUnavailable("a", "it cannot be tried", 1.0)
+
+    compiles = Fails()
+    check = GrammarCheck(compiles)
+    crowd = [asyncio.create_task(check.refusal(numbered("x"))) for _ in range(50)]
+    await others_turn()
+    compiles.go.release()
+    told = await asyncio.gather(*crowd, return_exceptions=True)
+    assert {type(error) for error in told} == {ModelUnavailable}
+    assert len(compiles.tried) == 1
+    compiles.go.release()
+    with pytest.raises(ModelUnavailable):
+        await check.refusal(numbered("x"))
+    assert len(compiles.tried) == 2
+
+
+async def test_those_who_are_refused_are_told_different_times():
+    compiles = SlowCompiles()
+    check = GrammarCheck(compiles)
+    waiting = [
+        asyncio.create_task(check.refusal(numbered(f"m{number}")))
+        for number in range(MAX_WAITING_OF_ONE)
+    ]
+    await others_turn()
+    told = []
+    for number in range(8):
+        with pytest.raises(Overloaded) as refused:
+            await check.refusal(numbered(f"late {number}"))
+        told.append(refused.value.retry_after_s)
+    assert told == sorted(set(told))
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 async def test_all_together_are_bounded(monkeypatch):
