@@ -16,6 +16,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from coordinator.planning.throughput import FinishRate
 from protocol.errors import InvalidRequest, ModelUnavailable, Overloaded
 
 if TYPE_CHECKING:
@@ -169,6 +170,7 @@ class Residency:
         self.budget_bytes, self.max_held = budget_bytes, max_held
         self.max_loaded = len(self.models) if max_loaded is None else max_loaded
         self.line: list[Ticket] = []
+        self._finish_rate = FinishRate()
 
     # ---- what happens
 
@@ -187,7 +189,9 @@ class Residency:
         if not ticket.is_admitted and len(self.line) > self.max_held:
             self.line.remove(ticket)
             told = f"{self.max_held} requests wait for models already; try again later"
-            actions.append(Fail(ticket, Overloaded(told, retry_after_s=2.0)))
+            actions.append(Fail(ticket, Overloaded(told, self._finish_rate.promise(now_s))))
+        else:
+            self._finish_rate.begun(now_s)
         return actions
 
     def leave(self, ticket: Ticket, now_s: float) -> list[Action]:
@@ -196,9 +200,17 @@ class Residency:
             model = self.models[ticket.model]
             model.num_users -= 1
             model.used_s = now_s
+            self._left(now_s)
         elif ticket in self.line:
             self.line.remove(ticket)
+            self._left(now_s)
         return self.decide(now_s)
+
+    def _left(self, now_s: float) -> None:
+        """There is room for one more to wait."""
+        self._finish_rate.finished(now_s)
+        if not self.line and not any(model.num_users for model in self.models.values()):
+            self._finish_rate.idle(now_s)
 
     def loaded(self, name: str, now_s: float) -> list[Action]:
         """It is in."""
@@ -215,6 +227,8 @@ class Residency:
         model.failures += 1
         waited = [ticket for ticket in self.line if ticket.model == name]
         self.line = [ticket for ticket in self.line if ticket.model != name]
+        for _ in waited:
+            self._left(now_s)
         error = ModelUnavailable(name, reason, model.again_s - now_s)
         return [*(Fail(ticket, error) for ticket in waited), *self.decide(now_s)]
 

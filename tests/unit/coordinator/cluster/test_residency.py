@@ -269,6 +269,26 @@ def test_the_line_has_an_end_and_who_leaves_it_frees_a_place() -> None:
     assert len(residency.line) == 2
 
 
+def test_who_finds_no_place_is_told_when_one_is_free_and_no_two_the_same() -> None:
+    """All were told two seconds, however long the answers before theirs took."""
+    residency = Residency([Resident("a", 1)], 1, max_held=1)
+    held = [Ticket("a", 0.0), Ticket("a", 0.0)]
+    residency.ask(held[0], 0.0)
+    residency.loaded("a", 0.0)
+    for now_s in range(1, 41):
+        residency.ask(ticket := Ticket("a", now_s), now_s)
+        residency.leave(ticket, now_s)
+    residency.models["a"].presence = Presence.LEAVING
+    residency.ask(held[1], 40.0)
+    told = []
+    for _ in range(3):
+        (refused,) = residency.ask(Ticket("a", 40.0), 40.0)
+        assert isinstance(refused, Fail)
+        assert isinstance(refused.error, Overloaded)
+        told.append(refused.error.retry_after_s)
+    assert told == [pytest.approx(number * 1.03, rel=0.1) for number in (1, 2, 3)]
+
+
 def test_what_follows_from_a_request_that_finds_no_place_is_done_all_the_same() -> None:
     residency = Residency([Resident("a", 1, 3.0), Resident("b", 1)], 2, max_held=1)
     residency.ask(ticket := Ticket("a", 0.0), 0.0)
