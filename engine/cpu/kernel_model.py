@@ -8,6 +8,7 @@ Owns what the C side points to: panels, norms, the table of rotations and the ro
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import TYPE_CHECKING
 
 import torch
@@ -82,6 +83,8 @@ class KernelModel:
         self._passing = torch.empty(0, dtype=torch.uint8)
         self._is_reserved = False
         self._team = Team(kernels, lent)
+        # Before anything that they read goes, be it with this model or with the process.
+        weakref.finalize(self, self._team.close)
 
     def reserve(self, limits: StepLimits) -> None:
         """Take the scratch of the largest step now, so that no step takes more for good later."""

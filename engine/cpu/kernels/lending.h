@@ -254,12 +254,14 @@ static int start_helper(Helper *h) {
 /* Waits for every lent thread, on the cores of the calling one, where it gets time. */
 void close_team(Team *t) {
     cpu_set_t own;
+    struct sched_param usual = {0};
     sched_getaffinity(0, sizeof own, &own);
     atomic_store(&t->active, 0);
     atomic_store(&t->closing, 1);
     for (Helper *h = t->helpers; h < t->helpers + t->num_helpers; h++) {
         if (h->started) {
             pthread_setaffinity_np(h->thread, sizeof own, &own);
+            pthread_setschedparam(h->thread, SCHED_OTHER, &usual); /* who waits for it wants it to run; not all may */
             sem_post(&h->wanted);
             pthread_join(h->thread, NULL);
         }

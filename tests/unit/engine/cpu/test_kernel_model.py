@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
+import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.cpu.kernel_model import KernelModel
+from engine.cpu.lending import LentCores
 from engine.model.decoder import Model
 from engine.model.weights import load_weights
 from engine.reference.backend import TorchBackend
@@ -118,3 +123,35 @@ def test_a_step_equals_the_reference(
     )
     torch.testing.assert_close(fast.forward(batch), expected.forward(batch), **close)
     torch.testing.assert_close(turned_back(fast._kv), kv, **close)
+
+
+def own_threads() -> set[int]:
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()}
+
+
+def test_threads_on_lent_cores_end_with_the_model_that_they_read(tmp_path: Path) -> None:
+    """Whoever let it go: one that was left behind would read memory that is another's by then, or nobody's."""
+    config = ModelConfig(
+        family="llama",
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=32,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=32,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        max_position_embeddings=512,
+    )
+    weights = RandomWeights(config, torch.float32, biased=False, normed=False)
+    kv, kernels = turned(torch.zeros(4, 1, 2, 1, 16, 32)), kernels_for(torch.float32)
+    before, core = own_threads(), min(os.sched_getaffinity(0))
+    cores = LentCores(tmp_path / "cores", (), (core,))
+    model = KernelModel(config, weights, kv, kernels, {}, cores)
+    assert len(own_threads() - before) == 1
+    left_at_its_end: list[set[int]] = []
+    weakref.finalize(model._scratch, lambda: left_at_its_end.append(own_threads() - before))
+    del model
+    gc.collect()
+    assert left_at_its_end == [set()]
