@@ -8,6 +8,7 @@ one. A robust mutex (`pthread_mutexattr_setrobust`) is let go of before that.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -79,5 +80,23 @@ def watch(pid: int, fd: int, cut: Callable[[], None]) -> None:
         lock.take()
         lock.give()
         cut()
+        hasten(pid)
 
     threading.Thread(target=wait, name=f"baton-life-{pid}"[:15], daemon=True).start()
+
+
+def hasten(pid: int) -> None:
+    """Let the threads of a dying process end at the usual priority, where we may. One that runs only while nobody else wants
+    its core (SCHED_IDLE) dies as slowly as it ran, and whichever is the last gives the memory of all back: minutes on a full
+    machine."""
+    for task in _tasks(pid):
+        with contextlib.suppress(OSError):  # it is over, or this system does not let us
+            if os.sched_getscheduler(task) == os.SCHED_IDLE:
+                os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _tasks(pid: int) -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208 - names are all that is wanted
+    except OSError:
+        return []

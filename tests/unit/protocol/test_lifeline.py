@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from protocol.lifeline import watch
+from protocol.lifeline import hasten, watch
 from tests.patience import PATIENCE_S
 
 HOLDER = """
@@ -89,3 +89,51 @@ def test_who_is_dead_already_or_has_no_such_descriptor_is_an_error(holder: Holde
     holder.kill()
     with pytest.raises(FileNotFoundError):
         watch(holder.process.pid, holder.fd, lambda: None)
+
+
+IDLER = """
+import os, signal, threading
+
+def wait_at_idle_priority():
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    print(threading.get_native_id(), flush=True)
+    threading.Event().wait()
+
+threading.Thread(target=wait_at_idle_priority, daemon=True).start()
+signal.pause()
+"""
+
+
+def may_lift() -> bool:
+    """Whether this system lets us take a thread back from idle priority."""
+    seen: list[bool] = []
+
+    def attempt() -> None:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        try:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        except PermissionError:
+            seen.append(False)
+        else:
+            seen.append(True)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return seen[0]
+
+
+def test_threads_of_the_dying_are_not_the_last_to_run() -> None:
+    """Of a process that lives, so that it can be looked at."""
+    process = subprocess.Popen([sys.executable, "-c", IDLER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        thread = int(process.stdout.readline())
+        assert os.sched_getscheduler(thread) == os.SCHED_IDLE
+        hasten(process.pid)
+        assert os.sched_getscheduler(thread) == (os.SCHED_OTHER if may_lift() else os.SCHED_IDLE)
+        assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
+    finally:
+        process.kill()
+        process.communicate()
+    hasten(process.pid)  # of nobody any more: nothing happens
