@@ -80,7 +80,10 @@ KITS: dict[str, Callable[[], Kit]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Exit status."""
-    parser = Parser(prog="baton init", description=(__doc__ or "").split("\n\n")[0])
+    parser = Parser(
+        prog="baton init",
+        description="Write the files with which Baton is run elsewhere; none is overwritten unasked.",
+    )
     told = "; ".join(f"{name}: {make().purpose}" for name, make in KITS.items())
     parser.add_argument("what", choices=tuple(KITS), metavar="WHAT", help=told)
     parser.add_argument(

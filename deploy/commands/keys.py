@@ -233,7 +233,9 @@ def _tell_secret(made: dict[str, Any], namespace: argparse.Namespace) -> None:
 def make_parser() -> Parser:
     """Of every verb."""
     parser = Parser(
-        prog="baton keys", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
+        prog="baton keys",
+        description="Keys with which clients ask: create, list, show, rotate and revoke them, in their file or on a running server.",
+        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(metavar="WHAT", parser_class=Parser)
     _add_create(_add(verbs, "create", "make a key, and print it", run_create))

@@ -173,7 +173,9 @@ def _show(rows: Iterable[Row], *, as_json: bool) -> None:
 def make_parser() -> Parser:
     """Of every verb."""
     parser = Parser(
-        prog="baton store", description=(__doc__ or "").split("\n\n")[0], allow_abbrev=False
+        prog="baton store",
+        description="The KV blocks that a store keeps on disk: listed, counted, proven, or deleted.",
+        allow_abbrev=False,
     )
     verbs = parser.add_subparsers(metavar="WHAT", parser_class=Parser)
     _add(verbs, "ls", "a line for each block", run_ls)
