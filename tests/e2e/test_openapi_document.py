@@ -17,6 +17,7 @@ from tests.marks import deep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 CHECKS = [
@@ -42,13 +43,14 @@ TESTED = hypothesis.settings(
 )
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with edge_server(tmp_path_factory.mktemp("model"), is_short=True) as port:
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """One for each test: among what is asked is to drain it."""
+    with edge_server(tmp_path, is_short=True) as port:
         yield f"http://127.0.0.1:{port}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def document(url: str) -> dict[str, Any]:
     found: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()
     return found

@@ -42,6 +42,10 @@ def scale(server: Server, **wanted: int) -> dict[str, Any]:
     return answer
 
 
+def asks(server: Server, **wanted: int) -> int:
+    return server.client.post("/cluster/scale", json=wanted).status_code
+
+
 def drain(server: Server, worker: str) -> int:
     return server.client.post(f"/cluster/workers/{worker}/drain").status_code
 
@@ -279,7 +283,7 @@ def test_coordinator_killed_after_scaling_finds_the_pools_as_they_were(server: S
     os.kill(server.coordinator_pid(), signal.SIGKILL)
     until(lambda: server.is_healthy() and is_shape(server, 3, 2), "3p2d again")
     assert {w["id"]: w["pid"] for w in server.cluster()["workers"]} == pids
-    scale(server, prefill=1, decode=1)
+    until(lambda: asks(server, prefill=1, decode=1) == 200, "the launcher at the new coordinator")
     until(lambda: is_shape(server, 1, 1), "1p1d")
     os.kill(server.coordinator_pid(), signal.SIGKILL)
     until(lambda: server.is_healthy() and is_shape(server, 1, 1), "1p1d again")
