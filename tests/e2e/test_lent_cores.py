@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import suppress
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from deploy.host.affinity import quota_cores
 from tests.e2e.server import Server
-from tests.patience import until
+from tests.patience import PATIENCE_S, is_readable, until
+from tests.priorities import may_leave_idle_priority
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.e2e,
@@ -40,6 +48,39 @@ def ask(server: Server) -> str:
     asked = {"prompt": "One, two, three", "max_tokens": 24, "temperature": 0, "ignore_eos": True}
     text: str = server.complete(model="smollm2-135m", **asked)["choices"][0]["text"]
     return text
+
+
+@contextmanager
+def busy_cores(each: int) -> Iterator[None]:
+    """So many processes on every core that never sleep."""
+    spin = "while True: pass"
+    processes = [
+        subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", spin])
+        for core in os.sched_getaffinity(0)
+        for _ in range(each)
+    ]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="needs util-linux")
+def test_a_worker_that_is_killed_on_a_full_machine_is_soon_over_and_comes_back() -> None:
+    """Its threads of idle priority would be the last to run, and give its memory back by and by."""
+    if not may_leave_idle_priority():
+        pytest.skip("this system lets no thread leave idle priority")
+    with Server(*SMALL) as server, busy_cores(4):
+        killed = server.worker("decode")["pid"]
+        pidfd = os.pidfd_open(killed)
+        os.kill(killed, signal.SIGKILL)
+        assert is_readable(pidfd, PATIENCE_S / 6), "it is still there"
+        os.close(pidfd)
+        server.await_pair()
+        assert server.worker("decode")["pid"] != killed
 
 
 def test_an_answer_that_is_alone_is_computed_on_the_sleepers_cores_too_and_is_the_same() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from protocol.lifeline import hasten, watch
 from tests.patience import PATIENCE_S
+from tests.priorities import may_leave_idle_priority
 
 HOLDER = """
 import signal, sys
@@ -104,25 +105,6 @@ signal.pause()
 """
 
 
-def may_lift() -> bool:
-    """Whether this system lets us take a thread back from idle priority."""
-    seen: list[bool] = []
-
-    def attempt() -> None:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        try:
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-        except PermissionError:
-            seen.append(False)
-        else:
-            seen.append(True)
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join()
-    return seen[0]
-
-
 def test_threads_of_the_dying_are_not_the_last_to_run() -> None:
     """Of a process that lives, so that it can be looked at."""
     process = subprocess.Popen([sys.executable, "-c", IDLER], stdout=subprocess.PIPE, text=True)
@@ -131,7 +113,9 @@ def test_threads_of_the_dying_are_not_the_last_to_run() -> None:
         thread = int(process.stdout.readline())
         assert os.sched_getscheduler(thread) == os.SCHED_IDLE
         hasten(process.pid)
-        assert os.sched_getscheduler(thread) == (os.SCHED_OTHER if may_lift() else os.SCHED_IDLE)
+        assert os.sched_getscheduler(thread) == (
+            os.SCHED_OTHER if may_leave_idle_priority() else os.SCHED_IDLE
+        )
         assert os.sched_getscheduler(process.pid) == os.SCHED_OTHER
     finally:
         process.kill()
