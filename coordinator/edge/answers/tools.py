@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from coordinator.edge.http import limits
-from coordinator.edge.http.field_errors import LONG_ARRAY, UNSUPPORTED_CODE
+from coordinator.edge.http.field_errors import (
+    EMPTY_TEXT,
+    LONG_ARRAY,
+    LONG_TEXT,
+    MISSING,
+    UNSUPPORTED_CODE,
+    WRONG_TYPE,
+)
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -98,6 +105,44 @@ def check_kind(kind: object, known: Sequence[str | None], path: str) -> None:
     if kind not in known:
         told = f"{path}: tools of type {str(kind)[:SHOWN_CHARACTERS]!r} are not supported by this server"
         raise InvalidRequest(told, path, UNSUPPORTED_CODE)
+
+
+def function_tool(tool: Mapping[str, Any], path: str) -> Tool:
+    """`{"type": "function", "function": {"name": …}}`. Raises InvalidRequest for what names no function: a model would be
+    told of it, or of nothing, and could not call it."""
+    path = f"{path}.function"
+    function = tool.get("function")
+    if function is None:
+        raise InvalidRequest(f"{path} is required", path, MISSING)
+    if not isinstance(function, dict):
+        raise InvalidRequest(f"{path} must be an object", path, WRONG_TYPE)
+    for name, kind, told in (
+        ("description", str, "a string"),
+        ("parameters", dict, "an object"),
+        ("strict", bool, "a boolean"),
+    ):
+        if not isinstance(function.get(name), kind | None):
+            raise InvalidRequest(f"{path}.{name} must be {told}", f"{path}.{name}", WRONG_TYPE)
+    return Tool(
+        _checked_name(function.get("name"), f"{path}.name"),
+        function.get("parameters") or {},
+        is_strict=bool(function.get("strict")),
+        source=tool,
+        path=f"{path}.parameters",
+    )
+
+
+def _checked_name(name: object, path: str) -> str:
+    most = limits.MAX_TOOL_NAME_CHARACTERS
+    if name is None:
+        raise InvalidRequest(f"{path} is required", path, MISSING)
+    if not isinstance(name, str):
+        raise InvalidRequest(f"{path} must be a string", path, WRONG_TYPE)
+    if not name:
+        raise InvalidRequest(f"{path} cannot be empty", path, EMPTY_TEXT)
+    if len(name) > most:
+        raise InvalidRequest(f"{path} must have at most {most} characters", path, LONG_TEXT)
+    return name
 
 
 def check_size(tools: Sequence[Mapping[str, Any]]) -> None:

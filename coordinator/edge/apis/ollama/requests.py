@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.grammar_check import schema_constraint
-from coordinator.edge.answers.tools import Tool, ToolUse, check_tools
+from coordinator.edge.answers.tools import ToolUse, check_tools, function_tool
 from coordinator.edge.apis.ollama.types import ChatRequest, GenerateRequest, Options
 from coordinator.edge.http.bodies import check_fields, parse_object
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
@@ -129,16 +129,7 @@ def model_of(name: str | None, served: Sequence[str]) -> str | None:
 
 def tools_of(asked: ChatRequest) -> ToolUse:
     """Functions, as OpenAI's clients write them."""
-    tools = []
-    for index, tool in enumerate(asked.tools or ()):
-        function = tool.get("function")
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            path = f"tools[{index}].function.name"
-            raise InvalidRequest(f"{path} is missing", path)
-        parameters = function.get("parameters")
-        known = parameters if isinstance(parameters, dict) else {}
-        path = f"tools[{index}].function.parameters"
-        tools.append(Tool(function["name"], known, source=tool, path=path))
+    tools = (function_tool(tool, f"tools[{index}]") for index, tool in enumerate(asked.tools or ()))
     return check_tools(ToolUse(tuple(tools)))
 
 

@@ -20,6 +20,7 @@ from coordinator.edge.answers.tools import (
     check_kind,
     check_size,
     check_tools,
+    function_tool,
 )
 from coordinator.edge.apis.openai.constraints import constraint_of
 from coordinator.edge.apis.openai.types import (
@@ -109,10 +110,10 @@ def _check_stream(request: GenerationRequest) -> None:
 
 
 def tools_of(asked: ChatRequest) -> ToolUse:
-    """The functions that an answer may call. Those without a name the model sees, and cannot call."""
+    """The functions that an answer may call."""
     check_size(asked.tools or ())
     use = ToolUse(
-        tuple(_named_tools(asked.tools or ())), is_parallel=asked.parallel_tool_calls is not False
+        tuple(_functions(asked.tools or ())), is_parallel=asked.parallel_tool_calls is not False
     )
     choice = asked.tool_choice
     if choice is None:
@@ -123,17 +124,10 @@ def tools_of(asked: ChatRequest) -> ToolUse:
     return check_tools(_chosen(use, choice))
 
 
-def _named_tools(tools: Sequence[dict[str, Any]]) -> Iterator[Tool]:
+def _functions(tools: Sequence[dict[str, Any]]) -> Iterator[Tool]:
     for index, tool in enumerate(tools):
         check_kind(tool.get("type"), (None, "function"), f"tools[{index}].type")
-        function = tool.get("function")
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            path = f"tools[{index}].function.parameters"
-            parameters = function.get("parameters")
-            if not isinstance(parameters, dict | None):
-                raise InvalidRequest(f"{path} must be an object", path, WRONG_TYPE)
-            strict = bool(function.get("strict"))
-            yield Tool(function["name"], parameters or {}, "", strict, tool, path)
+        yield function_tool(tool, f"tools[{index}]")
 
 
 def _chosen(use: ToolUse, choice: dict[str, Any]) -> ToolUse:
