@@ -25,7 +25,7 @@ from engine.checkpoints.safetensors_file import read_safetensors
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import numpy.typing as npt
@@ -46,11 +46,17 @@ _KINDS = {
 }
 
 
-def check_adapter(
-    source: Path, model: ModelConfig, max_rank: int = MAX_RANK
-) -> tuple[list[Adapted], dict[str, StoredTensor]]:
-    """What the adapter in `source` changes of the model, and its tensors, all of which have their place; no values are
-    read. ConfigError, one sentence, names file and field of what cannot be served."""
+def check_adapter(source: Path, model: ModelConfig, max_rank: int = MAX_RANK) -> None:
+    """Raises ConfigError, one sentence that names file and field, for an adapter in `source` that cannot be served: a tensor
+    without a place, a place without a tensor, values that are no numbers."""
+    for _ in _factors(source, model, max_rank):
+        pass
+
+
+def _factors(
+    source: Path, model: ModelConfig, max_rank: int
+) -> Iterator[tuple[Adapted, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """What the adapter changes, one after the other, with A [rank, inputs] and B [outputs, rank] times its scale."""
     if not source.is_dir():
         raise ConfigError(f"there is no directory {source} with {CONFIG_NAME} and {WEIGHTS_NAME}")
     adapted = read_config(source, model, min(max_rank, MAX_RANK))
@@ -62,23 +68,22 @@ def check_adapter(
         )
     tensors = read_safetensors(path, _MOST_BYTES)
     _check(adapted, tensors, str(path))
-    return adapted, tensors
+    for one in adapted:
+        a = _values(tensors[_name(one, "A")], str(path))
+        b = _values(tensors[_name(one, "B")], str(path)) * np.float32(one.scale)
+        _check_finite(b, _name(one, "B"), str(path))
+        yield one, a, b
 
 
 def prepare_adapter(
     source: Path, target: Path, model: ModelConfig, dtype: str, max_rank: int = MAX_RANK
 ) -> str:
     """Check the adapter in `source` against the model, and keep its content in `target`; its digest. ConfigError as from
-    `check_adapter`, and for values that are no numbers."""
-    adapted, tensors = check_adapter(source, model, max_rank)
-    path = source / WEIGHTS_NAME
+    `check_adapter`."""
     parts: list[PartPlace] = []
     blocks: list[Elements] = []
     offset = 0
-    for one in adapted:
-        a = _values(tensors[_name(one, "A")], str(path))
-        b = _values(tensors[_name(one, "B")], str(path)) * np.float32(one.scale)
-        _check_finite(b, _name(one, "B"), str(path))
+    for one, a, b in _factors(source, model, max_rank):
         pair = panels(a, dtype), panels(b, dtype)
         places = offset, aligned(offset + pair[0].nbytes)
         offset = aligned(places[1] + pair[1].nbytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from engine.adapters.content import content_path, map_content
 from engine.adapters.modules import modules_of
-from engine.adapters.prepare import prepare_adapter
+from engine.adapters.prepare import check_adapter, prepare_adapter
 from engine.adapters.resident import ResidentAdapters
 from protocol.adapters import AdapterRef
 from protocol.errors import ConfigError
@@ -146,6 +147,8 @@ def test_a_tensor_is_refused_by_its_name(
     with pytest.raises(ConfigError, match=r"adapter_model\.safetensors") as caught:
         prepared(write(tmp_path, None, tensors_of() | tensors))
     assert named in str(caught.value)
+    with pytest.raises(ConfigError, match=re.escape(str(caught.value))):  # before anything starts
+        check_adapter(tmp_path, MODEL)
 
 
 def test_a_tensor_that_is_missing_is_named(tmp_path: Path) -> None:
