@@ -26,11 +26,13 @@ import numpy as np
 
 from benchmarks import servers
 from benchmarks.environment import environment
+from coordinator.cluster.registry import SILENCE_S
 from deploy.config.topology import cache_directory
 from engine.adapters.modules import modules_of
 from engine.checkpoints.embedded import fetch_embedded
 from engine.checkpoints.prepare import prepare
 from engine.checkpoints.prepared import read_manifest
+from worker.heartbeat import HEARTBEAT_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,7 +155,7 @@ def first_use(asked: Asked, count: int, uses: int) -> dict[str, Any]:
         cold.append(asked.seconds(name, prompt_of(chance)))
         warm.append(asked.seconds(name, prompt_of(chance)))
         base.append(asked.seconds(MODEL, prompt_of(chance)))
-    time.sleep(3.0)  # until heartbeats tell who is in memory
+    time.sleep(SILENCE_S + HEARTBEAT_S)  # who has told nothing new by then would be given up
     more = [first - next_ for first, next_ in zip(cold, warm, strict=True)]
     return {
         "load_s": spread(load_s),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -53,9 +52,9 @@ def ask(server: Server) -> str:
 @contextmanager
 def busy_cores(each: int) -> Iterator[None]:
     """So many processes on every core that never sleep."""
-    spin = "while True: pass"
+    spin = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
     processes = [
-        subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", spin])
+        subprocess.Popen([sys.executable, "-c", spin, str(core)])
         for core in os.sched_getaffinity(0)
         for _ in range(each)
     ]
@@ -68,7 +67,6 @@ def busy_cores(each: int) -> Iterator[None]:
 
 
 @pytest.mark.alone
-@pytest.mark.skipif(shutil.which("taskset") is None, reason="needs util-linux")
 def test_a_worker_that_is_killed_on_a_full_machine_is_soon_over_and_comes_back() -> None:
     """Its threads of idle priority would be the last to run, and give its memory back by and by."""
     if not may_leave_idle_priority():
