@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,25 @@ def check_tools(use: ToolUse, choice_field: str = "tool_choice") -> ToolUse:
         raise InvalidRequest(f"{choice_field} needs tools", choice_field)
     check_size([tool.shown for tool in use.tools])
     return use
+
+
+def only_these(
+    use: ToolUse, names: Sequence[tuple[object, str]], mode: object, path: str
+) -> ToolUse:
+    """The same with a choice of its tools, by name and what the client calls that. Raises InvalidRequest for one that is none
+    of them, and for a mode that is neither "auto" nor "required": it must not vanish unsaid."""
+    known = {tool.name for tool in use.tools}
+    for name, where in names:
+        if not isinstance(name, str) or name not in known:
+            told = f"{where} must be the name of one of tools, not {str(name)[:SHOWN_CHARACTERS]!r}"
+            raise InvalidRequest(told, where)
+    if mode not in (None, "auto", "required"):
+        told = f"{path}.mode must be 'auto' or 'required', not {str(mode)[:SHOWN_CHARACTERS]!r}"
+        raise InvalidRequest(told, f"{path}.mode")
+    chosen = {name for name, _ in names}
+    tools = tuple(tool for tool in use.tools if tool.name in chosen)
+    wanted = ToolChoice.REQUIRED if mode == "required" else ToolChoice.AUTO
+    return replace(use, tools=tools, choice=wanted)
 
 
 def check_kind(kind: object, known: Sequence[str | None], path: str) -> None:

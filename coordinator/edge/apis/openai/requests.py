@@ -21,6 +21,7 @@ from coordinator.edge.answers.tools import (
     check_size,
     check_tools,
     function_tool,
+    only_these,
 )
 from coordinator.edge.apis.openai.constraints import constraint_of
 from coordinator.edge.apis.openai.types import (
@@ -138,12 +139,18 @@ def _chosen(use: ToolUse, choice: dict[str, Any]) -> ToolUse:
     if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
         told = "tool_choice must name a function, as {type: function, function: {name: …}}"
         raise InvalidRequest(told, "tool_choice")
-    functions = [tool.get("function") for tool in allowed["tools"] if isinstance(tool, dict)]
-    names = {function.get("name") for function in functions if isinstance(function, dict)}
-    tools = tuple(tool for tool in use.tools if tool.name in names)
-    is_required = allowed.get("mode") == "required"
-    wanted = ToolChoice.REQUIRED if is_required else ToolChoice.AUTO
-    return replace(use, tools=tools, choice=wanted)
+    path = "tool_choice.allowed_tools"
+    functions = [
+        tool.get("function") if isinstance(tool, dict) else tool for tool in allowed["tools"]
+    ]
+    names = [
+        (
+            function.get("name") if isinstance(function, dict) else function,
+            f"{path}.tools[{index}].function.name",
+        )
+        for index, function in enumerate(functions)
+    ]
+    return only_these(use, names, allowed.get("mode"), path)
 
 
 def chat_wishes(asked: ChatRequest) -> SamplingWishes:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from coordinator.edge.answers.answer import SamplingWishes
 from coordinator.edge.answers.grammar_check import format_constraint
-from coordinator.edge.answers.tools import Tool, ToolChoice, ToolUse, check_kind, check_tools
+from coordinator.edge.answers.tools import (
+    Tool,
+    ToolChoice,
+    ToolUse,
+    check_kind,
+    check_tools,
+    only_these,
+)
 from coordinator.edge.apis.openai.responses.types import ResponsesRequest
 from coordinator.edge.http.bodies import check_fields, check_shape, parse_object
 from coordinator.edge.http.field_errors import UNSUPPORTED_CODE
@@ -88,11 +95,14 @@ def _chosen(use: ToolUse, choice: dict[str, Any]) -> ToolUse:
     if choice.get("type") == "function" and isinstance(choice.get("name"), str):
         return replace(use, choice=ToolChoice.REQUIRED, only=choice["name"])
     if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
-        names = {tool.get("name") for tool in choice["tools"] if isinstance(tool, dict)}
-        tools = tuple(tool for tool in use.tools if tool.name in names)
-        is_required = choice.get("mode") == "required"
-        wanted = ToolChoice.REQUIRED if is_required else ToolChoice.AUTO
-        return replace(use, tools=tools, choice=wanted)
+        names = [
+            (
+                tool.get("name") if isinstance(tool, dict) else tool,
+                f"tool_choice.tools[{index}].name",
+            )
+            for index, tool in enumerate(choice["tools"])
+        ]
+        return only_these(use, names, choice.get("mode"), "tool_choice")
     raise InvalidRequest("this tool_choice is not supported by this server", "tool_choice")
 
 

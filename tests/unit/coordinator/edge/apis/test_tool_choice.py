@@ -220,3 +220,25 @@ async def test_a_schema_that_a_call_must_keep_to_and_cannot_is_named(client, ask
     reply = await client.post(path, json=body)
     assert reply.status_code == 400
     assert f"{place}: unsupported keywords in the schema: not" in reply.text
+
+
+OF_NONE = [
+    (chat(tool_choice=allowed("auto", "stay", "go")), "tools[1].function.name"),
+    (chat(tool_choice=allowed("sometimes", "stay")), "mode"),
+    (chat(tool_choice={"allowed_tools": {"tools": [5]}}), "tools[0].function.name"),
+    (chat(tool_choice={"allowed_tools": {"tools": [{}]}}), "tools[0].function.name"),
+    (responses(tool_choice=flat("auto", "stay", "go")), "tools[1].name"),
+    (responses(tool_choice=flat("sometimes", "stay")), "mode"),
+    (responses(tool_choice={"type": "allowed_tools", "tools": [None]}), "tools[0].name"),
+]
+
+
+@pytest.mark.parametrize(("asked", "field"), OF_NONE)
+async def test_a_choice_of_tools_that_are_not_there_is_refused(client, service, asked, field):
+    path, body = asked
+    reply = await client.post(path, json=body)
+    assert reply.status_code == 400
+    param = reply.json()["error"]["param"]
+    assert param.startswith("tool_choice.")
+    assert param.endswith(field)
+    assert service.generations == []
