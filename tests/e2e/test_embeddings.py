@@ -17,6 +17,7 @@ from deploy.host.model_source import prepare
 from tests.e2e.reference import smollm2
 from tests.e2e.server import Server
 from tests.marks import deep
+from tests.patience import until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 LENGTHS = (1, 2, 16, 17, 100, 129, 300)
@@ -73,5 +74,6 @@ def test_a_worker_that_dies_changes_no_bit(server: Server) -> None:
     role = server.cluster()["workers"][0]["role"]
     with ThreadPoolExecutor(1) as pool:
         again = pool.submit(embedded, server, asked)
+        until(lambda: server.cluster()["requests"]["live"], "an admitted request", every_s=0.005)
         os.kill(server.worker(role)["pid"], signal.SIGKILL)
         assert again.result() == whole
