@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from deploy.config.spelling import did_you_mean
+from deploy.config.spelling import did_you_mean, nearest
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,24 +31,46 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """Everything; ConfigError for the first word that means nothing here."""
-        found, unknown = self.parse_known_args(args, namespace)
+        said = sys.argv[1:] if args is None else list(args)
+        try:
+            found, unknown = self.parse_known_args(said, namespace)
+        except ConfigError:
+            self._refuse_misspelt(said)  # or what is missing hides what was said in its place
+            raise
         if unknown:
             raise ConfigError(self.explain_unknown(unknown[0]))
         return found
+
+    def _refuse_misspelt(self, words: Sequence[str]) -> None:
+        known = self._options()
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            name = plain(word).partition("=")[0]
+            if name.startswith("--") and not any(option.startswith(name) for option in known):
+                raise ConfigError(self.explain_unknown(word)) from None
 
     def explain_unknown(self, word: str) -> str:
         """One line about a word that no rule took."""
         if not word.startswith("-"):
             return f"unexpected argument {word!r}; see `{self.prog} --help`"
         name = word.partition("=")[0]
-        near = did_you_mean(name, self._options())
-        return f"unknown option {name}{near}; see `{self.prog} --help`"
+        options = self._options()
+        if name in options:
+            return f"{name} belongs to what is missing before it; see `{self.prog} --help`"
+        words = {f"--{word.partition('=')[0].partition(':')[0]}": word for word in self._words()}
+        near = nearest(name, (*words, *options))
+        meant = f"; did you mean {words.get(near, near)!r}?" if near else ""
+        return f"unknown option {name}{meant}; see `{self.prog} --help`"
 
     def _options(self) -> list[str]:
         """Its own, and those of its verbs."""
         verbs = [action for action in self._actions if isinstance(action, _Verbs)]
         below = [parser for action in verbs for parser in action.choices.values()]
         return re.findall(r"--[a-z][\w-]*", "".join(it.format_help() for it in (self, *below)))
+
+    def _words(self) -> list[str]:
+        """`goal:SHARE` and the like, which are said without dashes."""
+        shown = [it.metavar for it in self._actions if not it.option_strings]
+        return re.findall(r"[a-z][^|{}, ]*", " ".join(it for it in shown if isinstance(it, str)))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """A word that is none of those which may be said."""

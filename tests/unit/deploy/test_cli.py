@@ -74,6 +74,10 @@ def test_choices_are_shown_where_there_are_any(capsys) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["autoscale", "--goall", "1"], "unknown option --goall; did you mean 'goal:SHARE'?"),
+        (["autoscale", "--prefill", "1"], "did you mean 'prefill=1..4'?"),
+        (["plan", "--slos", "x"], "unknown option --slos; did you mean '--slo'?"),
+        (["rollout", "stat"], "did you mean 'status'?"),
         (["sreve"], "unknown command 'sreve'; did you mean 'serve'?"),
         (["frobnicate"], "unknown command 'frobnicate'; `baton --help` lists all"),
         (["--verbose", "serve"], "unknown option --verbose"),
