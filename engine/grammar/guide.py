@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Bits = npt.NDArray[np.int32]
 
 WORD_BITS = 32
+_OF_A_BYTE = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_CEILINGS_OF_A_BYTE = np.where(_OF_A_BYTE == 1, np.float32(np.inf), np.float32(-np.inf))
+"""[256, 8] float32: eight tokens of a mask at a look."""
 NO_WAY_ON = "no token of the model continues it here, or it takes too much work to find one"
 TOO_MUCH_WORK = "it takes too much work to go on here"
 
@@ -131,3 +134,10 @@ def allowed(bits: Bits, num_tokens: int) -> npt.NDArray[np.bool_]:
     """A mask as one truth a token."""
     unpacked = np.unpackbits(bits.view(np.uint8), count=num_tokens, bitorder="little")
     return unpacked.view(np.bool_)
+
+
+def forbid(logits: npt.NDArray[np.float32], bits: Bits) -> None:
+    """Put -inf [vocab] wherever a mask has no bit. A minimum with what a table has for each byte of the mask takes a fifth
+    of the time of looking at every token (docs/LOG.md)."""
+    ceilings = _CEILINGS_OF_A_BYTE.take(bits.view(np.uint8), axis=0, mode="clip")
+    np.fmin(logits, ceilings.reshape(-1)[: len(logits)], out=logits)

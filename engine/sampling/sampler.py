@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from engine.grammar.guide import allowed
+from engine.grammar.guide import forbid
 from protocol.errors import InternalError
 from protocol.sampling import SampledToken, SamplingParams, TokenLogprob
 
@@ -58,7 +58,7 @@ def forbid_by_grammar(logits: torch.Tensor, sequence: Sequence) -> None:
         return
     bits = sequence.guide.mask()
     if sequence.guide.failure is None:
-        logits.masked_fill_(torch.from_numpy(~allowed(bits, len(logits))), -np.inf)
+        forbid(logits.numpy(), bits)
 
 
 def is_plain_greedy(sequence: Sequence) -> bool:
