@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ from protocol.errors import InvalidRequest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from coordinator.edge.apis.openai.responses.types import Item, Part
+    from coordinator.edge.apis.openai.responses.types import FlatTool, Item, Part
 
+FUNCTION = "function"
+_TYPE_NAME = re.compile("[A-Za-z0-9_.-]{1,64}")
 FORMAT = "text.format"
 LOGPROBS = "message.output_text.logprobs"
 UNSUPPORTED = ("conversation", "prompt", "image", "moderation", "context_management")
@@ -72,10 +75,12 @@ def wishes_of(asked: ResponsesRequest) -> SamplingWishes:
 
 
 def tools_of(asked: ResponsesRequest) -> ToolUse:
-    """The functions that may be called, and which of them is wanted."""
+    """The functions that may be called, and which of them is wanted. Tools of other types are offered to no model, and
+    nothing may choose them."""
     tools = []
     for index, tool in enumerate(asked.tools or ()):
-        check_kind(tool.type, ("function",), f"tools[{index}].type")
+        if tool.type != FUNCTION:
+            continue
         if tool.name is None:
             raise InvalidRequest(f"tools[{index}].name is missing", f"tools[{index}].name")
         description = tool.description or ""
@@ -91,17 +96,27 @@ def tools_of(asked: ResponsesRequest) -> ToolUse:
     return check_tools(_chosen(use, choice))
 
 
+def offered(asked: ResponsesRequest) -> list[FlatTool]:
+    """The tools that the model is told of, as they were sent."""
+    return [tool for tool in asked.tools or () if tool.type == FUNCTION]
+
+
+def ignored_types(asked: ResponsesRequest) -> list[str]:
+    """Types of the other tools, each once; "other" stands for what is no name."""
+    types = (tool.type for tool in asked.tools or () if tool.type != FUNCTION)
+    return list(dict.fromkeys(t if _TYPE_NAME.fullmatch(t) else "other" for t in types))
+
+
 def _chosen(use: ToolUse, choice: dict[str, Any]) -> ToolUse:
-    if choice.get("type") == "function" and isinstance(choice.get("name"), str):
+    if choice.get("type") == FUNCTION and isinstance(choice.get("name"), str):
         return replace(use, choice=ToolChoice.REQUIRED, only=choice["name"])
     if choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list):
-        names = [
-            (
-                tool.get("name") if isinstance(tool, dict) else tool,
-                f"tool_choice.tools[{index}].name",
-            )
-            for index, tool in enumerate(choice["tools"])
-        ]
+        names = []
+        for index, tool in enumerate(choice["tools"]):
+            path = f"tool_choice.tools[{index}]"
+            if isinstance(tool, dict):
+                check_kind(tool.get("type"), (FUNCTION, None), f"{path}.type")
+            names.append((tool.get("name") if isinstance(tool, dict) else tool, f"{path}.name"))
         return only_these(use, names, choice.get("mode"), "tool_choice")
     raise InvalidRequest("this tool_choice is not supported by this server", "tool_choice")
 

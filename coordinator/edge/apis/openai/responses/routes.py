@@ -17,6 +17,8 @@ from coordinator.edge.apis.openai.dialects.generation import STREAM_HEADERS
 from coordinator.edge.apis.openai.responses.dialect import ResponseOptions, ResponsesDialect
 from coordinator.edge.apis.openai.responses.requests import (
     conversation_of,
+    ignored_types,
+    offered,
     parse_response,
     turns_of,
     wishes_of,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from coordinator.edge.text.conversation import Turn
 
 ONE = "/{response_id}"
+IGNORED_TOOLS_HEADER = "X-Baton-Ignored-Tools"
+MAX_IGNORED_TOLD = 32
 
 
 class ResponseRoutes:
@@ -135,7 +139,10 @@ class ResponseRoutes:
         )
         keep = self._keeper(options.response_id, principal, read, [*earlier, *read.turns])
         dialect = ResponsesDialect(options, edge.of(model).context.tokenizer, keep)
-        return await edge.respond(request, principal, neutral, dialect)
+        response = await edge.respond(request, principal, neutral, dialect)
+        if ignored := ignored_types(asked):
+            response.headers[IGNORED_TOOLS_HEADER] = ", ".join(ignored[:MAX_IGNORED_TOLD])
+        return response
 
     def _keeper(
         self, response_id: str, principal: Principal, read: ReadResponse, turns: list[Turn]
@@ -251,7 +258,7 @@ def told_of(asked: ResponsesRequest) -> dict[str, Any]:
     told: dict[str, Any] = {
         "text": {"format": form or {"type": "text"}},
         "tool_choice": asked.tool_choice or "auto",
-        "tools": [tool.model_dump(exclude_unset=True) for tool in asked.tools or ()],
+        "tools": [tool.model_dump(exclude_unset=True) for tool in offered(asked)],
     }
     for name, value in told.items():
         if len(orjson.dumps(value)) > MAX_TOLD_BYTES:

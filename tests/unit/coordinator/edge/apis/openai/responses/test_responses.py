@@ -264,14 +264,45 @@ def test_functions_are_tools_and_allowed_ones_may_be_called():
     )
 
 
+CUSTOM = {"type": "custom", "name": "f"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tools_of_other_types_are_offered_to_nobody_and_named(
+    client, service, tokenizer, stream
+):
+    service.default = script(tokenizer, "Hi")
+    sent = [
+        {"type": "web_search", "filters": {"allowed_domains": ["example.org"]}},
+        {"type": "function", "name": "look", "parameters": {"type": "object"}},
+        {"type": "mcp", "server_label": "m", "server_url": "https://example.org"},
+        {"type": "web_search"},
+        {"type": "a\r\nSet-Cookie: b"},
+        CUSTOM,
+    ]
+    response = await ask(client, tools=sent, stream=stream)
+    assert response.status_code == 200, response.text
+    assert response.headers["x-baton-ignored-tools"] == "web_search, mcp, other, custom"
+    told = events_of(response.text)[-1]["response"] if stream else response.json()
+    assert told["tools"] == [sent[1]]
+    prompt = prompt_of(service, tokenizer)
+    assert "look" in prompt
+    assert "example" not in prompt
+    assert "custom" not in prompt
+
+
+async def test_where_no_tool_is_ignored_no_header_says_so(client, service, tokenizer):
+    service.default = script(tokenizer, "Hi")
+    response = await ask(client, tools=[{"type": "function", "name": "look"}])
+    assert "x-baton-ignored-tools" not in response.headers
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"input": ""}, "input"),
         ({"input": []}, "input"),
         ({"input": [{"type": "reasoning", "summary": []}]}, "input"),
-        ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"input": "x", "tools": [{"type": "custom", "name": "f"}]}, "tools[0].type"),
         ({"input": 5}, "input"),
         ({"input": [{"content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
@@ -287,6 +318,17 @@ def test_functions_are_tools_and_allowed_ones_may_be_called():
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"tool_choice": {"type": "mcp"}}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [CUSTOM], "tool_choice": {"type": "custom", "name": "f"}}, "tool_choice"),
+        ({"tools": [CUSTOM], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+        (
+            {
+                "tools": [CUSTOM, {"type": "function", "name": "f"}],
+                "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [CUSTOM]},
+            },
+            "tool_choice.tools[0].type",
+        ),
         ({"background": True}, "background"),
         ({"background": True, "stream": True, "store": False}, "store"),
         ({"conversation": "c"}, "conversation"),
