@@ -28,6 +28,8 @@ START_S = 60.0
 CROWDED_S = 20.0
 """The longest that a constraint waits for a process that would run if others left it a core."""
 LINE_BYTES = 1 << 20
+NOT_STOPPED = ("R", "D", "S")
+"""States of a process that nobody stopped: it would run, its memory is being read, or it waits for the next constraint."""
 WORKED_SHARE = 0.5
 """Of that time the process must have worked before the constraint is blamed: what passes takes far less (grammar_main)."""
 ENDED_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -94,14 +96,15 @@ class GrammarProcess:
             raise
 
     async def _answered(self, process: Process, before_s: float) -> str | None:
-        """TimeoutError after COMPILE_S; later only where others have the cores: another process would get none either."""
+        """TimeoutError after COMPILE_S; later only where others have the cores: another process would get none either. One
+        that sleeps has answered, and it was we who did not get to read it."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + CROWDED_S
         while True:
             try:
                 return await asyncio.wait_for(_answer(process), COMPILE_S)
             except TimeoutError:
-                waits = _state(process) == "R" and not _has_worked(process, before_s)
+                waits = _state(process) in NOT_STOPPED and not _has_worked(process, before_s)
                 if not waits or loop.time() > until_s:
                     raise
 

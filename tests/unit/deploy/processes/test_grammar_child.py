@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import signal
+import threading
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -23,6 +24,7 @@ from engine.checkpoints.prepared import read_manifest
 from protocol.constraints import json_schema
 from protocol.errors import GrammarsUnavailable
 from tests.marks import deep
+from tests.patience import PATIENCE_S, is_readable
 
 
 async def test_one_that_ends_at_its_start_says_how(tmp_path: Path) -> None:
@@ -138,6 +140,23 @@ async def test_a_process_that_others_leave_no_core_is_waited_for(
     os.kill(before, signal.SIGSTOP)
     assert await process.refusal(GOOD) is None
     assert (looked[0], pid_of(process)) == (before, before)
+
+
+async def test_an_answer_that_the_loop_is_too_late_to_read_counts(
+    process: GrammarProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where others leave the coordinator itself no core: answer and timeout are there at once."""
+    monkeypatch.setattr(grammar_child, "COMPILE_S", 0.3)
+    before = pid_of(process)
+    os.kill(before, signal.SIGSTOP)
+    asked = asyncio.create_task(process.refusal(GOOD))
+    await asyncio.wait({asked}, timeout=0.01)
+    os.kill(before, signal.SIGCONT)
+    with Path(f"/proc/{before}/fd/1").open("rb", buffering=0) as answers:
+        assert is_readable(answers.fileno(), PATIENCE_S)
+    threading.Event().wait(0.4)
+    assert await asked is None
+    assert pid_of(process) == before
 
 
 async def test_without_descriptors_whoever_asked_may_come_again() -> None:
