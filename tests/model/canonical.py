@@ -26,6 +26,7 @@ SURROUNDINGS = frozenset(
         "PullingFetcher",
         "CoordinatorSide",
         "Router",
+        "SourceSide",
         "WorkerContext",
         "WorkerSide",
     }

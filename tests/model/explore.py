@@ -17,10 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from time import perf_counter
+from typing import Any
 
 import coordinator.cluster.ledger
 from tests.model.configuration import BOUNDED, COMPLETE, Configuration
 from tests.model.moves import Move, Moves, World
+from tests.model.source_sides import ALONE, PAIRS, SHAPES, Sources
+from tests.model.sources import SourceMoves
 from tests.model.surroundings import Violation
 
 
@@ -44,7 +47,11 @@ class Explorer:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        self.moves = Moves(configuration)
+        self.moves: Any = (
+            SourceMoves(configuration)
+            if isinstance(configuration, Sources)
+            else Moves(configuration)
+        )
 
     def successors(self, world: World, found: Found) -> Iterator[tuple[str, World]]:
         """Every (label, next state) but those that change nothing; checks where nothing moves."""
@@ -69,7 +76,7 @@ class Explorer:
                 yield label, following
 
     def _check_rest(self, world: World) -> None:
-        left = [text for state in world[:3] for text in self.moves.parts.facts[state].leftovers]
+        left = self.moves.left(world)
         if left:
             raise Violation("nothing moves, and left are: " + ", ".join(left))
 
@@ -142,14 +149,15 @@ def main() -> int:
     parser.add_argument("--only", help="one configuration by name")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
-    chosen = [c for c in (*COMPLETE, *BOUNDED) if arguments.only in (None, c.name)]
+    known = (*SHAPES, *ALONE, *PAIRS, *COMPLETE, *BOUNDED)
+    chosen = [c for c in known if arguments.only in (None, c.name)]
     total, bad = 0, 0
     for index, configuration in enumerate(chosen):
         left = arguments.states - total
         if left <= 0:
             print(f"bound reached; not explored: {len(chosen) - index} configurations")
             break
-        is_small = configuration in COMPLETE
+        is_small = configuration not in BOUNDED
         found = Explorer(configuration).run(left if is_small else left // (len(chosen) - index))
         total += found.states
         bad += found.violation is not None

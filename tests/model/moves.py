@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from protocol.failures import ErrorKind
 from protocol.roles import Role
 from tests.model.configuration import Configuration, Faults
-from tests.model.parts import DEAD, Event, Parts, Sent
+from tests.model.parts import DEAD, Event, Facts, Parts, Sent
 from tests.model.surroundings import Violation
 
 LINKS = ("C>P", "C>D", "P>C", "D>C", "P>D", "D>P")
@@ -24,6 +24,27 @@ Move = Callable[[], "World"]
 Links = tuple[tuple[int, ...], ...]
 World = tuple[int, int, int, int, int, int, int]
 """coordinator, P, D, P's last start, D's last start, links, faults left: numbers all."""
+
+
+def read_events(
+    name: str, facts: Facts, held_by: Callable[[tuple[str, str]], Facts | None]
+) -> Iterator[tuple[str, Event]]:
+    """How the reads of worker `name` go on: what they find at each source is what lies there then."""
+    for index, (stage, source, lease_id, block_ids) in enumerate(facts.reads):
+        if stage == 2:
+            yield f"{name} hears of read {index}", ("end_read", index)
+            continue
+        held = held_by(source)
+        if held is None:
+            yield f"read {index} fails", ("fail_read", index, ErrorKind.PEER_LOST)
+            continue
+        data = tuple(held.blocks[block_id] for block_id in block_ids)
+        middle = len(data[0]) // 2
+        part_of = slice(0, middle) if stage == 0 else slice(middle, None)
+        halves = tuple(content[part_of] for content in data)
+        yield f"read {index}, half {stage}, lands", ("land", index, stage, halves)
+        if stage == 0 and lease_id not in held.leases:
+            yield f"read {index} is refused", ("fail_read", index, ErrorKind.LEASE_EXPIRED)
 
 
 class Moves:
@@ -184,22 +205,14 @@ class Moves:
             yield f"{name} steps its prompts", move("step", "prefill")
         if facts.has_decode:
             yield f"{name} steps its sequences", move("step", "decode")
-        for index, (stage, source, lease_id, block_ids) in enumerate(facts.reads):
-            if stage == 2:
-                yield f"{name} hears of read {index}", move("end_read", index)
-                continue
-            holder = world["CPD".index(source[0])]
-            held = None if holder == DEAD else self.parts.facts[holder]
-            if held is None or held.incarnation != source[1]:
-                yield f"read {index} fails", move("fail_read", index, ErrorKind.PEER_LOST)
-                continue
-            data = tuple(held.blocks[block_id] for block_id in block_ids)
-            middle = len(data[0]) // 2
-            part_of = slice(0, middle) if stage == 0 else slice(middle, None)
-            halves = tuple(content[part_of] for content in data)
-            yield f"read {index}, half {stage}, lands", move("land", index, stage, halves)
-            if stage == 0 and lease_id not in held.leases:
-                yield f"read {index} is refused", move("fail_read", index, ErrorKind.LEASE_EXPIRED)
+        for label, event in read_events(name, facts, lambda start: self._held(world, start)):
+            yield label, move(*event)
+
+    def _held(self, world: World, start: tuple[str, str]) -> Facts | None:
+        """What that start of a worker is now; None when it is over."""
+        holder = world["CPD".index(start[0])]
+        held = None if holder == DEAD else self.parts.facts[holder]
+        return held if held is not None and held.incarnation == start[1] else None
 
     def _is_unknown(self, world: World, name: str, start: str) -> bool:
         """Whether the coordinator has let this start go."""
@@ -245,6 +258,10 @@ class Moves:
                 yield f"an Attach at {name} waited too long", move("attach_over", key)
             for key in facts.asking:
                 yield f"{name} waited too long for a prefix", move("answer_over", key)
+
+    def left(self, world: World) -> list[str]:
+        """What should not be there when nothing moves."""
+        return [text for state in world[:3] for text in self.parts.facts[state].leftovers]
 
     def faults(self, world: World) -> Iterator[tuple[str, Move]]:
         """What the budget allows to go wrong."""

@@ -89,6 +89,11 @@ class Parts:
         sent = self._take_sent(worker_id, side)
         return self._number(worker_id, side), sent
 
+    def adopt(self, worker_id: str, side: WorkerSide) -> int:
+        """A worker that something was done to before anything moves; what it said goes on to nobody."""
+        side.sent.clear()
+        return self._number(worker_id, side)
+
     def step(self, state: int, event: Event) -> tuple[int, Sent]:
         """What follows; raises Violation where a promise breaks."""
         found = self.steps.get((state, event))
@@ -97,7 +102,7 @@ class Parts:
         return found
 
     def _run(self, state: int, event: Event) -> tuple[int, Sent]:
-        side = self._revive(state)
+        side = self.revive(state)
         name, *arguments = event
         if name == "take":
             self._take(side, self.envelopes[arguments[0]])
@@ -120,7 +125,8 @@ class Parts:
             case _:
                 side.hear(envelope.sender, envelope.message)
 
-    def _revive(self, state: int) -> Any:
+    def revive(self, state: int) -> Any:
+        """The part in that state, to look at or to go on with."""
         side = pickle.loads(self._bytes[state])  # noqa: S301 - bytes of our own, never from outside
         if isinstance(side, WorkerSide):
             side.pool._holds = {id(hold): hold for hold in side.pool._holds.values()}

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from decode.role import DecodeRole
     from engine.kv.block_pool import BlockPool
     from engine.kv.sequence import Sequence
+    from kvtransfer.sharing.exchange import LowerTier
     from kvtransfer.sharing.reader import RunRead
     from prefill.role import PrefillRole
     from protocol.messages.records import Message
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from tests.model.configuration import Configuration
 
 MAX_NUM_SEQS = 8
+ROLES = {"P": Role.PREFILL, "S": Role.STORE}
+"""All others decode."""
 
 
 @dataclass
@@ -76,11 +79,19 @@ class WorkerSide:
         self.outbox = Outbox(self, self.context)
         limits = Limits(num_blocks, size, self.configuration.chunk_tokens, MAX_NUM_SEQS)
         machinery = Machinery(
-            self.memory, AttestingRunner(self.memory, size), self, resting=self.memory
+            self.memory,
+            AttestingRunner(self.memory, size),
+            self,
+            below=self.tier(),
+            resting=self.memory,
         )
         leases = LeaseTable(self.context.clock)
         self.roles = build_roles(limits, machinery, leases, self.outbox, self.context)
         self.loop = WorkerLoop(self._card(), self.roles, self.outbox, self, self.context)
+
+    def tier(self) -> LowerTier | None:
+        """What lies under its pool."""
+        return None
 
     @property
     def incarnation(self) -> str:
@@ -306,7 +317,7 @@ class WorkerSide:
         return Hello(
             worker_id=self.worker_id,
             incarnation=self.incarnation,
-            role=Role.PREFILL if self.worker_id == "P" else Role.DECODE,
+            role=ROLES.get(self.worker_id, Role.DECODE),
             pid=1,
             host="model",
             boot_id="model",
@@ -385,6 +396,8 @@ class WorkerSide:
         loans = [self.leases._leases[lease] for lease in self.prefill.lender.loans.values()]
         holds = {id(owner.hold) for owner in owners} | {id(loan.hold) for loan in loans}
         kept = [run.hold for run in self.roles.keeper.runs.values()] + [r.hold for r in reads]
+        loading = self.prefill.lender.loading.values()
+        kept += [hold for load in loading for hold in (load.hold, load.blocks)]
         holds |= {id(hold) for hold in kept if hold is not None}
         if holds != set(self.pool._holds):
             raise Violation(f"{self.worker_id}: a hold has no live owner")
@@ -405,6 +418,7 @@ class WorkerSide:
             + len(self.decode.prefixes.fetches),
             "kept": self.roles.keeper.num_waiting,
             "loans": len(self.prefill.lender.loans),
+            "loads": len(self.prefill.lender.loading),
             "reads": len(self.reads),
         }
         return [f"{self.worker_id}: {name}={count}" for name, count in found.items() if count]
