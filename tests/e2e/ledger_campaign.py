@@ -30,15 +30,13 @@ import yaml
 from coordinator.accounts.database import open_database
 from coordinator.accounts.terms import KeyTerms, make_key
 from protocol.clock import wall_time_s
-from tests.e2e.server import BATON, Server
+from tests.e2e.server import EAGER, Server
 from tests.patience import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MODEL, GROUP = "smollm2-135m", "group"
-EAGER = (sys.executable, "-m", "tests.e2e.eager_engine")
-"""`baton` over the mock engine, whose launcher starts what died again at once, however often it dies."""
 MOST_ANSWERS = 60
 TALK = [{"role": "user", "content": "Hello"}]
 PATHS: dict[str, dict[str, Any]] = {
@@ -151,7 +149,8 @@ class Campaign:
 
         async with aiohttp.ClientSession() as session, asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*(client(session) for _ in range(num_clients)))
-        await asyncio.to_thread(until, self.server.is_healthy, "the coordinator's next life")
+        awaited = (self.server.is_healthy, "the coordinator's next life", 5 * PATIENCE_S)
+        await asyncio.to_thread(until, *awaited)
 
 
 def rows_of(database: Path) -> list[tuple[str, int, int, str]]:
@@ -234,7 +233,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--real", action="store_true", help="the embedded model")
     asked = parser.parse_args()
-    program = (str(BATON),) if asked.real else EAGER
+    program = (*EAGER, "--real") if asked.real else EAGER
     wrong = run(asked.kills, asked.clients, asked.seed, program)
     print("\n".join(wrong))
     return 1 if wrong else 0

@@ -29,8 +29,12 @@ MOCK = (sys.executable, "-m", "tests.e2e.mock_engine")
 """`baton`, but its workers run the attesting mock: many requests a second, and no weights."""
 PACED = (sys.executable, "-m", "tests.e2e.paced_engine")
 """As MOCK, but a step takes as long as on an accelerator: streams last, and cost no processor time."""
-FORKS = {(str(BATON),): "deploy.cli", MOCK: MOCK[-1], PACED: PACED[-1]}
-"""The same programs, as modules for a fork to run."""
+EAGER = (sys.executable, "-m", "tests.e2e.eager_engine")
+"""As MOCK, or with `--real` as BATON, but the launcher starts what died again at once, however often it dies."""
+FORKS = {(str(BATON),): ("deploy.cli",)} | {
+    program: program[2:] for program in (MOCK, PACED, EAGER, (*EAGER, "--real"))
+}
+"""The same programs, as modules and their words for a fork to run."""
 READY_TIMEOUT_S = 2 * PATIENCE_S
 
 PORTS = range(20_000, 32_000)
@@ -80,7 +84,7 @@ class Server:
                 env={**os.environ, **(environment or {})},
             )
         else:
-            self.process = prepared.start([FORKS[program], *asked], self._log.fileno())
+            self.process = prepared.start([*FORKS[program], *asked], self._log.fileno())
         self.client = httpx.Client(base_url=self.url, timeout=2 * PATIENCE_S)
         self._await_ready(started + READY_TIMEOUT_S)
         self.ready_after_s = time.monotonic() - started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import pytest
@@ -26,7 +28,7 @@ CLIENTS, MOST_ANSWERS = 8, 80
 
 
 @contextmanager
-def server(directory: Path, database: Path, **options):
+def server(directory: Path, database: Path, environment: dict[str, str] | None = None, **options):
     """One life of an edge: its process and its URL."""
     told = json.dumps({"keys_db": str(database)} | options)
     process = subprocess.Popen(
@@ -35,6 +37,7 @@ def server(directory: Path, database: Path, **options):
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
     )
     try:
         assert process.stdout is not None
@@ -142,3 +145,79 @@ async def test_limits_are_kept_over_a_crash(tmp_path):
             process.send_signal(signal.SIGKILL)
     assert statuses.count(200) == 20
     assert statuses.count(429) == 7
+
+
+CROWD, MINUTE_S = 64, 60.0
+
+
+class Got(NamedTuple):
+    """An answer that a client has: when it was asked for and when it was here, and its tokens."""
+
+    asked_s: float
+    here_s: float
+    tokens: int
+
+
+async def ask_as_a_crowd(process, url, headers, chance, delivered) -> None:
+    """Sixty-four clients at once, each again and again until all are refused or the server is killed amid them."""
+    loop, due = asyncio.get_running_loop(), chance.randrange(1, CROWD)
+
+    async def client(session) -> None:
+        try:
+            while True:
+                body = {"prompt": "Hello", "max_tokens": chance.randrange(1, 4)}
+                asked_s = loop.time()
+                async with session.post(f"{url}/v1/completions", json=body) as reply:
+                    told = await reply.read()
+                    if reply.status != 200:
+                        assert reply.status == 429, told
+                        return
+                tokens = json.loads(told)["usage"]["total_tokens"]
+                delivered.append(Got(asked_s, loop.time(), tokens))
+                if len(delivered) % CROWD == due:
+                    loop.call_later(chance.uniform(0.0, 0.01), process.send_signal, signal.SIGKILL)
+        except aiohttp.ClientError:
+            return
+
+    connector = aiohttp.TCPConnector(limit=CROWD)
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+        await asyncio.gather(*(client(session) for _ in range(CROWD)))
+
+
+def most_in_a_minute(delivered: list[Got], amounts: list[int]) -> int:
+    """Of what was asked for and was here within one minute, from each answer on."""
+    return max(
+        sum(
+            amount
+            for got, amount in zip(delivered, amounts, strict=True)
+            if first.asked_s <= got.asked_s and got.here_s < first.asked_s + MINUTE_S
+        )
+        for first in delivered
+    )
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    "terms",
+    [{"requests_per_minute": 150}, {"tokens_per_minute": 1000}, {"budget_tokens": 1000}],
+    ids=lambda terms: next(iter(terms)),
+)
+async def test_a_crowd_never_gets_more_over_crashes(tmp_path, terms):
+    database, chance = tmp_path / "keys.db", random.Random(7)
+    headers = {"authorization": f"Bearer {new_key(database, **terms)}"}
+    delivered: list[Got] = []
+    for _ in range(4):
+        with server(tmp_path, database, is_short=True) as (process, url):
+            await ask_as_a_crowd(process, url, headers, chance, delivered)
+            process.send_signal(signal.SIGKILL)
+    with server(tmp_path, database):
+        pass
+    ((name, limit),) = terms.items()
+    tokens = [got.tokens for got in delivered]
+    if name == "budget_tokens":
+        assert sum(tokens) <= limit
+    else:
+        asked = [1] * len(tokens) if name == "requests_per_minute" else tokens
+        assert most_in_a_minute(delivered, asked) <= limit
+    booked = [row for row in rows(database) if row[3] != "crashed"]
+    assert (len(booked), sum(row[1] + row[2] for row in booked)) == (len(tokens), sum(tokens))
