@@ -229,7 +229,7 @@ class Accounts:
 
     async def rotate(self, key_id: str, grace_s: float) -> NewKey:
         """Another secret for a key; raises KeyNotFound, or KeyConflict for one that was revoked."""
-        secret, now_s = make_secret(key_id), self.wall_s()
+        secret, now_s = make_secret(key_id), self.key_now_s()
         record = await self._change(key_id, lambda one: rotated(one, secret, now_s, grace_s))
         log.info("key %s was rotated", key_id)
         return NewKey(record, secret)
