@@ -26,6 +26,7 @@ from coordinator.edge.answers.served import Offer, ServedModel, Shared, make_ser
 from coordinator.edge.apis.registry import APIS
 from coordinator.edge.http import error_replies
 from coordinator.edge.http.auth import KeyGuard, Keys, Scope
+from coordinator.edge.http.below_path import BelowPath, check_prefix, prefix_text
 from coordinator.edge.http.bodies import BodyReader
 from coordinator.edge.http.error_replies import Spellers
 from coordinator.edge.http.holds import Holds
@@ -148,6 +149,14 @@ def create_app(  # noqa: PLR0913 - the one place where the edge's parts meet
     app.include_router(_guarded(app, spoken, has_keys=has_keys), dependencies=[Depends(edge.guard)])
     for scope, own in _operated(whole, metrics, (pools, pools_of, policy), keys, edge):
         app.include_router(own, dependencies=[Depends(KeyGuard(keys, scope))])
+    return _below_path(app)
+
+
+def _below_path(app: FastAPI) -> FastAPI:
+    """The last that is done: it sees a request before all others, and every route is there."""
+    if prefix := app.state.prefix:
+        check_prefix(prefix, (route.path for route in RouteList(app.routes)))
+        app.add_middleware(BelowPath, prefix=prefix)
     return app
 
 
@@ -205,18 +214,18 @@ def _spellers(apis: Sequence[Api]) -> Spellers:
 
 def _make_app(root_path: str, edge: Edge, shared: Shared) -> FastAPI:
     """Without FastAPI's own pages; `state.refused` counts what a server refuses before it is a request, `state.streams`
-    are those that can be gone on with, `state.start_threads` starts what else would start when it is needed."""
+    are those that can be gone on with, `state.start_threads` starts what else would start when it is needed, `state.prefix`
+    is the path that it is below."""
     app = FastAPI(
         title="Baton",
         version=version(),
-        root_path=root_path,
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         lifespan=_probing(LoopLag(edge.metrics.registry), edge.groups),
     )
     app.state.refused, app.state.streams = edge.metrics.rejected, edge.streams
-    app.state.start_threads = shared.side.start
+    app.state.start_threads, app.state.prefix = shared.side.start, prefix_text(root_path)
     _open_catalogue(app, edge, shared)
     return app
 

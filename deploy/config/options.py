@@ -6,6 +6,7 @@ which of them wins is decided in `deploy.config.serve_config`.
 
 from __future__ import annotations
 
+from coordinator.edge.http.below_path import prefix_text
 from deploy.config.autoscale import DEFAULT_SLO, autoscale_text, slo_text
 from deploy.config.front_door import ACCOUNTS, SECURITY, TLS
 from deploy.config.kv_store import parse_kv_store
@@ -300,7 +301,7 @@ GROUPS = {
             "how long an idle connection is kept for its client",
             metavar="SECONDS",
         ),
-        Option("root-path", str, "", "path prefix set by a proxy in front"),
+        Option("root-path", prefix_text, "", "path prefix set by a proxy in front"),
         Option(
             "transport",
             Choice("auto", "shm", "zmq", "ucx", "nixl"),

@@ -193,8 +193,7 @@ def install(app: FastAPI, metrics: EdgeMetrics, spellers: Spellers) -> None:
         request: Request, failure: Failure, headers: Mapping[str, str] | None = None
     ) -> Response:
         metrics.rejected(failure.status, failure.kind)
-        path = request.url.path.removeprefix(request.scope.get("root_path", ""))
-        body = spellers.of(path, request.headers)(failure)
+        body = spellers.of(request.url.path, request.headers)(failure)
         return Response(body, failure.status, headers, media_type="application/json")
 
     async def baton_error(request: Request, error: Any) -> Response:

@@ -55,7 +55,7 @@ STYLE = "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60re
 
 
 def describe(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
-    """The whole document."""
+    """The whole document; a server that is below a path says so."""
     document: dict[str, Any] = json.loads(json.dumps(app.openapi()))
     schemas: dict[str, Any] = {"ErrorReply": ERROR_REPLY}
     document["components"] = {"schemas": schemas}
@@ -63,6 +63,8 @@ def describe(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
         for operation in operations.values():
             _complete(path, operation)
             _hoist(operation, schemas)
+    if app.state.prefix:
+        document["servers"] = [{"url": app.state.prefix}]
     if has_keys:
         document["components"]["securitySchemes"] = {"key": KEY}
         document["security"] = [{"key": []}]

@@ -17,6 +17,7 @@ from coordinator.edge.answers.answer import AnswerRequest, SamplingWishes
 from coordinator.edge.apis.registry import APIS
 from coordinator.edge.app import create_app
 from coordinator.edge.http.auth import Principal
+from coordinator.edge.http.below_path import BelowPath
 from coordinator.edge.http.bodies import parse_object
 from coordinator.edge.http.limits import EdgeLimits
 from protocol.errors import Overloaded, WorkerLost
@@ -212,7 +213,7 @@ async def test_other_api_and_other_paths_keep_theirs(client, service, tokenizer)
 
 
 async def test_failures_are_told_in_its_shape_below_a_root_path(app):
-    transport = httpx.ASGITransport(app=app, root_path="/baton")
+    transport = httpx.ASGITransport(app=BelowPath(app, "/baton"))
     async with httpx.AsyncClient(transport=transport, base_url="http://edge") as connected:
         for path in (PATH, "/baton" + PATH):
             response = await connected.post(path)
