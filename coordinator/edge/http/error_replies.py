@@ -22,6 +22,7 @@ from protocol.errors import (
     BatonError,
     InternalError,
     InvalidRequest,
+    LedgerUnavailable,
     LimitReached,
     Overloaded,
     WorkerLost,
@@ -156,7 +157,7 @@ def failure_headers(error: BatonError) -> dict[str, str]:
         return error.headers | _patience(error) | ({} if error.may_retry else NO_RETRY)
     if isinstance(error, Overloaded):
         return _patience(error)
-    if isinstance(error, WorkerLost):
+    if isinstance(error, WorkerLost | LedgerUnavailable):  # both are tried again each second
         return {"Retry-After": "1"}
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}

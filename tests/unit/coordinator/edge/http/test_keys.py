@@ -386,6 +386,7 @@ async def test_a_full_disk_is_told_and_serves_or_refuses_as_it_was_said(
         assert "full" in accounts.state().reason
         reply = await client.post(COMPLETE, json=HELLO, headers=headers)
         assert reply.status_code == (503 if must_write else 200)
+        assert reply.headers.get("retry-after") == ("1" if must_write else None)
         waiting = accounts.state().waiting
         assert waiting > 0
         await accounts.ask(lambda db: db.connection.execute("PRAGMA max_page_count = 1000000"))
