@@ -21,9 +21,11 @@ from coordinator.edge.http.wire.server import make_server
 from protocol.errors import ConfigError
 from tests.patience import ATTEMPTS, PATIENCE_S
 
+DAY = datetime.timedelta(days=1)
 
-def certify(directory, name, *, signer=None, is_authority=False):
-    """A certificate for localhost and its key; who signed it, for others to be signed."""
+
+def certify(directory, name, *, signer=None, is_authority=False, begins=-DAY, ends=DAY):
+    """A certificate for localhost and its key; who signed it, for others to be signed. It is good from and to so long from now."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     issuer_name, issuer_key = signer or (subject, key)
@@ -34,8 +36,8 @@ def certify(directory, name, *, signer=None, is_authority=False):
         .issuer_name(issuer_name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now + begins)
+        .not_valid_after(now + ends)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
         .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
         .sign(issuer_key, hashes.SHA256())
