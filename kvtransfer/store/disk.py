@@ -11,6 +11,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 import threading
 from mmap import mmap
 from typing import TYPE_CHECKING
@@ -134,17 +135,12 @@ class Disk:
     def replace(self, name: str, data: bytes) -> None:
         """A file's whole content: the old or the new one survives a crash, never a mixture."""
         draft = self.path / f"{name}.new"
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
-        try:
-            _write_all(fd, 0, memoryview(data))
-            os.fdatasync(fd)
-        finally:
-            os.close(fd)
+        _write_new(draft, data, is_synced=True)
         draft.rename(self.path / name)
 
     def read(self, name: str) -> bytes:
         """A file's whole content."""
-        return (self.path / name).read_bytes()
+        return _read_whole(self.path / name)
 
     def sync(self) -> None:
         """New and deleted names survive from now on."""
@@ -184,13 +180,13 @@ class PathLock:
                 f"{self._path} is used by {self._owner()}: end it, or give this store a path of its own"
             ) from None
         try:
-            (self._path / OWNER).write_text(str(os.getpid()))
+            _write_new(self._path / OWNER, str(os.getpid()).encode())
         except OSError:  # it cannot be written: still ours, and who is refused learns no number
             return
 
     def _owner(self) -> str:
         try:
-            return f"process {int((self._path / OWNER).read_text())}"
+            return f"process {int(_read_whole(self._path / OWNER))}"
         except (OSError, ValueError):
             return "another process"
 
@@ -216,6 +212,31 @@ def _open_best(path: Path, flags: int) -> tuple[bool, int]:
         if flags & os.O_CREAT or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise
         return False, os.open(path, flags | os.O_RDONLY)
+
+
+def _write_new(path: Path, data: bytes, *, is_synced: bool = False) -> None:
+    """Whatever has that name goes first: a link would lead elsewhere, and a pipe keep us waiting for its reader."""
+    path.unlink(missing_ok=True)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
+    try:
+        _write_all(fd, 0, memoryview(data))
+        if is_synced:
+            os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_whole(path: Path) -> bytes:
+    """OSError for what is no plain file; nobody waits for the writer of a pipe."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        data = memoryview(bytearray(found.st_size))
+        return bytes(data[: _read_all(fd, 0, data)])
+    finally:
+        os.close(fd)
 
 
 def _address(view: memoryview) -> int:

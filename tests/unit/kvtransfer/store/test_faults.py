@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -276,3 +277,35 @@ def test_what_is_read_while_it_is_evicted_is_whole_or_a_miss(tmp_path: Path) -> 
     assert wrong == []
     assert log.stats.proofs_failed == 0
     log.close()
+
+
+def pipe(name: Path, _: Path) -> None:
+    os.mkfifo(name)
+
+
+def link(name: Path, elsewhere: Path) -> None:
+    name.symlink_to(elsewhere)
+
+
+def folder(name: Path, _: Path) -> None:
+    name.mkdir()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", [pipe, link, folder])
+@pytest.mark.parametrize("name", ["owner", "recency", "recency.new", "00000077.seg"])
+def test_what_is_no_plain_file_is_not_waited_for_and_leads_nowhere(
+    stored: Path, tmp_path: Path, name: str, what: Callable[[Path, Path], None]
+) -> None:
+    """A pipe has no writer, and a link leads to a file of somebody else's."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    (stored / name).unlink(missing_ok=True)
+    what(stored / name, elsewhere)
+    log = opened(stored)
+    there, wrong = wrong_reads(log, range(50))
+    put(log, 1000)
+    log.close()
+    assert there
+    assert not wrong
+    assert elsewhere.read_text() == "mine"
