@@ -54,7 +54,7 @@ from tests.sim.worker import BLOCK_SIZE, Policy
 
 REQUESTS = 50
 SCORING = 0.2
-STORES = (0, 0, 1)
+STORES = (0, 0, 1, 2)
 """How many there are, by chance."""
 DISK_BLOCKS = (0, 24, 512)
 """Of each store: none, one that evicts, one that does not."""
@@ -249,6 +249,8 @@ class Campaign:
                 faults += [self._stop, self._stop]
             if self.restarts_coordinator:
                 faults.append(self._restart_coordinator)
+            if self.cluster.disks:
+                faults.append(self._spoil_disk)
             await self.rng.choice(faults)()
             if self.scales:
                 await self.rng.choice([self._scale, self._scale, self._drain, self._flip])()
@@ -289,6 +291,14 @@ class Campaign:
 
     async def _corrupt(self) -> None:
         self.cluster.corrupt_next_pull()
+
+    async def _spoil_disk(self) -> None:
+        """Under a store's pool: gone for good, slow, or full, so that blocks go while they are read."""
+        disk = self.rng.choice([disk for _, disk in sorted(self.cluster.disks.items())])
+        happens = self.rng.choice(["lost", "slow", "evicting"])
+        disk.is_lost |= happens == "lost"
+        disk.evicts_during_loads |= happens == "evicting"
+        disk.load_s = 1.5 if happens == "slow" else disk.load_s
 
     async def _slow_worker(self) -> None:
         self.cluster.slow_down(self._victim(), self.rng.choice([3.0, 10.0]))
