@@ -67,12 +67,19 @@ def _own_bytes(config: ModelConfig, element_bytes: int, limits: StepLimits) -> i
     elements = config.hidden_size + qkv + 2 * heads + config.intermediate_size
     row = elements * element_bytes + (widest + GROUP) * FLOAT_BYTES
     if limits.adapts:
-        row += max(2 * config.intermediate_size, qkv, config.hidden_size) * FLOAT_BYTES
+        row += _extra_row_bytes(config)
     return limits.tokens * row
+
+
+def _extra_row_bytes(config: ModelConfig) -> int:
+    """What an adapter adds to a row of the widest product."""
+    _, qkv, _ = _widths(config)
+    return max(2 * config.intermediate_size, qkv, config.hidden_size) * FLOAT_BYTES
 
 
 def _room_bytes(config: ModelConfig, element_bytes: int, limits: StepLimits) -> int:
     """Of one lent thread: the widest result."""
     _, qkv, widest = _widths(config)
     elements = max(limits.tokens * max(widest, qkv), limits.samples * config.vocab_size)
-    return elements * element_bytes + ROUNDING_BYTES
+    extra = limits.tokens * _extra_row_bytes(config) if limits.adapts else 0
+    return max(elements * element_bytes, extra) + ROUNDING_BYTES

@@ -12,19 +12,20 @@ INLINE int64_t NAME(widest)(const Decoder *d) {
     return widest > inner ? widest : inner;
 }
 
-/* Bytes of the largest result of an operation. */
-INLINE int64_t NAME(room_bytes)(const Decoder *d, int64_t tokens, int64_t samples) {
-    int64_t qkv = d->layers[0].qkv.outputs, widest = NAME(widest)(d);
-    int64_t elements = tokens * (widest > qkv ? widest : qkv), logits = samples * d->head.outputs;
-    return ((elements > logits ? elements : logits) * (int64_t)sizeof(TYPE) + 63) / 64 * 64;
-}
-
 /* Bytes of what adapters add to the sums of so many rows. A last panel reads beyond. */
 INLINE int64_t NAME(extra_bytes)(const Decoder *d, int64_t adapted) {
     int64_t gated = 2 * d->layers[0].gate_up.outputs, qkv = d->layers[0].qkv.outputs;
     int64_t widest = gated > qkv ? gated : qkv;
     if (d->hidden > widest) widest = d->hidden;
     return adapted ? (adapted * widest * 4 + BYTES + 63) / 64 * 64 : 0;
+}
+
+/* Bytes of the largest result of an operation. */
+INLINE int64_t NAME(room_bytes)(const Decoder *d, int64_t tokens, int64_t samples, int64_t adapted) {
+    int64_t qkv = d->layers[0].qkv.outputs, widest = NAME(widest)(d), extra = NAME(extra_bytes)(d, adapted);
+    int64_t elements = tokens * (widest > qkv ? widest : qkv), logits = samples * d->head.outputs;
+    int64_t bytes = ((elements > logits ? elements : logits) * (int64_t)sizeof(TYPE) + 63) / 64 * 64;
+    return bytes > extra ? bytes : extra;
 }
 
 /* Bytes of a row of x as floats or as bytes, where products want it so. */
@@ -42,7 +43,7 @@ INLINE int64_t NAME(own_bytes)(const Decoder *d, int64_t tokens, int64_t adapted
 /* Bytes of scratch for a step of so many tokens, of which so many are sampled and so many have adapters, with so many
    lent threads. */
 int64_t NAME(scratch_bytes)(const Decoder *d, int64_t tokens, int64_t samples, int64_t helpers, int64_t adapted) {
-    return NAME(own_bytes)(d, tokens, adapted) + 64 + helpers * NAME(room_bytes)(d, tokens, samples);
+    return NAME(own_bytes)(d, tokens, adapted) + 64 + helpers * NAME(room_bytes)(d, tokens, samples, adapted);
 }
 
 /* Rows that have adapters, and what has room for them. */
@@ -92,7 +93,7 @@ void NAME(forward)(const Step *s) {
     char *behind = (char *)wide + rows * NAME(wide_bytes)(d);
     NAME(Adapted) adapted = {.extra = (float *)aligned(behind)};
     begin_lending(s->team, aligned((char *)s->scratch + NAME(own_bytes)(d, rows, num_adapted)),
-                  NAME(room_bytes)(d, rows, s->num_samples));
+                  NAME(room_bytes)(d, rows, s->num_samples, num_adapted));
     for (int64_t i = 0; i < d->num_layers; i++) {
         const Layer *layer = d->layers + i;
         NAME(norm)(residual, layer->input_norm, normed, rows, hidden, d->epsilon, s->num_threads);

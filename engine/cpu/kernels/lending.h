@@ -39,6 +39,7 @@ typedef struct Work {
     int64_t items, own_items, lent_items; /* of which a thread takes so many at once, at most */
     int64_t num_threads, layer;
     Product product;           /* what is multiplied, */
+    int64_t place, sampled;    /* what its adapters are; see adapters.h */
     const Step *step;          /* or attended to */
     const void *query;
     void *out;
