@@ -27,6 +27,7 @@ library._FLAGS = ("-O1", "-g", "-fopenmp", "-ffp-contract=off", "-fsanitize=addr
 target, cache, dtypes = sys.argv[1], Path(sys.argv[2]), sys.argv[3:]
 import torch
 import tests.unit.engine.cpu.driving as driving
+import tests.unit.engine.cpu.test_adapter_kernels as adapters
 import tests.unit.engine.cpu.test_cpu_kernels as kernels
 import tests.unit.engine.cpu.test_lending as lending
 import tests.unit.engine.cpu.test_quantized_kernels as quantized
@@ -46,6 +47,8 @@ for dtype in (getattr(torch, name) for name in dtypes):
             dtype, True, outputs, inputs, target)
     quantized.test_a_gated_product_of_bytes_is_gated_after_its_sums(dtype, True, 48, target)
     quantized.test_what_is_no_number_stays_in_its_row(dtype, float("nan"), 40, target)
+    for threads in (1, 3):
+        adapters.test_adapters_of_a_step_equal_the_reference_and_each_sequence_alone(dtype, target, threads)
 lender = lending.Lender(cache, lending.kernels_for(torch.bfloat16, target))
 lending.test_what_others_computed_has_the_same_bits(lambda *_: lender, "added", target, torch.bfloat16)
 lender.team.close()
