@@ -36,6 +36,10 @@ class Matcher(Protocol):
         """Go on by a token; False when the grammar has no such way."""
         ...
 
+    def permits(self, token_id: int) -> bool:
+        """Whether `accept` would go on by it, and `fill` would name it; changes nothing."""
+        ...
+
     def fill(self, bits: Bits) -> None:
         """Write which tokens may come next: bit i of word w is token 32 w + i."""
         ...
@@ -72,6 +76,7 @@ class Guide:
         self._end_bits = _bits_of(self._ends, len(self._bits))
         self._has_text = False
         self._is_current = False
+        self._permitted: int | None = None
 
     def accept_all(self, token_ids: Iterable[int]) -> None:
         """Tokens that were emitted before."""
@@ -94,12 +99,13 @@ class Guide:
             told = TOO_MUCH_WORK if self.is_dead_end else f"token {token_id} is not allowed here"
             self.failure = f"the answer's grammar: {told}"
         else:
-            self._is_current = False
+            self._is_current, self._permitted = False, None
 
     def _was_allowed(self, token_id: int) -> bool:
-        """Whether the mask of this place has it: then it is the matcher that gave up."""
+        """Whether the mask of this place has it, or would: then it is the matcher that gave up."""
         word, bit = divmod(token_id, WORD_BITS)
-        return self._is_current and bool(int(self._bits[word]) >> bit & 1)
+        is_named = self._is_current and bool(int(self._bits[word]) >> bit & 1)
+        return is_named or token_id == self._permitted
 
     def _conclude(self) -> None:
         """Whether nothing may follow; only where an answer may end that needs to be looked at."""
@@ -113,6 +119,17 @@ class Guide:
         if not (has_text or bits.any()):
             self.failure, self.is_dead_end = f"the answer's grammar: {NO_WAY_ON}", True
         return bits
+
+    def permits(self, token_id: int) -> bool:
+        """Whether the mask has this token, found without making a mask; False also for what may end an answer."""
+        if (
+            self.failure is not None
+            or token_id in self._ends
+            or not self._matcher.permits(token_id)
+        ):
+            return False
+        self._permitted = token_id
+        return True
 
     def _find_text(self) -> bool:
         """Whether a token that is text may come next."""

@@ -79,6 +79,10 @@ class LlguidanceMatcher:
         self._token_ids.append(token_id)
         return self._matcher.consume_token(token_id) or self._is_well_again()
 
+    def permits(self, token_id: int) -> bool:
+        """See Matcher. Out of fuel it does not say so."""
+        return self._matcher.validate_tokens([token_id]) == 1
+
     def fill(self, bits: Bits) -> None:
         """See Matcher. Out of fuel, nothing is allowed."""
         self._matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)

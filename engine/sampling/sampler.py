@@ -34,12 +34,14 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
     """The next token of each sequence from [S, vocab] float32 logits; InternalError if they are not numbers."""
     if not sequences:
         return []
-    for row, sequence in enumerate(sequences):
-        forbid_by_grammar(logits[row], sequence)
-    numbers = logits.numpy(force=True)
+    numbers = logits.numpy()
     best = numbers.argmax(
         axis=-1
     )  # the first of equals, or of what is not a number; torch takes ten times as long
+    for row, sequence in enumerate(sequences):
+        if sequence.guide is not None and not _stands(numbers[row, best[row]], best[row], sequence):
+            forbid_by_grammar(numbers[row], sequence)
+            best[row] = numbers[row].argmax()
     if not np.isfinite(np.take_along_axis(numbers, best[:, None], axis=-1)).all():
         raise InternalError("the model computed logits that are not finite numbers")
     greedy: list[int] = best.tolist()
@@ -51,14 +53,21 @@ def sample(logits: torch.Tensor, sequences: SequenceOf[Sequence]) -> list[Sample
     ]
 
 
-def forbid_by_grammar(logits: torch.Tensor, sequence: Sequence) -> None:
+def _stands(value: np.float32, best_id: np.intp, sequence: Sequence) -> bool:
+    """Whether the best of all tokens is the answer, and its grammar lets it through: then no mask would change it."""
+    guide = sequence.guide
+    assert guide is not None, "only an answer within a grammar is asked"
+    return bool(np.isfinite(value)) and is_plain_greedy(sequence) and guide.permits(int(best_id))
+
+
+def forbid_by_grammar(logits: FloatArray, sequence: Sequence) -> None:
     """Nothing but what may come next in the sequence's grammar; writes to `logits` [vocab]. Where nothing may, the
     guide says so: whatever is chosen then is told to nobody."""
-    if sequence.guide is None:
-        return
-    bits = sequence.guide.mask()
-    if sequence.guide.failure is None:
-        forbid(logits.numpy(), bits)
+    guide = sequence.guide
+    assert guide is not None, "only an answer within a grammar is asked"
+    bits = guide.mask()
+    if guide.failure is None:
+        forbid(logits, bits)
 
 
 def is_plain_greedy(sequence: Sequence) -> bool:
