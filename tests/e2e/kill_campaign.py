@@ -1,6 +1,6 @@
 """A worker that dies at any token of an answer changes none: grammars, tools, several choices with seeds and penalties.
 
-usage: python -m tests.e2e.kill_campaign [--pd SIZES] [--waves N] [--streams N] [--seed S] [CASE …]
+usage: python -m tests.e2e.kill_campaign [--thinks] [--pd SIZES] [--waves N] [--streams N] [--seed S] [CASE …]
 
 What one pool says (0p1d) is the measure. Two pools are asked the same, first in peace and then in waves: streams that start so
 many tokens apart that the death of their worker finds each of them at another token, one that no wave has tried yet. A server
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.e2e.grammar_cases import ASKED, HABIT, MESSAGES, PENALTIES, SAMPLED, TOOLS
 from tests.e2e.server import Server
-from tests.e2e.stream_campaign import CHAT, events_of, openai
+from tests.e2e.stream_campaign import CHAT, ENDS_THOUGHTS, THINKING, events_of, openai
 from tests.patience import PATIENCE_S, until
 
 if TYPE_CHECKING:
@@ -56,10 +56,18 @@ CASES: dict[str, Fields] = {
     "several calls": {"messages": MESSAGES, "n": 2} | ASKED["required"] | PENALTIES,
 }
 
+THOUGHTS: dict[str, Fields] = {
+    f"thought, {name}": {"messages": [{"role": "user", "content": "Ada <think>"}]}
+    | ENDS_THOUGHTS
+    | ASKED[name]
+    for name in ("json_schema", "regex", "required", "auto")
+}
+"""For a server that looks for thoughts: what follows them is kept to a form, or calls."""
+
 
 def body_of(name: str) -> Fields:
     """What is asked."""
-    return SAMPLED | {"seed": 1} | CASES[name]
+    return SAMPLED | {"seed": 1} | (CASES | THOUGHTS)[name]
 
 
 def whole(server: Server, name: str) -> Folded:
@@ -239,9 +247,9 @@ def campaign(
                     outcome.streams += 1
                     outcome.replayed += stream.replays() > 0
                     if told := stream.difference(expected[stream.name]):
-                        outcome.differences.append(
-                            f"{stream.name}, {role} died at {stream.died_at}: {told}"
-                        )
+                        found = f"{stream.name}, {role} died at {stream.died_at}: {told}"
+                        outcome.differences.append(found)
+                        print(found[:3000], flush=True)
                 outcome.deaths += 1
                 print(
                     f"{outcome.deaths} deaths, {places.left()} of {places.count} places left",
@@ -261,26 +269,25 @@ def main() -> int:
     """Exit status 1 for any difference."""
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", metavar="CASE")
+    parser.add_argument("--thinks", action="store_true", help="cases of thoughts")
     parser.add_argument("--pd", default="1p1d")
     parser.add_argument("--waves", type=int, default=40)
     parser.add_argument("--streams", type=int, default=48)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    memory = ("--kv-cache-memory", "512MiB")
-    names = arguments.cases or list(CASES)
-    with Server("--pd", "0p1d", *memory) as server:
+    options = ("--kv-cache-memory", "512MiB", *(THINKING if arguments.thinks else ()))
+    names = arguments.cases or list(THOUGHTS if arguments.thinks else CASES)
+    with Server("--pd", "0p1d", *options) as server:
         expected = {name: whole(server, name) for name in names}
-    with Server("--pd", arguments.pd, *memory) as server:
+    with Server("--pd", arguments.pd, *options) as server:
         peaceful = [name for name in names if whole(server, name) != expected[name]]
-    servers = functools.partial(Server, "--pd", arguments.pd, *memory)
+    servers = functools.partial(Server, "--pd", arguments.pd, *options)
     outcome = campaign(servers, expected, arguments.waves, arguments.streams, arguments.seed)
-    for difference in outcome.differences:
-        print(difference[:3000])
-    outcome.differences = [*(f"in peace: {name}" for name in peaceful), *outcome.differences]
+    print(*(f"differs in peace: {name}" for name in peaceful), sep="\n")
+    count = len(peaceful) + len(outcome.differences)
     ends = {name: own[0]["finish_reason"] for name, own in expected.items()}
-    counts = dataclasses.asdict(outcome) | {"differences": len(outcome.differences)}
-    print(json.dumps(counts | {"ends": ends}))
-    return 1 if outcome.differences else 0
+    print(json.dumps(dataclasses.asdict(outcome) | {"differences": count, "ends": ends}))
+    return 1 if count else 0
 
 
 if __name__ == "__main__":
