@@ -119,7 +119,7 @@ INLINE void NAME(mix_block)(const int rows, const int vectors, const int ahead, 
             if (ahead)
 #pragma GCC unroll 4
                 for (int v = 0; v < vectors; v++)
-                    __builtin_prefetch(next->values[g] + k * dim + first + v * LANES);
+                    ask_for_kv(next->values[g] + k * dim + first + v * LANES);
 #pragma GCC unroll 6
             for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -213,7 +213,7 @@ INLINE void NAME(soften)(const float *scores, TYPE *weights, float *output, floa
    own prefetcher does not see them coming, and asked for all at once they would be waited for. */
 INLINE void NAME(prefetch_keys)(const NAME(Tile) *tile, int64_t low, int64_t high) {
     for (int64_t k = low; k < high; k++)
-        for (int64_t g = 0; g < tile->groups; g++) __builtin_prefetch(tile->keys[g] + k * tile->stride);
+        for (int64_t g = 0; g < tile->groups; g++) ask_for_kv(tile->keys[g] + k * tile->stride);
 }
 
 INLINE void NAME(prefetch_values)(const NAME(Tile) *tile, int64_t dim) {

@@ -6,6 +6,7 @@
 
 #include "decoder.h"
 #include "vector.h"
+#include "ahead.h"
 #include "tiles.h"
 #include "lending.h"
 #include "quantized.h"

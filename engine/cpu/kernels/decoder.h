@@ -8,7 +8,6 @@
 #define MAX_ROWS 48   /* query rows (tokens x heads of one KV head) per tile */
 #define MAX_DIM 256   /* head_dim */
 #define MATRIX_ROWS 32 /* rows of a product that are in tile registers at once; see tiles.h */
-#define AHEAD_WORDS 2048 /* how far before its use a panel is asked for */
 #define CACHED_BYTES (576 << 10) /* of rows that stay in the second cache while a matrix passes by */
 
 /* A matrix in panels; see product.h. */

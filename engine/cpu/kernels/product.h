@@ -77,10 +77,7 @@ INLINE void NAME(panel_rows)(const int rows, const int ahead, const uint32_t *x,
     for (int64_t k = 0; k < words; k++) {
         const uint32_t *column = panel + k * PANEL;
         vu first = *(const vu_any *)column, second = *(const vu_any *)(column + LANES);
-        if (ahead) {
-            __builtin_prefetch(column + AHEAD_WORDS);
-            if (BYTES == 64) __builtin_prefetch(column + AHEAD_WORDS + LANES);
-        }
+        if (ahead) ask_for_panel(rows, column);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
             const uint32_t *word = x + (r * words + k) * X_WORDS;

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from engine.cpu.backend import PlainBackend, find_kernels
-from engine.cpu.kernel_library import Kernels, KernelsUnavailable, without_slow_products
+from engine.cpu.kernel_library import (
+    Kernels,
+    KernelsUnavailable,
+    asking_ahead,
+    without_slow_products,
+)
 from engine.model.decoder import LayerWeights
 from engine.model.ragged_batch import RaggedBatch
 from engine.model.rope import rope_table
@@ -275,8 +280,25 @@ def test_bfloat16_products_that_are_slower_than_fused_ones_are_avoided(
     assert bool(without_slow_products(cpuinfo)) is is_avoided
 
 
+@pytest.mark.parametrize(
+    ("vendor", "family", "flags", "is_asked"),
+    [
+        ("AuthenticAMD", 25, "fpu avx512f avx512_bf16", True),
+        ("AuthenticAMD", 25, "fpu avx2", False),
+        ("AuthenticAMD", 26, "fpu avx512f avx512_bf16", False),
+        ("GenuineIntel", 6, "fpu avx512f avx512_bf16", False),
+    ],
+)
+def test_the_second_cache_is_asked_where_that_was_faster(
+    vendor: str, family: int, flags: str, is_asked: bool
+) -> None:
+    cpuinfo = f"vendor_id\t: {vendor}\ncpu family\t: {family}\nflags\t\t: {flags}\n"
+    assert asking_ahead(cpuinfo) == (("-DSECOND_CACHE_FIRST",) if is_asked else ())
+
+
 def test_other_architectures_avoid_nothing() -> None:
-    assert without_slow_products("processor\t: 0\nFeatures\t: fp asimd bf16\n") == ()
+    cpuinfo = "processor\t: 0\nFeatures\t: fp asimd bf16\n"
+    assert (without_slow_products(cpuinfo), asking_ahead(cpuinfo)) == ((), ())
 
 
 SHAPES = [(1, 16), (15, 96), (64, 48), (100, 576), (33, 1504)]
