@@ -53,7 +53,7 @@ class Gate:
         self.refused = refused or (lambda _status, _kind: None)
         self.most_descriptors, self.last_descriptors = served_descriptors()
         self.heads = WaitingRoom[Connection](self.limits.head_deadline_s, Connection.head_is_late)
-        self.idle = WaitingRoom[Connection](self.limits.keep_alive_s, Connection.end)
+        self.idle = WaitingRoom[Connection](self.limits.keep_alive_s, Connection.idle_too_long)
         self.lingering = WaitingRoom[Connection](self.limits.linger_s, Connection.abort)
 
     def forget(self, connection: Connection) -> None:
@@ -69,7 +69,7 @@ class Gate:
         if idle is None:
             return False
         self.idle.leave(idle)
-        idle.end()
+        idle.idle_too_long()
         return True
 
 
@@ -168,7 +168,12 @@ class Connection(HttpToolsProtocol):
             seconds = f"{self._gate.limits.head_deadline_s:g}"
             self._refuse(WireRefusal(408, f"the request's head did not arrive within {seconds} s"))
         else:
-            self.end()
+            self.abort()  # over TLS, an end waits for the client's
+
+    def idle_too_long(self) -> None:
+        """Nothing is under way: over TLS, who does not answer the end of it has as long as who lingers."""
+        self.end()
+        self._enter_lingering()
 
     # ---- bytes to requests
 

@@ -6,6 +6,7 @@ import asyncio
 import datetime
 import logging
 import shutil
+import socket
 import ssl
 import subprocess
 from contextlib import suppress
@@ -16,7 +17,7 @@ import pytest
 
 from coordinator.edge.http.tls import Tls, TlsFiles
 from coordinator.edge.http.wire.limits import WireLimits
-from tests.patience import PATIENCE_S
+from tests.patience import PATIENCE_S, until
 from tests.unit.coordinator.edge.http.test_tls import (
     DAY,
     ask,
@@ -84,6 +85,40 @@ async def test_who_begins_a_handshake_and_stops_costs_nobody_else_anything(tmp_p
         assert (await ask(port, trusting(cert))).status_code == 200
     assert "Traceback" not in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def open_descriptors() -> int:
+    """Of this process, server and client."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def handshaken(port, context, told: bytes) -> ssl.SSLSocket:
+    """A connection after its handshake, on which so much was said."""
+    plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+    secured = context.wrap_socket(plain, server_hostname="localhost")
+    secured.sendall(told)
+    return secured
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"GET /v1/models HTTP/1.1\r\nhost: x", id="half a head"),
+        pytest.param(b"GET /live HTTP/1.1\r\nhost: localhost\r\n\r\n", id="idle after an answer"),
+    ],
+)
+async def test_who_is_silent_after_the_handshake_is_not_waited_for(tmp_path, told):
+    """Such a client answers the end of TLS as little as anything else."""
+    cert, key, _ = certify(tmp_path, "one")
+    limits = WireLimits(head_deadline_s=1.0, keep_alive_s=1.0, linger_s=1.0)
+    async with serving(Tls(TlsFiles(cert, key)), limits=limits) as port:
+        before = open_descriptors()
+        secured = await asyncio.to_thread(handshaken, port, trusting(cert), told)
+        await asyncio.to_thread(
+            until, lambda: open_descriptors() <= before + 1, "its end", 15.0
+        )  # asyncio's own patience is 30 s
+        secured.close()
 
 
 def renegotiated(port) -> str:
