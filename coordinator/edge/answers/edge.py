@@ -15,6 +15,7 @@ from coordinator.edge.answers.generation_run import GenerationRun
 from coordinator.edge.answers.own_deployment import asked_of, tokens_of
 from coordinator.edge.answers.responses import ResumableResponse, StreamResponse, WholeResponse
 from coordinator.edge.answers.resumable import StreamGone
+from coordinator.edge.http.error_replies import Forbidden
 from coordinator.edge.http.holds import keep
 from coordinator.edge.http.request_ids import label_of
 from coordinator.edge.telemetry.request_record import RequestFacts
@@ -159,11 +160,15 @@ class Edge:
         its key does not allow; comes before anything is computed for the request."""
         known = self.own_names if not among_groups else self.all_names()
         if name is not None and name not in known:
-            if principal.may_use(name) and self.group_of(name) is not None:
+            principal.check_model(name)  # whether it is there is nobody's who may not use it
+            if self.group_of(name) is not None:
                 told = f"{name!r} is a group of deployments; this can be asked of a model only"
                 raise ModelNotFound(told, "model")
             served = _listed(self.names_for(principal)) or "none that this API key may use"
             raise ModelNotFound(f"the model {name!r} is not served here; served: {served}", "model")
+        if name is None and not principal.may_use(self.default_name):
+            told = "this request names no model, and this API key may not use the first one: name another"
+            raise Forbidden(told, "model_not_allowed")
         meant = name or self.default_name
         self._check_allowed(principal, meant)
         return meant

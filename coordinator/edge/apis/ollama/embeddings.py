@@ -111,7 +111,7 @@ class EmbeddingRoutes:
         """Read the texts and embed each; no text loads the model."""
         edge, arrival_s = self._edge, self._edge.clock.now_s()
         asked = await edge.bodies.read(request, parse)
-        served = model_of(asked.model or asked.name, edge.all_names())
+        served = model_of(asked.model or asked.name, edge.names_for(principal))
         called = asked.model or asked.name
         model = edge.model_for(principal, served, among_groups=True)
         field = "prompt" if is_old else "input"

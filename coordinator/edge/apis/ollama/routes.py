@@ -174,7 +174,7 @@ class AnswerRoutes:
 
 def meant(edge: Edge, principal: Principal, asked: AnswerBody | ModelRequest) -> str:
     """The served name: what keys, prices and the ledger know, whatever the client calls it."""
-    name = model_of(asked.model or asked.name, edge.all_names())
+    name = model_of(asked.model or asked.name, edge.names_for(principal))
     return edge.model_for(
         principal, name, among_groups=isinstance(asked, ChatRequest | GenerateRequest)
     )

@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.accounts.terms import KeyTerms
 from coordinator.edge.http.route_list import RouteList
+from tests.unit.coordinator.edge.http.all_options import everything
 from tests.unit.coordinator.edge.http.test_keys import OPEN, bearer, edge, needed
 
 GENERATE = {"prompt": "Hello", "stream": False}
@@ -110,8 +111,8 @@ async def test_a_key_of_other_models_learns_of_none_and_has_nothing_computed(
 async def test_a_name_that_is_not_served_is_told_what_the_key_may_use_only(served_model, tmp_path):
     async with edge(served_model, tmp_path) as (client, accounts, _):
         for models, told in (
-            (("other",), "none that this API key may use"),
-            (("tiny-alias", "other"), "served: tiny-alias"),
+            (("elsewhere",), "none that this API key may use"),
+            (("tiny-alias", "elsewhere"), "served: tiny-alias"),
             ((), "served: tiny, tiny-alias"),
         ):
             headers = bearer((await accounts.create(KeyTerms(models=models))).secret)
@@ -119,6 +120,55 @@ async def test_a_name_that_is_not_served_is_told_what_the_key_may_use_only(serve
             reply = await client.post("/v1/completions", json=body, headers=headers)
             assert reply.status_code == 404
             assert reply.json()["error"]["message"].endswith(told)
+
+
+NEVER = "never-there"
+GUESSED = ("tiny", "tiny-alias", "group", "acme-legal", "acme:latest")
+"""What others are served: a model and its other name, a group, an adapter, a name with a tag of its own."""
+
+
+async def test_who_guesses_names_of_others_learns_not_even_that_they_are_there(
+    served_model, tmp_path
+):
+    options = everything(tmp_path)
+    for name in GUESSED[-2:]:
+        await options["adapters"].load(name, "/somewhere")
+    async with edge(served_model, tmp_path, **options) as (client, accounts, _):
+        headers = bearer((await accounts.create(KeyTerms(models=("other",)))).secret)
+
+        async def told(method, template, name):
+            body = ASKED.get((method, template))
+            path = template.replace("{model_id:path}", name)
+            body = None if body is None else body | {"model": name}
+            answers = [await client.request(method, path, json=body, headers=headers)]
+            if "/models" in path:
+                version = headers | {"anthropic-version": "2023-06-01"}
+                answers.append(await client.request(method, path, headers=version))
+            bare = name.removesuffix(":latest")
+            return [
+                (one.status_code, one.text.replace(name, "NAME").replace(bare, "NAME"))
+                for one in answers
+            ]
+
+        for method, template in ASKED:
+            if template == "/tokenizer_info":
+                continue
+            for name in GUESSED:
+                never = NEVER + (":latest" if name.endswith(":latest") else "")
+                mine = await told(method, template, name)
+                assert mine == await told(method, template, never), (template, name)
+                assert all(status == 403 for status, _ in mine), (template, mine)
+            for _, text in await told(method, template, NEVER):
+                assert not any(name in text for name in GUESSED)
+
+
+async def test_who_names_no_model_is_not_told_whose_answers(served_model, tmp_path):
+    async with edge(served_model, tmp_path) as (client, accounts, _):
+        headers = bearer((await accounts.create(KeyTerms(models=("other",)))).secret)
+        reply = await client.post("/v1/completions", json={"prompt": "Hello"}, headers=headers)
+        assert reply.status_code == 403
+        assert reply.json()["error"]["code"] == "model_not_allowed"
+        assert "tiny" not in reply.text
 
 
 async def test_lists_have_the_models_of_the_key(served_model, tmp_path):
