@@ -110,6 +110,8 @@ class Section:
         found: dict[str, tuple[str, ...]] = {}
         for one in told:
             for group, others in one.items():
+                if str(group) in found:
+                    self.refuse(f"{name}.{group}", "is there twice")
                 found[str(group)] = self._several(f"{name}.{group}", others)
         return found
 

@@ -14,10 +14,9 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-import yaml
-
+from coordinator.upstreams.documents import read_document
 from coordinator.upstreams.sections import Section
 from protocol.errors import ConfigError
 
@@ -54,8 +53,22 @@ BASES = {
 }
 KEYS = {Provider.OPENAI: "OPENAI_API_KEY", Provider.ANTHROPIC: "ANTHROPIC_API_KEY"}
 """The variables that hold a key where none is given."""
+BASE_VARIABLES = {
+    Provider.OPENAI: ("OPENAI_BASE_URL", "OPENAI_API_BASE"),
+    Provider.ANTHROPIC: ("ANTHROPIC_API_BASE", "ANTHROPIC_BASE_URL"),
+    Provider.HOSTED_VLLM: ("HOSTED_VLLM_API_BASE",),
+}
+"""The variables that hold an address where none is given, as LiteLLM looks for them."""
+ELSEWHERE = {
+    "general_settings": "is LiteLLM's own server's; here keys are --keys-db and --admin-api-key",
+    "environment_variables": "is not read: set them in the server's environment",
+    "include": "is not read: write one file",
+}
 KNOWN_NAMES = {
     "gpt-": Provider.OPENAI,
+    "chatgpt-": Provider.OPENAI,
+    "ft:gpt-": Provider.OPENAI,
+    "text-embedding-": Provider.OPENAI,
     "o1": Provider.OPENAI,
     "o3": Provider.OPENAI,
     "o4": Provider.OPENAI,
@@ -121,9 +134,9 @@ def read_settings(path: Path, variables: Mapping[str, str]) -> RouterSettings:
     if len(text) > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: is larger than {MAX_FILE_BYTES} bytes")
     try:
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is no YAML: {' '.join(str(error).split())[:300]}") from error
+        values = read_document(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: is no YAML: {error}") from error
     return _Reader(str(path), variables).settings(values)
 
 
@@ -153,6 +166,9 @@ class _Reader:
         common = self._common(router, lite)
         drops = lite.switch("drop_params")
         entries = top.get("model_list")
+        for name, why in ELSEWHERE.items():
+            if top.has(name):
+                top.refuse(name, why)
         top.done()
         if not isinstance(entries, list) or not entries:
             top.refuse("model_list", "must be a list of deployments")
@@ -243,12 +259,6 @@ class _Reader:
         drops: bool,
     ) -> DeploymentSettings:
         provider, model = self._model(params)
-        headers = params.within("extra_headers").texts()
-        for name, value in headers.items():
-            if not HEADER_NAME.fullmatch(name) or not value.isascii() or not value.isprintable():
-                params.refuse(f"extra_headers.{name[:80]!r}", "must be a name and printable text")
-        if organization := params.get("organization"):
-            headers["OpenAI-Organization"] = str(organization)
         timeout_s = params.seconds("timeout") or defaults[0]
         settings = DeploymentSettings(
             deployment_id=deployment_id,
@@ -257,7 +267,7 @@ class _Reader:
             model=model,
             api_base=self._base(params, provider),
             api_key=self._key(params, provider),
-            headers=headers,
+            headers=self._headers(params),
             weight=params.number("weight"),
             order=1 if (order := params.whole("order")) is None else order,
             rpm=params.whole("rpm", 1),
@@ -283,7 +293,18 @@ class _Reader:
         return known, params.text("model")
 
     @staticmethod
-    def _base(params: Section, provider: Provider) -> str:
+    def _headers(params: Section) -> dict[str, str]:
+        headers = params.within("extra_headers").texts()
+        for name, value in headers.items():
+            if not HEADER_NAME.fullmatch(name) or not _is_plain(value):
+                params.refuse(f"extra_headers.{name[:80]!r}", "must be a name and printable text")
+        if params.get("organization") is not None:
+            headers["OpenAI-Organization"] = params.text("organization")
+            if not _is_plain(headers["OpenAI-Organization"]):
+                params.refuse("organization", "must be printable text")
+        return headers
+
+    def _base(self, params: Section, provider: Provider) -> str:
         name = "api_base" if params.has("api_base") else "base_url"
         others = {"api_base", "base_url"} - {name}
         base = params.get(name)
@@ -294,15 +315,23 @@ class _Reader:
             if base is not None:
                 params.refuse(name, "makes no sense for our own pools")
             return ""
-        base = base if base is not None else BASES.get(provider)
+        if base is None:
+            name, base = self._usual_base(provider)
         if not isinstance(base, str):
             params.refuse("api_base", "is missing")
-        parts = urlsplit(base)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        parts = _parts_of(base)
+        if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
             params.refuse(name, "must be a URL such as http://host:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             params.refuse(name, "must hold no credentials and no query: keys go into api_key")
-        return base.rstrip("/")
+        base = base.rstrip("/")
+        return base.removesuffix("/v1/messages") if provider is Provider.ANTHROPIC else base
+
+    def _usual_base(self, provider: Provider) -> tuple[str, str | None]:
+        for variable in BASE_VARIABLES[provider]:
+            if told := self._variables.get(variable):
+                return f"api_base, which is {variable},", told
+        return "api_base", BASES.get(provider)
 
     def _key(self, params: Section, provider: Provider) -> str:
         key = params.get("api_key")
@@ -313,12 +342,15 @@ class _Reader:
                     params.refuse("api_key", f"is missing, and {variable} is not set")
                 return self._variables[variable]
             return ""
-        if not isinstance(key, str) or not key.isascii() or not key.isprintable():
+        if not isinstance(key, str) or not _is_plain(key):
             params.refuse("api_key", "must be printable text")
         return key
 
     def _check_groups(self, settings: RouterSettings) -> None:
         groups = {deployment.group for deployment in settings.deployments}
+        if both := next((alias for alias in settings.aliases if alias in groups), None):
+            told = f"has {both!r}, which is a model_name itself"
+            raise ConfigError(f"{self._where}: model_group_alias {told}")
         named = {
             "fallbacks": settings.fallbacks,
             "context_window_fallbacks": settings.context_fallbacks,
@@ -333,3 +365,20 @@ class _Reader:
                 if wrong:
                     told = f"names {wrong[0]!r}, which is no model_name of model_list"
                     raise ConfigError(f"{self._where}: {field_name} {told}")
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a header can have it."""
+    return text.isascii() and text.isprintable()
+
+
+def _parts_of(url: str) -> SplitResult | None:
+    """Of a URL as it goes over the wire; None for what is none."""
+    if not _is_plain(url) or " " in url:
+        return None
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts

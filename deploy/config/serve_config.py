@@ -239,16 +239,18 @@ def parse_yaml(option: Option, raw: Any, where: str) -> Any:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The options a YAML file sets, under their proper names, and `models`; ConfigError on unknown keys."""
-    import yaml  # noqa: PLC0415 - 30 ms that only a config file costs
+    from coordinator.upstreams.documents import read_document  # noqa: PLC0415 - 30 ms that only a config file costs
 
     if not path.is_file():
         raise ConfigError(f"--config: there is no file {path}")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = read_document(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not YAML: it is not in UTF-8") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
     if document is None:
         return {}
     if not isinstance(document, dict):
