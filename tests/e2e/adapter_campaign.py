@@ -26,7 +26,7 @@ import httpx
 import transformers
 
 from tests.adapter_files import merged, write_adapter
-from tests.e2e.random_clients import LONG, PROMPTS, SHORT, Oracle, RandomClients
+from tests.e2e.random_clients import BLOCKS, LONG, PROMPTS, SHORT, Oracle, RandomClients
 from tests.e2e.random_model import write_random_model
 from tests.e2e.server import Server
 from tests.patience import PATIENCE_S, until
@@ -123,16 +123,18 @@ class Campaign(RandomClients):
     def reload(self, client: httpx.Client, chance: random.Random) -> None:
         """A content comes in place of another, and is asked at once, twice: computed, and out of the cache."""
         own = f"own-{os.getpid()}-{id(client)}"
-        name, prompt = chance.choice(list(self._files.sources)), chance.choice(PROMPTS)
+        name = chance.choice(list(self._files.sources))
         body = {"lora_name": own, "lora_path": str(self._files.sources[name])}
         more = {"load_inplace": True, "base_model_name": self._files.bases[name]}
         if not self.is_answer(own, client.post("/v1/load_lora_adapter", json=body | more)):
             return
         for _ in range(2):
-            reply = client.post("/v1/completions", json=self.completion(own, prompt, SHORT))
+            reply = client.post("/v1/completions", json=self.completion(own, BLOCKS, SHORT))
             if self.is_answer(own, reply):
                 tokens = reply.json()["choices"][0]["token_ids"]
-                expected = self.oracle.tokens[name, prompt][:SHORT]
+                cached = reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+                self.counts["found in a cache"] += cached > 0
+                expected = self.oracle.tokens[name, BLOCKS][:SHORT]
                 if tokens != expected:
                     self.failed(f"{own}, now {name}, says {tokens} instead of {expected}")
 

@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 
     Kind = Callable[[httpx.Client, random.Random], None]
 
-PROMPTS = ("Once upon a time there was", "def main():\n", "The capital of France", "1, 2, 3, 4,")
+BLOCKS = (
+    "Alice was beginning to get very tired of sitting by her sister on the bank, and of having nothing to do: "
+    "once or twice she had peeped into the book her sister was reading"
+)
+"""A prompt of several blocks: what is shorter than one is never found in a cache."""
+PROMPTS = ("Once upon a time there was", "def main():\n", "The capital of France", BLOCKS)
 SHORT, LONG = 8, 64
 KEEP_ALIVES = (None, None, None, 0, "2s", -1, "1m")
 

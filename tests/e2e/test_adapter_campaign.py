@@ -21,4 +21,5 @@ def test_adapters_of_two_models_answer_as_merged_models_whoever_is_killed(tmp_pa
         campaign.run_beside_kills(SECONDS)
     assert campaign.failures == []
     assert campaign.counts["reload"] > 0
+    assert campaign.counts["found in a cache"] > 0
     assert campaign.counts["killed prefill"] + campaign.counts["killed decode"] > 0
