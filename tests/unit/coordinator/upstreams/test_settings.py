@@ -102,7 +102,7 @@ def one(**params):
         ([], "must be a mapping"),
         ({}, "model_list must be a list"),
         ({"model_list": []}, "model_list must be a list"),
-        (one() | {"general_settings": {}}, "general_settings is not known here"),
+        (one() | {"general_settings": {}}, "general_settings is LiteLLM"),
         (one(azure_ad_token="x"), r"litellm_params: azure_ad_token is not known here"),
         (one(rpm=-1), "rpm must be a number of at least 1"),
         (one(rpm=1.5), "rpm must be a whole number"),
