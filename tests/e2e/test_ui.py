@@ -129,7 +129,7 @@ def test_operators_scale_flip_and_drain_here(page) -> None:
     )
     page.run("document.querySelector('#worker-prefill-1 .orders button').click()")
     page.wait_for("!document.getElementById('worker-prefill-1')", 90)
-    assert "prefill-1 left" in page.text("#changes")
+    page.wait_for("document.getElementById('changes').innerText.includes('prefill-1 left')", 20)
     page.run("document.getElementById('decode-less').click()")
     page.wait_for("document.getElementById('refusal').innerText.includes('decode')", 10)
 
