@@ -7,10 +7,15 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 READY_LIMIT_S = 400.0
 
@@ -53,11 +58,18 @@ def _signal_session(process: subprocess.Popen[bytes], number: signal.Signals) ->
 
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A server in a session of its own, its output in a file."""
+    """A server in a session of its own, its output in a file. From now on SIGTERM unwinds this process, so that whoever
+    owns the server ends it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _leave)
     with log.open("wb") as output:
         return subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def descendants(ancestor: int) -> list[int]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -34,3 +37,28 @@ def test_nothing_of_a_session_outlives_its_end(tmp_path: Path, then: str) -> Non
         assert is_readable(child, PATIENCE_S), "a child lives on"
     finally:
         os.close(child)
+
+
+BENCHMARK = """
+import sys, time
+from pathlib import Path
+from benchmarks.servers import end, start
+server = start(["bash", "-c", "echo $$; exec sleep 100"], Path(sys.argv[1]))
+try:
+    time.sleep(100)
+finally:
+    end(server)
+"""
+
+
+def test_a_benchmark_that_is_terminated_leaves_no_server(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    with subprocess.Popen([sys.executable, "-c", BENCHMARK, str(log)]) as benchmark:
+        server = os.pidfd_open(int(first_line(log)))
+        try:
+            benchmark.send_signal(signal.SIGTERM)
+            assert benchmark.wait(PATIENCE_S) == 128 + signal.SIGTERM
+            assert is_readable(server, PATIENCE_S), "its server lives on"
+        finally:
+            os.close(server)
