@@ -264,7 +264,7 @@ def without_slow_products(cpuinfo: str) -> tuple[str, ...]:
 def asking_ahead(cpuinfo: str) -> tuple[str, ...]:
     """Flags for a processor that had better ask for lines in its second cache first; `cpuinfo` as above.
 
-    AMD's of family 25 with AVX-512 (Zen 4): products of 8 rows took 0.75 of the time, decode steps of 8 to 24 rows 0.7
+    AMD's of family 25 with AVX-512 (Zen 4): decode steps of 8 to 32 rows took 0.75 to 0.85 of the time
     (docs/LOG.md). Zen 5 and Intel's with tiles are slower that way.
     """
     is_amd = "AuthenticAMD" in _line(cpuinfo, "vendor_id")

@@ -68,7 +68,7 @@ INLINE void NAME(prepare_row)(const Product *p, int64_t row) {
 }
 
 /* sums[rows, PANEL] of `rows` rows (a constant) with one panel. The first rows that read it ask for
-   its words early. */
+   its words early: `ahead`, a constant, says how (ahead.h). */
 INLINE void NAME(panel_rows)(const int rows, const int ahead, const uint32_t *x, const uint32_t *panel,
                              int64_t words, float *sums) {
     vf total[TILE_ROWS][2];
@@ -77,7 +77,7 @@ INLINE void NAME(panel_rows)(const int rows, const int ahead, const uint32_t *x,
     for (int64_t k = 0; k < words; k++) {
         const uint32_t *column = panel + k * PANEL;
         vu first = *(const vu_any *)column, second = *(const vu_any *)(column + LANES);
-        if (ahead) ask_for_panel(rows, column);
+        if (ahead) ask_for_panel(ahead, column);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
             const uint32_t *word = x + (r * words + k) * X_WORDS;
@@ -96,7 +96,8 @@ static void NAME(panel_tile)(int64_t rows, int ahead, const uint32_t *x, const u
                              int64_t words, float *sums) {
 #define CASE(R)                                                                                      \
     case R:                                                                                          \
-        if (ahead || R < TILE_ROWS / 2) NAME(panel_rows)(R, 1, x, panel, words, sums);               \
+        if (R > FEW_ROWS && ahead == SECOND_CACHE) NAME(panel_rows)(R, SECOND_CACHE, x, panel, words, sums); \
+        else if (ahead || R < TILE_ROWS / 2) NAME(panel_rows)(R, AS_EVERYWHERE, x, panel, words, sums); \
         else NAME(panel_rows)(R, 0, x, panel, words, sums);                                          \
         return;
     switch (rows) {
@@ -259,7 +260,7 @@ static void NAME(panel_block)(const Product *p, const uint32_t *x, int64_t first
 #endif
     for (int64_t i = 0; i < tiles; i++) {
         int64_t low = first + rows * i / tiles, high = first + rows * (i + 1) / tiles;
-        NAME(panel_tile)(high - low, i == 0, x + low * words * X_WORDS, panel, words, part->sums);
+        NAME(panel_tile)(high - low, i == 0 ? how_to_ask(high - low, tiles) : 0, x + low * words * X_WORDS, panel, words, part->sums);
         part->rows = high - low;
         part->first = low;
         part->index = index;

@@ -140,7 +140,7 @@ INLINE void byte_group(const int rows, const int ahead, const ByteRows *x, int64
     for (int r = 0; r < rows; r++) total[r][0] = total[r][1] = splat_integer(x->scaled[r * x->groups + g].offset);
     for (int64_t k = 0; k < SHARE_WORDS; k++, column += PANEL) {
         vu first = *(const vu_any *)column, second = *(const vu_any *)(column + LANES);
-        if (ahead) ask_for_panel(rows, column);
+        if (ahead) ask_for_panel(AS_EVERYWHERE, column);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
             const uint32_t *word = at + r * x->pitch + k * ROW_WORDS;
@@ -149,7 +149,7 @@ INLINE void byte_group(const int rows, const int ahead, const ByteRows *x, int64
         }
     }
     vf first = load_f32((const float *)column), second = load_f32((const float *)column + LANES);
-    if (ahead) ask_for_panel(rows, column);
+    if (ahead) ask_for_panel(AS_EVERYWHERE, column);
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++) {
         vf scale = splat(x->scaled[r * x->groups + g].scale);
