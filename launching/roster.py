@@ -248,7 +248,10 @@ class Roster:
         return [Respec(place)]
 
     def _scale(self, orders: list[ScaleOrder], now_s: float) -> list[Action]:
-        """All of them that are not there yet, or none."""
+        """All of them that are not there yet, or none. What was to leave and is wanted again stays."""
+        for order in orders:
+            if (there := self._places.get(order.worker_id)) is not None:
+                there.leaving = False
         new = [order for order in orders if order.worker_id not in self._places]
         if self.stopping or not new:
             return []
@@ -355,10 +358,7 @@ class Roster:
         if not known:
             return []
         shown = f"the machine of {', '.join(known)} will be taken away in {deadline_s:.0f} s"
-        return [
-            Say(self.kind, shown),
-            Tell(NodeLeaving(worker_ids=known, deadline_s=deadline_s)),
-        ]
+        return [Say(self.kind, shown), Tell(NodeLeaving(worker_ids=known, deadline_s=deadline_s))]
 
     def go_away(self, reason: str) -> list[Action]:
         """Nothing can be started or ended now: orders of more are refused with the reason."""

@@ -1,6 +1,7 @@
 """How many workers there should be, and which. Owns the slots of the pools; pure.
 
     ordered ──► kept ──retire──► leaving ──(drained, stopped)──► gone
+       │             └── stays, where all others were refused
        └── refused by the launcher ──► gone
 
 A slot is a place for a worker and outlives its restarts. What is wanted is the slots that are kept, and is
@@ -73,6 +74,10 @@ class Slot:
     def leave(self) -> None:
         """Its worker is to go and not to come back."""
         self.leaving = True
+
+    def stay(self) -> None:
+        """Its worker is wanted after all, and has not begun to leave."""
+        self.leaving, self.is_ordered = False, True
 
     def ends_with_machine(self, until_s: float) -> None:
         """Its machine will be taken away then."""
@@ -223,6 +228,10 @@ class Pools:
         """How many workers of all roles that compute are wanted; 0 while the cluster is asleep."""
         return sum(len(self.kept(role)) for role in COMPUTING)
 
+    def is_wanted(self, role: Role) -> bool:
+        """Whether workers of it should serve, also where the last scaling got none."""
+        return bool(self.kept(role)) or any(refusal.role is role for refusal in self.refusals)
+
     def is_leaving(self, worker_id: str) -> bool:
         """Whether the worker is to go and not come back."""
         slot = self._slots.get(worker_id)
@@ -253,11 +262,12 @@ class Pools:
         self.refusals.clear()
 
     def refused(self, worker_id: str, reason: str, now_s: float) -> bool:
-        """The launcher will not start it; False where nobody wanted it."""
+        """The launcher will not start it; False where nobody wanted it, or nobody any more."""
         slot = self.remove(worker_id)
-        if slot is not None:
-            self.refusals.append(Refusal(worker_id, slot.role, reason, now_s))
-        return slot is not None
+        if slot is None or slot.leaving:
+            return False
+        self.refusals.append(Refusal(worker_id, slot.role, reason, now_s))
+        return True
 
     def remove(self, worker_id: str) -> Slot | None:
         """The worker is gone for good."""
@@ -300,7 +310,12 @@ class Pools:
         return [*orders, *scale_order(missing)]
 
     def _compare(self, slot: Slot, worker: LauncherWorker) -> list[LauncherOrder]:
-        slot.is_ordered, slot.is_listed = False, True
+        slot.is_listed = True
+        if (
+            slot.is_ordered and not slot.leaving and worker.leaving
+        ):  # it has not heard that it stays
+            return [ScaleOrder(worker_id=slot.worker_id, role=slot.role)]
+        slot.is_ordered = False
         orders: list[LauncherOrder] = []
         if not slot.is_known:
             slot.role = worker.role

@@ -5,7 +5,8 @@
     set_role ─► SetRole, RoleOrder: routing changes at once; what the worker has goes on
 
 Everything here is a target: called again, it changes nothing, and what was lost on the way is sent again by
-`tick`. A drain begins only when another decode worker is ready, so that somebody serves at every moment.
+`tick`. A drain begins only when another decode worker is ready, so that somebody serves at every moment; where
+all that were to come are refused meanwhile, one stays.
 What a worker that leaves, or that prefills from now on, is writing goes on at another decode worker that has room and reads the KV from it.
 What is not over after the grace is computed elsewhere, by the path of every replay.
 """
@@ -19,7 +20,7 @@ from coordinator.cluster.lifecycle import Loss
 from coordinator.cluster.pools import Candidate, check_wanted, choose_surplus, scale_order
 from coordinator.cluster.registry import WorkerState
 from protocol.errors import InvalidRequest, NoLauncher, PoolConflict, WorkerNotFound
-from protocol.messages.launcher import RetireOrder, RoleOrder, StopOrder
+from protocol.messages.launcher import RetireOrder, RoleOrder, ScaleOrder, StopOrder
 from protocol.messages.orders import Drain, Forget, SetRole
 from protocol.roles import Role, by_name
 
@@ -252,8 +253,8 @@ class Scaler:
             self._stop(slot, now_s)
             return
         if record.state is not WorkerState.DRAINING or slot.drain_until_s is None:
-            is_awake = bool(self._pools.target[Role.DECODE])
-            if record.is_ready and is_awake and not self._serving(Role.DECODE):
+            somebody_writes = self._serving(Role.DECODE) or not self._pools.is_wanted(Role.DECODE)
+            if record.is_ready and not somebody_writes:
                 return
             self._begin_drain(slot, record, now_s)
         self._liveness.hand_over(record)
@@ -370,3 +371,17 @@ class Scaler:
         is_new = message.reason not in {refusal.reason for refusal in self._pools.refusals[-1:]}
         if self._pools.refused(message.worker_id, message.reason, self._clock.now_s()) and is_new:
             log.warning("%s was not started: %s", message.worker_id, message.reason)
+        if self._pools.is_wanted(Role.DECODE) and not self._pools.kept(Role.DECODE):
+            self._keep_one()
+
+    def _keep_one(self) -> None:
+        """Those that were to write instead of the leaving ones do not come: one that waits for them stays."""
+        for slot in self._pools:
+            record = self._registry.get(slot.worker_id)
+            waits = record is not None and record.is_ready and record.role is Role.DECODE
+            if slot.leaving and waits and slot.machine_until_s is None:
+                slot.stay()
+                log.warning("%s stays: no other decode worker could be started", slot.worker_id)
+                self._tell(ScaleOrder(worker_id=slot.worker_id, role=slot.role))
+                self._on_change()
+                return

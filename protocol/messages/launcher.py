@@ -72,7 +72,7 @@ class ScaleRefused(Message, frozen=True, kw_only=True):
 
 
 class ScaleOrder(Message, frozen=True, kw_only=True):
-    """Ask the launcher to start a worker."""
+    """Ask the launcher to start a worker, or to keep one that was to leave."""
 
     worker_id: str
     role: Role

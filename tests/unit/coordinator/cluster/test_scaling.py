@@ -332,3 +332,26 @@ def test_draining_worker_gets_no_work() -> None:
         await settle(cluster)
 
     run(scenario, prefill=1, decode=2)
+
+
+@pytest.mark.parametrize("lose", [0.0, 0.5])
+def test_the_last_decode_worker_stays_when_those_after_it_are_refused(lose: float) -> None:
+    """Drained while they were on their way: it leaves when others are ready, and there never were any."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.launcher.room = 2
+        cluster.scaler.scale(decode=3)
+        cluster.scaler.drain("decode-0")
+        cluster.launcher.line.faults.lose = lose
+        await cluster.sleep(2.0)
+        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 1}
+        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
+        request = generation("late", 9)
+        assert await cluster.drain(cluster.service.submit(request)) == cluster.oracle(request)
+        await settle(cluster)
+        cluster.kill("decode-0")
+        await settle(cluster)
+        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
+
+    run(scenario, prefill=1, decode=1)
