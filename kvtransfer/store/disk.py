@@ -129,12 +129,12 @@ class Disk:
         return DiskFile(self.path / name, create=create)
 
     def unlink(self, name: str) -> None:
-        """Delete a file."""
-        (self.path / name).unlink()
+        """Delete a file, if nobody has."""
+        (self.path / name).unlink(missing_ok=True)
 
     def replace(self, name: str, data: bytes) -> None:
         """A file's whole content: the old or the new one survives a crash, never a mixture."""
-        draft = self.path / f"{name}.new"
+        draft = self.path / draft_of(name)
         _write_new(draft, data, is_synced=True)
         draft.rename(self.path / name)
 
@@ -198,6 +198,11 @@ class PathLock:
             pass
         finally:
             os.close(self._fd)
+
+
+def draft_of(name: str) -> str:
+    """What a file that is replaced is called until it is whole; a crash leaves it."""
+    return f"{name}.new"
 
 
 def aligned(num_bytes: int) -> memoryview:

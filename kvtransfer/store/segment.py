@@ -55,6 +55,11 @@ class Segment:
         return self.header.num_slots - self.num_slots_used
 
     @property
+    def is_torn(self) -> bool:
+        """Whether something was appended that does not survive yet."""
+        return self.data_end > self.committed_end
+
+    @property
     def has_waste(self) -> bool:
         """Whether it takes more of the disk than its blocks do."""
         return self.disk_bytes > self.header.data_start + self.live_bytes

@@ -146,14 +146,14 @@ class Segments:
 
     def abandon(self, entries: Iterable[Entry]) -> None:
         """The disk failed while these were written: none of them counts, and nothing is appended there."""
-        torn = [it for it in self.all() if it.data_end > it.committed_end or it is self._active]
+        torn = [it for it in self.all() if it.is_torn or not it.live_bytes or it is self._active]
         self._active = None
         for entry in entries:
             entry.segment.file.write_meta(entry.segment.header.slot_at(entry.slot), EMPTY_SLOT)
         for segment in torn:
             if segment.live_bytes == 0:
                 self.drop(segment)
-            elif segment.data_end > segment.committed_end:
+            elif segment.is_torn:
                 start = segment.committed_end
                 self._punch_range(segment, start, segment.data_end - start)
                 segment.measure()
@@ -196,12 +196,20 @@ class Segments:
         segment.measure()
 
     def drop(self, segment: Segment) -> None:
-        """Delete a segment; reads that began go on."""
+        """Delete a segment; reads that began go on. One whose name somebody deleted is gone as well."""
         del self._own[segment.number]
         if segment is self._active:
             self._active = None
-        self._disk.unlink(segment_name(segment.number))
-        segment.retire()
+        try:
+            self._disk.unlink(segment_name(segment.number))
+        finally:
+            segment.retire()
+
+    def drop_empty(self) -> None:
+        """Delete what holds nothing and is not appended to: all of it went while it was."""
+        for segment in self.all():
+            if not segment.live_bytes and not segment.is_torn and segment is not self._active:
+                self.drop(segment)
 
     def drop_foreign(self) -> bool:
         """Delete the oldest segment of another model; False when there is none."""

@@ -171,6 +171,7 @@ class LogWriter:
         self._segments.punch(entries)
 
     def _keep_house(self) -> None:
+        self._segments.drop_empty()
         state = self._state
         with state.guard:
             stored = state.contents.stored
