@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvtransfer.store.layout import HEADER_BYTES, decode_header, segment_number
-from kvtransfer.store.recovery import RECENCY, read_commits
+from kvtransfer.store.recovery import BOOKS, read_commits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def clear(disk: Disk) -> int:
     """Delete all that a log has in the folder, and nothing else; bytes of the disk that this gives back. Raises OSError."""
     freed = 0
     for name in disk.names():
-        if segment_number(name) is not None or name in (RECENCY, f"{RECENCY}.new"):
+        if segment_number(name) is not None or name in BOOKS:
             freed += (disk.path / name).lstat().st_blocks * 512
             disk.unlink(name)
     disk.sync()

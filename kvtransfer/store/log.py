@@ -18,7 +18,7 @@ from kvtransfer.store.disk import Disk, PathLock
 from kvtransfer.store.layout import MAX_KEY_BYTES
 from kvtransfer.store.queue import WriteQueue
 from kvtransfer.store.records import EventKind, LogStats
-from kvtransfer.store.recovery import RECENCY, recover, tidy
+from kvtransfer.store.recovery import BOOKS, recover, tidy
 from kvtransfer.store.segments import Segments
 from kvtransfer.store.state import Counters, LogState
 from kvtransfer.store.writer import LogWriter
@@ -239,8 +239,9 @@ class BlockLog:
             self._forget_all()
             try:
                 self._segments.drop_all()
-                if RECENCY in self._disk.names():
-                    self._disk.unlink(RECENCY)
+                for name in BOOKS:
+                    self._disk.unlink(name)
+                self._segments.keep_books(0)
             except OSError as error:
                 raise StoreError(
                     f"{self._disk.path} cannot be cleared: {error.strerror}"

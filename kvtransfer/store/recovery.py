@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import xxhash
 
+from kvtransfer.store.disk import draft_of
 from kvtransfer.store.layout import (
     HEADER_BYTES,
     SLOT_BYTES,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 RECENCY = "recency"
 """A file with the sequences of blocks, least recently used first: how a start knows what was used. Without it, or for
 blocks that came later, they count as used when they were put."""
+BOOKS = (RECENCY, draft_of(RECENCY))
+"""What there may be beside segments."""
 _sequences = msgspec.msgpack.Decoder(list[int])
 _sequence_of = attrgetter("sequence")
 

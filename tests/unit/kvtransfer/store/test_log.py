@@ -194,6 +194,17 @@ def test_clear_leaves_nothing_and_the_log_goes_on(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_clear_takes_the_books_with_it_also_those_that_a_crash_left(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    put(log, 1, 2)
+    log._writer.note_recency()
+    (tmp_path / "recency.new").write_bytes(b"half")
+    log.clear()
+    assert log.stats.disk_bytes == 0
+    assert [file.name for file in tmp_path.iterdir()] == ["owner"]
+    log.close()
+
+
 def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
     path = tmp_path / "store"
     log = opened(path)
