@@ -15,6 +15,7 @@ from coordinator.edge.answers.embeddings import (
     Wanted,
     WholeDialect,
     numbers_of,
+    spelled,
     vectors_of,
 )
 from coordinator.edge.apis.ollama.loading import load_or_unload
@@ -60,7 +61,7 @@ class EmbedDialect(WholeDialect):
         return orjson.dumps(
             {
                 "model": self._model,
-                "embeddings": [it.tolist() for it in vectors_of(choices, self._dimensions)],
+                "embeddings": [spelled(it) for it in vectors_of(choices, self._dimensions)],
                 "total_duration": int(total_ms * NANOSECONDS),
                 "load_duration": 0,
                 "prompt_eval_count": ending.usage.num_prompt_tokens,
@@ -74,7 +75,7 @@ class OldDialect(WholeDialect):
     def whole(self, choices: Sequence[Delta], ending: Ending) -> bytes:  # noqa: ARG002 - nothing is counted
         """The answer."""
         (delta,) = choices
-        return orjson.dumps({"embedding": numbers_of(delta).tolist()})
+        return orjson.dumps({"embedding": spelled(numbers_of(delta))})
 
 
 class EmbeddingRoutes:

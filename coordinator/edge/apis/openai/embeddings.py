@@ -12,7 +12,13 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads the anno
 
 from coordinator.edge.answers.affinity import affinity_of
 from coordinator.edge.answers.answer import RawPrompts
-from coordinator.edge.answers.embeddings import EmbeddingEdge, Wanted, WholeDialect, vectors_of
+from coordinator.edge.answers.embeddings import (
+    EmbeddingEdge,
+    Wanted,
+    WholeDialect,
+    spelled,
+    vectors_of,
+)
 from coordinator.edge.apis.openai.requests import check_sizes, refuse_unsupported
 from coordinator.edge.http import limits
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
@@ -63,7 +69,7 @@ class EmbeddingDialect(WholeDialect):
     def _spelled(self, vector: array[float]) -> Any:
         if self._is_base64:
             return base64.b64encode(vector.tobytes()).decode()
-        return vector.tolist()
+        return spelled(vector)
 
 
 class EmbeddingRoutes:
