@@ -76,8 +76,9 @@ class Slot:
         self.leaving = True
 
     def stay(self) -> None:
-        """Its worker is wanted after all, and has not begun to leave."""
+        """Its worker is wanted after all, and has not begun to leave; it is as good as ordered anew."""
         self.leaving, self.is_ordered = False, True
+        self.drain_until_s = self.machine_until_s = self.leaves_by_s = None
 
     def ends_with_machine(self, until_s: float) -> None:
         """Its machine will be taken away then."""
@@ -229,8 +230,9 @@ class Pools:
         return sum(len(self.kept(role)) for role in COMPUTING)
 
     def is_wanted(self, role: Role) -> bool:
-        """Whether workers of it should serve, also where the last scaling got none."""
-        return bool(self.kept(role)) or any(refusal.role is role for refusal in self.refusals)
+        """Whether workers of it should serve, also where the last scaling got none, or a coordinator before this one
+        ordered what nobody knows of now: who prefills does so for somebody."""
+        return bool(self.num_computing) or any(refusal.role is role for refusal in self.refusals)
 
     def is_leaving(self, worker_id: str) -> bool:
         """Whether the worker is to go and not come back."""

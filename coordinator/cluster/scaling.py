@@ -109,6 +109,7 @@ class Scaler:
     def empty(self) -> None:
         """Every worker goes, at once: nothing that anybody waits for is there."""
         now_s = self._clock.now_s()
+        self._pools.scaled_anew()
         for slot in self._pools:
             slot.leave()
             self._liveness.lose(slot.worker_id, "its model is unloaded", Loss.SILENT)
@@ -237,6 +238,8 @@ class Scaler:
     def tick(self) -> None:
         """Several times a second: begin the drains that may begin, end those that take too long, say again."""
         now_s = self._clock.now_s()
+        if self._pools.is_wanted(Role.DECODE) and not self._pools.kept(Role.DECODE):
+            self._keep_one()
         for slot in self._pools:
             record = self._registry.get(slot.worker_id)
             if slot.leaving:
@@ -249,13 +252,14 @@ class Scaler:
                 self._tell_role(record)
 
     def _see_off(self, slot: Slot, record: WorkerRecord | None, now_s: float) -> None:
+        is_draining = record is not None and record.state is WorkerState.DRAINING
+        is_needed = slot.role is Role.DECODE or (record is not None and slot.role.computes)
+        if is_needed and not is_draining and self._lacks_writers():
+            return
         if record is None:
             self._stop(slot, now_s)
             return
-        if record.state is not WorkerState.DRAINING or slot.drain_until_s is None:
-            somebody_writes = self._serving(Role.DECODE) or not self._pools.is_wanted(Role.DECODE)
-            if record.is_ready and not somebody_writes:
-                return
+        if not is_draining or slot.drain_until_s is None:
             self._begin_drain(slot, record, now_s)
         self._liveness.hand_over(record)
         if slot.drain_until_s is not None and now_s > slot.drain_until_s:
@@ -371,17 +375,21 @@ class Scaler:
         is_new = message.reason not in {refusal.reason for refusal in self._pools.refusals[-1:]}
         if self._pools.refused(message.worker_id, message.reason, self._clock.now_s()) and is_new:
             log.warning("%s was not started: %s", message.worker_id, message.reason)
-        if self._pools.is_wanted(Role.DECODE) and not self._pools.kept(Role.DECODE):
-            self._keep_one()
+
+    def _lacks_writers(self) -> bool:
+        """Whether none that stays writes answers, and some should."""
+        kept = (self._registry.get(slot.worker_id) for slot in self._pools.kept(Role.DECODE))
+        writes = any(r is not None and (r.is_ready or r.is_asleep) for r in kept)
+        return not writes and self._pools.is_wanted(Role.DECODE)
 
     def _keep_one(self) -> None:
         """Those that were to write instead of the leaving ones do not come: one that waits for them stays."""
-        for slot in self._pools:
-            record = self._registry.get(slot.worker_id)
-            waits = record is not None and record.is_ready and record.role is Role.DECODE
-            if slot.leaving and waits and slot.machine_until_s is None:
-                slot.stay()
-                log.warning("%s stays: no other decode worker could be started", slot.worker_id)
-                self._tell(ScaleOrder(worker_id=slot.worker_id, role=slot.role))
-                self._on_change()
-                return
+        records = [self._registry.get(slot.worker_id) for slot in self._pools if slot.leaving]
+        waiting = [r for r in records if r is not None and r.state is not WorkerState.DRAINING]
+        writers = [r for r in waiting if r.role is Role.DECODE]
+        if writers:
+            kept = max(writers, key=lambda record: record.is_ready)
+            self._slot(kept.worker_id).stay()
+            log.warning("%s stays: no other decode worker could be started", kept.worker_id)
+            self._tell(ScaleOrder(worker_id=kept.worker_id, role=Role.DECODE))
+            self._on_change()

@@ -355,3 +355,63 @@ def test_the_last_decode_worker_stays_when_those_after_it_are_refused(lose: floa
         assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
 
     run(scenario, prefill=1, decode=1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_stays_also_for_a_coordinator_that_does_not_know_what_was_ordered(seed: int) -> None:
+    """Killed between the order to leave and the refusal of those that were to come."""
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.launcher.room = 2
+        cluster.scaler.scale(decode=3)
+        cluster.scaler.drain("decode-0")
+        await cluster.sleep(0.002 * seed)
+        cluster.restart_coordinator()
+        await cluster.sleep(4.0)
+        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 1}
+        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
+        request = generation("late", 9)
+        assert await cluster.drain(cluster.service.submit(request)) == cluster.oracle(request)
+        cluster.kill("decode-0")
+        await settle(cluster)
+        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
+
+    run(scenario, prefill=1, decode=1, seed=seed)
+
+
+def test_one_that_was_being_tried_stays_as_well() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.kill("decode-0")
+        while states(cluster).get("decode-0") != "starting":
+            await cluster.sleep(0.001)
+        cluster.launcher.room = 2
+        cluster.scaler.scale(decode=3)
+        cluster.scaler.drain("decode-0")
+        await cluster.sleep(4.0)
+        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
+        await settle(cluster)
+
+    run(scenario, prefill=1, decode=1)
+
+
+@pytest.mark.parametrize("within_s", [None, 1.0])
+def test_one_whose_machine_goes_is_started_again_where_no_other_could_be(
+    within_s: float | None,
+) -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        cluster.launcher.room = 2
+        if within_s is None:
+            cluster.scaler.evacuate(["decode-0"], 1.0)
+        else:
+            cluster.scaler.scale(decode=2)
+            cluster.scaler.drain("decode-0", within_s)
+        await cluster.sleep(2.0)
+        cluster.kill("decode-0")
+        await cluster.sleep(4.0)
+        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
+        await settle(cluster)
+
+    run(scenario, prefill=1, decode=1)

@@ -40,7 +40,11 @@ def give_work_to_a_draining_worker(patch: Patch) -> None:
 
 
 def drain_while_nobody_else_serves(patch: Patch) -> None:
-    patch.setattr(Scaler, "_serving", lambda self, role, but="": [object()])
+    patch.setattr(Scaler, "_lacks_writers", lambda self: False)
+
+
+def let_the_last_one_go(patch: Patch) -> None:
+    patch.setattr(Scaler, "_keep_one", lambda self: None)
 
 
 def forget_a_flip_at_the_next_start(patch: Patch) -> None:
@@ -93,6 +97,10 @@ CASES = [
     ),
     Case(give_work_to_a_draining_worker, scenarios.test_draining_worker_gets_no_work),
     Case(drain_while_nobody_else_serves, scenarios.test_drain_waits_until_somebody_else_can_decode),
+    Case(
+        let_the_last_one_go,
+        lambda: scenarios.test_the_last_decode_worker_stays_when_those_after_it_are_refused(0.0),
+    ),
     Case(forget_a_flip_at_the_next_start, scenarios.test_flipped_worker_keeps_its_role_when_killed),
     Case(say_a_flip_once, scenarios.test_lost_flip_is_told_again),
     Case(
