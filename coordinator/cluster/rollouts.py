@@ -105,7 +105,7 @@ class Rollouts:
         self._clusters, self._names_of = dict(clusters), names_of
         self._growth, self._clock, self._unload = growth, clock, unload
         self._looks = Periodic("looking after rollouts", LOOK_EVERY_S, self.look)
-        self._starts: set[asyncio.Task[None]] = set()
+        self._starts: dict[str, asyncio.Task[None]] = {}
         self._loads: dict[Revision, _Load] = {}
         self._opened = set(opened)
 
@@ -116,7 +116,7 @@ class Rollouts:
     def close(self) -> None:
         """Look no more."""
         self._looks.close()
-        for start in self._starts:
+        for start in self._starts.values():
             start.cancel()
 
     # ---- requests
@@ -202,9 +202,8 @@ class Rollouts:
         called = self._checked(release, revision, model)
         new = release.start(revision, called, weight)
         self._releases[release.name] = release
-        start = asyncio.create_task(self._bring(release, new, model))
-        self._starts.add(start)
-        start.add_done_callback(self._starts.discard)
+        start = self._starts[called] = asyncio.create_task(self._bring(release, new, model))
+        start.add_done_callback(lambda _: self._starts.pop(called))
         await asyncio.shield(start)
 
     def _checked(self, release: Release, revision: str, model: str | None) -> str:
@@ -263,6 +262,7 @@ class Rollouts:
         if model is not None:
             self._opened.add(revision.model)
             self._clusters[revision.model] = cluster
+        self._check_wanted(release, revision)
         release.prepared(revision)
         there: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loads[revision] = _Load(cluster, shape, self._clock.now_s(), there)
@@ -283,23 +283,20 @@ class Rollouts:
 
     def weigh(self, name: str, weights: Mapping[str, float]) -> None:
         """See Release."""
-        self._known(name).weigh(weights)
+        self._release_named(name).weigh(weights)
         self._save()
 
     def promote(self, name: str, revision: str | None) -> str:
         """See Release; the revision that has everything."""
-        promoted = self._known(name).promote(revision)
+        promoted = self._release_named(name).promote(revision)
         self._save()
         return promoted.name
 
     def rollback(self, name: str) -> str:
         """See Release; the revision that has everything."""
-        back = self._known(name).rollback()
+        back = self._release_named(name).rollback()
         self._save()
         return back.name
-
-    def _known(self, name: str) -> Release:
-        return self._release_named(name)
 
     def _save(self) -> bool:
         return self._growth.save(self._releases.values())
@@ -382,8 +379,9 @@ class Rollouts:
                 self._see_off(release, revision)
 
     def _see_off(self, release: Release, revision: Revision) -> None:
+        """Not while it is still being made: whoever does that has not heard yet that nobody wants it."""
         cluster = self._clusters.get(revision.model)
-        if cluster is not None and not cluster.is_empty():
+        if revision.model in self._starts or (cluster is not None and not cluster.is_empty()):
             return
         if revision.model in self._opened:
             self._opened.discard(revision.model)

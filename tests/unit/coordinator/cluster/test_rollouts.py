@@ -70,15 +70,20 @@ class Nursery:
         self.next = ObedientCluster()
         self.closed: list[str] = []
         self.saved: list[dict[str, float]] = []
+        self.may_prepare, self.may_open = asyncio.Event(), asyncio.Event()
+        self.may_prepare.set()
+        self.may_open.set()
         self.cluster_of: dict[str, ObedientCluster] = {}
 
     async def prepare(self, source: Source) -> None:
         await asyncio.sleep(0)
+        await self.may_prepare.wait()
         if self.trouble:
             raise ConfigError(f"model: {source.model} {self.trouble}")
 
     async def open(self, source: Source) -> tuple[Cluster, Mapping[Role, int]]:
         called = source.release.find(source.revision).model
+        await self.may_open.wait()
         cluster = self.cluster_of.get(called, self.next)
         return cast("Cluster", cluster), SHAPE
 
@@ -215,6 +220,35 @@ async def test_a_rollback_while_it_is_loaded_ends_the_load(rig: Rig) -> None:
     await rig.settle()
     assert rig.states == {"initial": "serving", "v2": "unloaded"}
     assert rig.growth.closed == ["chat@v2"]
+
+
+@pytest.mark.parametrize("stage", ["may_prepare", "may_open"])
+def test_a_rollback_while_it_is_made_is_the_end_of_it(stage: str) -> None:
+    """However long making it takes, and whoever wants the same name again meanwhile."""
+
+    async def scene(rig: Rig) -> None:
+        gate = getattr(rig.growth, stage)
+        gate.clear()
+        starting = asyncio.create_task(rig.rollouts.start("chat", "v2", "new", 50))
+        await rig.settle()
+        rig.rollouts.rollback("chat")
+        await rig.settle()
+        with pytest.raises(PoolConflict, match="v2 is unloading"):
+            await asyncio.wait_for(rig.rollouts.start("chat", "v2", "newer", 50), 1)
+        gate.set()
+        await rig.settle()
+        with pytest.raises(PoolConflict, match="rolled back"):
+            await asyncio.wait_for(starting, 1)
+        await rig.settle()
+        assert rig.states == {"initial": "serving", "v2": "unloaded"}
+        assert rig.growth.saved == [{"initial": 100.0}]
+        assert rig.growth.closed == ([] if stage == "may_prepare" else ["chat@v2"])
+        rig.growth.next = ObedientCluster()
+        await rig.start()
+        await rig.settle()
+        assert rig.states == {"initial": "serving", "v2": "serving"}
+
+    played(scene)()
 
 
 @played
