@@ -74,12 +74,15 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 class RevisionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a model is one revision of: `names` are what clients call all of them, `weight` is its part of new conversations,
-    `standing` where it was (coordinator.cluster.release)."""
+    `standing` where it was, and whether a rollback goes to it: as `is_stable`, or without candidates as `is_previous`
+    (coordinator.cluster.release)."""
 
     names: tuple[str, ...]
     revision: str
     weight: float
     standing: str = "serving"
+    is_stable: bool = False
+    is_previous: bool = False
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):

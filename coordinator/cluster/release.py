@@ -73,8 +73,11 @@ class Release:
         names: Iterable[str],
         revisions: Mapping[str, tuple[str, float]],
         standings: Mapping[str, Standing] | None = None,
+        stable: str | None = None,
+        previous: str | None = None,
     ) -> None:
-        """`revisions`: of each the model's name and its weight; `standings` where a coordinator before this one left them."""
+        """`revisions`: of each the model's name and its weight; the rest as a coordinator before this one left it: where they are,
+        and where a rollback goes. Without such a word the heaviest is the stable one."""
         self.names = tuple(names)
         known = standings or {}
         self.revisions = {
@@ -83,8 +86,8 @@ class Release:
         }
         weights = {name: weight for name, (_, weight) in revisions.items()}
         self._split = TrafficSplit(weights)
-        self.stable = max(weights, key=lambda name: weights[name])
-        self.previous: str | None = None
+        self.stable = stable or max(weights, key=lambda name: weights[name])
+        self.previous = previous
 
     @property
     def name(self) -> str:

@@ -124,6 +124,8 @@ class RevisionGrowth:
                     revision=each.name,
                     weight=weights.get(each.name, 0.0),
                     standing=each.standing.value,
+                    is_stable=each.name == release.stable,
+                    is_previous=each.name == release.previous,
                 )
         models = [
             msgspec.structs.replace(model, revision=spoken.get(name, model.revision))
@@ -173,6 +175,8 @@ def releases_of(models: Iterable[ModelSpec]) -> list[Release]:
             names,
             {each.revision: (model, each.weight) for model, each in own},
             {each.revision: Standing(each.standing) for _, each in own},
+            stable=next((each.revision for _, each in own if each.is_stable), None),
+            previous=next((each.revision for _, each in own if each.is_previous), None),
         )
         for names, own in found.items()
     ]
