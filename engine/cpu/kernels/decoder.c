@@ -41,6 +41,8 @@ const char *arithmetic(int64_t is_bf16) {
     return "avx512";
 #elif defined(__AVX2__) && defined(__FMA__)
     return "avx2";
+#elif defined(__aarch64__)
+    return "neon";
 #else
     return "portable";
 #endif

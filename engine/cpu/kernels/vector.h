@@ -13,6 +13,8 @@
 #include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifdef __AVX512F__
@@ -51,6 +53,15 @@ INLINE vf fused(vf c, vf a, vf b) {
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__) && defined(__FMA__)
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    float32x4x2_t sum, one, two;
+    memcpy(&sum, &c, BYTES);
+    memcpy(&one, &a, BYTES);
+    memcpy(&two, &b, BYTES);
+    sum.val[0] = vfmaq_f32(sum.val[0], one.val[0], two.val[0]);
+    sum.val[1] = vfmaq_f32(sum.val[1], one.val[1], two.val[1]);
+    memcpy(&c, &sum, BYTES);
+    return c;
 #else
     return c + a * b;
 #endif
