@@ -39,6 +39,7 @@ WORDS: tuple[float | None, ...] = (NO_WORD, NO_WORD, NO_WORD, None, 0.0, 7.0)
 TOLD = {"unloaded": "out", "loading": "loading", "loaded": "in", "unloading": "leaving"}
 NUM_TOKENS, POSITIONS = 12_000, 32_768
 MAX_HELD, MAX_OPEN = 4, 9
+REFUSED = 429
 MARGIN_S = 1.0
 """So near to a moment at which the clock decides nothing is asked."""
 POLL_S = 0.02
@@ -155,17 +156,26 @@ class Campaign:
             body |= {"prompt": PROMPT, "raw": True, "options": options}
         self._note(f"{number}: {'order' if is_order else 'ask'} {name}, {said}")
         path = "/models/load" if is_order else "/api/generate"
-        before = self._told()
-        self._open[number] = self._requests.ask(number, path, body)
+        held = self._open[number] = self._requests.ask(number, path, body)
         if is_order:
             self._orders.add(number)
-        self._until(lambda: self._is_seen(number, before), "the request has come")
+        self._until(lambda: self._is_seen(held), "the request has come")
+        if (
+            held.status != REFUSED
+        ):  # a model that came in the same moment may have made the room for it
+            self._look()
         entry = Waiting(number, name, self._now(), word)
         self._follow(self.rules.ask(entry, self._now()))
 
-    def _is_seen(self, number: int, before: Any) -> bool:
-        """It stands in the line, or is answered: nothing else happens meanwhile."""
-        return self._open[number].is_answered or self._told() != before
+    def _is_seen(self, held: Held) -> bool:
+        """It stands in the line, or is answered. What comes or goes before it is told to the rules before it."""
+        is_answered = held.is_answered
+        _, users, waiting, _ = self._told()[held.model]
+        _, told_users, told_waiting, _ = self._expected()[held.model]
+        if is_answered or users + waiting > told_users + told_waiting:
+            return True
+        self._look()
+        return False
 
     def _leave(self, number: int) -> None:
         held = self._open.pop(number)
@@ -210,7 +220,7 @@ class Campaign:
             held = self._open.pop(number)
             self._orders.discard(number)
             self._await_answer(held, f"{number} is refused")
-            self._is_status(held, 429)
+            self._is_status(held, REFUSED)
             self._requests.leave(held)
 
     def _await_answer(self, held: Held, what: str) -> None:
