@@ -98,7 +98,8 @@ class Planner:
         self.needs.update(seen, is_settled=is_settled, is_comparable=is_comparable)
         self._count_short(seen)
         return (
-            self._urgent(seen)
+            self._beyond_limits(seen)
+            or self._urgent(seen)
             or self._awaited(seen)
             or self._fall_asleep(seen)
             or self._fewer(seen)
@@ -304,6 +305,18 @@ class Planner:
         return self.needs.attainment(seen, role, seen.present()[role] + change)
 
     # ---- fewer
+
+    def _beyond_limits(self, seen: Observations) -> Decision | None:
+        """More than ranges and budget allow, as when these were made smaller: so many go, whatever they are at. Of a budget's the role
+        loses first that has most beyond its least."""
+        present, least = seen.present(), self.limits.awake
+        target = {role: min(count, self.limits.of(role).most) for role, count in present.items()}
+        while sum(target.values()) > self.limits.budget:
+            target[max(COMPUTING, key=lambda role: target[role] - least[role])] -= 1
+        is_asked = self.order is not None and self.order.wanted == target
+        if target == present or is_asked:
+            return None
+        return self._scale(seen, target, "the limits allow no more workers")
 
     def _fewer(self, seen: Observations) -> Decision | None:
         """Drain what a role did not need for the whole window, a tenth of it at a time."""

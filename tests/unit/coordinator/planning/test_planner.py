@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -133,6 +134,42 @@ def test_the_least_of_the_range_is_restored() -> None:
     decision = decide_twice(planner(limits), rate=0.1)
     assert isinstance(decision, Scale)
     assert (decision.prefill, decision.decode) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        (Limits(Range(1, 2), Range(1, 1), 3), (2, 1)),
+        (Limits(Range(1, 8), Range(1, 8), 4), (2, 2)),
+        (Limits(Range(3, 8), Range(1, 8), 4), (3, 1)),
+        (Limits(Range(0, 1), Range(0, 3), 8), (1, 3)),
+    ],
+)
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_limits_that_became_smaller_are_kept_to_at_once(
+    limits: Limits, left: tuple[int, int], *, is_busy: bool
+) -> None:
+    made = planner()
+    busy: dict[str, Any] = (
+        {"rate": 30.0, "queued_requests": 9, "queued_tokens": 90_000} if is_busy else {}
+    )
+    seen: dict[str, Any] = {"workers": sights(prefill=4, decode=3), "live": 1} | busy
+    decide_twice(made, **seen)
+    made.follow(TARGETS, limits)
+    decision = made.decide(observe(1004.0, **seen))
+    assert isinstance(decision, Scale)
+    assert (decision.prefill, decision.decode) == left
+    assert isinstance(made.decide(observe(1006.0, **seen)), Hold), "it was said"
+    prefill, decode = left
+    done = seen | {
+        "workers": sights(
+            prefill=prefill,
+            decode=decode,
+            prefill_draining=4 - prefill,
+            decode_draining=3 - decode,
+        )
+    }
+    assert not isinstance(made.decide(observe(1008.0, **done)), Scale)
 
 
 def test_a_used_budget_is_split_where_it_helps_most() -> None:
