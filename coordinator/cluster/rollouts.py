@@ -347,10 +347,8 @@ class Rollouts:
         elif load.cluster.has(load.shape):
             load.there.set_result(None)
             return
-        reason = ""
-        if refusals := load.cluster.books.pools.refusals:
-            reason = refusals[-1].reason
-        elif self._clock.now_s() - load.since_s > LOAD_LIMIT_S:
+        reason = load.cluster.books.pools.trouble()
+        if not reason and self._clock.now_s() - load.since_s > LOAD_LIMIT_S:
             reason = f"its workers were not ready within {LOAD_LIMIT_S:g} s"
         if reason:
             load.there.set_exception(ModelUnavailable(revision.model, reason, 1.0))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from coordinator.cluster.pools import MOST_DEATHS, Pools
 from coordinator.cluster.residents import LOAD_LIMIT_S
 from coordinator.cluster.rollouts import Rollouts, Source
 from coordinator.cluster.traffic_split import Affinity
@@ -35,13 +36,14 @@ class ObedientCluster:
     """Its worker comes as soon as it is ordered, unless it is `late`, `refused`, or nobody starts any."""
 
     def __init__(self, *, is_here: bool = False) -> None:
-        self.is_here, self.is_late, self.refused, self.has_launcher = is_here, False, "", True
+        self.is_here, self.is_late, self.has_launcher = is_here, False, True
         self.requests: list[str] = []
+        self.pools = Pools({})
 
     def load(self, _: Mapping[Role, int]) -> None:
         if not self.has_launcher:
             raise NoLauncher("none yet")
-        self.is_here = not (self.is_late or self.refused)
+        self.is_here = not (self.is_late or self.pools.trouble())
 
     def unload(self) -> None:
         assert not self.requests
@@ -58,8 +60,7 @@ class ObedientCluster:
 
     @property
     def books(self) -> Any:
-        refusals = [SimpleNamespace(reason=self.refused)] if self.refused else []
-        return SimpleNamespace(pools=SimpleNamespace(refusals=refusals))
+        return SimpleNamespace(pools=self.pools)
 
 
 class Nursery:
@@ -172,7 +173,10 @@ async def test_one_that_cannot_be_prepared_or_loaded_says_why_and_changes_nothin
     rig.growth.trouble = "is torn"
     with pytest.raises(InvalidRequest, match="is torn"):
         await rig.start()
-    rig.growth.trouble, rig.growth.next.refused = "", "it does not fit"
+    rig.growth.trouble = ""
+    pools = rig.growth.next.pools
+    pools.order(Role.DECODE, 1, ())
+    pools.refused("decode-0", "it does not fit", 0.0)
     with pytest.raises(ModelUnavailable, match="does not fit"):
         await rig.start()
     assert rig.states == {"initial": "serving", "v2": "failed"}
@@ -182,6 +186,18 @@ async def test_one_that_cannot_be_prepared_or_loaded_says_why_and_changes_nothin
     rig.growth.next = ObedientCluster()
     await rig.start()
     assert rig.states["v2"] == "serving"
+
+
+@played
+async def test_one_whose_worker_dies_again_and_again_is_given_up_at_once_with_the_cause(
+    rig: Rig,
+) -> None:
+    (slot,) = rig.growth.next.pools.order(Role.DECODE, 1, ())
+    for _ in range(MOST_DEATHS):
+        slot.died("ended with status 1: the weights are torn")
+    with pytest.raises(ModelUnavailable, match="the weights are torn"):
+        await asyncio.wait_for(rig.start(), 1)
+    assert rig.states == {"initial": "serving", "v2": "failed"}
 
 
 @played
