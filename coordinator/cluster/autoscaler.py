@@ -171,6 +171,7 @@ class Autoscaler:
             room_sequences=self._room(records, now_s),
             ttft=ttft,
             tpot=tpot,
+            ordered=self._books.pools.num_computing,
             waiting=len(self._line),
             live=self._line.live,
             idle_s=now_s - self._busy_s,

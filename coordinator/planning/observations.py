@@ -52,7 +52,8 @@ class Observations:
     `rate_ahead` is what is foreseen for when a worker that is ordered now is ready, None where nothing can be;
     `expected_service_s` is what prompts that came would cost at the speed that was seen first, for as long as too few
     have ended; `placed_s` is the mean time of the last two minutes from having workers to the first token,
-    `prefill_share` how many prompts prefill workers computed, and not decode workers themselves. Of all requests, `waiting`
+    `prefill_share` how many prompts prefill workers computed, and not decode workers themselves. `ordered` workers there should be,
+    whether they are here yet or not. Of all requests, `waiting`
     are in the line and `live` not over, and none came or was live for `idle_s`."""
 
     now_s: float
@@ -79,6 +80,7 @@ class Observations:
     room_sequences: float = 64.0
     ttft: Held = field(default_factory=Held)
     tpot: Held = field(default_factory=Held)
+    ordered: int = 1
     waiting: int = 0
     live: int = 0
     idle_s: float = 0.0

@@ -123,16 +123,18 @@ class Planner:
     # ---- asleep
 
     def _asleep(self, seen: Observations) -> Decision | None:
-        """Of pools that may be empty and are: nothing, or the first workers as soon as somebody waits."""
-        if not self.limits.may_sleep or any(seen.present().values()):
+        """Of pools that may be empty and are: nothing, or the first workers as soon as somebody waits; of pools that are empty and
+        may not be, as where their ranges began at 0 before, the first workers at once."""
+        if any(seen.present().values()) or (seen.ordered and not self.limits.may_sleep):
             return None
-        if not seen.waiting:
+        if self.limits.may_sleep and not seen.waiting:
             self.order = None
             return Hold("asleep: nobody asks, and the next request starts workers")
         if self.order is not None and seen.now_s - self.order.asked_s < self.tuning.wake_s:
             return Hold(f"waiting for: {self.order.decision.reason}")
         self.order = None
-        return self._scale(seen, self.limits.awake, f"{seen.waiting} requests wait for a worker")
+        why = f"{seen.waiting} requests wait for a worker" if seen.waiting else "no worker is there"
+        return self._scale(seen, self.limits.awake, why)
 
     def _fall_asleep(self, seen: Observations) -> Decision | None:
         """Nobody has asked for long: pools that may be empty are."""

@@ -203,6 +203,18 @@ def test_a_coordinator_that_sleeps_no_more_says_how_to_go_on() -> None:
     run(scenario, prefill=1, decode=1)
 
 
+def test_ranges_that_begin_at_one_from_now_on_wake_a_cluster_that_nobody_asks() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        await asleep(cluster)
+        cluster.service.policy.change(AutoscaleWish(prefill=(1, 2), decode=(1, 2)))
+        await cluster.sleep(10.0)
+        assert cluster.service.books.pools.target == {Role.PREFILL: 1, Role.DECODE: 1}
+        assert len(cluster.service.books.ready()) == 2
+        assert await cluster.tokens(asks()) == cluster.oracle(asks())
+
+    run(scenario, prefill=1, decode=1)
+
+
 def test_operators_may_put_it_to_sleep_themselves() -> None:
     async def scenario(cluster: Cluster) -> None:
         await cluster.until_ready()
