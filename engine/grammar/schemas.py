@@ -6,6 +6,7 @@ Every document that the changed schema allows the client's allows too:
   on for ever sometimes does. A schema that puts conditions together (`allOf`, a `$ref` beside other keywords) is left
   open, since a closed part would forbid what another part wants.
 * a `format` that is not known here is an annotation, as the specification has it; so is what changes nothing.
+* a bound that the library cannot hold is drawn in to the nearest that it can; see `numbers.py`.
 * `x-guidance`, by which a schema could switch off its own checks, is taken out.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from engine.grammar.numbers import INWARDS, bound, check_exact
 from protocol.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -173,7 +175,8 @@ def _stands_alone(schema: Schema) -> bool:
 
 
 def _changed(schema: Schema, *, closes: bool) -> Schema:
-    changed = {name: value for name, value in schema.items() if not _is_idle(name, value)}
+    kept = ((name, value) for name, value in schema.items() if not _is_idle(name, value))
+    changed: Schema = {name: _held(schema, name, value) for name, value in kept}
     for keyword, place, part in _subschemas(schema):
         new = _changed(part, closes=closes)
         if place is None:
@@ -197,8 +200,17 @@ def _names_all(schema: Schema) -> bool:
 _OPENING = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
 
 
+def _held(schema: Schema, name: str, value: object) -> object:
+    """The value of a keyword, its numbers as the library can hold them."""
+    if name in ("const", "enum"):
+        check_exact(name, value)
+    return bound(name, value, schema.get("type")) if name in INWARDS else value
+
+
 def _is_idle(name: str, value: object) -> bool:
     """Whether a keyword changes nothing, or must not."""
     if name == "format":
+        if not isinstance(value, str):
+            raise InvalidRequest("format must be a string in the schema")
         return value not in FORMATS
     return name == "x-guidance" or (name == "uniqueItems" and value is False)

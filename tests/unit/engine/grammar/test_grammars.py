@@ -73,6 +73,45 @@ def test_every_complete_answer_validates(schema: dict[str, object]) -> None:
     assert "stop" in ends
 
 
+@pytest.mark.parametrize(
+    ("schema", "outside", "within"),
+    [
+        ({"minimum": 2**53 + 1}, str(2**53), str(2**53 + 2)),
+        ({"exclusiveMinimum": 2**53 + 1}, str(2**53 + 1), str(2**53 + 4)),
+        ({"maximum": 2**53 + 3}, str(2**53 + 4), str(2**53 + 2)),
+        ({"maximum": 2**63 - 1}, str(2**63), str(2**53)),
+        ({"minimum": -(2**63)}, str(-(2**63) - 1), "-5"),
+        ({"minimum": -1e30}, str(-(10**30) - 1), "-5"),
+    ],
+)
+def test_a_bound_between_two_doubles_is_kept_to(
+    schema: dict[str, object], outside: str, within: str
+) -> None:
+    grammar = json_schema({"type": "integer"} | schema)
+    guide = guide_of(COMPILER, grammar)
+    assert not (accepts(guide, outside) and may_end(guide))
+    guide = guide_of(COMPILER, grammar)
+    assert accepts(guide, within)
+    assert may_end(guide)
+
+
+@pytest.mark.parametrize(
+    ("schema", "named"),
+    [
+        ({"const": 2**53 + 1}, "const"),
+        ({"enum": ["a", {"b": [2**53 + 1]}]}, "enum"),
+        ({"const": 1.2345678901234568e29}, "const"),
+        ({"type": "string", "format": ["date"]}, "format"),
+        ({"properties": {"a": {"format": {}}}}, "format"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_by_its_keyword(
+    schema: dict[str, object], named: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=named):
+        COMPILER.compile(json_schema(schema))
+
+
 def test_an_object_without_a_schema_is_any_object() -> None:
     guide = guide_of(COMPILER, Constraint(kind=ConstraintKind.JSON_OBJECT))
     assert accepts(guide, '{"a": [1, {"b": null}]}')
