@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Protocol
 import orjson
 
 from coordinator.edge.answers.answer import TextDelta, ToolCallDelta
-from coordinator.edge.answers.call_text import Arguments, JsonCall, Verdict, call_id, whole_call
+from coordinator.edge.answers.call_text import (
+    Arguments,
+    JsonCall,
+    Verdict,
+    call_id,
+    compact,
+    whole_call,
+)
 from coordinator.edge.answers.choice_text import longest_partial
 
 if TYPE_CHECKING:
@@ -329,6 +336,7 @@ def _value(text: str, node: ast.expr) -> object:
     """JSON where it is that, Python elsewhere: the two disagree about `true` and about escapes."""
     written = ast.get_source_segment(text, node) or ""
     try:
-        return orjson.loads(written)
+        orjson.loads(written)
     except orjson.JSONDecodeError:
         return ast.literal_eval(node)
+    return orjson.Fragment(compact(written))

@@ -10,6 +10,7 @@ import re
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 
 from coordinator.edge.answers.answer import ToolCallDelta
@@ -148,18 +149,33 @@ class JsonCall:
 
 
 def call_in(text: str, names: Collection[str]) -> tuple[str, str] | None:
-    """Name and arguments of the call that an object of JSON is, if it is one."""
+    """Name and arguments of the call that an object of JSON is, if it is one. Its numbers stay as they were written."""
     try:
-        told = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        told = _entries(text.encode())
+        if isinstance(_read(told, "function"), dict):
+            told = _entries(told["function"])
+        name = _read(told, "name")
+        written = "arguments" if "arguments" in told else "parameters"
+        arguments = _read(told, written)
+    except (ValueError, msgspec.MsgspecError, RecursionError):
         return None
-    if isinstance(told, dict) and isinstance(told.get("function"), dict):
-        told = told["function"]
-    if not isinstance(told, dict) or told.get("name") not in names:
+    if not isinstance(name, str) or name not in names:
         return None
-    arguments: Any = told.get("arguments", told.get("parameters"))
     if isinstance(arguments, str):
-        return told["name"], arguments or "{}"
+        return name, arguments or "{}"
     if arguments is None or isinstance(arguments, dict):
-        return told["name"], orjson.dumps(arguments or {}).decode()
+        return name, compact(bytes(told[written]).decode()) if arguments else "{}"
     return None
+
+
+def _entries(text: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+    return msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+
+
+def _read(entries: dict[str, msgspec.Raw], name: str) -> Any:
+    return orjson.loads(bytes(entries[name])) if name in entries else None
+
+
+def compact(text: str) -> str:
+    """Valid JSON without white space between its words; numbers and escapes stay as they were written."""
+    return msgspec.json.format(text, indent=-1)

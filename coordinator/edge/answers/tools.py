@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 
 from coordinator.edge.http import limits
@@ -178,3 +179,14 @@ def arguments_object(text: str) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         return {"arguments": text}
     return arguments if isinstance(arguments, dict) else {"arguments": text}
+
+
+def arguments_json(text: str) -> str:
+    """The same as one line of JSON, its numbers as the model wrote them, however long they are."""
+    try:
+        told, line = orjson.loads(text or "{}"), msgspec.json.format(text or "{}", indent=-1)
+    except (orjson.JSONDecodeError, RecursionError):
+        told = line = None
+    if isinstance(told, dict) and line is not None:
+        return line
+    return orjson.dumps({"arguments": text}).decode()

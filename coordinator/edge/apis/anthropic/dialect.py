@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Raw
+
 from coordinator.edge.answers.answer import ReasoningDelta, TextDelta, ToolCallDelta
-from coordinator.edge.answers.tools import arguments_object
+from coordinator.edge.answers.tools import arguments_json
 from coordinator.edge.apis.anthropic import replies
 from protocol.finish import FinishReason
 
@@ -152,4 +154,5 @@ def _block(part: Part) -> dict[str, Any]:
         case ReasoningDelta():
             return _empty_block(part) | {"thinking": part.text}
         case ToolCallDelta():
-            return _empty_block(part) | {"input": arguments_object(part.arguments)}
+            said = arguments_json(part.arguments).encode()
+            return _empty_block(part) | {"input": Raw(said)}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from coordinator.edge.answers.answer import ToolCallDelta
-from coordinator.edge.answers.tools import arguments_object
+from coordinator.edge.answers.tools import arguments_json
 from protocol.clock import wall_time_s
 from protocol.finish import FinishReason
 
@@ -172,7 +172,7 @@ class GenerateDialect(OllamaDialect):
 
 
 def _call(call: ToolCallDelta) -> Fields:
-    function = {"name": call.name, "arguments": arguments_object(call.arguments)}
+    function = {"name": call.name, "arguments": orjson.Fragment(arguments_json(call.arguments))}
     return {"id": call.call_id, "function": {"index": call.position} | function}
 
 

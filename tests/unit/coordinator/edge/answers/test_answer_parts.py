@@ -18,6 +18,7 @@ from coordinator.edge.answers.answer_parts import (
     ReasoningReader,
     formats_of,
 )
+from coordinator.edge.answers.tools import arguments_json
 from coordinator.edge.text.chat_template import ChatTemplate
 from deploy.config import values as options
 from protocol.finish import FinishReason
@@ -44,6 +45,18 @@ CALLS = [
         '<tool_call>{"arguments": {"a": 1}, "name": "go"}</tool_call>',
         "",
         [("go", {"a": 1})],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"arguments": {"n": [123456789012345678901234567890]}, "name": "go"}',
+        "",
+        [("go", {"n": [123456789012345678901234567890]})],
+    ),
+    (
+        "pythonic",
+        '[go(n=123456789012345678901234567890, m=[-1, {"x": 18446744073709551617}])]',
+        "",
+        [("go", {"n": 123456789012345678901234567890, "m": [-1, {"x": 18446744073709551617}]})],
     ),
     ("hermes", '<tool_call>{"name": "go"}</tool_call>', "", [WENT]),
     ("hermes", '<tool_call>{"name": "go", "arguments": null}</tool_call>', "", [WENT]),
@@ -131,6 +144,18 @@ def test_calls_are_found_however_the_text_is_cut(family, text, said, calls):
         assert delta.finish_reason == "tool_calls"
         assert arguments in (None, [call.arguments for call in delta.calls])
         arguments = [call.arguments for call in delta.calls]
+
+
+@pytest.mark.parametrize(("depth", "calls"), [(300, 1), (1100, 0), (100_000, 0)])
+def test_deep_arguments_are_a_call_or_text(depth, calls):
+    nested = "[" * depth + "]" * depth
+    text = f'<tool_call>{{"arguments": {{"a": {nested}}}, "name": "go"}}</tool_call>'
+    delta = told_by("hermes", [text])
+    assert len({call.call_id for call in delta.calls}) == calls
+    assert delta.text == ("" if calls else text)
+    for call in delta.calls:
+        assert nested in call.arguments
+        assert nested in arguments_json(call.arguments)
 
 
 @pytest.mark.parametrize(("family", "text"), TEXTS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import orjson
 import pytest
@@ -353,20 +355,27 @@ def test_parts_of_a_stream_are_blocks():
     assert sum(entry["type"] == "ping" for entry in told) == 1
 
 
+LONG_NUMBER = 123456789012345678901234567890
+
+
 def test_parts_of_a_whole_answer_are_blocks():
     parts: list[Part] = [
         ReasoningDelta("Let me think"),
         TextDelta("I look it up."),
         ToolCallDelta(0, "toolu_1", "look", '{"at":"x"}'),
         ToolCallDelta(1, "toolu_2", "go", '{"cut'),
+        ToolCallDelta(2, "toolu_3", "go", f'{{"n": [{LONG_NUMBER},\n1.50]}}'),
     ]
     delta = Delta(parts=parts, finish_reason=FinishReason.TOOL_CALLS)
-    told = orjson.loads(MessagesDialect("msg_1", "tiny").whole([delta], ENDING))
+    said = MessagesDialect("msg_1", "tiny").whole([delta], ENDING)
+    assert f'"input":{{"n":[{LONG_NUMBER},1.50]}}'.encode() in said
+    told = json.loads(said)
     assert told["content"] == [
         {"type": "thinking", "thinking": "Let me think", "signature": ""},
         {"type": "text", "text": "I look it up."},
         {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "x"}},
         {"type": "tool_use", "id": "toolu_2", "name": "go", "input": {"arguments": '{"cut'}},
+        {"type": "tool_use", "id": "toolu_3", "name": "go", "input": {"n": [LONG_NUMBER, 1.5]}},
     ]
     assert told["stop_reason"] == "tool_use"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import httpx
 import orjson
 import pytest
@@ -262,21 +264,21 @@ def test_calls_are_told_whole(tokenizer):
         ToolCallDelta(0, arguments='{"at":'),
         ToolCallDelta(0, arguments='"x"}'),
         ToolCallDelta(1, "call_2", "go"),
-        ToolCallDelta(1, arguments="{}"),
+        ToolCallDelta(1, arguments='{"n":\n 123456789012345678901234567890}'),
     ]
     deltas = [
         Delta(text=part.text if isinstance(part, TextDelta) else "", parts=[part]) for part in parts
     ]
     said = b"".join(dialect.delta(delta, usage) for delta in deltas)
     said += dialect.end(Delta(finish_reason=FinishReason.TOOL_CALLS), Ending(usage))
-    told = [orjson.loads(line) for line in said.splitlines()]
+    told = [json.loads(line) for line in said.splitlines()]
     messages = [line["message"] for line in told]
     assert messages[0]["thinking"] == "hm"
     assert messages[1]["content"] == "I look."
     calls = [call for message in messages for call in message.get("tool_calls", ())]
     assert [call["function"] for call in calls] == [
         {"index": 0, "name": "look", "arguments": {"at": "x"}},
-        {"index": 1, "name": "go", "arguments": {}},
+        {"index": 1, "name": "go", "arguments": {"n": 123456789012345678901234567890}},
     ]
     assert (told[-1]["done_reason"], told[-1]["done"]) == ("stop", True)
 
