@@ -153,6 +153,7 @@ def test_flipped_worker_keeps_its_role_over_restarts_of_everything(server: Serve
     scale(server, prefill=2)
     until(lambda: is_shape(server, 2, 1), "2p1d")
     server.client.post("/cluster/workers/prefill-1/role", json={"role": "decode"})
+    assert server.audit()["balanced"]  # who answers that has heard of its role, too
     for pid in (server.coordinator_pid(), None):
         victim = pid or next(
             w["pid"] for w in server.cluster()["workers"] if w["id"] == "prefill-1"
