@@ -37,7 +37,7 @@ ANTHROPIC_ENDS = {
 
 
 class BrokenStream(Exception):
-    """What it says cannot be an answer; the text may be shown to an operator."""
+    """What it says cannot be an answer. What `may_tell` is in the server's own words, of any length, a key among them perhaps."""
 
     def __init__(self, told: str, *, may_tell: bool = False) -> None:
         super().__init__(told)
@@ -123,7 +123,7 @@ class Listener:
 
 def _message(error: object) -> str:
     told = error.get("message") if isinstance(error, dict) else error
-    return str(told)[:300]
+    return str(told)
 
 
 def _text(value: object) -> str:
@@ -170,7 +170,7 @@ class OpenAiListener(Listener):
         reason = choice.get("finish_reason")
         if reason is not None:
             if reason not in OPENAI_ENDS:
-                raise BrokenStream(f"it ended by {str(reason)[:50]!r}", may_tell=True)
+                raise BrokenStream(f"it ended by '{reason}'", may_tell=True)
             delta.finish_reason = OPENAI_ENDS[reason]
             stop = choice.get("stop_reason")
             delta.stop_reason = stop if isinstance(stop, str) else None
@@ -296,7 +296,7 @@ class AnthropicListener(Listener):
         if reason is None:
             return []
         if reason not in ANTHROPIC_ENDS:
-            raise BrokenStream(f"it ended by {str(reason)[:50]!r}", may_tell=True)
+            raise BrokenStream(f"it ended by '{reason}'", may_tell=True)
         sequence = told.get("stop_sequence")
         stop = sequence if isinstance(sequence, str) else None
         self.ended.add(0)

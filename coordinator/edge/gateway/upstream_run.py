@@ -40,6 +40,8 @@ MAX_STREAM_BYTES = 64 * 1024 * 1024
 MAX_SILENT_BYTES = 4 * 1024 * 1024
 """Between two things that it says: comments, and events without a word."""
 MAX_WAITING_DELTAS = 64
+MAX_TOLD_CHARACTERS, MAX_TYPE_CHARACTERS = 300, 50
+"""Of what a server says itself: without keys first, and then cut, since no piece of a key is told either."""
 CONTEXT_CODES = ("context_length_exceeded",)
 CONTEXT_WORDS = ("maximum context length", "prompt is too long", "context window")
 CLIENTS_FAULT = frozenset((400, 404, 413, 422))
@@ -271,10 +273,12 @@ class UpstreamRun:
         encoding = reply.headers.get("content-encoding", "identity")
         if status == httpx.codes.OK and media.startswith(self.media_type):
             if encoding.lower() != "identity":
-                raise self._failed("protocol", f"sent an answer in the encoding {encoding[:20]!r}")
+                shown = self._shown(encoding, MAX_TYPE_CHARACTERS)
+                raise self._failed("protocol", f"sent an answer in the encoding {shown!r}")
             return
         if status == httpx.codes.OK:
-            raise self._failed("protocol", f"sent {media[:50]!r} instead of {self.media_type}")
+            shown = self._shown(media, MAX_TYPE_CHARACTERS)
+            raise self._failed("protocol", f"sent {shown!r} instead of {self.media_type}")
         raise self._refused(status, reply.headers, await _some_of(reply))
 
     def _refused(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFailed:
@@ -292,7 +296,7 @@ class UpstreamRun:
         return self._failed(f"status_{status}", f"answered with status {status}", cool_s=cool_s)
 
     def _broken(self, broken: BrokenStream) -> UpstreamFailed:
-        told = self._without_secrets(str(broken)) if broken.may_tell else str(broken)
+        told = self._shown(str(broken), MAX_TOLD_CHARACTERS) if broken.may_tell else str(broken)
         return self._failed("broken_stream", f"broke its stream: {told}")
 
     @property
@@ -301,6 +305,9 @@ class UpstreamRun:
 
     def _failed(self, kind: str, told: str, *, cool_s: float | None = None) -> UpstreamFailed:
         return UpstreamFailed(f"{self._name} {told}", kind, cool_s=cool_s)
+
+    def _shown(self, told: str, most: int) -> str:
+        return self._without_secrets(told)[:most]
 
     def _without_secrets(self, told: str) -> str:
         place = self._called.place
