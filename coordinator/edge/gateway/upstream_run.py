@@ -14,6 +14,7 @@ import logging
 import math
 from collections import deque
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING
 
 import httpx
@@ -97,14 +98,19 @@ class Called:
 
 
 def client() -> httpx.AsyncClient:
-    """For all servers: proxies and keys of the environment are not used, redirects not followed. The library is told to
-    say no more than warnings: a server's headers, which it would log, may repeat a key."""
+    """For all servers: proxies and keys of the environment are not used, redirects not followed, cookies not kept: they would
+    go with the next client's request, and to every server of that host. The library is told to say no more than warnings: a
+    server's headers, which it would log, may repeat a key."""
     for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
     timeout = httpx.Timeout(None, connect=10.0)
     return httpx.AsyncClient(
-        limits=limits, timeout=timeout, trust_env=False, follow_redirects=False
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+        limits=limits,
+        timeout=timeout,
+        trust_env=False,
+        follow_redirects=False,
     )
 
 
