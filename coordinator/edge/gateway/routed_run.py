@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import quote
 
 from coordinator.accounts.booking import Departure, Request
 from coordinator.edge.answers.answer import NotSayable, Usage
@@ -202,7 +203,7 @@ class RoutedRun:
                 log.info("%s: %s; trying elsewhere", self.facts.label or "a request", error)
                 last = _worse(last, error)
             else:
-                self.headers[DEPLOYMENT_HEADER] = stop.deployment_id
+                self.headers[DEPLOYMENT_HEADER] = header_name_of(stop.deployment_id)
                 self.headers[ATTEMPTS_HEADER] = str(len(self._journey.steps))
                 if self.booking is not None:
                     self.booking.first_token(self._clock.now_s())
@@ -274,6 +275,13 @@ class RoutedRun:
                 FinishReason.ABORT if isinstance(self.error, Departure) else FinishReason.ERROR
             )
             self.booking.close(self.usage, self.num_told_tokens, failure, self.error)
+
+
+def header_name_of(deployment_id: str) -> str:
+    """As it stands; of one that no header can have each byte of UTF-8 that is no letter, digit or `-._~/: ` as `%XX`."""
+    if deployment_id.isascii() and deployment_id.isprintable():
+        return deployment_id
+    return quote(deployment_id, safe="/: ")
 
 
 async def _pause(seconds: float) -> None:
