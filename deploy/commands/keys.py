@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from coordinator.accounts.database import Database, open_database, open_to_read
@@ -28,7 +27,7 @@ from coordinator.accounts.terms import (
     rotated,
 )
 from deploy.commands.asking import told_by
-from deploy.commands.status import PLAIN_WIDTH, status_client
+from deploy.commands.status import plain_console, status_client
 from deploy.config.parser import Parser, typed
 from deploy.config.topology import environment
 from deploy.config.values import header_key, positive, url, whole
@@ -201,7 +200,7 @@ def run_list(store: Store, namespace: argparse.Namespace) -> None:
         limits = [key["requests_per_minute"], key["tokens_per_minute"]]
         words = [key["id"], key["tenant"], key["name"], key["state"], ",".join(key["scopes"])]
         table.add_row(*words, *("-" if limit is None else str(limit) for limit in limits))
-    (Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)).print(table)
+    plain_console().print(table)
 
 
 def run_show(store: Store, namespace: argparse.Namespace) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deploy.commands.asking import reply_of
 from deploy.commands.chat import ServerError, explain
 from deploy.commands.scale import ask
-from deploy.commands.status import PLAIN_WIDTH, status_client
+from deploy.commands.status import plain_console, status_client
 from deploy.config.parser import Parser
 from deploy.config.server_access import add_admin_url, admin_key
 from deploy.config.values import format_bytes
@@ -77,8 +75,7 @@ def ps(client: httpx.Client) -> int:
         table.add_column(heading)
     for card in response.json()["data"]:
         table.add_row(*_row(card))
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    console.print(table)
+    plain_console().print(table)
     return 0
 
 

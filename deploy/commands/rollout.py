@@ -6,17 +6,15 @@ and the table; what happens is decided by the server.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from deploy.commands.asking import told_by
 from deploy.commands.chat import ServerError
 from deploy.commands.scale import ask
-from deploy.commands.status import PLAIN_WIDTH, status_client
+from deploy.commands.status import plain_console, status_client
 from deploy.config.parser import Parser, typed
 from deploy.config.server_access import add_admin_url, admin_key
 from deploy.config.values import number
@@ -148,8 +146,7 @@ def status(client: httpx.Client, given: argparse.Namespace) -> int:
     for one in shown:
         for each in one["revisions"]:
             table.add_row(one["model"], *_row(one, each))
-    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
-    console.print(table)
+    plain_console().print(table)
     return 0
 
 

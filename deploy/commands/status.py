@@ -36,12 +36,18 @@ def show_status(url: str, api_key: str | None, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(cluster, indent=2))
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
+        console = plain_console()
         console.print(headline(cluster))
         for line in notes(cluster):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         console.print(worker_table(cluster))
     return 0 if cluster["ready"] else 1
+
+
+def plain_console() -> Console:
+    """For stdout; names stand as they are: `a[b]` is no style there, and `a:key:b` no picture."""
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    return Console(width=width, markup=False, emoji=False)
 
 
 def status_client(url: str, api_key: str | None) -> httpx.Client:

@@ -13,10 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from deploy.commands.status import PLAIN_WIDTH
+from deploy.commands.status import plain_console
 from deploy.config.parser import Parser
 from kvtransfer.store.disk import Disk, PathLock
 from kvtransfer.store.inspection import clear, survey, verify
@@ -167,7 +166,7 @@ def _show(rows: Iterable[Row], *, as_json: bool) -> None:
     for row in found:
         words = {**row, "fingerprint": row["fingerprint"][:12]}
         table.add_row(*(str(value) for value in words.values()))
-    (Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)).print(table)
+    plain_console().print(table)
 
 
 def make_parser() -> Parser:

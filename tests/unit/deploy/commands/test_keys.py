@@ -62,3 +62,13 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Database, "put_key", full)
     with pytest.raises(BatonError, match="--keys-db: database or disk is full"):
         main(["create", "--keys-db", str(tmp_path / "keys.db")])
+
+
+def test_names_are_listed_as_they_stand(tmp_path, capsys):
+    file = str(tmp_path / "keys.db")
+    main(["create", "--keys-db", file, "--tenant", "team:key:1", "--name", "a:bomb:b"])
+    capsys.readouterr()
+    main(["list", "--keys-db", file])
+    told = capsys.readouterr().out
+    assert "team:key:1" in told
+    assert "a:bomb:b" in told

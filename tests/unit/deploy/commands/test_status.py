@@ -8,7 +8,7 @@ import pytest
 
 from deploy.commands.chat import ServerError
 from deploy.commands.scale import _progress, is_reached
-from deploy.commands.status import notes, worker_table
+from deploy.commands.status import headline, notes, plain_console, worker_table
 
 WORKER = {"id": "decode-0", "role": "decode", "state": "ready", "pid": 7, "node": "b 10.0.0.2"}
 SLO = {
@@ -137,3 +137,11 @@ def test_adapters_in_memory_are_shown_with_who_has_them_and_no_more_than_fit() -
     assert told.endswith(" and 22 more")
     shown["adapters"] = {"registered": 2, "resident": []}
     assert notes(shown) == ["2 adapters, in memory: none"]
+
+
+@pytest.mark.parametrize("name", ["team/model[red]", "[/x]", "a:key:b"])
+def test_names_stand_as_they_are(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    console = plain_console()
+    console.print(headline({"model": name, "ready": True, "requests": {"live": 0}}))
+    console.print(worker_table({"workers": [WORKER | {"node": name}]}))
+    assert capsys.readouterr().out.count(name) == 2
