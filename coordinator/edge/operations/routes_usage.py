@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 PARAMETERS = ("from", "to", "group_by", "key", "tenant", "model", "after", "limit", "format")
 CSV = "text/csv"
 FORMATS = ("json", "csv")
+UNSEEN = ("\t", "\r", "\n")
+FORMULAS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""How a cell begins that is no text to a spreadsheet."""
 SCHEMAS: dict[str, dict[str, Any]] = {
     "after": {"type": "integer", "minimum": 0, "maximum": 10**18 - 1},
     "limit": {"type": "integer", "minimum": 1, "maximum": MAX_ROWS},
@@ -145,7 +148,8 @@ def _csv(page: UsagePage) -> Response:
 
 
 def _plain(value: Any) -> Any:
-    """A spreadsheet takes a text that begins like a formula for one."""
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return f"'{value}"
-    return value
+    """A spreadsheet takes a text that begins like a formula for one, some also after spaces, or in letters of full width."""
+    if not isinstance(value, str):
+        return value
+    is_formula = value[:1] in UNSEEN or value.lstrip()[:1] in FORMULAS
+    return f"'{value}" if value and is_formula else value
