@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ENVIRONMENT = "os.environ/"
+MOST_WHOLE = 2**53
 
 
 class Section:
@@ -61,6 +62,8 @@ class Section:
             value = self._number_in(name, value)
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(name, "must be a number")
+        if isinstance(value, int) and abs(value) > MOST_WHOLE:
+            self.refuse(name, "is too large a number")
         if not math.isfinite(value) or value < least:
             self.refuse(name, f"must be a number of at least {least:g}, but is {value}")
         return float(value)

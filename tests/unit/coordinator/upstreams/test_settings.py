@@ -108,6 +108,7 @@ def one(**params):
         (one(rpm=1.5), "rpm must be a whole number"),
         (one(rpm="many"), "rpm must be a number"),
         (one(rpm=True), "rpm must be a number"),
+        (one(rpm=10**400), "rpm is too large"),
         (one(weight=float("nan")), "weight must be a number"),
         (one(timeout=float("inf")), "timeout must be a number"),
         (one(model=None), "model is missing"),
