@@ -334,16 +334,16 @@ class _Reader:
         return "api_base", BASES.get(provider)
 
     def _key(self, params: Section, provider: Provider) -> str:
-        key = params.get("api_key")
+        name, key = "api_key", params.get("api_key")
         if key is None:
             variable = KEYS.get(provider)
-            if variable is not None and not params.has("api_base") and not params.has("base_url"):
-                if variable not in self._variables:
-                    params.refuse("api_key", f"is missing, and {variable} is not set")
-                return self._variables[variable]
-            return ""
+            if variable is None or params.has("api_base") or params.has("base_url"):
+                return ""
+            if variable not in self._variables:
+                params.refuse("api_key", f"is missing, and {variable} is not set")
+            name, key = f"api_key, which is {variable},", self._variables[variable]
         if not isinstance(key, str) or not _is_plain(key):
-            params.refuse("api_key", "must be printable text")
+            params.refuse(name, "must be printable text")
         return key
 
     def _check_groups(self, settings: RouterSettings) -> None:

@@ -152,6 +152,15 @@ def test_what_is_wrong_is_named(tmp_path, values, told):
     assert "router.yaml" in str(caught.value)
 
 
+@pytest.mark.parametrize("ending", ["\r", "\n", "ü"])
+def test_a_variable_that_holds_no_header_is_named(tmp_path, ending):
+    variables = {"OPENAI_API_KEY": f"sk-secret{ending}"}
+    told = "api_key, which is OPENAI_API_KEY, must be printable text"
+    with pytest.raises(ConfigError, match=told) as caught:
+        read(tmp_path, yaml.safe_dump(one(api_base=None, api_key=None)), variables)
+    assert "sk-secret" not in str(caught.value)
+
+
 def test_an_order_of_nothing_comes_before_that_of_one(tmp_path):
     entries = [{"model_name": "g", "litellm_params": GOOD | order} for order in ({}, {"order": 0})]
     settings = read(tmp_path, yaml.safe_dump({"model_list": entries}))
