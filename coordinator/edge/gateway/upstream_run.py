@@ -115,7 +115,7 @@ def client() -> httpx.AsyncClient:
 
 
 def headers_of(place: DeploymentSettings, accepted: str) -> dict[str, str]:
-    """With its key."""
+    """With its key; what the operator adds stands in the place of what has that name, in whatever letters."""
     told = {
         "content-type": "application/json",
         "accept": accepted,
@@ -125,7 +125,7 @@ def headers_of(place: DeploymentSettings, accepted: str) -> dict[str, str]:
         told |= {"anthropic-version": ANTHROPIC_VERSION, "x-api-key": place.api_key}
     elif place.api_key:
         told["authorization"] = f"Bearer {place.api_key}"
-    return told | dict(place.headers)
+    return told | {name.lower(): value for name, value in place.headers.items()}
 
 
 class UpstreamRun:
