@@ -223,6 +223,8 @@ class AnthropicListener(Listener):
     def take(self, event: dict[str, Any]) -> list[Delta]:
         """One event; those of an unknown type say nothing, as their API wants it."""
         kind = event["type"]
+        if self.ended and kind in ("content_block_start", "content_block_delta"):
+            raise ValueError(kind)
         if kind == "message_start":
             self._count(event["message"].get("usage") or {})
         elif kind == "content_block_start":
@@ -293,7 +295,7 @@ class AnthropicListener(Listener):
 
     def _ending(self, told: dict[str, Any]) -> list[Delta]:
         reason = told.get("stop_reason")
-        if reason is None:
+        if reason is None or self.ended:
             return []
         if reason not in ANTHROPIC_ENDS:
             raise BrokenStream(f"it ended by '{reason}'", may_tell=True)
