@@ -8,6 +8,7 @@ body was read, nobody knows which way.
 from __future__ import annotations
 
 import math
+import sys
 
 from protocol.errors import InvalidRequest
 
@@ -19,16 +20,20 @@ INWARDS = {
 }
 ROUNDED = float(1 << 64)
 """From here on a whole number is read as a double."""
+MOST = int(sys.float_info.max)
 LEAST_INTEGER = -(1 << 63) + 1024
 """The lowest that the library takes as a bound of integers."""
 
 
 def bound(keyword: str, value: object, kind: object) -> object:
-    """The nearest bound that can be held, at or within the client's; `kind` is the schema's `type`."""
+    """The nearest bound that can be held, at or within the client's; `kind` is the schema's `type`. Raises InvalidRequest where
+    no double comes near: a schema that came as text may have numbers of any length."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     if kind == "integer" and INWARDS[keyword] > 0 and value < LEAST_INTEGER:
         return LEAST_INTEGER
+    if abs(value) > MOST:
+        raise InvalidRequest(f"unsupported in the schema: {keyword} is beyond what a double holds")
     held = float(value)
     if isinstance(value, float):
         return math.nextafter(held, INWARDS[keyword]) if abs(held) >= ROUNDED else value
@@ -45,11 +50,12 @@ def check_exact(keyword: str, value: object) -> None:
         if isinstance(node, dict | list):
             nodes += node.values() if isinstance(node, dict) else node
         elif _is_near(node):
-            told = f"unsupported in the schema: {keyword} has a number of more than 53 bits, {node}"
-            raise InvalidRequest(told)
+            raise InvalidRequest(
+                f"unsupported in the schema: {keyword} has a number of more than 53 bits"
+            )
 
 
 def _is_near(value: object) -> bool:
     if isinstance(value, float):
         return abs(value) >= ROUNDED
-    return isinstance(value, int) and int(float(value)) != value
+    return isinstance(value, int) and (abs(value) > MOST or int(float(value)) != value)

@@ -99,6 +99,8 @@ def test_a_bound_between_two_doubles_is_kept_to(
     ("schema", "named"),
     [
         ({"const": 2**53 + 1}, "const"),
+        ({"const": 10**400}, "const"),
+        ({"maximum": 10**400}, "maximum"),
         ({"enum": ["a", {"b": [2**53 + 1]}]}, "enum"),
         ({"const": 1.2345678901234568e29}, "const"),
         ({"type": "string", "format": ["date"]}, "format"),
