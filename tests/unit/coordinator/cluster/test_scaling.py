@@ -334,6 +334,14 @@ def test_draining_worker_gets_no_work() -> None:
     run(scenario, prefill=1, decode=2)
 
 
+async def still_writes(cluster: Cluster) -> None:
+    """The pools are one worker each, as at first, and answer."""
+    assert cluster.service.books.pools.target == {"prefill": 1, "decode": 1}
+    assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
+    request = generation("late", 9)
+    assert await cluster.drain(cluster.service.submit(request)) == cluster.oracle(request)
+
+
 @pytest.mark.parametrize("lose", [0.0, 0.5])
 def test_the_last_decode_worker_stays_when_those_after_it_are_refused(lose: float) -> None:
     """Drained while they were on their way: it leaves when others are ready, and there never were any."""
@@ -345,10 +353,7 @@ def test_the_last_decode_worker_stays_when_those_after_it_are_refused(lose: floa
         cluster.scaler.drain("decode-0")
         cluster.launcher.line.faults.lose = lose
         await cluster.sleep(2.0)
-        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 1}
-        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
-        request = generation("late", 9)
-        assert await cluster.drain(cluster.service.submit(request)) == cluster.oracle(request)
+        await still_writes(cluster)
         await settle(cluster)
         cluster.kill("decode-0")
         await settle(cluster)
@@ -369,10 +374,7 @@ def test_it_stays_also_for_a_coordinator_that_does_not_know_what_was_ordered(see
         await cluster.sleep(0.002 * seed)
         cluster.restart_coordinator()
         await cluster.sleep(4.0)
-        assert cluster.service.books.pools.target == {"prefill": 1, "decode": 1}
-        assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}
-        request = generation("late", 9)
-        assert await cluster.drain(cluster.service.submit(request)) == cluster.oracle(request)
+        await still_writes(cluster)
         cluster.kill("decode-0")
         await settle(cluster)
         assert states(cluster) == {"prefill-0": "ready", "decode-0": "ready"}

@@ -59,3 +59,17 @@ async def test_no_piece_of_a_key_is_told(kind):
             await run.next_delta()
     assert PIECE not in str(failed.value)
     assert len(str(failed.value)) < 400
+
+
+async def test_a_servers_cookies_are_not_kept():
+    """They would be sent with the next tenant's request, and to other servers of the same host."""
+    refusal = reply(500, {}, set_cookie="who=first; Path=/")
+    async with upstream(refusal) as server, client() as http:
+        for _ in range(2):
+            run = UpstreamRun(called(server), http)
+            run.submit()
+            with pytest.raises(UpstreamFailed):
+                await run.next_delta()
+        assert not http.cookies
+    assert len(server.asked) == 2
+    assert all("cookie" not in headers for _, headers, _ in server.asked)
