@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -15,9 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 READY_LIMIT_S = 400.0
+
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def free_port() -> int:
@@ -50,6 +54,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=20)
     _signal_session(process, signal.SIGKILL)
     process.wait()
+    if process in _started:
+        _started.remove(process)
 
 
 def _signal_session(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
@@ -59,13 +65,35 @@ def _signal_session(process: subprocess.Popen[bytes], number: signal.Signals) ->
 
 def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """A server in a session of its own, its output in a file. From now on SIGTERM unwinds this process, so that whoever
-    owns the server ends it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _leave)
-    with log.open("wb") as output:
-        return subprocess.Popen(
+    owns the server ends it; one that nobody owns yet ends with this process."""
+    with _undisturbed(), log.open("wb") as output:
+        server = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+        _started.append(server)
+    return server
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """SIGTERM waits for the end of this block: a process that exists has somebody who knows it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's, which waits for this one
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, _leave)
+        if came:
+            _leave(came[0], None)
+
+
+@atexit.register
+def _end_what_is_left() -> None:
+    for server in _started.copy():
+        end(server)
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:

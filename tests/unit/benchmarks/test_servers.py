@@ -39,7 +39,7 @@ def test_nothing_of_a_session_outlives_its_end(tmp_path: Path, then: str) -> Non
         os.close(child)
 
 
-BENCHMARK = """
+OWNED = """
 import sys, time
 from pathlib import Path
 from benchmarks.servers import end, start
@@ -49,15 +49,41 @@ try:
 finally:
     end(server)
 """
+NOT_OWNED_YET = """
+import sys, time
+from pathlib import Path
+from benchmarks.servers import start
+start(["bash", "-c", "echo $$; exec sleep 100"], Path(sys.argv[1]))
+time.sleep(100)
+"""
+BEING_STARTED = """
+import subprocess, sys, time
+from pathlib import Path
+from benchmarks.servers import start
+
+class SlowToReturn(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        sys.stdin.read()
+
+subprocess.Popen = SlowToReturn
+start(["bash", "-c", "echo $$; exec sleep 100"], Path(sys.argv[1]))
+time.sleep(100)
+"""
 
 
-def test_a_benchmark_that_is_terminated_leaves_no_server(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [OWNED, NOT_OWNED_YET, BEING_STARTED])
+def test_a_benchmark_that_is_terminated_leaves_no_server(tmp_path: Path, script: str) -> None:
     log = tmp_path / "log"
     log.touch()
-    with subprocess.Popen([sys.executable, "-c", BENCHMARK, str(log)]) as benchmark:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(log)], stdin=subprocess.PIPE
+    ) as benchmark:
         server = os.pidfd_open(int(first_line(log)))
         try:
             benchmark.send_signal(signal.SIGTERM)
+            assert benchmark.stdin is not None
+            benchmark.stdin.close()
             assert benchmark.wait(PATIENCE_S) == 128 + signal.SIGTERM
             assert is_readable(server, PATIENCE_S), "its server lives on"
         finally:
