@@ -11,7 +11,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
-from deploy.processes.log_lines import QueuedLines
+from deploy.processes.log_lines import LineFormatter, QueuedLines
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +65,5 @@ def log_to_stderr(name: str, level: str) -> None:
 
 def log_as(name: str) -> None:
     """From now on with that prefix: a standby has become a worker."""
-    form = logging.Formatter(f"%(asctime)s %(levelname)-7s {name} %(message)s", datefmt="%H:%M:%S")
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(form)
+        handler.setFormatter(LineFormatter(name))

@@ -1,4 +1,5 @@
-"""Text to stderr without waiting for whoever reads it. Owns the queue between, and what is said when it was full.
+"""Text to stderr without waiting for whoever reads it. Owns the queue between, what is said when it was full, and how a record
+becomes a line.
 
 A pipe that nobody empties blocks its writer for ever, and a log line is written on the event loop, or between two
 steps of an engine. So a thread writes, and what it cannot write in time is dropped, counted and told afterwards.
@@ -12,10 +13,19 @@ import logging
 import os
 import queue
 import threading
+from typing import Any
 
 CAPACITY = 2000
 LAST_WORDS_S = 1.0
 UNREAD = "nobody read stderr in time"
+_DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_ENDS_OF_LINES = (0x2028, 0x2029)
+_CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
+_ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS} | {
+    code: f"\\u{code:04x}" for code in (*_ENDS_OF_LINES, *_DIRECTIONS)
+}
+_ESCAPES_IN_TRACES = {code: told for code, told in _ESCAPES.items() if code != ord("\n")}
+_IN_TRACE = "  "
 
 
 class QueuedWriter:
@@ -71,6 +81,24 @@ class QueuedWriter:
     def _write(self, piece: bytes) -> None:
         while piece:
             piece = piece[os.write(self._descriptor, piece) :]
+
+
+class LineFormatter(logging.Formatter):
+    """A line a record, prefixed with the process's name, and its traceback below, further in: what a client calls a model is
+    in messages, and must neither look like a line of its own nor drive the terminal that shows it."""
+
+    def __init__(self, name: str) -> None:
+        told = name.replace("%", "%%")
+        super().__init__(f"%(asctime)s %(levelname)-7s {told} %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """With the escapes of what is no text."""
+        return super().formatMessage(record).translate(_ESCAPES)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """A traceback has lines, and so may have the message of what was raised."""
+        told = super().formatException(ei).translate(_ESCAPES_IN_TRACES)
+        return _IN_TRACE + told.replace("\n", f"\n{_IN_TRACE}")
 
 
 class QueuedLines(logging.Handler):

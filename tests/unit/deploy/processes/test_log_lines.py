@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 import time
 
-from deploy.processes.log_lines import QueuedLines, QueuedText
+import pytest
+
+from deploy.processes.log_lines import LineFormatter, QueuedLines, QueuedText
 from tests.patience import PATIENCE_S, until
 
 
@@ -106,3 +109,37 @@ def test_what_is_printed_arrives_in_order():
     os.close(writing)
     assert os.read(reading, 100).decode() == "naïve 1\n東京\n"
     os.close(reading)
+
+
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        ("a\n09:00:00 INFO    coordinator forged", r"a\x0a09:00:00 INFO    coordinator forged"),
+        ("\x1b]0;title\x07\x1b[2J", r"\x1b]0;title\x07\x1b[2J"),
+        ("\r\t\x00\x7f\x85\x9b31m", r"\x0d\x09\x00\x7f\x85\x9b31m"),
+        ("a\u2028b\u2029c\u202ed\u2066e", r"a\u2028b\u2029c\u202ed\u2066e"),
+        ("東京 naïve %s 😀", "東京 naïve %s 😀"),
+    ],
+)
+def test_a_message_is_one_line_that_drives_no_terminal(sent, shown):
+    line = LineFormatter("coordinator").format(record(sent))
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO    coordinator .*", line)
+    assert line.endswith(f" coordinator {shown}")
+
+
+def test_a_process_may_be_called_anything():
+    line = LineFormatter("50%s\n.decode-0").format(record("here"))
+    assert line.endswith(r" 50%s\x0a.decode-0 here")
+
+
+def test_a_traceback_keeps_its_lines_and_none_of_them_looks_like_a_record():
+    made = record("failed")
+    try:
+        raise ValueError("a\n09:00:00 INFO    coordinator forged \x1b[2J")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    head, *lines = LineFormatter("coordinator").format(made).split("\n")
+    assert head.endswith("coordinator failed")
+    assert lines[0] == "  Traceback (most recent call last):"
+    assert lines[-1] == r"  09:00:00 INFO    coordinator forged \x1b[2J"
+    assert all(line.startswith("  ") for line in lines)
