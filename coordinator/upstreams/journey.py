@@ -1,7 +1,7 @@
 """The way of one request through groups and deployments. Owns when it is tried again, where, and when it is given up; no IO.
 
     group: 1 + num_retries tries ─► its fallbacks, in order ─► theirs …, at most max_fallbacks groups in all
-    a prompt that is too long for a place ─► the group's context_window_fallbacks
+    a prompt that is too long for a place ─► the group's context_window_fallbacks; its fallbacks where no group has such
 
 A group that the key may not use is passed over. What was tried and how it ended stays in `steps`.
 """
@@ -81,7 +81,7 @@ class Journey:
         if trouble is Trouble.REQUEST:
             self._waiting.clear()
         elif trouble is Trouble.CONTEXT:
-            self._leave(self.settings.context_fallbacks)
+            self._leave(self.settings.context_fallbacks or self.settings.fallbacks)
         return bool(self._waiting)
 
     def _leave(self, lists: Mapping[str, tuple[str, ...]]) -> None:

@@ -177,6 +177,18 @@ def test_a_long_prompt_goes_to_its_own_fallbacks_only():
     assert not trip.failed(Trouble.CONTEXT)
 
 
+def test_without_lists_for_long_prompts_one_goes_to_the_usual_fallbacks():
+    settings = rules(place("a"), place("b", "h"), fallbacks={"*": ("h",)})
+    assert stops(journey(settings, groups_of(settings)), trouble=Trouble.CONTEXT) == ["a", "b"]
+
+
+def test_a_list_for_another_groups_long_prompts_is_not_this_ones():
+    settings = rules(
+        place("a"), place("b", "h"), fallbacks={"g": ("h",)}, context_fallbacks={"h": ("g",)}
+    )
+    assert stops(journey(settings, groups_of(settings)), trouble=Trouble.CONTEXT) == ["a"]
+
+
 def test_a_mistake_of_the_client_ends_the_way():
     settings = rules(place("a"), place("b"), fallbacks={"g": ("g",)})
     assert stops(journey(settings, groups_of(settings)), trouble=Trouble.REQUEST) == ["a"]
