@@ -31,6 +31,7 @@ from protocol.finish import FinishReason
 from protocol.model_config import ModelConfig
 from protocol.sampling import SampledToken, ScoredToken, TokenLogprob
 from tests.patience import PATIENCE_S
+from tests.unit.coordinator.edge.http.all_options import everything
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -196,10 +197,13 @@ async def serve(directory: Path, options: dict[str, Any]) -> None:
         accounts.start(asyncio.get_running_loop())
     app = create_app(
         accounts=accounts,
-        service=PacedService(scripts=deque(), is_short=options.get("is_short", False)),
+        service=PacedService(
+            deque(), view={"workers": []}, is_short=options.get("is_short", False)
+        ),
         model=make_model(directory, has_bound=options.get("has_bound", True)),
         pools=ScriptedPools(),
         limits=EdgeLimits(**options.get("edge_limits", {})),
+        **(everything(directory) if options.get("has_everything") else {}),
         **options.get("app", {}),
     )
     limits = WireLimits(**options.get("limits", {}))

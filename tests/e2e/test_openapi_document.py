@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,6 +13,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from coordinator.accounts.accounts import Accounts, AccountSettings
+from coordinator.accounts.terms import KeyTerms
+from protocol.clock import SystemClock
 from tests.e2e.edge_server import edge_server
 from tests.marks import deep
 
@@ -43,30 +47,58 @@ TESTED = hypothesis.settings(
 )
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    """One for each test: among what is asked is to drain it."""
-    with edge_server(tmp_path, is_short=True) as port:
-        yield f"http://127.0.0.1:{port}"
+PLAIN, EVERYTHING = "plain", "everything"
+
+
+async def key_of(settings: AccountSettings) -> str:
+    """One that opens every route."""
+    accounts = Accounts.open(settings, SystemClock())
+    accounts.start(asyncio.get_running_loop())
+    made = await accounts.create(KeyTerms(scopes=("inference", "metrics", "admin")))
+    await accounts.close()
+    return made.secret
 
 
 @pytest.fixture
-def document(url: str) -> dict[str, Any]:
-    found: dict[str, Any] = httpx.get(f"{url}/openapi.json").json()
+def client(tmp_path: Path, options: str) -> Iterator[httpx.Client]:
+    """A server for each test: among what is asked is to drain it."""
+    told: dict[str, Any] = {"is_short": True}
+    headers = {}
+    if options == EVERYTHING:
+        told |= {"has_everything": True, "keys_db": str(tmp_path / "keys.db")}
+        key = asyncio.run(key_of(AccountSettings(tmp_path / "keys.db")))
+        headers["authorization"] = f"Bearer {key}"
+    with (
+        edge_server(tmp_path, **told) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def document(client: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = client.get("/openapi.json").json()
     return found
 
 
+@pytest.mark.parametrize("options", [PLAIN, EVERYTHING])
 def test_the_document_is_valid(document: dict[str, Any]) -> None:
     assert document["openapi"].startswith("3.1")
     OpenAPIV31SpecValidator(document).validate()
 
 
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.value)
-@pytest.mark.parametrize("examples", [FEW, deep(MANY)])
+@pytest.mark.parametrize(
+    ("options", "examples"), [(PLAIN, FEW), deep(PLAIN, MANY), deep(EVERYTHING, FEW)]
+)
 def test_whatever_is_asked_is_answered_as_the_document_says(
-    url: str, document: dict[str, Any], mode: schemathesis.GenerationMode, examples: int
+    client: httpx.Client,
+    document: dict[str, Any],
+    mode: schemathesis.GenerationMode,
+    examples: int,
 ) -> None:
     schema = schemathesis.openapi.from_dict(document)
+    given = {name: value for name, value in client.headers.items() if name == "authorization"}
     tried = 0
     for found in schema.get_all_operations():
         operation = found.ok()
@@ -81,7 +113,8 @@ def test_whatever_is_asked_is_answered_as_the_document_says(
         def answered(case: schemathesis.Case) -> None:
             nonlocal tried
             tried += 1
-            case.validate_response(case.call(base_url=url, timeout=20), checks=CHECKS)
+            reply = case.call(base_url=str(client.base_url), headers=given, timeout=20)
+            case.validate_response(reply, checks=CHECKS)
 
         answered()
     assert tried >= 5 * examples

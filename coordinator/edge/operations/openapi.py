@@ -33,10 +33,16 @@ ERROR_REPLY = {
     },
 }
 JSON_OBJECT = {"application/json": {"schema": {"type": "object"}}}
+PLAIN_TEXT = {"text/plain": {"schema": {"type": "string"}}}
 CONTENTS: dict[str, dict[str, Any]] = {
     "/health": {},
     "/live": {},
-    "/metrics": {"text/plain": {"schema": {"type": "string"}}},
+    "/sleep": {},
+    "/wake_up": {},
+    "/metrics": PLAIN_TEXT,
+    "/usage": JSON_OBJECT | {"text/csv": {"schema": {"type": "string"}}},
+    "/v1/load_lora_adapter": PLAIN_TEXT,
+    "/v1/unload_lora_adapter": PLAIN_TEXT,
 }
 ERROR = {
     "description": "Refused or failed",

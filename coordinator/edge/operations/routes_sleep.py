@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 MODES = ("wait",)
 """vLLM's others end or hold the answers that are being written."""
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "model": {"type": "string"},
+    "level": {"type": "integer", "enum": sorted(LEVELS)},
+    "mode": {"type": "string", "enum": list(MODES)},
+    "tags": {"type": "array", "items": {"type": "string", "enum": [part.value for part in Part]}},
+}
+SLEEP, WAKE_UP, IS_SLEEPING = ("level", "mode", "model"), ("tags", "model"), ("model",)
 
 
 class SleepRoutes:
@@ -29,18 +36,25 @@ class SleepRoutes:
     def router(self) -> APIRouter:
         """Their routes."""
         router = APIRouter()
-        for path, endpoint, method in (
-            ("/sleep", self.sleep, "POST"),
-            ("/wake_up", self.wake_up, "POST"),
-            ("/is_sleeping", self.is_sleeping, "GET"),
+        for path, endpoint, method, names in (
+            ("/sleep", self.sleep, "POST", SLEEP),
+            ("/wake_up", self.wake_up, "POST", WAKE_UP),
+            ("/is_sleeping", self.is_sleeping, "GET", IS_SLEEPING),
         ):
-            router.add_api_route(path, endpoint, methods=[method], response_model=None)
+            told = {
+                "parameters": [
+                    {"name": name, "in": "query", "schema": SCHEMAS[name]} for name in names
+                ]
+            }
+            router.add_api_route(
+                path, endpoint, methods=[method], response_model=None, openapi_extra=told
+            )
         return router
 
     async def sleep(self, request: Request) -> Response:
         """Give memory back in the next moment in which nobody is served."""
         asked = request.query_params
-        check_names(asked, ("level", "mode", "model"))
+        check_names(asked, SLEEP)
         level = choice(asked.get("level", "1"), "level", [str(level) for level in LEVELS])
         choice(asked.get("mode", "wait"), "mode", MODES)
         await self._sleeping.sleep(self._model(request), int(level))
@@ -48,7 +62,7 @@ class SleepRoutes:
 
     async def wake_up(self, request: Request) -> Response:
         """Take it again, all of it or what `tags` name."""
-        check_names(request.query_params, ("tags", "model"))
+        check_names(request.query_params, WAKE_UP)
         tags = request.query_params.getlist("tags") or [part.value for part in Part]
         parts = [Part(choice(tag, "tags", [part.value for part in Part])) for tag in tags]
         await self._sleeping.wake(self._model(request), parts)
@@ -56,7 +70,7 @@ class SleepRoutes:
 
     async def is_sleeping(self, request: Request) -> Response:
         """Whether all that are meant sleep."""
-        check_names(request.query_params, ("model",))
+        check_names(request.query_params, IS_SLEEPING)
         return json_response({"is_sleeping": self._sleeping.is_asleep(self._model(request))})
 
     def _model(self, request: Request) -> str | None:

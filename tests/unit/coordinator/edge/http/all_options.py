@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from coordinator.edge.answers.adapters import AdapterBook, KeptContents
 from coordinator.upstreams.settings import read_settings
 from protocol.clock import ManualClock
+from protocol.errors import ModelNotFound
 
 GROUPS = """
 model_list:
@@ -46,7 +47,7 @@ class Awake:
 
 
 class Unrevised:
-    """Models that have one revision each."""
+    """Models that have one revision each, and get no other."""
 
     def choose(self, name: str, asked: object) -> None:
         return None
@@ -64,16 +65,19 @@ class Unrevised:
         return []
 
     async def start(self, name: str, revision: str, model: str | None, weight: float) -> None:
-        return
+        self._refuse(name)
 
     def weigh(self, name: str, weights: object) -> None:
-        return
+        self._refuse(name)
 
     def promote(self, name: str, revision: str | None) -> str:
-        return "v1"
+        self._refuse(name)
 
     def rollback(self, name: str) -> str:
-        return "v1"
+        self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise ModelNotFound(f"the model {name!r} has no revisions", "model")
 
 
 class Policy:

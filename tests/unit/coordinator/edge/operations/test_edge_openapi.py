@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
 from coordinator.edge.app import create_app
+from tests.unit.coordinator.edge.http.all_options import everything
 
 
 @pytest.fixture
@@ -125,3 +126,22 @@ async def test_with_keys_the_document_says_so(served_model):
         told = (await client.get("/openapi.json", headers={"x-api-key": "k"})).json()
     assert told["security"] == [{"key": []}]
     assert told["paths"]["/health"]["get"]["security"] == []
+
+
+async def test_what_stands_behind_question_marks_is_told(served_model, tmp_path):
+    """A generated client can say no other."""
+    app = create_app(service=ScriptedService(), model=served_model, **everything(tmp_path))
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app=app), base_url="http://localhost"
+    ) as client:
+        paths = (await client.get("/openapi.json")).json()["paths"]
+    told = {
+        path: [parameter["name"] for parameter in operation.get("parameters", ())]
+        for path in ("/sleep", "/wake_up", "/is_sleeping")
+        for operation in paths[path].values()
+    }
+    assert told == {
+        "/sleep": ["level", "mode", "model"],
+        "/wake_up": ["tags", "model"],
+        "/is_sleeping": ["model"],
+    }
