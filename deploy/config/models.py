@@ -13,6 +13,7 @@ baton serve chat@v1:90=C         - {revision: v1, model: C, weight: 90}
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from itertools import groupby
@@ -113,6 +114,8 @@ def _entries(item: Any, where: str) -> list[Entry]:
 
 def _options(item: dict[Any, Any], known: Sequence[str], where: str) -> dict[str, Any]:
     own = {str(key).replace("_", "-"): value for key, value in item.items()}
+    if len(own) < len(item):
+        raise ConfigError(f"{where}: something is there twice, with a dash and an underscore")
     for key in own:
         if key not in known:
             near = did_you_mean(key, known)
@@ -167,10 +170,13 @@ def check_revision(raw: Any, where: str) -> str:
 def _weight(raw: Any, where: str) -> float | None:
     if raw is None:
         return None
-    is_number = isinstance(raw, int | float) and not isinstance(raw, bool)
-    if not is_number or not 0 <= raw <= MAX_WEIGHT:
+    try:
+        weight = math.nan if isinstance(raw, bool) else float(raw)
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0 <= weight <= MAX_WEIGHT:
         raise ConfigError(f"{where}: weight: {raw!r} is no number from 0 to {MAX_WEIGHT:g}")
-    return float(raw)
+    return weight
 
 
 def weights_of(given: Sequence[float | None], where: str) -> list[float]:

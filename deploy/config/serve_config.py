@@ -230,6 +230,9 @@ def parse_yaml(option: Option, raw: Any, where: str) -> Any:
     if isinstance(raw, bool) and option.kind == "switch":
         return raw
     if isinstance(raw, list) and option.kind == "several":
+        for index, item in enumerate(raw):
+            if item is None or isinstance(item, bool | list):
+                raise ConfigError(f"{where}[{index}]: {item!r} is no text; put it in quotes")
         texts = [json.dumps(item) if isinstance(item, dict) else str(item) for item in raw]
         return parse_text(option, texts, where)
     if raw is None or isinstance(raw, bool | list | dict):
@@ -244,7 +247,7 @@ def read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"--config: there is no file {path}")
     try:
-        document = read_document(path.read_text(encoding="utf-8"))
+        document = read_document(path.read_text(encoding="utf-8"), as_written=True)
     except OSError as error:
         raise ConfigError(f"--config: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -255,7 +258,13 @@ def read_file(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: write options as `name: value` lines")
-    return {KEY if key == KEY else _known(str(key), path): value for key, value in document.items()}
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        name = KEY if key == KEY else _known(str(key), path)
+        if name in found:
+            raise ConfigError(f"{path}: {name} is there twice, once as {key}; keep one")
+        found[name] = value
+    return found
 
 
 def _known(key: str, path: Path) -> str:

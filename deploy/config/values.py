@@ -39,6 +39,7 @@ _UNITS = {
     "gib": GIB,
     "tib": GIB * KIB,
 }
+_MOST_DIGITS = 30
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 
 
@@ -55,6 +56,7 @@ def whole(minimum: int, maximum: int = 2**31 - 1) -> Callable[[str], int]:
 
     def parse(value: str) -> int:
         digits, unit = (value[:-1], units[value[-1]]) if value[-1:] in units else (value, 1)
+        digits = digits.replace("_", "")
         if not digits.removeprefix("-").isdecimal():
             raise ValueError(f"{value!r} is not a whole number")
         number = int(digits) * unit
@@ -245,8 +247,8 @@ def switch(value: str) -> bool:
 
 def parse_bytes(text: str) -> int:
     """`2GiB`, `512M` (binary), `1.5GB` (decimal) or plain bytes; ValueError otherwise."""
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2].lower() not in _UNITS:
+    match = _SIZE.fullmatch(text.strip().replace("_", ""))
+    if match is None or match[2].lower() not in _UNITS or len(match[1]) > _MOST_DIGITS:
         raise ValueError(f"{text!r} is not a size: write 2GiB, 512MiB, 1.5GB or a count of bytes")
     return int(float(match[1]) * _UNITS[match[2].lower()])
 
@@ -261,15 +263,21 @@ def format_bytes(size: int) -> str:
 
 # ---- cores
 
+MAX_CORES = 1 << 16
+"""More than any kernel numbers."""
+
 
 def parse_cores(text: str) -> tuple[int, ...]:
     """`0-3,8` → (0, 1, 2, 3, 8); ValueError on anything else."""
     cores: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"{text!r} is not a list of cores: write 0-3,8")
-        cores.extend(range(int(first), int(last if dash else first) + 1))
+        least, most = int(first), int(last if dash else first)
+        if not least <= most < MAX_CORES:
+            raise ValueError(f"{part.strip()!r} is no range of cores: write 0-3, below {MAX_CORES}")
+        cores.extend(range(least, most + 1))
     if not cores or len(set(cores)) != len(cores):
         raise ValueError(f"{text!r} names no core, or one twice")
     return tuple(cores)

@@ -427,3 +427,17 @@ def test_what_is_merged_may_be_overridden_and_nothing_else():
     assert read_document(text) == {"a": {"x": 1}, "b": {"x": 2}, "c": {"x": 3}, "d": {"x": 2}}
     with pytest.raises(ValueError, match="line 1: 'x' is there twice"):
         read_document("{x: 1, x: 1}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+        "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 12)),
+        "a0: &a [*a]",
+        "a0: &a {b: [*a]}",
+    ],
+)
+def test_what_anchors_repeat_is_bounded(text):
+    with pytest.raises(ValueError, match=r"^line \d+: what it repeats by its anchors is too much"):
+        read_document(text if text.startswith("a0") else "a0: &a0 {x: 1}\n" + text)

@@ -119,6 +119,39 @@ def test_file_errors_name_the_key(tmp_path, line, said) -> None:
         resolve({}, {}, file)
 
 
+def test_a_file_means_what_is_written(tmp_path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "api-key: [0123456, 1_2, 2024-01-01T00:00:00Z]\nserved-model-name: 1.10\n"
+        "block-size: 016\nport: 8_000\nkv-cache-memory: 1_073_741_824\nseed: 7\ntimeout-keep-alive: 10.50\n"
+    )
+    config = resolve({}, {}, file).config
+    assert config.api_key == ("0123456", "1_2", "2024-01-01T00:00:00Z")
+    assert config.served_model_name == ("1.10",)
+    assert (config.block_size, config.port, config.seed) == (16, 8000, 7)
+    assert (config.kv_cache_memory, config.timeout_keep_alive) == (1 << 30, 10.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("block_size: 32\nblock-size: 16", "block-size is there twice"),
+        ("max_model_len: 9\nmax-model-len: 8", "max-model-len is there twice"),
+        ("api-key: [on]", r"api-key\[0\]: True"),
+        ("api-key: [a, ~]", r"api-key\[1\]: None"),
+        ("keep-alive: 5:00", "keep-alive"),
+        ("cpu-affinity: 0,3-1", "cpu-affinity: '3-1'"),
+        ("cpu-affinity: 0-99999999999", "cpu-affinity: '0-99999999999'"),
+        (f"kv-cache-memory: {'9' * 400}", "kv-cache-memory"),
+    ],
+)
+def test_what_a_file_cannot_mean_is_named(tmp_path, text, said) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        resolve({}, {}, file)
+
+
 def test_missing_file_is_named(tmp_path) -> None:
     with pytest.raises(ConfigError, match=r"no file .*absent"):
         resolve({}, {}, tmp_path / "absent.yaml")

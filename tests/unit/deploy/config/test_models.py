@@ -64,10 +64,17 @@ def test_the_command_line_wins_over_the_files_models(tmp_path: Path) -> None:
     assert [one.model for one in resolve({}, {}, file, ["d", "e"]).models] == ["d", "e"]
 
 
+def test_a_revision_is_called_what_is_written(tmp_path: Path) -> None:
+    text = "models: [{name: a, revisions: [{revision: 1.10, model: x, weight: 0.50}, {revision: 010, model: y}]}]"
+    versions = [one.version for one in of_file(tmp_path, text).models]
+    assert [(it.revision, it.weight) for it in versions if it] == [("1.10", 0.5), ("010", 0.0)]
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
         ("models: a", "models"),
+        ("models: [{model: a, max_model_len: 1, max-model-len: 2}]", "models[0]"),
         ("models: []", "models"),
         ("models: [1]", "models[0]"),
         ("models: [{pd: 1p1d}]", "models[0]"),
