@@ -114,9 +114,10 @@ class PrefillRole:
         return not self.offers and not self.prefixes.fetches
 
     def prefill(self, message: Prefill, guide: Guide | None = None) -> None:
-        """Take a prompt; a second message for the same attempt changes nothing. `guide` has seen what was emitted."""
+        """Take a prompt; a second message, while it or a read of it is here, changes nothing. `guide` has seen what was
+        emitted."""
         key = (message.request_id, message.attempt)
-        if key in self.offers:
+        if key in self.offers or key in self.prefixes:
             return
         whose, now_s = self.context.fingerprint_hash, self.context.clock.now_s()
         sequence = self.scheduler.allocator.begin(message, whose, now_s)
