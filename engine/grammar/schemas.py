@@ -13,6 +13,7 @@ Every document that the changed schema allows the client's allows too:
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from engine.grammar.numbers import INWARDS, bound, check_exact
 from protocol.errors import InvalidRequest
@@ -94,19 +95,20 @@ def _check_depth(schema: object) -> None:
 def _check_circles(schema: Schema) -> None:
     """A schema that speaks of a value by way of itself, and of the same value, says nothing: no validator comes to an end."""
     is_done: dict[int, bool] = {}
+    document = _Document(schema)
     parts, met = [schema], {id(schema)}
     for part in parts:
         others = [inner for keyword, _, inner in _subschemas(part) if keyword not in _DEFINITIONS]
-        for other in (*others, *_of_the_same_value(schema, part)):
+        for other in (*others, *_of_the_same_value(document, part)):
             if id(other) not in met:
                 met.add(id(other))
                 parts.append(other)
-        _follow(schema, part, is_done)
+        _follow(document, part, is_done)
 
 
-def _follow(schema: Schema, first: Schema, is_done: dict[int, bool]) -> None:
+def _follow(document: _Document, first: Schema, is_done: dict[int, bool]) -> None:
     """Every part that speaks of the value of the first one, in depth; one that is under way again is a circle."""
-    way = [(first, _of_the_same_value(schema, first))] if id(first) not in is_done else []
+    way = [(first, _of_the_same_value(document, first))] if id(first) not in is_done else []
     while way:
         part, others = way[-1]
         is_done[id(part)] = False
@@ -115,32 +117,65 @@ def _follow(schema: Schema, first: Schema, is_done: dict[int, bool]) -> None:
             is_done[id(part)] = True
             way.pop()
         elif id(other) not in is_done:
-            way.append((other, _of_the_same_value(schema, other)))
+            way.append((other, _of_the_same_value(document, other)))
         elif not is_done[id(other)]:
             reference = next(p["$ref"] for p, _ in reversed(way) if "$ref" in p)
             told = f"the schema's $ref {reference!r} comes back to itself for the same value"
             raise InvalidRequest(told)
 
 
-def _of_the_same_value(schema: Schema, part: Schema) -> Iterator[Schema]:
+def _of_the_same_value(document: _Document, part: Schema) -> Iterator[Schema]:
     """What a part refers to, and what it puts together."""
     if isinstance(reference := part.get("$ref"), str):
-        found = _referenced(schema, reference)
+        found = document.part(reference)
         if isinstance(found, dict):
             yield found
     yield from (inner for keyword, _, inner in _subschemas(part) if keyword in IN_PLACE)
 
 
-def _referenced(schema: Schema, reference: str) -> object:
-    """A part of the same document, by its path; None for any other."""
-    if not reference.startswith("#") or ((path := reference[1:]) and not path.startswith("/")):
-        return None
-    found: object = schema
-    for name in path.split("/")[1:]:
-        if not isinstance(found, dict):
+class _Document:
+    """A schema as what its own references are looked up in."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._root = schema
+        self._places = {"", _identifier(schema).removesuffix("#")}
+        self._anchored: dict[str, Schema | None] = {}
+        for part in _parts(schema):
+            for anchor in _anchors(part):
+                self._anchored[anchor] = None if anchor in self._anchored else part
+
+    def part(self, reference: str) -> object:
+        """A part of this document by its path or its anchor; None for any other, and where two have one anchor."""
+        place, _, fragment = reference.partition("#")
+        if place not in self._places:
             return None
-        found = found.get(name.replace("~1", "/").replace("~0", "~"))
-    return found
+        name = unquote(fragment)
+        if name and not name.startswith("/"):
+            return self._anchored.get(name)
+        found: object = self._root
+        for step in name.split("/")[1:]:
+            found = _inside(found, step.replace("~1", "/").replace("~0", "~"))
+        return found
+
+
+def _inside(node: object, name: str) -> object:
+    """What a node has by this name, or at this place of a list."""
+    if isinstance(node, dict):
+        return node.get(name)
+    is_place = isinstance(node, list) and name.isdecimal() and int(name) < len(node)
+    return node[int(name)] if is_place else None  # type: ignore[index]
+
+
+def _identifier(schema: Schema) -> str:
+    named = schema.get("$id", schema.get("id"))
+    return named if isinstance(named, str) else ""
+
+
+def _anchors(schema: Schema) -> list[str]:
+    """Names of a part; older drafts wrote them as its `$id`, or `id`."""
+    named = _identifier(schema)
+    old = [named[1:]] if named.startswith("#") else []
+    return [*old, anchor] if isinstance(anchor := schema.get("$anchor"), str) else old
 
 
 def _parts(schema: Schema) -> Iterator[Schema]:
