@@ -7,6 +7,7 @@ Every document that the changed schema allows the client's allows too:
   open, since a closed part would forbid what another part wants.
 * a `format` that is not known here is an annotation, as the specification has it; so is what changes nothing.
 * a bound that the library cannot hold is drawn in to the nearest that it can; see `numbers.py`.
+* `required: true` in a property, as draft 3 has it and people write it still, is a name in its object's `required`.
 * `x-guidance`, by which a schema could switch off its own checks, is taken out.
 """
 
@@ -49,6 +50,8 @@ ANNOTATIONS = frozenset(
         "discriminator",
     ]
 )
+OF_DRAFT_3 = frozenset(("divisibleBy", "disallow", "extends"))
+"""Keywords that no later draft has."""
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _DEFINITIONS = frozenset(("$defs", "definitions"))
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -210,6 +213,8 @@ def _stands_alone(schema: Schema) -> bool:
 
 
 def _changed(schema: Schema, *, closes: bool) -> Schema:
+    _check_known(schema)
+    schema = _requiring(schema)
     kept = ((name, value) for name, value in schema.items() if not _is_idle(name, value))
     changed: Schema = {name: _held(schema, name, value) for name, value in kept}
     for keyword, place, part in _subschemas(schema):
@@ -223,6 +228,35 @@ def _changed(schema: Schema, *, closes: bool) -> Schema:
     if closes and _names_all(schema):
         changed["additionalProperties"] = False
     return changed
+
+
+def _check_known(schema: Schema) -> None:
+    """Raise InvalidRequest for what the library would pass over, though it is meant to say something."""
+    if found := sorted(schema.keys() & OF_DRAFT_3):
+        raise InvalidRequest("unsupported keywords in the schema: " + ", ".join(found))
+    if schema.get("required") is True:
+        told = "unsupported in the schema: required: true anywhere but directly in properties"
+        raise InvalidRequest(told)
+
+
+def _requiring(schema: Schema) -> Schema:
+    """With the properties that say of themselves whether they are required among those that the object requires."""
+    named, required = schema.get("properties"), schema.get("required", [])
+    parts = named.items() if isinstance(named, dict) else ()
+    said = {
+        name: part["required"]
+        for name, part in parts
+        if _is(part) and isinstance(part.get("required"), bool)
+    }
+    if not said or not isinstance(named, dict) or not isinstance(required, list):
+        return schema
+    silent = {name: _without(named[name], "required") for name in said}
+    more = [name for name in said if said[name] and name not in required]
+    return schema | {"properties": named | silent, "required": [*required, *more]}
+
+
+def _without(schema: Schema, keyword: str) -> Schema:
+    return {name: value for name, value in schema.items() if name != keyword}
 
 
 def _names_all(schema: Schema) -> bool:

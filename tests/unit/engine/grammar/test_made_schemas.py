@@ -14,7 +14,7 @@ from tests.e2e.schema_campaign import validator_of
 from tests.e2e.schema_prefix import reason_against
 from tests.marks import deep
 from tests.unit.engine.grammar.made_schemas import made
-from tests.unit.engine.grammar.walks import compiler, guide_of, walk
+from tests.unit.engine.grammar.walks import accepts, compiler, guide_of, walk
 
 COMPILER = compiler()
 DEAD_END = "the answer's grammar: no token of the model continues it here"
@@ -113,6 +113,33 @@ def test_a_reference_that_comes_back_by_way_of_a_value_is_kept_to() -> None:
     assert COMPILER.compile(json_schema(listed)).num_bytes
     anchored = {"$anchor": "here", "properties": {"next": {"$ref": "#here"}}}
     assert COMPILER.compile(json_schema(anchored)).num_bytes
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"), [("divisibleBy", 5), ("disallow", ["string"]), ("extends", {"$ref": "#"})]
+)
+def test_a_keyword_of_the_third_draft_is_refused_by_name(keyword: str, value: object) -> None:
+    inner = {"items": {"properties": {keyword: {"type": "integer", keyword: value}}}}
+    with pytest.raises(InvalidRequest, match=f"unsupported keywords in the schema: {keyword}"):
+        COMPILER.compile(json_schema(inner))
+    named = {"properties": {keyword: {"type": "integer"}}, "default": {keyword: value}}
+    assert COMPILER.compile(json_schema(named)).num_bytes
+
+
+@pytest.mark.parametrize("kind", ["integer", "object"])
+def test_a_property_may_say_itself_that_it_is_required(kind: str) -> None:
+    own = {"a": {"type": kind, "required": True}, "b": {"type": "null", "required": False}}
+    constraint = json_schema({"type": "object", "properties": own})
+    value = {"integer": "1", "object": "{}"}[kind]
+    assert not accepts(guide_of(COMPILER, constraint), "{}")
+    assert not accepts(guide_of(COMPILER, constraint), '{"b":null}')
+    assert accepts(guide_of(COMPILER, constraint), f'{{"a":{value}}}')
+
+
+def test_required_that_names_nothing_is_refused_where_it_says_nothing() -> None:
+    lost = {"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"required": True}}}
+    with pytest.raises(InvalidRequest, match="required: true anywhere but directly in properties"):
+        COMPILER.compile(json_schema(lost))
 
 
 @pytest.mark.parametrize(
