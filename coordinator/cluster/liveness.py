@@ -57,8 +57,7 @@ class Liveness:
     def joined(self, worker: WorkerRecord) -> None:
         """A worker was registered: it may be given work once it has proven itself."""
         self._dispatch.joined(worker)
-        if worker.hello.boot_id == self._host:
-            self._watch(worker)
+        self._watch_all()
         self._probes.tick()
 
     def lose(self, worker_id: str, reason: str, loss: Loss = Loss.ENDED) -> None:
@@ -96,6 +95,7 @@ class Liveness:
         for record, reason, loss in self._registry.lost(now_s):
             self.lose(record.worker_id, reason, loss)
         self._close_watches()
+        self._watch_all()
         if any(worker.is_staying for worker in self._registry) or not len(self._requests):
             self._no_worker_since_s = None
             return
@@ -116,11 +116,21 @@ class Liveness:
 
     # ---- processes on this host
 
+    def _watch_all(self) -> None:
+        """Whoever is on this host and is not watched yet."""
+        for record in self._registry:
+            if record.hello.boot_id == self._host and record.incarnation not in self._pidfds:
+                self._watch(record)
+
     def _watch(self, record: WorkerRecord) -> None:
+        """Where it cannot be, for want of a descriptor, its heartbeats tell of it until it can."""
         try:
             pidfd = os.pidfd_open(record.hello.pid)
-        except OSError as error:  # it died between its hello and now
+        except ProcessLookupError as error:  # it died between its hello and now
             self.lose(record.worker_id, f"process is gone: {error.strerror}")
+            return
+        except OSError as error:
+            log.debug("worker %s cannot be watched yet: %s", record.worker_id, error)
             return
         self._pidfds[record.incarnation] = pidfd
         loop = asyncio.get_running_loop()
