@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from protocol.messages.records import PeerAddress
 
 MAX_READERS = 1024
+"""Whoever was silent for longest is forgotten first: each start of a worker has a name of its own."""
 
 
 class PeerNetwork:
@@ -115,6 +116,7 @@ class PeerNetwork:
             if isinstance(message, PeerHello):
                 self._welcome(identity, message)
             elif message is not None and identity in self._readers:
+                self._readers.move_to_end(identity)
                 yield FromReader(identity, message)
             elif message is not None:
                 self._refuse_stranger(identity, message)

@@ -134,3 +134,36 @@ def test_lifetime_totals_survive_a_worker() -> None:
     assert registry.lifetime().preemptions == 6
     assert registry.lifetime().stepped_tokens == 18
     assert set(registry.lifetime().step_sizes) == {2}
+
+
+def test_a_reader_that_goes_on_is_known_however_many_came_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was forgotten as the first that came, and every prompt that it wanted to read failed from then on."""
+    monkeypatch.setattr("kvtransfer.peers.MAX_READERS", 2)
+    channels = Channels()
+    source = PeerNetwork(channels, f"ipc://{tmp_path}/a", "prefill-0", "i", OURS)
+    first, *others = readers = [
+        PeerNetwork(channels, f"ipc://{tmp_path}/{name}", name, "j", OURS) for name in "bcd"
+    ]
+
+    def says(reader: PeerNetwork) -> FromReader | FromSource:
+        said = Pulled(incarnation="j", request_id="r", attempt=1)
+        reader.send_to_source(address("prefill-0", source.address), said)
+        poller = zmq.Poller()
+        for socket in (*source.sockets(), *reader.sockets()):
+            poller.register(socket, zmq.POLLIN)
+        while True:
+            assert poller.poll(5000), "nobody said anything"
+            for event in (*source.receive(), *reader.receive()):
+                return event
+
+    try:
+        for other in others:
+            assert isinstance(says(first), FromReader)
+            assert isinstance(says(other), FromReader)
+        assert isinstance(says(first), FromReader)
+    finally:
+        for network in (source, *readers):
+            network.close()
+        channels.context.term()
