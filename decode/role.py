@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from protocol.sampling import SampledToken
 
 Key = tuple[str, int]
-RENEW_EVERY_S = 5.0
+RENEW_EVERY_S, ASK_AGAIN_S = 5.0, 2.0  # what either side said may be lost with a connection
 
 
 class DecodeOutbox(PeerOutbox, Protocol):
@@ -182,7 +182,7 @@ class DecodeRole:
             self._announced(fetch, message)
 
     def _announced(self, fetch: Fetch, message: Announce) -> None:
-        sequence = fetch.sequence
+        sequence, fetch.renewed_s = fetch.sequence, self.context.clock.now_s()
         if message.finish_reason is not None:
             self._forget(fetch)  # ended at its first token: the coordinator has it from the source
             return
@@ -203,7 +203,7 @@ class DecodeRole:
         if message.last and not fetch.is_last_announced:
             fetch.is_last_announced = True
             fetch.first_token = message.first_token
-            fetch.announced_last_s = self.context.clock.now_s()
+            fetch.announced_last_s = fetch.renewed_s
             fetch.unheard_s = self.context.unheard_s
             self._adopt_if_complete(fetch)
 
@@ -235,8 +235,7 @@ class DecodeRole:
             Span.WAIT_BLOCKS: fetch.attached_s - sequence.arrival_s,
             Span.EXPOSED_TRANSFER: now_s - fetch.announced_last_s,
         }
-        num_pulled = fetch.next_block - fetch.first_block
-        self._sequences[sequence.key].adopted(now_s, spans, num_pulled)
+        self._sequences[sequence.key].adopted(now_s, spans, fetch.next_block - fetch.first_block)
         del self.fetches[sequence.key]
         self._tell(fetch, Pulled)
         told = sequence.extend(fetch.first_token)
@@ -363,14 +362,17 @@ class DecodeRole:
             sequence.hold.release()
 
     def expire(self) -> None:
-        """Renew the leases of slow fetches; end what outlived its deadline."""
+        """Renew the leases of slow fetches, ask silent sources again; end what outlived its deadline."""
         self.prefixes.expire()
         now_s = self.context.clock.now_s()
         for fetch in self.fetches.values():
-            if not fetch.is_over and fetch.attached_s and now_s - fetch.renewed_s > RENEW_EVERY_S:
+            limit_s = RENEW_EVERY_S if fetch.is_last_announced else ASK_AGAIN_S
+            if not fetch.is_over and fetch.attached_s and now_s - fetch.renewed_s > limit_s:
                 fetch.renewed_s = now_s
                 if fetch.is_last_announced:
                     self._tell(fetch, Renew)
+                else:
+                    self._attach(fetch)
         for sequence in [s for s in self.scheduler if now_s > s.deadline_s]:
             failure = Failure(ErrorKind.DEADLINE_EXCEEDED, "the request's deadline passed")
             self._end_with(sequence, failure)

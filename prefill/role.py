@@ -155,8 +155,9 @@ class PrefillRole:
         self._announce(offer)
 
     def _remember_early(self, key: Key, identity: bytes, message: Attach) -> None:
-        """The reader's Attach overtook the coordinator's Prefill: keep it for a bounded while."""
-        self._early[key] = (identity, message, self.context.clock.now_s() + EARLY_ATTACH_S)
+        """The reader's Attach overtook the coordinator's Prefill: keep it for a bounded while from the first one on."""
+        known, until_s = self._early.get(key), self.context.clock.now_s() + EARLY_ATTACH_S
+        self._early[key] = (identity, message, until_s if known is None else known[2])
         while len(self._early) > MAX_EARLY_ATTACHES:
             self._gone(*self._early.popitem(last=False)[1][:2], UNHEARD_OF)
 

@@ -116,3 +116,25 @@ def test_fault_is_seen_and_streams_go_on_in_time(fault: Fault, limit_s: float, s
     assert all(one.is_right for one in found)
     assert max(one.seen_after_s or 0.0 for one in found) <= limit_s
     assert max(gap for one in found for gap in one.gaps_s) <= GAP_S
+
+
+@pytest.mark.parametrize("num_tokens", [10, 60])
+@pytest.mark.parametrize("link", [("decode-0", "prefill-0"), ("prefill-0", "decode-0")])
+def test_a_word_between_workers_that_is_lost_costs_no_lease(
+    link: tuple[str, str], num_tokens: int
+) -> None:
+    """It did: a stream stood until the prompt's lease was over."""
+    took_s = []
+
+    async def scenario(cluster: Cluster) -> None:
+        await cluster.until_ready()
+        await cluster.sleep(1.0)
+        request = Generation("r", list(range(num_tokens)), SamplingParams(max_tokens=8), 600.0)
+        cluster.network.lose_next(*link)
+        begun_s = cluster.clock.now_s()
+        assert await cluster.tokens(request) == cluster.oracle(request)
+        took_s.append(cluster.clock.now_s() - begun_s)
+        assert cluster.network.counts["lost"] == 1
+
+    run(scenario, prefill=1, decode=1)
+    assert took_s[0] <= GAP_S
