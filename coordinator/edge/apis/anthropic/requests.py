@@ -163,10 +163,10 @@ def _turns_of(message: Message, path: str) -> Iterator[Turn]:
         return
     within = f"{path}.content"
     _check_roles(message.role, blocks, within)
-    results = [block for block in blocks if block.type == "tool_result"]
-    for block in results:
+    results = [(place, it) for place, it in enumerate(blocks) if it.type == "tool_result"]
+    for place, block in results:
         others = {"tool_call_id": block.tool_use_id or ""}
-        yield Turn("tool", _result(block, within), others, path=path)
+        yield Turn("tool", _result(block, f"{within}[{place}].content"), others, path=path)
     calls = [
         _call(block, f"{within}[{position}]")
         for position, block in enumerate(blocks)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads the annotation
 from starlette.routing import Match
@@ -18,6 +18,8 @@ from coordinator.edge.apis.anthropic.requests import parse_count, parse_messages
 from coordinator.edge.apis.anthropic.types import CountRequest, MessagesRequest
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
 from coordinator.edge.http.bodies import body_schema, json_response
+from coordinator.edge.http.pages import page_after, page_before
+from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from coordinator.edge.answers.edge import Edge
 
 VERSION_HEADER = "anthropic-version"
+MAX_PAGE = 1000
+"""Of their API, and here also what a page has that asks for no number: most servers' names fit on it."""
 
 
 class VersionedRoute(APIRoute):
@@ -112,8 +116,13 @@ class ModelRoutes:
         router = APIRouter(prefix="/v1/models", route_class=VersionedRoute)
         who = Depends(self._edge.guard)
 
-        async def models(principal: Principal = who) -> Response:
-            return self.models(principal)
+        async def models(
+            principal: Principal = who,
+            limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = MAX_PAGE,
+            after_id: str | None = None,
+            before_id: str | None = None,
+        ) -> Response:
+            return self.models(principal, limit, after_id, before_id)
 
         async def model(model_id: str, principal: Principal = who) -> Response:
             name = self._edge.model_for(principal, model_id, among_groups=True)
@@ -125,11 +134,20 @@ class ModelRoutes:
             )
         return router
 
-    def models(self, principal: Principal) -> Response:
-        """A card for every served name that its key allows, all on one page."""
-        cards = [self._card(name) for name in self._edge.names_for(principal)]
+    def models(
+        self, principal: Principal, limit: int, after_id: str | None, before_id: str | None
+    ) -> Response:
+        """Cards for the served names that its key allows: the first page, or the one behind or before a name."""
+        if after_id is not None and before_id is not None:
+            raise InvalidRequest("after_id and before_id exclude each other", "before_id")
+        names = self._edge.names_for(principal)
+        if before_id is None:
+            place, has_more = page_after(names, limit, after_id, "after_id")
+        else:
+            place, has_more = page_before(names, limit, before_id, "before_id")
+        cards = [self._card(name) for name in names[place]]
         first, last = (cards[0]["id"], cards[-1]["id"]) if cards else (None, None)
-        page = {"has_more": False, "first_id": first, "last_id": last}
+        page = {"has_more": has_more, "first_id": first, "last_id": last}
         return json_response({"data": cards} | page)
 
     def _card(self, name: str) -> dict[str, Any]:

@@ -280,6 +280,44 @@ async def test_models_have_cards_in_its_form(client):
     assert card["created_at"].endswith("Z")
 
 
+async def test_models_come_page_by_page(client):
+    async def page(**asked):
+        told = (await client.get("/v1/models", headers=VERSION, params=asked)).json()
+        return [card["id"] for card in told["data"]], told["has_more"], told["last_id"]
+
+    assert await page(limit=1) == (["tiny"], True, "tiny")
+    assert await page(limit=1, after_id="tiny") == (["tiny-alias"], False, "tiny-alias")
+    assert await page(limit=1, before_id="tiny-alias") == (["tiny"], False, "tiny")
+    assert await page(limit=2) == (["tiny", "tiny-alias"], False, "tiny-alias")
+    assert await page(after_id="tiny-alias") == ([], False, None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"limit": 0}, "limit must be at least 1"),
+        ({"limit": 1001}, "limit must be at most 1000"),
+        ({"limit": "few"}, "limit must be an integer"),
+        ({"after_id": "gone"}, "after_id names no entry"),
+        ({"before_id": "gone"}, "before_id names no entry"),
+        ({"after_id": "tiny", "before_id": "tiny"}, "exclude each other"),
+    ],
+)
+async def test_a_page_that_there_is_not_is_refused_by_name(client, asked, named):
+    response = await client.get("/v1/models", headers=VERSION, params=asked)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert named in error["message"]
+
+
+async def test_what_a_result_holds_is_refused_where_it_stands(client):
+    image = {"type": "image", "source": {}}
+    messages = said({"type": "text", "text": "x"}, RESULT | {"content": [image]})
+    message = (await ask(client, messages=messages)).json()["error"]["message"]
+    assert message.startswith("messages[0].content[1].content[0]: blocks of type 'image'")
+
+
 async def test_failure_after_the_first_token_is_an_event(client, service, tokenizer):
     service.default = [*script(tokenizer, "Hello", None), StreamEvent(error=WorkerLost("gone"))]
     response = await ask(client, stream=True)
