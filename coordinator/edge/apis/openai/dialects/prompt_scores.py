@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
-from coordinator.edge.apis.openai.dialects.replies import LOWEST_LOGPROB, CompletionLogprobs, encode
+from coordinator.edge.apis.openai.dialects.replies import (
+    LOWEST_LOGPROB,
+    CompletionLogprobs,
+    by_text,
+    encode,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,9 +72,9 @@ class SpelledScores:
             return
         logprob = max(score.logprob, LOWEST_LOGPROB)
         top = score.top[: self._echo_top]
-        spelled = {self._tokenizer.token_text(it): max(value, LOWEST_LOGPROB) for it, value in top}
+        spelled = by_text(text, logprob, top, self._tokenizer)
         self.echoed.token_logprobs.append(logprob)
-        self.echoed.top_logprobs.append(Raw(encode({text: logprob} | spelled)))
+        self.echoed.top_logprobs.append(Raw(encode(spelled)))
 
     def _by_id(self, score: ScoredToken) -> Raw:
         own_id = self._token_ids[self._position]

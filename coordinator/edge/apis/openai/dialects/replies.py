@@ -14,6 +14,8 @@ from msgspec import UNSET, Raw, UnsetType
 from coordinator.edge.telemetry.request_record import Timings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from coordinator.edge.http.error_replies import Failure
     from coordinator.edge.text.tokenizer import TextTokenizer
     from protocol.sampling import SampledToken
@@ -229,13 +231,20 @@ def completion_logprobs(
             continue
         text = tokenizer.token_text(token.token_id)
         logprob = max(token.logprob.logprob, LOWEST_LOGPROB)
-        top = {
-            tokenizer.token_text(token_id): max(value, LOWEST_LOGPROB)
-            for token_id, value in token.logprob.top
-        }
         told.text_offset.append(text_offset)
         told.token_logprobs.append(logprob)
         told.tokens.append(text)
-        best = {text: logprob} | top
+        best = by_text(text, logprob, token.logprob.top, tokenizer)
         told.top_logprobs.append(Raw(encode(best)) if is_long else best)
+    return told
+
+
+def by_text(
+    text: str, logprob: float, top: Sequence[tuple[int, float]], tokenizer: TextTokenizer
+) -> dict[str, float]:
+    """A token and the alternatives to it, the likeliest first, by their texts. Parts of characters have one text, U+FFFD: it
+    means the token itself, elsewhere the likeliest of them."""
+    told = {text: logprob}
+    for token_id, value in top:
+        told.setdefault(tokenizer.token_text(token_id), max(value, LOWEST_LOGPROB))
     return told

@@ -14,6 +14,7 @@ from coordinator.cluster.service_api import StreamEvent
 from coordinator.edge.answers.responses import PIECE_BYTES
 from coordinator.edge.apis.ollama.dialects import ChatDialect as OllamaChat
 from coordinator.edge.apis.openai.dialects.generation import ChatDialect, CompletionDialect
+from coordinator.edge.apis.openai.dialects.prompt_scores import SpelledScores
 from coordinator.edge.apis.openai.dialects.replies import (
     MAX_UNSPELLED,
     chat_logprobs,
@@ -23,7 +24,7 @@ from coordinator.edge.apis.openai.dialects.replies import (
 from coordinator.edge.apis.openai.responses.dialect import ResponsesDialect
 from coordinator.edge.http.side_work import MAX_INLINE_TOLD
 from protocol.finish import FinishReason
-from protocol.sampling import SampledToken, TokenLogprob
+from protocol.sampling import SampledToken, ScoredToken, TokenLogprob
 
 ALTERNATIVES = 20
 LONG = MAX_INLINE_TOLD // (2 + ALTERNATIVES) + 1
@@ -170,3 +171,20 @@ async def test_a_large_body_is_sent_in_pieces(app, service):
     whole = b"".join(piece["body"] for piece in pieces)
     assert int(declared) == len(whole)
     assert orjson.loads(whole)["usage"]["completion_tokens"] == count
+
+
+def test_parts_of_characters_that_are_spelled_alike_do_not_take_each_others_numbers(tokenizer):
+    """The text of each is U+FFFD, by which `top_logprobs` of completions tell them."""
+    first, second = (tokenizer.encode(it, add_special_tokens=False)[0] for it in "東🙂")
+    assert first != second
+    assert tokenizer.token_text(first) == tokenizer.token_text(second) == "\ufffd"
+    top = [(first, -0.5), (40, -1.0), (second, -2.0)]
+    for token_id, own in ((first, -0.5), (second, -2.0)):
+        token = SampledToken(token_id=token_id, logprob=TokenLogprob(logprob=own, top=top))
+        told = orjson.loads(encode(completion_logprobs([token], tokenizer, [0])))
+        assert told["top_logprobs"][0]["\ufffd"] == told["token_logprobs"][0] == own
+        scores = SpelledScores([40, token_id], tokenizer, "", 3, None)
+        scores.take([ScoredToken(logprob=own, rank=1, top=top)])
+        assert scores.echoed is not None
+        assert scores.echoed.token_logprobs == [None, own]
+        assert orjson.loads(encode(scores.echoed.top_logprobs))[1]["\ufffd"] == own
