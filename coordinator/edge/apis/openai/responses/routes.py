@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import orjson
 from fastapi import APIRouter, Depends, Query, Request
@@ -33,6 +33,7 @@ from coordinator.edge.apis.openai.responses.window import (
 from coordinator.edge.http.auth import Principal  # noqa: TC001 - FastAPI reads the annotation
 from coordinator.edge.http.bodies import body_schema, json_response
 from coordinator.edge.http.limits import MAX_TOLD_BYTES
+from coordinator.edge.http.pages import page_after
 from protocol.clock import wall_time_s
 from protocol.errors import InvalidRequest
 from protocol.ids import new_request_id
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 ONE = "/{response_id}"
 IGNORED_TOOLS_HEADER = "X-Baton-Ignored-Tools"
 MAX_IGNORED_TOLD = 32
+LAST_FIRST: Final = "desc"
+MAX_PAGE = 100
 
 
 class ResponseRoutes:
@@ -83,10 +86,18 @@ class ResponseRoutes:
             self._forget(response_id, principal.tenant)
             return json_response({"id": response_id, "object": "response", "deleted": True})
 
-        async def list_input_items(response_id: str, principal: Principal = who) -> Response:
-            """What a response answered, the last first."""
-            kept = self._window.find(response_id, principal.tenant)
-            return Response(kept.items, media_type="application/json")
+        async def list_input_items(
+            response_id: str,
+            principal: Principal = who,
+            limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] | None = None,
+            after: str | None = None,
+            order: Literal["asc", "desc"] = LAST_FIRST,
+        ) -> Response:
+            """What a response answered, the last first unless it is asked otherwise."""
+            items = self._window.find(response_id, principal.tenant).items
+            if (limit, after, order) != (None, None, LAST_FIRST):
+                items = await self._edge.side.run(lambda: part_of(items, limit, after, order))
+            return Response(items, media_type="application/json")
 
         async def cancel_response(response_id: str, principal: Principal = who) -> Response:
             """End one in the background; whoever asked for another cancels it by leaving."""
@@ -204,7 +215,7 @@ class ResponseRoutes:
             "background": bool(asked.background),
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
-            "max_tool_calls": None,
+            "max_tool_calls": asked.max_tool_calls,
             "metadata": asked.metadata or {},
             "parallel_tool_calls": asked.parallel_tool_calls is not False,
             "previous_response_id": asked.previous_response_id,
@@ -268,8 +279,23 @@ def told_of(asked: ResponsesRequest) -> dict[str, Any]:
 
 def page_of(items: Sequence[dict[str, Any]]) -> bytes:
     """All items on one page, the last first."""
-    ends = {"first_id": items[-1]["id"], "last_id": items[0]["id"]} if items else {}
-    told = {"object": "list", "data": items[::-1], "has_more": False}
+    return _page(items[::-1], has_more=False)
+
+
+def part_of(items: bytes, limit: int | None, after: str | None, order: str) -> bytes:
+    """Of that page `limit` items, or all, from the first in this order or from behind the item `after`. Raises
+    InvalidRequest where there is no such item."""
+    data = orjson.loads(items)["data"]
+    if order != LAST_FIRST:
+        data.reverse()
+    ids = [item["id"] for item in data]
+    place, has_more = page_after(ids, limit or len(ids), after, "after")
+    return _page(data[place], has_more=has_more)
+
+
+def _page(data: Sequence[dict[str, Any]], *, has_more: bool) -> bytes:
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+    told = {"object": "list", "data": data, "has_more": has_more}
     return orjson.dumps(told | {"first_id": None, "last_id": None} | ends)
 
 

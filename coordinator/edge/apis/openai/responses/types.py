@@ -98,6 +98,7 @@ class ResponsesRequest(Lenient):
     stream: Bool | None = None
     background: Bool | None = None
     max_output_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_tool_calls: Annotated[Int, Field(ge=1, le=2**31 - 1)] | None = None
     temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=limits.MAX_LOGPROBS)] | None = None

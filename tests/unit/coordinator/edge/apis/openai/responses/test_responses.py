@@ -173,6 +173,32 @@ async def test_what_is_not_kept_cannot_be_gone_on_with(client, service, tokenize
     assert error["code"] == "previous_response_not_found"
 
 
+async def test_input_items_come_page_by_page_and_in_either_order(client, service, tokenizer):
+    service.default = script(tokenizer, "Hi")
+    said = [{"role": "user", "id": f"msg_{place}", "content": "x"} for place in range(3)]
+    told = (await ask(client, input=said, max_tool_calls=4)).json()
+    assert told["max_tool_calls"] == 4
+
+    async def page(**asked):
+        response = await client.get(f"{PATH}/{told['id']}/input_items", params=asked)
+        found = response.json()
+        ids = [item["id"] for item in found["data"]]
+        assert [found["first_id"], found["last_id"]] == ([ids[0], ids[-1]] if ids else [None] * 2)
+        return ids, found["has_more"]
+
+    assert await page() == (["msg_2", "msg_1", "msg_0"], False)
+    assert await page(order="asc") == (["msg_0", "msg_1", "msg_2"], False)
+    assert await page(order="asc", limit=2) == (["msg_0", "msg_1"], True)
+    assert await page(order="asc", limit=2, after="msg_1") == (["msg_2"], False)
+    assert await page(limit=1, after="msg_2") == (["msg_1"], True)
+    assert await page(after="msg_0") == ([], False)
+    for wrong in ({"order": "up"}, {"limit": 0}, {"limit": 101}, {"after": "gone"}):
+        (named,) = wrong
+        response = await client.get(f"{PATH}/{told['id']}/input_items", params=wrong)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, named)
+
+
 async def test_tenants_do_not_see_each_others_responses(service, served_model, tokenizer):
     service.default = script(tokenizer, "Hi")
     app = create_app(service=service, model=served_model, api_keys=["k1", "k2"])
