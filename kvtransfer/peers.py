@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_READERS = 1024
 """Whoever was silent for longest is forgotten first: each start of a worker has a name of its own."""
+MOST_UNSENT = 100_000
+"""Messages that may wait for a worker that does not read: one that stands still is given up long before."""
 
 
 class PeerNetwork:
@@ -58,6 +60,7 @@ class PeerNetwork:
         socket = self._channels.socket(kind)
         socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+        socket.setsockopt(zmq.SNDHWM, MOST_UNSENT)
         return socket
 
     def sockets(self) -> list[zmq.Socket[bytes]]:

@@ -167,3 +167,17 @@ def test_a_reader_that_goes_on_is_known_however_many_came_after_it(
         for network in (source, *readers):
             network.close()
         channels.context.term()
+
+
+def test_a_source_that_reads_nothing_ends_no_reader(tmp_path: Path) -> None:
+    """After a thousand messages it did: there was no room for another, and that ended the reader's loop."""
+    channels = Channels()
+    reader = PeerNetwork(channels, f"ipc://{tmp_path}/b", "decode-0", "j", OURS)
+    stopped = address("prefill-0", f"ipc://{tmp_path}/nobody")
+    try:
+        for number in range(5000):
+            said = Pulled(incarnation="j", request_id=str(number), attempt=1)
+            reader.send_to_source(stopped, said)
+    finally:
+        reader.close()
+        channels.context.term()
