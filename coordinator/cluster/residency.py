@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from protocol.errors import BatonError
 
 PATIENCE_S = 10.0
-MAX_BACKOFF_S = 60.0
+MAX_BACKOFF_S, MAX_DOUBLINGS = 60.0, 6
 KEEP_ALIVE_S = 300.0
 """Ollama's default."""
 MAX_HELD = 512
@@ -223,7 +223,7 @@ class Residency:
         """It could not be loaded, and nothing of it is left: who waits for it hears why."""
         model = self.models[name]
         model.presence, model.failed_because = Presence.OUT, reason
-        model.again_s = now_s + min(MAX_BACKOFF_S, 2.0**model.failures)
+        model.again_s = now_s + min(MAX_BACKOFF_S, 2.0 ** min(model.failures, MAX_DOUBLINGS))
         model.failures += 1
         waited = [ticket for ticket in self.line if ticket.model == name]
         self.line = [ticket for ticket in self.line if ticket.model != name]

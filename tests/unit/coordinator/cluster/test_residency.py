@@ -256,6 +256,18 @@ def test_a_load_that_fails_tells_who_waited_and_is_not_tried_again_at_once() -> 
         residency.ask(Ticket("a", 4.5), 4.5)
 
 
+def test_however_often_a_load_failed_it_is_tried_again_within_a_minute() -> None:
+    """A day of a broken file: two to the power of the failures was no number any more, and nobody heard of the next one."""
+    residency = Residency([Resident("a", 1)], 1)
+    for number in range(1100):
+        now_s = 60.0 * number
+        ticket = Ticket("a", now_s)
+        assert residency.ask(ticket, now_s) == [Load("a")]
+        (failure,) = residency.failed("a", "the file is torn", now_s)
+        assert isinstance(failure, Fail)
+        assert failure.ticket is ticket
+
+
 def test_the_line_has_an_end_and_who_leaves_it_frees_a_place() -> None:
     residency = Residency([Resident("a", 1)], 1, max_held=2)
     tickets = [Ticket("a", 0.0), Ticket("a", 0.0)]
