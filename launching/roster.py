@@ -388,7 +388,8 @@ def ending(status: int) -> str:
     if status == 0:
         return "ended as it was told to"
     if status < 0:
-        return f"was ended by {signal.Signals(-status).name}"
+        named = {number.value: number.name for number in signal.Signals}
+        return f"was ended by {named.get(-status, f'signal {-status}')}"
     return f"ended with status {status}"
 
 

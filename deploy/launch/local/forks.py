@@ -101,7 +101,11 @@ class Forks:
         if self._is_closed:
             return
         self._started_s = self._clock.now_s()
-        ours, theirs = fork_orders.pair()
+        try:
+            ours, theirs = fork_orders.pair()
+        except OSError:
+            self._ended()
+            return
         try:
             self._server = self._parent.begin_server(theirs.fileno(), lambda _: self._ended())
         except OSError:

@@ -103,7 +103,11 @@ class Standbys:
 
     def _begin(self, template: WorkerSpec) -> bool:
         """OSError, for want of descriptors or memory, is tried again like what ended."""
-        reading, writing = os.pipe()
+        try:
+            reading, writing = os.pipe()
+        except OSError:
+            self._again(0.0)
+            return False
         standby = _Standby(template, writing, self._clock.now_s())
         self._waiting.append(standby)
         try:
@@ -120,7 +124,9 @@ class Standbys:
             return
         self._waiting.remove(standby)
         os.close(standby.orders_fd)
-        lived_s = self._clock.now_s() - standby.started_s
+        self._again(self._clock.now_s() - standby.started_s)
+
+    def _again(self, lived_s: float) -> None:
         self._nursery.later(self._backoff.next_s(lived_s), self._refill)
 
 

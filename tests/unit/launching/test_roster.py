@@ -324,6 +324,7 @@ def test_the_launcher_is_ready_once() -> None:
 def test_ends_read_well() -> None:
     assert ending(-9) == "was ended by SIGKILL"
     assert ending(2) == "ended with status 2"
+    assert ending(-40) == "was ended by signal 40"  # a real-time one, which has no name
 
 
 def test_the_coordinator_hears_a_process_s_last_line_clipped() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -158,8 +159,31 @@ async def want_of_room_for_it(rig: Rig) -> None:
     assert rig.ask()
 
 
+async def want_of_a_descriptor_for_it(rig: Rig) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fork_orders, "pair", no_descriptor)
+        rig.parent.servers[0].ends()
+        rig.parent.due[-1][1]()
+    assert not rig.ask()
+    rig.parent.due[-1][1]()
+    assert rig.ask()
+
+
+def no_descriptor() -> tuple[socket.socket, socket.socket]:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
 @pytest.mark.parametrize(
-    "test", [ordered, unwanted, no_room, its_end, silence, want_of_room_for_it]
+    "test",
+    [
+        ordered,
+        unwanted,
+        no_room,
+        its_end,
+        silence,
+        want_of_room_for_it,
+        want_of_a_descriptor_for_it,
+    ],
 )
 def test_an_order_is_answered_once(test: Callable[[Rig], Awaitable[None]]) -> None:
     with_rig(test)()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -159,6 +160,20 @@ def test_what_the_system_cannot_start_is_tried_again(nursery: Nursery) -> None:
     nursery.is_full = False
     nursery.pass_time()
     assert len(waiting.processes) == 3
+
+
+def test_without_a_descriptor_for_its_pipe_it_is_tried_again(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pipe", no_descriptor)
+        waiting = standbys(nursery, 2)
+    assert nursery.pass_time() == [0.2]
+    assert len(waiting.processes) == 2
+
+
+def no_descriptor() -> tuple[int, int]:
+    raise OSError(errno.EMFILE, "Too many open files")
 
 
 def test_the_end_of_the_launcher_ends_their_pipes(nursery: Nursery) -> None:
