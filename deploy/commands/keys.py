@@ -10,7 +10,6 @@ import json
 import re
 import sqlite3
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -29,7 +28,7 @@ from coordinator.accounts.terms import (
 from deploy.commands.asking import told_by
 from deploy.commands.status import plain_console, status_client
 from deploy.config.parser import Parser, typed
-from deploy.config.topology import environment
+from deploy.config.topology import environment, path_at
 from deploy.config.values import header_key, positive, url, whole
 from protocol.clock import wall_time_s
 from protocol.errors import BatonError, ConfigError, InvalidRequest
@@ -161,7 +160,7 @@ def open_store(namespace: argparse.Namespace) -> Store:
     variables = environment()
     path = namespace.keys_db or (None if namespace.url else variables.get("BATON_KEYS_DB"))
     if path is not None:
-        file = Path(path).expanduser()
+        file = path_at(path, "--keys-db")
         if namespace.act is not run_create and not file.exists():
             raise ConfigError(f"--keys-db: there is no {file}; baton keys create makes it")
         is_reading = namespace.act in (run_list, run_show)

@@ -6,7 +6,6 @@ and the table; what happens is decided by the server.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -17,6 +16,7 @@ from deploy.commands.scale import ask
 from deploy.commands.status import plain_console, status_client
 from deploy.config.parser import Parser, typed
 from deploy.config.server_access import add_admin_url, admin_key
+from deploy.config.topology import path_at
 from deploy.config.values import number
 from protocol.errors import ConfigError
 
@@ -93,7 +93,7 @@ def start_one(client: httpx.Client, given: argparse.Namespace) -> int:
     body: dict[str, Any] = {"model": given.model, "revision": given.revision}
     body["weight"] = given.weight
     if given.source is not None:
-        path = Path(given.source).expanduser()
+        path = path_at(given.source, "MODEL")
         body["source"] = str(path.absolute()) if path.exists() else given.source
     client.timeout = None
     told = ask(client, "/rollouts/start", body)

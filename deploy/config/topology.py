@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from protocol.errors import ConfigError
 from protocol.ids import MAX_WORKERS, worker_name
 from protocol.roles import Role
 
@@ -72,6 +73,16 @@ def parse_pd(text: str) -> Pools:
     return pools
 
 
+def path_at(text: str, what: str) -> Path:
+    """A path that a person wrote, whose `~` is a home; ConfigError names `what` where there is no such home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{what}: {text!r}: there is no home of that user; write the whole path"
+        ) from None
+
+
 def environment() -> dict[str, str]:
     """Baton's own variables, `BATON_…`."""
     return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
@@ -86,7 +97,7 @@ def cache_directory() -> Path:
     """Where prepared models are kept: BATON_CACHE, or `baton` in the user's cache directory."""
     chosen = os.environ.get("BATON_CACHE")
     if chosen:
-        return Path(chosen).expanduser().resolve()
+        return path_at(chosen, "BATON_CACHE").resolve()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "baton"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from deploy.config.lora import module_of, modules_of
+from deploy.config.topology import path_at
 from engine.adapters.prepare import check_adapter
 from protocol.errors import ConfigError
 
@@ -30,7 +31,7 @@ def with_adapters(
         raise ConfigError("--enable-lora: adapters are computed on CPUs only; use --device cpu")
     directory = str(Path(workers[0].run_directory, "adapters", key))
     modules = modules_of(config.lora_modules, spec.model.served_names, is_alone=not key)
-    places = {one.name: Path(one.path).expanduser().absolute() for one in modules}
+    places = {one.name: path_at(one.path, "--lora-modules").absolute() for one in modules}
     for path in places.values():
         check_adapter(path, spec.model.config, config.max_lora_rank)
     spec = msgspec.structs.replace(

@@ -17,6 +17,7 @@ from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.text.chat_template import ChatTemplate
 from coordinator.edge.text.kept_fields import try_template
 from deploy.config.serve_config import names_in
+from deploy.config.topology import path_at
 from deploy.config.values import format_bytes, parse_utilization
 from deploy.host.affinity import allowed_cores, lend_cores, quota_cores, share_cores
 from deploy.host.gpu_plan import assign, check_free, pool_bytes_on
@@ -246,12 +247,12 @@ def _coordinator(
         block_size=config.block_size,
         api_keys=config.api_key,
         admin_api_keys=config.admin_api_key,
-        ssl_certfile=_absolute(config.ssl_certfile),
-        ssl_keyfile=_absolute(config.ssl_keyfile),
-        ssl_ca_certs=_absolute(config.ssl_ca_certs),
+        ssl_certfile=_absolute(config.ssl_certfile, "--ssl-certfile"),
+        ssl_keyfile=_absolute(config.ssl_keyfile, "--ssl-keyfile"),
+        ssl_ca_certs=_absolute(config.ssl_ca_certs, "--ssl-ca-certs"),
         proxies=config.forwarded_allow_ips,
-        keys_db=_absolute(config.keys_db),
-        router_config=_absolute(config.router_config),
+        keys_db=_absolute(config.keys_db, "--keys-db"),
+        router_config=_absolute(config.router_config, "--router-config"),
         prices=config.price,
         ledger_failure=config.ledger_failure,
         checks_host=bool(config.auth or config.allowed_hosts),
@@ -287,9 +288,9 @@ def _expected(pools: Pools) -> dict[Role, int]:
     return wanted | ({Role.STORE: pools.store} if pools.store else {})
 
 
-def _absolute(path: str | None) -> str | None:
+def _absolute(path: str | None, option: str) -> str | None:
     """For a process that may begin elsewhere."""
-    return None if path is None else str(Path(path).expanduser().absolute())
+    return None if path is None else str(path_at(path, option).absolute())
 
 
 def planned_step_bytes(
@@ -360,7 +361,7 @@ def is_template_text(chosen: str) -> bool:
 
 
 def _template_file(chosen: str) -> Path:
-    path = Path(chosen).expanduser()
+    path = path_at(chosen, "--chat-template")
     if not path.is_file():
         raise ConfigError(
             f"--chat-template: there is no file {path}, and it is no Jinja text either"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from deploy.config.topology import path_at
 from protocol.errors import ConfigError
 from protocol.ids import key_of
 from protocol.roles import Role
@@ -56,4 +57,4 @@ def path_beside(like: WorkerSpec, worker_id: str) -> str:
 
 def _path_of(path: str, worker_id: str) -> str:
     """A folder for each: a path belongs to one process."""
-    return str(Path(path).expanduser().absolute() / worker_id) if path else ""
+    return str(path_at(path, "--kv-store").absolute() / worker_id) if path else ""

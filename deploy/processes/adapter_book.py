@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.cluster.residents import HOLD_LIMIT_S
 from coordinator.edge.answers.adapters import KEEP_S, AdapterBook, KeptContents
+from deploy.config.topology import path_at
 from engine.adapters.content import content_path
 from engine.adapters.prepare import prepare_adapter
 
@@ -44,7 +45,7 @@ def _contents(spec: ModelSpec, max_rank: int, cluster: Cluster) -> KeptContents:
     directory, model = Path(spec.adapters_directory), spec.model
 
     def prepare(path: str) -> str:
-        source = Path(path).expanduser()
+        source = path_at(path, "the adapter's path")
         return prepare_adapter(source, directory, model.config, model.dtype, max_rank)
 
     def forget(digest: str) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.config.topology import has_ray_token, ray_address_file, ray_address_variable
+from deploy.config.topology import (
+    has_ray_token,
+    path_at,
+    ray_address_file,
+    ray_address_variable,
+)
 from deploy.config.values import LOCAL
 from deploy.launch.ray.own_ray import MISSING, plan_own_ray
 from deploy.launch.ray.ray_address import find_ray
@@ -15,6 +19,8 @@ from protocol.errors import ConfigError
 from protocol.randomness import random_hex
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deploy.config.serve_config import ServeConfig
     from deploy.launch.ray.own_ray import OwnRay
 
@@ -68,4 +74,4 @@ def _text_of(chosen: str | None) -> str | None:
     """The chat template itself: a node of the cluster may not have the file."""
     if chosen is None or "{{" in chosen or "{%" in chosen:
         return chosen
-    return Path(chosen).expanduser().read_text(encoding="utf-8")
+    return path_at(chosen, "--chat-template").read_text(encoding="utf-8")

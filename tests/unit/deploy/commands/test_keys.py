@@ -25,6 +25,11 @@ def test_only_create_makes_a_file(tmp_path, words):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_home_that_is_not_there_is_told():
+    with pytest.raises(ConfigError, match=r"^--keys-db: '~nobody_x/k\.db'"):
+        main(["list", "--keys-db", "~nobody_x/k.db"])
+
+
 def test_keys_are_shown_of_a_file_whose_disk_takes_nothing(tmp_path, capsys, monkeypatch):
     file = str(tmp_path / "keys.db")
     main(["create", "--keys-db", file, "--tenant", "acme", "--json"])
