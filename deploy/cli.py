@@ -1,6 +1,6 @@
 """The command `baton`. Owns verbs, argument parsing and exit statuses; imports a verb's code only when it runs.
 
-0 done    1 failed while running    2 a flag, variable or file is wrong    130 interrupted
+0 done    1 failed while running    2 a flag, variable or file is wrong    130 interrupted    141 nobody reads what is printed
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploy.commands.output import UNREAD, give_up
 from deploy.config.models import SPELLED
 from deploy.config.options import EMBEDDED_MODEL, GROUPS, OPTIONS
 from deploy.config.parser import Parser, add_option, plain, typed
@@ -57,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status."""
     arguments = [plain(argument) for argument in (sys.argv[1:] if argv is None else argv)]
     try:
-        return run(arguments)
+        status = run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if give_up(sys.stdout):
+            return UNREAD
+        raise
     except ConfigError as error:
         print(f"baton: error: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,7 @@ def reply_of(
     """Whatever it answers; ServerError when it does not."""
     try:
         return client.request(method, path, json=body)
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         where = str(client.base_url).rstrip("/")
         raise ServerError(
             f"no server at {where} ({type(error).__name__}); start one with: baton serve, "
@@ -33,5 +33,17 @@ def told_by(
     response = reply_of(client, method, path, body)
     if response.status_code != 200:
         raise ServerError(explain(response))
-    told: dict[str, Any] = response.json()
+    return object_in(response)
+
+
+def object_in(response: httpx.Response) -> dict[str, Any]:
+    """What it says; ServerError where that is no object of JSON: another server listens there."""
+    try:
+        told = response.json()
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise ServerError(
+            f"{response.url} is answered, but not by a Baton server; name another with --url"
+        )
     return told

@@ -110,7 +110,7 @@ class Chat:
                     response.read()
                     raise ServerError(explain(response))
                 yield from read_pieces(response.iter_lines())
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self._unreachable(error) from error
 
     @property
@@ -119,14 +119,18 @@ class Chat:
         if self._model is None:
             try:
                 response = self._client.get("/v1/models")
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 raise self._unreachable(error) from error
             if response.status_code != 200:
                 raise ServerError(explain(response))
-            self._model = str(response.json()["data"][0]["id"])
+            try:
+                self._model = str(response.json()["data"][0]["id"])
+            except (ValueError, LookupError, TypeError):
+                told = f"{self._url} names no model that it serves; name one with --model"
+                raise ServerError(told) from None
         return self._model
 
-    def _unreachable(self, error: httpx.TransportError) -> ServerError:
+    def _unreachable(self, error: httpx.RequestError) -> ServerError:
         if isinstance(error, httpx.ConnectError):
             return ServerError(f"no server at {self._url}; start one with: baton serve")
         return ServerError(f"the connection to {self._url} broke: {type(error).__name__}")
@@ -140,13 +144,18 @@ def read_pieces(lines: Iterator[str]) -> Iterator[str]:
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
             return
-        event = json.loads(data)
-        if "error" in event:
-            raise ServerError(str(event["error"].get("message", event["error"])))
-        for choice in event.get("choices", ()):
-            text = (choice.get("delta") or {}).get("content")
-            if text:
-                yield text
+        try:
+            yield from _texts_of(json.loads(data))
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise ServerError(f"the server sent what is no piece of a chat: {data[:200]}") from None
+
+
+def _texts_of(event: Any) -> list[str]:
+    if "error" in event:
+        error = event["error"]
+        raise ServerError(str(error.get("message", error) if isinstance(error, dict) else error))
+    texts = [(choice.get("delta") or {}).get("content") for choice in event.get("choices") or ()]
+    return [str(text) for text in texts if text]
 
 
 def explain(response: httpx.Response) -> str:

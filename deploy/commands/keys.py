@@ -11,6 +11,7 @@ import re
 import sqlite3
 import sys
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from rich.table import Table
 
@@ -138,15 +139,15 @@ class ServerStore:
 
     def show(self, key_id: str) -> dict[str, Any]:
         """See `FileStore`."""
-        return self._ask("GET", f"/keys/{key_id}")
+        return self._ask("GET", f"/keys/{quote(key_id, safe='')}")
 
     def rotate(self, key_id: str, grace_s: float) -> dict[str, Any]:
         """See `FileStore`."""
-        return self._ask("POST", f"/keys/{key_id}/rotate", {"grace_s": grace_s})
+        return self._ask("POST", f"/keys/{quote(key_id, safe='')}/rotate", {"grace_s": grace_s})
 
     def revoke(self, key_id: str) -> dict[str, Any]:
         """See `FileStore`."""
-        return self._ask("DELETE", f"/keys/{key_id}")
+        return self._ask("DELETE", f"/keys/{quote(key_id, safe='')}")
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return told_by(self._client, method, path, body)

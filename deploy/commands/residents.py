@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from deploy.commands.asking import reply_of
+from deploy.commands.asking import object_in, reply_of
 from deploy.commands.chat import ServerError, explain
 from deploy.commands.scale import ask
 from deploy.commands.status import plain_console, status_client
@@ -73,7 +73,7 @@ def ps(client: httpx.Client) -> int:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in ("model", "state", "size", "used by", "waited for by", "goes in"):
         table.add_column(heading)
-    for card in response.json()["data"]:
+    for card in object_in(response)["data"]:
         table.add_row(*_row(card))
     plain_console().print(table)
     return 0

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deploy.commands.asking import told_by
 from deploy.config.values import format_bytes
+from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,14 +48,25 @@ def show_status(url: str, api_key: str | None, *, as_json: bool) -> int:
 def plain_console() -> Console:
     """For stdout; names stand as they are: `a[b]` is no style there, and `a:key:b` no picture."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    return Console(width=width, markup=False, emoji=False)
+    return _Plain(width=width, markup=False, emoji=False)
+
+
+class _Plain(Console):
+    """One whose reader is gone tells so, like every other output."""
+
+    def on_broken_pipe(self) -> None:
+        """As it came."""
+        raise BrokenPipeError
 
 
 def status_client(url: str, api_key: str | None) -> httpx.Client:
     """For `read_cluster`; close it."""
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.Client(base_url=base, headers=headers, timeout=5.0, trust_env=False)
+    try:
+        return httpx.Client(base_url=base, headers=headers, timeout=5.0, trust_env=False)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ConfigError(f"--url: {url!r} is no URL: {error}") from None
 
 
 def read_cluster(client: httpx.Client) -> dict[str, Any]:

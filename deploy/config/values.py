@@ -198,8 +198,13 @@ def block_size(value: str) -> int:
 
 def url(value: str) -> str:
     """Where a server is."""
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(value)
+        host = (parts.hostname or "").encode("idna")
+        is_one = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
+    except ValueError:  # a port that is none, or a name that no name server has
+        is_one = False
+    if not is_one or not value.isprintable() or " " in value:
         raise ValueError(f"{value!r} is no URL; write http://127.0.0.1:8000")
     return value
 

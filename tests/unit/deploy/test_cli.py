@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 
 from deploy import cli
+from deploy.commands.status import plain_console
 from deploy.config.options import GROUPS, OPTIONS
 
 LINE = re.compile(r"baton: error: (?P<said>.+)\n")
@@ -139,3 +141,41 @@ def test_a_config_that_cannot_be_read_is_named(capsys, monkeypatch, tmp_path) ->
     path = tmp_path / "c.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     assert f"{path} is not YAML" in refusal(capsys, "serve", "--config", str(path))
+
+
+@pytest.mark.parametrize("words", [["version"], ["serve", "--print-config"]])
+def test_nobody_who_reads_is_a_status_and_no_traceback(words, monkeypatch, capfd) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        assert cli.main(words) == 141
+    assert capfd.readouterr().err == ""
+
+
+def test_a_table_that_nobody_reads_is_the_same(monkeypatch) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    def show(_: list[str]) -> int:
+        plain_console().print("x")
+        return 0
+
+    monkeypatch.setattr(cli, "run", show)
+    with os.fdopen(writing, "w") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        assert cli.main([]) == 141
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://127.0.0.1:x", "http://127.0.0.1:99999", "http://127.0.0.1:0", "http://a..b/"),
+        *("http://" + "a" * 64, "http://[::1", "http://a b/", "http://\x00a/", "http://a\u2028"),
+        *("http://", "ftp://a", "127.0.0.1:8000"),
+    ],
+)
+@pytest.mark.parametrize("words", [["status"], ["ps"], ["keys", "list"], ["autoscale"]])
+def test_what_is_no_url_is_refused_by_its_flag(url, words, capsys) -> None:
+    said = refusal(capsys, *words, "--url", url)
+    assert said.startswith(f"--url: {url!r} is no URL")

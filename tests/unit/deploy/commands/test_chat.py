@@ -114,3 +114,24 @@ def test_status_table_has_a_row_a_worker() -> None:
         "blocks": {"held": 3},
     }
     assert worker_table({"workers": [worker, {}]}).row_count == 2
+
+
+@pytest.mark.parametrize("answer", ['{"data": []}', "<html>", "[]", '{"data": [{}]}', "null"])
+def test_a_server_that_names_no_model_is_told(answer):
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=answer))
+    with pytest.raises(ServerError, match="names no model that it serves; name one with --model"):
+        chat(transport).ask_once("hello")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("data: {torn\n\n", "no piece of a chat: {torn"),
+        ("data: 1\n\n", "no piece of a chat: 1"),
+        ('data: {"choices": [1]}\n\n', "no piece of a chat"),
+        ('data: {"error": "it broke"}\n\n', "it broke"),
+    ],
+)
+def test_what_is_no_piece_of_a_chat_is_told(body, said):
+    with pytest.raises(ServerError, match=said):
+        chat(server([], body=body)).ask_once("hello")

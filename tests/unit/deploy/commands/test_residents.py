@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -113,3 +114,28 @@ def test_odd_arguments_are_refused(argv: list[str]) -> None:
 def test_without_a_server_it_says_what_to_do(verb: list[str]) -> None:
     with pytest.raises(ServerError, match=r"no server at http://127.0.0.1:9 .*baton serve.*--url"):
         main([*verb, "--url", "http://127.0.0.1:9"])
+
+
+@pytest.mark.parametrize("answer", ["<html>hello</html>", "[]", "", "1", "{"])
+def test_another_server_is_told_by_its_url(answer: str) -> None:
+    def other(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, text=answer)
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(other))
+    for path, ask in (("/models", ps), ("/models/unload", lambda it: unload(it, "red"))):
+        with pytest.raises(ServerError, match=f"http://server{path} is answered, but not by"):
+            ask(client)
+
+
+def test_an_answer_that_cannot_be_unpacked_is_no_servers() -> None:
+    def torn(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"content-encoding": "gzip"}, stream=Torn())
+
+    client = httpx.Client(base_url="http://server", transport=httpx.MockTransport(torn))
+    with pytest.raises(ServerError, match="DecodingError"):
+        ps(client)
+
+
+class Torn(httpx.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"this was never packed"
