@@ -125,15 +125,15 @@ def test_pools_that_do_not_fit_are_refused_before_anything_starts() -> None:
 @pytest.mark.parametrize("option", ["keys-db", "router-config", "ssl-certfile", "chat-template"])
 def test_a_home_that_is_not_there_is_told_with_its_option(option) -> None:
     with pytest.raises(ConfigError, match=rf"^--{option}: '~nobody_x/f'.*write the whole path"):
-        plan(**{option: "~nobody_x/f"})
+        plan(HOST, **{option: "~nobody_x/f"})
 
 
 def test_a_routers_file_may_be_at_home(tmp_path, monkeypatch) -> None:
     file = tmp_path / "router.yaml"
     file.write_text("model_list: [{model_name: g, litellm_params: {model: baton/tiny}}]")
     monkeypatch.setenv("HOME", str(tmp_path))
-    here = plan(**{"router-config": str(file)})
-    assert plan(**{"router-config": "~/router.yaml"}).coordinator.router_config == str(file)
+    here = plan(HOST, **{"router-config": str(file)})
+    assert plan(HOST, **{"router-config": "~/router.yaml"}).coordinator.router_config == str(file)
     assert here.coordinator.router_config == str(file)
 
 
