@@ -111,18 +111,18 @@ def show_banner(console: Console, plan: Plan, news: dict[str, str], ready_s: flo
     table.add_row("live page", Text(f"{url}/ui", style="green"))
     for own in spec.models:
         names = ", ".join(own.model.served_names)
-        table.add_row("model", f"{names} · {_kept_as(own.model)}")
+        table.add_row("model", Text(f"{names} · {_kept_as(own.model)}"))
         mine = [worker for worker in plan.workers if key_of(worker.worker_id) == own.key]
         if mine:
             table.add_row("pools", _pools(mine))
     if plan.workers:
-        table.add_row("transport", news.get("transport", _transport(plan)))
-        table.add_row("backend", news.get("backend", plan.workers[0].backend))
+        table.add_row("transport", Text(news.get("transport", _transport(plan))))
+        table.add_row("backend", Text(news.get("backend", plan.workers[0].backend)))
     else:
         table.add_row("memory", "models are loaded when they are asked for")
     if "launcher" in news:
-        table.add_row("launcher", news["launcher"])
-        table.add_row("nodes", news["nodes"])
+        table.add_row("launcher", Text(news["launcher"]))
+        table.add_row("nodes", Text(news["nodes"]))
     for role in Role:
         workers = [worker for worker in plan.workers if worker.role is role]
         if workers:
