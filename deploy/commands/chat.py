@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from deploy.processes.log_lines import ESCAPES
 from protocol.errors import BatonError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_ESCAPES = {code: told for code, told in ESCAPES.items() if code not in (ord("\n"), ord("\t"))}
 HELP = "/clear forgets the conversation, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
 
 
@@ -92,7 +94,7 @@ class Chat:
         try:
             for piece in self.stream():
                 pieces.append(piece)
-                print(piece, end="", flush=True)
+                print(_shown(piece), end="", flush=True)
         except KeyboardInterrupt:
             print(" [stopped]", end="")
         except BatonError:
@@ -134,6 +136,11 @@ class Chat:
         if isinstance(error, httpx.ConnectError):
             return ServerError(f"no server at {self._url}; start one with: baton serve")
         return ServerError(f"the connection to {self._url} broke: {type(error).__name__}")
+
+
+def _shown(text: str) -> str:
+    """On a terminal nothing that a model says drives it; who pipes an answer gets it as it is."""
+    return text.translate(_ESCAPES) if sys.stdout.isatty() else text
 
 
 def read_pieces(lines: Iterator[str]) -> Iterator[str]:

@@ -21,10 +21,11 @@ UNREAD = "nobody read stderr in time"
 _DIRECTIONS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _ENDS_OF_LINES = (0x2028, 0x2029)
 _CONTROLS = (*range(0x20), *range(0x7F, 0xA0))
-_ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS} | {
+ESCAPES = {code: f"\\x{code:02x}" for code in _CONTROLS} | {
     code: f"\\u{code:04x}" for code in (*_ENDS_OF_LINES, *_DIRECTIONS)
 }
-_ESCAPES_IN_TRACES = {code: told for code, told in _ESCAPES.items() if code != ord("\n")}
+"""What is no text, and how it is shown."""
+_ESCAPES_IN_TRACES = {code: told for code, told in ESCAPES.items() if code != ord("\n")}
 _IN_TRACE = "  "
 
 
@@ -93,7 +94,7 @@ class LineFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """With the escapes of what is no text."""
-        return super().formatMessage(record).translate(_ESCAPES)
+        return super().formatMessage(record).translate(ESCAPES)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
         """A traceback has lines, and so may have the message of what was raised."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import httpx
@@ -135,3 +136,19 @@ def test_a_server_that_names_no_model_is_told(answer):
 def test_what_is_no_piece_of_a_chat_is_told(body, said):
     with pytest.raises(ServerError, match=said):
         chat(server([], body=body)).ask_once("hello")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("output", "shown"),
+    [(Terminal(), "\\x1b]0;owned\\x07\ta\nb\n"), (io.StringIO(), "\x1b]0;owned\x07\ta\nb\n")],
+)
+def test_what_a_model_says_drives_no_terminal(output, shown, monkeypatch):
+    monkeypatch.setattr("sys.stdout", output)
+    body = event("\x1b]0;owned\x07") + event("\ta\nb") + "data: [DONE]\n\n"
+    chat(server([], body=body)).ask_once("hello")
+    assert output.getvalue() == shown
