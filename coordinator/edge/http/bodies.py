@@ -24,6 +24,7 @@ from starlette.responses import Response
 from coordinator.edge.http.error_replies import BodyEncoded, BodyTooLarge, BodyTooSlow, ClientLeft
 from coordinator.edge.http.field_errors import most_telling, refusal
 from coordinator.edge.http.limits import MAX_JSON_DEPTH
+from coordinator.edge.http.misspelt import check_spelling
 from protocol.errors import InvalidRequest, Overloaded
 
 if TYPE_CHECKING:
@@ -213,9 +214,11 @@ def _check_no_nul(fields: dict[str, Any]) -> None:
 def check_fields(fields: dict[str, Any], model: type[Model]) -> Model:
     """The typed request, or InvalidRequest naming the first wrong field."""
     try:
-        return model.model_validate(fields)
+        found = model.model_validate(fields)
     except ValidationError as error:
         raise _invalid(fields, error) from error
+    check_spelling(found)
+    return found
 
 
 def _invalid(fields: dict[str, Any], error: ValidationError) -> InvalidRequest:

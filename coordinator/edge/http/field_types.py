@@ -70,6 +70,6 @@ Texts = Annotated[list[Annotated[str, Field(strict=True)]], Field(fail_fast=True
 
 
 class Lenient(BaseModel):
-    """Unknown fields are kept and ignored."""
+    """Unknown fields are kept and ignored; `misspelt` looks whether another was meant."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
