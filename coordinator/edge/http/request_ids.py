@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 LABEL = "baton.request_label"
+ALSO = {b"anthropic-version": "request-id"}
+"""By a header of the request, where else the clients that send it look for the label."""
 
 
 def label_of(request: Request) -> str:
@@ -37,9 +39,13 @@ class RequestIds:
         label = _label(scope)
         scope[LABEL] = label
 
+        names = ["X-Request-Id", *(ALSO[name] for name, _ in scope["headers"] if name in ALSO)]
+
         async def labelled(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-Id"] = label
+                headers = MutableHeaders(scope=message)
+                for name in names:
+                    headers[name] = label
             await send(message)
 
         await self._app(scope, receive, labelled)

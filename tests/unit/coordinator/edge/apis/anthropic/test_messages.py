@@ -318,6 +318,18 @@ async def test_what_a_result_holds_is_refused_where_it_stands(client):
     assert message.startswith("messages[0].content[1].content[0]: blocks of type 'image'")
 
 
+async def test_its_clients_find_the_request_by_their_own_header(client, service, tokenizer):
+    """`message._request_id` of the anthropic SDK, and `request_id` of its errors, are that header's."""
+    service.default = script(tokenizer, "Hello")
+    client.headers.update(VERSION)
+    for asked, status in (({}, 200), ({"stream": True}, 200), ({"model": "no"}, 404)):
+        response = await ask(client, **asked)
+        assert response.status_code == status
+        assert response.headers["request-id"] == response.headers["x-request-id"]
+    del client.headers["anthropic-version"]
+    assert "request-id" not in (await ask(client)).headers
+
+
 async def test_failure_after_the_first_token_is_an_event(client, service, tokenizer):
     service.default = [*script(tokenizer, "Hello", None), StreamEvent(error=WorkerLost("gone"))]
     response = await ask(client, stream=True)
