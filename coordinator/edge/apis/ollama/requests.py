@@ -111,6 +111,8 @@ def _constraint(asked: AnswerBody) -> Constraint | None:
         return None
     if asked.format == "json":
         return Constraint(kind=ConstraintKind.JSON_OBJECT)
+    if isinstance(asked.format, str) and not asked.format.lstrip().startswith("{"):
+        raise InvalidRequest('format must be "json" or a JSON schema', "format")
     return schema_constraint(asked.format, "format")
 
 

@@ -112,7 +112,7 @@ class ResponsesRequest(Lenient):
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
     metadata: Metadata | None = None
-    truncation: str | None = None
+    truncation: Literal["auto", "disabled"] | None = None
     user: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None

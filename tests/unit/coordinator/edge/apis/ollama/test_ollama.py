@@ -187,6 +187,7 @@ async def test_models_are_told_of(client):
     [
         (CHAT, {"format": "json"}, "format"),
         (CHAT, {"format": {"type": "object"}}, "format"),
+        (CHAT, {"format": "xml"}, 'format must be "json" or a JSON schema'),
         (CHAT, {"messages": [{"role": "user", "images": ["x"]}]}, "messages[0].images"),
         (CHAT, {"messages": [{"content": "x"}]}, "messages[0].role"),
         (CHAT, {"options": {"temperature": "hot"}}, "options.temperature"),

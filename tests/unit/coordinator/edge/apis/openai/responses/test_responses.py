@@ -368,6 +368,7 @@ async def test_where_no_tool_is_ignored_no_header_says_so(client, service, token
         ({"text": {"format": {"type": "json_object"}}}, "text.format"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": 9999}, "max_output_tokens"),
+        ({"truncation": "x"}, "truncation"),
         ({"top_logprobs": 21}, "top_logprobs"),
     ],
 )
