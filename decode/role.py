@@ -140,11 +140,11 @@ class DecodeRole:
         for sequence in self.scheduler.admit_remote():
             fetch = self.fetches[sequence.key]
             fetch.next_block = fetch.first_block = sequence.num_stored_blocks
-            fetch.attached_s = fetch.renewed_s = self.context.clock.now_s()
+            fetch.attached_s = self.context.clock.now_s()
             self._attach(fetch)
 
     def _attach(self, fetch: Fetch) -> None:
-        sequence = fetch.sequence
+        sequence, fetch.renewed_s = fetch.sequence, self.context.clock.now_s()
         self.outbox.ask(
             fetch.source,
             Attach(
@@ -368,8 +368,8 @@ class DecodeRole:
         for fetch in self.fetches.values():
             limit_s = RENEW_EVERY_S if fetch.is_last_announced else ASK_AGAIN_S
             if not fetch.is_over and fetch.attached_s and now_s - fetch.renewed_s > limit_s:
-                fetch.renewed_s = now_s
                 if fetch.is_last_announced:
+                    fetch.renewed_s = now_s
                     self._tell(fetch, Renew)
                 else:
                     self._attach(fetch)
