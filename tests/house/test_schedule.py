@@ -85,6 +85,7 @@ def run_suite(directory: Path, processes: int) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_a_crash_costs_the_test_that_crashed_and_no_other(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / f"test_{name}.py").write_text(CRASHING)

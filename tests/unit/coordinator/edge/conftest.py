@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import fastapi.dependencies.models
 import httpx
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +17,7 @@ from protocol.clock import ManualClock
 from protocol.model_config import ModelConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 CORPUS = [
@@ -79,6 +81,16 @@ def served_model(model_directory) -> ServedModel:
         eos_token_ids=(2,),
     )
     return ServedModel(("tiny", "tiny-alias"), model_directory, config, 256)
+
+
+@pytest.fixture(autouse=True)
+def no_application_is_kept() -> Iterator[None]:
+    """FastAPI remembers the last thousands of endpoints, and each of them its application: a million objects for every full
+    garbage collection to walk through."""
+    yield
+    for it in vars(fastapi.dependencies.models).values():
+        if hasattr(it, "cache_clear"):
+            it.cache_clear()
 
 
 @pytest.fixture
