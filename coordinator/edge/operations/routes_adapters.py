@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import PlainTextResponse, Response
 
 from coordinator.edge.http.bodies import body_schema, check_fields, parse_object
+from coordinator.edge.http.field_types import Bool, Int  # noqa: TC001 - pydantic reads the annotations
 
 if TYPE_CHECKING:
     from coordinator.edge.answers.adapters import AdapterBook
@@ -25,7 +26,7 @@ class LoadRequest(BaseModel):
 
     lora_name: Name
     lora_path: Path
-    load_inplace: bool = False
+    load_inplace: Bool = False
     base_model_name: Name | None = None
 
 
@@ -35,7 +36,7 @@ class UnloadRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     lora_name: Name
-    lora_int_id: int | None = None
+    lora_int_id: Int | None = None
 
 
 class AdapterRoutes:

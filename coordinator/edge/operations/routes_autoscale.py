@@ -10,15 +10,16 @@ from starlette.responses import Response  # noqa: TC002 - FastAPI reads the anno
 
 from coordinator.cluster.service_api import AutoscaleWish
 from coordinator.edge.http.bodies import body_schema, check_fields, json_response, parse_object
+from coordinator.edge.http.field_types import Float
 from protocol.ids import MAX_WORKERS
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import AutoscaleControl
     from coordinator.edge.http.bodies import BodyReader
 
-Milliseconds = Annotated[float, Field(gt=0, le=86_400_000)]
+Milliseconds = Annotated[Float, Field(gt=0, le=86_400_000)]
 Workers = Annotated[int, Field(strict=True, ge=1, le=MAX_WORKERS)]
-Seconds = Annotated[float, Field(ge=1, le=86_400)]
+Seconds = Annotated[Float, Field(ge=1, le=86_400)]
 Bounds = Annotated[
     list[Annotated[int, Field(strict=True, ge=0, le=MAX_WORKERS)]],
     Field(min_length=2, max_length=2),
@@ -34,7 +35,7 @@ class AutoscaleRequest(BaseModel):
     mode: Literal["on", "off", "dry-run"] | None = None
     ttft_ms: Milliseconds | None = None
     tpot_ms: Milliseconds | None = None
-    goal: Annotated[float, Field(gt=0, lt=1)] | None = None
+    goal: Annotated[Float, Field(gt=0, lt=1)] | None = None
     prefill: Bounds | None = None
     decode: Bounds | None = None
     total: Workers | None = None

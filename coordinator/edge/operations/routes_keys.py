@@ -21,6 +21,7 @@ from coordinator.edge.http.bodies import (
     json_response,
     parse_object,
 )
+from coordinator.edge.http.field_types import Float
 from coordinator.edge.http.query import check_names, choice, whole_number
 from coordinator.edge.http.side_work import others_turn
 
@@ -46,8 +47,8 @@ PAGED = {
 Name = Annotated[str, Field(strict=True, max_length=MAX_NAME_CHARACTERS)]
 Model = Annotated[str, Field(strict=True, min_length=1, max_length=MAX_MODEL_CHARACTERS)]
 Count = Annotated[int, Field(strict=True, ge=1, le=MAX_COUNT)]
-Amount = Annotated[float, Field(gt=0, le=1e9)]
-Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+Amount = Annotated[Float, Field(gt=0, le=1e9)]
+Seconds = Annotated[Float, Field(gt=0, le=MAX_SECONDS)]
 
 
 class KeyRequest(BaseModel):
@@ -67,7 +68,7 @@ class KeyRequest(BaseModel):
     budget_tokens: Count | None = None
     budget_period_s: Seconds | None = None
     tags: Annotated[list[Name], Field(max_length=MAX_LIST)] = []
-    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    weight: Annotated[Float, Field(gt=0, le=1000)] = 1.0
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
     shared_cache: Name = ""
 
@@ -77,7 +78,7 @@ class RotateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    grace_s: Annotated[float, Field(ge=0, le=MAX_SECONDS)] = 0.0
+    grace_s: Annotated[Float, Field(ge=0, le=MAX_SECONDS)] = 0.0
 
 
 class KeyRoutes:

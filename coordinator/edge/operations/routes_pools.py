@@ -15,6 +15,7 @@ from coordinator.edge.http.bodies import (
     json_response,
     parse_object,
 )
+from coordinator.edge.http.field_types import Float  # noqa: TC001 - pydantic reads the annotation
 from protocol.errors import InvalidRequest
 from protocol.ids import MAX_WORKERS
 from protocol.roles import Role  # noqa: TC001 - pydantic reads the annotation
@@ -60,7 +61,7 @@ class DrainRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    within_s: Annotated[float, Field(ge=0, le=86_400)] | None = None
+    within_s: Annotated[Float, Field(ge=0, le=86_400)] | None = None
 
 
 class PoolRoutes:

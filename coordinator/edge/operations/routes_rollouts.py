@@ -15,6 +15,7 @@ from coordinator.edge.http.bodies import (
     json_response,
     parse_object,
 )
+from coordinator.edge.http.field_types import Float
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import RevisionControl
@@ -24,7 +25,7 @@ MAX_REVISIONS = 64
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 RevisionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 Path = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
-Weight = Annotated[float, Field(strict=False, ge=0, le=1e6, allow_inf_nan=False)]
+Weight = Annotated[Float, Field(ge=0, le=1e6)]
 
 
 class Named(BaseModel):
@@ -41,7 +42,7 @@ class StartRequest(Named):
 
     revision: RevisionName
     source: Path | None = None
-    weight: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    weight: Annotated[Float, Field(ge=0, le=100)] = 0.0
 
 
 class WeightsRequest(Named):
