@@ -48,6 +48,7 @@ TESTED = hypothesis.settings(
 
 
 PLAIN, EVERYTHING = "plain", "everything"
+SAID = [{"role": "user", "content": "x"}]
 
 
 async def key_of(settings: AccountSettings) -> str:
@@ -118,3 +119,26 @@ def test_whatever_is_asked_is_answered_as_the_document_says(
 
         answered()
     assert tried >= 5 * examples
+
+
+@pytest.mark.parametrize("options", [PLAIN])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": SAID}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/responses", {"input": "x"}),
+        ("/v1/messages", {"messages": SAID, "max_tokens": 5}),
+        ("/api/chat", {"model": "tiny", "messages": SAID}),
+        ("/api/generate", {"model": "tiny", "prompt": "x"}),
+    ],
+)
+def test_a_stream_is_as_the_document_says(
+    client: httpx.Client, document: dict[str, Any], path: str, body: dict[str, Any]
+) -> None:
+    """Seldom is what is made at random one."""
+    operation = schemathesis.openapi.from_dict(document)[path]["POST"]
+    case = operation.Case(body=body | {"stream": True}, media_type="application/json")
+    reply = case.call(base_url=str(client.base_url), timeout=20)
+    assert reply.status_code == 200
+    case.validate_response(reply, checks=CHECKS)

@@ -80,7 +80,7 @@ def describe(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
 def _complete(path: str, operation: dict[str, Any]) -> None:
     content = CONTENTS.get(path, JSON_OBJECT)
     if streamed := operation.pop(STREAMED, ""):
-        content = content | {streamed: {"schema": {"type": "string"}}}
+        content = content | {streamed: {}}  # of a stream a schema may mean the whole, or each event
     answer = {"description": "Done"} | ({"content": content} if content else {})
     operation["responses"] = {"200": answer, "default": ERROR}
     if error := operation.pop(ERROR_SCHEMA, None):
