@@ -85,21 +85,26 @@ def test_coordinator_refuses_a_worker_that_differs(field: str, value: object) ->
     assert registry.refusal(hello("decode-0", OURS)) is None
 
 
+def answer_to(reader: PeerNetwork, source: PeerNetwork) -> FromReader | FromSource:
+    """The first thing either side hears after the reader said Pulled."""
+    said = Pulled(incarnation="j", request_id="r", attempt=1)
+    reader.send_to_source(address("prefill-0", source.address), said)
+    poller = zmq.Poller()
+    for socket in (*source.sockets(), *reader.sockets()):
+        poller.register(socket, zmq.POLLIN)
+    while True:
+        assert poller.poll(5000), "nobody said anything"
+        for event in (*source.receive(), *reader.receive()):
+            return event
+
+
 def met(tmp_path: Path, theirs: Fingerprint) -> FromReader | FromSource:
     """The first thing either side hears after a reader with `theirs` said Pulled."""
     channels = Channels()
     source = PeerNetwork(channels, f"ipc://{tmp_path}/a", "prefill-0", "i", OURS)
     reader = PeerNetwork(channels, f"ipc://{tmp_path}/b", "decode-0", "j", theirs)
     try:
-        said = Pulled(incarnation="j", request_id="r", attempt=1)
-        reader.send_to_source(address("prefill-0", source.address), said)
-        poller = zmq.Poller()
-        for socket in (*source.sockets(), *reader.sockets()):
-            poller.register(socket, zmq.POLLIN)
-        while True:
-            assert poller.poll(5000), "nobody said anything"
-            for event in (*source.receive(), *reader.receive()):
-                return event
+        return answer_to(reader, source)
     finally:
         reader.close()
         source.close()
@@ -147,22 +152,11 @@ def test_a_reader_that_goes_on_is_known_however_many_came_after_it(
         PeerNetwork(channels, f"ipc://{tmp_path}/{name}", name, "j", OURS) for name in "bcd"
     ]
 
-    def says(reader: PeerNetwork) -> FromReader | FromSource:
-        said = Pulled(incarnation="j", request_id="r", attempt=1)
-        reader.send_to_source(address("prefill-0", source.address), said)
-        poller = zmq.Poller()
-        for socket in (*source.sockets(), *reader.sockets()):
-            poller.register(socket, zmq.POLLIN)
-        while True:
-            assert poller.poll(5000), "nobody said anything"
-            for event in (*source.receive(), *reader.receive()):
-                return event
-
     try:
         for other in others:
-            assert isinstance(says(first), FromReader)
-            assert isinstance(says(other), FromReader)
-        assert isinstance(says(first), FromReader)
+            assert isinstance(answer_to(first, source), FromReader)
+            assert isinstance(answer_to(other, source), FromReader)
+        assert isinstance(answer_to(first, source), FromReader)
     finally:
         for network in (source, *readers):
             network.close()
