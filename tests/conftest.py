@@ -1,4 +1,4 @@
-"""Options of the test run; `tests.schedule` decides what runs side by side."""
+"""Options of the test run; `tests.schedule` decides what runs side by side, `tests.sampling` which values are tried."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-pytest_plugins = ["tests.schedule"] if find_spec("xdist") else []
+pytest_plugins = ["tests.sampling", *(["tests.schedule"] if find_spec("xdist") else [])]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

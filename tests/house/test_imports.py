@@ -151,6 +151,7 @@ def test_the_fine_clock_is_read_for_waits_and_figures_only() -> None:
     assert found == FINE_CLOCKS.keys()
 
 
+@pytest.mark.every_value
 @pytest.mark.parametrize(
     ("source", "found"),
     [
