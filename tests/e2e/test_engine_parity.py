@@ -21,7 +21,6 @@ from engine.model.weights import MappedWeights
 from protocol.errors import InternalError
 from tests.e2e.reference import first_difference
 from tests.greedy import expected_tokens, generate, load, new_sequence, random_prompts
-from tests.marks import deep
 from tests.model_files import write_tokenizer
 
 with warnings.catch_warnings():
@@ -154,12 +153,16 @@ def test_close_gives_the_memory_back(family: Any, kernel_cache: Any) -> None:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: Any) -> Any:
-    """(transformers model, prepared directory) of the embedded model in float32."""
-    cache = tmp_path_factory.mktemp("cache")
+def embedded() -> Any:
+    """The prepared directory of the embedded model in float32."""
     source = fetch_embedded(cache_directory(), lambda stage, fraction: None)
-    prepared = prepare(source, cache, "float32", lambda stage, fraction: None)
-    return transformers_twin(prepared), prepared
+    return prepare(source, cache_directory(), "float32", lambda stage, fraction: None)
+
+
+@pytest.fixture(scope="session")
+def smollm2(embedded: Any) -> Any:
+    """(transformers model, prepared directory) of the embedded model in float32."""
+    return transformers_twin(embedded), embedded
 
 
 def transformers_twin(prepared: Any) -> Any:
@@ -223,11 +226,10 @@ TEXTS = [
 
 
 @pytest.fixture(scope="session")
-def smollm2_prompts(smollm2: Any) -> Any:
+def smollm2_prompts(embedded: Any) -> Any:
     """20 prompts."""
-    _, prepared = smollm2
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(prepared / "tokenizer.json")
+        tokenizer_file=str(embedded / "tokenizer.json")
     )
     prompts = [tokenizer.encode(text) for text in TEXTS]
     text = tokenizer.encode(" ".join(TEXTS) * 2)
@@ -237,29 +239,25 @@ def smollm2_prompts(smollm2: Any) -> Any:
     return prompts
 
 
-@pytest.mark.parametrize(
-    ("backend", "every"),
-    [("cpu", 4), deep("cpu", 1), deep("torch", 1)],
-    ids=["cpu", "all", "torch"],
-)
+@pytest.mark.deep
+@pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_smollm2_greedy_tokens_equal_transformers(
-    smollm2: Any, smollm2_prompts: Any, backend: Any, every: int, kernel_cache: Any
+    smollm2: Any, smollm2_prompts: Any, backend: Any, kernel_cache: Any
 ) -> None:
+    """`make test` compares the tokens of whole servers, in `test_tokens.py`."""
     model, prepared = smollm2
-    prompts = smollm2_prompts[::every]
     runner = load(prepared, backend, kernel_cache)
     found = []
-    for start in range(0, len(prompts), 10):
-        found += generate(runner, prompts[start : start + 10], 64, chunk=48)
-    for prompt, tokens in zip(prompts, found, strict=True):
+    for start in range(0, len(smollm2_prompts), 10):
+        found += generate(runner, smollm2_prompts[start : start + 10], 64, chunk=48)
+    for prompt, tokens in zip(smollm2_prompts, found, strict=True):
         assert len(tokens) == 64
         assert first_difference(model, prompt, tokens) is None, json.dumps(prompt)
 
 
-def test_embedded_tokenizer_equals_transformers(smollm2: Any) -> None:
-    _, prepared = smollm2
-    ours = transformers.PreTrainedTokenizerFast(tokenizer_file=str(prepared / "tokenizer.json"))
-    source = read_manifest(prepared).source
+def test_embedded_tokenizer_equals_transformers(embedded: Any) -> None:
+    ours = transformers.PreTrainedTokenizerFast(tokenizer_file=str(embedded / "tokenizer.json"))
+    source = read_manifest(embedded).source
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = transformers.AutoTokenizer.from_pretrained(

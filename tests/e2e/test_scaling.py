@@ -20,11 +20,11 @@ from deploy.host.memory import available_bytes
 from tests.e2e.crowd import Asked, Crowd, mock_root, stream_one
 from tests.e2e.lone_reader import LoneReader
 from tests.e2e.server import MOCK, PACED, Server
+from tests.marks import deep
 from tests.patience import in_time, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 ARGUMENTS = ("--dtype", "float32", "--kv-cache-memory", "512MiB", "--max-num-seqs", "256")
-USERS, STREAMS = 140, 100
 LEASE_S = 30.0
 """As nobody chose another: who is back within this time has not waited for the end of a lease."""
 
@@ -89,17 +89,20 @@ def asked(seed: int, length: int, max_tokens: int) -> Asked:
     return Asked([rng.randrange(100, 49_000) for _ in range(length)], max_tokens, seed)
 
 
-def test_pools_grow_and_shrink_while_a_hundred_requests_stream(server: Server) -> None:
+@pytest.mark.parametrize(("users", "streams"), [(40, 28), deep(140, 100)])
+def test_pools_grow_and_shrink_while_requests_stream(
+    server: Server, users: int, streams: int
+) -> None:
     before = len(server.descendants())
-    with Crowd(server.url, USERS, (80, 160)) as crowd:
-        until(lambda: is_streaming(server, STREAMS), "the load")
+    with Crowd(server.url, users, (80, 160)) as crowd:
+        until(lambda: is_streaming(server, streams), "the load")
         assert scale(server, prefill=3, decode=2)["target"] == {"prefill": 3, "decode": 2}
         until(lambda: is_shape(server, 3, 2), "3p2d")
-        crowd.await_more(USERS)
-        until(lambda: is_streaming(server, STREAMS), "the load")
+        crowd.await_more(users)
+        until(lambda: is_streaming(server, streams), "the load")
         scale(server, prefill=1, decode=1)
         until(lambda: is_shape(server, 1, 1), "1p1d")
-        crowd.await_more(USERS)
+        crowd.await_more(users)
     assert crowd.failures == []
     settle(server)
     until(lambda: len(server.descendants()) == before, "the end of the processes")
