@@ -38,6 +38,6 @@ def pytest_collection() -> Generator[None, object, object]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--seeds", type=int, default=30, help="seeds of the cluster simulation (CI: 6000)"
+        "--seeds", type=int, default=20, help="seeds of the cluster simulation (CI: 4500)"
     )
     parser.addoption("--first-seed", type=int, default=0, help="where the seeds start")

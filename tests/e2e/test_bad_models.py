@@ -185,6 +185,7 @@ def test_what_is_no_model_is_refused_at_once(tmp_path: Path) -> None:
     check(tmp_path / "absent", tmp_path, "absent")
 
 
+@pytest.mark.deep
 def test_a_template_of_ones_own_is_refused_and_makes_good_for_a_bad_one(tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     check(tmp_path / "model", tmp_path, "--chat-template", "--chat-template", "{% for %}{{ x }}")

@@ -107,6 +107,7 @@ def test_wrong_shape_names_the_flag(tmp_path: Path) -> None:
     assert (done.returncode, "--random" in done.stderr) == (2, True)
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 def test_coordinator_relays_what_is_offered() -> None:
     def error() -> float:

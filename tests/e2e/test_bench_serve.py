@@ -231,6 +231,7 @@ def test_held_back_requests_wait_outside_of_ttft(tokenizer: Path, tmp_path: Path
     in_time(waited_ms, 5.0)
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 def test_the_highest_rate_is_searched(tokenizer: Path, tmp_path: Path) -> None:
     """Every answer takes the same time, so every rate keeps the SLO."""

@@ -66,6 +66,7 @@ def busy_cores(each: int) -> Iterator[None]:
             process.wait()
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 def test_a_worker_that_is_killed_on_a_full_machine_is_soon_over_and_comes_back() -> None:
     """Its threads of idle priority would be the last to run, and give its memory back by and by."""

@@ -297,6 +297,7 @@ def test_gauges_are_empty_when_all_is_done(run: tuple[Tally, Exposition]) -> Non
     assert told.total("baton_kv_blocks", state="held") == 0
 
 
+@pytest.mark.deep
 def test_refusals_for_want_of_room_are_counted_and_change_nothing_else() -> None:
     """More clients than room: 429s, of single requests and of one choice among several."""
     tally = Tally()

@@ -150,6 +150,7 @@ def test_lost_ray_costs_no_request_and_comes_back(server: RayServer) -> None:
     assert {name: after[name] for name in BOTH} == before
 
 
+@pytest.mark.deep
 def test_a_machine_that_is_shut_down_is_left(server: RayServer) -> None:
     """SIGTERM to a keeper: what a machine says to everybody before it goes."""
     before = server.pids()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.server import PACED, Server
+from tests.marks import deep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 HEADERS = {"X-Baton-Resumable": "1"}
@@ -57,7 +58,7 @@ def text_of(found: list[tuple[str, str]]) -> str:
     return "".join(c.get("text") or c.get("delta", {}).get("content") or "" for c in choices)
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@pytest.mark.parametrize("path", [CHAT, deep(COMPLETION)])
 def test_the_rest_of_a_stream_is_what_was_missed(server: Server, path: str) -> None:
     whole = text_of(events(server, path, {}, 1000))
     for left_after in LEFT_AFTER:

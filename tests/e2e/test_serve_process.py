@@ -116,6 +116,7 @@ def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number, program)
     in_time(attempt, 3.0)
 
 
+@pytest.mark.deep
 @pytest.mark.alone
 def test_interrupt_during_an_answer_still_ends_in_time() -> None:
     body = {"model": "smollm2-135m", "prompt": "Once", "max_tokens": 4000, "ignore_eos": True}

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.server import BATON, PACED, Server
 
 pytestmark = pytest.mark.e2e
-ANSWER = {"prompt": [1, 2, 3], "max_tokens": 300, "ignore_eos": True, "stream": True}
+ANSWER = {"prompt": [1, 2, 3], "max_tokens": 120, "ignore_eos": True, "stream": True}
 
 
 def test_answers_that_run_end_whole_and_new_ones_are_told_to_go_elsewhere() -> None:

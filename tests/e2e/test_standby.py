@@ -63,6 +63,7 @@ def test_orders_and_crashes_are_answered_by_the_standby() -> None:
         settle(server)
 
 
+@pytest.mark.deep
 def test_a_wake_from_zero_is_a_standby() -> None:
     ranges = ("--autoscale", "prefill=0..1,decode=0..1,total=1,idle=2", "--slo", "ttft:60000")
     with Server("--pd", "0p1d", *ranges, "tpot:1000", *FLAGS, program=MOCK) as server:

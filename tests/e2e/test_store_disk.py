@@ -83,6 +83,7 @@ def damage_is_met(server: Server, prompts: list[list[int]]) -> bool:
     return bool(store(server)["disk_proofs_failed"] > 0)
 
 
+@pytest.mark.deep
 def test_what_is_damaged_while_it_serves_is_computed_and_counted(tmp_path: Path) -> None:
     prompts = [prompt_of(seed) for seed in range(4)]
     before = in_memory()

@@ -214,7 +214,7 @@ def test_replayed_request_adds_up_and_says_so(receiver: Receiver) -> None:
         answers: list[dict[str, Any]] = []
 
         def ask() -> None:
-            body = LONG | {"max_tokens": 200, "return_timings": True}
+            body = LONG | {"max_tokens": 80, "return_timings": True}
             reply = httpx.post(
                 f"{server.url}/v1/completions", json=body, headers=headers, timeout=PATIENCE_S
             )

@@ -41,7 +41,7 @@ UCX_DIED = {
 CUTS = [
     deep(Fault(cut_at=0)),
     deep(Fault(cut_at=0, reset=True)),
-    Fault(cut_at=200),
+    deep(Fault(cut_at=200)),
     deep(Fault(cut_at=200, reset=True)),
     deep(Fault(cut_at=5_000_000)),
     Fault(cut_at=5_000_000, reset=True),
@@ -143,6 +143,7 @@ def test_a_flipped_payload_bit_is_found_by_the_digest(detoured, at):
     check_source(found)
 
 
+@pytest.mark.deep
 def test_a_stalled_connection_ends_in_time(detoured):
     found = detoured(Fault(stall_at=2_000_000))
     assert found["did"]

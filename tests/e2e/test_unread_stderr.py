@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.e2e.server import free_port
+from tests.marks import deep
 from tests.patience import PATIENCE_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
@@ -48,7 +49,7 @@ def wait_until_served(url: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("not served in time")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, deep(signal.SIGTERM)])
 def test_stderr_that_nobody_reads(number):
     port = free_port()
     reading, writing = full_pipe()

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_products_are_right_on_arm_and_a_row_alone_has_the_same_bits(tmp_path: Path) -> None:
     program = tmp_path / "products"
