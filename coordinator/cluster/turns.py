@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import insort
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -95,15 +95,17 @@ class _Tenant:
 
 
 class Turns:
-    """Every request is here once; a tenant is here while one of its requests is."""
+    """Every request is here once; a tenant is here while one of its requests is. Thousands may wait, so none is looked for
+    among the others."""
 
     def __init__(self) -> None:
+        self._placed: dict[str, _Place] = {}
         self._replays: deque[RequestLife] = deque()
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
-        return len(self._replays) + sum(len(t.places) for t in self._tenants.values())
+        return len(self._replays) + len(self._placed)
 
     def __iter__(self) -> Iterator[RequestLife]:
         """All, replays first; tenants one after the other."""
@@ -114,7 +116,8 @@ class Turns:
     def add(self, life: RequestLife) -> None:
         """In its order."""
         tenant = self._tenants.setdefault(life.generation.tenant, _Tenant())
-        insort(tenant.places, _Place(*rank(life), next(self._numbers), life))
+        place = self._placed[life.request_id] = _Place(*rank(life), next(self._numbers), life)
+        insort(tenant.places, place)
 
     def put_first(self, life: RequestLife) -> None:
         """What is replayed has waited longest."""
@@ -143,15 +146,15 @@ class Turns:
 
     def remove(self, life: RequestLife) -> None:
         """It waits no more; harmless when it does not wait."""
-        if life in self._replays:
-            self._replays.remove(life)
+        place = self._placed.pop(life.request_id, None)
+        if place is None:
+            if life in self._replays:
+                self._replays.remove(life)
             return
         name = life.generation.tenant
-        tenant = self._tenants.get(name)
-        if tenant is None:
-            return
-        tenant.places = [place for place in tenant.places if place.life is not life]
-        if not tenant.places:
+        places = self._tenants[name].places
+        del places[bisect_left(places, place)]
+        if not places:
             del self._tenants[name]
 
     def waiting_of(self, tenant: str) -> int:
@@ -169,7 +172,8 @@ class Turns:
         every other tenant's as much as the own comes to, by their weights."""
         name = life.generation.tenant
         own = self._tenants.get(name, _Tenant())
-        first = [place.life for place in own.places if rank(place.life) <= rank(life)]
+        end = bisect_right(own.places, (*rank(life), math.inf))
+        first = [place.life for place in own.places[:end]]
         mine = Before(len(first) + 1, sum(one.work_tokens for one in first) + life.work_tokens)
         requests = len(self._replays) + len(first)
         work = sum(one.work_tokens for one in self._replays) + mine.work_tokens - life.work_tokens

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections import Counter
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +15,10 @@ from coordinator.cluster.lifecycle import RequestLife
 from coordinator.cluster.service_api import Generation
 from coordinator.cluster.turns import QUANTUM_TOKENS, Before, Turns, when_due
 from protocol.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
 
 NUMBERS = itertools.count()
 
@@ -211,3 +218,33 @@ def test_a_prompt_is_due_by_its_cost_its_deadline_and_the_target(
 ) -> None:
     """Its deadline is after 600 s."""
     assert when_due(life(), own_s, target_s) == pytest.approx(due_s)
+
+
+def lines_of(work: Callable[[], object]) -> int:
+    """How many lines of Python it takes."""
+    count = 0
+
+    def trace(_: FrameType, event: str, __: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def test_who_leaves_the_line_is_not_looked_for_among_the_others() -> None:
+    """Twelve clients that left with 2,048 prompts each held the event loop for nearly a second."""
+
+    def cost(number: int) -> int:
+        turns, lives = Turns(), [life() for _ in range(number)]
+        for one in lives:
+            turns.add(one)
+        return lines_of(partial(turns.remove, lives[number // 2]))
+
+    assert cost(2000) == cost(20)
