@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from coordinator.cluster.cluster import Cluster, ClusterSettings, Surroundings
-from coordinator.cluster.service_api import Generation
+from coordinator.cluster.service_api import Generation, StreamEvent
 from protocol.errors import BatonError
 from protocol.fingerprint import Fingerprint
 from protocol.messages.records import PeerAddress
@@ -287,10 +287,9 @@ class SimCluster:
         if stream is None or not stream.is_over:
             return
         del self.streams[request_id]
-        last = None
-        while not stream._events.empty():  # noqa: SLF001 - nobody awaits here
-            last = stream._events.get_nowait()  # noqa: SLF001
-        assert last is not None
+        heard: list[StreamEvent] = []
+        stream.listen(heard.append)
+        last = heard[-1]
         number, timeline = int(request_id), stream.timeline
         if last.error is not None:
             self.ended.append(Ended(number, self.now_s, error=type(last.error).__name__))

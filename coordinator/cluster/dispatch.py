@@ -88,8 +88,7 @@ class WaitingLine:
         if is_held and not self._books.may_hold():
             self._books.holding.check(self._books.pools.num_computing)
         self._fitting.check(lives)
-        for life in lives:
-            self._weigh(life)
+        self._weigh(lives)
         if self._is_full(lives[0].generation.tenant, len(lives)):
             raise self._overloaded(f"{len(self)} requests wait already")
         if is_held:
@@ -103,13 +102,15 @@ class WaitingLine:
         elif late_s > 0:
             raise self._overloaded("those before this request take too long", late_s)
 
-    def _weigh(self, life: RequestLife) -> None:
-        """What its prompt costs, and so when it is due; by the target of first tokens, too, if nobody was refused lately."""
-        token_s = self._demand.prompt_cost.work().token_s or PRIOR_TOKEN_S
-        work_tokens = self._router.expected_work(life.token_ids, life.helping_salt)
-        is_crowded = life.arrival_s - self._refused_s <= CROWDED_S
+    def _weigh(self, lives: Sequence[RequestLife]) -> None:
+        """What each prompt costs, and so when it is due; by the target of first tokens, too, if nobody was refused lately."""
+        work = self._demand.prompt_cost.work()
+        token_s = work.token_s or PRIOR_TOKEN_S
+        is_crowded = lives[0].arrival_s - self._refused_s <= CROWDED_S
         target_s = math.inf if is_crowded else self._demand.targets.ttft_s
-        life.weigh(work_tokens, when_due(life, work_tokens * token_s, target_s))
+        for life in lives:
+            work_tokens = self._router.expected_work(life.token_ids, life.helping_salt, work)
+            life.weigh(work_tokens, when_due(life, work_tokens * token_s, target_s))
 
     def _is_full(self, tenant: str, more: int) -> bool:
         """More wait than may; but nobody is kept out by others who have more than their share of the places."""

@@ -27,8 +27,9 @@ class Fitting:
 
     def check(self, lives: Sequence[RequestLife]) -> None:
         """InvalidRequest for what would never fit."""
+        largest = self._largest()
         for life in lives:
-            if (error := self._error(life)) is not None:
+            if (error := self._error(life, largest)) is not None:
                 raise error
 
     def waits(self, life: RequestLife) -> None:
@@ -44,14 +45,17 @@ class Fitting:
             return []
         held = [life for life in waiting if life.request_id in self._unseen]
         self._unseen.clear()
-        found = ((life, self._error(life)) for life in held)
+        largest = self._largest()
+        found = ((life, self._error(life, largest)) for life in held)
         return [(life, error) for life, error in found if error is not None]
 
-    def _error(self, life: RequestLife) -> InvalidRequest | None:
-        largest = max(
-            (w.hello.num_blocks for w in self._books.registry if w.role.computes), default=0
-        )
-        largest, need = largest or self._books.holding.most_blocks, self.need(life)
+    def _largest(self) -> int:
+        """Blocks of the largest worker; 0 as long as nobody knows."""
+        here = (w.hello.num_blocks for w in self._books.registry if w.role.computes)
+        return max(here, default=0) or self._books.holding.most_blocks
+
+    def _error(self, life: RequestLife, largest: int) -> InvalidRequest | None:
+        need = self.need(life)
         if not largest or need <= largest:
             return None
         size = self._books.ledger.block_size

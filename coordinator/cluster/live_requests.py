@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Protocol
 
 from coordinator.cluster.attainment import Attainment
@@ -48,17 +49,31 @@ class StreamEnds(Protocol):
 
 
 class EventStream:
-    """A queue of StreamEvents; iteration ends after the event with a finish reason or an error.
+    """A queue of StreamEvents for one reader; iteration ends after the event with a finish reason or an error.
 
     Tokens wait as ids, a few bytes each and at most `max_tokens` of them, so a slow reader costs
-    little and stops nobody.
+    little and stops nobody. A request may have thousands of streams that wait for their turn: until something comes, and
+    with a listener for good, one is a few words.
     """
+
+    __slots__ = (
+        "_ends",
+        "_events",
+        "_is_read",
+        "_listener",
+        "_request_id",
+        "_waits",
+        "is_over",
+        "timeline",
+    )
 
     def __init__(self, request_id: str, timeline: Timeline, ends: StreamEnds) -> None:
         self.timeline = timeline
         self._request_id = request_id
         self._ends = ends
-        self._events: asyncio.Queue[StreamEvent] = asyncio.Queue()
+        self._events: deque[StreamEvent] | None = None
+        self._listener: Callable[[StreamEvent], None] | None = None
+        self._waits: asyncio.Future[None] | None = None
         self.is_over = False
         self._is_read = False
 
@@ -67,7 +82,20 @@ class EventStream:
         if self.is_over:
             return
         self.is_over = event.finish_reason is not None or event.error is not None
-        self._events.put_nowait(event)
+        if self._listener is not None:
+            self._listener(event)
+            return
+        if self._events is None:
+            self._events = deque()
+        self._events.append(event)
+        if self._waits is not None and not self._waits.done():
+            self._waits.set_result(None)
+
+    def listen(self, hear: Callable[[StreamEvent], None]) -> None:
+        """See service_api.TokenStream."""
+        self._listener, waiting, self._events = hear, self._events or (), None
+        for event in waiting:
+            hear(event)
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]:
         return self
@@ -75,8 +103,10 @@ class EventStream:
     async def __anext__(self) -> StreamEvent:
         if self._is_read:
             raise StopAsyncIteration
-        events = self._events
-        event = events.get_nowait() if events.qsize() else await events.get()
+        while not self._events:
+            self._waits = asyncio.get_running_loop().create_future()
+            await self._waits
+        event = self._events.popleft()
         self._is_read = event.finish_reason is not None or event.error is not None
         return event
 
@@ -134,8 +164,7 @@ class LiveRequests:
         nothing is computed for what is refused."""
         now_s = self._clock.now_s()
         lives = [RequestLife(one, now_s, now_s + one.deadline_in_s) for one in generations]
-        for life in lives:
-            self._demand.arrived(now_s, life.num_tokens)
+        self._demand.arrived(now_s, Counter(life.num_tokens for life in lives))
         try:
             self._line.check_room(lives)
         except Overloaded:

@@ -309,10 +309,12 @@ class Router:
         source = Source(leaves, 0, num_tokens)
         return Route(None, decode, _piece_tokens(decode), (source,), max(rest, 1))
 
-    def expected_work(self, token_ids: Sequence[int], salt: str | None) -> int:
-        """What a prompt will cost where most of it is cached, as tokens."""
+    def expected_work(
+        self, token_ids: Sequence[int], salt: str | None, work: PromptWork | None = None
+    ) -> int:
+        """What a prompt will cost where most of it is cached, as tokens; `work` is how they are counted as of now."""
         most = max(self._hits(token_ids, salt).probable.values(), default=0)
-        return _work(self._work_now(), len(token_ids), most)
+        return _work(work or self._work_now(), len(token_ids), most)
 
     def _work_of(self, num_tokens: int, hits: dict[str, int]) -> Callable[[WorkerRecord], int]:
         """What a prompt costs each worker."""

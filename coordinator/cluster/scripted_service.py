@@ -19,7 +19,7 @@ from protocol.roles import Role
 from protocol.sampling import SampledToken
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from coordinator.cluster.service_api import Generation
     from protocol.errors import BatonError
@@ -55,6 +55,15 @@ class ScriptedStream:
                 return
         await self._cancelled.wait()
         yield StreamEvent(error=RequestAborted(self.cancel_reason or ""))
+
+    def listen(self, hear: Callable[[StreamEvent], None]) -> None:
+        """As it would be iterated, by a task of its own."""
+
+        async def tell() -> None:
+            async for event in self:
+                hear(event)
+
+        self._telling = asyncio.create_task(tell())
 
     def cancel(self, reason: str) -> None:
         """Remember the first reason."""

@@ -75,6 +75,10 @@ class TokenStream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[StreamEvent]: ...
 
+    def listen(self, hear: Callable[[StreamEvent], None]) -> None:
+        """Instead of iteration: `hear` is told of every event as it comes, and of what waits already at once."""
+        ...
+
     def cancel(self, reason: str) -> None:
         """Abort in every pool and free the blocks; idempotent, harmless after the end."""
         ...

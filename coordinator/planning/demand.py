@@ -19,7 +19,7 @@ from coordinator.planning.prompt_cost import PromptCostFit
 from coordinator.planning.sketch import Arrivals, Distribution, SlidingSketch
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from protocol.worker_load import WorkerLoad
 
@@ -132,12 +132,14 @@ class DemandBook:
 
     # ---- the service's side
 
-    def arrived(self, now_s: float, num_prompt_tokens: int) -> None:
-        """A request was admitted or refused: it came."""
-        self.arrivals.add(now_s)
-        self.forecast.add(now_s)
+    def arrived(self, now_s: float, prompts: Mapping[int, int]) -> None:
+        """Requests were admitted or refused: they came. `prompts` is how many have so many tokens."""
+        count = sum(prompts.values())
+        self.arrivals.add(now_s, count)
+        self.forecast.add(now_s, count)
         self.last_arrival_s = now_s
-        self._prompts.add(now_s, num_prompt_tokens)
+        for num_tokens, alike in prompts.items():
+            self._prompts.add(now_s, num_tokens, alike)
 
     def is_possible(self, work_tokens: Collection[int]) -> bool:
         """Whether idle workers are quick enough for the prompts of a request, which are computed beside each other."""

@@ -296,8 +296,13 @@ class Edge:
         asked = await own.forms.of(principal.tenant).kept(asked)
         salt = principal.salt(asked.cache_salt)
         asked = replace(asked, priority=asked.priority + principal.priority)
-        generations = own.rules.generations(
-            asked, salt, principal.tenant, principal.weight, self.adapter_of(asked.model)
+        generations = await own.rules.generations(
+            asked,
+            salt,
+            principal.tenant,
+            principal.weight,
+            self.adapter_of(asked.model),
+            turns=self.side.turns,
         )
         sampling = generations[0].sampling
         tokenizer = own.context.tokenizer

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from coordinator.accounts.booking import Departure, Request
+from coordinator.cluster.timeline import Timeline
 from coordinator.edge.answers.answer import Ending, Usage
 from coordinator.edge.answers.choice_text import ChoiceText, TextOptions
 from coordinator.edge.answers.prompt_scoring import ScoreBook
-from coordinator.edge.http.side_work import others_turn
+from coordinator.edge.http.side_work import MOST_AT_ONCE, others_turn
 from coordinator.edge.telemetry.choice_meter import ChoiceMeter
 from coordinator.edge.telemetry.request_record import RequestRecord, cached_of_prompts, timings_of
 from protocol.errors import BatonError, GrammarDeadEnd, InternalError
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     )
     from coordinator.edge.answers.answer import Delta
     from coordinator.edge.answers.answer_parts import PartReader
+    from coordinator.edge.http.side_work import LoopTurns
     from coordinator.edge.telemetry.metrics import EdgeMetrics
     from coordinator.edge.telemetry.request_record import RequestFacts, TraceSink
     from coordinator.edge.text.tokenizer import TextTokenizer
@@ -49,6 +52,7 @@ class RunContext:
     tokenizer: TextTokenizer
     metrics: EdgeMetrics
     clock: Clock
+    turns: LoopTurns
     traces: TraceSink | None = None
     models: ModelControl | None = None
 
@@ -58,15 +62,12 @@ class MergedEvents:
 
     def __init__(self, streams: Sequence[TokenStream]) -> None:
         self._single: AsyncIterator[StreamEvent] | None = None
-        self._pumps: list[asyncio.Task[None]] = []
-        self._arrived: asyncio.Queue[tuple[int, StreamEvent | Exception]] = asyncio.Queue()
+        self._arrived: asyncio.Queue[tuple[int, StreamEvent]] = asyncio.Queue()
         if len(streams) == 1:
             self._single = aiter(streams[0])
         else:
-            self._pumps = [
-                asyncio.create_task(self._pump(index, stream))
-                for index, stream in enumerate(streams)
-            ]
+            for index, stream in enumerate(streams):
+                stream.listen(partial(self._hear, index))
 
     async def next(self) -> tuple[int, StreamEvent]:
         """The next event. A stream that ends without a last event is a bug: InternalError."""
@@ -75,27 +76,10 @@ class MergedEvents:
                 return 0, await anext(self._single)
             except StopAsyncIteration as error:
                 raise InternalError(UNFINISHED) from error
-        index, item = await self._arrived.get()
-        if isinstance(item, Exception):
-            raise item
-        return index, item
+        return await self._arrived.get()
 
-    async def _pump(self, index: int, stream: TokenStream) -> None:
-        is_last = False
-        try:
-            async for event in stream:
-                is_last = event.finish_reason is not None or event.error is not None
-                self._arrived.put_nowait((index, event))
-        except Exception as error:  # noqa: BLE001 - told to the reader, who raises it
-            self._arrived.put_nowait((index, error))
-            return
-        if not is_last:
-            self._arrived.put_nowait((index, InternalError(UNFINISHED)))
-
-    def close(self) -> None:
-        """Read no more."""
-        for pump in self._pumps:
-            pump.cancel()
+    def _hear(self, index: int, event: StreamEvent) -> None:
+        self._arrived.put_nowait((index, event))
 
 
 def error_kind(error: BaseException) -> str:
@@ -133,13 +117,12 @@ class GenerationRun:
         self._num_open = len(generations)
         self._constraint_field = options.constraint_field
         self._scores = ScoreBook(generations, facts.choices_per_prompt, options.prompt_scores)
-        self._texts = [
-            ChoiceText(index, context.tokenizer, options, generation.prompt_token_ids)
-            for index, generation in enumerate(generations)
-        ]
+        self._options = options
+        self._texts: list[ChoiceText | None] = [None] * len(generations)
         self._parts = [make_parts() for _ in generations] if make_parts is not None else None
+        nowhere, metrics = Timeline(facts.arrival_s), context.metrics
         self._meters = [
-            ChoiceMeter(context.metrics, facts.arrival_s, len(generation.prompt_token_ids))
+            ChoiceMeter(metrics, facts.arrival_s, len(generation.prompt_token_ids), nowhere)
             for generation in generations
         ]
         prompts = generations[:: facts.choices_per_prompt]
@@ -162,10 +145,11 @@ class GenerationRun:
         """Whether every choice has its finish reason, and it was said."""
         return self._num_open == 0 and self._scores.is_empty
 
-    def submit(self) -> None:
+    async def submit(self) -> None:
         """Admit all choices or none; raises what the service raises. Where models come and go it waits for its own with its
         first delta."""
         try:
+            await self._turn()
             if self.booking is not None:
                 self._reserve(self.booking)
             if self._context.models is None:
@@ -173,6 +157,11 @@ class GenerationRun:
         except BaseException as error:
             self._refused(error)
             raise
+
+    async def _turn(self) -> None:
+        """Many choices are admitted in a turn of the loop of their own."""
+        if len(self.generations) > MOST_AT_ONCE:
+            await self._context.turns.turn()
 
     def _refused(self, error: BaseException) -> None:
         if self.booking is not None:
@@ -185,6 +174,7 @@ class GenerationRun:
         try:
             name = self.facts.response_model
             self._leave_model = await models.enter(name, self._keep_alive_s)
+            await self._turn()
             self._begin()
         except asyncio.CancelledError:
             raise  # its client left: whoever closes it says so
@@ -198,13 +188,15 @@ class GenerationRun:
         self._is_admitted = True
         for stream, meter in zip(self._streams, self._meters, strict=True):
             meter.begin(stream.timeline)
-        per_prompt = self.facts.choices_per_prompt
-        for generation in self.generations[::per_prompt]:
-            prompt, max_tokens = generation.prompt_token_ids, generation.sampling.max_tokens
-            self._context.metrics.started(len(prompt), per_prompt, max_tokens)
+        prompts = self.generations[:: self.facts.choices_per_prompt]
+        self._context.turns.later(prompts, self._started)
         if self.facts.adapter:
             num_tokens = self.usage.num_prompt_tokens
             self._context.metrics.adapters.started(self.facts.adapter, num_tokens)
+
+    def _started(self, generation: Generation) -> None:
+        num_prompt, max_tokens = len(generation.prompt_token_ids), generation.sampling.max_tokens
+        self._context.metrics.started(num_prompt, self.facts.choices_per_prompt, max_tokens)
 
     def _reserve(self, booking: Booking) -> None:
         facts = self.facts
@@ -233,7 +225,7 @@ class GenerationRun:
             if (waited := self._scores.next()) is not None:
                 return waited
             index, event = await self._events.next()
-            if self._texts[index].finish_reason is not None:
+            if self._text(index).finish_reason is not None:
                 continue
             if event.error is not None:
                 raise self._named(event.error)
@@ -244,6 +236,15 @@ class GenerationRun:
             if delta is not None and (free := self._scores.admit(delta)) is not None:
                 return free
 
+    def _text(self, index: int) -> ChoiceText:
+        """Made when a choice first says something: thousands may wait for that."""
+        text = self._texts[index]
+        if text is None:
+            prompt = self.generations[index].prompt_token_ids
+            text = ChoiceText(index, self._context.tokenizer, self._options, prompt)
+            self._texts[index] = text
+        return text
+
     def _named(self, error: BatonError) -> BatonError:
         """No worker knows what the client calls its constraint."""
         if isinstance(error, GrammarDeadEnd):
@@ -251,7 +252,7 @@ class GenerationRun:
         return error
 
     def _take(self, index: int, event: StreamEvent) -> Delta | None:
-        text, meter = self._texts[index], self._meters[index]
+        text, meter = self._text(index), self._meters[index]
         before = text.num_tokens
         delta = text.push(event)
         now_s = self._context.clock.now_s()
@@ -329,12 +330,10 @@ class GenerationRun:
 
     def close(self, reason: str) -> None:
         """Cancel what has not ended, and tell the trace; idempotent."""
-        for stream, text in zip(self._streams, self._texts, strict=False):
-            if text.finish_reason is None:
-                stream.cancel(reason)
+        told = zip(self._streams, self._texts, strict=False)
+        open_ones = [it for it, text in told if text is None or text.finish_reason is None]
         self._streams = []
-        if self._events is not None:
-            self._events.close()
+        self._context.turns.later(open_ones, lambda stream: stream.cancel(reason))
         if self._leave_model is not None:
             self._leave_model()
             self._leave_model = None

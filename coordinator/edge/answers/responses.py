@@ -187,9 +187,9 @@ class RunResponse(Response):
         headers = self.raw_headers
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
-    def submit(self) -> None:
+    async def submit(self) -> None:
         """Begin the run; from now on the answer's headers tell how much its key has left."""
-        self.run.submit()
+        await self.run.submit()
         if self.run.booking is not None:
             self.headers.update(self.run.booking.headers())
 
@@ -224,7 +224,7 @@ class WholeResponse(RunResponse):
     async def answer(self, send: Send) -> None:
         """Wait for the end, then say everything at once."""
         run = self.run
-        self.submit()
+        await self.submit()
         deltas: list[list[Delta]] = [[] for _ in range(run.num_choices)]
         while not run.is_over:
             delta = await run.next_delta()
@@ -247,7 +247,7 @@ class StreamResponse(RunResponse):
 
     async def answer(self, send: Send) -> None:
         """Headers with the first delta, then every other, then the end."""
-        self.submit()
+        await self.submit()
         first = await self.run.next_delta()
         await self.start(send)
         try:

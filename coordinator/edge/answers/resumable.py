@@ -239,7 +239,7 @@ class KeptStreams:
     async def _say(self, kept: KeptStream, run: Run, dialect: Dialect) -> None:
         """What is kept for the client is told, as far as accounts go."""
         gone = self._place_for(kept)
-        run.submit()
+        await run.submit()
         if gone is not None:
             self.forget(gone)
         if run.booking is not None:

@@ -42,7 +42,7 @@ class Run(Protocol):
         """Whether every choice has ended, and it was said."""
         ...
 
-    def submit(self) -> None:
+    async def submit(self) -> None:
         """Admit it; raises what refuses it."""
         ...
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from coordinator.edge.answers.answer import AnswerRequest, SamplingWishes
+    from coordinator.edge.http.side_work import LoopTurns
     from protocol.adapters import AdapterRef
 
 SEED_SPACE = 2**63
@@ -106,19 +107,22 @@ class ModelRules:
     max_model_len: int
     request_deadline_s: float
 
-    def generations(
+    async def generations(
         self,
         asked: AnswerRequest,
         salt: str,
         tenant: str = "",
         weight: float = 1.0,
         adapter: AdapterRef | None = None,
+        *,
+        turns: LoopTurns,
     ) -> list[Generation]:
         """Every choice of every prompt; choice i of a prompt draws from seed + i. Raises InvalidRequest for what
-        does not fit the model."""
-        resolved = [(prompt, self._sampling(asked, prompt)) for prompt in asked.prompts]
-        return [
-            Generation(
+        does not fit the model. Many are made in several turns of the loop."""
+
+        def made(one: tuple[tuple[list[int], SamplingParams], int]) -> Generation:
+            (prompt, sampling), choice = one
+            return Generation(
                 request_id=new_request_id(),
                 prompt_token_ids=prompt,
                 sampling=_of_choice(sampling, choice),
@@ -129,8 +133,11 @@ class ModelRules:
                 weight=weight,
                 priority=asked.priority,
             )
-            for (prompt, sampling), choice in product(resolved, range(asked.choices_per_prompt))
-        ]
+
+        sampled = await turns.each(asked.prompts, lambda prompt: self._sampling(asked, prompt))
+        resolved = zip(asked.prompts, sampled, strict=True)
+        choices = range(asked.choices_per_prompt)
+        return await turns.each(list(product(resolved, choices)), made)
 
     def _sampling(self, asked: AnswerRequest, prompt: list[int]) -> SamplingParams:
         self.vocabulary.check(prompt, asked.prompt_field)

@@ -115,7 +115,13 @@ def make_served(offer: Offer, metrics: EdgeMetrics, shared: Shared) -> Served:
     return Served(
         model=model,
         context=RunContext(
-            offer.service, tokenizer, metrics, shared.clock, shared.traces, shared.residents
+            offer.service,
+            tokenizer,
+            metrics,
+            shared.clock,
+            shared.side.turns,
+            shared.traces,
+            shared.residents,
         ),
         reader=reader,
         rules=ModelRules(defaults, vocabulary, model.max_model_len, limits.request_deadline_s),

@@ -56,7 +56,7 @@ class Attempt(Protocol):
         """Whether everything was told."""
         ...
 
-    def submit(self) -> None:
+    async def submit(self) -> None:
         """Begin; raises what refuses it at once."""
         ...
 
@@ -138,7 +138,7 @@ class RoutedRun:
         """Whether everything was told."""
         return self._attempt is not None and self._attempt.is_over and not self._ready
 
-    def submit(self) -> None:
+    async def submit(self) -> None:
         """Admit it; raises LimitReached or LedgerUnavailable. Where it goes is decided when its first delta is waited for."""
         if self.booking is None:
             return
@@ -214,7 +214,7 @@ class RoutedRun:
         attempt = self._attempt = await self._attempt_at(stop)
         self._stop = stop
         self._spent = stop.begin(self._journey.tokens, self._clock.now_s())
-        attempt.submit()
+        await attempt.submit()
         deltas = [await attempt.next_delta()]
         while not (self.facts.is_stream or attempt.is_over):
             deltas.append(await attempt.next_delta())

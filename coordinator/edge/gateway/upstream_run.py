@@ -145,7 +145,7 @@ class UpstreamRun:
         self._num_pieces = self._num_silent_bytes = 0
         self.usage = Usage(called.num_prompt_guess)
 
-    def submit(self) -> None:
+    async def submit(self) -> None:
         """Begin."""
         self._task = asyncio.create_task(self._listen())
 

@@ -5,14 +5,15 @@ arrival ─tokenize─► submitted ─(coordinator.cluster.timeline)─► last
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.cluster.timeline import Segment, Stage, Timeline
+from coordinator.cluster.timeline import Segment, Stage
 from protocol.finish import FinishReason
 
 if TYPE_CHECKING:
     from coordinator.cluster.service_api import StreamEvent
+    from coordinator.cluster.timeline import Timeline
     from coordinator.edge.telemetry.metrics import EdgeMetrics
 
 UNWELL = (None, FinishReason.ABORT, FinishReason.ERROR)
@@ -20,12 +21,13 @@ UNWELL = (None, FinishReason.ABORT, FinishReason.ERROR)
 
 @dataclass(slots=True)
 class ChoiceMeter:
-    """Grows with a choice's events; `settle` ends it, after which nothing changes."""
+    """Grows with a choice's events; `settle` ends it, after which nothing changes. Until the service admits it `timeline` says
+    only when it came."""
 
     metrics: EdgeMetrics
     arrival_s: float
     num_prompt_tokens: int
-    timeline: Timeline = field(init=False)
+    timeline: Timeline
     num_tokens: int = 0
     num_cached_tokens: int = 0
     finish_reason: FinishReason | None = None
@@ -34,9 +36,6 @@ class ChoiceMeter:
     heard_s: float | None = None
     ended_s: float | None = None
     is_settled: bool = False
-
-    def __post_init__(self) -> None:
-        self.timeline = Timeline(self.arrival_s)
 
     def begin(self, timeline: Timeline) -> None:
         """The service admitted the choice."""

@@ -20,7 +20,7 @@ from coordinator.edge.text.tool_prompt import told_in_words
 from protocol.errors import ContextLengthExceeded, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from coordinator.edge.http.limits import EdgeLimits
     from coordinator.edge.text.chat_template import ChatTemplate
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from protocol.clock import Clock
 
 INLINE_TURNS = 32
+INLINE_TEXTS = 32
+"""So many short texts are tokenized on the loop, or together in a thread."""
 LONG_TEXT_CHARACTERS = 128 * 1024
 """Of a longer text it is asked first whether it is far too long: a tokenizer may not tell by the bytes."""
 PREPENDED = " \u2581"
@@ -248,35 +250,56 @@ class PromptReader:
         """Token ids of plain text, which `param` held; special tokens in it are recognized. Raises
         ContextLengthExceeded for one that cannot fit."""
 
+        encode = partial(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
         is_small = len(text) <= self.limits.inline_text_bytes
-        return await self._text(text, param, special=add_special_tokens, is_small=is_small)
+        return await self._encode(Wanted(encode, text, param), is_small=is_small)
 
     async def texts(
         self, texts: Sequence[str], *, add_special_tokens: bool, param: str = "prompt"
     ) -> list[list[int]]:
-        """As `text`, for several prompts, which may be much together where each of them is little."""
-        is_small = sum(map(len, texts)) <= self.limits.inline_text_bytes
-        return [
-            await self._text(text, param, special=add_special_tokens, is_small=is_small)
-            for text in texts
-        ]
-
-    async def _text(self, text: str, param: str, *, special: bool, is_small: bool) -> list[int]:
-        encode = partial(self.tokenizer.encode, text, add_special_tokens=special)
-        return await self._encode(Wanted(encode, text, param), is_small=is_small)
+        """As `text`, for several prompts, which may be much together where each of them is little: each costs something
+        by itself, on the loop as in a thread."""
+        encoded = partial(self._encoded_each, special=add_special_tokens, param=param)
+        if len(texts) <= INLINE_TEXTS and sum(map(len, texts)) <= self.limits.inline_text_bytes:
+            return encoded(texts)
+        ids: list[list[int]] = []
+        for some in batches(texts, self.limits.inline_text_bytes):
+            ids += await self.side.tokenize(partial(encoded, some))
+        return ids
 
     async def _encode(self, wanted: Wanted, *, is_small: bool) -> list[int]:
-        text, param = wanted.text, wanted.param
-        self._check_bytes(text, param)
+        self._check_bytes(wanted.text, wanted.param)
         if is_small:
             return wanted.encode()
+        return await self.side.tokenize(lambda: self._encoded(wanted))
 
-        def work() -> list[int]:
-            if len(text) - wanted.num_checked > LONG_TEXT_CHARACTERS:
-                self._check_tokens(text, param)
-            return wanted.encode()
+    def _encoded_each(self, some: Sequence[str], *, special: bool, param: str) -> list[list[int]]:
+        ids = []
+        for text in some:
+            self._check_bytes(text, param)
+            encode = partial(self.tokenizer.encode, text, add_special_tokens=special)
+            ids.append(self._encoded(Wanted(encode, text, param)))
+        return ids
 
-        return await self.side.tokenize(work)
+    def _encoded(self, wanted: Wanted) -> list[int]:
+        text, param = wanted.text, wanted.param
+        if len(text) - wanted.num_checked > LONG_TEXT_CHARACTERS:
+            self._check_tokens(text, param)
+        return wanted.encode()
+
+
+def batches(texts: Sequence[str], num_characters: int) -> Iterator[list[str]]:
+    """In their order, INLINE_TEXTS together at most, and no more than `num_characters` unless one alone has more."""
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        if some and (len(some) == INLINE_TEXTS or size + len(text) > num_characters):
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += len(text)
+    if some:
+        yield some
 
 
 def _is_small(conversation: Conversation, limit: int) -> bool:

@@ -22,7 +22,7 @@ from coordinator.edge.text.guarded_tokenizer import GuardedTokenizer, encoded_id
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from coordinator.edge.text.detokenizer import Detokenizer
@@ -86,8 +86,19 @@ def _has_byte_fallback(decoder: dict[str, Any] | None) -> bool:
     )
 
 
+def _byte_ids(vocabulary: Mapping[str, int], decoder: dict[str, Any] | None) -> frozenset[int]:
+    """Ids of the tokens that a decoder with byte fallback takes for bytes."""
+    if not _has_byte_fallback(decoder):
+        return frozenset()
+    return frozenset(
+        token_id for token, token_id in vocabulary.items() if BYTE_FALLBACK.fullmatch(token)
+    )
+
+
 class TextTokenizer:
-    """One model's tokenizer; safe to use from several threads."""
+    """One model's tokenizer; safe to use from several threads. What takes a walk through its vocabulary is known from the
+    beginning: the first who asked would wait for it on the event loop. `size` is one more than the highest id that has a
+    token."""
 
     def __init__(self, serialized: bytes) -> None:
         self._serialized = serialized
@@ -96,8 +107,11 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         described = msgspec.json.decode(serialized, type=_TokenizerFile)
         self.is_byte_level = _is_byte_level(described.decoder)
-        self._has_byte_fallback = _has_byte_fallback(described.decoder)
         self.bound = self._bound(described)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self.size = max(vocabulary.values(), default=-1) + 1
+        self._longest_token = max(map(len, vocabulary), default=1)
+        self.byte_ids = _byte_ids(vocabulary, described.decoder)
         self._bytes: dict[int, bytes] = {}
 
     @classmethod
@@ -108,11 +122,6 @@ class TextTokenizer:
             return cls(path.read_bytes())
         except Exception as error:
             raise ConfigError(f"cannot read the tokenizer {path}: {error}") from error
-
-    @cached_property
-    def size(self) -> int:
-        """One more than the highest id that has a token."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @cached_property
     def special_ids(self) -> frozenset[int]:
@@ -167,11 +176,6 @@ class TextTokenizer:
                 return True
         return False
 
-    @cached_property
-    def _longest_token(self) -> int:
-        """In characters, as the vocabulary spells it."""
-        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)), default=1)
-
     def decode_long(self, token_ids: Sequence[int]) -> str:
         """As `decode`, special tokens shown; for many ids a token at a time, so that other threads get their turn."""
         if len(token_ids) <= WHOLE_DECODE_TOKENS:
@@ -221,16 +225,6 @@ class TextTokenizer:
             return self.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
         return WindowDetokenizer(decode, skips, self.byte_ids, prompt)
-
-    @cached_property
-    def byte_ids(self) -> frozenset[int]:
-        """Ids of the tokens that a decoder with byte fallback takes for bytes."""
-        if not self._has_byte_fallback:
-            return frozenset()
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        return frozenset(
-            token_id for token, token_id in vocabulary.items() if BYTE_FALLBACK.fullmatch(token)
-        )
 
     def _bound(self, described: _TokenizerFile) -> ByteBound:
         """How few tokens a text can have."""

@@ -84,7 +84,7 @@ def test_a_miss_is_blamed_on_waiting_alone(
 def test_what_is_refused_is_work_that_came() -> None:
     book = DemandBook(Targets(2.0, 0.1))
     for number in range(10):
-        book.arrived(100.0 + number, 500)
+        book.arrived(100.0 + number, {500: 1})
     for number in (1, 2):
         book.refused(100.0 + number, [500])
     tokens, share = book.refused_lately(110.0)

@@ -54,7 +54,7 @@ ECHOES = {
 async def test_no_piece_of_a_key_is_told(kind):
     async with upstream(ECHOES[kind]) as server, client() as http:
         run = UpstreamRun(called(server), http)
-        run.submit()
+        await run.submit()
         with pytest.raises(UpstreamFailed) as failed:
             await run.next_delta()
     assert PIECE not in str(failed.value)
@@ -67,7 +67,7 @@ async def test_a_servers_cookies_are_not_kept():
     async with upstream(refusal) as server, client() as http:
         for _ in range(2):
             run = UpstreamRun(called(server), http)
-            run.submit()
+            await run.submit()
             with pytest.raises(UpstreamFailed):
                 await run.next_delta()
         assert not http.cookies
