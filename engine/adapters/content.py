@@ -3,8 +3,9 @@
     <directory>/<digest>.adapter
         8 bytes length, ContentHeader as JSON, zeros up to a multiple of 64, then the panels of every part
 
-    a [rank, filled up / COLUMNS][inputs][COLUMNS]      b [outputs, filled up / COLUMNS][rank][COLUMNS]
+    a [rank, filled up / COLUMNS][words of inputs][COLUMNS]      b [outputs, filled up / COLUMNS][words of rank][COLUMNS]
 
+A word is 32 bits: a float, or two bfloat16 values that are neighbours along the summed dimension, filled up with zeros.
 Both in the model's dtype; b has the scale in it. The digest covers header and panels: all that changes an answer. Written
 beside its place and renamed; nothing changes it afterwards, and who has mapped it keeps it when it is removed.
 """
@@ -12,6 +13,7 @@ beside its place and renamed; nothing changes it afterwards, and who has mapped 
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 import os
 import tempfile
@@ -36,9 +38,10 @@ if TYPE_CHECKING:
     Elements = npt.NDArray[np.float32] | npt.NDArray[np.uint16]
 
 COLUMNS = 16
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_RANK = 64
 _ALIGNMENT = 64
+WORD_BYTES = 4
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
@@ -71,12 +74,20 @@ class Trailer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def panels(matrix: npt.NDArray[np.float32], dtype: str) -> Elements:
-    """[columns, chain] as [columns / COLUMNS][chain][COLUMNS], filled up with zeros."""
+    """[columns, chain] as [columns / COLUMNS][words][COLUMNS][of a word], filled up with zeros."""
     columns, chain = matrix.shape
-    filled = np.zeros((-(-columns // COLUMNS) * COLUMNS, chain), dtype=np.float32)
-    filled[:columns] = matrix
-    turned = np.ascontiguousarray(filled.reshape(-1, COLUMNS, chain).transpose(0, 2, 1))
+    whole = _shape(columns, chain, dtype)
+    filled = np.zeros((whole[0] * COLUMNS, whole[1] * whole[3]), dtype=np.float32)
+    filled[:columns, :chain] = matrix
+    turned = filled.reshape(whole[0], COLUMNS, whole[1], whole[3]).transpose(0, 2, 1, 3)
+    turned = np.ascontiguousarray(turned)
     return turned if dtype == "float32" else to_bfloat16(turned)
+
+
+def _shape(columns: int, chain: int, dtype: str) -> tuple[int, int, int, int]:
+    """Panels, words, columns of a panel, elements of a word."""
+    packed = WORD_BYTES // ELEMENT_BYTES[dtype]
+    return -(-columns // COLUMNS), -(-chain // packed), COLUMNS, packed
 
 
 def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -87,7 +98,7 @@ def to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 def panel_bytes(columns: int, chain: int, dtype: str) -> int:
     """Of a matrix in panels."""
-    return -(-columns // COLUMNS) * COLUMNS * chain * ELEMENT_BYTES[dtype]
+    return math.prod(_shape(columns, chain, dtype)) * ELEMENT_BYTES[dtype]
 
 
 class Content:
@@ -102,18 +113,19 @@ class Content:
         """What a backend made of it, by the backend's name."""
 
     def array(self, offset: int, columns: int, chain: int) -> Elements:
-        """Panels of [columns, chain] at an offset."""
+        """Panels of [columns, chain] at an offset, as `panels` makes them."""
         is_wide = self.header.dtype == "float32"
         size = panel_bytes(columns, chain, self.header.dtype)
         raw = np.frombuffer(self.data[offset : offset + size], dtype=np.uint8)
         flat: Elements = raw.view(np.float32) if is_wide else raw.view(np.uint16)
-        return flat.reshape(-1, chain, COLUMNS)
+        return flat.reshape(_shape(columns, chain, self.header.dtype))
 
     def matrix(self, offset: int, columns: int, chain: int) -> npt.NDArray[np.float32]:
         """The same as [columns, chain] float32."""
         found = self.array(offset, columns, chain)
         wide = found.view(np.float32) if found.itemsize > 2 else widened(found.view(np.uint16))
-        return wide.transpose(0, 2, 1).reshape(-1, chain)[:columns]
+        rows = wide.transpose(0, 2, 1, 3).reshape(wide.shape[0] * COLUMNS, -1)
+        return rows[:columns, :chain]
 
 
 def widened(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

@@ -1,162 +1,174 @@
-/* What adapters add to the sums of their rows, written once for both element types (TYPE, NAME).
+/* What adapters add to the sums of their rows, written once for both element types (TYPE, NAME, PACKED).
 
-   A row gets b (a x), in float32 between the two and to the end; panels have CHAIN_COLUMNS columns on every processor.
-   Some rows are an item for whichever thread takes it. Every number is one chain, first input to last and first rank to
-   last, whatever rows are beside its own: equal rows of one adapter give equal bits. Rows without an adapter are not
-   touched.
+   A row gets b (a x), in float32 between the two and to the end; panels have CHAIN_COLUMNS columns of 32-bit words on every
+   processor, as those of product.h have PANEL. A number of a x is the sum of CHAINS chains, word k of it in chain
+   k % CHAINS, and one of b times that is one chain, first rank to last, whatever rows are beside its own: equal rows of one
+   adapter give equal bits. Rows without an adapter are not touched.
 
-   A chain waits for itself at each of its steps, so several go on side by side: rows that share a panel, or panels. */
+   An item is some rows of one adapter, for whichever thread takes it. Its parts of the matrix are read once, line after
+   line as they lie in the adapter's file: what waits is memory, and a reader that jumps between panels finds it slower.
+   Inputs are a multiple of LANES, outputs one of CHAIN_COLUMNS (unknown_sizes of kernel_library.py). */
 #define CHAIN_VECTORS (CHAIN_COLUMNS / LANES)
-#define CHAIN_AHEAD 3072 /* bytes */
-#define BESIDE 4         /* chains that go on side by side, and rows of an item */
-#define SLICE 768        /* inputs of a row that are floats at once */
+#define CHAINS 4
+#define BESIDE (LANES == 16 ? 4 : 2) /* rows of an item */
+#define INNER (MAX_PARTS * MAX_RANK)
 
-/* CHAIN_COLUMNS numbers of a row, the panel that makes them and what it is multiplied with. */
-typedef struct {
-    const TYPE *panel;
-    const float *x;
-    float *out;
-} NAME(Chain);
+/* Numbers along the summed dimension, in words. */
+#if PACKED == 1
+#define WORDS_OF(count) (count)
+#else
+#define WORDS_OF(count) (((count) + 1) / 2)
+#endif
 
-/* Goes on with `count` chains, a constant, for `length` steps. `shared`, a constant: all have one panel. */
-INLINE void NAME(run_chains)(const int count, const int shared, const NAME(Chain) *chains, int64_t length) {
+/* inner[rows, INNER] = CHAIN_COLUMNS numbers of a x of each row. `rows` is a constant. */
+INLINE void NAME(shrink)(const int rows, const uint32_t *panel, const uint32_t *x, int64_t words, float *inner) {
+    vf total[BESIDE][CHAINS][CHAIN_VECTORS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++)
+#pragma GCC unroll 2
+            for (int v = 0; v < CHAIN_VECTORS; v++) total[r][c][v] = (vf){0};
+    for (int64_t k = 0; k < words; k += CHAINS, panel += CHAINS * CHAIN_COLUMNS)
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++) {
+            ask_for_adapter(panel + c * CHAIN_COLUMNS);
+#pragma GCC unroll 2
+            for (int v = 0; v < CHAIN_VECTORS; v++) {
+                vu column = *(const vu_any *)(panel + c * CHAIN_COLUMNS + v * LANES);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++)
+                    total[r][c][v] = NAME(multiply_add)(total[r][c][v], x[r * words + k + c], column);
+            }
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int v = 0; v < CHAIN_VECTORS; v++)
+            store_f32(inner + r * INNER + v * LANES, (total[r][0][v] + total[r][1][v]) + (total[r][2][v] + total[r][3][v]));
+}
+
+/* c + x * b, for the one or two numbers of x that a word of b is for. */
+INLINE vf NAME(add_ranks)(vf c, const float *x, vu b) {
+#if PACKED == 1
+    return fused(c, splat(x[0]), (vf)b);
+#else
+    c = fused(c, splat(x[0]), (vf)(b << 16));
+    return fused(c, splat(x[1]), (vf)(b & UPPER_HALF));
+#endif
+}
+
+/* out[rows, width] gets CHAIN_COLUMNS of its columns: one panel of b times inner. `rows` is a constant. */
+INLINE void NAME(expand)(const int rows, const uint32_t *panel, const float *inner, int64_t words, float *out, int64_t width) {
     vf total[BESIDE][CHAIN_VECTORS];
-    const TYPE *panels[BESIDE];
-    const float *x[BESIDE];
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++) {
-        panels[i] = chains[i].panel;
-        x[i] = chains[i].x;
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < CHAIN_VECTORS; v++) total[i][v] = load_f32(chains[i].out + v * LANES);
-    }
-    for (int64_t k = 0; k < length; k++) {
-        vf column[CHAIN_VECTORS];
+        for (int v = 0; v < CHAIN_VECTORS; v++) total[r][v] = (vf){0};
+    for (int64_t k = 0; k < words; k++) {
+        ask_for_adapter(panel + k * CHAIN_COLUMNS);
+#pragma GCC unroll 2
+        for (int v = 0; v < CHAIN_VECTORS; v++) {
+            vu column = *(const vu_any *)(panel + k * CHAIN_COLUMNS + v * LANES);
 #pragma GCC unroll 4
-        for (int i = 0; i < count; i++) {
-            if (i == 0 || !shared) {
-                const TYPE *at = panels[i] + k * CHAIN_COLUMNS;
-                __builtin_prefetch((const char *)at + CHAIN_AHEAD); /* the panels that follow lie there */
-#pragma GCC unroll 2
-                for (int v = 0; v < CHAIN_VECTORS; v++) column[v] = NAME(load)(at + v * LANES);
-            }
-            vf value = splat(x[i][k]);
-#pragma GCC unroll 2
-            for (int v = 0; v < CHAIN_VECTORS; v++) total[i][v] = fused(total[i][v], value, column[v]);
+            for (int r = 0; r < rows; r++) total[r][v] = NAME(add_ranks)(total[r][v], inner + r * INNER + k * PACKED, column);
         }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < count; i++)
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < CHAIN_VECTORS; v++) store_f32(chains[i].out + v * LANES, total[i][v]);
+        for (int v = 0; v < CHAIN_VECTORS; v++) store_f32(out + r * width + v * LANES, total[r][v]);
 }
 
-/* Chains that wait for others, until there are BESIDE of them. */
-typedef struct {
-    NAME(Chain) chains[BESIDE];
-    int64_t count, length;
-    int shared;
-} NAME(Chains);
+/* out[rows, width] = b (a x) of every part of a matrix, in the order of its file; `rows` is a constant. */
+INLINE void NAME(adapt_rows)(const int rows, const AdapterMatrix *matrix, const uint32_t *x, float *out, int64_t width) {
+    _Alignas(64) float inner[BESIDE * INNER];
+    for (const AdapterPart *part = matrix->parts; part < matrix->parts + matrix->count; part++) {
+        int64_t words = WORDS_OF(part->inputs), ranks = WORDS_OF(part->rank);
+        for (int64_t c = 0; c < part->rank; c += CHAIN_COLUMNS) NAME(shrink)(rows, part->a + c * words, x, words, inner + c);
+        for (int64_t c = 0; c < part->outputs; c += CHAIN_COLUMNS)
+            NAME(expand)(rows, part->b + c * ranks, inner, ranks, out + part->first + c, width);
+    }
+}
 
-static void NAME(run_waiting)(NAME(Chains) *waiting) {
-    const NAME(Chain) *chains = waiting->chains;
-    int64_t length = waiting->length;
-#define CASE(C)                                                                                      \
-    case C: NAME(run_chains)(C, 0, chains, length); break;
-    if (waiting->shared && waiting->count == BESIDE) NAME(run_chains)(BESIDE, 1, chains, length);
-    else switch (waiting->count) { CASE(1) CASE(2) CASE(3) CASE(4) }
+static void NAME(adapt_some)(int64_t rows, const AdapterMatrix *matrix, const uint32_t *x, float *out, int64_t width) {
+#define CASE(R)                                                                                      \
+    case R: NAME(adapt_rows)(R, matrix, x, out, width); return;
+    switch (rows) {
+        CASE(1) CASE(2)
+#if LANES == 16
+        CASE(3) CASE(4)
+#endif
+    }
 #undef CASE
-    waiting->count = 0;
-}
-
-INLINE void NAME(add_chain)(NAME(Chains) *waiting, const TYPE *panel, const float *x, float *out) {
-    waiting->chains[waiting->count++] = (NAME(Chain)){panel, x, out};
-    if (waiting->count == BESIDE) NAME(run_waiting)(waiting);
-}
-
-INLINE const AdapterMatrix *NAME(matrix_of)(const Work *work, const Segment *g) {
-    return (const AdapterMatrix *)((const char *)(g->layers + work->layer) + work->place);
-}
-
-/* Rows of an item: their adapters' parts of the matrix. */
-typedef struct {
-    const AdapterMatrix *of[BESIDE];
-    int64_t count;
-    int shared; /* BESIDE rows of one adapter */
-} NAME(Rows);
-
-/* inner[rows, MAX_PARTS * MAX_RANK] = a x of each part. */
-static void NAME(times_a)(const NAME(Rows) *rows, const TYPE *x, int64_t inputs, float *inner) {
-    _Alignas(64) float wide[BESIDE * SLICE];
-    memset(inner, 0, rows->count * MAX_PARTS * MAX_RANK * sizeof(float));
-    for (int64_t from = 0, length; from < inputs; from += length) {
-        length = inputs - from < SLICE ? inputs - from : SLICE;
-        for (int64_t r = 0; r < rows->count; r++)
-            for (int64_t k = 0; k < length; k += LANES)
-                store_f32(wide + r * SLICE + k, NAME(load)(x + r * inputs + from + k));
-        NAME(Chains) waiting = {.length = length, .shared = rows->shared};
-        const int64_t together = rows->shared ? rows->count : 1;
-        for (int64_t r = 0; r < rows->count; r += together)
-            for (int64_t i = 0; i < rows->of[r]->count; i++) {
-                const AdapterPart *part = rows->of[r]->parts + i;
-                for (int64_t c = 0; c < part->rank; c += CHAIN_COLUMNS)
-                    for (int64_t t = r; t < r + together; t++)
-                        NAME(add_chain)(&waiting, (const TYPE *)part->a + c * inputs + from * CHAIN_COLUMNS, wide + t * SLICE,
-                                        inner + (t * MAX_PARTS + i) * MAX_RANK + c);
-            }
-        NAME(run_waiting)(&waiting);
-    }
-}
-
-/* extra[rows, width] = b times that; columns that the adapter leaves alone are zeros. */
-static void NAME(times_b)(const NAME(Rows) *rows, const float *inner, float *extra, int64_t width) {
-    const int64_t together = rows->shared ? rows->count : 1;
-    memset(extra, 0, rows->count * width * sizeof(float));
-    for (int64_t r = 0; r < rows->count; r += together)
-        for (int64_t i = 0; i < rows->of[r]->count; i++) {
-            const AdapterPart *part = rows->of[r]->parts + i;
-            NAME(Chains) waiting = {.length = part->rank, .shared = rows->shared};
-            for (int64_t c = 0; c < part->outputs; c += CHAIN_COLUMNS)
-                for (int64_t t = r; t < r + together; t++)
-                    NAME(add_chain)(&waiting, (const TYPE *)part->b + c * part->rank, inner + (t * MAX_PARTS + i) * MAX_RANK,
-                                    extra + t * width + part->first + c);
-            NAME(run_waiting)(&waiting);
-        }
 }
 
 /* Rows that have adapters, from `first` to `end`: all of a step's, or those that are sampled. */
 INLINE int64_t NAME(first_row)(const Work *work, const Segment *g) { return work->sampled ? g->sampled_first : g->first; }
 INLINE int64_t NAME(end_row)(const Work *work, const Segment *g) { return work->sampled ? g->sampled_end : g->end; }
+INLINE int64_t NAME(segment_items)(const Work *work, const Segment *g) {
+    return (NAME(end_row)(work, g) - NAME(first_row)(work, g) + BESIDE - 1) / BESIDE;
+}
 
 INLINE int64_t NAME(extra_width)(const Matrix *m) { return m->gated ? 2 * m->outputs : m->outputs; }
 
+/* Rows of one adapter, and its parts of the matrix. */
+typedef struct {
+    const AdapterMatrix *matrix;
+    int64_t first, end;
+} NAME(Rows);
+
+/* Where items are looked for: a segment, and how many items those before it have. */
+typedef struct {
+    const Segment *segment;
+    int64_t before;
+} NAME(Place);
+
+/* Rows of the items from `*low` on that have one adapter, up to item `high`; `*low` becomes the next item. */
+static NAME(Rows) NAME(next_rows)(const Work *work, NAME(Place) *place, int64_t *low, int64_t high) {
+    int64_t items = NAME(segment_items)(work, place->segment);
+    while (place->before + items <= *low) {
+        place->before += items;
+        items = NAME(segment_items)(work, ++place->segment);
+    }
+    const Segment *g = place->segment;
+    if (high > place->before + items) high = place->before + items;
+    int64_t from = NAME(first_row)(work, g), end = NAME(end_row)(work, g);
+    NAME(Rows) rows = {(const AdapterMatrix *)((const char *)(g->layers + work->layer) + work->place),
+                       from + (*low - place->before) * BESIDE, from + (high - place->before) * BESIDE};
+    if (rows.end > end) rows.end = end;
+    *low = high;
+    return rows;
+}
+
+/* Columns that an adapter leaves alone are zeros. */
 static void NAME(adapt_items)(const Work *work, int64_t low, int64_t high, char *room) {
-    _Alignas(64) float inner[BESIDE * MAX_PARTS * MAX_RANK];
     const Product *p = &work->product;
-    const Segment *g = work->step->segments, *last = g + work->step->num_segments - 1;
-    int64_t first = NAME(first_row)(work, g), row = first + low * BESIDE, end = first + high * BESIDE;
-    int64_t width = NAME(extra_width)(p->matrix), inputs = p->matrix->inputs;
+    NAME(Place) place = {work->step->segments, 0};
+    int64_t first = NAME(first_row)(work, place.segment), width = NAME(extra_width)(p->matrix);
+    int64_t words = WORDS_OF(p->matrix->inputs);
     float *extra = room ? (float *)room : work->out;
-    if (end > NAME(end_row)(work, last)) end = NAME(end_row)(work, last);
-    for (int64_t count; row < end; row += count) {
-        NAME(Rows) rows = {.count = end - row < BESIDE ? end - row : BESIDE};
-        count = rows.count;
-        while (NAME(end_row)(work, g) <= row) g++;
-        rows.shared = count == BESIDE && NAME(end_row)(work, g) >= row + count;
-        for (int64_t r = 0; r < count; r++) {
-            while (NAME(end_row)(work, g) <= row + r) g++;
-            rows.of[r] = NAME(matrix_of)(work, g);
+    while (low < high) {
+        NAME(Rows) rows = NAME(next_rows)(work, &place, &low, high);
+        int64_t outputs = 0;
+        for (int64_t i = 0; i < rows.matrix->count; i++) outputs += rows.matrix->parts[i].outputs;
+        if (outputs != width)
+            memset(extra + (rows.first - first) * width, 0, (rows.end - rows.first) * width * sizeof(float));
+        for (int64_t row = rows.first; row < rows.end; row += BESIDE) {
+            int64_t count = rows.end - row < BESIDE ? rows.end - row : BESIDE;
+            NAME(adapt_some)(count, rows.matrix, (const uint32_t *)p->x + row * words, extra + (row - first) * width, width);
         }
-        NAME(times_a)(&rows, (const TYPE *)p->x + row * inputs, inputs, inner);
-        NAME(times_b)(&rows, inner, extra + (row - first) * width, width);
     }
 }
 
 static void NAME(take_adapted)(const Work *work, int64_t low, int64_t high, const char *room) {
-    const Segment *g = work->step->segments;
-    int64_t rows = NAME(end_row)(work, g + work->step->num_segments - 1) - NAME(first_row)(work, g);
-    int64_t width = NAME(extra_width)(work->product.matrix), from = low * BESIDE, end = high * BESIDE < rows ? high * BESIDE : rows;
-    memcpy((float *)work->out + from * width, (const float *)room + from * width, (end - from) * width * sizeof(float));
+    NAME(Place) place = {work->step->segments, 0};
+    int64_t first = NAME(first_row)(work, place.segment), width = NAME(extra_width)(work->product.matrix);
+    while (low < high) {
+        NAME(Rows) rows = NAME(next_rows)(work, &place, &low, high);
+        int64_t from = (rows.first - first) * width;
+        memcpy((float *)work->out + from, (const float *)room + from, (rows.end - rows.first) * width * sizeof(float));
+    }
 }
 
 /* extra[rows from the first adapted one, sums of p's matrix] of every row that has an adapter. */
@@ -164,12 +176,11 @@ static void NAME(adapt)(const Step *s, const Product *p, int64_t layer, int64_t 
     Work work = {.compute = NAME(adapt_items), .take = NAME(take_adapted), .step = s, .product = *p, .layer = layer,
                  .place = place, .sampled = sampled, .out = extra, .own_items = MAX_ITEMS, .lent_items = 1,
                  .num_threads = s->num_threads};
-    const Segment *g = s->segments;
-    int64_t rows = NAME(end_row)(&work, g + s->num_segments - 1) - NAME(first_row)(&work, g);
-    work.items = (rows + BESIDE - 1) / BESIDE;
+    for (int64_t i = 0; i < s->num_segments; i++) work.items += NAME(segment_items)(&work, s->segments + i);
     run(s->team, &work);
 }
 #undef CHAIN_VECTORS
-#undef CHAIN_AHEAD
+#undef CHAINS
 #undef BESIDE
-#undef SLICE
+#undef INNER
+#undef WORDS_OF

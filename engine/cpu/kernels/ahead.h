@@ -17,10 +17,14 @@
 #define AS_EVERYWHERE 1
 #define SECOND_CACHE 2
 
+#define ADAPTER_WORDS 1024 /* how far before its use an adapter's line is asked for: the parts that follow lie there */
+
 #ifdef SECOND_CACHE_FIRST
 #define ask_for_kv(line) __builtin_prefetch(line, 0, 2)
+#define ask_for_adapter(line) __builtin_prefetch((line) + ADAPTER_WORDS, 0, 2)
 #else
 #define ask_for_kv(line) __builtin_prefetch(line)
+#define ask_for_adapter(line) __builtin_prefetch((line) + ADAPTER_WORDS)
 #endif
 
 /* How the first of some tiles asks for a panel that all of them read. */

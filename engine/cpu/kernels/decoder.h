@@ -42,8 +42,8 @@ typedef struct {
 
 /* What an adapter adds to some outputs of a matrix: b (a x), scaled already. See adapters.h. */
 typedef struct {
-    const void *a;                 /* [rank / CHAIN_COLUMNS][inputs][CHAIN_COLUMNS], the last filled up with zeros */
-    const void *b;                 /* [outputs / CHAIN_COLUMNS][rank][CHAIN_COLUMNS], the same */
+    const uint32_t *a;             /* [rank / CHAIN_COLUMNS][words of the inputs][CHAIN_COLUMNS], the last filled up with zeros */
+    const uint32_t *b;             /* [outputs / CHAIN_COLUMNS][words of the rank][CHAIN_COLUMNS], the same */
     int64_t rank, inputs, first, outputs;
 } AdapterPart;
 
