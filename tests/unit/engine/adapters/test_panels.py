@@ -46,6 +46,6 @@ def test_a_matrix_comes_back_from_its_panels(columns: int, chain: int, dtype: st
     made = panels(matrix, dtype)
     assert made.nbytes == panel_bytes(columns, chain, dtype)
     header = ContentHeader(format_version=FORMAT_VERSION, dtype=dtype, parts=())
-    content = Content("d", header, memoryview(made.reshape(-1).view(np.uint8)))
+    content = Content("d", header, made.reshape(-1).view(np.uint8).data)
     np.testing.assert_array_equal(content.matrix(0, columns, chain), matrix)
     assert np.count_nonzero(made) == matrix.size
