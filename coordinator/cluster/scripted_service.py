@@ -36,7 +36,23 @@ def say(
     return events
 
 
-class ScriptedStream:
+class IteratedStream:
+    """A stream that is told by being iterated."""
+
+    def __aiter__(self) -> AsyncIterator[StreamEvent]:
+        raise NotImplementedError
+
+    def listen(self, hear: Callable[[StreamEvent], None]) -> None:
+        """As it would be iterated, by a task of its own."""
+
+        async def tell() -> None:
+            async for event in self:
+                hear(event)
+
+        self._telling = asyncio.create_task(tell())
+
+
+class ScriptedStream(IteratedStream):
     """Yields its script; one without a last event waits there until it is cancelled."""
 
     def __init__(self, script: Sequence[StreamEvent]) -> None:
@@ -55,15 +71,6 @@ class ScriptedStream:
                 return
         await self._cancelled.wait()
         yield StreamEvent(error=RequestAborted(self.cancel_reason or ""))
-
-    def listen(self, hear: Callable[[StreamEvent], None]) -> None:
-        """As it would be iterated, by a task of its own."""
-
-        async def tell() -> None:
-            async for event in self:
-                hear(event)
-
-        self._telling = asyncio.create_task(tell())
 
     def cancel(self, reason: str) -> None:
         """Remember the first reason."""

@@ -20,7 +20,7 @@ import uvloop
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from coordinator.accounts.accounts import Accounts, AccountSettings
-from coordinator.cluster.scripted_service import ScriptedPools, ScriptedService
+from coordinator.cluster.scripted_service import IteratedStream, ScriptedPools, ScriptedService
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
 from coordinator.edge.app import EdgeLimits, ServedModel, create_app
@@ -99,7 +99,7 @@ def scores_of(generation: Generation) -> Iterator[StreamEvent]:
         left -= SCORES_AT_ONCE
 
 
-class PacedStream:
+class PacedStream(IteratedStream):
     """A token now, and one more each `TOKEN_EVERY_S`, as many as were asked for."""
 
     def __init__(self, generation: Generation) -> None:
@@ -136,7 +136,7 @@ class PacedStream:
         self.cancel("complete")
 
 
-class OneToken:
+class OneToken(IteratedStream):
     """A token at once, and no more."""
 
     def __init__(self, generation: Generation) -> None:

@@ -8,7 +8,7 @@ import httpx
 import orjson
 import pytest
 
-from coordinator.cluster.scripted_service import ScriptedService, say
+from coordinator.cluster.scripted_service import IteratedStream, ScriptedService, say
 from coordinator.cluster.service_api import StreamEvent
 from coordinator.cluster.timeline import Timeline
 from coordinator.edge.app import create_app
@@ -30,7 +30,7 @@ async def until(condition):
             await asyncio.sleep(0)
 
 
-class HeldStream:
+class HeldStream(IteratedStream):
     """Says what it is told to, when it is told to."""
 
     def __init__(self):
