@@ -16,11 +16,12 @@ import pytest
 
 from tests.e2e.edge_server import TOKEN_EVERY_S, edge_server
 from tests.e2e.server import free_port
+from tests.marks import deep
 from tests.patience import ATTEMPTS, PATIENCE_S
 
 pytestmark = pytest.mark.e2e
 PAGE = Path(__file__).parents[2] / "docs" / "proxies.md"
-PROXIES = ("nginx", "haproxy", "envoy")
+PROXIES = ("nginx", deep("haproxy"), deep("envoy"))
 LANGUAGES = {"envoy": "yaml"}
 ENVOY = PAGE.parents[1] / ".clients" / "envoy"
 """Its wheel's environment, which `make clients` and CI make; see `tests/clients/requirements/envoy.txt`."""

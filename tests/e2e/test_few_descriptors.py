@@ -95,6 +95,7 @@ def test_strangers_are_turned_away_and_friends_are_heard(*, has_keys: bool) -> N
             socket.close()
 
 
+@pytest.mark.deep
 def test_a_cluster_on_one_host_has_no_port_but_http() -> None:
     """Its workers had plain tcp ports for KV: 20 connections with few descriptors left took the worker with them."""
     with Server(

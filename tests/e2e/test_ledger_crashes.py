@@ -20,6 +20,7 @@ import pytest
 from coordinator.accounts.database import open_database
 from coordinator.accounts.terms import KeyTerms, make_key
 from protocol.clock import wall_time_s
+from tests.marks import deep
 from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.e2e
@@ -115,9 +116,9 @@ async def check(directory, database, num_lives, seed):
     assert all(row[1] == row[2] == 0 for row in rows(database) if row[3] == "crashed")
 
 
-@pytest.mark.parametrize("seed", [1])
-async def test_the_ledger_is_the_usage_of_delivered_answers(tmp_path, seed):
-    await check(tmp_path, tmp_path / "keys.db", 6, seed)
+@pytest.mark.parametrize("num_lives", [3, deep(6)])
+async def test_the_ledger_is_the_usage_of_delivered_answers(tmp_path, num_lives):
+    await check(tmp_path, tmp_path / "keys.db", num_lives, 1)
 
 
 @pytest.mark.deep

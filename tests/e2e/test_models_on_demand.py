@@ -283,6 +283,7 @@ def test_a_model_sleeps_gives_memory_back_and_answers_the_same_when_it_is_asked(
     assert next(w["pid"] for w in server.cluster()["workers"] if w["id"] == "red.decode-0") == pid
 
 
+@pytest.mark.deep
 def test_a_coordinator_that_comes_back_finds_the_models_that_are_in(server: Server) -> None:
     expected = answer(server, "green")
     pid = server.worker("decode")["pid"]

@@ -38,6 +38,7 @@ def test_a_flat_load_grows_nothing_for_an_hour() -> None:
     assert shown["attained"] >= 0.98
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("low", "high"), list(itertools.pairwise(GOALS)))
 def test_a_higher_goal_costs_no_less(low: float, high: float) -> None:
     assert flat(low)["worker_hours"] <= flat(high)["worker_hours"] * 1.02

@@ -202,6 +202,7 @@ def test_missing_the_target_at_a_count_teaches_more_than_the_model() -> None:
 # ---- the mistakes of others
 
 
+@pytest.mark.deep
 def test_no_oscillation_under_constant_load_dynamo_9294() -> None:
     """2 ↔ 1 for ever at a load on the edge: here, over 8 hours of Poisson arrivals at loads on and off every edge,
     at most one order takes back another."""
