@@ -8,9 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
+from coordinator.accounts.booking import Departure
 from coordinator.cluster.scripted_service import say
 from coordinator.cluster.service_api import StreamEvent
+from coordinator.edge.answers import generation_run
 from coordinator.edge.app import create_app
+from coordinator.edge.http.side_work import LoopTurns
 from protocol.errors import DeadlineExceeded, Overloaded
 from protocol.sampling import SampledToken
 
@@ -59,6 +62,42 @@ async def test_a_refused_request_is_recorded_without_choices_counted(client, ser
     await complete(client)
     assert records[0].error == Overloaded.error_type
     assert await total(client, "vllm:request_success_total") == 0
+
+
+async def test_who_leaves_before_its_turn_left_and_was_not_refused(app, records, monkeypatch):
+    """Many choices wait for a turn of the loop before they are admitted."""
+    waits = asyncio.Event()
+
+    async def turn(_):
+        waits.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(generation_run, "MOST_AT_ONCE", 0)
+    monkeypatch.setattr(LoopTurns, "turn", turn)
+    asked = iter([{"type": "http.request", "body": b'{"prompt": "Hello"}'}])
+
+    async def receive():
+        if (message := next(asked, None)) is not None:
+            return message
+        await waits.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message): ...
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "query_string": b"",
+        "headers": [(b"host", b"edge"), (b"content-type", b"application/json")],
+        "http_version": "1.1",
+        "scheme": "http",
+        "root_path": "",
+        "client": ("127.0.0.1", 1),
+        "server": ("edge", 80),
+    }
+    await app(scope, receive, send)
+    assert [record.error for record in records] == [Departure.DISCONNECTED]
 
 
 async def test_a_failed_stream_ends_as_error(client, service, records):
