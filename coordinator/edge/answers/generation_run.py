@@ -148,7 +148,8 @@ class GenerationRun:
     async def submit(self) -> None:
         """Admit all choices or none; raises what the service raises. Where models come and go it waits for its own with its
         first delta."""
-        await self._turn()  # whose client leaves meanwhile was not refused: whoever closes it says so
+        # Outside the try: a client who leaves meanwhile was not refused, and whoever closes the run says that it left.
+        await self._turn()
         try:
             if self.booking is not None:
                 self._reserve(self.booking)
