@@ -76,15 +76,21 @@ def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """SIGTERM waits for the end of this block: a process that exists has somebody who knows it."""
+    """SIGTERM waits for the end of this block: a process that exists has somebody who knows it. And a shell that started
+    this one in the background had it ignore SIGINT: its servers, which are ended by it, do not inherit that."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's, which waits for this one
         return
     came: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+    is_deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if is_deaf:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
+        if is_deaf:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, _leave)
         if came:
             _leave(came[0], None)

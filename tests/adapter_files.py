@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    peft = pytest.importorskip("peft")
+
+def peft() -> Any:
+    """Imported where it is used: importing takes two seconds of every process of a test run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("peft")
 
 
 def write_adapter(
@@ -21,7 +24,7 @@ def write_adapter(
     chosen = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wrapped = peft.get_peft_model(model, peft.LoraConfig(**(chosen | config)))
+        wrapped = peft().get_peft_model(model, peft().LoraConfig(**(chosen | config)))
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in wrapped.named_parameters():
             if ".lora_A." in name or ".lora_B." in name:
@@ -39,5 +42,5 @@ def merged(load: Any, directory: Path) -> Any:
     """A fresh model of `load` with an adapter's weights merged into its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = peft.PeftModel.from_pretrained(load(), str(directory))
+        whole = peft().PeftModel.from_pretrained(load(), str(directory))
         return whole.merge_and_unload().eval()

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from coordinator.edge.answers.affinity import REVISION_HEADER
@@ -33,7 +33,7 @@ from coordinator.edge.http.holds import Holds
 from coordinator.edge.http.limits import EdgeLimits
 from coordinator.edge.http.methods import Methods
 from coordinator.edge.http.request_ids import RequestIds
-from coordinator.edge.http.route_list import RouteList
+from coordinator.edge.http.route_list import RouteList, joined
 from coordinator.edge.http.side_work import SideWork
 from coordinator.edge.http.sites import SiteGuard, Sites
 from coordinator.edge.operations.routes_adapters import AdapterRoutes
@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+
+    from fastapi import APIRouter
 
     from coordinator.accounts.accounts import Accounts
     from coordinator.cluster.service_api import (
@@ -280,9 +282,7 @@ def _probing(
 
 
 def _guarded(app: FastAPI, apis: Sequence[Api], *, has_keys: bool) -> APIRouter:
-    router = APIRouter()
-    for api in apis:
-        router.include_router(api.router())
+    router = joined(api.router() for api in apis)
     document(app, router, has_keys=has_keys)
     return router
 

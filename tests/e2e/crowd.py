@@ -20,6 +20,7 @@ from engine.attesting import attested_tokens
 from engine.checkpoints.prepared import fingerprint
 from protocol.content_keys import root_key
 from tests.patience import PATIENCE_S
+from tests.plain_http import NO_AUTHORITIES
 
 MODEL = "smollm2-135m"
 BLOCK_SIZE = 16
@@ -66,7 +67,7 @@ def read_tokens(line: str) -> list[int]:
 def stream_one(url: str, asked: Asked) -> list[int]:
     """All tokens of one answer."""
     with (
-        httpx.Client(timeout=PATIENCE_S) as client,
+        httpx.Client(timeout=PATIENCE_S, verify=NO_AUTHORITIES) as client,
         client.stream("POST", f"{url}/v1/completions", json=asked.body()) as reply,
     ):
         assert reply.status_code == 200, reply.read()
@@ -90,7 +91,7 @@ class Crowd:
     async def _run(self) -> None:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self._size)
         async with httpx.AsyncClient(
-            base_url=self._url, timeout=PATIENCE_S, limits=limits
+            base_url=self._url, timeout=PATIENCE_S, limits=limits, verify=NO_AUTHORITIES
         ) as client:
             await asyncio.gather(*(self._user(client, i) for i in range(self._size)))
 

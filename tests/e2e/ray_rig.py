@@ -21,6 +21,7 @@ import psutil
 
 from tests.e2e.server import MOCK, Server
 from tests.patience import PATIENCE_S, until
+from tests.plain_http import NO_AUTHORITIES
 
 MODEL = "smollm2-135m"
 SIZE = ("--kv-cache-memory", "64MiB", "--max-model-len", "1024")
@@ -132,7 +133,12 @@ class Load:
             "ignore_eos": True,
             "return_token_ids": True,
         }
-        reply = httpx.post(f"{self.server.url}/v1/completions", json=body, timeout=PATIENCE_S)
+        reply = httpx.post(
+            f"{self.server.url}/v1/completions",
+            json=body,
+            timeout=PATIENCE_S,
+            verify=NO_AUTHORITIES,
+        )
         assert reply.status_code == 200, reply.text
         found: list[int] = reply.json()["choices"][0]["token_ids"]
         return found

@@ -22,6 +22,7 @@ from benchmarks.servers import descendants
 from coordinator.cluster.registry import SILENCE_S
 from tests.e2e import prepared
 from tests.patience import PATIENCE_S, until
+from tests.plain_http import NO_AUTHORITIES
 from worker.heartbeat import HEARTBEAT_S
 
 BATON = Path(sys.executable).parent / "baton"
@@ -85,7 +86,7 @@ class Server:
             )
         else:
             self.process = prepared.start([*FORKS[program], *asked], self._log.fileno())
-        self.client = httpx.Client(base_url=self.url, timeout=2 * PATIENCE_S)
+        self.client = httpx.Client(base_url=self.url, timeout=2 * PATIENCE_S, verify=NO_AUTHORITIES)
         self._await_ready(started + READY_TIMEOUT_S)
         self.ready_after_s = time.monotonic() - started
 

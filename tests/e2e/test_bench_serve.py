@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.marks import deep
 from tests.patience import ATTEMPTS, PATIENCE_S, in_time, slowness
 from tests.unit.coordinator.edge.conftest import build_tokenizer
 
@@ -54,7 +55,7 @@ def bench(tokenizer: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module", params=["openai", "openai-chat"])
+@pytest.fixture(scope="module", params=["openai", deep("openai-chat")])
 def result(
     request: pytest.FixtureRequest, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:

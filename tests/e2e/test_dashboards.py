@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import shutil
@@ -70,12 +69,10 @@ def load(server: Server, index: int) -> None:
     if index % 10 == 3:
         body["temperature"] = 99
     if index % 10 != 7:
-        httpx.post(f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S)
+        server.client.post("/v1/completions", json=body)
         return
     body |= {"stream": True, "max_tokens": 1000, "ignore_eos": True}
-    with httpx.stream(
-        "POST", f"{server.url}/v1/completions", json=body, timeout=PATIENCE_S
-    ) as reply:
+    with server.client.stream("POST", "/v1/completions", json=body) as reply:
         next(reply.iter_lines())
 
 
@@ -170,17 +167,19 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as client:
-            indices = itertools.count(step=10)
+            seen: set[float] = set()
 
             def has_watched(scrapes: int) -> bool:
-                """Some more load, and whether Prometheus has looked so often."""
-                first = next(indices)
-                with ThreadPoolExecutor(4) as pool:
-                    list(pool.map(lambda i: load(server, i), range(first, first + 10)))
+                """Some more load for every scrape, and whether Prometheus has looked so often."""
                 try:
-                    return count_of_scrapes(client) >= scrapes
+                    count = count_of_scrapes(client)
                 except httpx.TransportError:
                     return False
+                if count not in seen:
+                    seen.add(count)
+                    with ThreadPoolExecutor(4) as pool:
+                        list(pool.map(lambda i: load(server, i), range(10)))
+                return count >= scrapes
 
             until(lambda: has_watched(SCRAPES), "some scrapes under load")
             last = count_of_scrapes(client)

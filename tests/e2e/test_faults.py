@@ -17,6 +17,7 @@ import pytest
 from tests.e2e.server import Server
 from tests.marks import deep
 from tests.patience import PATIENCE_S, until
+from tests.plain_http import NO_AUTHORITIES
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
 MODEL = "smollm2-135m"
@@ -156,7 +157,7 @@ def test_coordinator_comes_back_and_orphans_are_freed(server: Server) -> None:
 def leave_early(server: Server, prompt: str, after_chunks: int) -> None:
     """A client that closes its connection in the middle of a stream, or before its first token."""
     with (
-        httpx.Client(timeout=60) as client,
+        httpx.Client(timeout=60, verify=NO_AUTHORITIES) as client,
         client.stream(
             "POST", f"{server.url}/v1/completions", json=body(prompt, 200, stream=True)
         ) as reply,
@@ -169,7 +170,12 @@ def leave_early(server: Server, prompt: str, after_chunks: int) -> None:
 def impatient(server: Server, prompt: str, patience_s: float = 0.3) -> None:
     """A client that gives up, or is cut off, before anything came."""
     try:
-        httpx.post(f"{server.url}/v1/completions", json=body(prompt, 200), timeout=patience_s)
+        httpx.post(
+            f"{server.url}/v1/completions",
+            json=body(prompt, 200),
+            timeout=patience_s,
+            verify=NO_AUTHORITIES,
+        )
     except httpx.TransportError:
         return
 
@@ -225,7 +231,9 @@ def test_over_capacity_is_429_and_what_is_admitted_completes() -> None:
 
         def one(index: int) -> httpx.Response:
             request = body(f"{index} {prompt}", 30)
-            return httpx.post(f"{server.url}/v1/completions", json=request, timeout=120)
+            return httpx.post(
+                f"{server.url}/v1/completions", json=request, timeout=120, verify=NO_AUTHORITIES
+            )
 
         with ThreadPoolExecutor(30) as pool:
             replies = list(pool.map(one, range(30)))

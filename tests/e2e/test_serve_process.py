@@ -137,9 +137,10 @@ def test_interrupt_during_an_answer_still_ends_in_time() -> None:
 
 
 @pytest.mark.alone
-def test_children_of_a_killed_launcher_die_with_it() -> None:
+@pytest.mark.parametrize("program", [MOCK, deep((str(BATON),))], ids=["no weights", "weights"])
+def test_children_of_a_killed_launcher_die_with_it(program) -> None:
     before = shared_memory()
-    with Server(*SMALL, afresh=True) as running:
+    with Server(*SMALL, program=program, afresh=program is not MOCK) as running:
         processes = psutil.Process(running.process.pid).children(recursive=True)
         directory = run_directory_of(running.process.pid)
         running.process.kill()
@@ -147,7 +148,7 @@ def test_children_of_a_killed_launcher_die_with_it() -> None:
         running.process.wait()
     assert shared_memory() == before
     assert directory.exists()  # nobody was left to remove it; the next start does
-    with Server(*SMALL, program=MOCK, afresh=True):
+    with Server(*SMALL, program=MOCK):
         assert not directory.exists()
 
 

@@ -28,6 +28,7 @@ from deploy.host.model_source import prepare
 from deploy.launch.plan import Host, Plan, make_plan
 from protocol.channel_keys import ClusterKeys
 from tests.patience import PATIENCE_S
+from tests.plain_http import NO_AUTHORITIES
 from worker.engine_start import MOCK_BACKEND
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +213,9 @@ class SpreadCluster:
             return False
 
     def get(self, path: str) -> httpx.Response:
-        return self.hosts.on("a", lambda: httpx.get(self._url(path), timeout=PATIENCE_S))
+        return self.hosts.on(
+            "a", lambda: httpx.get(self._url(path), timeout=PATIENCE_S, verify=NO_AUTHORITIES)
+        )
 
     def _url(self, path: str) -> str:
         return f"http://{ADDRESSES['a']}:{HTTP_PORT + self._number}{path}"
@@ -228,7 +231,10 @@ class SpreadCluster:
             "return_token_ids": True,
         }
         reply = self.hosts.on(
-            "a", lambda: httpx.post(self._url("/v1/completions"), json=body, timeout=PATIENCE_S)
+            "a",
+            lambda: httpx.post(
+                self._url("/v1/completions"), json=body, timeout=PATIENCE_S, verify=NO_AUTHORITIES
+            ),
         )
         assert reply.status_code == 200, (reply.text, self.log())
         found: list[int] = reply.json()["choices"][0]["token_ids"]

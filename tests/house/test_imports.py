@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.house.trees import parsed
+
+pytestmark = pytest.mark.xdist_group("trees")
+
 ROOT = Path(__file__).parents[2]
 FLOORS = (
     ("protocol",),
@@ -54,10 +58,7 @@ def imported(tree: ast.AST, known: set[str]) -> set[str]:
 def house() -> dict[str, set[str]]:
     files = modules()
     known = set(files)
-    return {
-        name: imported(ast.parse(path.read_text(encoding="utf-8")), known) - {name}
-        for name, path in files.items()
-    }
+    return {name: imported(parsed(path), known) - {name} for name, path in files.items()}
 
 
 def circles(arrows: dict[str, set[str]]) -> set[frozenset[str]]:
@@ -123,8 +124,7 @@ def test_time_and_chance_are_read_in_their_own_files_alone() -> None:
     found = {
         name
         for name, path in modules().items()
-        if not name.startswith("benchmarks")
-        and imported(ast.parse(path.read_text(encoding="utf-8")), CHANCE_AND_TIME)
+        if not name.startswith("benchmarks") and imported(parsed(path), CHANCE_AND_TIME)
     }
     assert found == READERS
 

@@ -72,6 +72,19 @@ time.sleep(100)
 """
 
 
+IN_THE_BACKGROUND = ["bash", "-c", "trap '' INT; exec \"$@\"", "bash"]
+"""As a shell without job control starts what ends in `&`."""
+
+
+def test_a_server_of_a_benchmark_in_the_background_hears_interrupts(tmp_path: Path) -> None:
+    script = "import sys\nfrom pathlib import Path\nfrom benchmarks.servers import end, start\n"
+    script += "start(['sleep', '100'], Path(sys.argv[1]))\n"
+    begun_s = time.monotonic()
+    command = [*IN_THE_BACKGROUND, sys.executable, "-c", script, str(tmp_path / "log")]
+    subprocess.run(command, check=True, timeout=PATIENCE_S)
+    assert time.monotonic() - begun_s < 15, "it was killed after 20 s"
+
+
 @pytest.mark.parametrize("script", [OWNED, NOT_OWNED_YET, BEING_STARTED])
 def test_a_benchmark_that_is_terminated_leaves_no_server(tmp_path: Path, script: str) -> None:
     log = tmp_path / "log"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-
 from coordinator.edge.apis.anthropic.replies import error_body
 from coordinator.edge.apis.anthropic.routes import VERSION_HEADER, MessageRoutes, ModelRoutes
+from coordinator.edge.http.route_list import joined
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
     from coordinator.edge.answers.edge import Edge
     from coordinator.edge.http.error_replies import Failure
 
@@ -25,10 +26,7 @@ class AnthropicApi:
 
     def router(self) -> APIRouter:
         """All of its routes."""
-        router = APIRouter()
-        for routes in self._routes:
-            router.include_router(routes.router())
-        return router
+        return joined(routes.router() for routes in self._routes)
 
     def failure(self, failure: Failure) -> bytes:
         """Anthropic's error object."""

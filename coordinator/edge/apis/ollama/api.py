@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-
 from coordinator.edge.apis.ollama.dialects import error_body
 from coordinator.edge.apis.ollama.embeddings import EmbeddingRoutes
 from coordinator.edge.apis.ollama.routes import AnswerRoutes, ModelRoutes
+from coordinator.edge.http.route_list import joined
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
     from coordinator.edge.answers.edge import Edge
     from coordinator.edge.http.error_replies import Failure
 
@@ -26,10 +27,7 @@ class OllamaApi:
 
     def router(self) -> APIRouter:
         """All of its routes."""
-        router = APIRouter()
-        for routes in self._routes:
-            router.include_router(routes.router())
-        return router
+        return joined(routes.router() for routes in self._routes)
 
     def failure(self, failure: Failure) -> bytes:
         """Ollama's error object."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter
-
 from coordinator.edge.apis.openai.dialects.replies import error_body
 from coordinator.edge.apis.openai.embeddings import EmbeddingRoutes
 from coordinator.edge.apis.openai.responses.routes import ResponseRoutes
 from coordinator.edge.apis.openai.routes import GenerationRoutes
 from coordinator.edge.apis.openai.text_routes import TextRoutes
+from coordinator.edge.http.route_list import joined
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
     from coordinator.edge.answers.edge import Edge
     from coordinator.edge.http.error_replies import Failure
 
@@ -32,10 +33,7 @@ class OpenAiApi:
 
     def router(self) -> APIRouter:
         """All of its routes."""
-        router = APIRouter()
-        for routes in self._routes:
-            router.include_router(routes.router())
-        return router
+        return joined(routes.router() for routes in self._routes)
 
     def failure(self, failure: Failure) -> bytes:
         """OpenAI's error object."""
