@@ -9,7 +9,7 @@ import pytest
 from tests.e2e import adapter_campaign
 from tests.e2e.server import Server
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("model"), pytest.mark.deep]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("models"), pytest.mark.deep]
 SECONDS = 40.0
 
 

@@ -22,7 +22,7 @@ from tests.model_files import write_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("models")]
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-biased": ("Llama", {"attention_bias": True, "mlp_bias": True}),

@@ -20,7 +20,7 @@ from tests.marks import deep
 from tests.patience import until
 
 transformers = pytest.importorskip("transformers")
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("models")]
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "all": {"r": 16},

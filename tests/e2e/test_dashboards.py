@@ -167,14 +167,12 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=PATIENCE_S) as client:
+            until(lambda: is_ready(client), "Prometheus")
             seen: set[float] = set()
 
             def has_watched(scrapes: int) -> bool:
                 """Some more load for every scrape, and whether Prometheus has looked so often."""
-                try:
-                    count = count_of_scrapes(client)
-                except httpx.TransportError:
-                    return False
+                count = count_of_scrapes(client)
                 if count not in seen:
                     seen.add(count)
                     with ThreadPoolExecutor(4) as pool:
@@ -188,6 +186,14 @@ def prometheus(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
     finally:
         process.terminate()
         process.wait(PATIENCE_S)
+
+
+def is_ready(prometheus: httpx.Client) -> bool:
+    """It refuses connections first, then answers that it is not."""
+    try:
+        return prometheus.get("/-/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def count_of_scrapes(prometheus: httpx.Client) -> float:

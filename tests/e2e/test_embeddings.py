@@ -19,7 +19,7 @@ from tests.e2e.server import Server
 from tests.marks import deep
 from tests.patience import until
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("models")]
 LENGTHS = (1, 2, 16, 17, 100, 129, 300)
 TOLERANCE = 1e-3
 ARGUMENTS = ("--dtype", "float32", "--kv-cache-memory", "256MiB", "--pooling", "mean")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.xdist_group("model")
+pytestmark = pytest.mark.xdist_group("models")
 NAMES = ("red", "blue")
 SMALL = ("--kv-cache-memory", "32MiB", "--dtype", "float32", "--cpu-affinity", "none")
 PROMPT = "Once upon a time there was"

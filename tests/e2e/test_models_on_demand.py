@@ -22,7 +22,7 @@ from tests.patience import PATIENCE_S, until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.xdist_group("model")
+pytestmark = pytest.mark.xdist_group("models")
 NAMES = ("red", "blue", "green", "torn", "cut")
 PROMPT = "Once upon a time there was"
 CONFIG = """

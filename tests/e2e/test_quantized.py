@@ -20,7 +20,7 @@ from tests.e2e.random_model import write_random_model
 from tests.e2e.server import Server
 from tests.greedy import generate
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("model")]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.xdist_group("models")]
 TOKENS, LENGTHS = 32, (1, 17, 200)
 
 

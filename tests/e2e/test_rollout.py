@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.xdist_group("model")
+pytestmark = pytest.mark.xdist_group("models")
 HEADER = "x-baton-revision"
 CONFIG = """
 pd: 0p1d

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.e2e,
     pytest.mark.slow,
     pytest.mark.deep,
-    pytest.mark.xdist_group("model"),
+    pytest.mark.xdist_group("models"),
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
 ]
 CONFIG = """

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from tokenizers import Tokenizer
 
 from protocol.errors import ConfigError, InvalidRequest
@@ -44,7 +45,7 @@ class GuardedTokenizer:
             name: f"{OPEN}{token_id}{CLOSE}" for name, token_id in ids.items() if name in names
         }
         _rename(fields, self._stand_ins, ids)
-        self._tokenizer = Tokenizer.from_str(json.dumps(fields))
+        self._tokenizer = Tokenizer.from_str(orjson.dumps(fields).decode())
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         for name, token_id in ids.items():
