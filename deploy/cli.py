@@ -19,6 +19,7 @@ from deploy.config.refusals import REFUSALS
 from deploy.config.server_access import add_admin_url, add_url, admin_key, key
 from deploy.config.spelling import did_you_mean
 from deploy.config.values import dtype, number, seconds, whole
+from deploy.processes.garbage import hold_collection
 from protocol.clock import SystemClock
 from protocol.errors import BatonError, ConfigError
 from protocol.roles import COMPUTING
@@ -258,6 +259,7 @@ def run_serve(namespace: argparse.Namespace) -> int:
 
         print(describe(resolved))
         return 0
+    hold_collection()
     from deploy.commands.serve import serve
 
     return serve(resolved.models, clock, started_s)

@@ -267,6 +267,7 @@ def _probing(
         app.state.write_documents()
         gc.collect()
         gc.freeze()
+        gc.enable()  # a process holds it off while it starts
         before = gc.get_threshold()
         gc.set_threshold(*before[:2], FULL_COLLECTION_EVERY)
         lag.start()

@@ -27,6 +27,7 @@ from deploy.launch.plan import Host, Plan, check_chosen_template, device_of, mak
 from deploy.launch.ray.choice import choose_ray
 from deploy.launch.ray.owner import RayLauncher
 from deploy.launch.revisions import with_revisions
+from deploy.processes.garbage import begin_collection
 from deploy.processes.log_lines import QueuedText
 from engine.model import shared_weights
 from protocol.errors import ConfigError
@@ -105,6 +106,7 @@ def _serve(configs: Sequence[ServeConfig], clock: Clock, started_s: float, conso
             shown = Plan(plan.coordinator, tuple(launcher.roster.workers))
             show_banner(console, shown, told, clock.now_s() - started_s)
 
+        begin_collection()
         asyncio.run(launcher.run(on_ready))
     return 0
 

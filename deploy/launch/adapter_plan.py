@@ -9,7 +9,6 @@ import msgspec
 
 from deploy.config.lora import module_of, modules_of
 from deploy.config.topology import path_at
-from engine.adapters.prepare import check_adapter
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ def with_adapters(
     spec = msgspec.structs.replace(spec, key=key)
     if not config.enable_lora:
         return spec, workers
+    from engine.adapters.prepare import check_adapter  # noqa: PLC0415 - numpy only where it is used
+
     if workers[0].device == "cuda":
         raise ConfigError("--enable-lora: adapters are computed on CPUs only; use --device cpu")
     directory = str(Path(workers[0].run_directory, "adapters", key))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from coordinator.accounts.prices import check_names
-from coordinator.upstreams.settings import check_own, names_of, read_settings
 from deploy.config.topology import all_variables, path_at
 
 if TYPE_CHECKING:
@@ -18,6 +17,8 @@ def check_front_names(config: ServeConfig, served_names: Sequence[str]) -> None:
     """Raise ConfigError for a price or a deployment of what is not served, and for a router's file that cannot be used."""
     groups: tuple[str, ...] = ()
     if config.router_config is not None:
+        from coordinator.upstreams.settings import check_own, names_of, read_settings  # noqa: PLC0415 - YAML only where it is used
+
         path = path_at(config.router_config, "--router-config")
         settings = read_settings(path, all_variables())
         check_own(settings, served_names)

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from coordinator.cluster.residents import HOLD_LIMIT_S
 from coordinator.edge.answers.adapters import KEEP_S, AdapterBook, KeptContents
 from deploy.config.topology import path_at
-from engine.adapters.content import content_path
-from engine.adapters.prepare import prepare_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,6 +40,9 @@ def open_adapters(
 
 
 def _contents(spec: ModelSpec, max_rank: int, cluster: Cluster) -> KeptContents:
+    from engine.adapters.content import content_path  # noqa: PLC0415 - numpy only where it is used
+    from engine.adapters.prepare import prepare_adapter  # noqa: PLC0415
+
     directory, model = Path(spec.adapters_directory), spec.model
 
     def prepare(path: str) -> str:

@@ -23,6 +23,7 @@ from deploy.processes.child import (
     log_to_stderr,
     unhurried,
 )
+from deploy.processes.garbage import begin_collection, hold_collection
 from deploy.processes.standby import keep_to, stand_by
 from engine.context import WorkerContext
 from protocol.addresses import check_can_advertise, tcp_endpoint
@@ -62,6 +63,7 @@ def run_worker(spec: WorkerSpec) -> None:
     )
     worker = build_worker(spec, engine, context, available_bytes)
     log.info("engine ready after %.2f s: %s", clock.now_s() - started_s, engine.runner.backend)
+    begin_collection()
     worker.run()
 
 
@@ -90,6 +92,7 @@ def main() -> int:
 
 def serve_file(path: Path, parent: int, standby_fd: int | None = None) -> int:
     """The worker whose spec lies there, from its first act to its exit status."""
+    hold_collection()
     follow_parent(parent)
     end_by_interrupt()
     harden()

@@ -40,6 +40,7 @@ MODULES = (
     "baton_serve",
     "deploy.commands.serve",
     "deploy.processes.coordinator_main",
+    "deploy.processes.coordinator_process",
     "deploy.processes.fork_server",
     "deploy.processes.worker_main",
     "engine.grammar.compiler",
