@@ -1,6 +1,7 @@
 """What an answer must look like, in the words of OpenAI's and vLLM's clients. Owns which field means which constraint.
 
-response_format       {"type": "json_object"}, TGI's {"type": "json_object", "value": schema}, json_schema, structural_tag
+response_format       {"type": "json_object"}, TGI's {"type": "json_object", "value": schema}, json_schema, structural_tag;
+                      llama.cpp's {"type": "json_object" or "json_schema", "schema": schema}
 structured_outputs    {json, regex, choice, grammar, structural_tag, json_object}: one of them
 guided_json …         the same one by one, as vLLM had them before
 json_schema, grammar  llama.cpp's; SGLang's are regex and ebnf, and json_schema as a text
@@ -71,10 +72,13 @@ def _asks(name: str, value: object) -> bool:
 def _response_format(said: Any) -> Constraint:
     kind = said.get("type")
     if kind == "json_object":
-        if said.get("value") is None and said.get("schema") is None:
+        key = next((key for key in ("value", "schema") if said.get(key) is not None), None)
+        if key is None:
             return Constraint(kind=ConstraintKind.JSON_OBJECT)
-        return _of("json", said.get("value", said.get("schema")), "response_format.value")
+        return _of("json", said[key], f"response_format.{key}")
     if kind == "json_schema":
+        if said.get("json_schema") is None and said.get("schema") is not None:
+            return _of("json", said["schema"], "response_format.schema")
         path = "response_format.json_schema.schema"
         inner = said.get("json_schema")
         if not isinstance(inner, dict):
