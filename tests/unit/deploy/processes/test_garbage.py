@@ -12,7 +12,7 @@ def test_nothing_is_collected_until_it_begins_and_what_is_there_stays() -> None:
     hold_collection()
     try:
         assert not gc.isenabled()
-        made = [[] for _ in range(100)]
+        made: list[list[int]] = [[] for _ in range(100)]
     finally:
         begin_collection()
     assert gc.isenabled()

@@ -14,8 +14,9 @@ from protocol.errors import InvalidRequest
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
-def asked(said) -> ChatRequest:
-    return ChatRequest(model="m", messages=[{"role": "user", "content": "x"}], response_format=said)
+def asked(said: object) -> ChatRequest:
+    body = {"messages": [{"role": "user", "content": "x"}], "response_format": said}
+    return ChatRequest.model_validate(body)
 
 
 @pytest.mark.every_value
