@@ -93,7 +93,11 @@ def test_a_model_that_is_not_there_is_refused_before_anything_starts() -> None:
 @pytest.mark.alone
 @pytest.mark.parametrize(
     ("number", "program"),
-    [(signal.SIGINT, (str(BATON),)), (signal.SIGTERM, MOCK), deep(signal.SIGTERM, (str(BATON),))],
+    [
+        (signal.SIGINT, (str(BATON),)),
+        deep(signal.SIGTERM, MOCK),
+        deep(signal.SIGTERM, (str(BATON),)),
+    ],
     ids=["SIGINT", "SIGTERM, no weights", "SIGTERM"],
 )
 def test_a_signal_ends_everything_within_3_s_and_leaves_nothing(number, program) -> None:
